@@ -1,0 +1,25 @@
+# services.nixfleet-cache: the binary cache that the fleet's closures come from.
+{ config, lib, ... }:
+let
+  cfg = config.services.nixfleet-cache;
+in
+{
+  options.services.nixfleet-cache = {
+    enable = lib.mkEnableOption "the fleet's binary cache as a substituter of this host";
+    cacheUrl = lib.mkOption {
+      type = lib.types.str;
+      example = "https://cache.example.com";
+      description = "URL of the cache.";
+    };
+    publicKey = lib.mkOption {
+      type = lib.types.str;
+      example = "cache.example.com-1:0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc=";
+      description = "The cache's public key, as `nixfleet keygen` or `nix-store --generate-binary-cache-key` printed it.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    nix.settings.substituters = [ cfg.cacheUrl ];
+    nix.settings.trusted-public-keys = [ cfg.publicKey ];
+  };
+}

@@ -1,0 +1,250 @@
+# mkFleet :: fleet arguments -> fleet
+#
+#   mkFleet {
+#     hosts.web-01 = { system, tags, channel, pubkey, configuration, pin, healthChecks, rebootPolicy };
+#     tags.web = { description, pin };
+#     channels.stable = { rolloutPolicy, freshnessWindow, signingIntervalMinutes, ... };
+#     rolloutPolicies.canary = { strategy, waves, healthGate, onHealthFailure };
+#     edges = [ { gated, gates, reason } ];
+#     channelEdges = [ { gates, gated, reason } ];
+#     disruptionBudgets = [ { selector, maxInFlight, maxInFlightPct } ];
+#     revocations = [ { hostname, notBefore, reason, revokedBy } ];
+#     bootstrapNonces = [ { nonce, hostname, expiresAt, mintedAt, mintedBy } ];
+#     frameworks = [ "nis2" ];
+#   }
+#
+# gives
+#
+#   resolved            the document that `nixfleet release` stamps and signs
+#   revocations         the bare list, for --revocations-attr
+#   bootstrapNonces     the bare list, for --bootstrap-nonces-attr
+#   nixosConfigurations, darwinConfigurations
+#                       the hosts that carry a `configuration`, by their kind
+#   warnings            what is allowed but suspicious, as sentences
+#
+# The document holds nothing that changes from commit to commit: who signs it,
+# when, and what was built is filled in by `nixfleet release`.
+args:
+let
+  inherit (builtins)
+    attrNames
+    concatStringsSep
+    filter
+    foldl'
+    hasAttr
+    head
+    length
+    listToAttrs
+    mapAttrs
+    removeAttrs
+    ;
+
+  selector = import ./selector.nix;
+  check = import ./check.nix;
+
+  declared = {
+    hosts = { };
+    tags = { };
+    channels = { };
+    rolloutPolicies = { };
+    edges = [ ];
+    channelEdges = [ ];
+    disruptionBudgets = [ ];
+    revocations = [ ];
+    bootstrapNonces = [ ];
+    frameworks = [ ];
+  } // args;
+
+  # Only what a selector may ask for, so that a configuration is never forced by one.
+  facts = mapAttrs (_: h: {
+    tags = h.tags or [ ];
+    channel = h.channel or null;
+  }) declared.hosts;
+
+  optional = cond: set: if cond then set else { };
+  given = name: from: optional (from.${name} or null != null) { ${name} = from.${name}; };
+
+  # The most specific pin wins: host, then tag, then channel.
+  pinOf =
+    h:
+    let
+      tags = filter (t: declared.tags.${t}.pin or null != null) (h.tags or [ ]);
+    in
+    if h.pin or null != null then
+      h.pin
+    else if tags != [ ] then
+      declared.tags.${head tags}.pin
+    else
+      declared.channels.${h.channel}.pin or null;
+
+  pin = p: {
+    inherit (p) commit reason;
+  } // given "expiresAt" p;
+
+  host =
+    h:
+    {
+      system = h.system;
+      tags = h.tags or [ ];
+      channel = h.channel;
+      closureHash = null;
+      pubkey = h.pubkey or null;
+    }
+    // optional (pinOf h != null) { pin = pin (pinOf h); }
+    // given "healthChecks" h
+    // given "rebootPolicy" h;
+
+  channel = c: {
+    inherit (c) rolloutPolicy;
+    reconcileIntervalMinutes = c.reconcileIntervalMinutes or 30;
+    freshnessWindow = c.freshnessWindow or 1440;
+    signingIntervalMinutes = c.signingIntervalMinutes or 60;
+    compliance = {
+      frameworks = c.compliance.frameworks or [ ];
+      mode = c.compliance.mode or "disabled";
+    };
+  };
+
+  # Seconds win; minutes are then their ceiling, for readers that know only minutes.
+  soak =
+    w:
+    if w.soakSeconds or null != null then
+      {
+        inherit (w) soakSeconds;
+        soakMinutes = (w.soakSeconds + 59) / 60;
+      }
+    else
+      { soakMinutes = w.soakMinutes or 0; };
+
+  policy = p: {
+    strategy = p.strategy or (if p.waves or [ ] == [ ] then "all-at-once" else "staged");
+    waves = map (w: { selector = selector.lower facts w.selector; } // soak w) (p.waves or [ ]);
+    healthGate =
+      given "systemdFailedUnits" (p.healthGate or { }) // given "complianceProbes" (p.healthGate or { });
+    onHealthFailure = p.onHealthFailure or "halt";
+  };
+
+  hostsByChannel = builtins.groupBy (name: facts.${name}.channel) (attrNames facts);
+
+  # A wave holds hosts of its own channel only, and each host once, in the first
+  # wave that means it: a host of another channel would never soak there.
+  wavesOf =
+    channelName: c:
+    let
+      step =
+        acc: w:
+        let
+          hosts = filter (name: selector.matches w.selector name facts.${name}) acc.left;
+          taken = listToAttrs (
+            map (name: {
+              inherit name;
+              value = null;
+            }) hosts
+          );
+        in
+        {
+          waves = acc.waves ++ [ ({ inherit hosts; } // soak w) ];
+          left = filter (name: !(hasAttr name taken)) acc.left;
+        };
+    in
+    foldl' step {
+      waves = [ ];
+      left = hostsByChannel.${channelName} or [ ];
+    } (declared.rolloutPolicies.${c.rolloutPolicy}.waves or [ ]);
+
+  waves = mapAttrs wavesOf declared.channels;
+
+  edge = e: {
+    inherit (e) gated gates;
+    reason = e.reason or "";
+  };
+  channelEdge = e: {
+    gates = e.gates or e.before;
+    gated = e.gated or e.after;
+    reason = e.reason or "";
+  };
+
+  budget = b: {
+    selector = selector.lower facts b.selector;
+    maxInFlight = b.maxInFlight or null;
+    maxInFlightPct = b.maxInFlightPct or null;
+  };
+
+  resolved = {
+    schemaVersion = 1;
+    hosts = mapAttrs (_: host) declared.hosts;
+    channels = mapAttrs (_: channel) declared.channels;
+    rolloutPolicies = mapAttrs (_: policy) declared.rolloutPolicies;
+    waves = mapAttrs (_: w: w.waves) waves;
+    edges = map edge declared.edges;
+    channelEdges = map channelEdge declared.channelEdges;
+    disruptionBudgets = map budget declared.disruptionBudgets;
+    meta = {
+      schemaVersion = 1;
+      signedAt = null;
+      ciCommit = null;
+    };
+  };
+
+  revocations = map (r: {
+    inherit (r) hostname notBefore;
+    reason = r.reason or null;
+    revokedBy = r.revokedBy or null;
+  }) declared.revocations;
+
+  bootstrapNonces = map (n: {
+    inherit (n) nonce hostname expiresAt;
+    mintedAt = n.mintedAt or null;
+    mintedBy = n.mintedBy or null;
+  }) declared.bootstrapNonces;
+
+  found = check {
+    inherit declared facts;
+    unplaced = mapAttrs (_: w: w.left) waves;
+    known = [
+      "hosts"
+      "tags"
+      "channels"
+      "rolloutPolicies"
+      "edges"
+      "channelEdges"
+      "disruptionBudgets"
+      "revocations"
+      "bootstrapNonces"
+      "frameworks"
+    ];
+  };
+
+  warn = builtins.warn or (message: builtins.trace "warning: ${message}");
+
+  checked =
+    value:
+    if found.problems != [ ] then
+      throw "nixfleet: the fleet has ${toString (length found.problems)} problem${
+        if length found.problems == 1 then "" else "s"
+      }:\n  - ${concatStringsSep "\n  - " found.problems}"
+    else
+      foldl' (v: w: warn "nixfleet: ${w}" v) value found.warnings;
+
+  configurations =
+    darwin:
+    mapAttrs (_: h: h.configuration) (
+      removeAttrs declared.hosts (
+        filter (
+          name:
+          let
+            h = declared.hosts.${name};
+          in
+          h.configuration or null == null || (builtins.match ".*-darwin" h.system != null) != darwin
+        ) (attrNames declared.hosts)
+      )
+    );
+in
+{
+  resolved = checked resolved;
+  revocations = checked revocations;
+  bootstrapNonces = checked bootstrapNonces;
+  nixosConfigurations = configurations false;
+  darwinConfigurations = configurations true;
+  inherit (found) warnings;
+}

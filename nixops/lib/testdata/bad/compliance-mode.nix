@@ -1,0 +1,3 @@
+# expect: compliance.mode 'enforced' is unknown
+{ mkFleet, mergeFleets, base, ... }:
+mkFleet (base // { channels.stable = { rolloutPolicy = "staged"; compliance.mode = "enforced"; }; })

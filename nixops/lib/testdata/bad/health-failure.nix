@@ -1,0 +1,3 @@
+# expect: onHealthFailure 'rollback' is unknown; use halt or rollback-and-halt
+{ mkFleet, mergeFleets, base, ... }:
+mkFleet (base // { rolloutPolicies.staged.onHealthFailure = "rollback"; })

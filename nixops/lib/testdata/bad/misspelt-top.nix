@@ -1,0 +1,3 @@
+# expect: mkFleet has no member 'disruptionBudget'
+{ mkFleet, mergeFleets, base, ... }:
+mkFleet (base // { disruptionBudget = [ ]; })

@@ -1,0 +1,3 @@
+# expect: strategy 'blue-green' is unknown
+{ mkFleet, mergeFleets, base, ... }:
+mkFleet (base // { rolloutPolicies.staged.strategy = "blue-green"; })

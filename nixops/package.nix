@@ -1,0 +1,65 @@
+# One executable for every role; the links pick the role by name.
+{
+  lib,
+  buildGoModule,
+  gitMinimal,
+  openssh,
+  stdenv,
+  static ? false,
+  commit ? "unknown",
+}:
+buildGoModule {
+  pname = "nixfleet";
+  version = "0.1.0";
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../go.mod
+      ../go.sum
+      (lib.fileset.fileFilter (file: file.hasExt "go") ../.)
+      ../pki
+      ../store
+      ../roles
+      (lib.fileset.maybeMissing ../nixops/testdata)
+    ];
+  };
+
+  # The NAR hash of `go mod vendor`; CI computes it anew and fails when it is stale.
+  vendorHash = lib.fileContents ./vendor-hash;
+
+  # SQLite is C.
+  env.CGO_ENABLED = 1;
+
+  tags = [ "sqlite_omit_load_extension" ] ++ lib.optionals static [ "netgo" "osusergo" ];
+  ldflags = [
+    "-s"
+    "-w"
+    "-X main.commit=${commit}"
+  ]
+  ++ lib.optionals static [
+    "-linkmode external"
+    "-extldflags -static"
+  ];
+
+
+  # The tests that need Nix, root, systemd or a network run in CI, outside the sandbox.
+  nativeCheckInputs = [
+    gitMinimal
+    openssh
+  ];
+
+  postInstall = ''
+    for role in nixfleet-agent nixfleet-control-plane nixfleet-release nixfleet-verify-artifact nixfleet-canonicalize; do
+      ln -s nixfleet "$out/bin/$role"
+    done
+  '';
+
+  meta = {
+    description = "Keeps a fleet of NixOS machines at the state declared in one git repository";
+    license = lib.licenses.asl20;
+    mainProgram = "nixfleet";
+    platforms = lib.platforms.linux ++ lib.platforms.darwin;
+    broken = static && !stdenv.hostPlatform.isLinux;
+  };
+}

@@ -1,0 +1,149 @@
+# nixfleet.trust: the public keys that a machine of the fleet believes.
+#
+# Declared once and imported by every host, the control plane included. The roles'
+# own modules write it to their trust.json; the cache keys also become keys that
+# Nix itself asks of every path it substitutes. Public halves only: there is
+# nothing here that the store may not show.
+{ config, lib, ... }:
+let
+  inherit (lib) mkOption types;
+  cfg = config.nixfleet.trust;
+
+  time = types.strMatching "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})";
+
+  signingKey = types.submodule {
+    options = {
+      algorithm = mkOption {
+        type = types.enum [
+          "ed25519"
+          "ecdsa-p256"
+        ];
+        default = "ed25519";
+        description = "Signature algorithm of the key.";
+      };
+      public = mkOption {
+        type = types.str;
+        example = "0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc=";
+        description = ''
+          Public half, base64: the 32 bytes of an ed25519 key, or the 64 bytes X and Y
+          of a P-256 key. `nixfleet keygen` prints it.
+        '';
+      };
+    };
+  };
+
+  slot =
+    what: keyType:
+    {
+      current = mkOption {
+        type = types.nullOr keyType;
+        default = null;
+        description = "The key that signs ${what} now. It is tried first.";
+      };
+      previous = mkOption {
+        type = types.nullOr keyType;
+        default = null;
+        description = "The key before it, believed for as long as it stands here: the grace window of a rotation.";
+      };
+      successor = mkOption {
+        type = types.nullOr keyType;
+        default = null;
+        description = "The key that comes next, believed only before {option}`retireAt`.";
+      };
+      retireAt = mkOption {
+        type = types.nullOr time;
+        default = null;
+        example = "2027-01-01T00:00:00Z";
+        description = "When the rotation to {option}`successor` is due. Nothing is promoted by itself.";
+      };
+      rejectBefore = mkOption {
+        type = types.nullOr time;
+        default = null;
+        example = "2026-11-01T00:00:00Z";
+        description = ''
+          The switch to throw after a key has leaked: whatever was signed before this
+          time is refused, whichever key signed it.
+        '';
+      };
+    };
+
+  # The org root is written as its bare base64 half: it is ed25519 and nothing else.
+  wrapped =
+    key:
+    if key == null || builtins.isAttrs key then
+      key
+    else
+      {
+        algorithm = "ed25519";
+        public = key;
+      };
+
+  slotJSON = s: {
+    current = wrapped s.current;
+    previous = wrapped s.previous;
+    successor = wrapped s.successor;
+    inherit (s) retireAt rejectBefore;
+  };
+
+  slotAssertions = name: s: [
+    {
+      assertion = (s.successor == null) == (s.retireAt == null);
+      message = "nixfleet.trust.${name}: successor and retireAt stand together; set both or neither.";
+    }
+    {
+      assertion = s.previous == null || s.current != null;
+      message = "nixfleet.trust.${name}: previous is set and current is not; move the key to current, or set current to its successor.";
+    }
+  ];
+in
+{
+  options.nixfleet.trust = {
+    ciReleaseKey = slot "releases" signingKey;
+    orgRootKey = slot "bootstrap tokens" types.str;
+
+    cacheKeys = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "cache.example.com-1:0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc=" ];
+      description = ''
+        Public keys of the binary caches that may serve the fleet's closures, in Nix's own
+        form. They are added to {option}`nix.settings.trusted-public-keys`.
+      '';
+    };
+    rootCAPem = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      description = "Certificate of the fleet root, PEM.";
+    };
+    issuanceCAPems = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      description = "Certificates of the issuing CAs, PEM.";
+    };
+
+    json = mkOption {
+      type = types.str;
+      internal = true;
+      readOnly = true;
+      description = "The trust.json of all this.";
+    };
+  };
+
+  config = {
+    # Both spellings of the PEM members are written, since readers of either exist.
+    nixfleet.trust.json = builtins.toJSON {
+      schemaVersion = 1;
+      ciReleaseKey = slotJSON cfg.ciReleaseKey;
+      orgRootKey = if cfg.orgRootKey.current == null then null else slotJSON cfg.orgRootKey;
+      inherit (cfg) cacheKeys;
+      rootCaPem = cfg.rootCAPem;
+      rootCAPem = cfg.rootCAPem;
+      issuanceCaPems = cfg.issuanceCAPems;
+      issuanceCAPems = cfg.issuanceCAPems;
+    };
+
+    nix.settings.trusted-public-keys = cfg.cacheKeys;
+
+    assertions = slotAssertions "ciReleaseKey" cfg.ciReleaseKey ++ slotAssertions "orgRootKey" cfg.orgRootKey;
+  };
+}

@@ -1,0 +1,92 @@
+# services.nixfleet-agent for nix-darwin: the same agent under launchd.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkEnableOption mkIf mkOption types;
+  cfg = config.services.nixfleet-agent;
+
+  arguments =
+    [
+      (lib.getExe cfg.package)
+      "agent"
+      "run"
+    ]
+    ++ lib.cli.toGNUCommandLine { } (
+      {
+        control-plane-url = cfg.controlPlaneUrl;
+        machine-id = cfg.machineId;
+        poll-interval = cfg.pollInterval;
+        trust-file = "/etc/nixfleet/agent/trust.json";
+        state-dir = cfg.stateDir;
+        client-cert = "${cfg.stateDir}/agent-cert.pem";
+        client-key = cfg.sshHostKeyFile;
+        ssh-host-key-file = cfg.sshHostKeyFile;
+      }
+      // lib.optionalAttrs (cfg.caCert != null) { ca-cert = cfg.caCert; }
+      // lib.optionalAttrs (cfg.bootstrapTokenFile != null) {
+        bootstrap-token-file = cfg.bootstrapTokenFile;
+      }
+    );
+in
+{
+  imports = [ ../../pki/module.nix ];
+
+  options.services.nixfleet-agent = {
+    enable = mkEnableOption "the nixfleet agent";
+    package = lib.mkPackageOption pkgs "nixfleet" { };
+    controlPlaneUrl = mkOption {
+      type = types.str;
+      example = "https://cp.example.com:8080";
+      description = "Base URL of the control plane.";
+    };
+    machineId = mkOption {
+      type = types.str;
+      default = config.networking.hostName;
+      defaultText = lib.literalExpression "config.networking.hostName";
+      description = "Name of this host in the fleet's declaration.";
+    };
+    pollInterval = mkOption {
+      type = types.ints.positive;
+      default = 60;
+      description = "Seconds between two check-ins when the control plane does not hold them open.";
+    };
+    caCert = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      description = "CA bundle that the control plane's certificate must chain to.";
+    };
+    bootstrapTokenFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      description = "Path at run time of the bootstrap token.";
+    };
+    stateDir = mkOption {
+      type = types.str;
+      default = "/var/lib/nixfleet-agent";
+      description = "Journal, mark, certificate and quarantine.";
+    };
+    sshHostKeyFile = mkOption {
+      type = types.str;
+      default = "/etc/ssh/ssh_host_ed25519_key";
+      description = "The host's ssh key: the key of its certificate and of its reports.";
+    };
+  };
+
+  config = mkIf cfg.enable {
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
+    launchd.daemons.nixfleet-agent.serviceConfig = {
+      ProgramArguments = arguments;
+      KeepAlive = true;
+      RunAtLoad = true;
+      ThrottleInterval = 30;
+      Umask = 63; # 0077
+      StandardOutPath = "/var/log/nixfleet-agent.log";
+      StandardErrorPath = "/var/log/nixfleet-agent.log";
+    };
+  };
+}

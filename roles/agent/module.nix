@@ -1,0 +1,397 @@
+# services.nixfleet-agent: the host keeps itself at the state that the fleet declares for it.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib)
+    mkEnableOption
+    mkIf
+    mkOption
+    optionalAttrs
+    types
+    ;
+  cfg = config.services.nixfleet-agent;
+
+  seconds =
+    default: description:
+    mkOption {
+      type = types.ints.positive;
+      inherit default description;
+    };
+
+  probe =
+    options:
+    types.listOf (
+      types.submodule {
+        options = {
+          name = mkOption {
+            type = types.str;
+            example = "site";
+            description = "Name of the probe, as it is shown in reports.";
+          };
+          intervalSeconds = seconds 30 "Seconds between two runs; at least 5.";
+          gracePeriodSeconds = mkOption {
+            type = types.ints.unsigned;
+            default = 0;
+            description = "Seconds after activation during which a failure does not count.";
+          };
+        }
+        // options;
+      }
+    );
+
+  checks = cfg.healthChecks;
+  hasChecks = checks.http != [ ] || checks.tcp != [ ] || checks.exec != [ ] || checks.units != [ ];
+
+  healthFile = pkgs.writeText "nixfleet-health-checks.json" (
+    builtins.toJSON { inherit (checks) mode http tcp exec units; }
+  );
+
+  certificateDirectory = dirOf cfg.tls.clientCert;
+  volatile = path: config.fileSystems ? ${path} && config.fileSystems.${path}.fsType == "tmpfs";
+
+  flags = lib.cli.toGNUCommandLine { } (
+    {
+      control-plane-url = cfg.controlPlaneUrl;
+      machine-id = cfg.machineId;
+      poll-interval = cfg.pollInterval;
+      trust-file = cfg.trustFile;
+      state-dir = cfg.stateDir;
+      client-cert = cfg.tls.clientCert;
+      client-key = cfg.tls.clientKey;
+      ssh-host-key-file = cfg.sshHostKeyFile;
+      compliance-gate-mode = cfg.complianceGate.mode;
+    }
+    // optionalAttrs (cfg.tls.caCert != null) { ca-cert = cfg.tls.caCert; }
+    // optionalAttrs (cfg.bootstrapTokenFile != null) { bootstrap-token-file = cfg.bootstrapTokenFile; }
+    // optionalAttrs (cfg.renewalThresholdFraction != null) {
+      renewal-threshold-fraction = cfg.renewalThresholdFraction;
+    }
+    // optionalAttrs hasChecks { health-checks-config = "/etc/nixfleet/agent/health-checks.json"; }
+    // optionalAttrs (cfg.deferOn != [ ]) { defer-on = lib.concatStringsSep "," cfg.deferOn; }
+    // optionalAttrs (cfg.rebootPolicy.mode != "never") {
+      reboot-policy =
+        if cfg.rebootPolicy.mode == "window" then "window:${cfg.rebootPolicy.window}" else "immediate";
+    }
+    // optionalAttrs cfg.allowV1ControlPlane { allow-v1-control-plane = true; }
+    // optionalAttrs cfg.allowVolatileState { allow-volatile-state = true; }
+  );
+
+  quote = lib.escapeShellArg;
+  nixfleet = lib.getExe cfg.package;
+in
+{
+  imports = [ ../../pki/module.nix ];
+
+  options.services.nixfleet-agent = {
+    enable = mkEnableOption "the nixfleet agent, which keeps this host at the state the fleet declares for it";
+
+    package = lib.mkPackageOption pkgs "nixfleet" { };
+
+    controlPlaneUrl = mkOption {
+      type = types.str;
+      example = "https://cp.example.com:8080";
+      description = "Base URL of the control plane.";
+    };
+    machineId = mkOption {
+      type = types.str;
+      default = config.hostSpec.hostName or config.networking.hostName;
+      defaultText = lib.literalExpression "config.networking.hostName";
+      description = "Name of this host in the fleet's declaration.";
+    };
+    pollInterval = seconds 60 "Seconds between two check-ins when the control plane does not hold them open.";
+    renewalThresholdFraction = mkOption {
+      type = types.nullOr (types.addCheck types.float (f: f > 0.0 && f < 1.0));
+      default = null;
+      example = 0.5;
+      description = "The certificate is renewed when less than this fraction of its life is left.";
+    };
+    trustFile = mkOption {
+      type = types.path;
+      default = "/etc/nixfleet/agent/trust.json";
+      description = "Trust roots. The default is generated from {option}`nixfleet.trust`.";
+    };
+
+    tls = {
+      caCert = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "/etc/nixfleet/fleet-root.cert.pem";
+        description = "CA bundle that the control plane's certificate must chain to; the only one believed once it is set.";
+      };
+      clientCert = mkOption {
+        type = types.str;
+        default = "/var/lib/nixfleet/agent-cert.pem";
+        description = "Where the agent keeps its certificate. The directory is created.";
+      };
+      clientKey = mkOption {
+        type = types.str;
+        default = "/etc/ssh/ssh_host_ed25519_key";
+        description = "The host's ssh key, which is also the key of its certificate. It never leaves the host.";
+      };
+    };
+
+    bootstrapTokenFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/run/agenix/bootstrap-token";
+      description = ''
+        Path at run time of the token of `nixfleet mint-token`, as it was printed or encrypted to
+        this host's ssh key. It is used while there is no valid certificate.
+      '';
+    };
+    stateDir = mkOption {
+      type = types.str;
+      default = "/var/lib/nixfleet-agent";
+      description = "Journal, mark and quarantine. Must survive a reboot.";
+    };
+    sshHostKeyFile = mkOption {
+      type = types.str;
+      default = "/etc/ssh/ssh_host_ed25519_key";
+      description = "Key that signs this host's reports.";
+    };
+    tags = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      description = "Tags of this host, given to exec probes as {env}`NIXFLEET_TAGS`.";
+    };
+
+    healthChecks = {
+      mode = mkOption {
+        type = types.enum [
+          "disabled"
+          "permissive"
+          "enforce"
+        ];
+        default = "enforce";
+        description = "`enforce`: every probe must pass; `permissive`: none may fail; `disabled`: probes are not run.";
+      };
+      http = mkOption {
+        type = probe {
+          url = mkOption {
+            type = types.str;
+            example = "http://127.0.0.1:80/health";
+            description = "URL to get.";
+          };
+          expectStatus = mkOption {
+            type = types.ints.between 100 599;
+            default = 200;
+            description = "Status that counts as success.";
+          };
+          timeoutSeconds = seconds 5 "Seconds after which a run has failed.";
+        };
+        default = [ ];
+        description = "HTTP probes.";
+      };
+      tcp = mkOption {
+        type = probe {
+          host = mkOption {
+            type = types.str;
+            default = "127.0.0.1";
+            description = "Address to connect to.";
+          };
+          port = mkOption {
+            type = types.port;
+            description = "Port to connect to.";
+          };
+          timeoutSeconds = seconds 5 "Seconds after which a run has failed.";
+        };
+        default = [ ];
+        description = "TCP probes.";
+      };
+      exec = mkOption {
+        type = probe {
+          command = mkOption {
+            type = types.nonEmptyListOf types.str;
+            example = [ "/run/current-system/sw/bin/pg_isready" ];
+            description = "Command and arguments; exit 0 is success.";
+          };
+          timeoutSeconds = seconds 10 "Seconds after which a run has failed.";
+        };
+        default = [ ];
+        description = "Command probes.";
+      };
+      units = mkOption {
+        type = probe {
+          unit = mkOption {
+            type = types.str;
+            example = "postgresql.service";
+            description = "Unit that must be active.";
+          };
+          timeoutSeconds = seconds 5 "Seconds after which a run has failed.";
+        };
+        default = [ ];
+        description = "systemd unit probes.";
+      };
+    };
+
+    complianceGate.mode = mkOption {
+      type = types.enum [
+        "auto"
+        "disabled"
+        "permissive"
+        "enforce"
+      ];
+      default = "auto";
+      description = "Local compliance mode. The stricter of this and the signed one applies.";
+    };
+
+    deferOn = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "kernel" ];
+      description = "Components whose change is staged for the next boot rather than switched live.";
+    };
+    rebootPolicy = {
+      mode = mkOption {
+        type = types.enum [
+          "never"
+          "window"
+          "immediate"
+        ];
+        default = "never";
+        description = "Whether the agent may reboot the host for a staged update.";
+      };
+      window = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "Sun 03:00";
+        description = "OnCalendar expression of the reboot window.";
+      };
+    };
+
+    allowV1ControlPlane = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Accept answers without signed heads, as a v1 control plane gives them.";
+    };
+    allowVolatileState = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Accept a state directory that a reboot empties.";
+    };
+  };
+
+  config = mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = config.system.switch.enable or true;
+        message = "services.nixfleet-agent needs system.switch.enable = true: without switch-to-configuration nothing can be activated on this host.";
+      }
+      {
+        assertion = !(config.system.autoUpgrade.enable or false);
+        message = "services.nixfleet-agent and system.autoUpgrade would undo each other's work; set system.autoUpgrade.enable = false.";
+      }
+      {
+        assertion = !(config.services.comin.enable or false);
+        message = "services.nixfleet-agent and services.comin would undo each other's work; set services.comin.enable = false.";
+      }
+      {
+        assertion = cfg.allowVolatileState || !(volatile cfg.stateDir || volatile "/var/lib" || volatile "/var");
+        message = "services.nixfleet-agent.stateDir (${cfg.stateDir}) is on a tmpfs, so that a reboot would lose the certificate and a burnt token; persist it, or set services.nixfleet-agent.allowVolatileState = true.";
+      }
+      {
+        assertion = config.nixfleet.trust.ciReleaseKey.current != null || cfg.trustFile != "/etc/nixfleet/agent/trust.json";
+        message = "services.nixfleet-agent trusts nobody: set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed, or name a trustFile of your own.";
+      }
+      {
+        assertion = (cfg.rebootPolicy.mode == "window") == (cfg.rebootPolicy.window != null);
+        message = "services.nixfleet-agent.rebootPolicy: window belongs to mode = \"window\", for example \"Sun 03:00\".";
+      }
+    ];
+
+    environment.systemPackages = [ cfg.package ];
+
+    environment.etc = {
+      "nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
+    }
+    // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".source = healthFile; };
+
+    systemd.tmpfiles.rules = [ "d ${certificateDirectory} 0700 root root -" ];
+
+    systemd.services.nixfleet-agent = {
+      description = "nixfleet agent";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [
+        "network-online.target"
+        "nixfleet-guard.service"
+      ];
+
+      # The switch that brings a new agent restarts it at the end, in one step; the
+      # journal carries the activation over. A configuration file is part of what a
+      # running agent has read, so its change restarts as well.
+      restartIfChanged = true;
+      stopIfChanged = false;
+      restartTriggers = [
+        config.nixfleet.trust.json
+      ]
+      ++ lib.optional hasChecks healthFile;
+
+      path = [
+        config.nix.package
+        config.systemd.package
+        pkgs.openssh
+      ];
+      environment = optionalAttrs (cfg.tags != [ ]) { NIXFLEET_TAGS = lib.concatStringsSep "," cfg.tags; };
+
+      serviceConfig = {
+        Type = "notify";
+        NotifyAccess = "main";
+        ExecStart = "${nixfleet} agent run ${lib.escapeShellArgs flags}";
+        Restart = "always";
+        RestartSec = 30;
+        WatchdogSec = 120;
+        TimeoutStopSec = 30;
+        StateDirectory = lib.removePrefix "/var/lib/" cfg.stateDir;
+        StateDirectoryMode = "0700";
+        UMask = "0077";
+
+        # The agent is root and activates systems through units of their own, which
+        # inherit nothing of this; what is taken away here it does not need itself.
+        LockPersonality = true;
+        MemoryDenyWriteExecute = true;
+        NoNewPrivileges = true;
+        PrivateTmp = true;
+        ProtectClock = true;
+        ProtectControlGroups = true;
+        ProtectHome = "read-only";
+        ProtectHostname = true;
+        ProtectKernelLogs = true;
+        ProtectKernelModules = true;
+        RestrictAddressFamilies = [
+          "AF_INET"
+          "AF_INET6"
+          "AF_NETLINK"
+          "AF_UNIX"
+        ];
+        RestrictNamespaces = true;
+        RestrictRealtime = true;
+        RestrictSUIDSGID = true;
+        SystemCallArchitectures = "native";
+      };
+    };
+
+    # Undoes at boot what a power cut left unconfirmed, before and without the agent.
+    systemd.services.nixfleet-guard = {
+      description = "nixfleet boot-time guard";
+      wantedBy = [ "multi-user.target" ];
+      before = [ "nixfleet-agent.service" ];
+      unitConfig.ConditionPathExists = "${cfg.stateDir}/journal.json";
+      restartIfChanged = false;
+      path = [
+        config.nix.package
+        config.systemd.package
+      ];
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "${nixfleet} agent guard --state-dir ${quote cfg.stateDir}";
+        TimeoutStartSec = 600;
+      };
+    };
+  };
+}
