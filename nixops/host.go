@@ -1,0 +1,276 @@
+// Package nixops does what is done to one host, or by CI, with Nix: realising a
+// signed closure, switching to it, restoring the one before, reading what runs.
+//
+// It promises that a path is never taken for valid because it exists, that a
+// switch outlives whoever asked for it, that its output never depends on its
+// caller, and that everything is restored by recorded store path and never
+// "one generation back". It decides nothing: order and policy belong to the agent.
+//
+// Closures are named by the base name of their store path, as in every artifact
+// (`<32 nixbase32>-<name>`).
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The errors that callers tell apart; everything else is a failure of the host.
+var (
+	// ErrUnsigned: what the cache holds for the closure is not what a pinned key
+	// signed: no signature, a foreign one, or content that differs from it.
+	ErrUnsigned = errors.New("not signed by a trusted cache key")
+	// ErrUnreachable: no substituter answered. Worth trying again.
+	ErrUnreachable = errors.New("no substituter could be reached")
+	// ErrNotFound: the substituters answered and none has the path.
+	ErrNotFound = errors.New("in no substituter")
+	// ErrNoSpace: the store, /boot or the state directory is full.
+	ErrNoSpace = errors.New("no space left")
+	// ErrLockHeld: another switch holds the lock. Try again; never a failed release.
+	ErrLockHeld = errors.New("another switch is running")
+	// ErrNotClosure: the path is no valid system closure of this host's store, or
+	// the name is none of a store path.
+	ErrNotClosure = errors.New("not a valid system closure")
+	// ErrMismatch: the realised path is another one than was asked for.
+	ErrMismatch = errors.New("realised another path")
+	// ErrUnitExists: a unit of that name is running already.
+	ErrUnitExists = errors.New("unit is running already")
+	// ErrUnsupported: this kind of host cannot do it.
+	ErrUnsupported = errors.New("not supported on this host")
+)
+
+// A Host is one machine as its agent sees it. Implementations: the machine the
+// process runs on (NewHost) and a simulated one (NewSim). Safe for concurrent use.
+// Returned closures are base names; "" means that there is none.
+type Host interface {
+	// CurrentSystem is the closure behind /run/current-system. It may be a
+	// specialisation of the closure that was activated.
+	CurrentSystem(ctx context.Context) (string, error)
+	// BootedSystem is the closure behind /run/booted-system.
+	BootedSystem(ctx context.Context) (string, error)
+	// Profile is the closure of the system profile.
+	Profile(ctx context.Context) (string, error)
+	// BootDefault is the closure that the boot loader would start by itself, ""
+	// where no known loader (systemd-boot, GRUB, extlinux) is installed.
+	BootDefault(ctx context.Context) (string, error)
+	// BootID changes with every boot of the kernel.
+	BootID(ctx context.Context) (string, error)
+
+	// Realise brings the closure into the store from the pinned substituters. A
+	// garbage collector root named after the closure is in place before anything is
+	// fetched and stays. progress, if not nil, gets one line of text at a time.
+	// Errors: ErrUnsigned, ErrUnreachable, ErrNotFound, ErrNoSpace, ErrMismatch, ErrNotClosure.
+	Realise(ctx context.Context, closure string, progress func(string)) error
+	// AddRoot protects a closure under a name, replacing what had the name.
+	AddRoot(ctx context.Context, name, closure string) error
+	// RemoveRoot drops a root; one that is not there is no error.
+	RemoveRoot(ctx context.Context, name string) error
+	// Roots returns name -> closure of the roots made here.
+	Roots(ctx context.Context) (map[string]string, error)
+
+	// Inspect reads what a valid closure contains. ErrNotClosure when the path is
+	// not valid in the store, whether or not something lies there.
+	Inspect(ctx context.Context, closure string) (Closure, error)
+	// SupportsCheck says whether the closure's switch script knows `check`.
+	SupportsCheck(ctx context.Context, closure string) (bool, error)
+
+	// Switch runs the closure's own switch script in a unit of its own and waits for it. The
+	// switch goes on when ctx ends or the caller dies; SwitchState finds it again.
+	// A held lock is ErrLockHeld, before the start as well as by exit code 11.
+	// The error says whether the script ran; the Exit whether it worked.
+	Switch(ctx context.Context, r SwitchRequest) (Exit, error)
+	// SwitchState tells about a unit started by Switch or by a deadline, also by an
+	// earlier process since the last boot.
+	SwitchState(ctx context.Context, unit string) (UnitState, error)
+	// UnitOutput is the end of what a unit wrote, at most MaxOutput bytes.
+	UnitOutput(ctx context.Context, unit string) (string, error)
+	// StopUnit ends a unit and all its processes; one that does not run is no error.
+	StopUnit(ctx context.Context, unit string) error
+
+	// SetProfile points the system profile at a closure; repeated it does nothing.
+	SetProfile(ctx context.Context, closure string) error
+	// RestoreCurrent points /run/current-system at a recorded closure, atomically.
+	RestoreCurrent(ctx context.Context, closure string) error
+	// ClearSwitchLists removes /run/nixos/{start,restart,reload}-list of a killed
+	// switch, which would start the bad generation's units in the next one.
+	ClearSwitchLists(ctx context.Context) error
+	// LockHeld says whether a switch holds the switch lock. The file is never deleted.
+	LockHeld(ctx context.Context) (bool, error)
+
+	// FailedUnits are the sorted units that failed, or are being restarted after a failure.
+	FailedUnits(ctx context.Context) ([]string, error)
+	// Restarts counts the automatic restarts of each unit since it was started; two
+	// readings show a crash loop that no single look does. Units without are left out.
+	Restarts(ctx context.Context) (map[string]uint64, error)
+
+	// ArmDeadline has the machine itself run the command after the time has passed,
+	// in a unit of its own, whether the caller then lives or not. Monotonic time.
+	ArmDeadline(ctx context.Context, d Deadline) error
+	// DisarmDeadline takes it back. It does not stop a command that already runs,
+	// and a deadline that is not armed is no error.
+	DisarmDeadline(ctx context.Context, unit string) error
+	// DeadlineArmed says whether the deadline is still to come.
+	DeadlineArmed(ctx context.Context, unit string) (bool, error)
+
+	Space(ctx context.Context) (Space, error)
+	Reboot(ctx context.Context) error
+}
+
+// Closure is what a system closure says about itself. Paths are resolved; what
+// the closure has not is "" or nil.
+type Closure struct {
+	Name            string    // base name of its store path
+	HasSwitch       bool      // bin/switch-to-configuration (or the platform's own) can be run
+	Specialisations []string  // base names of the closures of its specialisations, sorted
+	AgentPath       string    // file behind sw/bin/nixfleet-agent, as this machine would execute it
+	TrustJSON       []byte    // etc/nixfleet/agent/trust.json
+	Kernel          string    // resolved store path
+	Initrd          string    // resolved store path
+	KernelParams    string    // content of kernel-params
+	SystemdPath     string    // resolved store path
+	DBus            string    // implementation behind dbus.service: "dbus" or "dbus-broker"
+	SwitchInhibitor string    // content of switch-inhibitors
+	Version         string    // content of nixos-version
+	SourceDate      time.Time // day of the nixpkgs source in Version, zero if it names none
+}
+
+// NeedsReboot names what of the closure takes effect only by a reboot although it
+// can be switched live, compared with the booted one.
+func (c Closure) NeedsReboot(booted Closure) []string {
+	var parts []string
+	for _, p := range []struct {
+		name     string
+		is, want string
+	}{
+		{"kernel", booted.Kernel, c.Kernel},
+		{"initrd", booted.Initrd, c.Initrd},
+		{"kernel-params", booted.KernelParams, c.KernelParams},
+	} {
+		if p.is != p.want {
+			parts = append(parts, p.name)
+		}
+	}
+	return parts
+}
+
+// Action is an argument of switch-to-configuration.
+type Action string
+
+const (
+	ActionTest   Action = "test"   // activate now, leave the boot default
+	ActionBoot   Action = "boot"   // make it the boot default, activate nothing
+	ActionSwitch Action = "switch" // both
+	ActionCheck  Action = "check"  // pre-switch checks only
+)
+
+// SwitchRequest asks for one run of a closure's own switch script.
+type SwitchRequest struct {
+	Closure string
+	Action  Action
+	Unit    string   // name of the unit without suffix; new for each attempt
+	Env     []string // NAME=value, added to the unit's environment
+}
+
+// UnitPhase says where a unit is.
+type UnitPhase string
+
+const (
+	UnitRunning  UnitPhase = "running"
+	UnitFinished UnitPhase = "finished"
+	UnitUnknown  UnitPhase = "unknown" // never started since the last boot
+)
+
+// UnitState is what is known about a unit. Exit counts when it is finished.
+type UnitState struct {
+	Phase UnitPhase
+	Exit  Exit
+}
+
+// MaxOutput bounds in bytes what UnitOutput and error messages carry.
+const MaxOutput = 4 << 10
+
+// Exit is how a switch script ended. Codes: nixpkgs
+// pkgs/by-name/sw/switch-to-configuration-ng.
+type Exit struct {
+	Code   int    // exit status; 128+n for a signal
+	Signal string // name of the signal that killed it, "" if none
+}
+
+// Meaning is a stable word for an exit code.
+type Meaning string
+
+const (
+	MeaningDone       Meaning = "done"              // 0
+	MeaningRefused    Meaning = "refused"           // 1: pre-switch check, switch inhibitor or boot loader
+	MeaningActivation Meaning = "activation-failed" // 2: the activation script
+	MeaningUnits      Meaning = "units-failed"      // 4: some unit
+	MeaningLocked     Meaning = "locked"            // 11: try again
+	MeaningReboot     Meaning = "reboot-needed"     // 100: the init interface changed
+	MeaningDied       Meaning = "script-died"       // 101, and 128+n of a signal that the script passed on
+	MeaningKilled     Meaning = "killed"            // by a signal
+	MeaningUnknown    Meaning = "unknown"
+)
+
+// OK says that the script reported success.
+func (e Exit) OK() bool { return e.Code == 0 && e.Signal == "" }
+
+// Meaning tells the exit codes apart.
+func (e Exit) Meaning() Meaning {
+	if e.Signal != "" {
+		return MeaningKilled
+	}
+	switch e.Code {
+	case 0:
+		return MeaningDone
+	case 1:
+		return MeaningRefused
+	case 2:
+		return MeaningActivation
+	case 4:
+		return MeaningUnits
+	case 11:
+		return MeaningLocked
+	case 100:
+		return MeaningReboot
+	case 101:
+		return MeaningDied
+	}
+	if e.Code > 128 && e.Code <= 128+64 {
+		return MeaningKilled
+	}
+	return MeaningUnknown
+}
+
+// String is one clause for people.
+func (e Exit) String() string {
+	if e.Signal != "" {
+		return fmt.Sprintf("killed by %s", e.Signal)
+	}
+	text := map[Meaning]string{
+		MeaningDone:       "done",
+		MeaningRefused:    "a pre-switch check, a switch inhibitor or the boot loader refused",
+		MeaningActivation: "the activation script failed",
+		MeaningUnits:      "some unit failed",
+		MeaningLocked:     "another switch holds the lock",
+		MeaningReboot:     "the init interface changed, a reboot is needed",
+		MeaningDied:       "the switch script itself died",
+		MeaningKilled:     "killed by a signal",
+		MeaningUnknown:    "an exit code that switch-to-configuration does not use",
+	}[e.Meaning()]
+	return fmt.Sprintf("exit %d: %s", e.Code, text)
+}
+
+// Deadline is a command that the machine runs later.
+type Deadline struct {
+	Unit    string // without suffix
+	After   time.Duration
+	Command []string // absolute path and arguments
+}
+
+// Space is what is left, in bytes, for unprivileged writers.
+type Space struct {
+	StoreFree uint64
+	BootFree  uint64
+}
