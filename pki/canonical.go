@@ -1,0 +1,147 @@
+package pki
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+const (
+	// MaxDocument is the largest document that is read, in bytes. The full
+	// manifest of 100,000 hosts has 16 MB.
+	MaxDocument = 64 << 20
+	// MaxDepth is the deepest nesting of arrays and objects.
+	MaxDepth = 127
+)
+
+// What makes a document refused; test with errors.Is.
+var (
+	ErrSyntax       = errors.New("not JSON")
+	ErrDuplicateKey = errors.New("duplicate key")
+	ErrEncoding     = errors.New("invalid UTF-8 or lone surrogate")
+	ErrNumber       = errors.New("number that a double cannot hold exactly")
+	ErrDepth        = errors.New("nested too deep")
+	ErrSize         = errors.New("document too large")
+)
+
+// Canonicalize returns the RFC 8785 form of one JSON document. It refuses what
+// RFC 8785 leaves open or lets through: duplicate keys, lone surrogates, bare
+// integers beyond 2^53 (two of them could have one canonical form), numbers that
+// overflow, nesting beyond MaxDepth, and documents beyond MaxDocument. The input
+// is not changed.
+func Canonicalize(in []byte) ([]byte, error) {
+	if err := refuse(in); err != nil {
+		return nil, err
+	}
+	v := jsontext.Value(append([]byte(nil), in...))
+	if err := v.Canonicalize(); err != nil {
+		return nil, syntaxError(err)
+	}
+	return v, nil
+}
+
+// CanonicalHash is the lower-case hex SHA-256 of a document's canonical form.
+func CanonicalHash(in []byte) (string, error) {
+	canonical, err := Canonicalize(in)
+	if err != nil {
+		return "", err
+	}
+	return HashHex(canonical), nil
+}
+
+// HashHex is the lower-case hex SHA-256 of b as it stands.
+func HashHex(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// Marshal returns the canonical bytes of a Go value. Nil slices are written as
+// [] and nil maps as {}.
+func Marshal(v any) ([]byte, error) {
+	doc, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode %T: %w", v, err)
+	}
+	return Canonicalize(doc)
+}
+
+// refuse finds what the canonicaliser would let through. It walks the bytes
+// once and expects nothing of them; syntax is the canonicaliser's.
+func refuse(in []byte) error {
+	if len(in) > MaxDocument {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrSize, len(in), MaxDocument)
+	}
+	if !utf8.Valid(in) {
+		return ErrEncoding
+	}
+	depth := 0
+	for i := 0; i < len(in); i++ {
+		switch c := in[i]; {
+		case c == '"':
+			for i++; i < len(in) && in[i] != '"'; i++ {
+				if in[i] == '\\' {
+					i++
+				}
+			}
+		case c == '[' || c == '{':
+			if depth++; depth > MaxDepth {
+				return fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
+			}
+		case c == ']' || c == '}':
+			depth--
+		case c == '-' || c >= '0' && c <= '9':
+			start := i
+			for i+1 < len(in) && strings.IndexByte("+-.0123456789eE", in[i+1]) >= 0 {
+				i++
+			}
+			if err := refuseNumber(in[start : i+1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const maxExactInteger = 1 << 53
+
+func refuseNumber(token []byte) error {
+	integer := true
+	for _, c := range token {
+		integer = integer && (c == '-' || c >= '0' && c <= '9')
+	}
+	if integer && len(token) < 16 {
+		return nil
+	}
+	f, err := strconv.ParseFloat(string(token), 64)
+	if errors.Is(err, strconv.ErrRange) && math.IsInf(f, 0) {
+		return fmt.Errorf("%w: overflow", ErrNumber)
+	}
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return fmt.Errorf("%w: malformed number", ErrSyntax)
+	}
+	if !integer {
+		return nil
+	}
+	if n, err := strconv.ParseInt(string(token), 10, 64); err != nil || n > maxExactInteger || n < -maxExactInteger {
+		return fmt.Errorf("%w: integer beyond 2^53", ErrNumber)
+	}
+	return nil
+}
+
+func syntaxError(err error) error {
+	switch {
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		return fmt.Errorf("%w: %w", ErrDuplicateKey, err)
+	case strings.Contains(err.Error(), "surrogate"):
+		return fmt.Errorf("%w: %w", ErrEncoding, err)
+	}
+	return fmt.Errorf("%w: %w", ErrSyntax, err)
+}

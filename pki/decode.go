@@ -1,0 +1,192 @@
+package pki
+
+import (
+	"bytes"
+	"encoding"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// ErrShape: the document is JSON and not what was expected.
+var ErrShape = errors.New("unexpected shape")
+
+// Decode reads one JSON document into the struct v points to. Keys match by
+// exact case, unknown keys are ignored, duplicate keys are refused, integers
+// must be written as integers. The tag `shape` states what may be absent:
+//
+//	R  present and not null
+//	N  absent or null means none (a writer writes null)
+//	O  absent or null means none (a writer omits it); no tag means O
+//	D  absent leaves what v holds already; null is refused
+//
+// Errors name the JSON path and are ErrShape or one of Canonicalize's.
+func Decode(doc []byte, v any) error {
+	if err := refuse(doc); err != nil {
+		return err
+	}
+	if err := checkShape(jsontext.NewDecoder(bytes.NewBuffer(doc)), reflect.TypeOf(v)); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(doc, v); err != nil {
+		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) {
+			return fmt.Errorf("%w: %w", ErrShape, err)
+		}
+		return syntaxError(err)
+	}
+	return nil
+}
+
+type shapeField struct {
+	code byte
+	typ  reflect.Type
+	seen int
+}
+
+type shape struct {
+	fields   map[string]shapeField
+	required []string // names of R fields, by their index in `seen`
+}
+
+var shapes sync.Map // reflect.Type -> *shape
+
+func shapeOf(t reflect.Type) *shape {
+	if s, ok := shapes.Load(t); ok {
+		return s.(*shape)
+	}
+	s := &shape{fields: map[string]shapeField{}}
+	for _, f := range reflect.VisibleFields(t) {
+		tag, tagged := f.Tag.Lookup("json")
+		name, _, _ := strings.Cut(tag, ",")
+		if !f.IsExported() || name == "-" || f.Anonymous && !tagged {
+			continue
+		}
+		if name == "" {
+			name = f.Name
+		}
+		field := shapeField{code: 'O', typ: f.Type}
+		if code := f.Tag.Get("shape"); code != "" {
+			field.code = code[0]
+		}
+		if field.code == 'R' {
+			field.seen = len(s.required)
+			s.required = append(s.required, name)
+		}
+		s.fields[name] = field
+	}
+	stored, _ := shapes.LoadOrStore(t, s)
+	return stored.(*shape)
+}
+
+var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+
+// leaf: the type reads itself, or has no parts that could be missing.
+func leaf(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Struct, reflect.Map, reflect.Slice, reflect.Array:
+	default:
+		return true
+	}
+	p := reflect.PointerTo(t)
+	if p.Implements(textUnmarshaler) {
+		return true
+	}
+	_, own := p.MethodByName("UnmarshalJSON")
+	_, ownFrom := p.MethodByName("UnmarshalJSONFrom")
+	return own || ownFrom || t == reflect.TypeFor[jsontext.Value]()
+}
+
+// checkShape reads one value of type t from d and finds what json.Unmarshal
+// does not look for: absent members and null where there must be a value. A
+// value of another kind is left for json.Unmarshal to report.
+func checkShape(d *jsontext.Decoder, t reflect.Type) error {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	kind := d.PeekKind()
+	switch {
+	case leaf(t):
+		return skip(d)
+	case kind == '{' && t.Kind() == reflect.Struct:
+		return checkMembers(d, shapeOf(t))
+	case kind == '{' && t.Kind() == reflect.Map:
+		return inside(d, func() error {
+			if err := skip(d); err != nil {
+				return err
+			}
+			return checkShape(d, t.Elem())
+		})
+	case kind == '[' && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array):
+		return inside(d, func() error {
+			if d.PeekKind() == 'n' && t.Elem().Kind() != reflect.Pointer {
+				return fmt.Errorf("%w: %s: null in a list", ErrShape, d.StackPointer())
+			}
+			return checkShape(d, t.Elem())
+		})
+	}
+	return skip(d)
+}
+
+func checkMembers(d *jsontext.Decoder, s *shape) error {
+	where := d.StackPointer()
+	seen := make([]bool, len(s.required))
+	err := inside(d, func() error {
+		name, err := d.ReadToken()
+		if err != nil {
+			return syntaxError(err)
+		}
+		f, known := s.fields[name.String()]
+		if !known {
+			return skip(d)
+		}
+		if d.PeekKind() == 'n' && (f.code == 'R' || f.code == 'D') {
+			return fmt.Errorf("%w: %s is null", ErrShape, d.StackPointer())
+		}
+		if f.code == 'R' {
+			seen[f.seen] = true
+		}
+		return checkShape(d, f.typ)
+	})
+	if err != nil {
+		return err
+	}
+	for i, ok := range seen {
+		if !ok {
+			return fmt.Errorf("%w: %s/%s is missing", ErrShape, where, s.required[i])
+		}
+	}
+	return nil
+}
+
+// inside calls each for every element or member between two brackets.
+func inside(d *jsontext.Decoder, each func() error) error {
+	if _, err := d.ReadToken(); err != nil {
+		return syntaxError(err)
+	}
+	for d.PeekKind() != '}' && d.PeekKind() != ']' {
+		if d.PeekKind() == 0 {
+			_, err := d.ReadToken()
+			return syntaxError(err)
+		}
+		if err := each(); err != nil {
+			return err
+		}
+	}
+	_, err := d.ReadToken()
+	if err != nil {
+		return syntaxError(err)
+	}
+	return nil
+}
+
+func skip(d *jsontext.Decoder) error {
+	if err := d.SkipValue(); err != nil {
+		return syntaxError(err)
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+package pki
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+
+	"filippo.io/edwards25519"
+	"github.com/rs/zerolog"
+	"golang.org/x/crypto/ssh"
+)
+
+// Signature algorithms of trust roots.
+const (
+	AlgorithmEd25519 = "ed25519"
+	AlgorithmP256    = "ecdsa-p256"
+)
+
+// SignatureSize is the size of every signature, in bytes: R and S of 32 each.
+const SignatureSize = 64
+
+// ErrKey: the bytes are no key of a kind that is used here.
+var ErrKey = errors.New("not a usable key")
+
+// PublicKey is a key of a trust root: `ed25519` with base64 of its 32 bytes, or
+// `ecdsa-p256` with base64 of X and Y, 64 bytes. An unknown algorithm is kept
+// and never verifies.
+type PublicKey struct {
+	Algorithm string `json:"algorithm" shape:"R"`
+	Public    string `json:"public" shape:"R"`
+}
+
+// Verify reports whether sig is k's signature of message. It is strict: S of an
+// ed25519 signature below the group order, the cofactorless equation, no key
+// and no R of small order or in a second encoding; R and S of a P-256 signature
+// in 1..n-1, S above n/2 included, since a TPM makes such signatures half of
+// the time. A malformed key or signature is a signature that does not verify.
+func (k PublicKey) Verify(message, sig []byte) bool {
+	raw, err := base64.StdEncoding.Strict().DecodeString(k.Public)
+	if err != nil || len(sig) != SignatureSize {
+		return false
+	}
+	switch k.Algorithm {
+	case AlgorithmEd25519:
+		return verifyEd25519(raw, message, sig)
+	case AlgorithmP256:
+		return verifyP256(raw, message, sig)
+	}
+	return false
+}
+
+// known: an algorithm that Verify has.
+func (k PublicKey) known() bool {
+	return k.Algorithm == AlgorithmEd25519 || k.Algorithm == AlgorithmP256
+}
+
+func verifyEd25519(public, message, sig []byte) bool {
+	return len(public) == ed25519.PublicKeySize && properPoint(public) && properPoint(sig[:32]) &&
+		ed25519.Verify(public, message, sig)
+}
+
+// properPoint: the one encoding of a point that is not of small order.
+func properPoint(encoded []byte) bool {
+	p, err := new(edwards25519.Point).SetBytes(encoded)
+	if err != nil || subtle.ConstantTimeCompare(p.Bytes(), encoded) != 1 {
+		return false
+	}
+	return new(edwards25519.Point).MultByCofactor(p).Equal(edwards25519.NewIdentityPoint()) != 1
+}
+
+func verifyP256(public, message, sig []byte) bool {
+	key, err := p256FromRaw(public)
+	if err != nil {
+		return false
+	}
+	digest := sha256.Sum256(message)
+	return ecdsa.Verify(key, digest[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:]))
+}
+
+// p256FromRaw reads X and Y, 32 bytes each, of a point on the curve.
+func p256FromRaw(raw []byte) (*ecdsa.PublicKey, error) {
+	if len(raw) != 64 {
+		return nil, fmt.Errorf("%w: a P-256 key has 64 bytes, this has %d", ErrKey, len(raw))
+	}
+	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append([]byte{4}, raw...))
+	if err != nil {
+		return nil, fmt.Errorf("%w: not on the curve P-256", ErrKey)
+	}
+	return key, nil
+}
+
+// PrivateKey is an ed25519 or P-256 key that signs. It never prints its secret.
+type PrivateKey struct {
+	signer crypto.Signer
+}
+
+// String does not show the secret.
+func (k *PrivateKey) String() string { return "private " + k.Algorithm() + " key" }
+
+// GoString does not show the secret.
+func (k *PrivateKey) GoString() string { return k.String() }
+
+// MarshalZerologObject does not show the secret.
+func (k *PrivateKey) MarshalZerologObject(e *zerolog.Event) { e.Str("algorithm", k.Algorithm()) }
+
+// GenerateKey makes a key of AlgorithmEd25519 or AlgorithmP256.
+func GenerateKey(algorithm string) (*PrivateKey, error) {
+	switch algorithm {
+	case AlgorithmEd25519:
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return nil, fmt.Errorf("generate key: %w", err)
+		}
+		return &PrivateKey{key}, nil
+	case AlgorithmP256:
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, fmt.Errorf("generate key: %w", err)
+		}
+		return &PrivateKey{key}, nil
+	}
+	return nil, fmt.Errorf("%w: unknown algorithm %q", ErrKey, algorithm)
+}
+
+// ParsePrivateKey reads a key as 32 raw bytes of an ed25519 seed, the same as
+// 64 hexadecimal digits, PEM (PKCS#8, or SEC 1 for P-256), or unencrypted
+// OpenSSH. Raw bytes are taken as they are, white space included.
+func ParsePrivateKey(data []byte) (*PrivateKey, error) {
+	if len(data) == ed25519.SeedSize {
+		return &PrivateKey{ed25519.NewKeyFromSeed(data)}, nil
+	}
+	if block, _ := pem.Decode(data); block != nil {
+		return privateFromPEM(block, data)
+	}
+	if seed, err := hex.DecodeString(strings.TrimSpace(string(data))); err == nil && len(seed) == ed25519.SeedSize {
+		return &PrivateKey{ed25519.NewKeyFromSeed(seed)}, nil
+	}
+	return nil, fmt.Errorf("%w: neither PEM, OpenSSH, 32 raw bytes nor 64 hexadecimal digits", ErrKey)
+}
+
+func privateFromPEM(block *pem.Block, data []byte) (*PrivateKey, error) {
+	var key any
+	var err error
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "OPENSSH PRIVATE KEY":
+		key, err = ssh.ParseRawPrivateKey(data)
+	default:
+		return nil, fmt.Errorf("%w: PEM block %q", ErrKey, block.Type)
+	}
+	if missing := (*ssh.PassphraseMissingError)(nil); errors.As(err, &missing) {
+		return nil, fmt.Errorf("%w: the OpenSSH key has a passphrase", ErrKey)
+	}
+	if err != nil {
+		// The parser's own words may quote what it read.
+		return nil, fmt.Errorf("%w: damaged %s", ErrKey, strings.ToLower(block.Type))
+	}
+	switch key := key.(type) {
+	case ed25519.PrivateKey:
+		return &PrivateKey{key}, nil
+	case *ed25519.PrivateKey:
+		return &PrivateKey{*key}, nil
+	case *ecdsa.PrivateKey:
+		if key.Curve == elliptic.P256() {
+			return &PrivateKey{key}, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: only ed25519 and P-256 keys are used here", ErrKey)
+}
+
+// Algorithm is AlgorithmEd25519 or AlgorithmP256.
+func (k *PrivateKey) Algorithm() string {
+	if _, ok := k.signer.(ed25519.PrivateKey); ok {
+		return AlgorithmEd25519
+	}
+	return AlgorithmP256
+}
+
+// Sign returns the 64 raw bytes of a signature of message, which is hashed
+// with SHA-256 first for P-256. S is in the lower half.
+func (k *PrivateKey) Sign(message []byte) ([]byte, error) {
+	switch key := k.signer.(type) {
+	case ed25519.PrivateKey:
+		return ed25519.Sign(key, message), nil
+	case *ecdsa.PrivateKey:
+		digest := sha256.Sum256(message)
+		r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+		if err != nil {
+			return nil, fmt.Errorf("sign: %w", err)
+		}
+		n := key.Params().N
+		if s.Cmp(new(big.Int).Rsh(n, 1)) > 0 {
+			s.Sub(n, s)
+		}
+		sig := make([]byte, SignatureSize)
+		r.FillBytes(sig[:32])
+		s.FillBytes(sig[32:])
+		return sig, nil
+	}
+	return nil, fmt.Errorf("sign: %w", ErrKey)
+}
+
+// Public is the half that goes into trust.json.
+func (k *PrivateKey) Public() PublicKey {
+	switch key := k.signer.Public().(type) {
+	case ed25519.PublicKey:
+		return PublicKey{AlgorithmEd25519, base64.StdEncoding.EncodeToString(key)}
+	case *ecdsa.PublicKey:
+		if raw, err := key.Bytes(); err == nil {
+			return PublicKey{AlgorithmP256, base64.StdEncoding.EncodeToString(raw[1:])}
+		}
+	}
+	return PublicKey{}
+}
+
+// Crypto is the key for TLS and certificates.
+func (k *PrivateKey) Crypto() crypto.Signer { return k.signer }
+
+// MarshalPEM is the key as PKCS#8 PEM.
+func (k *PrivateKey) MarshalPEM() ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k.signer)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// MarshalOpenSSH is the key as an unencrypted OpenSSH file.
+func (k *PrivateKey) MarshalOpenSSH(comment string) ([]byte, error) {
+	block, err := ssh.MarshalPrivateKey(k.signer, comment)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	return pem.EncodeToMemory(block), nil
+}

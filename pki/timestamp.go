@@ -1,0 +1,69 @@
+package pki
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Timestamp is a point in time as artifacts and the wire write it: RFC 3339 in
+// UTC with suffix Z and 0, 3, 6 or 9 fractional digits, the fewest that lose
+// nothing.
+type Timestamp struct{ time.Time }
+
+// At is t in UTC.
+func At(t time.Time) Timestamp { return Timestamp{t.UTC()} }
+
+var timestampForm = regexp.MustCompile(
+	`^(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(\.\d+)?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)$`)
+
+// ParseTimestamp reads RFC 3339 with T, t or one space between date and time,
+// any number of fractional digits (those past the ninth are dropped), and the
+// offset as Z, z, UTC, ±hh:mm, ±hhmm or ±hh. A missing offset is refused.
+func ParseTimestamp(s string) (Timestamp, error) {
+	m := timestampForm.FindStringSubmatch(s)
+	if m == nil {
+		return Timestamp{}, fmt.Errorf("%.40q is no time such as 2026-03-01T12:00:00Z", s)
+	}
+	date, clock, fraction, offset := m[1], m[2], m[3], m[4]
+	if len(fraction) > 10 {
+		fraction = fraction[:10]
+	}
+	switch {
+	case offset == "z" || offset == "UTC":
+		offset = "Z"
+	case len(offset) == 3:
+		offset += ":00"
+	case len(offset) == 5:
+		offset = offset[:3] + ":" + offset[3:]
+	}
+	t, err := time.Parse(time.RFC3339Nano, date+"T"+clock+fraction+offset)
+	if err != nil {
+		return Timestamp{}, fmt.Errorf("%.40q is no time: %w", s, err)
+	}
+	return At(t), nil
+}
+
+// String is the written form.
+func (t Timestamp) String() string {
+	u := t.UTC()
+	text := u.Format("2006-01-02T15:04:05")
+	if n := u.Nanosecond(); n != 0 {
+		digits := strings.TrimSuffix(strings.TrimSuffix(fmt.Sprintf("%09d", n), "000"), "000")
+		text += "." + digits
+	}
+	return text + "Z"
+}
+
+// MarshalText writes the written form.
+func (t Timestamp) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads every form of ParseTimestamp.
+func (t *Timestamp) UnmarshalText(text []byte) error {
+	parsed, err := ParseTimestamp(string(text))
+	if err == nil {
+		*t = parsed
+	}
+	return err
+}

@@ -1,0 +1,80 @@
+package pki
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// tpmTimeout is how long a signature by a TPM may take.
+const tpmTimeout = 30 * time.Second
+
+// tpmSigner signs by running a program that holds the key.
+type tpmSigner struct {
+	public  *ecdsa.PublicKey
+	wrapper string
+}
+
+// NewTPMSigner is a P-256 key behind a program: `wrapper FILE` prints 64 raw
+// bytes, R then S, of a signature over the SHA-256 of the file. publicRaw are X
+// and Y, 64 bytes.
+func NewTPMSigner(publicRaw []byte, wrapper string) (crypto.Signer, error) {
+	public, err := p256FromRaw(publicRaw)
+	if err != nil {
+		return nil, fmt.Errorf("TPM key: %w", err)
+	}
+	return &tpmSigner{public, wrapper}, nil
+}
+
+func (t *tpmSigner) Public() crypto.PublicKey { return t.public }
+
+// Sign is not possible: the program hashes by itself and wants the message.
+func (t *tpmSigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("TPM key: it signs messages, not digests")
+}
+
+// SignMessage hands message to the program in a file that only we can read and
+// returns the DER form of what it printed, once that verifies.
+func (t *tpmSigner) SignMessage(_ io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if opts.HashFunc() != crypto.SHA256 {
+		return nil, fmt.Errorf("TPM key: hash %v, it has only SHA-256", opts.HashFunc())
+	}
+	file, err := os.CreateTemp("", "nixfleet-tpm-*")
+	if err != nil {
+		return nil, fmt.Errorf("TPM key: %w", err)
+	}
+	defer os.Remove(file.Name())
+	_, err = file.Write(message)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, fmt.Errorf("TPM key: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), tpmTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, t.wrapper, file.Name())
+	cmd.WaitDelay = time.Second
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("TPM key: run %s: %w", t.wrapper, err)
+	}
+	if out.Len() != SignatureSize || !t.made(message, out.Bytes()) {
+		return nil, fmt.Errorf("TPM key: %s printed %d bytes that are no signature by the declared key", t.wrapper, out.Len())
+	}
+	return asn1.Marshal(struct{ R, S *big.Int }{
+		new(big.Int).SetBytes(out.Bytes()[:32]), new(big.Int).SetBytes(out.Bytes()[32:]),
+	})
+}
+
+func (t *tpmSigner) made(message, sig []byte) bool {
+	raw, err := t.public.Bytes()
+	return err == nil && verifyP256(raw[1:], message, sig)
+}
