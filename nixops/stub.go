@@ -1,10 +1,5 @@
 package nixops
 
-import "context"
-
-// NewHost is the machine that the configuration describes.
-func NewHost(c HostConfig) (Host, error) { panic("not yet") }
-
 // Sim is a simulated machine.
 type Sim struct{ Host }
 
@@ -28,18 +23,3 @@ func (s *Sim) AgentStarts() bool { panic("not yet") }
 
 // PowerCycle cuts the power and boots the boot default.
 func (s *Sim) PowerCycle() error { panic("not yet") }
-
-// CI runs Nix as a build machine does.
-type CI struct{}
-
-// FlakeHost is a system that a flake declares.
-type FlakeHost struct{ Name, Kind string }
-
-func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) { panic("not yet") }
-func (c CI) Eval(ctx context.Context, flake, attr string) ([]byte, error)     { panic("not yet") }
-func (c CI) Build(ctx context.Context, flake string, host FlakeHost) (string, error) {
-	panic("not yet")
-}
-func (c CI) Copy(ctx context.Context, paths []string, dest, signingKeyFile string) error {
-	panic("not yet")
-}

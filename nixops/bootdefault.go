@@ -1,0 +1,136 @@
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const bootDir = "/boot"
+
+// maxBootConfig bounds a boot loader's file in bytes: GRUB's lists every generation.
+const maxBootConfig = 8 << 20
+
+// BootDefault reads what the boot loader itself will read. Every NixOS entry
+// names its closure on the kernel's command line: init=/nix/store/<closure>/init.
+func (m *machine) BootDefault(ctx context.Context) (string, error) {
+	if m.platform == "darwin" {
+		return m.Profile(ctx)
+	}
+	for _, loader := range []struct {
+		file string
+		pick func(dir, config string) (string, error)
+	}{
+		{"/loader/loader.conf", systemdBootDefault},
+		{"/grub/grub.cfg", grubDefault},
+		{"/extlinux/extlinux.conf", extlinuxDefault},
+	} {
+		for _, dir := range []string{bootDir, "/efi", "/boot/efi"} {
+			dir = m.root + dir
+			config, err := readBounded(dir+loader.file, maxBootConfig)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return "", fmt.Errorf("boot default: %w", err)
+			}
+			closure, err := loader.pick(dir, string(config))
+			if err != nil {
+				return "", fmt.Errorf("boot default: %w", err)
+			}
+			return closure, nil
+		}
+	}
+	return "", nil
+}
+
+var initArgument = regexp.MustCompile(`\binit=(/nix/store/[^\s"']+)`)
+
+// initClosure is the closure named in a kernel command line.
+func initClosure(text string) string {
+	if m := initArgument.FindStringSubmatch(text); m != nil {
+		return closureOf(m[1])
+	}
+	return ""
+}
+
+// systemdBootDefault follows loader.conf(5): the entry, or the first match of the
+// pattern in the order of the menu, where newer names come first.
+func systemdBootDefault(dir, config string) (string, error) {
+	pattern := ""
+	for line := range strings.Lines(config) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "default" {
+			pattern = f[1]
+		}
+	}
+	if pattern == "" {
+		return "", nil
+	}
+	entries, err := os.ReadDir(dir + "/loader/entries")
+	if err != nil {
+		return "", err
+	}
+	slices.Reverse(entries)
+	for _, e := range entries {
+		whole, _ := path.Match(pattern, e.Name())
+		stem, _ := path.Match(pattern, strings.TrimSuffix(e.Name(), ".conf"))
+		if !whole && !stem {
+			continue
+		}
+		entry, err := readBounded(dir+"/loader/entries/"+e.Name(), maxFact)
+		if err != nil {
+			return "", err
+		}
+		return initClosure(string(entry)), nil
+	}
+	return "", nil
+}
+
+// grubDefault knows the configuration that NixOS writes: a numbered default among
+// the entries of the top level.
+func grubDefault(_, config string) (string, error) {
+	want := 0
+	if m := regexp.MustCompile(`(?m)^\s*set default="?(\d+)"?\s*$`).FindStringSubmatch(config); m != nil {
+		want, _ = strconv.Atoi(m[1])
+	}
+	number, inside := -1, false
+	for line := range strings.Lines(config) {
+		if strings.HasPrefix(line, "menuentry ") || strings.HasPrefix(line, "submenu ") {
+			number++
+			inside = number == want
+		}
+		if closure := initClosure(line); inside && closure != "" {
+			return closure, nil
+		}
+	}
+	return "", nil
+}
+
+// extlinuxDefault finds the label that DEFAULT names.
+func extlinuxDefault(_, config string) (string, error) {
+	want, label := "", ""
+	for line := range strings.Lines(config) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		switch strings.ToUpper(f[0]) {
+		case "DEFAULT":
+			want = f[1]
+		case "LABEL":
+			label = f[1]
+		case "APPEND":
+			if label == want && want != "" {
+				return initClosure(line), nil
+			}
+		}
+	}
+	return "", nil
+}

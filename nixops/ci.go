@@ -1,0 +1,130 @@
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+)
+
+// CI runs Nix as a build machine does. The zero value uses the Nix on PATH and
+// its own configuration.
+type CI struct {
+	Nix        string       // directory of the Nix binaries, "" is PATH
+	NixConfDir string       // NIX_CONF_DIR, "" leaves it
+	Store      string       // --store, "" is the machine's own
+	Progress   func(string) // gets Nix's words line by line, may be nil; must be safe for concurrent calls
+	// EvalTimeout and BuildTimeout bound one call; 0 is 30 minutes and 6 hours.
+	EvalTimeout, BuildTimeout time.Duration
+}
+
+// FlakeHost is a system that a flake declares.
+type FlakeHost struct {
+	Name string
+	Kind string // KindNixOS or KindDarwin
+}
+
+const (
+	KindNixOS  = "nixos"
+	KindDarwin = "darwin"
+)
+
+func (c CI) command(timeout, usual time.Duration, tool string, args ...string) command {
+	cmd := nix{bin: c.Nix, confDir: c.NixConfDir, store: c.Store}.command(tool, args...)
+	cmd.lines = c.Progress
+	cmd.timeout = timeout
+	if timeout == 0 {
+		cmd.timeout = usual
+	}
+	return cmd
+}
+
+// Eval gives the value of a flake's attribute as JSON. An attribute that has a #
+// is passed whole, as a flake reference of its own.
+func (c CI) Eval(ctx context.Context, flake, attr string) ([]byte, error) {
+	installable := attr
+	if !strings.Contains(attr, "#") {
+		installable = flake + "#" + attr
+	}
+	out, err := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", installable).run(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("evaluate %s: %w", installable, err)
+	}
+	return out, nil
+}
+
+// ListHosts names the systems that a flake declares, sorted.
+func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
+	hosts := []FlakeHost{}
+	for _, kind := range []string{KindNixOS, KindDarwin} {
+		attr := flake + "#" + kind + "Configurations"
+		out, err := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", "--apply", "builtins.attrNames", attr).run(ctx)
+		if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr, "does not provide attribute") {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list hosts of %s: %w", attr, err)
+		}
+		var names []string
+		if err := json.Unmarshal(out, &names); err != nil {
+			return nil, fmt.Errorf("list hosts of %s: %w", attr, err)
+		}
+		for _, n := range names {
+			hosts = append(hosts, FlakeHost{Name: n, Kind: kind})
+		}
+	}
+	slices.SortFunc(hosts, func(a, b FlakeHost) int { return strings.Compare(a.Name, b.Name) })
+	return hosts, nil
+}
+
+// Build builds a host's system and gives its store path.
+func (c CI) Build(ctx context.Context, flake string, host FlakeHost) (string, error) {
+	name := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `${`, `\${`).Replace(host.Name) + `"`
+	attr := flake + "#nixosConfigurations." + name + ".config.system.build.toplevel"
+	if host.Kind == KindDarwin {
+		attr = flake + "#darwinConfigurations." + name + ".system"
+	}
+	return c.BuildAttr(ctx, attr)
+}
+
+// BuildAttr builds what a flake reference names and gives its one store path.
+func (c CI) BuildAttr(ctx context.Context, installable string) (string, error) {
+	out, err := c.command(c.BuildTimeout, 6*time.Hour, "nix", "build", "--no-link", "--print-out-paths", installable).run(ctx)
+	if err != nil {
+		return "", fmt.Errorf("build %s: %w", installable, classify(err))
+	}
+	path := strings.TrimSpace(string(out))
+	if _, err := storePath(strings.TrimPrefix(path, storeDir+"/")); err != nil || !strings.HasPrefix(path, storeDir+"/") {
+		return "", fmt.Errorf("build %s: %q is not one store path", installable, path)
+	}
+	return path, nil
+}
+
+// Copy puts closures into a binary cache (file://, s3://, ssh://, ...). With a
+// signing key file, as `nix-store --generate-binary-cache-key` writes it, every path of them is
+// signed on the way, whoever signed it before.
+func (c CI) Copy(ctx context.Context, paths []string, dest, signingKeyFile string) error {
+	if len(paths) == 0 {
+		return nil
+	}
+	if signingKeyFile != "" {
+		key, err := filepath.Abs(signingKeyFile)
+		if err != nil {
+			return fmt.Errorf("signing key: %w", err)
+		}
+		sign := append([]string{"store", "sign", "--recursive", "--key-file", key}, paths...)
+		if _, err := c.command(c.BuildTimeout, 6*time.Hour, "nix", sign...).run(ctx); err != nil {
+			return fmt.Errorf("sign for %s: %w", dest, classify(err))
+		}
+	}
+	copying := append([]string{"copy", "--to", dest}, paths...)
+	if _, err := c.command(c.BuildTimeout, 6*time.Hour, "nix", copying...).run(ctx); err != nil {
+		return fmt.Errorf("copy to %s: %w", dest, classify(err))
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+package nixops
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+)
+
+// waitDelay bounds how long a command that was cancelled, or whose orphans still
+// hold its pipes, is waited for.
+const waitDelay = 5 * time.Second
+
+// maxCapture bounds what is kept of a command's output, in bytes.
+const maxCapture = 16 << 20
+
+// A command is one run of a program that ends soon. What must outlive its caller
+// is a supervisor's business.
+type command struct {
+	path    string
+	args    []string
+	env     []string // added to the process's own
+	timeout time.Duration
+	lines   func(string) // gets each line of stderr, may be nil
+}
+
+// commandError is a failed run with the end of what it said.
+type commandError struct {
+	name   string
+	stderr string
+	err    error
+}
+
+func (e *commandError) Error() string {
+	said := strings.TrimSpace(e.stderr)
+	if len(said) > MaxOutput {
+		said = "… " + said[len(said)-MaxOutput:]
+	}
+	if said == "" {
+		return fmt.Sprintf("run %s: %v", e.name, e.err)
+	}
+	return fmt.Sprintf("run %s: %v: %s", e.name, e.err, said)
+}
+
+func (e *commandError) Unwrap() error { return e.err }
+
+// exitCode is the status of a failed run, -1 if it did not exit by itself.
+func (e *commandError) exitCode() int {
+	if exit, ok := errors.AsType[*exec.ExitError](e.err); ok {
+		return exit.ExitCode()
+	}
+	return -1
+}
+
+// run returns stdout, or a *commandError.
+func (c command) run(ctx context.Context) ([]byte, error) {
+	if c.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+	}
+	cmd := exec.CommandContext(ctx, c.path, c.args...)
+	cmd.WaitDelay = waitDelay
+	cmd.Env = append(os.Environ(), c.env...)
+	var stdout head
+	stderr := tail{lines: c.lines}
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	stderr.flush()
+	switch {
+	case ctx.Err() != nil && err != nil:
+		err = ctx.Err()
+	case err == nil && stdout.over:
+		err = fmt.Errorf("printed more than %d bytes", maxCapture)
+	}
+	if err != nil {
+		return nil, &commandError{name: commandName(c), stderr: stderr.String(), err: err}
+	}
+	return stdout.buf.Bytes(), nil
+}
+
+// commandName is the program and, for tools with verbs, the first plain argument.
+func commandName(c command) string {
+	name := c.path[strings.LastIndexByte(c.path, '/')+1:]
+	if len(c.args) > 0 && name == "nix" {
+		name += " " + c.args[0]
+	}
+	return name
+}
+
+// head keeps the first maxCapture bytes written to it.
+type head struct {
+	buf  bytes.Buffer
+	over bool
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	room := maxCapture - h.buf.Len()
+	if len(p) > room {
+		h.over = true
+		h.buf.Write(p[:room])
+	} else {
+		h.buf.Write(p)
+	}
+	return len(p), nil
+}
+
+// tail keeps the last part of what is written to it and hands on each line.
+type tail struct {
+	lines func(string)
+
+	mu   sync.Mutex
+	kept []byte
+	line []byte
+}
+
+const (
+	tailKept = 64 << 10 // bytes
+	maxLine  = 4 << 10  // bytes; longer lines are cut
+)
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kept = append(t.kept, p...)
+	if over := len(t.kept) - tailKept; over > 0 {
+		t.kept = append(t.kept[:0], t.kept[over:]...)
+	}
+	if t.lines == nil {
+		return len(p), nil
+	}
+	for _, b := range p {
+		switch {
+		case b == '\n':
+			t.lines(string(t.line))
+			t.line = t.line[:0]
+		case len(t.line) < maxLine:
+			t.line = append(t.line, b)
+		}
+	}
+	return len(p), nil
+}
+
+// flush hands on a last line without an end.
+func (t *tail) flush() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.lines != nil && len(t.line) > 0 {
+		t.lines(string(t.line))
+		t.line = nil
+	}
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.kept)
+}

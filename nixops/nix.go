@@ -1,0 +1,120 @@
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// nix runs the Nix command line: only commands whose interface has been stable
+// for years, because nixos-rebuild's is not.
+type nix struct {
+	bin     string // directory of the binaries, "" is PATH
+	confDir string
+	store   string   // --store, "" is the machine's own
+	cache   string   // XDG_CACHE_HOME, "" leaves it
+	options []string // added to every command
+}
+
+func (n nix) tool(name string) string {
+	if n.bin == "" {
+		return name
+	}
+	return n.bin + "/" + name
+}
+
+// command puts the caller's arguments first, so that errors can name the verb.
+func (n nix) command(tool string, args ...string) command {
+	c := command{path: n.tool(tool), args: args}
+	if n.store != "" {
+		c.args = append(c.args, "--store", n.store)
+	}
+	if tool == "nix" {
+		c.args = append(c.args, "--extra-experimental-features", "nix-command flakes")
+	}
+	c.args = append(c.args, n.options...)
+	if n.confDir != "" {
+		c.env = append(c.env, "NIX_CONF_DIR="+n.confDir)
+	}
+	if n.cache != "" {
+		c.env = append(c.env, "XDG_CACHE_HOME="+n.cache)
+	}
+	return c
+}
+
+// substitution are the options for fetching from pinned caches. Answers of a
+// cache are not remembered: Nix would take a closure for missing for an hour
+// after it arrived, or for unsigned for a month after it was signed.
+func substitution(substituters, keys []string) []string {
+	options := []string{
+		"--option", "require-sigs", "true",
+		"--option", "narinfo-cache-positive-ttl", "0",
+		"--option", "narinfo-cache-negative-ttl", "0",
+		"--option", "connect-timeout", "10",
+		"--option", "stalled-download-timeout", "60",
+		"--option", "download-attempts", "3",
+		"--option", "max-jobs", "0",
+		"--option", "builders", "",
+	}
+	if substituters != nil {
+		options = append(options, "--option", "substituters", strings.Join(substituters, " "),
+			"--option", "extra-substituters", "")
+	}
+	if keys != nil {
+		options = append(options, "--option", "trusted-public-keys", strings.Join(keys, " "),
+			"--option", "extra-trusted-public-keys", "")
+	}
+	return options
+}
+
+// classify finds out what Nix's words (2.26) mean. The order counts: a full
+// disk also breaks downloads, and an unsigned path also counts as not found.
+func classify(err error) error {
+	failed, ok := errors.AsType[*commandError](err)
+	if !ok || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	for _, c := range []struct {
+		sentinel error
+		words    []string
+	}{
+		{ErrNoSpace, []string{"No space left on device", "database or disk is full", "Disk quota exceeded"}},
+		{ErrUnsigned, []string{
+			"not signed by any of the keys", "lacks a signature by a trusted key", "lacks a valid signature",
+			"hash mismatch", "bad archive", "is corrupt",
+		}},
+		{ErrNotFound, []string{"does not exist in binary cache", "HTTP error 404"}},
+		{ErrUnreachable, []string{
+			"unable to download", "Could not connect", "Could not resolve", "cannot connect",
+			"timed out", "Timeout was reached", "is incomplete", "unexpected end-of-file", "Connection reset",
+		}},
+		{ErrNotFound, []string{"don't know how to build these paths"}},
+	} {
+		for _, w := range c.words {
+			if strings.Contains(failed.stderr, w) {
+				return fmt.Errorf("%w: %w", c.sentinel, err)
+			}
+		}
+	}
+	return err
+}
+
+// quick bounds commands that only touch the store's database.
+const quick = 60 * time.Second
+
+// valid says whether the store vouches for a path; that it exists says nothing.
+func (n nix) valid(ctx context.Context, closure string) error {
+	path, err := storePath(closure)
+	if err != nil {
+		return err
+	}
+	c := n.command("nix-store", "--check-validity", path)
+	c.timeout = quick
+	_, err = c.run(ctx)
+	if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr, "is not valid") {
+		return fmt.Errorf("%s: %w", path, ErrNotClosure)
+	}
+	return err
+}

@@ -1,0 +1,27 @@
+package nixops
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+func bootID(ctx context.Context) (string, error) {
+	id, err := unix.Sysctl("kern.bootsessionuuid")
+	if err != nil {
+		return "", fmt.Errorf("boot id: %w", err)
+	}
+	return id, nil
+}
+
+// Volatile says whether what is written to a directory is gone after a reboot,
+// and on what kind of file system it lies. The directory must exist.
+func Volatile(dir string) (bool, string, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return false, "", fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	kind := unix.ByteSliceToString(s.Fstypename[:])
+	return kind == "tmpfs", kind, nil
+}

@@ -1,0 +1,88 @@
+package nixops
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func bootID(ctx context.Context) (string, error) {
+	text, err := readBounded("/proc/sys/kernel/random/boot_id", 128)
+	if err != nil {
+		return "", fmt.Errorf("boot id: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// Volatile says whether what is written to a directory is gone after a reboot,
+// and on what kind of file system it lies. The directory must exist. The upper
+// layer of an overlay counts where it can be seen; out of a container's sight it
+// is taken to last.
+func Volatile(dir string) (bool, string, error) {
+	for range 8 {
+		var s unix.Statfs_t
+		if err := unix.Statfs(dir, &s); err != nil {
+			return false, "", fmt.Errorf("statfs %s: %w", dir, err)
+		}
+		switch int64(s.Type) {
+		case unix.TMPFS_MAGIC:
+			return true, "tmpfs", nil
+		case unix.RAMFS_MAGIC:
+			return true, "ramfs", nil
+		case unix.OVERLAYFS_SUPER_MAGIC:
+		default:
+			return false, "", nil
+		}
+		mounts, err := os.Open("/proc/self/mountinfo")
+		if err != nil {
+			return false, "", fmt.Errorf("mounts: %w", err)
+		}
+		real, err := filepath.EvalSymlinks(dir)
+		if err != nil {
+			mounts.Close()
+			return false, "", err
+		}
+		lines := bufio.NewScanner(mounts)
+		lines.Buffer(nil, 1<<20) // overlays of many layers have long lines
+		upper := upperOf(lines, real)
+		mounts.Close()
+		if upper == "" || !exists(upper) {
+			return false, "overlay", lines.Err()
+		}
+		dir = upper
+	}
+	return false, "", fmt.Errorf("%s: overlays without end", dir)
+}
+
+// upperOf finds the upper directory of the overlay that a path lies on in
+// /proc/self/mountinfo (proc_pid_mountinfo(5)).
+func upperOf(lines *bufio.Scanner, path string) string {
+	best, upper := -1, ""
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) < 10 {
+			continue
+		}
+		point := unescape.Replace(f[4])
+		if point != "/" && path != point && !strings.HasPrefix(path, point+"/") {
+			continue
+		}
+		// Of mounts on one point the last one is on top.
+		if len(point) < best {
+			continue
+		}
+		best, upper = len(point), ""
+		for option := range strings.SplitSeq(f[len(f)-1], ",") {
+			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+				upper = unescape.Replace(dir)
+			}
+		}
+	}
+	return upper
+}

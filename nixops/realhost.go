@@ -1,0 +1,441 @@
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/rs/zerolog"
+)
+
+// machine is the Host that commands run on.
+type machine struct {
+	root     string // "" or an absolute path without a slash at its end
+	platform string // GOOS
+	nix      nix
+	fetch    []string // options of substitution
+	super    supervisor
+	log      zerolog.Logger
+}
+
+// NewHost is the machine that the configuration describes.
+func NewHost(c HostConfig) (Host, error) {
+	m := &machine{platform: runtime.GOOS, log: c.Log}
+	if c.Root != "" && c.Root != "/" {
+		abs, err := filepath.Abs(c.Root)
+		if err != nil {
+			return nil, fmt.Errorf("root of the host: %w", err)
+		}
+		// Nix names the store's directories by their real path.
+		if m.root, err = filepath.EvalSymlinks(abs); err != nil {
+			return nil, fmt.Errorf("root of the host: %w", err)
+		}
+	}
+	m.nix = nix{bin: c.Nix, confDir: c.NixConfDir, store: m.root}
+	if m.root != "" {
+		m.nix.cache = m.root + "/var/cache"
+	}
+	m.fetch = substitution(c.Substituters, c.TrustedPublicKeys)
+
+	run := c.RunDir
+	if run == "" {
+		run = m.root + "/run/nixfleet"
+	}
+	files := unitFiles{dir: run + "/units"}
+	kind := c.Supervisor
+	if kind == "" {
+		switch {
+		case runtime.GOOS == "darwin":
+			kind = SupervisorLaunchd
+		case systemdRuns():
+			kind = SupervisorSystemd
+		default:
+			kind = SupervisorProcess
+		}
+	}
+	switch kind {
+	case SupervisorSystemd:
+		m.super = &systemd{files: files}
+	case SupervisorProcess:
+		m.super = &processes{files: files, dir: run}
+	case SupervisorLaunchd:
+		m.super = &launchd{files: files, ctl: "launchctl"}
+	default:
+		return nil, fmt.Errorf("supervisor %q: want %s, %s or %s", kind, SupervisorSystemd, SupervisorProcess, SupervisorLaunchd)
+	}
+	return m, nil
+}
+
+// Places below the root.
+const (
+	currentSystem = "/run/current-system"
+	bootedSystem  = "/run/booted-system"
+	systemProfile = "/nix/var/nix/profiles/system"
+	rootsDir      = "/nix/var/nix/gcroots/nixfleet"
+	switchLock    = "/run/nixos/switch-to-configuration.lock"
+)
+
+// behind is the closure that a link leads to, "" if there is no link.
+func (m *machine) behind(link string) (string, error) {
+	target, err := resolve(m.root, link)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return closureOf(target), nil
+}
+
+func (m *machine) CurrentSystem(ctx context.Context) (string, error) { return m.behind(currentSystem) }
+func (m *machine) BootedSystem(ctx context.Context) (string, error)  { return m.behind(bootedSystem) }
+func (m *machine) Profile(ctx context.Context) (string, error)       { return m.behind(systemProfile) }
+
+func (m *machine) BootID(ctx context.Context) (string, error) { return bootID(ctx) }
+
+func (m *machine) Realise(ctx context.Context, closure string, progress func(string)) error {
+	path, err := storePath(closure)
+	if err != nil {
+		return err
+	}
+	// The root may name a path that is not there yet; the collector leaves it alone.
+	// From the moment the path is valid it is protected, by Nix itself until then.
+	if err := m.link(closure, path); err != nil {
+		return fmt.Errorf("root for %s: %w", closure, err)
+	}
+	c := m.nix.command("nix-store", "--realise", path, "--no-gc-warning")
+	c.args = append(c.args, m.fetch...)
+	c.lines = progress
+	out, err := c.run(ctx)
+	if err != nil {
+		return fmt.Errorf("realise %s: %w", closure, classify(err))
+	}
+	if got := strings.TrimSpace(string(out)); got != path {
+		return fmt.Errorf("realise %s: got %q: %w", closure, got, ErrMismatch)
+	}
+	return m.nix.valid(ctx, closure)
+}
+
+func (m *machine) link(name, path string) error {
+	return noSpace(replaceLink(path, m.root+rootsDir+"/"+name))
+}
+
+// noSpace adds ErrNoSpace to a full disk's error.
+func noSpace(err error) error {
+	if err != nil && isNoSpace(err) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
+	path, err := storePath(closure)
+	if err != nil {
+		return err
+	}
+	if err := checkUnit(name); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	if err := m.link(name, path); err != nil {
+		return fmt.Errorf("root %s: %w", name, err)
+	}
+	return nil
+}
+
+func (m *machine) RemoveRoot(ctx context.Context, name string) error {
+	if err := checkUnit(name); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	err := os.Remove(m.root + rootsDir + "/" + name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (m *machine) Roots(ctx context.Context) (map[string]string, error) {
+	entries, err := os.ReadDir(m.root + rootsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]string{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	roots := make(map[string]string, len(entries))
+	for _, e := range entries {
+		target, err := os.Readlink(m.root + rootsDir + "/" + e.Name())
+		if err == nil && closureOf(target) != "" {
+			roots[e.Name()] = closureOf(target)
+		}
+	}
+	return roots, nil
+}
+
+// scriptOf is a closure's own switch script as this machine executes it.
+func (m *machine) scriptOf(closure string, action Action) ([]string, error) {
+	path, err := storePath(closure)
+	if err != nil {
+		return nil, err
+	}
+	command, err := switchCommand(m.platform, path, action)
+	if err != nil {
+		return nil, err
+	}
+	command[0] = m.root + command[0]
+	if !executable(command[0]) {
+		return nil, fmt.Errorf("%s cannot be executed: %w", command[0], ErrNotClosure)
+	}
+	return command, nil
+}
+
+// switchCommand is how a platform's closures are activated, by logical path.
+// nix-darwin's has one script; its boot default is the profile itself.
+func switchCommand(platform, path string, action Action) ([]string, error) {
+	switch action {
+	case ActionTest, ActionBoot, ActionSwitch, ActionCheck:
+	default:
+		return nil, fmt.Errorf("no action %q", action)
+	}
+	if platform != "darwin" {
+		return []string{path + "/bin/switch-to-configuration", string(action)}, nil
+	}
+	switch action {
+	case ActionBoot, ActionCheck:
+		return []string{path + "/sw/bin/true"}, nil
+	default:
+		return []string{path + "/activate"}, nil
+	}
+}
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
+}
+
+func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
+	fail := func(err error) (Exit, error) {
+		return Exit{}, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
+	}
+	if err := checkUnit(r.Unit); err != nil {
+		return fail(err)
+	}
+	command, err := m.scriptOf(r.Closure, r.Action)
+	if err != nil {
+		return fail(err)
+	}
+	held, err := m.LockHeld(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	if held {
+		return fail(ErrLockHeld)
+	}
+	env := slices.Clone(r.Env)
+	if m.root != "" {
+		env = append(env, "NIXFLEET_ROOT="+m.root)
+	}
+	if err := m.super.start(ctx, r.Unit, command, env); err != nil {
+		return fail(err)
+	}
+	m.log.Info().Str("closure", r.Closure).Str("action", string(r.Action)).Str("unit", r.Unit).Msg("switch started")
+	var state UnitState
+	deaf := 0
+	err = wait(ctx, 0, func() (bool, error) {
+		var err error
+		state, err = m.super.state(ctx, r.Unit)
+		if err != nil && ctx.Err() == nil {
+			// The supervisor may be replaced by the very switch it runs.
+			if deaf++; deaf < maxDeaf {
+				return false, nil
+			}
+			return false, err
+		}
+		deaf = 0
+		return state.Phase != UnitRunning, err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	if state.Phase == UnitUnknown {
+		return fail(fmt.Errorf("unit %s ended without a record", r.Unit))
+	}
+	if state.Exit.Meaning() == MeaningLocked {
+		return state.Exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, ErrLockHeld)
+	}
+	return state.Exit, nil
+}
+
+// maxDeaf is how many times in a row a supervisor may fail to answer during a
+// switch, half a second apart.
+const maxDeaf = 60
+
+func (m *machine) SwitchState(ctx context.Context, unit string) (UnitState, error) {
+	if err := checkUnit(unit); err != nil {
+		return UnitState{}, err
+	}
+	return m.super.state(ctx, unit)
+}
+
+func (m *machine) UnitOutput(ctx context.Context, unit string) (string, error) {
+	if err := checkUnit(unit); err != nil {
+		return "", err
+	}
+	return m.super.output(ctx, unit)
+}
+
+func (m *machine) StopUnit(ctx context.Context, unit string) error {
+	if err := checkUnit(unit); err != nil {
+		return err
+	}
+	return m.super.stop(ctx, unit)
+}
+
+func (m *machine) SetProfile(ctx context.Context, closure string) error {
+	path, err := storePath(closure)
+	if err != nil {
+		return err
+	}
+	if now, err := m.Profile(ctx); err == nil && now == closure {
+		return nil
+	}
+	if err := m.nix.valid(ctx, closure); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(m.root+systemProfile), 0o755); err != nil {
+		return fmt.Errorf("set profile: %w", noSpace(err))
+	}
+	c := m.nix.command("nix-env", "--profile", m.root+systemProfile, "--set", path)
+	c.args = append(c.args, m.fetch...)
+	c.timeout = quick
+	if _, err := c.run(ctx); err != nil {
+		return fmt.Errorf("set profile: %w", classify(err))
+	}
+	if now, err := m.Profile(ctx); err != nil || now != closure {
+		return fmt.Errorf("set profile: it is %q: %w", now, errors.Join(ErrMismatch, err))
+	}
+	return nil
+}
+
+func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
+	path, err := storePath(closure)
+	if err != nil {
+		return err
+	}
+	if now, err := m.CurrentSystem(ctx); err == nil && now == closure {
+		return nil
+	}
+	// No question to Nix here: undoing must also work when its database does not.
+	if !exists(m.root + path) {
+		return fmt.Errorf("restore current system %s: %w", closure, ErrNotClosure)
+	}
+	if err := replaceLink(path, m.root+currentSystem); err != nil {
+		return fmt.Errorf("restore current system: %w", noSpace(err))
+	}
+	return nil
+}
+
+func (m *machine) ClearSwitchLists(ctx context.Context) error {
+	for _, list := range []string{"start", "restart", "reload"} {
+		err := os.Remove(m.root + "/run/nixos/" + list + "-list")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("clear switch lists: %w", err)
+		}
+	}
+	return nil
+}
+
+func (m *machine) LockHeld(ctx context.Context) (bool, error) {
+	held, err := flockHeld(m.root + switchLock)
+	if err != nil {
+		return false, fmt.Errorf("switch lock: %w", err)
+	}
+	return held, nil
+}
+
+func (m *machine) FailedUnits(ctx context.Context) ([]string, error) {
+	units, err := m.super.health(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("failed units: %w", err)
+	}
+	failed := []string{}
+	for _, u := range units {
+		if u.failed {
+			failed = append(failed, u.name)
+		}
+	}
+	slices.Sort(failed)
+	return slices.Compact(failed), nil
+}
+
+func (m *machine) Restarts(ctx context.Context) (map[string]uint64, error) {
+	units, err := m.super.health(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("restarts of units: %w", err)
+	}
+	restarts := map[string]uint64{}
+	for _, u := range units {
+		if u.restarts > 0 {
+			restarts[u.name] = u.restarts
+		}
+	}
+	return restarts, nil
+}
+
+func (m *machine) ArmDeadline(ctx context.Context, d Deadline) error {
+	if err := checkDeadline(d); err != nil {
+		return err
+	}
+	if err := m.super.arm(ctx, d); err != nil {
+		return fmt.Errorf("arm deadline %s: %w", d.Unit, err)
+	}
+	return nil
+}
+
+func checkDeadline(d Deadline) error {
+	if err := checkUnit(d.Unit); err != nil {
+		return err
+	}
+	if d.After <= 0 || len(d.Command) == 0 || !filepath.IsAbs(d.Command[0]) {
+		return fmt.Errorf("deadline %s: needs a time to come and a command by absolute path", d.Unit)
+	}
+	return nil
+}
+
+func (m *machine) DisarmDeadline(ctx context.Context, unit string) error {
+	if err := checkUnit(unit); err != nil {
+		return err
+	}
+	if err := m.super.disarm(ctx, unit); err != nil {
+		return fmt.Errorf("disarm deadline %s: %w", unit, err)
+	}
+	return nil
+}
+
+func (m *machine) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
+	if err := checkUnit(unit); err != nil {
+		return false, err
+	}
+	return m.super.armed(ctx, unit)
+}
+
+func (m *machine) Space(ctx context.Context) (Space, error) {
+	store, err := freeBytes(m.root + storeDir)
+	if err != nil {
+		return Space{}, fmt.Errorf("space of the store: %w", err)
+	}
+	boot, err := freeBytes(m.root + bootDir)
+	if err != nil {
+		return Space{}, fmt.Errorf("space of /boot: %w", err)
+	}
+	return Space{StoreFree: store, BootFree: boot}, nil
+}
+
+func (m *machine) Reboot(ctx context.Context) error {
+	if m.root != "" {
+		return fmt.Errorf("reboot of a host below %s: %w", m.root, ErrUnsupported)
+	}
+	return m.super.reboot(ctx)
+}

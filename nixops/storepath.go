@@ -1,0 +1,109 @@
+package nixops
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nix-community/go-nix/pkg/storepath"
+)
+
+const storeDir = storepath.StoreDir // /nix/store, also inside a private store
+
+// storePath is the logical store path of a closure's base name.
+func storePath(closure string) (string, error) {
+	// 211 bytes: the longest name that Nix allows.
+	if p, err := storepath.FromString(closure); err != nil || len(p.Name) > 211 {
+		return "", fmt.Errorf("closure %q: %w", closure, ErrNotClosure)
+	}
+	return storeDir + "/" + closure, nil
+}
+
+// closureOf is the base name of the store path that a path lies in, "" if none.
+func closureOf(path string) string {
+	rest, ok := strings.CutPrefix(path, storeDir+"/")
+	if !ok {
+		return ""
+	}
+	base, _, _ := strings.Cut(rest, "/")
+	return base
+}
+
+// resolve follows every link in an absolute path as a process would whose root is
+// root ("" for none), and returns the path as that process would name it. What does
+// not exist ends the walk: the rest is appended as it is, with fs.ErrNotExist.
+func resolve(root, path string) (string, error) {
+	todo := strings.Split(filepath.Clean(path), "/")
+	done := "/"
+	for links := 0; len(todo) > 0; {
+		part := todo[0]
+		todo = todo[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			done = filepath.Dir(done)
+			continue
+		}
+		next := filepath.Join(done, part)
+		info, err := os.Lstat(root + next)
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return filepath.Join(append([]string{next}, todo...)...), fs.ErrNotExist
+			}
+			return "", fmt.Errorf("resolve %s: %w", path, err)
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			done = next
+			continue
+		}
+		if links++; links > 40 {
+			return "", fmt.Errorf("resolve %s: too many links", path)
+		}
+		target, err := os.Readlink(root + next)
+		if err != nil {
+			return "", fmt.Errorf("resolve %s: %w", path, err)
+		}
+		if filepath.IsAbs(target) {
+			// A profile of a private store may name itself by the outer path.
+			if inner, ok := strings.CutPrefix(target, root+"/"); ok && root != "" {
+				target = "/" + inner
+			}
+			done = "/"
+		}
+		todo = append(strings.Split(target, "/"), todo...)
+	}
+	return done, nil
+}
+
+// replaceLink makes link point to target in one step.
+func replaceLink(target, link string) error {
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		return err
+	}
+	fresh, err := os.MkdirTemp(filepath.Dir(link), ".link-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(fresh)
+	if err := os.Symlink(target, fresh+"/new"); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh+"/new", link); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(link))
+}
+
+// syncDir makes renames in a directory last through a power cut.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

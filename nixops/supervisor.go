@@ -1,0 +1,156 @@
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A supervisor is what a machine has to run things that outlive their caller:
+// systemd, launchd, or nothing but processes. Units are named without suffix.
+type supervisor interface {
+	// start runs a command in a unit of its own, with its output out of the
+	// caller's hands. ErrUnitExists when the unit is running.
+	start(ctx context.Context, unit string, command, env []string) error
+	state(ctx context.Context, unit string) (UnitState, error)
+	output(ctx context.Context, unit string) (string, error)
+	// stop ends the unit's processes, the stubborn ones after stopGrace.
+	stop(ctx context.Context, unit string) error
+	arm(ctx context.Context, d Deadline) error
+	disarm(ctx context.Context, unit string) error
+	armed(ctx context.Context, unit string) (bool, error)
+	// health describes every unit of the machine.
+	health(ctx context.Context) ([]unitHealth, error)
+	reboot(ctx context.Context) error
+}
+
+// unitHealth is what tells a good unit from a bad one.
+type unitHealth struct {
+	name     string
+	failed   bool // failed, or waiting to be restarted after a failure
+	restarts uint64
+}
+
+// stopGrace is how long processes may take to end by themselves.
+const stopGrace = 10 * time.Second
+
+// unitNames are the names a unit may have here: they become file names and
+// arguments of other programs.
+var unitNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,100}$`)
+
+func checkUnit(unit string) error {
+	if !unitNames.MatchString(unit) {
+		return fmt.Errorf("unit name %q: only letters, digits and . _ @ -", unit)
+	}
+	return nil
+}
+
+// unitFiles is the directory where the end of each unit is recorded. It lies
+// below /run, so that a record never outlives the boot it belongs to.
+type unitFiles struct{ dir string }
+
+func (f unitFiles) path(unit, kind string) string { return f.dir + "/" + unit + "." + kind }
+
+// prepare makes the directory and forgets an earlier unit of the name. A timer is
+// marked as one that has not fired.
+func (f unitFiles) prepare(unit string, timer bool) error {
+	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+		return err
+	}
+	for _, kind := range []string{"exit", "out", "fired", "timer", "plist"} {
+		if err := os.Remove(f.path(unit, kind)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if !timer {
+		return nil
+	}
+	return os.WriteFile(f.path(unit, "timer"), nil, 0o600)
+}
+
+// waiting says whether the unit is marked as a deadline that has not fired.
+func (f unitFiles) waiting(unit string) bool {
+	return exists(f.path(unit, "timer")) && !exists(f.path(unit, "fired"))
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// recorder is a shell script that runs a command and records how it ended, in one
+// step. Arguments: the record, then the command. It survives the signal that ends
+// the command, to record that too; descriptor 3 is its own.
+const recorder = `exit=$1; shift
+trap : TERM
+"$@" 3>&-
+echo "exited $?" >"$exit.new" && mv "$exit.new" "$exit"`
+
+// timedRecorder waits first. Whoever makes the directory "fired" decides whether
+// the deadline happened or was taken back. Arguments: that directory, seconds,
+// the record, the command.
+const timedRecorder = `fired=$1; sleep "$2" || exit; shift 2
+mkdir "$fired" || exit
+` + recorder
+
+// exit reads a record: "exited CODE", or "killed SIGNAL" as systemd words it.
+func (f unitFiles) exit(unit string) (Exit, bool, error) {
+	text, err := readBounded(f.path(unit, "exit"), 256)
+	if errors.Is(err, os.ErrNotExist) {
+		return Exit{}, false, nil
+	}
+	if err != nil {
+		return Exit{}, false, err
+	}
+	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	code, err := strconv.Atoi(status)
+	switch {
+	case how == "exited" && err == nil:
+		return Exit{Code: code}, true, nil
+	case how == "killed" || how == "dumped":
+		return Exit{Code: -1, Signal: status}, true, nil
+	}
+	return Exit{}, false, fmt.Errorf("record of unit %s: %q is no exit", unit, text)
+}
+
+// output is the end of the file that a unit writes to where there is no journal.
+func (f unitFiles) output(unit string) (string, error) {
+	file, err := os.Open(f.path(unit, "out"))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return "", err
+	}
+	start := max(0, info.Size()-MaxOutput)
+	text, err := io.ReadAll(io.NewSectionReader(file, start, MaxOutput))
+	return string(text), err
+}
+
+// readBounded reads a file that must not be larger than limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return data, nil
+}

@@ -1,0 +1,176 @@
+package nixops
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// launchd supervises with jobs of macOS's system domain. launchd keeps neither the exit
+// code of a job that is gone nor one-shot relative timers, so both are the
+// recorder's work; it does keep jobs alive without their caller.
+type launchd struct {
+	files unitFiles
+	ctl   string // launchctl
+}
+
+// label is a unit's name among launchd's jobs.
+func label(unit string) string { return "org.nixfleet." + unit }
+
+func (l *launchd) start(ctx context.Context, unit string, cmd, env []string) error {
+	return l.bootstrap(ctx, unit, false, env, append([]string{"/bin/sh", "-c", recorder, "unit", l.files.path(unit, "exit")}, cmd...))
+}
+
+func (l *launchd) arm(ctx context.Context, d Deadline) error {
+	args := []string{
+		"/bin/sh", "-c", timedRecorder, "unit", l.files.path(d.Unit, "fired"),
+		strconv.FormatFloat(d.After.Seconds(), 'f', 3, 64), l.files.path(d.Unit, "exit"),
+	}
+	return l.bootstrap(ctx, d.Unit, true, nil, append(args, d.Command...))
+}
+
+func (l *launchd) bootstrap(ctx context.Context, unit string, timer bool, env, args []string) error {
+	loaded, err := l.loaded(ctx, unit)
+	if err != nil {
+		return err
+	}
+	if loaded {
+		if _, done, err := l.files.exit(unit); err != nil || !done {
+			return errors.Join(fmt.Errorf("unit %s: %w", unit, ErrUnitExists), err)
+		}
+		if err := l.stop(ctx, unit); err != nil {
+			return err
+		}
+	}
+	if err := l.files.prepare(unit, timer); err != nil {
+		return err
+	}
+	plist := l.files.path(unit, "plist")
+	if err := os.WriteFile(plist, propertyList(label(unit), l.files.path(unit, "out"), args, env), 0o600); err != nil {
+		return err
+	}
+	_, err = command{path: l.ctl, args: []string{"bootstrap", "system", plist}, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
+	return err
+}
+
+// propertyList describes a job that runs once (launchd.plist(5)).
+func propertyList(label, out string, args, env []string) []byte {
+	var b bytes.Buffer
+	text := func(tag, s string) {
+		b.WriteString("<" + tag + ">")
+		xml.EscapeText(&b, []byte(s)) // cannot fail on a buffer
+		b.WriteString("</" + tag + ">\n")
+	}
+	b.WriteString(xml.Header + "<plist version=\"1.0\"><dict>\n")
+	text("key", "Label")
+	text("string", label)
+	text("key", "ProgramArguments")
+	b.WriteString("<array>\n")
+	for _, a := range args {
+		text("string", a)
+	}
+	b.WriteString("</array>\n")
+	text("key", "EnvironmentVariables")
+	b.WriteString("<dict>\n")
+	for _, e := range env {
+		name, value, _ := strings.Cut(e, "=")
+		text("key", name)
+		text("string", value)
+	}
+	b.WriteString("</dict>\n")
+	for _, key := range []string{"StandardOutPath", "StandardErrorPath"} {
+		text("key", key)
+		text("string", out)
+	}
+	b.WriteString("<key>RunAtLoad</key><true/>\n<key>AbandonProcessGroup</key><false/>\n</dict></plist>\n")
+	return b.Bytes()
+}
+
+// loaded says whether launchd knows the job.
+func (l *launchd) loaded(ctx context.Context, unit string) (bool, error) {
+	_, err := command{path: l.ctl, args: []string{"print", "system/" + label(unit)}, timeout: toolTimeout}.run(ctx)
+	if failed, ok := errors.AsType[*commandError](err); ok && failed.exitCode() > 0 {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (l *launchd) state(ctx context.Context, unit string) (UnitState, error) {
+	exit, done, err := l.files.exit(unit)
+	if err != nil {
+		return UnitState{}, err
+	}
+	if done {
+		return UnitState{Phase: UnitFinished, Exit: exit}, nil
+	}
+	loaded, err := l.loaded(ctx, unit)
+	if err != nil || !loaded || l.files.waiting(unit) {
+		return UnitState{Phase: UnitUnknown}, err
+	}
+	return UnitState{Phase: UnitRunning}, nil
+}
+
+func (l *launchd) output(ctx context.Context, unit string) (string, error) {
+	return l.files.output(unit)
+}
+
+func (l *launchd) stop(ctx context.Context, unit string) error {
+	loaded, err := l.loaded(ctx, unit)
+	if err != nil || !loaded {
+		return err
+	}
+	_, err = command{path: l.ctl, args: []string{"bootout", "system/" + label(unit)}, timeout: 3 * stopGrace}.run(ctx)
+	return err
+}
+
+func (l *launchd) disarm(ctx context.Context, unit string) error {
+	armed, err := l.armed(ctx, unit)
+	if err != nil || !armed {
+		return err
+	}
+	if err := os.Mkdir(l.files.path(unit, "fired"), 0o700); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	err = l.stop(ctx, unit)
+	return errors.Join(err, l.files.prepare(unit, false))
+}
+
+func (l *launchd) armed(ctx context.Context, unit string) (bool, error) {
+	if !l.files.waiting(unit) {
+		return false, nil
+	}
+	return l.loaded(ctx, unit)
+}
+
+// health lists jobs that do not run and whose last run ended badly
+// (`launchctl list`: process, status, label).
+func (l *launchd) health(ctx context.Context) ([]unitHealth, error) {
+	out, err := command{path: l.ctl, args: []string{"list"}, timeout: toolTimeout}.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var units []unitHealth
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) != 3 || f[0] == "PID" {
+			continue
+		}
+		units = append(units, unitHealth{name: f[2], failed: f[0] == "-" && f[1] != "0"})
+	}
+	return units, lines.Err()
+}
+
+func (l *launchd) reboot(ctx context.Context) error {
+	_, err := command{path: "/sbin/shutdown", args: []string{"-r", "now"}, timeout: toolTimeout}.run(ctx)
+	return err
+}

@@ -1,0 +1,197 @@
+package nixops
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// processes supervises without an init: each unit is a session of its own that
+// nobody waits for, its output goes to a file and its end to another. A held flock
+// says that it runs, so that no process number is mistaken for another's.
+type processes struct {
+	files unitFiles
+	dir   string // where failed-units and restarts are listed
+}
+
+func (p *processes) start(ctx context.Context, unit string, command, env []string) error {
+	return p.launch(ctx, unit, env, recorder, append([]string{p.files.path(unit, "exit")}, command...), false)
+}
+
+func (p *processes) arm(ctx context.Context, d Deadline) error {
+	args := append([]string{
+		p.files.path(d.Unit, "fired"),
+		strconv.FormatFloat(d.After.Seconds(), 'f', 3, 64),
+		p.files.path(d.Unit, "exit"),
+	}, d.Command...)
+	return p.launch(ctx, d.Unit, nil, timedRecorder, args, true)
+}
+
+func (p *processes) launch(ctx context.Context, unit string, env []string, script string, args []string, timer bool) error {
+	if err := os.MkdirAll(p.files.dir, 0o700); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(p.files.path(unit, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	// Somebody who only asks whether it is held has it for a moment, too.
+	err = wait(ctx, 200*time.Millisecond, func() (bool, error) {
+		return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil, nil
+	})
+	if errors.Is(err, errWaited) {
+		err = ErrUnitExists
+	}
+	if err != nil {
+		return fmt.Errorf("unit %s: %w", unit, err)
+	}
+	if err := p.files.prepare(unit, timer); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(p.files.path(unit, "out"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	// The outer shell ends at once, so that the inner one is nobody's child.
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `/bin/sh -c "$@" &`, "sh", script, "unit"}, args...)...)
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.ExtraFiles = []*os.File{lock} // descriptor 3
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	group := strconv.Itoa(cmd.Process.Pid)
+	err = os.WriteFile(p.files.path(unit, "group"), []byte(group), 0o600)
+	return errors.Join(err, cmd.Wait())
+}
+
+// running says whether the unit's shell lives.
+func (p *processes) running(unit string) (bool, error) {
+	return flockHeld(p.files.path(unit, "lock"))
+}
+
+func (p *processes) state(ctx context.Context, unit string) (UnitState, error) {
+	running, err := p.running(unit)
+	if err != nil {
+		return UnitState{}, err
+	}
+	if p.files.waiting(unit) {
+		return UnitState{Phase: UnitUnknown}, nil
+	}
+	if running {
+		return UnitState{Phase: UnitRunning}, nil
+	}
+	exit, ok, err := p.files.exit(unit)
+	switch {
+	case err != nil:
+		return UnitState{}, err
+	case ok:
+		return UnitState{Phase: UnitFinished, Exit: exit}, nil
+	case exists(p.files.path(unit, "out")) && !exists(p.files.path(unit, "timer")):
+		return UnitState{Phase: UnitFinished, Exit: Exit{Code: -1, Signal: "KILL"}}, nil
+	}
+	return UnitState{Phase: UnitUnknown}, nil
+}
+
+func (p *processes) output(ctx context.Context, unit string) (string, error) {
+	return p.files.output(unit)
+}
+
+func (p *processes) stop(ctx context.Context, unit string) error {
+	for _, step := range []struct {
+		signal syscall.Signal
+		wait   time.Duration
+	}{{syscall.SIGTERM, stopGrace}, {syscall.SIGKILL, stopGrace}} {
+		running, err := p.running(unit)
+		if err != nil || !running {
+			return err
+		}
+		text, err := readBounded(p.files.path(unit, "group"), 32)
+		if err != nil {
+			return err
+		}
+		group, err := strconv.Atoi(string(text))
+		if err != nil || group <= 1 {
+			return fmt.Errorf("process group %q of unit %s", text, unit)
+		}
+		if err := syscall.Kill(-group, step.signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+		err = wait(ctx, step.wait, func() (bool, error) {
+			running, err := p.running(unit)
+			return !running, err
+		})
+		if err == nil || !errors.Is(err, errWaited) {
+			return err
+		}
+	}
+	return fmt.Errorf("unit %s does not end", unit)
+}
+
+func (p *processes) disarm(ctx context.Context, unit string) error {
+	if !exists(p.files.path(unit, "timer")) {
+		return nil
+	}
+	// The same step by which the deadline itself decides that it fires.
+	if err := os.Mkdir(p.files.path(unit, "fired"), 0o700); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	err := p.stop(ctx, unit)
+	return errors.Join(err, p.files.prepare(unit, false))
+}
+
+func (p *processes) armed(ctx context.Context, unit string) (bool, error) {
+	running, err := p.running(unit)
+	return running && p.files.waiting(unit), err
+}
+
+// health reads what the closures' own scripts wrote down, because without an init
+// nobody else knows: one failed unit per line in failed-units, one "unit count"
+// per line in restarts.
+func (p *processes) health(ctx context.Context) ([]unitHealth, error) {
+	var units []unitHealth
+	for _, kind := range []string{"failed-units", "restarts"} {
+		file, err := os.Open(p.dir + "/" + kind)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		lines := bufio.NewScanner(file)
+		for lines.Scan() {
+			name, count, _ := strings.Cut(lines.Text(), " ")
+			if name == "" {
+				continue
+			}
+			unit := unitHealth{name: name, failed: kind == "failed-units"}
+			unit.restarts, _ = strconv.ParseUint(count, 10, 64)
+			units = append(units, unit)
+		}
+		err = errors.Join(lines.Err(), file.Close())
+		if err != nil {
+			return nil, err
+		}
+	}
+	return units, nil
+}
+
+func (p *processes) reboot(ctx context.Context) error {
+	return fmt.Errorf("reboot without an init: %w", ErrUnsupported)
+}

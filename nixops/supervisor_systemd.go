@@ -1,0 +1,204 @@
+package nixops
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// systemd supervises with transient units of PID 1. Their output goes to the
+// journal. They are collected when they end, so that a failed switch does not
+// itself show as a failed unit; ExecStopPost= records the end before that.
+//
+// Root's systemctl and systemd-run talk to PID 1 directly, not through D-Bus, so a
+// switch that replaces the bus does not disturb them; hence no --wait, which does.
+type systemd struct {
+	files unitFiles
+}
+
+// toolTimeout bounds one call of systemctl or systemd-run; PID 1 is deaf while
+// it reexecutes itself.
+const toolTimeout = 45 * time.Second
+
+// rememberEnd is the value of ExecStopPost=. The colon keeps systemd from
+// expanding what belongs to the shell; EXIT_CODE and EXIT_STATUS are systemd.exec(5)'s.
+func (s *systemd) rememberEnd(unit string) string {
+	record := s.files.path(unit, "exit")
+	script := fmt.Sprintf(`echo "$EXIT_CODE $EXIT_STATUS" >'%s.new' && mv '%s.new' '%s'`, record, record, record)
+	return `ExecStopPost=:/bin/sh -c "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(script) + `"`
+}
+
+func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) error {
+	state, err := s.state(ctx, unit)
+	if err != nil {
+		return err
+	}
+	if state.Phase == UnitRunning {
+		return fmt.Errorf("unit %s: %w", unit, ErrUnitExists)
+	}
+	if err := s.files.prepare(unit, false); err != nil {
+		return err
+	}
+	args := s.runArguments(unit)
+	for _, e := range env {
+		args = append(args, "--setenv="+e)
+	}
+	args = append(append(args, "--service-type=exec", "--"), cmd...)
+	_, err = command{path: "systemd-run", args: args, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
+	return err
+}
+
+func (s *systemd) runArguments(unit string) []string {
+	return []string{
+		"--quiet", "--collect", "--no-ask-password", "--unit=" + unit,
+		"--property=StandardOutput=journal", "--property=StandardError=journal",
+		"--property=TimeoutStopSec=" + strconv.Itoa(int(stopGrace.Seconds())),
+		"--property=" + s.rememberEnd(unit),
+	}
+}
+
+func (s *systemd) arm(ctx context.Context, d Deadline) error {
+	if err := s.files.prepare(d.Unit, false); err != nil {
+		return err
+	}
+	args := append(s.runArguments(d.Unit),
+		fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
+		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no", "--")
+	args = append(args, d.Command...)
+	_, err := command{path: "systemd-run", args: args, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
+	return err
+}
+
+// properties shows units as blocks of NAME=value lines.
+func properties(ctx context.Context, names []string, patterns ...string) ([]map[string]string, error) {
+	args := []string{"show", "--no-pager", "--property=" + strings.Join(names, ","), "--"}
+	out, err := command{path: "systemctl", args: append(args, patterns...), timeout: toolTimeout}.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return parseProperties(out)
+}
+
+func parseProperties(out []byte) ([]map[string]string, error) {
+	var blocks []map[string]string
+	block := map[string]string{}
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		name, value, ok := strings.Cut(lines.Text(), "=")
+		switch {
+		case ok:
+			block[name] = value
+		case lines.Text() == "" && len(block) > 0:
+			blocks = append(blocks, block)
+			block = map[string]string{}
+		}
+	}
+	if len(block) > 0 {
+		blocks = append(blocks, block)
+	}
+	return blocks, lines.Err()
+}
+
+func (s *systemd) active(ctx context.Context, unit string) (bool, error) {
+	blocks, err := properties(ctx, []string{"ActiveState"}, unit)
+	if err != nil || len(blocks) == 0 {
+		return false, err
+	}
+	switch blocks[0]["ActiveState"] {
+	case "active", "activating", "deactivating", "reloading", "refreshing", "maintenance":
+		return true, nil
+	}
+	return false, nil
+}
+
+func (s *systemd) state(ctx context.Context, unit string) (UnitState, error) {
+	running, err := s.active(ctx, unit+".service")
+	if err != nil {
+		return UnitState{}, err
+	}
+	if running {
+		return UnitState{Phase: UnitRunning}, nil
+	}
+	exit, ok, err := s.files.exit(unit)
+	if err != nil || !ok {
+		return UnitState{Phase: UnitUnknown}, err
+	}
+	return UnitState{Phase: UnitFinished, Exit: exit}, nil
+}
+
+func (s *systemd) output(ctx context.Context, unit string) (string, error) {
+	out, err := command{
+		path:    "journalctl",
+		args:    []string{"--boot", "--no-pager", "--output=cat", "--lines=200", "--unit=" + unit + ".service"},
+		timeout: toolTimeout,
+	}.run(ctx)
+	if over := len(out) - MaxOutput; over > 0 {
+		out = out[over:]
+	}
+	return string(out), err
+}
+
+// notLoaded is the exit status of systemctl for a unit that does not exist (LSB).
+const notLoaded = 5
+
+func (s *systemd) stop(ctx context.Context, unit string) error {
+	return s.stopUnit(ctx, unit+".service")
+}
+
+func (s *systemd) stopUnit(ctx context.Context, unit string) error {
+	_, err := command{path: "systemctl", args: []string{"stop", "--", unit}, timeout: 3 * stopGrace}.run(ctx)
+	if failed, ok := errors.AsType[*commandError](err); ok && failed.exitCode() == notLoaded {
+		return nil
+	}
+	return err
+}
+
+func (s *systemd) disarm(ctx context.Context, unit string) error {
+	return s.stopUnit(ctx, unit+".timer")
+}
+
+func (s *systemd) armed(ctx context.Context, unit string) (bool, error) {
+	return s.active(ctx, unit+".timer")
+}
+
+func (s *systemd) health(ctx context.Context) ([]unitHealth, error) {
+	blocks, err := properties(ctx, []string{"Id", "ActiveState", "SubState", "Result", "NRestarts"}, "*")
+	if err != nil {
+		return nil, err
+	}
+	return unitsOf(blocks), nil
+}
+
+// unitsOf judges units: one that waits for its automatic restart never shows as
+// failed, but the result of its last run does.
+func unitsOf(blocks []map[string]string) []unitHealth {
+	units := make([]unitHealth, 0, len(blocks))
+	for _, b := range blocks {
+		unit := unitHealth{name: b["Id"]}
+		waiting := strings.HasPrefix(b["SubState"], "auto-restart")
+		unit.failed = b["ActiveState"] == "failed" || waiting && b["Result"] != "success"
+		unit.restarts, _ = strconv.ParseUint(b["NRestarts"], 10, 64)
+		if unit.name != "" {
+			units = append(units, unit)
+		}
+	}
+	return units
+}
+
+func (s *systemd) reboot(ctx context.Context) error {
+	_, err := command{path: "systemctl", args: []string{"reboot", "--no-ask-password"}, timeout: toolTimeout}.run(ctx)
+	return err
+}
+
+// systemdRuns says whether PID 1 is systemd, as sd_booted(3) does.
+func systemdRuns() bool {
+	info, err := os.Lstat("/run/systemd/system")
+	return err == nil && info.IsDir()
+}
