@@ -1,0 +1,198 @@
+package rollout
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"nixfleet/nixops/fleet"
+)
+
+// budget is one disruption budget, counted across all rollouts that name its selector.
+type budget struct {
+	key     string // canonical selector
+	label   string // for people
+	members int
+	limit   int
+	used    int // hosts that hold a slot
+	unheard int // members that have not reported since an empty start
+	planned int // slots given away by the look-ahead that is running
+	queue   []*host
+}
+
+// budgetLimit is maxInFlight or the percentage of members (rounded down, at least 1), whichever is smaller;
+// -1 when neither is set.
+func budgetLimit(maxInFlight, maxInFlightPct *uint32, members int) int {
+	limit := -1
+	if maxInFlight != nil {
+		limit = int(*maxInFlight)
+	}
+	if maxInFlightPct != nil {
+		pct := max(1, int(uint64(members)*uint64(*maxInFlightPct)/100))
+		if limit < 0 || pct < limit {
+			limit = pct
+		}
+	}
+	return limit
+}
+
+// selectorKey is equal for equal selectors and only for them.
+func selectorKey(s fleet.Selector) string {
+	channel := ""
+	if s.Channel != nil {
+		channel = fmt.Sprintf("%q", *s.Channel)
+	}
+	return fmt.Sprintf("%q %q %q %s %t", s.Tags, s.TagsAny, s.Hosts, channel, s.All)
+}
+
+func selectorLabel(s fleet.Selector) string {
+	var parts []string
+	if len(s.Tags) > 0 {
+		parts = append(parts, "tags "+strings.Join(s.Tags, "+"))
+	}
+	if len(s.TagsAny) > 0 {
+		parts = append(parts, "any tag of "+strings.Join(s.TagsAny, ", "))
+	}
+	if len(s.Hosts) > 3 {
+		parts = append(parts, fmt.Sprintf("%d named hosts", len(s.Hosts)))
+	} else if len(s.Hosts) > 0 {
+		parts = append(parts, "hosts "+strings.Join(s.Hosts, ", "))
+	}
+	if s.Channel != nil {
+		parts = append(parts, "channel "+*s.Channel)
+	}
+	if s.All {
+		parts = append(parts, "all hosts")
+	}
+	if len(parts) == 0 {
+		return "no host"
+	}
+	return strings.Join(parts, " or ")
+}
+
+// bindBudgets reads the budgets that the manifests of a release froze, and counts the slots held now.
+func (w *World) bindBudgets(r *fleet.Release, now time.Time) {
+	w.budgets = map[string]*budget{}
+	for _, h := range w.hosts {
+		h.budgets, h.waitsFor = nil, nil
+	}
+	for _, name := range sortedChannels(r) {
+		m := r.Channels[name].Manifest
+		for _, mb := range m.DisruptionBudgets {
+			limit := budgetLimit(mb.MaxInFlight, mb.MaxInFlightPct, len(mb.Hosts))
+			if limit < 0 || len(mb.Hosts) == 0 {
+				continue
+			}
+			key := selectorKey(mb.Selector)
+			if b := w.budgets[key]; b != nil { // declared again: the stricter one counts
+				b.limit = min(b.limit, limit)
+				continue
+			}
+			b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
+			w.budgets[key] = b
+			for _, hostname := range mb.Hosts {
+				if h := w.hosts[hostname]; h != nil {
+					h.budgets = append(h.budgets, b)
+					if !h.reported {
+						b.unheard++
+					}
+				}
+			}
+		}
+	}
+	for _, h := range w.hosts {
+		if h.slotUntil.IsZero() {
+			continue
+		}
+		// A host in flight counts where it was counted when it got its slot, and where it belongs now.
+		var slots []*budget
+		for _, b := range h.slots {
+			if n := w.budgets[b.key]; n != nil {
+				slots = append(slots, n)
+			}
+		}
+		for _, b := range h.budgets {
+			if !slices.Contains(slots, b) {
+				slots = append(slots, b)
+			}
+		}
+		h.slots = slots
+		for _, b := range slots {
+			b.used++
+		}
+		w.arm(h, now)
+	}
+}
+
+// hold takes a slot in each budget of the host, or keeps those it has for longer.
+func (w *World) hold(h *host, until time.Time) {
+	if h.slotUntil.IsZero() {
+		h.slots = slices.Clone(h.budgets)
+		for _, b := range h.slots {
+			b.used++
+		}
+	}
+	h.slotUntil = later(h.slotUntil, until)
+}
+
+// release gives the slots of a host back and wakes those who may take them.
+func (w *World) release(h *host, now time.Time) {
+	if h.slotUntil.IsZero() {
+		return
+	}
+	slots := h.slots
+	h.slotUntil, h.slots, h.ended = time.Time{}, nil, nil
+	for _, b := range slots {
+		b.used--
+	}
+	for _, b := range slots {
+		w.wakeQueue(b, now)
+	}
+}
+
+// wakeQueue wakes as many waiting hosts as the budget has room for.
+func (w *World) wakeQueue(b *budget, now time.Time) {
+	for room := b.limit - b.inFlight(w, now); room > 0 && len(b.queue) > 0; {
+		h := b.queue[0]
+		b.queue[0] = nil
+		b.queue = b.queue[1:]
+		if h.waitsFor != b {
+			continue
+		}
+		h.waitsFor = nil
+		if h.state() == Queued && h.lease == nil && !w.offline(h, now) {
+			w.wake(h)
+			room--
+		}
+	}
+}
+
+// enqueue lets a host wait for a budget.
+func (w *World) enqueue(h *host, b *budget) {
+	if h.waitsFor != b {
+		h.waitsFor = b
+		b.queue = append(b.queue, h)
+	}
+}
+
+// inFlight counts the hosts that hold a slot, and after an empty start those that might.
+func (b *budget) inFlight(w *World, now time.Time) int {
+	n := b.used
+	if now.Before(w.unheard) {
+		n += b.unheard
+	}
+	return n
+}
+
+// full reports whether one more host may not start. A host that holds its slot already does not count twice.
+func (b *budget) full(w *World, h *host, now time.Time) bool {
+	n := b.inFlight(w, now) + b.planned
+	if !h.slotUntil.IsZero() && slices.Contains(h.slots, b) {
+		n--
+	}
+	if !h.reported && now.Before(w.unheard) {
+		n--
+	}
+	return n >= b.limit
+}

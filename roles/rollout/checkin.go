@@ -1,0 +1,249 @@
+package rollout
+
+import (
+	"fmt"
+	"time"
+)
+
+// Checkin takes what a host says about itself and answers what it should do. Reading and dispatching are one
+// step: an offer in the Decision is already leased in the Change, so two check-ins cannot both take the last
+// slot of a budget. The caller sends the Decision only after the Change is stored. A check-in that changes
+// nothing returns an empty Change.
+func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision, Change) {
+	now = at(now)
+	h := w.hosts[hostname]
+	if h == nil {
+		return Decision{Reason: *w.blocked(offer, subject{}, now)}, Change{}
+	}
+	w.observe(h, o, now)
+	w.settle(h, now)
+	w.flush(now)
+	d := w.answer(h, now)
+	w.flush(now)
+	w.arm(h, now)
+	delete(w.pending.wake, h.name) // it is being answered
+	return d, w.finish()
+}
+
+// Seen notes that a host is still there (its held request was answered without a new check-in, say).
+func (w *World) Seen(hostname string, now time.Time) {
+	if h := w.hosts[hostname]; h != nil && h.reported {
+		h.seen = later(h.seen, at(now))
+		h.until = later(h.until, h.seen)
+	}
+}
+
+// Gone notes that a held request ended without an answer: the host no longer counts as present.
+func (w *World) Gone(hostname string, now time.Time) {
+	if h := w.hosts[hostname]; h != nil && h.reported && h.until.After(at(now)) {
+		h.until = at(now)
+		w.arm(h, at(now))
+	}
+}
+
+// observe copies an observation.
+func (w *World) observe(h *host, o Observation, now time.Time) {
+	if !h.reported {
+		h.reported = true
+		for _, b := range h.budgets {
+			b.unheard--
+			if now.Before(w.unheard) {
+				w.wakeQueue(b, now)
+			}
+		}
+	}
+	h.seen, h.until = now, now.Add(max(0, o.Wait))
+	h.running, h.bootID, h.rebootDue = o.Closure, o.BootID, o.RebootPending
+	h.health = judge(o.ProbeMode, o.Probes)
+	h.fetchResult, h.fetchID = o.FetchResult, o.FetchRollout
+	h.phase, h.phaseIntent, h.phaseWant = "", "", ""
+	if o.Phase != nil {
+		h.phase, h.phaseIntent, h.phaseWant = o.Phase.Name, o.Phase.Intent, o.Phase.Closure
+	}
+	h.held, h.knowsLease = o.Held, o.KnowsLease
+	h.attested = time.Time{}
+	if o.Attested && o.LastConfirmedAt != nil {
+		// Rounded up: what is restored may not be a moment longer than what was.
+		h.attested = at(o.LastConfirmedAt.Add(time.Millisecond - 1))
+	}
+	if h.running == h.closure {
+		h.healthAt = now
+		if h.run != nil {
+			w.settleHealth(h, now)
+		}
+	}
+	w.adopt(h, now)
+	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && (h.phase == "" || h.phase == "idle") {
+		w.endLease(h, DispatchRolledBack, now)
+		w.retryOrFail(h, localFault, CodeFetchFailed, h.fetchResult, now)
+	}
+}
+
+// adopt gives a slot to a host that works on a lease which nobody here remembers.
+func (w *World) adopt(h *host, now time.Time) {
+	if h.lease != nil || !h.slotUntil.IsZero() {
+		return
+	}
+	switch {
+	case h.busy():
+		w.hold(h, now.Add(w.limits.ConfirmWindow+w.limits.Margin))
+	case now.Before(w.unheard) && (h.phase == "fetching" || h.phase == "staged"):
+		w.hold(h, now.Add(w.limits.Lease+w.limits.ConfirmWindow+w.limits.Margin))
+	}
+}
+
+// phaseIs: the host's phase is about this target.
+func (h *host) phaseIs(intent, closure string) bool {
+	return (h.phaseIntent == "" || h.phaseIntent == intent) && (h.phaseWant == "" || h.phaseWant == closure)
+}
+
+// answer decides for a host whose state is settled, and grants what it decides.
+func (w *World) answer(h *host, now time.Time) Decision {
+	d := w.decide(h, now)
+	if d.Target == nil {
+		if d.Reason.Code == CodeBudget {
+			w.queueUp(h, now)
+		}
+		return d
+	}
+	if d.Target.Resent {
+		w.renew(h, now)
+	} else {
+		w.grant(h, now)
+	}
+	d.Target = w.target(h, now, d.Target.Resent)
+	return d
+}
+
+// Decide answers what a check-in with the last observation would be answered now, and changes nothing.
+func (w *World) Decide(hostname string, now time.Time) Decision {
+	now = at(now)
+	h := w.hosts[hostname]
+	if h == nil {
+		return Decision{Reason: *w.blocked(offer, subject{}, now)}
+	}
+	return w.decide(h, now)
+}
+
+func (w *World) decide(h *host, now time.Time) Decision {
+	s := subject{h, h.run}
+	if rb := w.rollback(h); rb != nil {
+		return Decision{Rollback: rb, Reason: Reason{
+			Code: CodeRollback, Gate: "halt", Text: "it is asked to return to its previous closure: " + rb.Reason, Next: "fix it and release",
+		}}
+	}
+	if w.mayResend(h, now) {
+		r := w.blocked(resend, s, now)
+		if r == nil {
+			return Decision{Target: w.target(h, now, true), Reason: Reason{
+				Code: CodeResent, Gate: "lease", Text: "it holds a lease and has not started; it is told its target again", Next: nothingToDo,
+			}}
+		}
+		return Decision{Reason: *r}
+	}
+	if r := w.blocked(offer, s, now); r != nil {
+		return Decision{Reason: *r}
+	}
+	return Decision{Target: w.target(h, now, false), Reason: Reason{
+		Code: CodeOffered, Gate: "dispatch", Text: "it is offered its target in wave " + fmt.Sprint(h.wave), Next: nothingToDo,
+	}}
+}
+
+// mayResend: the host holds a lease that it can still use and shows that it has not started. Only agents that
+// know leases are told twice; to others a target is sent once per dispatch.
+func (w *World) mayResend(h *host, now time.Time) bool {
+	l := h.lease
+	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || !l.KnowsLease || !h.knowsLease || h.state() != Dispatched || !now.Before(l.StartBy) {
+		return false
+	}
+	switch h.phase {
+	case "", "idle":
+		return true
+	case "fetching", "staged":
+		return h.phaseIs(l.Intent, l.Closure)
+	}
+	return false
+}
+
+func (w *World) target(h *host, now time.Time, resent bool) *Target {
+	r := h.run
+	t := &Target{
+		Closure: h.closure, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, ChannelRef: r.ChannelRef,
+		Wave: h.wave, ConfirmWindow: r.confirmWindow, StartBy: r.lease, Freshness: r.freshness,
+		ComplianceMode: r.complianceMode, SignedAt: r.signedAt, Resent: resent,
+	}
+	if h.lease.pending() && h.lease.Intent == r.Intent {
+		t.StartBy = h.lease.StartBy.Sub(now)
+	}
+	return t
+}
+
+// grant dispatches: a lease, its slots and the host's row.
+func (w *World) grant(h *host, now time.Time) {
+	r := h.run
+	if h.lease != nil {
+		w.endLease(h, DispatchCancelled, now)
+	}
+	l := &lease{Dispatch: Dispatch{
+		Host: h.name, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, Wave: h.wave, Closure: h.closure,
+		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.knowsLease,
+	}}
+	l.ConfirmDeadline = now.Add(r.confirmWindow)
+	if h.knowsLease {
+		l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
+	}
+	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
+	h.lease = l
+	w.saveLease(l)
+	w.hold(h, l.SlotUntil)
+	h.waitsFor, h.healthAt = nil, time.Time{}
+	w.edit(h, now, func(x *record) {
+		x.Attempt++
+		if x.Previous == "" && h.running != h.closure {
+			x.Previous = h.running
+		}
+	})
+	w.enter(h, Dispatched, "", h.closure, now)
+	e := w.event(r, EventDispatched, CodeOffered, now)
+	e.Host, e.Detail = h.name, fmt.Sprintf("attempt %d, %s", h.rec.Attempt, h.closure)
+	w.log(e)
+}
+
+// renew prolongs the lease of a host that is still downloading, when less than half of it is left.
+func (w *World) renew(h *host, now time.Time) {
+	l, r := h.lease, h.run
+	if h.phase != "fetching" && h.phase != "staged" || l.StartBy.Sub(now) >= r.lease/2 || now.Sub(l.DispatchedAt) > w.limits.FetchLimit {
+		return
+	}
+	l.StartBy = now.Add(r.lease)
+	l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
+	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
+	w.hold(h, l.SlotUntil)
+	w.saveLease(l)
+	e := w.event(r, EventRenewedLease, "", now)
+	e.Host, e.Detail = h.name, h.phase
+	w.log(e)
+}
+
+// rollback is the request to return that a host gets: it was touched by a recalled rollout, or failed under
+// rollback-and-halt, and still has the target.
+func (w *World) rollback(h *host) *Rollback {
+	r := h.run
+	if r == nil || !r.revert || !h.rec.touched() || !h.reported {
+		return nil
+	}
+	if st := h.state(); st == Reverted || (st != Failed && r.State != Reverting && r.State != RolloutReverted) {
+		return nil
+	}
+	if h.running != h.closure && !(h.busy() && h.phase != "undoing" && h.phaseIs(r.Intent, h.closure)) {
+		return nil
+	}
+	rb := &Rollback{RolloutID: r.RolloutID, TargetRef: h.rec.Previous, Reason: r.HaltReason}
+	if rb.TargetRef == "" {
+		rb.TargetRef = r.ChannelRef
+	}
+	if rb.Reason == "" {
+		rb.Reason = h.rec.Reason
+	}
+	return rb
+}

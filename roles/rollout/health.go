@@ -1,0 +1,60 @@
+package rollout
+
+import "time"
+
+// health is what a host's probes say by its mode.
+type health uint8
+
+const (
+	well    health = iota // lets the host soak
+	notRun                // nothing has reported yet, or not everything that must
+	failing               // something fails
+)
+
+// judge applies the modes of wire.md §5: enforce wants every probe to pass, permissive none to fail, either at
+// least one that has run. Other modes do not gate, whatever the probes say: v1 agents report probes that never
+// run when health checks are disabled.
+func judge(mode string, probes []Probe) health {
+	if mode != "enforce" && mode != "permissive" {
+		return well
+	}
+	ran, all := false, true
+	for _, p := range probes {
+		switch p.Status {
+		case "fail":
+			return failing
+		case "pass":
+			ran = true
+		default:
+			all = false
+		}
+	}
+	if !ran || (mode == "enforce" && !all) {
+		return notRun
+	}
+	return well
+}
+
+// settleHealth starts and stops the clock of failing probes of a healthy host on its target. Probes that have
+// not run neither start nor stop it.
+func (w *World) settleHealth(h *host, now time.Time) {
+	if st := h.state(); st != Healthy && st != Soaked || h.running != h.closure {
+		return
+	}
+	switch since := h.rec.FailingSince; {
+	case h.health == failing && since == nil:
+		w.edit(h, now, func(r *record) { r.FailingSince = &now })
+	case h.health == well && since != nil:
+		w.edit(h, now, func(r *record) { r.FailingSince = nil })
+	}
+}
+
+// probesFailed: probes fail for the sustained time by a word of the host that still holds, or it fell silent
+// while they failed.
+func (w *World) probesFailed(h *host, now time.Time) bool {
+	since := h.rec.FailingSince
+	if since == nil || !h.reported || now.Before(since.Add(w.limits.ProbeFailAfter)) {
+		return false
+	}
+	return !now.After(h.until) || w.offline(h, now)
+}

@@ -1,0 +1,133 @@
+package rollout
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Errors of operator actions. They are wrapped with what was asked for.
+var (
+	ErrNoRollout = errors.New("no such rollout")
+	ErrNoHost    = errors.New("no such host in the current release")
+	ErrAction    = errors.New("unknown action")
+	ErrOver      = errors.New("the rollout is over")
+	ErrRecalled  = errors.New("the rollout was recalled; only a new release goes on from here")
+	ErrBusy      = errors.New("the host is activating")
+)
+
+// find a rollout by any of its ids.
+func (w *World) byID(id string) *run {
+	for _, ch := range sortedMap(w.channels) {
+		if ch.cur != nil && slices.Contains(ch.cur.IDs, id) {
+			return ch.cur
+		}
+		for _, r := range ch.past {
+			if slices.Contains(r.IDs, id) {
+				return r
+			}
+		}
+	}
+	return nil
+}
+
+// Hold pauses, resumes or cancels a rollout. A paused one starts nothing and opens no wave; what is in flight
+// ends, and soaks go on. Resuming a halted rollout means going on without the hosts that failed, and resuming
+// one whose wave is unproven without those that fell silent. A cancelled one is over.
+func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Change, error) {
+	now = at(now)
+	r := w.byID(rolloutID)
+	if r == nil {
+		return Change{}, fmt.Errorf("%s rollout %s: %w", action, rolloutID, ErrNoRollout)
+	}
+	switch r.State {
+	case RolloutSuperseded, Cancelled, RolloutConverged:
+		return Change{}, fmt.Errorf("%s rollout %s (%s): %w", action, rolloutID, r.State, ErrOver)
+	}
+	switch action {
+	case ActionPause:
+		r.Hold = &Hold{Action: ActionPause, By: by, Reason: reason, At: now}
+		w.logRun(r, EventPaused, CodePaused, by, reason, now)
+	case ActionCancel:
+		r.State, r.HaltReason, r.Hold = Cancelled, reason, nil
+		r.TerminalAt = &now
+		w.logRun(r, EventCancelled, CodeCancelled, by, reason, now)
+	case ActionResume:
+		if r.State == Reverting || r.State == RolloutReverted {
+			return Change{}, fmt.Errorf("resume rollout %s: %w", rolloutID, ErrRecalled)
+		}
+		w.resume(r, by, reason, now)
+	default:
+		return Change{}, fmt.Errorf("%s rollout %s: %w", action, rolloutID, ErrAction)
+	}
+	w.move(r)
+	w.flush(now)
+	return w.finish(), nil
+}
+
+func (w *World) resume(r *run, by, reason string, now time.Time) {
+	paused := r.Hold != nil
+	r.Hold = nil
+	w.logRun(r, EventResumed, "", by, reason, now)
+	if r.State == Halted {
+		r.State, r.HaltReason = Executing, ""
+		if r.WaveSince.IsZero() {
+			r.WaveSince = now
+		}
+	} else if paused {
+		w.wakeOfferable(r, now)
+		return
+	}
+	for i := range r.waves {
+		if i > r.Wave {
+			break
+		}
+		for _, h := range r.waves[i].hosts {
+			st := h.state()
+			if st == Failed || st == Reverted || (st == Skipped && h.rec.touched() && h.rec.Reason != CodeTolerated) {
+				w.enter(h, Skipped, CodeTolerated, "by "+by, now)
+			} else {
+				w.settle(h, now)
+			}
+		}
+	}
+	w.wakeOfferable(r, now)
+}
+
+// Retry gives one host one more attempt at its target: it clears its failure and the quarantine of its closure,
+// and lets this host pass a halt. Nothing else starts because of it.
+func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error) {
+	now = at(now)
+	h := w.hosts[hostname]
+	switch {
+	case h == nil || h.run == nil:
+		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrNoHost)
+	case h.run.State == Reverting || h.run.State == RolloutReverted:
+		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrRecalled)
+	case h.run.State == Cancelled:
+		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrOver)
+	case h.lease.pending() && h.state() != Dispatched:
+		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrBusy)
+	}
+	e := w.event(h.run, EventRetry, CodeRetry, now)
+	e.Host, e.Actor, e.Detail = h.name, by, reason
+	w.log(e)
+	if q := w.quarantines[quarantineKey{h.run.Channel, h.closure}]; q != nil {
+		w.clearQuarantine(q, CodeRetry, by, now)
+	}
+	switch h.state() {
+	case Healthy, Soaked, Converged, Dispatched, Deferred:
+		if h.rec.Failures != nil {
+			w.edit(h, now, func(r *record) { r.Failures = nil })
+		}
+	default:
+		w.enter(h, Queued, CodeRetry, "by "+by, now)
+		w.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
+		h.fetchResult, h.fetchID = "", ""
+		w.wake(h)
+	}
+	w.settle(h, now)
+	w.flush(now)
+	return w.finish(), nil
+}
