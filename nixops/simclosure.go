@@ -1,9 +1,18 @@
 package nixops
 
-import "time"
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
 
 // SimClosure is how a simulated closure behaves: the JSON of
-// `<cache>/<base name>.json`. The zero value is a good closure without an agent.
+// `<cache>/<base name>.json`, with durations as "1.5s". The zero value is a good
+// closure without an agent.
 type SimClosure struct {
 	// What the cache does with it.
 	Signature string        `json:"signature,omitzero"` // "" good; "unsigned", "foreign", "corrupt", "other-path"
@@ -21,6 +30,7 @@ type SimClosure struct {
 	Systemd         string   `json:"systemd,omitzero"`
 	DBus            string   `json:"dbus,omitzero"`
 	SwitchInhibitor string   `json:"switchInhibitor,omitzero"`
+	Version         string   `json:"version,omitzero"` // as nixos-version
 
 	// What its switch script does.
 	SwitchTime time.Duration `json:"switchTime,omitzero"`
@@ -37,4 +47,76 @@ type SimClosure struct {
 	CrashEvery  time.Duration `json:"crashEvery,omitzero"`
 	CutsNetwork bool          `json:"cutsNetwork,omitzero"` // Sim.Online is false while it runs
 	AgentBroken bool          `json:"agentBroken,omitzero"` // Sim.AgentStarts is false while it runs
+}
+
+// durations writes time.Duration as text, which people edit.
+var durations = json.JoinOptions(
+	json.WithMarshalers(json.MarshalToFunc(func(e *jsontext.Encoder, d time.Duration) error {
+		return e.WriteToken(jsontext.String(d.String()))
+	})),
+	json.WithUnmarshalers(json.UnmarshalFromFunc(func(in *jsontext.Decoder, d *time.Duration) error {
+		var text string
+		if err := json.UnmarshalDecode(in, &text); err != nil {
+			return err
+		}
+		var err error
+		*d, err = time.ParseDuration(text)
+		return err
+	})),
+	json.RejectUnknownMembers(true),
+)
+
+// WriteSimClosure puts a closure into a simulated cache.
+func WriteSimClosure(cacheDir, base string, c SimClosure) error {
+	if _, err := storePath(base); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(cacheDir, base+".json"), c)
+}
+
+func readSimClosure(dir, base string) (SimClosure, error) {
+	var c SimClosure
+	err := readJSON(filepath.Join(dir, base+".json"), &c)
+	return c, err
+}
+
+const maxSimFile = 4 << 20 // bytes
+
+func readJSON(path string, v any) error {
+	data, err := readBounded(path, maxSimFile)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v, durations); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func writeJSON(path string, v any) error {
+	data, err := json.Marshal(v, durations, json.Deterministic(true))
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return replaceFile(path, data)
+}
+
+// replaceFile writes a file in one step. It is not synced: only simulated power is cut.
+func replaceFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	fresh, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(fresh.Name())
+	_, err = fresh.Write(data)
+	if closed := fresh.Close(); err == nil {
+		err = closed
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(fresh.Name(), path)
 }

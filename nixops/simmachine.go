@@ -1,0 +1,296 @@
+package nixops
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"golang.org/x/sys/unix"
+)
+
+// simState is everything a simulated machine remembers. What happens by itself
+// (a switch ends, a unit fails later) is not done by anybody: it is worked out
+// from the clock when somebody looks, so that the machine goes on while no
+// process has it open.
+type simState struct {
+	Boots       int                    `json:"boots"`
+	Current     string                 `json:"current"`
+	Booted      string                 `json:"booted"`
+	Profile     string                 `json:"profile"`
+	BootDefault string                 `json:"bootDefault"`
+	Switched    time.Time              `json:"switched"` // when Current took over
+	Failed      []string               `json:"failed"`   // units that failed then
+	Roots       map[string]string      `json:"roots"`
+	Units       map[string]simUnit     `json:"units"`
+	Deadlines   map[string]simDeadline `json:"deadlines"`
+	LockHeld    bool                   `json:"lockHeld"`
+	StartList   bool                   `json:"startList"` // a killed switch left its lists
+	StoreFree   uint64                 `json:"storeFree"`
+	BootFree    uint64                 `json:"bootFree"`
+	Fetched     map[string]int         `json:"fetched"` // closure -> times it came from the cache
+}
+
+type simUnit struct {
+	Closure string    `json:"closure"`
+	Action  Action    `json:"action"`
+	NoCheck bool      `json:"noCheck"`
+	Start   time.Time `json:"start"`
+	End     time.Time `json:"end"`
+	Done    bool      `json:"done"`
+	Exit    int       `json:"exit"`
+	Signal  string    `json:"signal"`
+}
+
+type simDeadline struct {
+	At      time.Time     `json:"at"`
+	After   time.Duration `json:"after"`
+	Command []string      `json:"command"`
+}
+
+// simMachine is the running hardware behind all Sims of one directory in this
+// process: an agent may come and go, its deadline stays.
+type simMachine struct {
+	dir, cache string
+	deadlines  *processes // runs deadlines' commands when there is no callback
+
+	mu         sync.Mutex
+	timers     map[string]*time.Timer
+	onDeadline func(Deadline)
+	onSwitched func(closure string)
+	onBoot     func(closure string)
+}
+
+var simMachines = struct {
+	sync.Mutex
+	byDir map[string]*simMachine
+}{byDir: map[string]*simMachine{}}
+
+// openSimMachine finds the machine of a directory, or starts it and with it the
+// deadlines that an earlier process left.
+func openSimMachine(dir, cache string) (*simMachine, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "store"), 0o755); err != nil {
+		return nil, err
+	}
+	simMachines.Lock()
+	defer simMachines.Unlock()
+	if m := simMachines.byDir[dir]; m != nil {
+		return m, nil
+	}
+	m := &simMachine{dir: dir, cache: cache, timers: map[string]*time.Timer{}}
+	m.deadlines = &processes{files: unitFiles{dir: filepath.Join(dir, "units")}, dir: dir}
+	err = m.with(func(s *simState) error {
+		now := time.Now()
+		for unit, d := range s.Deadlines {
+			m.setTimer(unit, d.At.Sub(now))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	simMachines.byDir[dir] = m
+	return m, nil
+}
+
+// close ends the machine's timers; its files stay.
+func (m *simMachine) close() {
+	simMachines.Lock()
+	delete(simMachines.byDir, m.dir)
+	simMachines.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for unit := range m.timers {
+		m.dropTimer(unit)
+	}
+}
+
+// setTimer and dropTimer need m.mu.
+func (m *simMachine) setTimer(unit string, after time.Duration) {
+	m.dropTimer(unit)
+	m.timers[unit] = time.AfterFunc(after, func() { m.fire(unit) })
+}
+
+func (m *simMachine) dropTimer(unit string) {
+	if t := m.timers[unit]; t != nil {
+		t.Stop()
+		delete(m.timers, unit)
+	}
+}
+
+// with works on the state under the lock of all processes that have it open, and
+// keeps what was changed. Callbacks for switches that ended meanwhile run
+// afterwards, on their own.
+func (m *simMachine) with(f func(*simState) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	lock, err := os.OpenFile(filepath.Join(m.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
+	path := filepath.Join(m.dir, "state.json")
+	s := simState{
+		StoreFree: 64 << 30, BootFree: 512 << 20, Boots: 1,
+		Roots: map[string]string{}, Units: map[string]simUnit{},
+		Deadlines: map[string]simDeadline{}, Fetched: map[string]int{},
+	}
+	was, err := readBounded(path, maxSimFile)
+	if err == nil {
+		err = json.Unmarshal(was, &s, durations)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("simulated machine %s: %w", m.dir, err)
+	}
+	activated, err := m.advance(&s, time.Now())
+	if err != nil {
+		return err
+	}
+	failed := f(&s)
+	is, err := json.Marshal(s, durations, json.Deterministic(true))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(is, was) {
+		if err := replaceFile(path, is); err != nil {
+			return err
+		}
+	}
+	if call := m.onSwitched; call != nil {
+		for _, closure := range activated {
+			go call(closure)
+		}
+	}
+	return failed
+}
+
+// advance brings about what has happened by now and names the closures that were
+// activated.
+func (m *simMachine) advance(s *simState, now time.Time) ([]string, error) {
+	var activated []string
+	for _, name := range slices.Sorted(maps.Keys(s.Units)) {
+		u := s.Units[name]
+		if u.Done || u.End.After(now) {
+			continue
+		}
+		c, err := readSimClosure(m.dir+"/store", u.Closure)
+		if err != nil {
+			return nil, fmt.Errorf("unit %s: %w", name, err)
+		}
+		u.Done = true
+		var active bool
+		u.Exit, active = s.run(u, c)
+		if active {
+			activated = append(activated, u.Closure)
+		}
+		s.Units[name] = u
+	}
+	return activated, nil
+}
+
+// run does what a switch script does when it gets to its end, and says whether
+// it activated its closure. The order is that of switch-to-configuration-ng: checks first, then the init
+// interface, then activation, then units.
+func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
+	if u.Action == ActionCheck {
+		return c.CheckExit, false
+	}
+	if c.CheckExit != 0 && !u.NoCheck {
+		return 1, false
+	}
+	if u.Action == ActionBoot || u.Action == ActionSwitch {
+		if c.BootExit != 0 {
+			return c.BootExit, false
+		}
+		s.BootDefault = u.Closure
+	}
+	switch {
+	case u.Action == ActionBoot:
+		return 0, false
+	case c.ExitCode == 1 || c.ExitCode == 11 || c.ExitCode == 100:
+		return c.ExitCode, false
+	}
+	s.activate(u.Closure, c, u.End)
+	if c.ExitCode == 101 {
+		s.StartList = true
+	}
+	if c.ExitCode == 0 && len(c.FailedUnits) > 0 {
+		return 4, true
+	}
+	return c.ExitCode, true
+}
+
+func (s *simState) activate(closure string, c SimClosure, at time.Time) {
+	s.Current, s.Switched = closure, at
+	s.Failed = slices.Sorted(slices.Values(c.FailedUnits))
+	if s.StartList {
+		// The lists of a killed switch start the bad generation's units.
+		s.Failed = append(s.Failed, "left-by-killed-switch.service")
+	}
+}
+
+// fire runs a deadline, once, whoever of several processes comes first.
+func (m *simMachine) fire(unit string) {
+	var d simDeadline
+	armed := false
+	err := m.with(func(s *simState) error {
+		delete(m.timers, unit)
+		if d, armed = s.Deadlines[unit]; !armed {
+			return nil
+		}
+		if early := time.Until(d.At); early > time.Millisecond {
+			// Armed anew in the meantime.
+			armed = false
+			m.setTimer(unit, early)
+			return nil
+		}
+		delete(s.Deadlines, unit)
+		if m.onDeadline != nil {
+			s.Units[unit] = simUnit{Start: time.Now(), End: time.Now().Add(365 * 24 * time.Hour)}
+		}
+		return nil
+	})
+	if err != nil || !armed {
+		return
+	}
+	m.mu.Lock()
+	call := m.onDeadline
+	m.mu.Unlock()
+	if call == nil {
+		// A real process, so that a real agent undoes from outside of itself. Its
+		// failure shows in SwitchState and UnitOutput.
+		_ = m.deadlines.start(context.Background(), unit, d.Command, nil)
+		return
+	}
+	call(Deadline{Unit: unit, After: d.After, Command: d.Command})
+	// A machine that is gone by now needs no record.
+	_ = m.with(func(s *simState) error {
+		if u, ok := s.Units[unit]; ok {
+			u.Done, u.End = true, time.Now()
+			s.Units[unit] = u
+		}
+		return nil
+	})
+}
+
+// bootID changes with every boot.
+func (s *simState) bootID() string {
+	return "00000000-0000-4000-8000-" + strings.Repeat("0", 12-len(strconv.Itoa(s.Boots))) + strconv.Itoa(s.Boots)
+}
