@@ -1,0 +1,353 @@
+package fleet
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"nixfleet/pki"
+)
+
+// Meta is what every signed artifact says of its signing.
+type Meta struct {
+	SchemaVersion      uint32         `json:"schemaVersion" shape:"R"`
+	SignedAt           *pki.Timestamp `json:"signedAt" shape:"N"`
+	CICommit           *string        `json:"ciCommit" shape:"N"`
+	SignatureAlgorithm *string        `json:"signatureAlgorithm,omitzero" shape:"O"`
+}
+
+// Fleet is fleet.resolved.json.
+type Fleet struct {
+	SchemaVersion     uint32             `json:"schemaVersion" shape:"R"`
+	Hosts             map[string]*Host   `json:"hosts" shape:"R"`
+	Channels          map[string]Channel `json:"channels" shape:"R"`
+	RolloutPolicies   map[string]Policy  `json:"rolloutPolicies" shape:"D"`
+	Waves             map[string][]Wave  `json:"waves" shape:"R"`
+	Edges             []Edge             `json:"edges" shape:"D"`
+	ChannelEdges      []ChannelEdge      `json:"channelEdges" shape:"D"`
+	DisruptionBudgets []Budget           `json:"disruptionBudgets" shape:"D"`
+	Members           *Members           `json:"members,omitzero" shape:"O"`
+	Meta              Meta               `json:"meta" shape:"R"`
+}
+
+// Members binds the lists of the same release: canonical hashes, null for a
+// list that the release does not have.
+type Members struct {
+	Revocations     *string `json:"revocations" shape:"N"`
+	BootstrapNonces *string `json:"bootstrapNonces" shape:"N"`
+}
+
+// Host is one declared machine.
+type Host struct {
+	System       string         `json:"system" shape:"R"`
+	Tags         []string       `json:"tags" shape:"R"`
+	Channel      string         `json:"channel" shape:"R"`
+	ClosureHash  *string        `json:"closureHash" shape:"N"` // full store base name
+	Pubkey       *string        `json:"pubkey" shape:"N"`      // OpenSSH ed25519 line
+	Pin          *Pin           `json:"pin,omitzero" shape:"O"`
+	HealthChecks jsontext.Value `json:"healthChecks,omitzero" shape:"O"`
+	RebootPolicy jsontext.Value `json:"rebootPolicy,omitzero" shape:"O"`
+}
+
+// Pin holds a host at another commit.
+type Pin struct {
+	Commit    string         `json:"commit" shape:"R"`
+	Reason    string         `json:"reason" shape:"R"`
+	ExpiresAt *pki.Timestamp `json:"expiresAt,omitzero" shape:"O"`
+}
+
+// Channel groups hosts that move together. Windows and intervals are minutes.
+type Channel struct {
+	RolloutPolicy            string     `json:"rolloutPolicy" shape:"R"`
+	ReconcileIntervalMinutes uint32     `json:"reconcileIntervalMinutes" shape:"R"`
+	FreshnessWindow          uint32     `json:"freshnessWindow" shape:"R"`
+	SigningIntervalMinutes   uint32     `json:"signingIntervalMinutes" shape:"R"`
+	Compliance               Compliance `json:"compliance" shape:"R"`
+}
+
+// Compliance modes.
+const (
+	ModeDisabled   = "disabled"
+	ModePermissive = "permissive"
+	ModeEnforce    = "enforce"
+)
+
+// Compliance names frameworks and how strictly they bind. An unknown mode acts
+// as permissive.
+type Compliance struct {
+	Frameworks []string `json:"frameworks" shape:"R"`
+	Mode       string   `json:"mode" shape:"R"`
+}
+
+// What a policy does when hosts fail.
+const (
+	OnFailureHalt     = "halt"
+	OnFailureRollback = "rollback-and-halt"
+)
+
+// Policy is how a channel moves to a new release.
+type Policy struct {
+	Strategy        string        `json:"strategy" shape:"R"`
+	Waves           []PolicyWave  `json:"waves" shape:"R"`
+	HealthGate      HealthGate    `json:"healthGate" shape:"D"`
+	OnHealthFailure FailurePolicy `json:"onHealthFailure" shape:"R"`
+}
+
+// FailurePolicy is OnFailureHalt or OnFailureRollback; other words do not parse.
+type FailurePolicy string
+
+// UnmarshalText refuses unknown words.
+func (p *FailurePolicy) UnmarshalText(text []byte) error {
+	switch s := string(text); s {
+	case OnFailureHalt, OnFailureRollback:
+		*p = FailurePolicy(s)
+		return nil
+	}
+	return errors.New("onHealthFailure is neither halt nor rollback-and-halt")
+}
+
+// MarshalText writes the word.
+func (p FailurePolicy) MarshalText() ([]byte, error) { return []byte(p), nil }
+
+// PolicyWave is a wave before it was resolved to hosts.
+type PolicyWave struct {
+	Selector    Selector `json:"selector" shape:"R"`
+	SoakMinutes uint32   `json:"soakMinutes" shape:"R"`
+	SoakSeconds *uint32  `json:"soakSeconds,omitzero" shape:"O"`
+}
+
+// HealthGate is what must hold before a wave counts as healthy.
+type HealthGate struct {
+	SystemdFailedUnits *FailedUnits      `json:"systemdFailedUnits,omitzero" shape:"O"`
+	ComplianceProbes   *ComplianceProbes `json:"complianceProbes,omitzero" shape:"O"`
+}
+
+// FailedUnits bounds how many units may newly fail.
+type FailedUnits struct {
+	Max uint32 `json:"max" shape:"R"`
+}
+
+// ComplianceProbes says whether compliance evidence must exist.
+type ComplianceProbes struct {
+	Required bool `json:"required" shape:"R"`
+}
+
+// Wave is the hosts that go together and how long they soak.
+type Wave struct {
+	Hosts       []string `json:"hosts" shape:"R"`
+	SoakMinutes uint32   `json:"soakMinutes" shape:"R"`
+	SoakSeconds *uint32  `json:"soakSeconds,omitzero" shape:"O"`
+}
+
+// Soak is how long the wave must stay healthy; seconds win over minutes.
+func (w Wave) Soak() time.Duration {
+	if w.SoakSeconds != nil {
+		return time.Duration(*w.SoakSeconds) * time.Second
+	}
+	return time.Duration(w.SoakMinutes) * time.Minute
+}
+
+// Edge holds host Gated until host Gates is Soaked or Converged.
+type Edge struct {
+	Gated  string  `json:"gated" shape:"R"`
+	Gates  string  `json:"gates" shape:"R"`
+	Reason *string `json:"reason" shape:"N"`
+}
+
+// ChannelEdge holds channel Gated until channel Gates has converged.
+type ChannelEdge struct {
+	Gates  string  `json:"gates" shape:"R"`
+	Gated  string  `json:"gated" shape:"R"`
+	Reason *string `json:"reason" shape:"N"`
+}
+
+// UnmarshalJSON also reads the old names before (gates) and after (gated); both
+// spellings of one end are refused.
+func (e *ChannelEdge) UnmarshalJSON(doc []byte) error {
+	var raw struct {
+		Gates  *string `json:"gates"`
+		Before *string `json:"before"`
+		Gated  *string `json:"gated"`
+		After  *string `json:"after"`
+		Reason *string `json:"reason"`
+	}
+	if err := json.Unmarshal(doc, &raw); err != nil {
+		return err
+	}
+	one := func(now, old *string) (string, error) {
+		switch {
+		case now != nil && old != nil:
+			return "", errors.New("channel edge spells one end in two ways")
+		case now != nil:
+			return *now, nil
+		case old != nil:
+			return *old, nil
+		}
+		return "", errors.New("channel edge lacks an end")
+	}
+	gates, err := one(raw.Gates, raw.Before)
+	if err != nil {
+		return err
+	}
+	gated, err := one(raw.Gated, raw.After)
+	if err != nil {
+		return err
+	}
+	*e = ChannelEdge{Gates: gates, Gated: gated, Reason: raw.Reason}
+	return nil
+}
+
+// Budget bounds how many of the hosts it selects may be in flight at once.
+type Budget struct {
+	Selector       Selector `json:"selector" shape:"R"`
+	MaxInFlight    *uint32  `json:"maxInFlight" shape:"N"`
+	MaxInFlightPct *uint32  `json:"maxInFlightPct" shape:"N"`
+}
+
+// Manifest is one channel of a release, rollouts/<id>.json.
+type Manifest struct {
+	SchemaVersion        uint32           `json:"schemaVersion" shape:"R"`
+	DisplayName          string           `json:"displayName" shape:"R"`
+	Channel              string           `json:"channel" shape:"R"`
+	ChannelRef           string           `json:"channelRef" shape:"R"`
+	FleetResolvedHash    string           `json:"fleetResolvedHash" shape:"R"`
+	HostSet              []HostEntry      `json:"hostSet" shape:"R"`
+	HealthGate           HealthGate       `json:"healthGate" shape:"R"`
+	ComplianceFrameworks []string         `json:"complianceFrameworks" shape:"R"`
+	DisruptionBudgets    []ManifestBudget `json:"disruptionBudgets" shape:"D"`
+	Meta                 Meta             `json:"meta" shape:"R"`
+}
+
+// HostEntry is one host of a manifest.
+type HostEntry struct {
+	Hostname      string `json:"hostname" shape:"R"`
+	WaveIndex     uint32 `json:"waveIndex" shape:"R"`
+	TargetClosure string `json:"targetClosure" shape:"R"`
+}
+
+// ManifestBudget is a budget with its selector resolved over all hosts.
+type ManifestBudget struct {
+	Selector       Selector `json:"selector" shape:"R"`
+	Hosts          []string `json:"hosts" shape:"R"`
+	MaxInFlight    *uint32  `json:"maxInFlight" shape:"N"`
+	MaxInFlightPct *uint32  `json:"maxInFlightPct" shape:"N"`
+}
+
+// KindHead is the kind member of a head.
+const KindHead = "head"
+
+// Head is heads/<channel>.json: the small signed truth about a channel.
+// FreshnessWindow is minutes; ConfirmWindowSecs and LeaseSecs are seconds.
+type Head struct {
+	SchemaVersion     uint32        `json:"schemaVersion" shape:"R"`
+	Kind              string        `json:"kind" shape:"R"`
+	Channel           string        `json:"channel" shape:"R"`
+	RolloutID         string        `json:"rolloutId" shape:"R"`
+	ChannelRef        string        `json:"channelRef" shape:"R"`
+	DisplayName       string        `json:"displayName" shape:"R"`
+	FleetResolvedHash string        `json:"fleetResolvedHash" shape:"R"`
+	Intent            string        `json:"intent" shape:"R"`
+	OpenedAt          pki.Timestamp `json:"openedAt" shape:"R"`
+	FreshnessWindow   uint32        `json:"freshnessWindow" shape:"R"`
+	ConfirmWindowSecs uint32        `json:"confirmWindowSecs" shape:"R"`
+	LeaseSecs         uint32        `json:"leaseSecs" shape:"R"`
+	OnHealthFailure   FailurePolicy `json:"onHealthFailure" shape:"R"`
+	ComplianceMode    string        `json:"complianceMode" shape:"R"`
+	HostSetRoot       string        `json:"hostSetRoot" shape:"R"`
+	HostCount         uint32        `json:"hostCount" shape:"R"`
+	Meta              Meta          `json:"meta" shape:"R"`
+}
+
+// Revocations is revocations.json.
+type Revocations struct {
+	SchemaVersion uint32       `json:"schemaVersion" shape:"R"`
+	Revocations   []Revocation `json:"revocations" shape:"R"`
+	Meta          Meta         `json:"meta" shape:"R"`
+}
+
+// Revocation refuses certificates of Hostname (a host, or an operator's bare
+// common name) whose notBefore is strictly earlier than NotBefore.
+type Revocation struct {
+	Hostname  string        `json:"hostname" shape:"R"`
+	NotBefore pki.Timestamp `json:"notBefore" shape:"R"`
+	Reason    *string       `json:"reason" shape:"N"`
+	RevokedBy *string       `json:"revokedBy" shape:"N"`
+}
+
+// BootstrapNonces is bootstrap-nonces.json, the allowlist of tokens.
+type BootstrapNonces struct {
+	SchemaVersion   uint32           `json:"schemaVersion" shape:"R"`
+	BootstrapNonces []BootstrapNonce `json:"bootstrapNonces" shape:"R"`
+	Meta            Meta             `json:"meta" shape:"R"`
+}
+
+// BootstrapNonce allows one token until ExpiresAt, that instant included.
+type BootstrapNonce struct {
+	Nonce     string         `json:"nonce" shape:"R"`
+	Hostname  string         `json:"hostname" shape:"R"`
+	ExpiresAt pki.Timestamp  `json:"expiresAt" shape:"R"`
+	MintedAt  *pki.Timestamp `json:"mintedAt" shape:"N"`
+	MintedBy  *string        `json:"mintedBy" shape:"N"`
+}
+
+// Metadata is what pki.VerifyArtifact asks for.
+func (f *Fleet) Metadata() pki.Metadata {
+	return pki.Metadata{SchemaVersion: f.SchemaVersion, SignedAt: f.Meta.SignedAt}
+}
+
+// Metadata is what pki.VerifyArtifact asks for.
+func (m *Manifest) Metadata() pki.Metadata {
+	return pki.Metadata{SchemaVersion: m.SchemaVersion, SignedAt: m.Meta.SignedAt}
+}
+
+// Metadata is what pki.VerifyArtifact asks for.
+func (h *Head) Metadata() pki.Metadata {
+	return pki.Metadata{SchemaVersion: h.SchemaVersion, SignedAt: h.Meta.SignedAt}
+}
+
+// Metadata is what pki.VerifyArtifact asks for.
+func (r *Revocations) Metadata() pki.Metadata {
+	return pki.Metadata{SchemaVersion: r.SchemaVersion, SignedAt: r.Meta.SignedAt}
+}
+
+// Metadata is what pki.VerifyArtifact asks for.
+func (n *BootstrapNonces) Metadata() pki.Metadata {
+	return pki.Metadata{SchemaVersion: n.SchemaVersion, SignedAt: n.Meta.SignedAt}
+}
+
+func parse[T any](what string, doc []byte) (*T, error) {
+	v := new(T)
+	if err := pki.Decode(doc, v); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return v, nil
+}
+
+// ParseFleet, ParseManifest, ParseHead, ParseRevocations and ParseNonces read
+// the canonical text of an artifact. They check its shape, not its signature.
+func ParseFleet(doc []byte) (*Fleet, error) { return parse[Fleet]("fleet document", doc) }
+
+// ParseManifest reads a manifest; see ParseFleet.
+func ParseManifest(doc []byte) (*Manifest, error) { return parse[Manifest]("manifest", doc) }
+
+// ParseHead reads a head; see ParseFleet.
+func ParseHead(doc []byte) (*Head, error) {
+	h, err := parse[Head]("head", doc)
+	if err == nil && h.Kind != KindHead {
+		return nil, errors.New("head: kind is not \"head\"")
+	}
+	return h, err
+}
+
+// ParseRevocations reads a revocation list; see ParseFleet.
+func ParseRevocations(doc []byte) (*Revocations, error) {
+	return parse[Revocations]("revocation list", doc)
+}
+
+// ParseNonces reads a list of bootstrap nonces; see ParseFleet.
+func ParseNonces(doc []byte) (*BootstrapNonces, error) {
+	return parse[BootstrapNonces]("nonce list", doc)
+}
