@@ -1,0 +1,38 @@
+package protocol
+
+import (
+	"github.com/go-json-experiment/json/jsontext"
+
+	"nixfleet/pki"
+)
+
+// EnrollRequest asks for a host's first certificate.
+type EnrollRequest struct {
+	Token  pki.Token `json:"token" shape:"R"`
+	CSRPEM string    `json:"csrPem" shape:"R"`
+}
+
+// RenewRequest asks for the next certificate.
+type RenewRequest struct {
+	CSRPEM string `json:"csrPem" shape:"R"`
+}
+
+// CertResponse holds a leaf certificate, PEM.
+type CertResponse struct {
+	CertPEM  string        `json:"certPem" shape:"R"`
+	NotAfter pki.Timestamp `json:"notAfter" shape:"R"`
+}
+
+// BootstrapReport is what a host without a certificate may say.
+type BootstrapReport struct {
+	Token        pki.Token      `json:"token" shape:"R"`
+	AgentVersion string         `json:"agentVersion" shape:"R"`
+	OccurredAt   pki.Timestamp  `json:"occurredAt" shape:"R"`
+	Event        BootstrapEvent `json:"event" shape:"R"`
+}
+
+// BootstrapEvent is an event of Events with its details.
+type BootstrapEvent struct {
+	Event   string         `json:"event" shape:"R"`
+	Details jsontext.Value `json:"details" shape:"R"`
+}

@@ -1,0 +1,220 @@
+package protocol
+
+import (
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"nixfleet/pki"
+)
+
+// Whoami answers GET /v1/whoami.
+type Whoami struct {
+	CN       string     `json:"cn" shape:"R"`
+	IssuedAt OffsetTime `json:"issuedAt" shape:"R"`
+}
+
+// OffsetTime is a time that v1 writes with +00:00 rather than Z.
+type OffsetTime struct{ pki.Timestamp }
+
+// MarshalText writes the time with +00:00.
+func (t OffsetTime) MarshalText() ([]byte, error) {
+	s := t.Timestamp.String()
+	return []byte(s[:len(s)-1] + "+00:00"), nil
+}
+
+// Offset is t as v1 writes it on read endpoints.
+func Offset(t time.Time) OffsetTime { return OffsetTime{pki.At(t)} }
+
+// ChannelResponse answers GET /v1/channels/{name}.
+type ChannelResponse struct {
+	Name                   string      `json:"name" shape:"R"`
+	DeclaredCICommit       *string     `json:"declared_ci_commit" shape:"N"`
+	SignedAt               *OffsetTime `json:"signed_at" shape:"N"`
+	FreshnessWindowMinutes uint32      `json:"freshness_window_minutes" shape:"R"`
+}
+
+// HostsResponse answers GET /v1/hosts, sorted by host name.
+type HostsResponse struct {
+	Hosts []HostEntry `json:"hosts" shape:"R"`
+}
+
+// HostEntry is one host as operators see it.
+type HostEntry struct {
+	Hostname                      string         `json:"hostname" shape:"R"`
+	Channel                       string         `json:"channel" shape:"R"`
+	DeclaredClosureHash           *string        `json:"declaredClosureHash" shape:"N"`
+	CurrentClosureHash            *string        `json:"currentClosureHash" shape:"N"`
+	PendingClosureHash            *string        `json:"pendingClosureHash" shape:"N"`
+	LastCheckinAt                 *pki.Timestamp `json:"lastCheckinAt" shape:"N"`
+	LastRolloutID                 *string        `json:"lastRolloutId" shape:"N"`
+	Converged                     bool           `json:"converged" shape:"R"`
+	OutstandingComplianceFailures uint32         `json:"outstandingComplianceFailures" shape:"R"`
+	OutstandingRuntimeGateErrors  uint32         `json:"outstandingRuntimeGateErrors" shape:"R"`
+	VerifiedEventCount            uint32         `json:"verifiedEventCount" shape:"R"`
+	LastUptimeSecs                *uint64        `json:"lastUptimeSecs" shape:"N"`
+	RolloutState                  *string        `json:"rolloutState" shape:"N"`
+	PendingReboot                 bool           `json:"pendingReboot" shape:"D"`
+	QuarantinedClosure            *string        `json:"quarantinedClosure" shape:"N"`
+	Pin                           *HostPin       `json:"pin" shape:"N"`
+	OutstandingHealthFailures     uint32         `json:"outstandingHealthFailures" shape:"D"`
+
+	// Ours: why the host is not further, and whether it has been heard of lately.
+	Reason *Reason `json:"reason,omitzero" shape:"O"`
+	Online *bool   `json:"online,omitzero" shape:"O"`
+	Held   *string `json:"held,omitzero" shape:"O"`
+}
+
+// HostPin is a host's active pin.
+type HostPin struct {
+	Commit    string         `json:"commit" shape:"R"`
+	Reason    string         `json:"reason" shape:"R"`
+	ExpiresAt *pki.Timestamp `json:"expiresAt,omitzero" shape:"O"`
+}
+
+// Reason is why a host waits: a stable code, the gate, a sentence, and what to do.
+type Reason struct {
+	Code string `json:"code" shape:"R"`
+	Gate string `json:"gate" shape:"R"`
+	Text string `json:"text" shape:"R"`
+	Next string `json:"next" shape:"R"`
+}
+
+// DeferralsResponse answers GET /v1/deferrals.
+type DeferralsResponse struct {
+	Deferrals []Deferral `json:"deferrals" shape:"R"`
+}
+
+// Deferral is a channel that waits for another.
+type Deferral struct {
+	Channel   string `json:"channel" shape:"R"`
+	TargetRef string `json:"targetRef" shape:"R"`
+	BlockedBy string `json:"blockedBy" shape:"R"`
+	Reason    string `json:"reason" shape:"R"`
+}
+
+// HostReportsResponse answers GET /v1/host-reports, newest first.
+type HostReportsResponse struct {
+	Reports []HostReport `json:"reports" shape:"R"`
+}
+
+// HostReport is one stored report with the verdict on its signature.
+type HostReport struct {
+	Hostname        string         `json:"hostname" shape:"R"`
+	EventID         string         `json:"eventId" shape:"R"`
+	ReceivedAt      OffsetTime     `json:"receivedAt" shape:"R"`
+	EventKind       string         `json:"eventKind" shape:"R"`
+	Rollout         *string        `json:"rollout" shape:"N"`
+	SignatureStatus *string        `json:"signatureStatus" shape:"N"`
+	Event           string         `json:"event" shape:"R"`
+	Details         jsontext.Value `json:"details" shape:"R"`
+}
+
+// RolloutsResponse answers GET /v1/rollouts: the open ones, newest first.
+type RolloutsResponse struct {
+	Rollouts []RolloutSummary `json:"rollouts" shape:"R"`
+}
+
+// RolloutSummary is one rollout with its hosts' states.
+type RolloutSummary struct {
+	RolloutID   string            `json:"rolloutId" shape:"R"`
+	Channel     string            `json:"channel" shape:"R"`
+	CurrentWave uint32            `json:"currentWave" shape:"R"`
+	CreatedAt   OffsetTime        `json:"createdAt" shape:"R"`
+	HostStates  map[string]string `json:"hostStates" shape:"R"`
+
+	// Ours.
+	State      string  `json:"state,omitzero" shape:"O"`
+	Intent     string  `json:"intent,omitzero" shape:"O"`
+	HaltReason string  `json:"haltReason,omitzero" shape:"O"`
+	Hold       *string `json:"hold,omitzero" shape:"O"` // "paused by NAME: REASON"
+}
+
+// Lifecycle answers GET /v1/rollouts/{id}/lifecycle.
+type Lifecycle struct {
+	RolloutID    string      `json:"rolloutId" shape:"R"`
+	SupersededAt *OffsetTime `json:"supersededAt" shape:"N"`
+	SupersededBy *string     `json:"supersededBy" shape:"N"`
+	TerminalAt   *OffsetTime `json:"terminalAt" shape:"N"`
+}
+
+// Trace answers GET /v1/rollouts/{id}/trace, by wave, then time.
+type Trace struct {
+	RolloutID string       `json:"rollout_id" shape:"R"`
+	Events    []TraceEvent `json:"events" shape:"R"`
+}
+
+// TraceEvent is one dispatch. TerminalState is converged,
+// converged-at-dispatch, rolled-back or cancelled. DispatchedAt is read in both
+// forms that exist in the field.
+type TraceEvent struct {
+	Host              string      `json:"host" shape:"R"`
+	Channel           string      `json:"channel" shape:"R"`
+	Wave              uint32      `json:"wave" shape:"R"`
+	TargetClosureHash string      `json:"targetClosureHash" shape:"R"`
+	TargetChannelRef  string      `json:"targetChannelRef" shape:"R"`
+	DispatchedAt      TraceTime   `json:"dispatchedAt" shape:"R"`
+	TerminalState     *string     `json:"terminalState" shape:"N"`
+	TerminalAt        *OffsetTime `json:"terminalAt" shape:"N"`
+}
+
+// TraceTime is a time that may come as `YYYY-MM-DD hh:mm:ss` in UTC without a
+// zone. It is written with +00:00.
+type TraceTime struct{ OffsetTime }
+
+// UnmarshalText reads both forms.
+func (t *TraceTime) UnmarshalText(text []byte) error {
+	if bare, err := time.Parse(time.DateTime, string(text)); err == nil {
+		t.OffsetTime = Offset(bare)
+		return nil
+	}
+	return t.Timestamp.UnmarshalText(text)
+}
+
+// Proof answers GET /v1/heads/{channel}/proof/{hostname}: the host's entry as
+// canonical JSON, its place, and the RFC 9162 path in lower-case hex.
+type Proof struct {
+	Leaf  jsontext.Value `json:"leaf" shape:"R"`
+	Index int            `json:"index" shape:"R"`
+	Path  []string       `json:"path" shape:"R"`
+}
+
+// Explanation answers GET /v1/hosts/{name}/explain.
+type Explanation struct {
+	Hostname  string  `json:"hostname" shape:"R"`
+	Channel   string  `json:"channel" shape:"R"`
+	Current   *string `json:"current" shape:"N"`
+	Declared  *string `json:"declared" shape:"N"`
+	State     *string `json:"state" shape:"N"`
+	RolloutID *string `json:"rolloutId" shape:"N"`
+	Wave      *uint32 `json:"wave" shape:"N"`
+	Reason    Reason  `json:"reason" shape:"R"`
+}
+
+// Event is one line of the append-only event log.
+type Event struct {
+	Seq       int64         `json:"seq" shape:"R"`
+	At        pki.Timestamp `json:"at" shape:"R"`
+	Kind      string        `json:"kind" shape:"R"`
+	RolloutID string        `json:"rolloutId,omitzero" shape:"O"`
+	Intent    string        `json:"intent,omitzero" shape:"O"`
+	Channel   string        `json:"channel,omitzero" shape:"O"`
+	Host      string        `json:"host,omitzero" shape:"O"`
+	Actor     string        `json:"actor,omitzero" shape:"O"`
+	Reason    string        `json:"reason,omitzero" shape:"O"`
+	Detail    string        `json:"detail,omitzero" shape:"O"`
+}
+
+// HoldRequest is the body of POST /v1/rollouts/{id}/pause, resume and cancel,
+// and of POST /v1/hosts/{name}/retry.
+type HoldRequest struct {
+	Reason string `json:"reason" shape:"D"`
+}
+
+// RevokeRequest is the body of POST /v1/revocations. Without NotBefore every
+// certificate issued up to now is refused.
+type RevokeRequest struct {
+	Hostname  string         `json:"hostname" shape:"R"`
+	NotBefore *pki.Timestamp `json:"notBefore,omitzero" shape:"O"`
+	Reason    string         `json:"reason" shape:"D"`
+}
