@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Timestamp is a point in time as artifacts and the wire write it: RFC 3339 in
@@ -56,6 +58,9 @@ func (t Timestamp) String() string {
 	return text + "Z"
 }
 
+// The four methods below hide those of the embedded time.Time, whose written
+// form trims zeros and whose reader knows one form only.
+
 // MarshalText writes the written form.
 func (t Timestamp) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
@@ -66,4 +71,16 @@ func (t *Timestamp) UnmarshalText(text []byte) error {
 		*t = parsed
 	}
 	return err
+}
+
+// MarshalJSON writes the written form as a JSON string.
+func (t Timestamp) MarshalJSON() ([]byte, error) { return []byte(`"` + t.String() + `"`), nil }
+
+// UnmarshalJSON reads every form of ParseTimestamp from a JSON string.
+func (t *Timestamp) UnmarshalJSON(doc []byte) error {
+	text, err := jsontext.AppendUnquote(nil, doc)
+	if err != nil {
+		return fmt.Errorf("time: %w", err)
+	}
+	return t.UnmarshalText(text)
 }

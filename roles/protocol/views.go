@@ -17,10 +17,10 @@ type Whoami struct {
 // OffsetTime is a time that v1 writes with +00:00 rather than Z.
 type OffsetTime struct{ pki.Timestamp }
 
-// MarshalText writes the time with +00:00.
-func (t OffsetTime) MarshalText() ([]byte, error) {
+// MarshalJSON writes the time with +00:00.
+func (t OffsetTime) MarshalJSON() ([]byte, error) {
 	s := t.Timestamp.String()
-	return []byte(s[:len(s)-1] + "+00:00"), nil
+	return []byte(`"` + s[:len(s)-1] + `+00:00"`), nil
 }
 
 // Offset is t as v1 writes it on read endpoints.
@@ -162,13 +162,13 @@ type TraceEvent struct {
 // zone. It is written with +00:00.
 type TraceTime struct{ OffsetTime }
 
-// UnmarshalText reads both forms.
-func (t *TraceTime) UnmarshalText(text []byte) error {
-	if bare, err := time.Parse(time.DateTime, string(text)); err == nil {
+// UnmarshalJSON reads both forms.
+func (t *TraceTime) UnmarshalJSON(doc []byte) error {
+	if bare, err := time.Parse(`"`+time.DateTime+`"`, string(doc)); err == nil {
 		t.OffsetTime = Offset(bare)
 		return nil
 	}
-	return t.Timestamp.UnmarshalText(text)
+	return t.Timestamp.UnmarshalJSON(doc)
 }
 
 // Proof answers GET /v1/heads/{channel}/proof/{hostname}: the host's entry as

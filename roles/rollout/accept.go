@@ -40,6 +40,14 @@ func (w *World) Accept(rel *fleet.Release, now time.Time) Change {
 	for _, name := range ordered {
 		w.bindChannel(name, now)
 	}
+	if !w.unheard.IsZero() {
+		for _, ch := range w.channels {
+			if ch.cur != nil {
+				w.unheard = later(w.unheard, w.born.Add(ch.cur.lease+ch.cur.confirmWindow))
+			}
+		}
+		w.schedule(&w.clock, w.unheard)
+	}
 	w.bindEdges(rel)
 	w.bindBudgets(rel, now)
 	w.dropHosts()
@@ -171,7 +179,7 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 	r.rel, r.signedAt = cr, w.rel.SignedAt
 	r.freshness = time.Duration(declared.FreshnessWindow) * time.Minute
 	r.complianceMode = declared.Compliance.Mode
-	r.revert = policy.OnHealthFailure == "rollback-and-halt"
+	r.revert = policy.OnHealthFailure == fleet.OnFailureRollback
 	r.confirmWindow, r.lease = w.limits.ConfirmWindow, w.limits.Lease
 	if hd := cr.Head; hd != nil {
 		if hd.ConfirmWindowSecs > 0 {
@@ -185,10 +193,7 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 	declaredWaves := w.rel.Fleet.Waves[r.Channel]
 	r.waves = make([]wave, max(1, len(declaredWaves)))
 	for i, dw := range declaredWaves {
-		r.waves[i].soak = time.Duration(dw.SoakMinutes) * time.Minute
-		if dw.SoakSeconds != nil {
-			r.waves[i].soak = time.Duration(*dw.SoakSeconds) * time.Second
-		}
+		r.waves[i].soak = dw.Soak()
 	}
 	r.Wave = min(r.Wave, len(r.waves)-1)
 	r.touched = [stateCount]int{}

@@ -41,8 +41,8 @@ func (w *World) Gone(hostname string, now time.Time) {
 	}
 }
 
-// observe copies an observation.
-func (w *World) observe(h *host, o Observation, now time.Time) {
+// heard notes a sign of life. The first one after a start ends the doubt whether the host holds a slot.
+func (w *World) heard(h *host, now time.Time) {
 	if !h.reported {
 		h.reported = true
 		for _, b := range h.budgets {
@@ -52,7 +52,13 @@ func (w *World) observe(h *host, o Observation, now time.Time) {
 			}
 		}
 	}
-	h.seen, h.until = now, now.Add(max(0, o.Wait))
+	h.seen, h.until = now, later(h.until, now)
+}
+
+// observe copies an observation.
+func (w *World) observe(h *host, o Observation, now time.Time) {
+	w.heard(h, now)
+	h.until = now.Add(max(0, o.Wait))
 	h.running, h.bootID, h.rebootDue = o.Closure, o.BootID, o.RebootPending
 	h.health = judge(o.ProbeMode, o.Probes)
 	h.fetchResult, h.fetchID = o.FetchResult, o.FetchRollout

@@ -18,6 +18,10 @@ func (w *World) Confirm(hostname, rolloutID, closure string, now time.Time) (ok 
 		return false, Change{}
 	}
 	ok = w.confirm(h, rolloutID, closure, now)
+	if ok {
+		w.heard(h, now)
+		h.running, h.phase = closure, ""
+	}
 	w.flush(now)
 	w.arm(h, now)
 	return ok, w.finish()

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/fleet"
 )
 
 // question is what a gate is asked. A gate may answer several.
@@ -43,6 +45,7 @@ func init() {
 		{"failure", offer, gateFailure},
 		{"lease", offer, gateLease},
 		{"busy", offer, gateBusy},
+		{"presence", offer, gatePresence},
 		{"freshness", offer | resend, gateFreshness},
 		{"operator", offer | resend | promote, gateOperator},
 		{"halt", offer | resend | promote, gateHalt},
@@ -54,7 +57,6 @@ func init() {
 		{"fetch", offer | resend, gateFetch},
 		{"backoff", offer, gateBackoff},
 		{"host-hold", offer, gateHeld},
-		{"presence", offer, gatePresence},
 		{"budget", offer, gateBudget},
 		{"wave-soak", promote, gateWaveSoak},
 	}
@@ -275,7 +277,7 @@ func gateWave(w *World, s subject, now time.Time) *Reason {
 
 // gateCompliance: under enforce, outstanding compliance failures of earlier waves hold the later ones.
 func gateCompliance(w *World, s subject, _ time.Time) *Reason {
-	if s.run.complianceMode != "enforce" {
+	if s.run.complianceMode != fleet.ModeEnforce {
 		return nil
 	}
 	n := 0

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/fleet"
 )
 
 // Report takes an agent's event. Events that are not about a rollout of this host, and those whose signature
@@ -14,6 +16,7 @@ func (w *World) Report(hostname string, r Report, now time.Time) Change {
 	if h == nil || !r.Counts {
 		return Change{}
 	}
+	w.Seen(hostname, now)
 	w.report(h, r, now)
 	if h.run != nil {
 		w.settleReverted(h, now)
@@ -123,16 +126,26 @@ func (w *World) faulted(h *host, l *lease, own bool, f fault, code, detail strin
 
 // rolledBack: the host went back, by itself or because it was asked to.
 func (w *World) rolledBack(h *host, l *lease, own bool, r Report, now time.Time) {
+	// What its last check-in said no longer holds.
+	switch h.phase = ""; {
+	case h.rec != nil && own:
+		h.running = h.rec.Previous
+	case l != nil && h.running == l.Closure:
+		h.running = ""
+	}
 	recalled := own && h.rec.touched() && (h.run.State == Reverting || h.run.State == RolloutReverted)
 	switch {
 	case recalled || (own && h.state() == Failed):
+		if !hostLocal(r.Reason) && !recalled {
+			w.fail(h, releaseFault, CodeRolledBack, words(r), now)
+		}
 		if l != nil {
 			w.endLease(h, DispatchRolledBack, now)
 		}
 		w.enter(h, Reverted, h.failureCode(CodeReverting), words(r), now)
 	case hostLocal(r.Reason):
 		w.attemptEnded(h, l, own, words(r), now)
-	case l != nil && (h.state() != Dispatched || l.pending()):
+	case l != nil:
 		w.faulted(h, l, own, releaseFault, CodeRolledBack, words(r), now)
 		if own {
 			w.enter(h, Reverted, CodeRolledBack, "", now)
@@ -160,7 +173,7 @@ func (w *World) noncompliant(h *host, own bool, key string, now time.Time) {
 	switch h.state() {
 	case Converged, Queued, Skipped, Failed, Reverted:
 	default:
-		if h.run.complianceMode == "enforce" {
+		if h.run.complianceMode == fleet.ModeEnforce {
 			w.fail(h, complianceFault, CodeComplianceFailed, key, now)
 		}
 	}

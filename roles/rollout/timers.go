@@ -97,6 +97,10 @@ func (w *World) Tick(now time.Time) (c Change, next time.Time) {
 
 // endUnheard gives back the slots that were kept for hosts unheard of since an empty start.
 func (w *World) endUnheard(now time.Time) {
+	if now.Before(w.unheard) {
+		w.schedule(&w.clock, w.unheard)
+		return
+	}
 	w.unheard = time.Time{}
 	for _, ch := range sortedMap(w.channels) {
 		if ch.cur != nil {

@@ -127,7 +127,7 @@ func (w *World) offline(h *host, now time.Time) bool { return !now.Before(w.offl
 
 // settle brings one host up to date with what it said and with the time, and arms its timer. It is idempotent.
 func (w *World) settle(h *host, now time.Time) {
-	if l := h.lease; l.pending() && now.After(l.ConfirmDeadline) && (h.reported || w.offline(h, now)) {
+	if l := h.lease; l.pending() && now.After(w.expiry(h)) && (h.reported || w.offline(h, now)) {
 		w.expire(h, now)
 	}
 	if !h.slotUntil.IsZero() && !now.Before(h.slotUntil) {
@@ -307,7 +307,7 @@ func (w *World) arm(h *host, now time.Time) {
 		}
 	}
 	if h.lease.pending() {
-		next(h.lease.ConfirmDeadline.Add(time.Millisecond))
+		next(w.expiry(h).Add(time.Millisecond))
 		if !h.reported {
 			next(w.grace)
 		}
@@ -366,7 +366,10 @@ func (w *World) fail(h *host, f fault, code, detail string, now time.Time) {
 	if h.lease != nil && h.lease.Intent == r.Intent {
 		w.endLease(h, DispatchRolledBack, now)
 	}
-	if st := h.state(); st == Failed || st == Reverted {
+	switch st := h.state(); {
+	case st == Failed && f == releaseFault && (h.rec.Reason == CodeLost || h.rec.Reason == CodeUnconfirmed):
+		// Now it is known what the silence meant.
+	case st == Failed || st == Reverted:
 		return
 	}
 	w.enter(h, Failed, code, detail, now)
@@ -460,6 +463,15 @@ func (w *World) endLease(h *host, state string, now time.Time) {
 	if h.prior != nil && (h.run == nil || l.Intent != h.run.Intent) {
 		h.prior = nil
 	}
+}
+
+// expiry is when a dispatch is over. One that has begun and whose host is silent gets the margin on top: an agent
+// that undoes at its own deadline needs a moment to say why.
+func (w *World) expiry(h *host) time.Time {
+	if st := h.state(); (st == Activating || st == ConfirmWindow) && w.offline(h, h.lease.ConfirmDeadline) {
+		return h.lease.ConfirmDeadline.Add(w.limits.Margin)
+	}
+	return h.lease.ConfirmDeadline
 }
 
 // expire ends a dispatch that was not confirmed in time.

@@ -20,7 +20,8 @@ type World struct {
 	// unheard is set until the end of the time in which, after an empty start, any host that has not
 	// reported may hold a lease that nobody remembers. Zero otherwise.
 	unheard time.Time
-	clock   timer // fires at the end of unheard
+	born    time.Time // of the database
+	clock   timer     // fires at the end of unheard
 
 	hosts       map[string]*host
 	channels    map[string]*channel
@@ -188,8 +189,15 @@ func New(s State, l Limits, now time.Time) *World {
 		quarantines: map[quarantineKey]*quarantine{},
 		stored:      map[string]map[string]*record{},
 	}
-	if s.Empty {
-		w.unheard = w.grace
+	// A database younger than the leases that its predecessor may have given is as good as empty.
+	w.born = now
+	for _, r := range s.Rollouts {
+		if r.CreatedAt.Before(w.born) {
+			w.born = r.CreatedAt
+		}
+	}
+	if until := w.born.Add(l.Lease + l.ConfirmWindow); (s.Empty || len(s.Rollouts) > 0) && until.After(now) {
+		w.unheard = until
 		w.schedule(&w.clock, w.unheard)
 	}
 	created := map[string]time.Time{}
