@@ -1,0 +1,137 @@
+package rollout
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// large is a fleet of n hosts in four waves with one budget, all on their target when converged is set.
+func large(n int) spec {
+	s := spec{channels: []channelSpec{{name: "s"}}, budgets: []budgetSpec{{tag: "all", pct: 10, max: -1}}}
+	for i := range 4 {
+		wv := waveSpec{soak: time.Minute, hosts: map[string]string{}}
+		for k := i; k < n; k += 4 {
+			h := fmt.Sprintf("host-%06d", k)
+			wv.hosts[h] = "1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r6s-nixos-system-" + h
+			s.budgets[0].hosts = append(s.budgets[0].hosts, h)
+		}
+		s.channels[0].waves = append(s.channels[0].waves, wv)
+	}
+	return s
+}
+
+var sizes = []int{100, 10_000, 100_000}
+
+// idle is a converged world of n hosts that all reported.
+func idle(tb testing.TB, n int) (*World, []string, []Observation, time.Time) {
+	rel := large(n).release()
+	now := epoch
+	w := New(State{}, DefaultLimits(), now)
+	w.Accept(rel, now)
+	var names []string
+	var seen []Observation
+	for _, e := range rel.Channels["s"].Manifest.HostSet {
+		names = append(names, e.Hostname)
+		seen = append(seen, Observation{Closure: e.TargetClosure, BootID: "b", KnowsLease: true, Wait: 5 * time.Minute})
+	}
+	for range 6 {
+		now = now.Add(time.Minute)
+		for i, h := range names {
+			w.Checkin(h, seen[i], now)
+		}
+		w.Tick(now)
+	}
+	if r := w.Rollouts(now)[0]; r.State != RolloutConverged {
+		tb.Fatalf("not converged: %s wave %d %+v", r.State, r.Wave, r.Reason)
+	}
+	w.Tick(now.Add(time.Hour))
+	return w, names, seen, now
+}
+
+func BenchmarkIdleTick(b *testing.B) {
+	for _, n := range sizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w, _, _, now := idle(b, n)
+			for b.Loop() {
+				now = now.Add(time.Second)
+				w.Tick(now)
+			}
+		})
+	}
+}
+
+func BenchmarkIdleCheckin(b *testing.B) {
+	for _, n := range sizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w, names, seen, now := idle(b, n)
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				now = now.Add(time.Millisecond)
+				if _, c := w.Checkin(names[i%n], seen[i%n], now); !c.Empty() {
+					b.Fatalf("an idle check-in changed %+v", c)
+				}
+				i++
+			}
+		})
+	}
+}
+
+func BenchmarkAcceptFirst(b *testing.B) {
+	for _, n := range sizes {
+		rel := large(n).release()
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				New(State{}, DefaultLimits(), epoch).Accept(rel, epoch)
+			}
+		})
+	}
+}
+
+func BenchmarkAcceptRenewal(b *testing.B) {
+	for _, n := range sizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w, _, _, now := idle(b, n)
+			s := large(n)
+			s.signed, s.opened = now, epoch
+			rel := s.release()
+			for b.Loop() {
+				w.Accept(rel, now)
+			}
+		})
+	}
+}
+
+func TestIdleHostIsSmall(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures memory of 20,000 hosts")
+	}
+	const n = 20_000
+	rel := large(n).release()
+	before := heapInUse()
+	w := New(State{}, DefaultLimits(), epoch)
+	w.Accept(rel, epoch)
+	now := epoch
+	for range 6 {
+		now = now.Add(time.Minute)
+		for _, e := range rel.Channels["s"].Manifest.HostSet {
+			w.Checkin(e.Hostname, Observation{Closure: e.TargetClosure, BootID: "8d0c5f3e", KnowsLease: true}, now)
+		}
+		w.Tick(now)
+	}
+	if per := (heapInUse() - before) / n; per > 2048 {
+		t.Errorf("%d bytes per idle host, want at most 2048", per)
+	} else {
+		t.Logf("%d bytes per idle host", per)
+	}
+	runtime.KeepAlive(w)
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
