@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 )
@@ -29,165 +28,6 @@ func NewSim(dir, cacheDir string) (*Sim, error) {
 		return nil, fmt.Errorf("simulated machine: %w", err)
 	}
 	return &Sim{m: m}, nil
-}
-
-// Close stops the machine's clockwork in this process; its memory stays.
-func (s *Sim) Close() { s.m.close() }
-
-// OnDeadline has a deadline call f instead of executing its command. f runs in a
-// goroutine of its own; while it does, the deadline's unit is running.
-func (s *Sim) OnDeadline(f func(Deadline)) {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.onDeadline = f
-}
-
-// OnSwitched has f called after each activation, as a real switch restarts the
-// agent's unit. f runs in a goroutine of its own.
-func (s *Sim) OnSwitched(f func(closure string)) {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.onSwitched = f
-}
-
-// OnBoot has f called after each PowerCycle or Reboot, in a goroutine of its own.
-func (s *Sim) OnBoot(f func(closure string)) {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.onBoot = f
-}
-
-// Install makes the closure the one and only system, as an installer leaves it.
-func (s *Sim) Install(closure string) error {
-	c, err := readSimClosure(s.m.cache, closure)
-	if err != nil {
-		return fmt.Errorf("install %s: %w", closure, err)
-	}
-	if err := writeJSON(s.m.stored(closure), c); err != nil {
-		return err
-	}
-	return s.m.with(func(st *simState) error {
-		st.Current, st.Booted, st.Profile, st.BootDefault = closure, closure, closure, closure
-		st.Failed, st.Switched = slices.Sorted(slices.Values(c.FailedUnits)), time.Now()
-		return nil
-	})
-}
-
-// Online says whether the running closure lets the machine reach the network.
-func (s *Sim) Online() bool { return !s.current().CutsNetwork }
-
-// AgentStarts says whether the running closure's agent can run.
-func (s *Sim) AgentStarts() bool { return !s.current().AgentBroken }
-
-// current is how the running closure behaves; the zero closure if there is none.
-func (s *Sim) current() SimClosure {
-	name, err := s.CurrentSystem(context.Background())
-	if err != nil || name == "" {
-		return SimClosure{}
-	}
-	c, err := readSimClosure(s.m.dir+"/store", name)
-	if err != nil {
-		return SimClosure{}
-	}
-	return c
-}
-
-// PowerCycle cuts the power and boots the boot default: whatever ran is gone,
-// what was switched but not made the default too.
-func (s *Sim) PowerCycle() error {
-	var call func(string)
-	var booted string
-	err := s.m.with(func(st *simState) error {
-		c, err := readSimClosure(s.m.dir+"/store", st.BootDefault)
-		if err != nil {
-			return fmt.Errorf("boot %q: %w", st.BootDefault, err)
-		}
-		st.Boots++
-		st.Current, st.Booted, st.Switched = st.BootDefault, st.BootDefault, time.Now()
-		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
-		st.Units, st.LockHeld, st.StartList = map[string]simUnit{}, false, false
-		for unit := range st.Deadlines {
-			s.m.dropTimer(unit)
-		}
-		st.Deadlines = map[string]simDeadline{}
-		call, booted = s.m.onBoot, st.Booted
-		return nil
-	})
-	if err == nil && call != nil {
-		go call(booted)
-	}
-	return err
-}
-
-// HoldLock holds or lets go the switch lock, as a switch by hand does.
-func (s *Sim) HoldLock(held bool) error {
-	return s.m.with(func(st *simState) error {
-		st.LockHeld = held
-		return nil
-	})
-}
-
-// SetSpace sets what is left, in bytes.
-func (s *Sim) SetSpace(free Space) error {
-	return s.m.with(func(st *simState) error {
-		st.StoreFree, st.BootFree = free.StoreFree, free.BootFree
-		return nil
-	})
-}
-
-// SwitchByHand is an operator's nixos-rebuild switch: at once and without the agent.
-func (s *Sim) SwitchByHand(closure string) error {
-	c, err := readSimClosure(s.m.cache, closure)
-	if err != nil {
-		return err
-	}
-	if err := writeJSON(s.m.stored(closure), c); err != nil {
-		return err
-	}
-	return s.m.with(func(st *simState) error {
-		st.Profile, st.BootDefault = closure, closure
-		st.activate(closure, c, time.Now())
-		return nil
-	})
-}
-
-// CollectGarbage removes what no root, profile or running system holds, and says what.
-func (s *Sim) CollectGarbage() ([]string, error) {
-	var gone []string
-	err := s.m.with(func(st *simState) error {
-		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Booted, st.Profile, st.BootDefault)
-		entries, err := os.ReadDir(s.m.dir + "/store")
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			name, ok := cutJSON(e.Name())
-			if !ok || slices.Contains(live, name) {
-				continue
-			}
-			if err := os.Remove(s.m.stored(name)); err != nil {
-				return err
-			}
-			gone = append(gone, name)
-		}
-		return nil
-	})
-	return gone, err
-}
-
-// Fetches says how often a closure came from the cache.
-func (s *Sim) Fetches(closure string) (int, error) {
-	n := 0
-	err := s.m.with(func(st *simState) error {
-		n = st.Fetched[closure]
-		return nil
-	})
-	return n, err
-}
-
-func cutJSON(name string) (string, bool) {
-	ext := filepath.Ext(name)
-	return name[:len(name)-len(ext)], ext == ".json"
 }
 
 func (m *simMachine) stored(closure string) string { return m.dir + "/store/" + closure + ".json" }
@@ -379,13 +219,19 @@ func (s *Sim) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 			Closure: r.Closure, Action: r.Action, NoCheck: slices.Contains(r.Env, "NIXOS_NO_CHECK=1"),
 			Start: now, End: end,
 		}
+		// The switch ends on time also when its caller is gone by then.
+		key := "switch " + r.Unit
+		s.m.timers[key] = time.AfterFunc(c.SwitchTime, func() {
+			_ = s.m.with(func(*simState) error {
+				delete(s.m.timers, key)
+				return nil
+			})
+		})
 		return nil
 	})
 	if err != nil {
 		return fail(err)
 	}
-	// The switch ends on time also when its caller is gone by then.
-	time.AfterFunc(c.SwitchTime, func() { _ = s.m.with(func(*simState) error { return nil }) })
 	for {
 		if err := sleep(ctx, time.Until(end)); err != nil {
 			return fail(err)

@@ -65,7 +65,8 @@ type simMachine struct {
 	deadlines  *processes // runs deadlines' commands when there is no callback
 
 	mu         sync.Mutex
-	timers     map[string]*time.Timer
+	closed     bool
+	timers     map[string]*time.Timer // of deadlines, by unit; of switches, by "switch " and unit
 	onDeadline func(Deadline)
 	onSwitched func(closure string)
 	onBoot     func(closure string)
@@ -114,6 +115,7 @@ func (m *simMachine) close() {
 	simMachines.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.closed = true
 	for unit := range m.timers {
 		m.dropTimer(unit)
 	}
@@ -138,6 +140,9 @@ func (m *simMachine) dropTimer(unit string) {
 func (m *simMachine) with(f func(*simState) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return fmt.Errorf("simulated machine %s: %w", m.dir, fs.ErrClosed)
+	}
 	lock, err := os.OpenFile(filepath.Join(m.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err

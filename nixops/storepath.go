@@ -9,14 +9,15 @@ import (
 	"strings"
 
 	"github.com/nix-community/go-nix/pkg/storepath"
+
+	"nixfleet/nixops/fleet"
 )
 
 const storeDir = storepath.StoreDir // /nix/store, also inside a private store
 
 // storePath is the logical store path of a closure's base name.
 func storePath(closure string) (string, error) {
-	// 211 bytes: the longest name that Nix allows.
-	if p, err := storepath.FromString(closure); err != nil || len(p.Name) > 211 {
+	if !fleet.ValidClosure(closure) {
 		return "", fmt.Errorf("closure %q: %w", closure, ErrNotClosure)
 	}
 	return storeDir + "/" + closure, nil

@@ -1,0 +1,706 @@
+package nixops_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nixfleet/nixops"
+	"nixfleet/nixops/testnix"
+)
+
+// A rig is one machine under the contract test, with what is done to it from outside.
+type rig struct {
+	host nixops.Host
+	// publish makes a closure of that behaviour and puts it into the cache.
+	publish func(name string, c nixops.SimClosure) string
+	// install makes a closure the only system of the machine.
+	install func(closure string)
+	// reopen is the same machine seen by a new process.
+	reopen func() nixops.Host
+	// abandon starts a switch from a caller that is gone before it ends.
+	abandon func(r nixops.SwitchRequest)
+	// abandonArmed arms a deadline from a caller that is gone before it fires. Firing
+	// makes fired() true.
+	abandonArmed func(unit string, after time.Duration)
+	fired        func() bool
+	gc           func()
+	holdLock     func() (release func())
+	lockExists   func() bool
+	unreachable  func()
+	leaveLists   func()
+	output       string // part of what every activation writes
+}
+
+// contract is what both machines promise.
+var contract = []struct {
+	name string
+	test func(t *testing.T, r *rig)
+}{
+	{"switch", testSwitch},
+	{"exit codes A3", testExitCodes},
+	{"failing units before and after A4", testFailedUnits},
+	{"crash loop is seen A24", testCrashLoop},
+	{"boot default comes last A10 A11", testBootDefault},
+	{"undo twice is a no-op A6", testUndoTwice},
+	{"undo runs the previous script A7", testUndoScript},
+	{"undo passes the previous checks A23", testUndoWithoutChecks},
+	{"root outlives the collector A13", testRoots},
+	{"lock held is try again A5", testLock},
+	{"caller dies in the switch A1 A2", testCallerDies},
+	{"deadline without its caller A9", testDeadline},
+	{"disarmed deadline", testDisarm},
+	{"unit names are used once at a time", testUnitNames},
+	{"refused closures", testRefused},
+	{"cache gone", testUnreachable},
+	{"inspect", testInspect},
+	{"stop a switch", testStop},
+}
+
+func TestSimulatedHost(t *testing.T) {
+	for _, c := range contract {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { c.test(t, newSimRig(t)) })
+		})
+	}
+}
+
+func TestRealHost(t *testing.T) {
+	nix := testnix.Find(t)
+	for _, c := range contract {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.test(t, newRealRig(t, nix))
+		})
+	}
+}
+
+func newSimRig(t *testing.T) *rig {
+	dir, cache := t.TempDir(), t.TempDir()
+	open := func() *nixops.Sim {
+		s, err := nixops.NewSim(dir, cache)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	sim := open()
+	t.Cleanup(sim.Close)
+	n := 0
+	fired := make(chan struct{}, 1)
+	r := &rig{host: sim, output: "activating the configuration"}
+	r.publish = func(name string, c nixops.SimClosure) string {
+		n++
+		base := fmt.Sprintf("%032d-%s", n, name)
+		if err := nixops.WriteSimClosure(cache, base, c); err != nil {
+			t.Fatal(err)
+		}
+		return base
+	}
+	r.install = func(closure string) {
+		if err := sim.Install(closure); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.reopen = func() nixops.Host { return open() }
+	r.abandon = func(req nixops.SwitchRequest) {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := sim.Switch(ctx, req); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("abandoned switch: %v", err)
+		}
+	}
+	r.abandonArmed = func(unit string, after time.Duration) {
+		sim.OnDeadline(func(nixops.Deadline) { fired <- struct{}{} })
+		ctx, cancel := context.WithCancel(t.Context())
+		must(t, sim.ArmDeadline(ctx, nixops.Deadline{Unit: unit, After: after, Command: []string{"/bin/true"}}))
+		cancel()
+	}
+	done := false
+	r.fired = func() bool {
+		select {
+		case <-fired:
+			done = true
+		default:
+		}
+		return done
+	}
+	r.gc = func() {
+		if _, err := sim.CollectGarbage(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.holdLock = func() func() {
+		must(t, sim.HoldLock(true))
+		return func() { must(t, sim.HoldLock(false)) }
+	}
+	r.lockExists = func() bool { return true }
+	r.unreachable = func() { must(t, os.WriteFile(filepath.Join(cache, "unreachable"), nil, 0o600)) }
+	r.leaveLists = func() {}
+	return r
+}
+
+func newRealRig(t *testing.T, nix testnix.Nix) *rig {
+	root := testnix.TempDir(t)
+	store, cache := nix.NewStore(t), nix.NewCache(t)
+	key, foreign := nix.NewKey(t, "cache-1"), nix.NewKey(t, "cache-1")
+	config := nix.Config(root, []*testnix.Cache{cache}, key)
+	open := func() nixops.Host {
+		h, err := nixops.NewHost(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	r := &rig{host: open(), output: "activating the configuration"}
+	other := ""
+	r.publish = func(name string, c nixops.SimClosure) string {
+		spec := testnix.Spec{
+			Name: name, ExitCode: c.ExitCode, BootExit: c.BootExit, CheckExit: c.CheckExit, NoCheck: c.NoCheck,
+			SwitchSeconds: c.SwitchTime.Seconds(), FailedUnits: c.FailedUnits, TrustJSON: c.TrustJSON, NoSwitch: c.NoSwitch,
+			Files: map[string]string{}, Restarts: map[string]int{},
+		}
+		for _, unit := range c.CrashLoop {
+			spec.Restarts[unit] = 3
+		}
+		if c.Agent != "" {
+			spec.Agent = c.Agent
+		}
+		for file, text := range map[string]string{
+			"kernel-params": c.KernelParams, "switch-inhibitors": c.SwitchInhibitor, "nixos-version": c.Version,
+		} {
+			if text != "" {
+				spec.Files[file] = text
+			}
+		}
+		closure := store.Build(t, spec)
+		signer := key
+		if c.Signature == "foreign" {
+			signer = foreign
+		}
+		cache.Push(t, store, signer, closure)
+		switch c.Signature {
+		case "unsigned":
+			cache.DropSignatures(t, closure)
+		case "corrupt":
+			cache.Corrupt(t, closure)
+		case "other-path":
+			if other == "" {
+				other = store.Build(t, testnix.Spec{Name: "other"})
+				cache.Push(t, store, key, other)
+			}
+			cache.EditNarinfo(t, closure, func(text string) string { return strings.ReplaceAll(text, closure, other) })
+		}
+		return closure
+	}
+	r.install = func(closure string) {
+		ctx := t.Context()
+		must(t, r.host.Realise(ctx, closure, nil))
+		must(t, r.host.SetProfile(ctx, closure))
+		must(t, r.host.RestoreCurrent(ctx, closure))
+		if exit, err := r.host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionBoot, Unit: "install"}); err != nil || !exit.OK() {
+			t.Fatalf("install: %v %v", exit, err)
+		}
+	}
+	r.reopen = open
+	r.abandon = func(req nixops.SwitchRequest) { runHelper(t, helperJob{Config: config, Switch: &req}) }
+	proof := filepath.Join(root, "deadline-fired")
+	r.abandonArmed = func(unit string, after time.Duration) {
+		runHelper(t, helperJob{Config: config, Deadline: &nixops.Deadline{
+			Unit: unit, After: after, Command: []string{"/bin/sh", "-c", "echo undone; : >" + proof},
+		}})
+	}
+	r.fired = func() bool { _, err := os.Stat(proof); return err == nil }
+	r.gc = func() { nix.Run(t, "nix-store", "--store", root, "--gc") }
+	lock := filepath.Join(root, "run/nixos/switch-to-configuration.lock")
+	r.holdLock = func() func() {
+		must(t, os.MkdirAll(filepath.Dir(lock), 0o755))
+		f, err := os.OpenFile(lock, os.O_CREATE|os.O_RDWR, 0o600)
+		must(t, err)
+		must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		return func() { f.Close() }
+	}
+	r.lockExists = func() bool { _, err := os.Stat(lock); return err == nil }
+	r.unreachable = cache.Stop
+	r.leaveLists = func() {
+		must(t, os.MkdirAll(filepath.Join(root, "run/nixos"), 0o755))
+		for _, l := range []string{"start-list", "restart-list", "reload-list"} {
+			must(t, os.WriteFile(filepath.Join(root, "run/nixos", l), []byte("bad.service\n"), 0o644))
+		}
+		t.Cleanup(func() {
+			left, _ := filepath.Glob(filepath.Join(root, "run/nixos/*-list"))
+			if len(left) > 0 {
+				t.Errorf("lists of a killed switch are left: %v", left)
+			}
+		})
+	}
+	return r
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// installed starts with one good system.
+func (r *rig) installed(t *testing.T, c nixops.SimClosure) string {
+	t.Helper()
+	base := r.publish("nixos-system-one", c)
+	r.install(base)
+	return base
+}
+
+func (r *rig) expect(t *testing.T, what string, read func(context.Context) (string, error), want string) {
+	t.Helper()
+	got, err := read(t.Context())
+	if err != nil || got != want {
+		t.Errorf("%s is %q (%v), want %q", what, got, err, want)
+	}
+}
+
+func (r *rig) test(t *testing.T, closure, unit string, env ...string) (nixops.Exit, error) {
+	t.Helper()
+	return r.host.Switch(t.Context(), nixops.SwitchRequest{Closure: closure, Action: nixops.ActionTest, Unit: unit, Env: env})
+}
+
+func testSwitch(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	var said []string
+	must(t, r.host.Realise(t.Context(), two, func(line string) { said = append(said, line) }))
+	if !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, two) }) {
+		t.Errorf("progress says nothing of the path: %q", said)
+	}
+	exit, err := r.test(t, two, "nixfleet-switch-1")
+	if err != nil || exit.Meaning() != nixops.MeaningDone {
+		t.Fatalf("switch: %v, %v", exit, err)
+	}
+	r.expect(t, "current system", r.host.CurrentSystem, two)
+	r.expect(t, "profile", r.host.Profile, one)
+	r.expect(t, "boot default", r.host.BootDefault, one)
+	state, err := r.reopen().SwitchState(t.Context(), "nixfleet-switch-1")
+	if err != nil || state.Phase != nixops.UnitFinished || !state.Exit.OK() {
+		t.Errorf("a later process sees %+v, %v", state, err)
+	}
+	text, err := r.host.UnitOutput(t.Context(), "nixfleet-switch-1")
+	if err != nil || !strings.Contains(text, r.output) {
+		t.Errorf("output %q, %v", text, err)
+	}
+	if state, err := r.host.SwitchState(t.Context(), "nixfleet-switch-9"); err != nil || state.Phase != nixops.UnitUnknown {
+		t.Errorf("a unit that never was: %+v, %v", state, err)
+	}
+}
+
+func testExitCodes(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	for code, want := range map[int]nixops.Meaning{
+		1: nixops.MeaningRefused, 2: nixops.MeaningActivation, 4: nixops.MeaningUnits,
+		100: nixops.MeaningReboot, 101: nixops.MeaningDied, 7: nixops.MeaningUnknown,
+	} {
+		closure := r.publish(fmt.Sprintf("nixos-system-exit-%d", code), nixops.SimClosure{ExitCode: code})
+		must(t, r.host.Realise(t.Context(), closure, nil))
+		exit, err := r.test(t, closure, fmt.Sprintf("switch-%d", code))
+		if err != nil || exit.Code != code || exit.Meaning() != want || exit.OK() {
+			t.Errorf("exit %d: %+v (%s), %v", code, exit, exit.Meaning(), err)
+		}
+		must(t, r.host.RestoreCurrent(t.Context(), one))
+	}
+	locked := r.publish("nixos-system-exit-11", nixops.SimClosure{ExitCode: 11})
+	must(t, r.host.Realise(t.Context(), locked, nil))
+	if exit, err := r.test(t, locked, "switch-11"); !errors.Is(err, nixops.ErrLockHeld) || exit.Meaning() != nixops.MeaningLocked {
+		t.Errorf("exit 11: %v, %v", exit, err)
+	}
+}
+
+func testFailedUnits(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	before := r.publish("nixos-system-before", nixops.SimClosure{FailedUnits: []string{"old.service"}})
+	after := r.publish("nixos-system-after", nixops.SimClosure{FailedUnits: []string{"old.service", "new.service"}})
+	must(t, r.host.Realise(t.Context(), before, nil))
+	must(t, r.host.Realise(t.Context(), after, nil))
+	for i, closure := range []string{before, after} {
+		exit, err := r.test(t, closure, fmt.Sprint("switch-", i))
+		if err != nil || exit.Meaning() != nixops.MeaningUnits {
+			t.Fatalf("switch: %v, %v", exit, err)
+		}
+		failed, err := r.host.FailedUnits(t.Context())
+		want := [][]string{{"old.service"}, {"new.service", "old.service"}}[i]
+		if err != nil || !slices.Equal(failed, want) {
+			t.Errorf("failed units %q, %v; want %q", failed, err, want)
+		}
+	}
+}
+
+func testCrashLoop(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	loop := r.publish("nixos-system-loop", nixops.SimClosure{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond})
+	must(t, r.host.Realise(t.Context(), loop, nil))
+	if exit, err := r.test(t, loop, "switch-1"); err != nil || !exit.OK() {
+		t.Fatalf("switch: %v, %v", exit, err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	restarts, err := r.host.Restarts(t.Context())
+	if err != nil || restarts["web.service"] == 0 {
+		t.Errorf("restarts %v, %v", restarts, err)
+	}
+	if failed, err := r.host.FailedUnits(t.Context()); err != nil || len(failed) != 0 {
+		t.Errorf("a crash loop shows as failed: %v, %v", failed, err)
+	}
+}
+
+func testBootDefault(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	full := r.publish("nixos-system-full", nixops.SimClosure{BootExit: 1})
+	for _, c := range []string{two, full} {
+		must(t, r.host.Realise(t.Context(), c, nil))
+	}
+	boot := func(closure, unit string) nixops.Exit {
+		exit, err := r.host.Switch(t.Context(), nixops.SwitchRequest{Closure: closure, Action: nixops.ActionBoot, Unit: unit})
+		must(t, err)
+		return exit
+	}
+	must(t, r.host.SetProfile(t.Context(), two))
+	r.expect(t, "boot default after the profile alone", r.host.BootDefault, one)
+	if exit := boot(two, "boot-1"); !exit.OK() {
+		t.Errorf("boot: %v", exit)
+	}
+	r.expect(t, "boot default", r.host.BootDefault, two)
+	r.expect(t, "current system", r.host.CurrentSystem, one)
+	// [A14] a full /boot is a failure, and the default stays.
+	if exit := boot(full, "boot-2"); exit.Meaning() != nixops.MeaningRefused {
+		t.Errorf("boot loader failure: %v", exit)
+	}
+	r.expect(t, "boot default", r.host.BootDefault, two)
+}
+
+func testUndoTwice(t *testing.T, r *rig) {
+	zero := r.installed(t, nixops.SimClosure{})
+	one := r.publish("nixos-system-second", nixops.SimClosure{})
+	two := r.publish("nixos-system-third", nixops.SimClosure{})
+	for _, c := range []string{one, two} {
+		must(t, r.host.Realise(t.Context(), c, nil))
+		must(t, r.host.SetProfile(t.Context(), c))
+		must(t, r.host.RestoreCurrent(t.Context(), c))
+	}
+	for range 2 {
+		must(t, r.host.SetProfile(t.Context(), one))
+		must(t, r.host.RestoreCurrent(t.Context(), one))
+		r.expect(t, "profile", r.host.Profile, one)
+		r.expect(t, "current system", r.host.CurrentSystem, one)
+	}
+	if zero == one {
+		t.Fatal("the three systems are not distinct")
+	}
+}
+
+func testUndoScript(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	bad := r.publish("nixos-system-bad", nixops.SimClosure{ExitCode: 2})
+	must(t, r.host.Realise(t.Context(), bad, nil))
+	if exit, err := r.test(t, bad, "switch-1"); err != nil || exit.Meaning() != nixops.MeaningActivation {
+		t.Fatalf("switch: %v, %v", exit, err)
+	}
+	// The bad closure's own script would fail; the one of the recorded path is run.
+	if exit, err := r.test(t, one, "undo-1"); err != nil || !exit.OK() {
+		t.Errorf("undo: %v, %v", exit, err)
+	}
+	r.expect(t, "current system", r.host.CurrentSystem, one)
+}
+
+func testUndoWithoutChecks(t *testing.T, r *rig) {
+	strict := r.publish("nixos-system-strict", nixops.SimClosure{CheckExit: 1})
+	r.install(r.publish("nixos-system-one", nixops.SimClosure{}))
+	must(t, r.host.Realise(t.Context(), strict, nil))
+	if exit, err := r.test(t, strict, "undo-1"); err != nil || exit.Meaning() != nixops.MeaningRefused {
+		t.Errorf("with checks: %v, %v", exit, err)
+	}
+	r.leaveLists()
+	must(t, r.host.ClearSwitchLists(t.Context()))
+	must(t, r.host.ClearSwitchLists(t.Context()))
+	if exit, err := r.test(t, strict, "undo-2", "NIXOS_NO_CHECK=1"); err != nil || !exit.OK() {
+		t.Errorf("without checks: %v, %v", exit, err)
+	}
+	r.expect(t, "current system", r.host.CurrentSystem, strict)
+}
+
+func testRoots(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	// A root may come before its path, and a collection between the two.
+	must(t, r.host.AddRoot(t.Context(), "staged", two))
+	r.gc()
+	must(t, r.host.Realise(t.Context(), two, nil))
+	must(t, r.host.RemoveRoot(t.Context(), "staged"))
+	r.gc()
+	if _, err := r.host.Inspect(t.Context(), two); err != nil {
+		t.Fatalf("collected although realised: %v", err)
+	}
+	roots, err := r.host.Roots(t.Context())
+	if err != nil || roots[two] != two {
+		t.Errorf("roots %v, %v", roots, err)
+	}
+	must(t, r.host.AddRoot(t.Context(), "current", two))
+	must(t, r.host.RemoveRoot(t.Context(), two))
+	must(t, r.host.RemoveRoot(t.Context(), two))
+	r.gc()
+	if _, err := r.host.Inspect(t.Context(), two); err != nil {
+		t.Fatalf("collected although rooted by name: %v", err)
+	}
+	must(t, r.host.RemoveRoot(t.Context(), "current"))
+	r.gc()
+	if _, err := r.host.Inspect(t.Context(), two); !errors.Is(err, nixops.ErrNotClosure) {
+		t.Errorf("without a root: %v", err)
+	}
+	// It comes back from the cache.
+	must(t, r.host.Realise(t.Context(), two, nil))
+}
+
+func testLock(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	must(t, r.host.Realise(t.Context(), two, nil))
+	release := r.holdLock()
+	held, err := r.host.LockHeld(t.Context())
+	if err != nil || !held {
+		t.Errorf("lock held: %v, %v", held, err)
+	}
+	if _, err := r.test(t, two, "switch-1"); !errors.Is(err, nixops.ErrLockHeld) {
+		t.Errorf("switch under a held lock: %v", err)
+	}
+	r.expect(t, "current system", r.host.CurrentSystem, one)
+	if !r.lockExists() {
+		t.Error("the lock file was deleted")
+	}
+	release()
+	// The file is still there; that means nothing.
+	if held, err := r.host.LockHeld(t.Context()); err != nil || held {
+		t.Errorf("lock held after release: %v, %v", held, err)
+	}
+	if exit, err := r.test(t, two, "switch-2"); err != nil || !exit.OK() {
+		t.Errorf("switch: %v, %v", exit, err)
+	}
+	if !r.lockExists() {
+		t.Error("the lock file was deleted")
+	}
+}
+
+func testCallerDies(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	slow := r.publish("nixos-system-slow", nixops.SimClosure{SwitchTime: 700 * time.Millisecond})
+	must(t, r.host.Realise(t.Context(), slow, nil))
+	r.abandon(nixops.SwitchRequest{Closure: slow, Action: nixops.ActionTest, Unit: "switch-1"})
+	host := r.reopen()
+	if held, err := host.LockHeld(t.Context()); err != nil || !held {
+		t.Errorf("lock held by the running switch: %v, %v", held, err)
+	}
+	state, err := host.SwitchState(t.Context(), "switch-1")
+	if err != nil || state.Phase != nixops.UnitRunning {
+		t.Fatalf("after the caller's death: %+v, %v", state, err)
+	}
+	until(t, func() bool {
+		state, err = host.SwitchState(t.Context(), "switch-1")
+		return err != nil || state.Phase == nixops.UnitFinished
+	})
+	if err != nil || !state.Exit.OK() {
+		t.Errorf("the switch ended with %+v, %v", state, err)
+	}
+	r.expect(t, "current system", host.CurrentSystem, slow)
+	// What it wrote after the death did not go to a pipe of the dead.
+	if text, err := host.UnitOutput(t.Context(), "switch-1"); err != nil || !strings.Contains(text, r.output) {
+		t.Errorf("output %q, %v", text, err)
+	}
+}
+
+// until waits a bounded time.
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	for range 500 {
+		if ok() {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("waited for 10 s")
+}
+
+func testDeadline(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	r.abandonArmed("deadline-1", 600*time.Millisecond)
+	host := r.reopen()
+	if armed, err := host.DeadlineArmed(t.Context(), "deadline-1"); err != nil || !armed {
+		t.Errorf("armed: %v, %v", armed, err)
+	}
+	if r.fired() {
+		t.Fatal("fired at once")
+	}
+	if state, err := host.SwitchState(t.Context(), "deadline-1"); err != nil || state.Phase != nixops.UnitUnknown {
+		t.Errorf("before it fires: %+v, %v", state, err)
+	}
+	until(t, r.fired)
+	until(t, func() bool {
+		state, err := host.SwitchState(t.Context(), "deadline-1")
+		return err == nil && state.Phase == nixops.UnitFinished && state.Exit.OK()
+	})
+	if armed, err := host.DeadlineArmed(t.Context(), "deadline-1"); err != nil || armed {
+		t.Errorf("still armed: %v, %v", armed, err)
+	}
+	must(t, host.DisarmDeadline(t.Context(), "deadline-1"))
+}
+
+func testDisarm(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	r.abandonArmed("deadline-1", 400*time.Millisecond)
+	must(t, r.host.DisarmDeadline(t.Context(), "deadline-1"))
+	must(t, r.host.DisarmDeadline(t.Context(), "deadline-1"))
+	must(t, r.host.DisarmDeadline(t.Context(), "deadline-never"))
+	if armed, err := r.host.DeadlineArmed(t.Context(), "deadline-1"); err != nil || armed {
+		t.Errorf("armed: %v, %v", armed, err)
+	}
+	time.Sleep(600 * time.Millisecond)
+	if r.fired() {
+		t.Error("fired although disarmed")
+	}
+	for _, bad := range []nixops.Deadline{
+		{Unit: "d", After: time.Second}, {Unit: "d", Command: []string{"/bin/true"}},
+		{Unit: "d", After: time.Second, Command: []string{"true"}}, {Unit: "../d", After: time.Second, Command: []string{"/bin/true"}},
+	} {
+		if err := r.host.ArmDeadline(t.Context(), bad); err == nil {
+			t.Errorf("armed %+v", bad)
+		}
+	}
+}
+
+func testUnitNames(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	for _, unit := range []string{"", "../x", "a b", "-x", "a/b", strings.Repeat("a", 200)} {
+		if _, err := r.test(t, one, unit); err == nil {
+			t.Errorf("unit %q was accepted", unit)
+		}
+	}
+	if _, err := r.host.Switch(t.Context(), nixops.SwitchRequest{Closure: one, Action: "dry-activate", Unit: "x"}); err == nil {
+		t.Error("an action that is none was accepted")
+	}
+}
+
+func testRefused(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	for kind, want := range map[string]error{
+		"unsigned": nixops.ErrUnsigned, "foreign": nixops.ErrUnsigned, "corrupt": nixops.ErrUnsigned, "other-path": nil,
+	} {
+		closure := r.publish("nixos-system-"+kind, nixops.SimClosure{Signature: kind})
+		err := r.host.Realise(t.Context(), closure, nil)
+		if err == nil || want != nil && !errors.Is(err, want) {
+			t.Errorf("%s: %v", kind, err)
+		}
+		// Whatever was unpacked on the way: it is not valid.
+		if _, err := r.host.Inspect(t.Context(), closure); !errors.Is(err, nixops.ErrNotClosure) {
+			t.Errorf("%s is valid afterwards: %v", kind, err)
+		}
+		if err := r.host.SetProfile(t.Context(), closure); !errors.Is(err, nixops.ErrNotClosure) {
+			t.Errorf("%s became the profile: %v", kind, err)
+		}
+	}
+	missing := "79wqc9mdy0p3ps928658npmkbwf7km19-nixos-system-none"
+	if err := r.host.Realise(t.Context(), missing, nil); !errors.Is(err, nixops.ErrNotFound) {
+		t.Errorf("missing: %v", err)
+	}
+	for _, name := range []string{"", "x", "../etc", "/nix/store/" + missing, missing + "/bin", strings.ToUpper(missing), "79wqc9mdy0p3ps928658npmkbwf7km19-"} {
+		if err := r.host.Realise(t.Context(), name, nil); !errors.Is(err, nixops.ErrNotClosure) {
+			t.Errorf("%q: %v", name, err)
+		}
+		if err := r.host.RestoreCurrent(t.Context(), name); !errors.Is(err, nixops.ErrNotClosure) {
+			t.Errorf("restore %q: %v", name, err)
+		}
+	}
+	bare := r.publish("not-a-system", nixops.SimClosure{NoSwitch: true})
+	must(t, r.host.Realise(t.Context(), bare, nil))
+	if _, err := r.test(t, bare, "switch-bare"); !errors.Is(err, nixops.ErrNotClosure) {
+		t.Errorf("switch to what is no system: %v", err)
+	}
+}
+
+func testUnreachable(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	r.unreachable()
+	if err := r.host.Realise(t.Context(), two, nil); !errors.Is(err, nixops.ErrUnreachable) {
+		t.Errorf("cache gone: %v", err)
+	}
+	// What is here already needs no cache.
+	must(t, r.host.Realise(t.Context(), one, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.host.Realise(ctx, two, nil); err == nil {
+		t.Error("realised without leave")
+	}
+}
+
+func testInspect(t *testing.T, r *rig) {
+	r.installed(t, nixops.SimClosure{})
+	agent, err := os.Executable()
+	must(t, err)
+	rich := nixops.SimClosure{
+		Agent: agent, TrustJSON: `{"schemaVersion":1}`, KernelParams: "quiet loglevel=4",
+		SwitchInhibitor: `{"dbus":"broker"}`, Version: "25.11.20260301.4f1c0a9",
+	}
+	closure := r.publish("nixos-system-rich", rich)
+	must(t, r.host.Realise(t.Context(), closure, nil))
+	c, err := r.host.Inspect(t.Context(), closure)
+	must(t, err)
+	if c.Name != closure || !c.HasSwitch || string(c.TrustJSON) != rich.TrustJSON || c.KernelParams != rich.KernelParams ||
+		c.SwitchInhibitor != rich.SwitchInhibitor || c.Version != rich.Version {
+		t.Errorf("inspected %+v", c)
+	}
+	if want := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC); !c.SourceDate.Equal(want) {
+		t.Errorf("source date %v", c.SourceDate)
+	}
+	if info, err := os.Stat(c.AgentPath); err != nil || info.Mode().Perm()&0o111 == 0 {
+		t.Errorf("agent %q: %v", c.AgentPath, err)
+	}
+	if ok, err := r.host.SupportsCheck(t.Context(), closure); err != nil || !ok {
+		t.Errorf("supports check: %v, %v", ok, err)
+	}
+	old := r.publish("nixos-system-old", nixops.SimClosure{NoCheck: true})
+	must(t, r.host.Realise(t.Context(), old, nil))
+	if ok, err := r.host.SupportsCheck(t.Context(), old); err != nil || ok {
+		t.Errorf("an old script supports check: %v, %v", ok, err)
+	}
+	if bare, err := r.host.Inspect(t.Context(), old); err != nil || bare.AgentPath != "" || bare.TrustJSON != nil {
+		t.Errorf("a closure without agent: %+v, %v", bare, err)
+	}
+	if space, err := r.host.Space(t.Context()); err != nil || space.StoreFree == 0 || space.BootFree == 0 {
+		t.Errorf("space %+v, %v", space, err)
+	}
+	if id, err := r.host.BootID(t.Context()); err != nil || len(id) != 36 {
+		t.Errorf("boot id %q, %v", id, err)
+	}
+}
+
+func testStop(t *testing.T, r *rig) {
+	one := r.installed(t, nixops.SimClosure{})
+	slow := r.publish("nixos-system-slow", nixops.SimClosure{SwitchTime: 5 * time.Second})
+	must(t, r.host.Realise(t.Context(), slow, nil))
+	r.abandon(nixops.SwitchRequest{Closure: slow, Action: nixops.ActionTest, Unit: "switch-1"})
+	must(t, r.host.StopUnit(t.Context(), "switch-1"))
+	must(t, r.host.StopUnit(t.Context(), "switch-1"))
+	must(t, r.host.StopUnit(t.Context(), "switch-never"))
+	state, err := r.host.SwitchState(t.Context(), "switch-1")
+	if err != nil || state.Phase != nixops.UnitFinished || state.Exit.OK() || state.Exit.Meaning() != nixops.MeaningKilled {
+		t.Errorf("stopped: %+v, %v", state, err)
+	}
+	until(t, func() bool { held, err := r.host.LockHeld(t.Context()); return err == nil && !held })
+	r.expect(t, "current system", r.host.CurrentSystem, one)
+	must(t, r.host.ClearSwitchLists(t.Context()))
+}

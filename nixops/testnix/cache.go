@@ -1,0 +1,162 @@
+package testnix
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Cache is a binary cache in a directory, served over http on loopback.
+type Cache struct {
+	Dir string
+	URL string
+
+	nix    Nix
+	server *httptest.Server
+
+	mu       sync.Mutex
+	hook     func(http.ResponseWriter, *http.Request) bool
+	requests []string
+}
+
+// NewCache serves an empty cache until the test ends.
+func (n Nix) NewCache(t testing.TB) *Cache {
+	t.Helper()
+	c := &Cache{Dir: t.TempDir(), nix: n}
+	info := []byte("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n")
+	if err := os.WriteFile(filepath.Join(c.Dir, "nix-cache-info"), info, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	files := http.FileServer(http.Dir(c.Dir))
+	c.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		c.requests = append(c.requests, r.URL.Path)
+		hook := c.hook
+		c.mu.Unlock()
+		if hook == nil || !hook(w, r) {
+			files.ServeHTTP(w, r)
+		}
+	}))
+	c.URL = c.server.URL
+	t.Cleanup(c.Stop)
+	return c
+}
+
+// Stop makes the cache unreachable.
+func (c *Cache) Stop() {
+	c.server.CloseClientConnections()
+	c.server.Close()
+}
+
+// Hook gets each request first and says whether it answered; nil takes it away.
+func (c *Cache) Hook(f func(http.ResponseWriter, *http.Request) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hook = f
+}
+
+// Requests are the paths asked for so far.
+func (c *Cache) Requests() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.requests...)
+}
+
+// Push copies closures from a store into the cache, each path signed by the key;
+// a zero key signs nothing.
+func (c *Cache) Push(t testing.TB, s *Store, key Key, closures ...string) {
+	t.Helper()
+	dest := "file://" + c.Dir + "?compression=none"
+	if key.SecretFile != "" {
+		dest += "&secret-key=" + key.SecretFile
+	}
+	args := []string{"copy", "--store", s.Dir, "--to", dest}
+	for _, closure := range closures {
+		args = append(args, "/nix/store/"+closure)
+	}
+	c.nix.Run(t, "nix", args...)
+}
+
+func (c *Cache) narinfo(closure string) string {
+	return filepath.Join(c.Dir, closure[:32]+".narinfo")
+}
+
+// EditNarinfo rewrites what the cache says about a path.
+func (c *Cache) EditNarinfo(t testing.TB, closure string, edit func(string) string) {
+	t.Helper()
+	text, err := os.ReadFile(c.narinfo(closure))
+	if err == nil {
+		err = os.WriteFile(c.narinfo(closure), []byte(edit(string(text))), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// DropSignatures makes a path unsigned.
+func (c *Cache) DropSignatures(t testing.TB, closure string) {
+	c.EditNarinfo(t, closure, func(text string) string {
+		var kept strings.Builder
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "Sig:") {
+				kept.WriteString(line)
+			}
+		}
+		return kept.String()
+	})
+}
+
+// NAR is the file with a path's content.
+func (c *Cache) NAR(t testing.TB, closure string) string {
+	t.Helper()
+	text, err := os.ReadFile(c.narinfo(closure))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if url, ok := strings.CutPrefix(line, "URL: "); ok {
+			return filepath.Join(c.Dir, strings.TrimSpace(url))
+		}
+	}
+	t.Fatalf("narinfo of %s has no URL", closure)
+	return ""
+}
+
+// EditNAR rewrites a path's content behind its signature's back.
+func (c *Cache) EditNAR(t testing.TB, closure string, edit func([]byte) []byte) {
+	t.Helper()
+	file := c.NAR(t, closure)
+	data, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, edit(data), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Corrupt flips one byte of a path's content, where no NAR syntax is hurt: the
+// archive unpacks and only its hash is wrong.
+func (c *Cache) Corrupt(t testing.TB, closure string) {
+	c.EditNAR(t, closure, func(data []byte) []byte {
+		at := strings.Index(string(data), marker)
+		if at < 0 {
+			t.Fatalf("%s was not built by this package", closure)
+		}
+		data[at] ^= 1
+		return data
+	})
+}
+
+// Swap serves another path's content under the name of this one.
+func (c *Cache) Swap(t testing.TB, closure, other string) {
+	data, err := os.ReadFile(c.NAR(t, other))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.EditNAR(t, closure, func([]byte) []byte { return data })
+}
