@@ -1,0 +1,41 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+)
+
+func canonicalizeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "canonicalize", Usage: "print the canonical form (RFC 8785) of a JSON document",
+		Description: "Reads standard input, writes the canonical bytes without a newline: what signatures are made over.\n" +
+			"Exit 1: not acceptable JSON; 2: not UTF-8, or input and output failed.\n\n" +
+			"Example:\n   nixfleet canonicalize < fleet.resolved.json | sha256sum",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "hash", Usage: "print the lower-case hex SHA-256 instead"}},
+		Action: func(c *cli.Context) error {
+			in, err := io.ReadAll(io.LimitReader(c.App.Reader, pki.MaxDocument+1))
+			if err != nil {
+				return coded(2, fmt.Errorf("read standard input: %w", err))
+			}
+			out, err := pki.Canonicalize(in)
+			if errors.Is(err, pki.ErrEncoding) {
+				return coded(2, fmt.Errorf("canonicalize: %w", err))
+			}
+			if err != nil {
+				return fmt.Errorf("canonicalize: %w", err)
+			}
+			if c.Bool("hash") {
+				out = []byte(pki.HashHex(out) + "\n")
+			}
+			if _, err := c.App.Writer.Write(out); err != nil {
+				return coded(2, fmt.Errorf("write standard output: %w", err))
+			}
+			return nil
+		},
+	}
+}

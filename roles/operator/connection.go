@@ -1,0 +1,89 @@
+package operator
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/protocol"
+)
+
+// requestTimeout bounds each question to the control plane.
+const requestTimeout = 30 * time.Second
+
+// connectionFlags name the control plane and the operator's certificate.
+func connectionFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "cp-url", EnvVars: []string{"NIXFLEET_CP_URL"}, Usage: "`URL` of the control plane"},
+		&cli.StringFlag{Name: "ca-cert", EnvVars: []string{"NIXFLEET_CA_CERT"}, Usage: "PEM `FILE` with the CA of the control plane"},
+		&cli.StringFlag{Name: "client-cert", EnvVars: []string{"NIXFLEET_CLIENT_CERT"}, Usage: "PEM `FILE` with the operator's certificate"},
+		&cli.StringFlag{Name: "client-key", EnvVars: []string{"NIXFLEET_CLIENT_KEY"}, Usage: "PEM `FILE` with the operator's key"},
+	}
+}
+
+// connect makes the client that all questions go through.
+func connect(c *cli.Context) (*protocol.Client, error) {
+	var missing []string
+	for _, key := range connectionKeys {
+		if name := strings.ReplaceAll(key, "_", "-"); c.String(name) == "" {
+			missing = append(missing, "--"+name)
+		}
+	}
+	if len(missing) > 0 {
+		return nil, &failure{
+			err: fmt.Errorf("no control plane: %s missing", strings.Join(missing, ", ")), code: 1,
+			hint: "nixfleet config init --cp-url URL --ca-cert FILE --client-cert FILE --client-key FILE",
+		}
+	}
+	ca, err := readFile(c.String("ca-cert"), smallFile)
+	if err != nil {
+		return nil, fmt.Errorf("read CA certificate: %w", err)
+	}
+	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
+	if err != nil {
+		hint := "nixfleet mint-operator-cert makes one"
+		if !errors.Is(err, os.ErrNotExist) {
+			hint = "certificate and key must belong together; nixfleet mint-operator-cert makes a pair"
+		}
+		return nil, hinted(fmt.Errorf("load operator certificate: %w", err), "%s", hint)
+	}
+	return protocol.NewClient(protocol.ClientConfig{
+		BaseURL:     c.String("cp-url"),
+		CAPEM:       ca,
+		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
+		Timeout:     requestTimeout,
+		UserAgent:   "nixfleet-operator",
+	})
+}
+
+// explained gives an error of the control plane its meaning for an operator.
+func explained(err error, doing string) error {
+	if err == nil {
+		return nil
+	}
+	wrapped := fmt.Errorf("%s: %w", doing, err)
+	var answer *protocol.Error
+	if !errors.As(err, &answer) {
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			return wrapped
+		}
+		return hinted(wrapped, "is the control plane up? nixfleet config show prints where this went")
+	}
+	hint := answer.Hint
+	switch {
+	case hint != "":
+	case answer.Status == 401:
+		hint = "the certificate is not accepted: expired, revoked, or not from the fleet root; nixfleet mint-operator-cert"
+	case answer.Status == 403:
+		hint = "this needs an operator's certificate: one made by nixfleet mint-operator-cert"
+	case answer.Status == 503:
+		hint = "the control plane has not verified a release yet; see its log for `snapshot refreshed`"
+	}
+	return hinted(wrapped, "%s", hint)
+}

@@ -1,0 +1,156 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"nixfleet/pki"
+)
+
+// smallFile bounds keys, tokens, certificates and signatures; artifacts are
+// bounded by pki.MaxDocument.
+const smallFile = 1 << 20
+
+// readFile reads a file of at most limit bytes; "-" is standard input.
+func readFile(path string, limit int64) ([]byte, error) {
+	f := os.Stdin
+	if path != "-" {
+		var err error
+		if f, err = os.Open(path); err != nil {
+			return nil, err
+		}
+		defer f.Close()
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("read %s: larger than %d bytes", path, limit)
+	}
+	return data, nil
+}
+
+// writeNew writes a whole file at once or not at all. Without force a file
+// that exists is never touched, also when two of us run at the same time.
+func writeNew(path string, data []byte, mode fs.FileMode, force bool) error {
+	tmp, err := writeBeside(path, data, mode)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp)
+	if force {
+		err = os.Rename(tmp, path)
+	} else {
+		err = os.Link(tmp, path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return hinted(fmt.Errorf("%s exists", path), "give --force to replace it, after you have made sure that nobody needs the old one")
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// replaceFile puts data in place of path by rename: a reader sees the old
+// bytes or the new, never half.
+func replaceFile(path string, data []byte, mode fs.FileMode) error {
+	tmp, err := writeBeside(path, data, mode)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// writeBeside leaves data, flushed, in a new file next to path.
+func writeBeside(path string, data []byte, mode fs.FileMode) (string, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return "", fmt.Errorf("write %s: %w", path, err)
+	}
+	err = f.Chmod(mode)
+	if err == nil {
+		_, err = f.Write(data)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if closing := f.Close(); err == nil {
+		err = closing
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return "", fmt.Errorf("write %s: %w", path, err)
+	}
+	return f.Name(), nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	defer d.Close()
+	// Some file systems cannot sync a directory and say so with EINVAL.
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// readKey reads a private key; identity, when named, opens a sealed one.
+func readKey(path, identity string) (*pki.PrivateKey, error) {
+	data, err := readFile(path, smallFile)
+	if err != nil {
+		return nil, fmt.Errorf("read key: %w", err)
+	}
+	if pki.IsSealed(data) {
+		if identity == "" {
+			return nil, hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
+		}
+		text, err := readFile(identity, smallFile)
+		if err != nil {
+			return nil, fmt.Errorf("read identity: %w", err)
+		}
+		identities, err := pki.ParseIdentities(text)
+		if err != nil {
+			return nil, fmt.Errorf("read identity %s: %w", identity, err)
+		}
+		if data, err = pki.Open(data, identities...); err != nil {
+			return nil, fmt.Errorf("decrypt key %s: %w", path, err)
+		}
+	}
+	key, err := pki.ParsePrivateKey(data)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", path, err)
+	}
+	return key, nil
+}
+
+// signingKey is readKey for a key that is about to sign: one that every user
+// of the machine can read is refused, as it is in the Nix store.
+func signingKey(path, identity string) (*pki.PrivateKey, error) {
+	key, err := readKey(path, identity)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(path)
+	if path == "-" || err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o004 == 0 {
+		return key, nil
+	}
+	if data, err := readFile(path, smallFile); err == nil && pki.IsSealed(data) {
+		return key, nil
+	}
+	return nil, hinted(fmt.Errorf("key %s has mode %04o: every user of this machine can read it", path, info.Mode().Perm()),
+		"chmod 600 %s; a key that lay in the Nix store is lost, make another one", path)
+}

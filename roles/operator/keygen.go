@@ -1,0 +1,363 @@
+package operator
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+)
+
+const (
+	day             = 24 * time.Hour
+	rootDays        = 3650
+	issuingDays     = 365
+	certificateDays = 365
+)
+
+func keygenCommand() *cli.Command {
+	force := &cli.BoolFlag{Name: "force", Usage: "replace files that exist"}
+	out := func(name string) *cli.StringFlag {
+		return &cli.StringFlag{Name: "out", Value: name, Usage: "write the private half to `FILE` (0600)"}
+	}
+	algorithm := &cli.StringFlag{Name: "algorithm", Value: pki.AlgorithmEd25519, Usage: "`ALGORITHM` of the release key: ed25519 or ecdsa-p256"}
+	dir := &cli.StringFlag{Name: "dir", Value: ".", Usage: "write the files into `DIR`"}
+	suffix := &cli.StringFlag{Name: "suffix", EnvVars: []string{"NIXFLEET_AGENT_CN_SUFFIX"}, Usage: "`SUFFIX` of agents' certificate names, such as fleet.example.com"}
+	name := &cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"}
+	server := &cli.StringSliceFlag{Name: "server", Usage: "DNS `NAME` or address of the control plane; may be given several times"}
+	cn := &cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"}
+	return &cli.Command{
+		Name: "keygen", Usage: "make keys and certificates",
+		Description: "Private halves are written 0600 and never printed; the Nix block for the public halves goes to\n" +
+			"standard output.\n\nExample:\n   nixfleet keygen all --dir secrets --suffix fleet.example.com --server cp.example.com",
+		Subcommands: []*cli.Command{
+			{
+				Name: "all", Usage: "everything that a new fleet needs",
+				Description: "Writes release.key, org-root.key, cache.key, the fleet root, the issuing CA, the control\n" +
+					"plane's server certificate, an operator certificate and trust.json. The organisation's root key\n" +
+					"belongs to operators alone: never give it to the control plane.\n\n" +
+					"Example:\n   nixfleet keygen all --dir secrets --suffix fleet.example.com --server cp.example.com",
+				Flags: append([]cli.Flag{dir, suffix, server, algorithm, name, cn, force, jsonFlag()},
+					append(trustFlags(), recipientFlags("encrypt the org root key")...)...),
+				Action: keygenAll,
+			},
+			{
+				Name: "release", Usage: "the key that signs releases, the only thing a host obeys",
+				Description: "Example:\n   nixfleet keygen release --out release.key --trust-file trust.json",
+				Flags:       append([]cli.Flag{out("release.key"), algorithm, force, jsonFlag()}, trustFlags()...),
+				Action: func(c *cli.Context) error {
+					return made(c, func(m *minted) error { return m.release(c.String("out"), c.String("algorithm")) })
+				},
+			},
+			{
+				Name: "org-root", Usage: "the key that signs bootstrap tokens",
+				Description: "With --trust-file the key that was current becomes the previous one: the grace window of a\n" +
+					"rotation, in which old tokens keep working.\n\n" +
+					"Example:\n   nixfleet keygen org-root --out org-root.age --recipient \"$(cat ~/.ssh/id_ed25519.pub)\" --trust-file trust.json",
+				Flags: append([]cli.Flag{out("org-root.key"), force, jsonFlag()},
+					append(trustFlags(), recipientFlags("encrypt the key")...)...),
+				Action: func(c *cli.Context) error {
+					return made(c, func(m *minted) error { return m.orgRoot(c.String("out")) })
+				},
+			},
+			{
+				Name: "fleet-ca", Usage: "the fleet root and the issuing CA of agents' certificates",
+				Description: "The root's key stays with the operators; the control plane gets the issuing CA.\n\n" +
+					"Example:\n   nixfleet keygen fleet-ca --dir secrets --suffix fleet.example.com",
+				Flags: append([]cli.Flag{dir, suffix, force, jsonFlag()}, trustFlags()...),
+				Action: func(c *cli.Context) error {
+					return made(c, func(m *minted) error { return m.fleetCA(c.String("dir")) })
+				},
+			},
+			{
+				Name: "server", Usage: "the control plane's server certificate",
+				Description: "Example:\n   nixfleet keygen server --server cp.example.com --server 10.0.0.5 --dir secrets",
+				Flags:       append([]cli.Flag{dir, server, daysFlag(), force, jsonFlag()}, rootFlags()...),
+				Action: func(c *cli.Context) error {
+					return made(c, func(m *minted) error { return m.serverFromFiles(c.String("dir")) })
+				},
+			},
+			{
+				Name: "operator", Usage: "an operator's certificate (as mint-operator-cert)",
+				Description: "Example:\n   nixfleet keygen operator --cn operator-jo --output-cert jo.pem --output-key jo.key",
+				Flags:       operatorCertFlags(),
+				Action:      mintOperatorCert,
+			},
+			{
+				Name: "cache", Usage: "a binary cache's signing key in Nix's own form",
+				Description: "Example:\n   nixfleet keygen cache --name cache.example.com-1 --out cache.key",
+				Flags:       append([]cli.Flag{out("cache.key"), name, force, jsonFlag()}, trustFlags()...),
+				Action: func(c *cli.Context) error {
+					return made(c, func(m *minted) error { return m.cache(c.String("out"), c.String("name")) })
+				},
+			},
+		},
+	}
+}
+
+func trustFlags() []cli.Flag {
+	return []cli.Flag{&cli.StringFlag{Name: "trust-file", Usage: "write the public halves into `FILE`, a trust.json; what was current there becomes previous"}}
+}
+
+func recipientFlags(what string) []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "recipient", Usage: what + " for `RECIPIENT`: age1… or an ssh public key; may be given several times"},
+		&cli.StringFlag{Name: "recipients-file", Usage: what + " for the recipients in `FILE`, one per line"},
+	}
+}
+
+func daysFlag() *cli.IntFlag {
+	return &cli.IntFlag{Name: "days", Value: certificateDays, Usage: "`DAYS` of validity"}
+}
+
+// recipients are those named by flags; none when there are no flags.
+func recipients(c *cli.Context) ([]age.Recipient, error) {
+	lines := c.StringSlice("recipient")
+	if path := c.String("recipients-file"); path != "" {
+		text, err := readFile(path, smallFile)
+		if err != nil {
+			return nil, fmt.Errorf("read recipients: %w", err)
+		}
+		lines = append(lines, strings.Split(string(text), "\n")...)
+	}
+	if len(lines) == 0 {
+		return nil, nil
+	}
+	found, err := pki.ParseRecipients(lines)
+	if err != nil {
+		return nil, hinted(fmt.Errorf("recipients: %w", err), "a recipient is age1…, or a line of an ssh .pub file")
+	}
+	if len(found) == 0 {
+		return nil, usage("", "the recipients file names nobody")
+	}
+	return found, nil
+}
+
+// minted collects what one run of keygen made: files on disk and the public
+// halves that the fleet must declare.
+type minted struct {
+	c       *cli.Context
+	now     time.Time
+	trust   pki.Trust
+	summary struct {
+		Files      []string       `json:"files"`
+		ReleaseKey *pki.PublicKey `json:"ciReleaseKey,omitzero"`
+		OrgRootKey *pki.PublicKey `json:"orgRootKey,omitzero"`
+		CacheKey   string         `json:"cacheKey,omitzero"`
+		TrustFile  string         `json:"trustFile,omitzero"`
+	}
+}
+
+// made runs one kind of keygen and prints what is to be declared.
+func made(c *cli.Context, work func(*minted) error) error {
+	m := &minted{c: c, now: time.Now()}
+	if err := work(m); err != nil {
+		return err
+	}
+	if path := c.String("trust-file"); path != "" {
+		if err := mergeTrust(path, &m.trust); err != nil {
+			return err
+		}
+		m.summary.TrustFile = path
+	}
+	for _, f := range m.summary.Files {
+		progress(c, "wrote %s", f)
+	}
+	if c.Bool("json") {
+		return printDoc(c, m.summary)
+	}
+	_, err := fmt.Fprint(c.App.Writer, nixBlock(&m.trust))
+	return err
+}
+
+func (m *minted) write(path string, data []byte, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", filepath.Dir(path), err)
+	}
+	if err := writeNew(path, data, mode, m.c.Bool("force")); err != nil {
+		return err
+	}
+	m.summary.Files = append(m.summary.Files, path)
+	return nil
+}
+
+func (m *minted) writeKey(path string, key *pki.PrivateKey) error {
+	text, err := key.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("encode key: %w", err)
+	}
+	return m.write(path, text, 0o600)
+}
+
+func (m *minted) release(path, algorithm string) error {
+	if algorithm != pki.AlgorithmEd25519 && algorithm != pki.AlgorithmP256 {
+		return usage("", "--algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
+	}
+	key, err := pki.GenerateKey(algorithm)
+	if err != nil {
+		return err
+	}
+	public := key.Public()
+	m.trust.CIReleaseKey.Current, m.summary.ReleaseKey = &public, &public
+	return m.writeKey(path, key)
+}
+
+func (m *minted) orgRoot(path string) error {
+	to, err := recipients(m.c)
+	if err != nil {
+		return err
+	}
+	key, err := pki.GenerateKey(pki.AlgorithmEd25519)
+	if err != nil {
+		return err
+	}
+	public := key.Public()
+	m.trust.OrgRootKey, m.summary.OrgRootKey = &pki.KeySlot{Current: &public}, &public
+	if len(to) == 0 {
+		return m.writeKey(path, key)
+	}
+	text, err := key.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("encode key: %w", err)
+	}
+	sealed, err := pki.Seal(text, to...)
+	if err != nil {
+		return fmt.Errorf("encrypt key: %w", err)
+	}
+	return m.write(path, sealed, 0o600)
+}
+
+// cache writes a key as `nix key generate-secret` does: the name, a colon and
+// base64 of the 64 bytes seed and public key.
+func (m *minted) cache(path, name string) error {
+	if name == "" && m.c.String("suffix") != "" {
+		name = "cache." + m.c.String("suffix") + "-1"
+	}
+	if name == "" || strings.ContainsAny(name, ": \n") {
+		return usage("nixfleet keygen cache --name cache.example.com-1", "--name is missing or holds a colon or a space")
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	m.summary.CacheKey = name + ":" + base64.StdEncoding.EncodeToString(public)
+	m.trust.CacheKeys = []string{m.summary.CacheKey}
+	return m.write(path, []byte(name+":"+base64.StdEncoding.EncodeToString(private)), 0o600)
+}
+
+var dnsSuffix = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+
+// fleetCA makes the root and, under it, the issuing CA whose names it confines
+// to the suffix.
+func (m *minted) fleetCA(dir string) error {
+	suffix := m.c.String("suffix")
+	if !dnsSuffix.MatchString(suffix) {
+		return usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
+	}
+	root, rootKey, err := pki.NewFleetRoot("fleet-root."+suffix, m.now, rootDays*day)
+	if err != nil {
+		return fmt.Errorf("make fleet root: %w", err)
+	}
+	issuing, issuingKey, err := root.NewIssuingCA(suffix, m.now, issuingDays*day)
+	if err != nil {
+		return fmt.Errorf("make issuing CA: %w", err)
+	}
+	rootPEM, issuingPEM := certificatePEM(root.Cert.Raw), certificatePEM(issuing.Cert.Raw)
+	text := string(rootPEM)
+	m.trust.RootCAPEM, m.trust.IssuanceCAPEMs = &text, []string{string(issuingPEM)}
+	for _, step := range []func() error{
+		func() error { return m.writeKey(filepath.Join(dir, rootKeyName), rootKey) },
+		func() error { return m.write(filepath.Join(dir, rootCertName), rootPEM, 0o644) },
+		func() error { return m.writeKey(filepath.Join(dir, "issuing-ca.key.pem"), issuingKey) },
+		func() error { return m.write(filepath.Join(dir, "issuing-ca.cert.pem"), issuingPEM, 0o644) },
+		// The control plane's --client-ca: the issuing CA for agents, the root for operators.
+		func() error {
+			return m.write(filepath.Join(dir, "client-ca.pem"), append(append([]byte{}, rootPEM...), issuingPEM...), 0o644)
+		},
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *minted) serverFromFiles(dir string) error {
+	root, err := loadRoot(m.c)
+	if err != nil {
+		return err
+	}
+	return m.server(root, dir, time.Duration(m.c.Int("days"))*day)
+}
+
+// server makes the control plane's certificate under the root, not under the
+// issuing CA, which may only speak for hosts of the suffix.
+func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error {
+	names := m.c.StringSlice("server")
+	if len(names) == 0 {
+		return usage("nixfleet keygen server --server cp.example.com", "--server is missing: the name or address that agents connect to")
+	}
+	if validity <= 0 {
+		return usage("", "--days must be at least 1")
+	}
+	key, err := pki.GenerateKey(pki.AlgorithmP256)
+	if err != nil {
+		return err
+	}
+	cert, err := root.IssueServer(names, key.Crypto().Public(), m.now, validity)
+	if err != nil {
+		return fmt.Errorf("issue server certificate: %w", err)
+	}
+	if err := m.writeKey(filepath.Join(dir, "server.key.pem"), key); err != nil {
+		return err
+	}
+	return m.write(filepath.Join(dir, "server.cert.pem"), cert, 0o644)
+}
+
+func keygenAll(c *cli.Context) error {
+	dir := c.String("dir")
+	if len(c.StringSlice("server")) == 0 {
+		return usage("", "--server is missing: the name or address that agents connect to")
+	}
+	if !c.IsSet("trust-file") {
+		if err := c.Set("trust-file", filepath.Join(dir, "trust.json")); err != nil {
+			return err
+		}
+	}
+	orgRoot := "org-root.key"
+	if c.IsSet("recipient") || c.IsSet("recipients-file") {
+		orgRoot = "org-root.age"
+	}
+	return made(c, func(m *minted) error {
+		if err := m.fleetCA(dir); err != nil {
+			return err
+		}
+		root, err := loadCA(filepath.Join(dir, rootCertName), filepath.Join(dir, rootKeyName))
+		if err != nil {
+			return err
+		}
+		for _, step := range []func() error{
+			func() error { return m.release(filepath.Join(dir, "release.key"), c.String("algorithm")) },
+			func() error { return m.orgRoot(filepath.Join(dir, orgRoot)) },
+			func() error { return m.cache(filepath.Join(dir, "cache.key"), c.String("name")) },
+			func() error { return m.server(root, dir, certificateDays*day) },
+			func() error {
+				return m.operator(root, c.String("cn"), filepath.Join(dir, "operator.pem"), filepath.Join(dir, "operator.key"), certificateDays*day)
+			},
+		} {
+			if err := step(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

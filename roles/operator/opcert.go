@@ -1,0 +1,162 @@
+package operator
+
+import (
+	"cmp"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+)
+
+const (
+	rootCertName = "fleet-root.cert.pem"
+	rootKeyName  = "fleet-root.key.pem"
+)
+
+func certificatePEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func rootFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "root-cert", EnvVars: []string{"NIXFLEET_OPERATOR_FLEET_ROOT_CERT_FILE"}, Usage: "certificate `FILE` of the fleet root (default: " + rootCertName + " beside the configuration file)"},
+		&cli.StringFlag{Name: "root-key", EnvVars: []string{"NIXFLEET_OPERATOR_FLEET_ROOT_KEY_FILE"}, Usage: "key `FILE` of the fleet root (default: " + rootKeyName + " beside the configuration file)"},
+		&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted root key"},
+	}
+}
+
+func operatorCertFlags() []cli.Flag {
+	return append(rootFlags(),
+		&cli.StringFlag{Name: "cn", Usage: "common `NAME` (default: operator-$USER@host)"},
+		&cli.StringFlag{Name: "output-cert", Usage: "write the certificate to `FILE` (default: operator.pem beside the configuration file)"},
+		&cli.StringFlag{Name: "output-key", Usage: "write the key to `FILE` (default: operator.key beside the configuration file)"},
+		daysFlag(),
+		&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
+	)
+}
+
+func mintOperatorCertCommand() *cli.Command {
+	return &cli.Command{
+		Name: "mint-operator-cert", Usage: "make an operator's certificate under the fleet root",
+		Description: "Writes the certificate (0644) and its P-256 key (0600); the summary goes to standard error.\n\n" +
+			"Example:\n   nixfleet mint-operator-cert --root-cert fleet-root.cert.pem --root-key fleet-root.key.pem --cn operator-jo",
+		Flags:  operatorCertFlags(),
+		Action: mintOperatorCert,
+	}
+}
+
+// beside is the named file, or the default one in the directory of the
+// configuration file.
+func beside(c *cli.Context, flag, name string) (string, error) {
+	if v := c.String(flag); v != "" {
+		return v, nil
+	}
+	path, err := configPath(c)
+	return filepath.Join(filepath.Dir(path), name), err
+}
+
+func loadRoot(c *cli.Context) (*pki.CA, error) {
+	certPath, err := beside(c, "root-cert", rootCertName)
+	if err != nil {
+		return nil, err
+	}
+	keyPath, err := beside(c, "root-key", rootKeyName)
+	if err != nil {
+		return nil, err
+	}
+	key, err := signingKey(keyPath, c.String("identity"))
+	if err != nil {
+		return nil, hinted(err, "%s", cmp.Or(hintOf(err), "name the fleet root with --root-cert and --root-key, or make one: nixfleet keygen fleet-ca"))
+	}
+	return caFrom(certPath, key)
+}
+
+func loadCA(certPath, keyPath string) (*pki.CA, error) {
+	key, err := signingKey(keyPath, "")
+	if err != nil {
+		return nil, err
+	}
+	return caFrom(certPath, key)
+}
+
+// caFrom joins a CA's certificate and key, which must be P-256 as v1's are.
+func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
+	cert, err := readFile(certPath, smallFile)
+	if err != nil {
+		return nil, fmt.Errorf("read fleet root: %w", err)
+	}
+	text, err := key.MarshalPEM()
+	if err != nil {
+		return nil, fmt.Errorf("encode fleet root key: %w", err)
+	}
+	root, err := pki.LoadCA(cert, text)
+	if err != nil {
+		return nil, fmt.Errorf("load fleet root %s: %w", certPath, err)
+	}
+	if public, ok := root.Signer.Public().(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() {
+		return nil, hinted(fmt.Errorf("the fleet root's key is not P-256"), "make a fleet root with: nixfleet keygen fleet-ca")
+	}
+	return root, nil
+}
+
+func mintOperatorCert(c *cli.Context) error {
+	certPath, err := beside(c, "output-cert", "operator.pem")
+	if err != nil {
+		return err
+	}
+	keyPath, err := beside(c, "output-key", "operator.key")
+	if err != nil {
+		return err
+	}
+	if c.Int("days") <= 0 {
+		return usage("", "--days must be at least 1")
+	}
+	root, err := loadRoot(c)
+	if err != nil {
+		return err
+	}
+	m := &minted{c: c, now: time.Now()}
+	if err := m.operator(root, c.String("cn"), certPath, keyPath, time.Duration(c.Int("days"))*day); err != nil {
+		return err
+	}
+	for _, f := range m.summary.Files {
+		progress(c, "wrote %s", f)
+	}
+	progress(c, "valid until %s", pki.At(m.now.Add(time.Duration(c.Int("days"))*day).Truncate(time.Second)))
+	return nil
+}
+
+// operator makes an operator's key and certificate, the key first: a
+// certificate without its key would be of no use.
+func (m *minted) operator(root *pki.CA, cn, certPath, keyPath string, validity time.Duration) error {
+	if cn == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return hinted(fmt.Errorf("find the name of this machine: %w", err), "give --cn")
+		}
+		cn = "operator-" + cmp.Or(os.Getenv("USER"), "unknown") + "@" + host
+	}
+	key, err := pki.GenerateKey(pki.AlgorithmP256)
+	if err != nil {
+		return err
+	}
+	cert, err := root.IssueOperator(cn, key.Crypto().Public(), m.now, validity)
+	if err != nil {
+		return fmt.Errorf("issue operator certificate: %w", err)
+	}
+	if err := m.writeKey(keyPath, key); err != nil {
+		return err
+	}
+	if err := m.write(certPath, cert, 0o644); err != nil {
+		return err
+	}
+	progress(m.c, "operator %s", cn)
+	return nil
+}

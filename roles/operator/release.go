@@ -1,0 +1,214 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
+
+func releaseCommand() *cli.Command {
+	return &cli.Command{
+		Name: "release", Usage: "build, sign and publish a release of the fleet",
+		Description: "Evaluates fleet.resolved, builds every host, pushes the closures, stamps, canonicalises and signs the\n" +
+			"fleet, its manifests, heads and lists, verifies all of it as a host will, and only then writes the release\n" +
+			"directory and, with --git-push, one commit on top of the branch that was read. --resign renews the\n" +
+			"signatures of the release in place without building: run it by a timer, well inside the freshness window.\n\n" +
+			"Exit 0: released, or nothing had changed; 1: configuration, evaluation or build; 2: a hook failed (or\n" +
+			"usage); 3: what was signed does not verify.\n\n" +
+			"A hook runs as `sh -c`. The push hook, once for each host, has NIXFLEET_HOST, NIXFLEET_PATH and\n" +
+			"NIXFLEET_CLOSURE_HASH. The sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and\n" +
+			"writes the 64 raw bytes of the signature to NIXFLEET_OUTPUT.\n\n" +
+			"Example:\n   nixfleet release --sign-key release.key --push-cmd 'nix copy --to s3://cache $NIXFLEET_PATH' --git-push origin:main\n" +
+			"   nixfleet release --resign --sign-cmd ./sign-with-tpm --trust-file trust.json --git-push origin:main",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "hosts", Value: "auto", Usage: "`HOSTS` to build: auto, auto:exclude=a,b or a,b"},
+			&cli.StringFlag{Name: "build-flake", Value: ".", Usage: "`FLAKE` of the fleet"},
+			&cli.StringFlag{Name: "fleet-resolved-attr", Value: ".#fleet.resolved", Usage: "`INSTALLABLE` of the fleet's declaration"},
+			&cli.StringFlag{Name: "fleet-file", Usage: "`FILE` with the evaluated declaration, instead of evaluating"},
+			&cli.StringFlag{Name: "closures", Usage: "JSON `FILE` that maps hosts to store paths, instead of building"},
+			&cli.StringFlag{Name: "revocations-attr", Usage: "`ATTRIBUTE` (without .#) of the list of revocations"},
+			&cli.StringFlag{Name: "revocations-file", Usage: "`FILE` with that list, instead of evaluating"},
+			&cli.StringFlag{Name: "bootstrap-nonces-attr", Usage: "`ATTRIBUTE` (without .#) of the list of bootstrap nonces"},
+			&cli.StringFlag{Name: "bootstrap-nonces-file", Usage: "`FILE` with that list, instead of evaluating"},
+			&cli.StringFlag{Name: "pin-source-url", Usage: "flake `URL` that pinned commits are built from"},
+			&cli.StringFlag{Name: "push-cmd", EnvVars: []string{"NIXFLEET_PUSH_CMD"}, Usage: "`HOOK` that pushes one closure to the cache"},
+			&cli.StringFlag{Name: "copy-to", Usage: "push all closures with nix copy to this `STORE`"},
+			&cli.StringFlag{Name: "sign-cmd", EnvVars: []string{"NIXFLEET_SIGN_CMD"}, Usage: "`HOOK` that signs one file"},
+			&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"}, Usage: "release key `FILE`, instead of a hook"},
+			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted release key"},
+			&cli.StringFlag{Name: "trust-file", Usage: "trust.json `FILE` of the fleet: nothing is published that its ciReleaseKey does not verify"},
+			&cli.StringFlag{Name: "signature-algorithm", EnvVars: []string{"NIXFLEET_SIGNATURE_ALGORITHM"}, Usage: "`LABEL` in the artifacts: ed25519 or ecdsa-p256 (default: the key's own)"},
+			&cli.StringFlag{Name: "release-dir", Value: "releases", Usage: "write the release into `DIR`"},
+			&cli.StringFlag{Name: "artifact-name", Value: fleet.FleetName, Usage: "`NAME` of the fleet's file"},
+			&cli.BoolFlag{Name: "git-commit", Usage: "commit the release"},
+			&cli.StringFlag{Name: "git-push", Usage: "commit and push to `REMOTE:BRANCH`, only on top of what was read from it"},
+			&cli.StringFlag{Name: "commit-template", Value: "chore(ci): release {sha:0:8} [skip ci]", Usage: "commit `MESSAGE`; knows {sha}, {sha:0:8} and {ts}"},
+			&cli.StringFlag{Name: "git-user-name", EnvVars: []string{"NIXFLEET_GIT_USER_NAME"}, Usage: "`NAME` of the committer"},
+			&cli.StringFlag{Name: "git-user-email", EnvVars: []string{"NIXFLEET_GIT_USER_EMAIL"}, Usage: "`ADDRESS` of the committer"},
+			&cli.StringFlag{Name: "smoke-verify", Value: "true", Usage: "load the signed release as a control plane would: `true|false` (signatures are checked always)"},
+			&cli.BoolFlag{Name: "reuse-unchanged-signature", Usage: "publish nothing when not a single byte but the time would change"},
+			&cli.BoolFlag{Name: "resign", Usage: "renew the signatures of the present release, without building"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "evaluate and build, then say what would change; push, sign and write nothing"},
+			&cli.DurationFlag{Name: "confirm-window", Value: 6 * time.Minute, Usage: "`TIME` a host has to confirm"},
+			&cli.DurationFlag{Name: "lease", Value: 5 * time.Minute, Usage: "`TIME` within which a host must begin what it was told"},
+			&cli.IntFlag{Name: "jobs", Value: 2, Usage: "build `N` hosts at the same time"},
+			&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},
+			jsonFlag(),
+		},
+		Action: release,
+	}
+}
+
+// releaser is one run of release.
+type releaser struct {
+	c        *cli.Context
+	out      io.Writer
+	dir      string // the release directory, absolute
+	name     string // of the fleet's file
+	repo     *repository
+	signer   *signer
+	now      time.Time
+	jsonLogs bool
+	summary  releaseSummary
+}
+
+// releaseSummary is what --json prints.
+type releaseSummary struct {
+	Released    bool                      `json:"released"`
+	Unchanged   bool                      `json:"unchanged"`
+	DryRun      bool                      `json:"dryRun"`
+	Resigned    bool                      `json:"resigned"`
+	SignedAt    *pki.Timestamp            `json:"signedAt"`
+	CICommit    *string                   `json:"ciCommit"`
+	GitCommit   *string                   `json:"gitCommit"`
+	FleetHash   string                    `json:"fleetResolvedHash"`
+	Channels    map[string]channelSummary `json:"channels"`
+	Changed     []hostChange              `json:"changedHosts"`
+	ExpiredPins []string                  `json:"expiredPins"`
+	PrunedNonce int                       `json:"prunedNonces"`
+}
+
+type channelSummary struct {
+	RolloutID  string `json:"rolloutId"`
+	Intent     string `json:"intent"`
+	OpenedAt   string `json:"openedAt"`
+	Hosts      int    `json:"hosts"`
+	NewRollout bool   `json:"newRollout"`
+}
+
+type hostChange struct {
+	Host string  `json:"host"`
+	From *string `json:"from"`
+	To   *string `json:"to"`
+}
+
+func (r *releaser) say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if r.jsonLogs {
+		if line, err := pki.Marshal(map[string]string{"level": "info", "time": pki.At(time.Now().Truncate(time.Second)).String(), "message": text}); err == nil {
+			text = string(line)
+		}
+	}
+	fmt.Fprintln(r.out, text)
+}
+
+func release(c *cli.Context) error {
+	ctx := c.Context
+	r, err := newReleaser(ctx, c)
+	if err != nil {
+		return err
+	}
+	var d *draft
+	if c.Bool("resign") {
+		d, err = r.present(ctx)
+	} else {
+		d, err = r.declare(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.publish(ctx, d); err != nil {
+		return err
+	}
+	return r.report()
+}
+
+func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
+	dir, err := filepath.Abs(c.String("release-dir"))
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", c.String("release-dir"), err)
+	}
+	r := &releaser{c: c, out: &lineWriter{w: c.App.ErrWriter}, dir: dir, name: c.String("artifact-name"), now: time.Now(), jsonLogs: c.String("log-format") == "json"}
+	switch {
+	case c.String("log-format") != "json" && c.String("log-format") != "pretty":
+		return nil, usage("", "--log-format must be pretty or json")
+	case c.String("smoke-verify") != "true" && c.String("smoke-verify") != "false":
+		return nil, usage("", "--smoke-verify must be true or false")
+	case r.name == "" || filepath.Base(r.name) != r.name || strings.HasPrefix(r.name, "."):
+		return nil, usage("", "--artifact-name must be a plain file name")
+	case c.Int("jobs") < 1:
+		return nil, usage("", "--jobs must be at least 1")
+	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
+		return nil, usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
+	case c.Bool("resign") && c.Bool("reuse-unchanged-signature"):
+		return nil, usage("", "--resign and --reuse-unchanged-signature contradict each other")
+	}
+	if r.signer, err = newSigner(c); err != nil {
+		return nil, err
+	}
+	if r.repo, err = openRepository(ctx, dir, c); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// report prints what happened: a few lines for people, one object for programs.
+func (r *releaser) report() error {
+	s := &r.summary
+	if r.c.Bool("json") {
+		return printDoc(r.c, s)
+	}
+	w := r.c.App.Writer
+	switch {
+	case s.Unchanged:
+		fmt.Fprintln(w, "nothing changed")
+		return nil
+	case s.DryRun:
+		fmt.Fprintln(w, "dry run: nothing was pushed, signed or written")
+	default:
+		fmt.Fprintf(w, "released %s, signed %s\n", s.FleetHash, s.SignedAt)
+	}
+	rows := [][]string{{"CHANNEL", "HOSTS", "ROLLOUT", "OPENED"}}
+	for _, name := range sortedKeys(s.Channels) {
+		ch := s.Channels[name]
+		opened := ch.OpenedAt
+		if ch.NewRollout {
+			opened += " (new)"
+		}
+		rows = append(rows, []string{name, fmt.Sprint(ch.Hosts), short(ch.RolloutID), opened})
+	}
+	if err := printTable(w, rows); err != nil {
+		return err
+	}
+	for _, h := range s.Changed {
+		fmt.Fprintf(w, "%s: %s -> %s\n", h.Host, or(h.From), or(h.To))
+	}
+	for _, pin := range s.ExpiredPins {
+		fmt.Fprintf(w, "%s: its pin has expired\n", pin)
+	}
+	if s.PrunedNonce > 0 {
+		fmt.Fprintf(w, "%d expired bootstrap nonces left out\n", s.PrunedNonce)
+	}
+	if s.GitCommit != nil {
+		fmt.Fprintf(w, "commit %s\n", *s.GitCommit)
+	}
+	return nil
+}

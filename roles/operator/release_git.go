@@ -1,0 +1,304 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+const gitPatience = 2 * time.Minute
+
+// errMoved: the remote branch is no longer where it was when we read it.
+var errMoved = errors.New("the branch has moved")
+
+// repository is where a release is committed. A release is written on top of
+// the commit it was read from and pushed only if the remote branch still is
+// where it was (compare-and-swap); the work tree is touched after that.
+type repository struct {
+	top, rel         string // work tree; the release directory in it, with slashes
+	head             string // commit checked out when we began
+	base             string // commit that the release is read from and put upon
+	remote, branch   string // "" without --git-push
+	expected         string // the remote branch as read; "" when it does not exist
+	template         string
+	userName, userID string
+}
+
+// openRepository finds the repository around dir. It is nil when nothing is to
+// be committed.
+func openRepository(ctx context.Context, dir string, c *cli.Context) (*repository, error) {
+	target := c.String("git-push")
+	if !c.Bool("git-commit") && target == "" {
+		return nil, nil
+	}
+	r := &repository{template: c.String("commit-template"), userName: c.String("git-user-name"), userID: c.String("git-user-email")}
+	if target != "" {
+		i := strings.LastIndex(target, ":")
+		if i < 1 || i == len(target)-1 {
+			return nil, usage("--git-push origin:main", "--git-push must be REMOTE:BRANCH")
+		}
+		r.remote, r.branch = target[:i], strings.TrimPrefix(target[i+1:], "refs/heads/")
+		if strings.HasPrefix(r.remote, "-") || strings.HasPrefix(r.branch, "-") {
+			return nil, usage("", "--git-push must be REMOTE:BRANCH")
+		}
+	}
+	inside := dir
+	for {
+		if _, err := os.Stat(inside); err == nil {
+			break
+		}
+		inside = filepath.Dir(inside)
+	}
+	real, err := filepath.EvalSymlinks(inside)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", inside, err)
+	}
+	r.top = real
+	top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel")
+	if err != nil {
+		return nil, hinted(fmt.Errorf("%s is in no git repository: %w", dir, err), "leave out --git-commit and --git-push, or run it in a checkout")
+	}
+	r.top = top
+	rel, err := filepath.Rel(top, filepath.Join(real, strings.TrimPrefix(dir, inside)))
+	if err != nil || rel == "." || strings.HasPrefix(rel, "..") {
+		return nil, fmt.Errorf("the release directory %s must be a directory below %s", dir, top)
+	}
+	r.rel = filepath.ToSlash(rel)
+	if r.head, err = r.git(ctx, nil, "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
+		return nil, hinted(fmt.Errorf("%s has no commit yet: %w", top, err), "commit the fleet first")
+	}
+	r.base = r.head
+	if r.remote == "" {
+		return r, nil
+	}
+	return r, r.read(ctx, c.Bool("resign"))
+}
+
+// read learns where the remote branch is and chooses the commit to build upon.
+// A new release describes the commit that is checked out, so it may only be
+// put on top of that, or of releases made of it since; renewing signatures
+// describes nothing new and goes on top of whatever is there.
+func (r *repository) read(ctx context.Context, resign bool) error {
+	var err error
+	if r.expected, err = r.tip(ctx); err != nil {
+		return err
+	}
+	if r.expected == "" || r.expected == r.head {
+		r.base = r.head
+		return nil
+	}
+	if _, err := r.git(ctx, nil, "fetch", "--quiet", "--no-tags", r.remote, "refs/heads/"+r.branch); err != nil {
+		return fmt.Errorf("fetch %s: %w", r.branch, err)
+	}
+	if _, err := r.git(ctx, nil, "cat-file", "-e", r.expected+"^{commit}"); err != nil {
+		return errMoved
+	}
+	if r.ancestor(ctx, r.expected, r.head) {
+		r.base = r.head
+		return nil
+	}
+	if resign {
+		r.base = r.expected
+		return nil
+	}
+	outside := ""
+	if r.ancestor(ctx, r.head, r.expected) {
+		if outside, err = r.git(ctx, nil, "diff", "--name-only", r.head, r.expected, "--", ".", ":(exclude,top)"+r.rel); err != nil {
+			return err
+		}
+		if outside == "" {
+			r.base = r.expected
+			return nil
+		}
+	}
+	return hinted(fmt.Errorf("%s of %s has moved on to %.12s; this checkout is at %.12s", r.branch, r.remote, r.expected, r.head),
+		"git pull --rebase, then release again: a release must describe the newest commit")
+}
+
+func (r *repository) tip(ctx context.Context) (string, error) {
+	out, err := r.git(ctx, nil, "ls-remote", r.remote, "refs/heads/"+r.branch)
+	if err != nil {
+		return "", hinted(fmt.Errorf("read %s of %s: %w", r.branch, r.remote, err), "is %q a remote of this repository, and can you reach it?", r.remote)
+	}
+	tip, _, _ := strings.Cut(out, "\t")
+	return tip, nil
+}
+
+func (r *repository) ancestor(ctx context.Context, old, young string) bool {
+	_, err := r.git(ctx, nil, "merge-base", "--is-ancestor", old, young)
+	return err == nil
+}
+
+// file reads a file of the release directory in the base commit; nil when it
+// is not there.
+func (r *repository) file(ctx context.Context, name string) ([]byte, error) {
+	object := r.base + ":" + r.rel + "/" + name
+	if _, err := r.git(ctx, nil, "cat-file", "-e", object); err != nil {
+		return nil, nil
+	}
+	return r.gitBytes(ctx, nil, "", "cat-file", "blob", object)
+}
+
+// names lists the files below a directory of the release in the base commit.
+func (r *repository) names(ctx context.Context, dir string) ([]string, error) {
+	out, err := r.git(ctx, nil, "ls-tree", "-z", "--name-only", "--full-tree", r.base, r.rel+"/"+dir+"/")
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, path := range strings.Split(out, "\x00") {
+		if path != "" {
+			names = append(names, dir+"/"+filepath.Base(path))
+		}
+	}
+	return names, nil
+}
+
+// commit makes a commit of the staged files on top of base without touching
+// the work tree, the index or any branch, and pushes it when asked to.
+func (r *repository) commit(ctx context.Context, staged string, files, obsolete []string, ciCommit string, now time.Time) (string, error) {
+	index, err := os.MkdirTemp("", "nixfleet-index-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(index)
+	env := []string{"GIT_INDEX_FILE=" + filepath.Join(index, "index")}
+	if _, err := r.git(ctx, env, "read-tree", r.base); err != nil {
+		return "", fmt.Errorf("read commit %s: %w", r.base, err)
+	}
+	var paths strings.Builder
+	for _, name := range files {
+		paths.WriteString(filepath.Join(staged, name) + "\n")
+	}
+	hashes, err := r.gitInput(ctx, env, paths.String(), "hash-object", "-w", "--no-filters", "--stdin-paths")
+	if err != nil {
+		return "", fmt.Errorf("store release: %w", err)
+	}
+	lines := strings.Split(hashes, "\n")
+	if len(lines) != len(files) {
+		return "", fmt.Errorf("store release: git hashed %d of %d files", len(lines), len(files))
+	}
+	var entries strings.Builder
+	for i, name := range files {
+		fmt.Fprintf(&entries, "100644 %s\t%s/%s\n", lines[i], r.rel, name)
+	}
+	for _, name := range obsolete {
+		fmt.Fprintf(&entries, "0 %s\t%s/%s\n", strings.Repeat("0", len(lines[0])), r.rel, name)
+	}
+	if _, err := r.gitInput(ctx, env, entries.String(), "update-index", "--index-info"); err != nil {
+		return "", fmt.Errorf("stage release: %w", err)
+	}
+	tree, err := r.git(ctx, env, "write-tree")
+	if err != nil {
+		return "", fmt.Errorf("stage release: %w", err)
+	}
+	commit, err := r.gitInput(ctx, append(env, r.person()...), r.message(ciCommit, now), "commit-tree", tree, "-p", r.base)
+	if err != nil {
+		return "", hinted(fmt.Errorf("commit release: %w", err), "does git know who you are? --git-user-name and --git-user-email say it")
+	}
+	if r.remote == "" {
+		return commit, nil
+	}
+	ref := "refs/heads/" + r.branch
+	if _, err := r.git(ctx, nil, "push", "--quiet", "--no-verify", "--force-with-lease="+ref+":"+r.expected, r.remote, commit+":"+ref); err != nil {
+		if tip, tipErr := r.tip(ctx); tipErr == nil && tip != r.expected {
+			return "", errMoved
+		}
+		return "", fmt.Errorf("push to %s: %w", r.remote, err)
+	}
+	return commit, nil
+}
+
+// advance moves the checked-out branch to the commit, if it still is where it
+// was and nothing lies between; the caller then writes the same files into the
+// work tree. False leaves the checkout alone.
+func (r *repository) advance(ctx context.Context, commit string) (bool, error) {
+	if r.base != r.head {
+		return false, nil
+	}
+	if _, err := r.git(ctx, nil, "update-ref", "-m", "nixfleet release", "HEAD", commit, r.head); err != nil {
+		if r.remote != "" {
+			return false, nil
+		}
+		return false, fmt.Errorf("move the branch: %w", err)
+	}
+	return true, nil
+}
+
+// settle makes the index agree with the commit and the files just written.
+func (r *repository) settle(ctx context.Context) error {
+	_, err := r.git(ctx, nil, "reset", "--quiet", "--", ":(top)"+r.rel)
+	return err
+}
+
+func (r *repository) person() []string {
+	var env []string
+	if r.userName != "" {
+		env = append(env, "GIT_AUTHOR_NAME="+r.userName, "GIT_COMMITTER_NAME="+r.userName)
+	}
+	if r.userID != "" {
+		env = append(env, "GIT_AUTHOR_EMAIL="+r.userID, "GIT_COMMITTER_EMAIL="+r.userID)
+	}
+	return env
+}
+
+// message fills {sha}, {sha:0:8} and {ts} of the template.
+func (r *repository) message(sha string, now time.Time) string {
+	if sha == "" {
+		sha = r.base
+	}
+	return strings.NewReplacer("{sha}", sha, "{sha:0:8}", short(sha), "{ts}", now.UTC().Format(time.RFC3339)).Replace(r.template) + "\n"
+}
+
+func short(hash string) string { return hash[:min(8, len(hash))] }
+
+func (r *repository) git(ctx context.Context, env []string, args ...string) (string, error) {
+	return r.gitInput(ctx, env, "", args...)
+}
+
+func (r *repository) gitInput(ctx context.Context, env []string, input string, args ...string) (string, error) {
+	out, err := r.gitBytes(ctx, env, input, args...)
+	return strings.TrimRight(string(out), "\n\x00"), err
+}
+
+func (r *repository) gitBytes(ctx context.Context, env []string, input string, args ...string) ([]byte, error) {
+	ctx, stop := context.WithTimeout(ctx, gitPatience)
+	defer stop()
+	cmd := exec.CommandContext(ctx, "git", append([]string{"-C", r.top}, args...)...)
+	cmd.Env = append(append(os.Environ(), "GIT_TERMINAL_PROMPT=0", "LC_ALL=C"), env...)
+	cmd.Stdin = strings.NewReader(input)
+	cmd.WaitDelay = 5 * time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err == nil {
+		return out, nil
+	}
+	if text := strings.TrimSpace(stderr.String()); text != "" && ctx.Err() == nil {
+		return nil, fmt.Errorf("git %s: %s", args[0], text)
+	}
+	return nil, fmt.Errorf("git %s: %w", args[0], err)
+}
+
+// commitOf is the commit that a local flake is checked out at; nil when it is
+// in no git repository.
+func commitOf(ctx context.Context, flake string) *string {
+	dir, _, _ := strings.Cut(flake, "#")
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		dir = "."
+	}
+	r := &repository{top: dir}
+	head, err := r.git(ctx, nil, "rev-parse", "--verify", "HEAD^{commit}")
+	if err != nil {
+		return nil
+	}
+	return &head
+}

@@ -1,0 +1,586 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
+
+const (
+	// attempts to put a release on a branch that others push to.
+	attempts = 5
+	// aheadMax is how far the previous release's time may lie in the future
+	// before something is wrong with a clock.
+	aheadMax = 30 * time.Second
+	// everAged accepts a signature of any age: for what is about to be signed anew.
+	everAged = 100 * 365 * day
+)
+
+// sealed is a signed release: files by their names in the release directory,
+// each artifact before its signature.
+type sealed struct {
+	names    []string
+	files    map[string][]byte
+	obsolete []string
+}
+
+func (s *sealed) add(name string, body, sig []byte) {
+	s.names = append(s.names, name, name+fleet.SignatureSuffix)
+	s.files[name], s.files[name+fleet.SignatureSuffix] = body, sig
+}
+
+// file reads from the release that is the present one: the commit it will be
+// put upon, or the directory. Nil when there is none.
+func (r *releaser) file(ctx context.Context, name string) ([]byte, error) {
+	if name == fleet.FleetName || name == fleet.FleetName+fleet.SignatureSuffix {
+		name = r.name + strings.TrimPrefix(name, fleet.FleetName)
+	}
+	if r.repo != nil {
+		return r.repo.file(ctx, name)
+	}
+	data, err := readFile(filepath.Join(r.dir, name), pki.MaxDocument)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+// publish seals the draft and puts it in place. When somebody else's commit
+// came between, it reads anew and tries again.
+func (r *releaser) publish(ctx context.Context, d *draft) error {
+	unlock, err := lockDir(r.dir, r.c.Bool("dry-run"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for attempt := 1; ; attempt++ {
+		err := r.tryPublish(ctx, d)
+		if !errors.Is(err, errMoved) {
+			return err
+		}
+		if attempt == attempts {
+			return hinted(fmt.Errorf("push to %s: others were faster %d times", r.repo.branch, attempts), "release again")
+		}
+		r.say("%s moved while this release was made; reading it again", r.repo.branch)
+		if err := r.repo.read(ctx, r.c.Bool("resign")); err != nil {
+			return err
+		}
+		if r.c.Bool("resign") {
+			if d, err = r.present(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (r *releaser) tryPublish(ctx context.Context, d *draft) error {
+	r.now = time.Now()
+	s, err := r.seal(ctx, d)
+	if err != nil || s == nil || r.c.Bool("dry-run") {
+		return err
+	}
+	staged, err := os.MkdirTemp("", "nixfleet-release-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(staged)
+	if err := r.stage(staged, s); err != nil {
+		return err
+	}
+	if err := r.trustOfHosts(d, s.files[r.name], s.files[r.name+fleet.SignatureSuffix]); err != nil {
+		return err
+	}
+	r.summary.Released, r.summary.Resigned = true, r.c.Bool("resign")
+	if r.repo == nil {
+		return r.write(s)
+	}
+	ci := ""
+	if d.ciCommit != nil {
+		ci = *d.ciCommit
+	}
+	commit, err := r.repo.commit(ctx, staged, s.names, s.obsolete, ci, r.now)
+	if err != nil {
+		r.summary.Released = false
+		return err
+	}
+	r.summary.GitCommit = &commit
+	if r.repo.remote != "" {
+		r.say("pushed %s to %s", short(commit), r.repo.branch)
+	}
+	moved, err := r.repo.advance(ctx, commit)
+	if err != nil {
+		return err
+	}
+	if !moved {
+		r.say("this checkout is behind %s now and was left as it is: git pull", r.repo.branch)
+		return nil
+	}
+	if err := r.write(s); err != nil {
+		return err
+	}
+	return r.repo.settle(ctx)
+}
+
+// seal stamps and signs. It returns nil when nothing but the time would change
+// and --reuse-unchanged-signature was given.
+func (r *releaser) seal(ctx context.Context, d *draft) (*sealed, error) {
+	previous, err := r.previousFleet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	signedAt := r.now.UTC().Truncate(time.Second)
+	if previous != nil && previous.Meta.SignedAt != nil {
+		last := previous.Meta.SignedAt.Time
+		if last.Sub(r.now) > aheadMax {
+			return nil, hinted(fmt.Errorf("the present release is signed at %s, which is in the future: time cannot go backwards", previous.Meta.SignedAt), "is this machine's clock right? the hosts refuse whatever is older than what they have seen")
+		}
+		if !signedAt.After(last) {
+			signedAt = last.Truncate(time.Second).Add(time.Second)
+		}
+		if r.c.Bool("reuse-unchanged-signature") {
+			same, err := r.unchanged(ctx, d, previous)
+			if err != nil {
+				return nil, err
+			}
+			if same {
+				r.summary.Unchanged, r.summary.SignedAt = true, previous.Meta.SignedAt
+				return nil, nil
+			}
+		}
+	}
+	stamped, err := r.stamp(d, pki.At(signedAt), d.ciCommit)
+	if err != nil {
+		return nil, err
+	}
+	f, err := fleet.ParseFleet(stamped.fleet)
+	if err != nil {
+		return nil, fmt.Errorf("the stamped fleet: %w", err)
+	}
+	at := pki.At(signedAt)
+	r.summary.SignedAt, r.summary.CICommit = &at, d.ciCommit
+	r.summary.FleetHash, r.summary.DryRun = pki.HashHex(stamped.fleet), r.c.Bool("dry-run")
+	r.summary.Changed, r.summary.PrunedNonce = changes(previous, f), stamped.pruned
+	s := &sealed{files: map[string][]byte{}}
+	if err := r.sealChannels(ctx, s, f); err != nil {
+		return nil, err
+	}
+	for _, a := range []struct {
+		name string
+		body []byte
+	}{{fleet.RevocationsName, stamped.revocations}, {fleet.NoncesName, stamped.nonces}, {r.name, stamped.fleet}} {
+		if a.body == nil {
+			if err := r.refuseVanishing(ctx, a.name); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := r.sign(ctx, s, a.name, a.body); err != nil {
+			return nil, err
+		}
+	}
+	return s, r.findObsolete(ctx, s)
+}
+
+// refuseVanishing: a list that the present release has and this one would not
+// is a forgotten flag, and would un-revoke every certificate in silence.
+func (r *releaser) refuseVanishing(ctx context.Context, name string) error {
+	had, err := r.file(ctx, name)
+	if err != nil || had == nil {
+		return err
+	}
+	flag := strings.TrimSuffix(name, ".json")
+	return hinted(fmt.Errorf("the present release has %s and this one would not", name),
+		"give --%s-attr or --%s-file; to give up the list for good, remove the file from the release directory", flag, flag)
+}
+
+func (r *releaser) sign(ctx context.Context, s *sealed, name string, body []byte) error {
+	if r.c.Bool("dry-run") {
+		return nil
+	}
+	sig, err := r.signer.sign(ctx, body, name)
+	if err != nil {
+		return err
+	}
+	s.add(name, body, sig)
+	return nil
+}
+
+// sealChannels projects and signs the manifest and the head of each channel
+// that has a closure.
+func (r *releaser) sealChannels(ctx context.Context, s *sealed, f *fleet.Fleet) error {
+	r.summary.Channels = map[string]channelSummary{}
+	for _, channel := range sortedKeys(f.Channels) {
+		m, ok, err := fleet.Project(f, r.summary.FleetHash, channel)
+		if err != nil {
+			return fmt.Errorf("project channel %s: %w", channel, err)
+		}
+		if !ok {
+			r.say("channel %s has no host with a closure: no rollout", channel)
+			continue
+		}
+		body, err := pki.Marshal(m)
+		if err != nil {
+			return fmt.Errorf("encode manifest of %s: %w", channel, err)
+		}
+		id := pki.HashHex(body)
+		head, err := fleet.ProjectHead(f, m, id, r.previousHead(ctx, channel), r.c.Duration("confirm-window"), r.c.Duration("lease"))
+		if err != nil {
+			return fmt.Errorf("project head of %s: %w", channel, err)
+		}
+		headBody, err := pki.Marshal(head)
+		if err != nil {
+			return fmt.Errorf("encode head of %s: %w", channel, err)
+		}
+		if err := r.sign(ctx, s, fleet.ManifestName(id), body); err != nil {
+			return err
+		}
+		if err := r.sign(ctx, s, fleet.HeadName(channel), headBody); err != nil {
+			return err
+		}
+		r.summary.Channels[channel] = channelSummary{
+			RolloutID: id, Intent: head.Intent, OpenedAt: head.OpenedAt.String(),
+			Hosts: len(m.HostSet), NewRollout: head.OpenedAt.Equal(r.summary.SignedAt.Time),
+		}
+	}
+	return nil
+}
+
+// stampedFiles are the canonical bytes to sign; nil for a list the fleet does
+// not keep.
+type stampedFiles struct {
+	fleet, revocations, nonces []byte
+	pruned                     int
+}
+
+// stamp fills in who, when and what was built. The lists come first, since the
+// fleet names their hashes.
+func (r *releaser) stamp(d *draft, signedAt pki.Timestamp, ciCommit *string) (*stampedFiles, error) {
+	meta := func(had any) map[string]any {
+		m, _ := had.(map[string]any)
+		m = maps.Clone(m)
+		if m == nil {
+			m = map[string]any{}
+		}
+		m["schemaVersion"], m["signedAt"], m["signatureAlgorithm"], m["ciCommit"] = 1, signedAt.String(), r.signer.algorithm, nil
+		if ciCommit != nil {
+			m["ciCommit"] = *ciCommit
+		}
+		return m
+	}
+	out := &stampedFiles{}
+	members := map[string]any{"revocations": nil, "bootstrapNonces": nil}
+	if d.revocations != nil {
+		body, err := pki.Marshal(map[string]any{"schemaVersion": 1, "revocations": *d.revocations, "meta": meta(nil)})
+		if err == nil {
+			_, err = fleet.ParseRevocations(body)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list of revocations: %w", err)
+		}
+		out.revocations, members["revocations"] = body, pki.HashHex(body)
+	}
+	if d.nonces != nil {
+		kept := slices.DeleteFunc(slices.Clone(*d.nonces), func(entry any) bool {
+			e, _ := entry.(map[string]any)
+			text, _ := e["expiresAt"].(string)
+			at, err := pki.ParseTimestamp(text)
+			return err == nil && at.Before(signedAt.Time)
+		})
+		out.pruned = len(*d.nonces) - len(kept)
+		if kept == nil {
+			kept = []any{}
+		}
+		body, err := pki.Marshal(map[string]any{"schemaVersion": 1, "bootstrapNonces": kept, "meta": meta(nil)})
+		if err == nil {
+			_, err = fleet.ParseNonces(body)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list of bootstrap nonces: %w", err)
+		}
+		out.nonces, members["bootstrapNonces"] = body, pki.HashHex(body)
+	}
+	doc := maps.Clone(d.doc)
+	doc["meta"], doc["members"] = meta(d.doc["meta"]), members
+	var err error
+	if out.fleet, err = pki.Marshal(doc); err != nil {
+		return nil, fmt.Errorf("encode the fleet: %w", err)
+	}
+	return out, nil
+}
+
+// unchanged says whether a release made now would hold the very bytes that are
+// published, had it been made at the same moment from the same commit. Closures
+// alone prove nothing: a wave, a key or a window may have changed.
+func (r *releaser) unchanged(ctx context.Context, d *draft, previous *fleet.Fleet) (bool, error) {
+	again, err := r.stamp(d, *previous.Meta.SignedAt, previous.Meta.CICommit)
+	if err != nil {
+		return false, err
+	}
+	for name, body := range map[string][]byte{fleet.FleetName: again.fleet, fleet.RevocationsName: again.revocations, fleet.NoncesName: again.nonces} {
+		had, err := r.file(ctx, name)
+		if err != nil {
+			return false, err
+		}
+		if !bytes.Equal(had, body) {
+			return false, nil
+		}
+		sig, err := r.file(ctx, name+fleet.SignatureSuffix)
+		if err != nil {
+			return false, err
+		}
+		if body != nil && (len(sig) != pki.SignatureSize || r.signer.slot != nil && !verifies(r.signer.slot, body, sig)) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func verifies(slot *pki.KeySlot, body, sig []byte) bool {
+	return slices.ContainsFunc(slot.Active(time.Now()), func(k pki.PublicKey) bool { return k.Verify(body, sig) })
+}
+
+// previousFleet is the fleet of the present release; nil when there is none.
+// Its signature is not asked for: nothing but a lower bound of time is taken
+// from it.
+func (r *releaser) previousFleet(ctx context.Context) (*fleet.Fleet, error) {
+	body, err := r.file(ctx, fleet.FleetName)
+	if err != nil || body == nil {
+		return nil, err
+	}
+	canonical, err := pki.Canonicalize(body)
+	if err == nil {
+		var f *fleet.Fleet
+		if f, err = fleet.ParseFleet(canonical); err == nil {
+			return f, nil
+		}
+	}
+	return nil, hinted(fmt.Errorf("the present release in %s cannot be read: %w", r.dir, err), "restore it from git; if it is lost, remove it and release anew")
+}
+
+// previousHead carries openedAt over to a new release of the same intent. A
+// head that is not signed by the fleet carries nothing.
+func (r *releaser) previousHead(ctx context.Context, channel string) *fleet.Head {
+	name := fleet.HeadName(channel)
+	body, err := r.file(ctx, name)
+	if err != nil || body == nil {
+		return nil
+	}
+	sig, err := r.file(ctx, name+fleet.SignatureSuffix)
+	if err != nil {
+		return nil
+	}
+	if r.signer.slot == nil {
+		canonical, err := pki.Canonicalize(body)
+		if err != nil {
+			return nil
+		}
+		h, err := fleet.ParseHead(canonical)
+		if err != nil {
+			return nil
+		}
+		return h
+	}
+	h, _, err := verified(r.signer.slot, body, sig, r.now.Add(aheadMax), everAged, fleet.ParseHead)
+	if err != nil {
+		r.say("warning: the present head of %s does not verify (%v): its rollout opens anew", channel, err)
+		return nil
+	}
+	return h
+}
+
+// findObsolete lists heads of channels that are no longer released.
+func (r *releaser) findObsolete(ctx context.Context, s *sealed) error {
+	var present []string
+	if r.repo != nil {
+		var err error
+		if present, err = r.repo.names(ctx, fleet.HeadsDir); err != nil {
+			return err
+		}
+	} else if entries, err := os.ReadDir(filepath.Join(r.dir, fleet.HeadsDir)); err == nil {
+		for _, e := range entries {
+			present = append(present, path.Join(fleet.HeadsDir, e.Name()))
+		}
+	}
+	for _, name := range present {
+		if _, ok := s.files[name]; !ok {
+			s.obsolete = append(s.obsolete, name)
+		}
+	}
+	return nil
+}
+
+// changes lists the hosts whose closure differs between two releases.
+func changes(old, young *fleet.Fleet) []hostChange {
+	list := []hostChange{}
+	had := map[string]*string{}
+	if old != nil {
+		for name, h := range old.Hosts {
+			had[name] = h.ClosureHash
+		}
+	}
+	for _, name := range sortedKeys(young.Hosts) {
+		from, to := had[name], young.Hosts[name].ClosureHash
+		if (from == nil) != (to == nil) || from != nil && *from != *to {
+			list = append(list, hostChange{Host: name, From: from, To: to})
+		}
+		delete(had, name)
+	}
+	for _, name := range sortedKeys(had) {
+		list = append(list, hostChange{Host: name, From: had[name]})
+	}
+	return list
+}
+
+// stage writes the release into an empty directory and loads it there the way
+// a control plane will.
+func (r *releaser) stage(dir string, s *sealed) error {
+	for _, name := range s.names {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return fmt.Errorf("stage release: %w", err)
+		}
+		if err := os.WriteFile(file, s.files[name], 0o600); err != nil {
+			return fmt.Errorf("stage release: %w", err)
+		}
+	}
+	if r.signer.slot == nil || r.c.String("smoke-verify") == "false" {
+		return nil
+	}
+	trust := &pki.Trust{SchemaVersion: 1, CIReleaseKey: *r.signer.slot}
+	_, err := fleet.LoadRelease(os.DirFS(dir), fleet.LoadOptions{
+		Trust: trust, Now: time.Now(), Window: defaultWindow, FleetName: r.name,
+		RequireRevocations: s.files[fleet.RevocationsName] != nil, RequireNonces: s.files[fleet.NoncesName] != nil,
+	})
+	if err != nil {
+		return coded(3, fmt.Errorf("the signed release does not verify: %w", err))
+	}
+	return nil
+}
+
+// write puts the files into the release directory, each by rename and every
+// artifact before its signature; the fleet, which names the rest, comes last.
+func (r *releaser) write(s *sealed) error {
+	for _, name := range s.names {
+		file := filepath.Join(r.dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return fmt.Errorf("write release: %w", err)
+		}
+		if err := replaceFile(file, s.files[name], 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range s.obsolete {
+		if err := os.Remove(filepath.Join(r.dir, filepath.FromSlash(name))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove what is no longer released: %w", err)
+		}
+	}
+	return nil
+}
+
+// present is the draft that --resign signs anew: the published release, after
+// every signature in it was verified. Nothing unverified is ever signed.
+func (r *releaser) present(ctx context.Context) (*draft, error) {
+	if r.signer.slot == nil {
+		return nil, usage("give --trust-file", "--resign signs only what is signed already, and with a hook nothing says by whom")
+	}
+	read := func(name string) ([]byte, []byte, error) {
+		body, err := r.file(ctx, name)
+		if err != nil || body == nil {
+			return nil, nil, err
+		}
+		sig, err := r.file(ctx, name+fleet.SignatureSuffix)
+		return body, sig, err
+	}
+	body, sig, err := read(fleet.FleetName)
+	if err != nil {
+		return nil, err
+	}
+	if body == nil {
+		return nil, hinted(fmt.Errorf("there is no release in %s", r.dir), "make one first: nixfleet release")
+	}
+	now := r.now.Add(aheadMax)
+	f, _, err := verified(r.signer.slot, body, sig, now, everAged, fleet.ParseFleet)
+	if err != nil {
+		return nil, coded(3, hinted(fmt.Errorf("the present release does not verify: %w", err), "after a change of keys give --trust-file, which knows the previous key"))
+	}
+	d := &draft{ciCommit: f.Meta.CICommit, closures: map[string]string{}}
+	if d.doc, err = object(body); err != nil {
+		return nil, err
+	}
+	var expect fleet.Members
+	if f.Members != nil {
+		expect = *f.Members
+	}
+	if d.revocations, err = presentList(r.signer.slot, now, fleet.RevocationsName, "revocations", expect.Revocations, read, fleet.ParseRevocations); err != nil {
+		return nil, err
+	}
+	d.nonces, err = presentList(r.signer.slot, now, fleet.NoncesName, "bootstrapNonces", expect.BootstrapNonces, read, fleet.ParseNonces)
+	return d, err
+}
+
+// presentList reads one of the lists that belong to the present release.
+func presentList[T interface{ Metadata() pki.Metadata }](slot *pki.KeySlot, now time.Time, name, key string, expect *string, read func(string) ([]byte, []byte, error), parse func([]byte) (T, error)) (*[]any, error) {
+	body, sig, err := read(name)
+	if err != nil {
+		return nil, err
+	}
+	if body == nil {
+		if expect != nil {
+			return nil, coded(3, fmt.Errorf("the present release names a list that is not there: %s", name))
+		}
+		return nil, nil
+	}
+	_, v, err := verified(slot, body, sig, now, everAged, parse)
+	if err != nil {
+		return nil, coded(3, fmt.Errorf("%s of the present release does not verify: %w", name, err))
+	}
+	if expect != nil && *expect != v.Hash {
+		return nil, coded(3, fmt.Errorf("%s belongs to another release than the present fleet", name))
+	}
+	var doc map[string]any
+	if err := json.Unmarshal(v.Canonical, &doc); err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	entries, _ := doc[key].([]any)
+	if entries == nil {
+		entries = []any{}
+	}
+	return &entries, nil
+}
+
+// lockDir keeps two releases from writing one directory at the same time.
+func lockDir(dir string, dry bool) (func(), error) {
+	if dry {
+		return func() {}, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make %s: %w", dir, err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, hinted(fmt.Errorf("another release is being written to %s", dir), "wait for it to end")
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}

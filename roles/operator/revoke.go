@@ -1,0 +1,59 @@
+package operator
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+)
+
+func revokeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "revoke", Usage: "refuse a host's (or an operator's) certificates from now on", ArgsUsage: "NAME",
+		Description: "Takes effect on the next request. The control plane keeps it in its database only: commit the printed\n" +
+			"line, so that it outlives that. A host comes back with a new token.\n\n" +
+			"Example:\n   nixfleet revoke web-07 --reason 'disk was stolen'",
+		Flags: append(connectionFlags(),
+			&cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
+			&cli.StringFlag{Name: "not-before", Usage: "refuse certificates issued before this `TIME`, RFC 3339 (default: now)"},
+			jsonFlag()),
+		Action: revoke,
+	}
+}
+
+func revoke(c *cli.Context) error {
+	name := c.Args().First()
+	if c.NArg() != 1 || name == "" {
+		return usage("nixfleet revoke NAME --reason TEXT", "revoke takes one name")
+	}
+	if c.String("reason") == "" {
+		return usage("", "--reason is missing: whoever reads the list next year will want it")
+	}
+	// A certificate issued in this very second carries it as notBefore.
+	notBefore := pki.At(time.Now().UTC().Truncate(time.Second).Add(time.Second))
+	if text := c.String("not-before"); text != "" {
+		var err error
+		if notBefore, err = pki.ParseTimestamp(text); err != nil {
+			return usage("write it as 2026-03-01T12:00:00Z", "--not-before: %w", err)
+		}
+	}
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	if err := client.Revoke(c.Context, name, &notBefore, c.String("reason")); err != nil {
+		return explained(err, "revoke "+name)
+	}
+	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name), nixString(notBefore.String()), nixString(c.String("reason")))
+	if c.Bool("json") {
+		return printDoc(c, map[string]any{
+			"hostname": name, "notBefore": notBefore, "reason": c.String("reason"), "declaration": declaration,
+		})
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s is revoked on the control plane: certificates issued before %s are refused\n"+
+		"add to revocations of mkFleet, commit and release, so that it outlives the database:\n  %s\n"+
+		"to let the host in again: nixfleet mint-token --hostname %s ...\n", name, notBefore, declaration, name)
+	return err
+}

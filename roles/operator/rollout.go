@@ -1,0 +1,347 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const rolloutArgs = "ROLLOUT"
+
+func rolloutCommand() *cli.Command {
+	verb := func(name, what, example string, action cli.ActionFunc, flags ...cli.Flag) *cli.Command {
+		return &cli.Command{
+			Name: name, Usage: what, ArgsUsage: rolloutArgs, Description: "Example:\n   " + example,
+			Flags: append(append(connectionFlags(), jsonFlag()), flags...), Action: action,
+		}
+	}
+	reason := func() cli.Flag { return &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"} }
+	c := &cli.Command{
+		Name: "rollout", Usage: "releases on their way through the fleet",
+		Description: "ROLLOUT is an id, the beginning of one, or the name of its channel.\n\nExample:\n   nixfleet rollout show stable",
+		Subcommands: []*cli.Command{
+			verb("list", "the rollouts that are not done", "nixfleet rollout list", rolloutList),
+			verb("show", "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
+			verb("trace", "every dispatch of a rollout and how it ended", "nixfleet rollout trace stable --json", rolloutTrace),
+			verb("pause", "dispatch no further hosts until resumed", "nixfleet rollout pause stable --reason 'incident 42'", hold("pause", "paused"), reason()),
+			verb("resume", "go on with a paused rollout", "nixfleet rollout resume stable --reason 'incident 42 closed'", hold("resume", "resumed"), reason()),
+			verb("cancel", "end a rollout; hosts that have it keep it", "nixfleet rollout cancel stable --reason 'wrong kernel'", hold("cancel", "cancelled"), reason()),
+			verb("watch", "print what happens, as it happens", "nixfleet rollout watch stable", rolloutWatch,
+				&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: all that is kept)"}),
+		},
+	}
+	c.Subcommands[0].ArgsUsage = ""
+	c.Subcommands[len(c.Subcommands)-1].ArgsUsage = "[" + rolloutArgs + "]"
+	return c
+}
+
+// findRollout resolves what was typed. A full id is taken as it is: it may
+// belong to a rollout that is done and no longer listed.
+func findRollout(c *cli.Context, client *protocol.Client) (id string, open *protocol.RolloutSummary, err error) {
+	word := c.Args().First()
+	if c.NArg() != 1 || word == "" {
+		return "", nil, usage("nixfleet rollout list", "%s takes one rollout", c.Command.FullName())
+	}
+	answer, err := client.Rollouts(c.Context)
+	if err != nil {
+		return "", nil, explained(err, "ask for the rollouts")
+	}
+	var found []*protocol.RolloutSummary
+	for i := range answer.Rollouts {
+		r := &answer.Rollouts[i]
+		if r.RolloutID == word || r.Channel == word || len(word) >= 4 && strings.HasPrefix(r.RolloutID, word) {
+			found = append(found, r)
+		}
+	}
+	switch {
+	case len(found) == 0 && fleet.ValidRolloutID(word):
+		return word, nil, nil
+	case len(found) == 0:
+		return "", nil, hinted(fmt.Errorf("no open rollout is called %q", word), "nixfleet rollout list; one that is done goes by its full id")
+	case len(found) > 1 && found[0].Channel != word:
+		return "", nil, hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(found)), "type more of the id")
+	}
+	// Of a channel's rollouts the newest comes first.
+	return found[0].RolloutID, found[0], nil
+}
+
+func rolloutList(c *cli.Context) error {
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Rollouts(c.Context)
+	if err != nil {
+		return explained(err, "ask for the rollouts")
+	}
+	if c.Bool("json") {
+		return printDoc(c, answer)
+	}
+	rows := [][]string{{"ROLLOUT", "CHANNEL", "STATE", "WAVE", "HOSTS", "CREATED"}}
+	for i := range answer.Rollouts {
+		r := &answer.Rollouts[i]
+		rows = append(rows, []string{
+			plain(short(r.RolloutID)), plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.HostStates), when(r.CreatedAt.Time),
+		})
+	}
+	if len(rows) == 1 {
+		progress(c, "no rollout is on its way")
+	}
+	return printTable(c.App.Writer, rows)
+}
+
+// rolloutState adds why a rollout stands still. A v1 control plane says
+// nothing of it.
+func rolloutState(r *protocol.RolloutSummary) string {
+	state := plain(r.State)
+	if state == "" {
+		state = "-"
+	}
+	if r.Hold != nil {
+		state += " (" + plain(*r.Hold) + ")"
+	} else if r.HaltReason != "" {
+		state += " (" + plain(r.HaltReason) + ")"
+	}
+	return state
+}
+
+// tally counts hosts by state, in the order of the life of a host.
+func tally(states map[string]string) string {
+	count := map[string]int{}
+	for _, s := range states {
+		count[s]++
+	}
+	var parts []string
+	for _, s := range []string{"Failed", "Reverted", "Queued", "Dispatched", "Activating", "ConfirmWindow", "Deferred", "Healthy", "Soaked", "Converged", "Skipped"} {
+		if count[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", count[s], s))
+			delete(count, s)
+		}
+	}
+	for _, s := range sortedKeys(count) {
+		parts = append(parts, fmt.Sprintf("%d %s", count[s], plain(s)))
+	}
+	if len(parts) == 0 {
+		return "-"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func when(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
+
+func rolloutShow(c *cli.Context) error {
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	id, open, err := findRollout(c, client)
+	if err != nil {
+		return err
+	}
+	life, err := client.Lifecycle(c.Context, id)
+	if err != nil {
+		return explained(err, "ask for rollout "+short(id))
+	}
+	if c.Bool("json") {
+		return printDoc(c, struct {
+			Rollout   *protocol.RolloutSummary `json:"rollout"`
+			Lifecycle *protocol.Lifecycle      `json:"lifecycle"`
+		}{open, life})
+	}
+	w := c.App.Writer
+	fmt.Fprintf(w, "rollout   %s\n", plain(life.RolloutID))
+	if open != nil {
+		fmt.Fprintf(w, "channel   %s\nstate     %s\nwave      %d\ncreated   %s\n", plain(open.Channel), rolloutState(open), open.CurrentWave, when(open.CreatedAt.Time))
+	}
+	if life.SupersededAt != nil {
+		fmt.Fprintf(w, "superseded %s by %s\n", when(life.SupersededAt.Time), or(life.SupersededBy))
+	}
+	if life.TerminalAt != nil {
+		fmt.Fprintf(w, "done      %s\n", when(life.TerminalAt.Time))
+	}
+	if open == nil {
+		return nil
+	}
+	rows := [][]string{{"HOST", "STATE"}}
+	for _, host := range sortedKeys(open.HostStates) {
+		rows = append(rows, []string{plain(host), plain(open.HostStates[host])})
+	}
+	fmt.Fprintln(w)
+	return printTable(w, rows)
+}
+
+func rolloutTrace(c *cli.Context) error {
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	id, _, err := findRollout(c, client)
+	if err != nil {
+		return err
+	}
+	trace, err := client.Trace(c.Context, id)
+	if err != nil {
+		var answer *protocol.Error
+		if errors.As(err, &answer) && answer.Status == 404 {
+			return hinted(fmt.Errorf("rollout %s has dispatched nothing yet", short(id)), "nixfleet rollout show %s", short(id))
+		}
+		return explained(err, "trace rollout "+short(id))
+	}
+	if c.Bool("json") {
+		return printDoc(c, trace)
+	}
+	rows := [][]string{{"WAVE", "HOST", "DISPATCHED", "TERMINAL", "AT"}}
+	for _, e := range trace.Events {
+		at := "-"
+		if e.TerminalAt != nil {
+			at = when(e.TerminalAt.Time)
+		}
+		rows = append(rows, []string{fmt.Sprint(e.Wave), plain(e.Host), when(e.DispatchedAt.Time), or(e.TerminalState), at})
+	}
+	return printTable(c.App.Writer, rows)
+}
+
+// hold is pause, resume and cancel: a change, recorded with the certificate's
+// name, so it wants a reason.
+func hold(action, past string) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if c.NArg() == 1 && c.String("reason") == "" {
+			return usage("", "--reason is missing: it stands in the record beside your name")
+		}
+		client, err := connect(c)
+		if err != nil {
+			return err
+		}
+		id, _, err := findRollout(c, client)
+		if err != nil {
+			return err
+		}
+		if err := client.Hold(c.Context, id, action, c.String("reason")); err != nil {
+			return explained(err, action+" rollout "+short(id))
+		}
+		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s", short(id), past)
+	}
+}
+
+func rolloutWatch(c *cli.Context) error {
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	if c.NArg() > 1 {
+		return usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
+	}
+	id, channel := "", ""
+	if c.NArg() == 1 {
+		var open *protocol.RolloutSummary
+		if id, open, err = findRollout(c, client); err != nil {
+			return err
+		}
+		if open != nil && open.Channel == c.Args().First() {
+			// A channel goes on with its next rollout; so does who watches it.
+			id, channel = "", open.Channel
+		}
+	}
+	if _, err := client.Whoami(c.Context); err != nil {
+		return explained(err, "watch events")
+	}
+	after := c.Int64("after")
+	for {
+		var printing error
+		err := client.Events(c.Context, after, func(e protocol.Event) error {
+			after = e.Seq
+			if id != "" && e.RolloutID != id || channel != "" && e.Channel != channel {
+				return nil
+			}
+			printing = printEvent(c, &e)
+			return printing
+		})
+		var refused *protocol.Error
+		if c.Context.Err() != nil {
+			return c.Context.Err()
+		}
+		if printing != nil {
+			return printing
+		}
+		if errors.As(err, &refused) && refused.Status < 500 {
+			return explained(err, "watch events")
+		}
+		// A control plane that restarts is no reason to look away.
+		progress(c, "the stream ended (%v); asking again after event %d", err, after)
+		select {
+		case <-c.Context.Done():
+			return c.Context.Err()
+		case <-time.After(watchPause):
+		}
+	}
+}
+
+// watchPause is how long to wait before a broken event stream is taken up again.
+const watchPause = 2 * time.Second
+
+func printEvent(c *cli.Context, e *protocol.Event) error {
+	if !c.Bool("json") {
+		_, err := fmt.Fprintln(c.App.Writer, eventLine(e))
+		return err
+	}
+	line, err := pki.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s\n", line)
+	return err
+}
+
+// eventLine is one event for a person.
+func eventLine(e *protocol.Event) string {
+	parts := []string{when(e.At.Time), plain(e.Kind)}
+	for _, part := range []string{e.Channel, short(e.RolloutID), e.Host, e.Actor, e.Reason, e.Detail} {
+		if part != "" {
+			parts = append(parts, plain(part))
+		}
+	}
+	return strings.Join(slices.Compact(parts), "  ")
+}
+
+func hostExplain(c *cli.Context) error {
+	name, err := oneHost(c)
+	if err != nil {
+		return err
+	}
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	x, err := client.Explain(c.Context, name)
+	if err != nil {
+		return explained(err, "explain "+name)
+	}
+	if c.Bool("json") {
+		return printDoc(c, x)
+	}
+	w := c.App.Writer
+	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", plain(x.Hostname), plain(x.Channel), or(x.Current), or(x.Declared), or(x.State))
+	if x.RolloutID != nil {
+		fmt.Fprintf(w, "rollout   %s\n", plain(short(*x.RolloutID)))
+	}
+	if x.Wave != nil {
+		fmt.Fprintf(w, "wave      %d\n", *x.Wave)
+	}
+	gate := ""
+	if x.Reason.Gate != "" {
+		gate = ", gate " + plain(x.Reason.Gate)
+	}
+	fmt.Fprintf(w, "\n%s [%s%s]\n", plain(x.Reason.Text), plain(x.Reason.Code), gate)
+	if x.Reason.Next != "" {
+		fmt.Fprintf(w, "next: %s\n", plain(x.Reason.Next))
+	}
+	return nil
+}

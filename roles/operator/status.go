@@ -1,0 +1,149 @@
+package operator
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"nixfleet/roles/protocol"
+)
+
+// staleAfter is how many freshness windows a host may be silent before status
+// marks it, as v1 does.
+const staleAfter = 2
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name: "status", Usage: "what every host runs and what it should run",
+		Description: "A host is marked stale when it has been silent for more than two freshness windows of its channel.\n\n" +
+			"Example:\n   nixfleet status\n   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
+		Flags: append(connectionFlags(), jsonFlag(),
+			&cli.BoolFlag{Name: "no-color", EnvVars: []string{"NIXFLEET_NO_COLOR"}, Usage: "no colours (also NO_COLOR, and when the output is no terminal)"}),
+		Action: func(c *cli.Context) error {
+			client, err := connect(c)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				answer, err := client.Raw(c.Context, "/v1/hosts")
+				if err != nil {
+					return explained(err, "ask for the hosts")
+				}
+				return printText(c, answer)
+			}
+			answer, err := client.Hosts(c.Context)
+			if err != nil {
+				return explained(err, "ask for the hosts")
+			}
+			windows := map[string]time.Duration{}
+			for _, h := range answer.Hosts {
+				if _, asked := windows[h.Channel]; asked {
+					continue
+				}
+				// A channel that cannot be asked costs its stale marks, not the table.
+				if ch, err := client.Channel(c.Context, h.Channel); err == nil {
+					windows[h.Channel] = time.Duration(ch.FreshnessWindowMinutes) * time.Minute
+				} else {
+					windows[h.Channel] = 0
+				}
+			}
+			return printTable(c.App.Writer, statusRows(answer.Hosts, windows, time.Now(), colours(c)))
+		},
+	}
+}
+
+// palette colours text, or leaves it alone.
+type palette bool
+
+func colours(c *cli.Context) palette {
+	out, ok := c.App.Writer.(*os.File)
+	return palette(!c.Bool("no-color") && os.Getenv("NO_COLOR") == "" && ok && term.IsTerminal(int(out.Fd())))
+}
+
+const (
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	dim    = "2"
+)
+
+func (p palette) paint(colour, text string) string {
+	if !p || text == "" {
+		return text
+	}
+	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+}
+
+func statusRows(hosts []protocol.HostEntry, windows map[string]time.Duration, now time.Time, p palette) [][]string {
+	rows := [][]string{{"HOST", "CHANNEL", "CURRENT", "DECLARED", "STATUS", "COMPLIANCE"}}
+	for _, h := range hosts {
+		text, colour := hostStatus(&h)
+		if window := windows[h.Channel]; window > 0 && h.LastCheckinAt != nil && now.Sub(h.LastCheckinAt.Time) > staleAfter*window {
+			text, colour = text+" (stale)", red
+		}
+		rows = append(rows, []string{
+			plain(h.Hostname), plain(h.Channel), closureShort(h.CurrentClosureHash), closureShort(h.DeclaredClosureHash),
+			p.paint(colour, text), compliance(&h, p),
+		})
+	}
+	return rows
+}
+
+// hostStatus is one host in a few words, the worst first.
+func hostStatus(h *protocol.HostEntry) (text, colour string) {
+	state := ""
+	if h.RolloutState != nil {
+		state = plain(string(*h.RolloutState))
+	}
+	switch {
+	case h.LastCheckinAt == nil && h.CurrentClosureHash == nil:
+		text, colour = "never seen", dim
+	case h.QuarantinedClosure != nil:
+		text, colour = cmp.Or(state, "held")+", quarantined", red
+	case state == "Failed" || state == "Reverted":
+		text, colour = state, red
+	case h.PendingReboot:
+		text, colour = "reboot pending", yellow
+	case h.Converged:
+		text, colour = cmp.Or(state, "Converged"), green
+	default:
+		text, colour = cmp.Or(state, "behind"), yellow
+	}
+	if h.Pin != nil {
+		text += ", pinned"
+	}
+	return text, colour
+}
+
+func compliance(h *protocol.HostEntry, p palette) string {
+	var failing []string
+	for _, n := range []struct {
+		count uint64
+		what  string
+	}{
+		{uint64(h.OutstandingComplianceFailures), "controls"},
+		{uint64(h.OutstandingRuntimeGateErrors), "gate errors"},
+		{uint64(h.OutstandingHealthFailures), "probes"},
+	} {
+		if n.count > 0 {
+			failing = append(failing, fmt.Sprintf("%d %s", n.count, n.what))
+		}
+	}
+	if len(failing) == 0 {
+		return p.paint(green, "ok")
+	}
+	return p.paint(red, orNothing(failing))
+}
+
+// closureShort is the hash part's beginning and the name's end: what tells two
+// closures of one host apart, in a column.
+func closureShort(base *string) string {
+	if base == nil || *base == "" {
+		return "-"
+	}
+	return plain((*base)[:min(8, len(*base))])
+}

@@ -1,0 +1,293 @@
+package operator
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
+
+// Tokens are dated back by a minute: neither v1 nor ours allows for a clock
+// that runs behind (contracts/artifacts.md §10).
+const tokenBackdate = time.Minute
+
+var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+func mintTokenCommand() *cli.Command {
+	return &cli.Command{
+		Name: "mint-token", Usage: "mint a bootstrap token for a new host",
+		Description: "The token (JSON) goes to standard output, alone; its nonce, its expiry and the line to commit go to\n" +
+			"standard error. Name the host's key in one of three ways: --csr-pubkey-fingerprint, --host-pubkey, or\n" +
+			"--fleet-resolved, which takes it from the verified declaration.\n\n" +
+			"Example:\n   ssh-keyscan -t ed25519 10.0.0.7 | cut -d' ' -f2- | nixfleet mint-token --hostname newhost \\\n" +
+			"     --host-pubkey - --org-root-key /run/agenix/org-root-key > newhost-token.json",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host"},
+			&cli.StringFlag{Name: "csr-pubkey-fingerprint", Usage: "base64 SHA-256 of the 32 raw bytes of the host's ed25519 key (`HASH`; not what ssh-keygen -lf prints)"},
+			&cli.StringFlag{Name: "host-pubkey", Usage: "`FILE` with the host's ssh_host_ed25519_key.pub line, - for standard input, or the line itself"},
+			&cli.StringFlag{Name: "fleet-resolved", Usage: "`FILE` of a signed fleet.resolved.json that declares the host's key"},
+			&cli.StringFlag{Name: "fleet-signature", Usage: "signature `FILE` of --fleet-resolved (default: the same name with .sig)"},
+			&cli.StringFlag{Name: "trust-file", Usage: "trust.json `FILE` that the fleet and the org root key are checked against"},
+			&cli.IntFlag{Name: "validity-hours", Value: 24, Usage: "`HOURS` until the token expires"},
+			&cli.IntFlag{Name: "version", Value: 1, Usage: "token format; only 1 exists"},
+		}, append(orgRootFlags(), append(recipientFlags("encrypt the token"), jsonFlag())...)...),
+		Action: mintToken,
+	}
+}
+
+func orgRootFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "org-root-key", EnvVars: []string{"NIXFLEET_ORG_ROOT_KEY", "NIXFLEET_OPERATOR_ORG_ROOT_KEY"}, Usage: "the organisation's root key `FILE`: PEM, OpenSSH, hex, raw, or age-encrypted"},
+		&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted root key"},
+	}
+}
+
+func mintToken(c *cli.Context) error {
+	hostname := c.String("hostname")
+	if !hostnamePattern.MatchString(hostname) {
+		return usage("nixfleet mint-token --help", "--hostname is missing or not a host name: %q", hostname)
+	}
+	if v := c.Int("version"); v != 1 {
+		return usage("", "token version %d does not exist, only 1 does", v)
+	}
+	hours := c.Int("validity-hours")
+	if hours < 1 || hours > 24*366 {
+		return usage("", "--validity-hours must be between 1 and %d", 24*366)
+	}
+	fingerprint, err := hostFingerprint(c, hostname)
+	if err != nil {
+		return err
+	}
+	org, err := orgRoot(c)
+	if err != nil {
+		return err
+	}
+	to, err := recipients(c)
+	if err != nil {
+		return err
+	}
+	token, err := newToken(org, hostname, fingerprint, time.Duration(hours)*time.Hour, time.Now())
+	if err != nil {
+		return err
+	}
+	out, err := pki.Marshal(token)
+	if err != nil {
+		return fmt.Errorf("encode token: %w", err)
+	}
+	out = append(out, '\n')
+	if len(to) > 0 {
+		if out, err = pki.Seal(out, to...); err != nil {
+			return fmt.Errorf("encrypt token: %w", err)
+		}
+	}
+	if _, err := c.App.Writer.Write(out); err != nil {
+		return fmt.Errorf("write token: %w", err)
+	}
+	describeToken(c.App.ErrWriter, token)
+	return nil
+}
+
+// newToken signs a token for one host and one key, in whole seconds.
+func newToken(org *pki.PrivateKey, hostname, fingerprint string, validity time.Duration, now time.Time) (*pki.Token, error) {
+	now = now.UTC().Truncate(time.Second)
+	token, err := pki.MintToken(org, pki.Claims{
+		Hostname:                  hostname,
+		ExpectedPubkeyFingerprint: fingerprint,
+		IssuedAt:                  pki.At(now.Add(-tokenBackdate)),
+		ExpiresAt:                 pki.At(now.Add(validity)),
+		Nonce:                     pki.NewNonce(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mint token for %s: %w", hostname, err)
+	}
+	return token, nil
+}
+
+// describeToken says what to commit. The nonce is no secret: without the
+// token's signature and the host's key it opens nothing.
+func describeToken(w io.Writer, t *pki.Token) {
+	fmt.Fprintf(w, "nonce:   %s\nexpires: %s\n", t.Claims.Nonce, t.Claims.ExpiresAt)
+	fmt.Fprintf(w, "add to bootstrapNonces of mkFleet:\n  %s\n", nonceEntry(t))
+}
+
+func nonceEntry(t *pki.Token) string {
+	return fmt.Sprintf("{ nonce = %s; hostname = %s; expiresAt = %s; mintedAt = %s; }",
+		nixString(t.Claims.Nonce), nixString(t.Claims.Hostname), nixString(t.Claims.ExpiresAt.String()), nixString(t.Claims.IssuedAt.String()))
+}
+
+// orgRoot reads the key that signs tokens and, when there is a trust file,
+// refuses one that no control plane would believe.
+func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
+	path := c.String("org-root-key")
+	if path == "" {
+		return nil, usage("nixfleet keygen org-root makes one", "--org-root-key is missing")
+	}
+	key, err := signingKey(path, c.String("identity"))
+	if err != nil {
+		return nil, err
+	}
+	if key.Algorithm() != pki.AlgorithmEd25519 {
+		return nil, hinted(fmt.Errorf("org root key %s is %s; tokens are signed with ed25519", path, key.Algorithm()), "nixfleet keygen org-root")
+	}
+	if c.String("trust-file") == "" {
+		return key, nil
+	}
+	trust, err := loadTrust(c, c.String("trust-file"))
+	if err != nil {
+		return nil, err
+	}
+	if trust.OrgRootKey != nil {
+		for _, k := range trust.OrgRootKey.Active(time.Now()) {
+			if k == key.Public() {
+				return key, nil
+			}
+		}
+	}
+	return nil, hinted(fmt.Errorf("org root key %s is not in orgRootKey of %s: no control plane would accept the token", path, c.String("trust-file")),
+		"declare nixfleet.trust.orgRootKey.current = %s", nixString(key.Public().Public))
+}
+
+// hostFingerprint is the fingerprint of the key that the host will present.
+func hostFingerprint(c *cli.Context, hostname string) (string, error) {
+	var given []string
+	for _, name := range []string{"csr-pubkey-fingerprint", "host-pubkey", "fleet-resolved"} {
+		if c.String(name) != "" {
+			given = append(given, "--"+name)
+		}
+	}
+	if len(given) != 1 {
+		return "", usage("nixfleet mint-token --help", "name the host's key once, by --csr-pubkey-fingerprint, --host-pubkey or --fleet-resolved (given: %s)", orNothing(given))
+	}
+	switch given[0] {
+	case "--csr-pubkey-fingerprint":
+		return checkFingerprint(c.String("csr-pubkey-fingerprint"))
+	case "--host-pubkey":
+		key, err := hostKey(c.String("host-pubkey"))
+		if err != nil {
+			return "", err
+		}
+		return pki.Fingerprint(key), nil
+	}
+	return declaredFingerprint(c, hostname)
+}
+
+func orNothing(list []string) string {
+	if len(list) == 0 {
+		return "nothing"
+	}
+	return strings.Join(list, ", ")
+}
+
+func checkFingerprint(s string) (string, error) {
+	s = strings.TrimSpace(s)
+	if pki.LooksLikeSSHFingerprint(s) {
+		return "", hinted(fmt.Errorf("%q is a fingerprint of ssh-keygen -lf, which hashes other bytes than the token names", s),
+			"pass the public key instead: --host-pubkey /etc/ssh/ssh_host_ed25519_key.pub (or - for standard input)")
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(s)
+	if err != nil || len(raw) != sha256.Size {
+		return "", hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
+	}
+	return s, nil
+}
+
+// hostKey reads an OpenSSH ed25519 line from a file, from standard input, or
+// from the argument itself.
+func hostKey(arg string) (ed25519.PublicKey, error) {
+	text := arg
+	if !strings.HasPrefix(arg, "ssh-") {
+		data, err := readFile(arg, smallFile)
+		if err != nil {
+			return nil, fmt.Errorf("read host key: %w", err)
+		}
+		text = string(data)
+	}
+	if strings.Contains(text, "PRIVATE KEY") {
+		return nil, hinted(fmt.Errorf("%s is a private key", arg), "pass its public half, the file that ends in .pub")
+	}
+	key, err := pki.ParseHostKey(strings.TrimSpace(text))
+	if err != nil {
+		return nil, hinted(fmt.Errorf("host key: %w", err), "it must be one line of the kind: ssh-ed25519 AAAA… (ssh-keyscan: cut off the first column)")
+	}
+	return key, nil
+}
+
+// declaredFingerprint takes the key from a fleet declaration, which must be
+// signed by a trusted key: whoever could choose the key could enrol as the host.
+func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
+	path := c.String("fleet-resolved")
+	trustPath := c.String("trust-file")
+	if trustPath == "" {
+		if trustPath = installedTrust(); trustPath == "" {
+			return "", usage("give --trust-file FILE", "--fleet-resolved is believed only with the release key that signed it, and there is no trust file")
+		}
+	}
+	trust, err := loadTrust(c, trustPath)
+	if err != nil {
+		return "", err
+	}
+	body, err := readFile(path, pki.MaxDocument)
+	if err != nil {
+		return "", fmt.Errorf("read fleet: %w", err)
+	}
+	signature := c.String("fleet-signature")
+	if signature == "" {
+		signature = path + ".sig"
+	}
+	sig, err := readFile(signature, smallFile)
+	if err != nil {
+		return "", hinted(fmt.Errorf("read fleet signature: %w", err), "name it with --fleet-signature")
+	}
+	f, _, err := verified(&trust.CIReleaseKey, body, sig, time.Now(), defaultWindow, fleet.ParseFleet)
+	if err != nil {
+		return "", fmt.Errorf("verify fleet %s: %w", path, err)
+	}
+	host, ok := f.Hosts[hostname]
+	if !ok {
+		return "", hinted(fmt.Errorf("host %s is not declared in %s", hostname, path), "add it to the fleet and release, or pass --host-pubkey")
+	}
+	if host.Pubkey == nil {
+		return "", hinted(fmt.Errorf("host %s has no pubkey in %s", hostname, path), "nixfleet host prepare %s prints the line to add", hostname)
+	}
+	key, err := pki.ParseHostKey(*host.Pubkey)
+	if err != nil {
+		return "", fmt.Errorf("declared key of %s: %w", hostname, err)
+	}
+	return pki.Fingerprint(key), nil
+}
+
+// installedTrust is where a NixOS host of the fleet has its trust file.
+func installedTrust() string {
+	for _, path := range []string{"/etc/nixfleet/agent/trust.json", "/etc/nixfleet/cp/trust.json"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// loadTrust reads a trust file and prints what it says about misspelt members.
+func loadTrust(c *cli.Context, path string) (*pki.Trust, error) {
+	data, err := readFile(path, smallFile)
+	if err != nil {
+		return nil, fmt.Errorf("read trust file: %w", err)
+	}
+	trust, warnings, err := pki.ParseTrust(data)
+	if err != nil {
+		return nil, fmt.Errorf("read trust file %s: %w", path, err)
+	}
+	for _, w := range warnings {
+		progress(c, "warning: %s: %s", path, w)
+	}
+	return trust, nil
+}

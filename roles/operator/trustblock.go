@@ -1,0 +1,112 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"nixfleet/pki"
+)
+
+// mergeTrust writes the public halves in made into the trust.json at path. A
+// key that was current becomes previous, so that what it signed stays good
+// until the operator ends the rotation.
+func mergeTrust(path string, made *pki.Trust) error {
+	trust := &pki.Trust{SchemaVersion: 1}
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("read trust file: %w", err)
+	default:
+		if trust, _, err = pki.ParseTrust(data); err != nil {
+			return fmt.Errorf("read trust file %s: %w", path, err)
+		}
+	}
+	succeed(&trust.CIReleaseKey, made.CIReleaseKey.Current)
+	if made.OrgRootKey != nil {
+		if trust.OrgRootKey == nil {
+			trust.OrgRootKey = &pki.KeySlot{}
+		}
+		succeed(trust.OrgRootKey, made.OrgRootKey.Current)
+	}
+	for _, key := range made.CacheKeys {
+		if !slices.Contains(trust.CacheKeys, key) {
+			trust.CacheKeys = append(trust.CacheKeys, key)
+		}
+	}
+	if made.RootCAPEM != nil {
+		trust.RootCAPEM = made.RootCAPEM
+	}
+	for _, ca := range made.IssuanceCAPEMs {
+		if !slices.Contains(trust.IssuanceCAPEMs, ca) {
+			trust.IssuanceCAPEMs = append(trust.IssuanceCAPEMs, ca)
+		}
+	}
+	out, err := trust.Marshal()
+	if err != nil {
+		return fmt.Errorf("encode trust file: %w", err)
+	}
+	return replaceFile(path, out, 0o644)
+}
+
+func succeed(slot *pki.KeySlot, key *pki.PublicKey) {
+	if key == nil {
+		return
+	}
+	if slot.Current != nil && *slot.Current != *key {
+		slot.Previous = slot.Current
+	}
+	slot.Current = key
+}
+
+// nixBlock is what an operator pastes into the fleet's trust.nix.
+func nixBlock(t *pki.Trust) string {
+	var b strings.Builder
+	if k := t.CIReleaseKey.Current; k != nil {
+		fmt.Fprintf(&b, "  ciReleaseKey.current = {\n    algorithm = %s;\n    public = %s;\n  };\n", nixString(k.Algorithm), nixString(k.Public))
+	}
+	if t.OrgRootKey != nil && t.OrgRootKey.Current != nil {
+		fmt.Fprintf(&b, "  orgRootKey.current = %s;\n", nixString(t.OrgRootKey.Current.Public))
+	}
+	if len(t.CacheKeys) > 0 {
+		b.WriteString("  cacheKeys = [\n")
+		for _, key := range t.CacheKeys {
+			fmt.Fprintf(&b, "    %s\n", nixString(key))
+		}
+		b.WriteString("  ];\n")
+	}
+	if t.RootCAPEM != nil {
+		fmt.Fprintf(&b, "  rootCAPem = ''\n%s  '';\n", indent(*t.RootCAPEM, "    "))
+	}
+	if len(t.IssuanceCAPEMs) > 0 {
+		b.WriteString("  issuanceCAPems = [\n")
+		for _, pem := range t.IssuanceCAPEMs {
+			fmt.Fprintf(&b, "    ''\n%s    ''\n", indent(pem, "      "))
+		}
+		b.WriteString("  ];\n")
+	}
+	if b.Len() == 0 {
+		return ""
+	}
+	return "nixfleet.trust = {\n" + b.String() + "};\n"
+}
+
+func indent(text, by string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(by + line)
+	}
+	if !strings.HasSuffix(text, "\n") {
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// nixString quotes text for Nix.
+func nixString(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "${", `\${`, "\n", `\n`).Replace(s) + `"`
+}

@@ -1,0 +1,274 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// defaultWindow is the age that v1's control plane accepts when nothing else
+// is said.
+const defaultWindow = 2592000 * time.Second
+
+// verified checks one signed artifact in the order of contracts/artifacts.md §3.
+func verified[T interface{ Metadata() pki.Metadata }](slot *pki.KeySlot, body, sig []byte, now time.Time, window time.Duration, parse func([]byte) (T, error)) (T, pki.Verified, error) {
+	var doc T
+	v, err := pki.VerifyArtifact(slot, body, sig, now, window, func(canonical []byte) (pki.Metadata, error) {
+		var err error
+		if doc, err = parse(canonical); err != nil {
+			return pki.Metadata{}, err
+		}
+		return doc.Metadata(), nil
+	})
+	return doc, v, err
+}
+
+func verifyCommand() *cli.Command {
+	const exits = "Exit 0: verified; 1: not verified; 2: arguments, unreadable file or bad trust file.\n\n"
+	artifact := func(name, file, what, example string, extra []cli.Flag, action func(*cli.Context, *evidence) (any, string, error)) *cli.Command {
+		flags := []cli.Flag{
+			&cli.StringFlag{Name: file, Usage: "`FILE` to verify"},
+			&cli.StringFlag{Name: "signature", Usage: "its signature `FILE` (default: the same name with .sig)"},
+			&cli.StringFlag{Name: "trust-file", Usage: "trust.json `FILE`"},
+			&cli.StringFlag{Name: "now", Usage: "`TIME` to judge its age at, RFC 3339 (default: now)"},
+			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(defaultWindow / time.Second), Usage: "oldest acceptable signature, in `SECONDS`"},
+			jsonFlag(),
+		}
+		return &cli.Command{
+			Name: name, Usage: what, Description: exits + "Example:\n   " + example,
+			Flags: append(flags, extra...),
+			Action: func(c *cli.Context) error {
+				e, err := readEvidence(c, file)
+				if err != nil {
+					return coded(2, err)
+				}
+				doc, line, err := action(c, e)
+				if err != nil {
+					return fmt.Errorf("verify %s %s: %w", name, e.path, err)
+				}
+				if c.Bool("json") {
+					return printDoc(c, doc)
+				}
+				_, err = fmt.Fprintln(c.App.Writer, line)
+				return err
+			},
+		}
+	}
+	tail := " --trust-file trust.json"
+	return &cli.Command{
+		Name: "verify", Usage: "check signed artifacts without a control plane",
+		Description: exits + "Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
+		Subcommands: []*cli.Command{
+			artifact("artifact", "artifact", "a fleet snapshot", "nixfleet verify artifact --artifact releases/fleet.resolved.json"+tail, nil, verifyFleet),
+			artifact("rollout-manifest", "manifest", "the manifest of a rollout",
+				"nixfleet verify rollout-manifest --manifest releases/rollouts/$ID.json --rollout-id $ID"+tail,
+				[]cli.Flag{&cli.StringFlag{Name: "rollout-id", Usage: "the `ID` it was advertised under"}}, verifyManifest),
+			artifact("head", "head", "the head of a channel", "nixfleet verify head --head releases/heads/stable.json"+tail,
+				[]cli.Flag{
+					&cli.StringFlag{Name: "manifest", Usage: "manifest `FILE` that the head must commit to"},
+					&cli.StringFlag{Name: "proof", Usage: "proof `FILE` (JSON with leaf, index, path) that must lead to the head"},
+				}, verifyHead),
+			artifact("revocations", "revocations", "the list of revoked certificates", "nixfleet verify revocations --revocations releases/revocations.json"+tail, nil, verifyRevocations),
+			artifact("nonces", "nonces", "the list of bootstrap nonces", "nixfleet verify nonces --nonces releases/bootstrap-nonces.json"+tail, nil, verifyNonces),
+			{
+				Name: "probe", Usage: "a payload that a host signed with its ssh key",
+				Description: "Prints the verdict as a JSON string.\n\nExample:\n" +
+					"   nixfleet verify probe --payload payload.json --signature sig.b64 --pubkey web-01.pub",
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "payload", Usage: "JSON `FILE`"},
+					&cli.StringFlag{Name: "signature", Usage: "`FILE` with the base64 signature"},
+					&cli.StringFlag{Name: "pubkey", Usage: "`FILE` with the host's OpenSSH key line"},
+					&cli.BoolFlag{Name: "json", Usage: "the verdict is JSON anyway"},
+				},
+				Action: verifyProbe,
+			},
+		},
+	}
+}
+
+// evidence is what the verify verbs were given.
+type evidence struct {
+	path      string
+	body, sig []byte
+	trust     *pki.Trust
+	now       time.Time
+	window    time.Duration
+}
+
+func readEvidence(c *cli.Context, file string) (*evidence, error) {
+	e := &evidence{path: c.String(file), now: time.Now(), window: time.Duration(c.Int64("freshness-window-secs")) * time.Second}
+	if e.path == "" {
+		return nil, usage("nixfleet "+c.Command.FullName()+" --help", "--%s is missing", file)
+	}
+	if s := c.Int64("freshness-window-secs"); s < 0 || s > 1<<32 {
+		return nil, usage("", "--freshness-window-secs must be between 0 and %d", int64(1)<<32)
+	}
+	trustPath := c.String("trust-file")
+	if trustPath == "" {
+		if trustPath = installedTrust(); trustPath == "" {
+			return nil, usage("", "--trust-file is missing")
+		}
+	}
+	var err error
+	if text := c.String("now"); text != "" {
+		at, err := pki.ParseTimestamp(text)
+		if err != nil {
+			return nil, usage("write it as 2026-03-01T12:00:00Z", "--now: %w", err)
+		}
+		e.now = at.Time
+	}
+	if e.trust, err = loadTrust(c, trustPath); err != nil {
+		return nil, err
+	}
+	if e.body, err = readFile(e.path, pki.MaxDocument); err != nil {
+		return nil, err
+	}
+	signature := c.String("signature")
+	if signature == "" {
+		signature = e.path + ".sig"
+	}
+	e.sig, err = readFile(signature, smallFile)
+	return e, err
+}
+
+// outcome is what --json prints for a verified artifact.
+type outcome struct {
+	Verified bool   `json:"verified"`
+	Hash     string `json:"hash"`
+	SignedAt string `json:"signedAt"`
+	Document any    `json:"document"`
+}
+
+func outcomeOf(v pki.Verified, doc any) outcome {
+	return outcome{Verified: true, Hash: v.Hash, SignedAt: pki.At(v.SignedAt).String(), Document: doc}
+}
+
+func verifyFleet(_ *cli.Context, e *evidence) (any, string, error) {
+	f, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseFleet)
+	if err != nil {
+		return nil, "", err
+	}
+	return outcomeOf(v, f), fmt.Sprintf("schemaVersion=%d hosts=%d", f.SchemaVersion, len(f.Hosts)), nil
+}
+
+func verifyManifest(c *cli.Context, e *evidence) (any, string, error) {
+	id := c.String("rollout-id")
+	if !fleet.ValidRolloutID(id) {
+		return nil, "", coded(2, fmt.Errorf("--rollout-id is not 64 lower-case hex digits: %q", id))
+	}
+	m, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseManifest)
+	if err != nil {
+		return nil, "", err
+	}
+	if v.Hash != id {
+		return nil, "", &pki.VerifyError{Reason: "mismatch", Err: fmt.Errorf("its hash is %s, it was advertised as %s", v.Hash, id)}
+	}
+	return outcomeOf(v, m), fmt.Sprintf("schemaVersion=%d channel=%s hostSet=%d fleetResolvedHash=%s rolloutId=%s",
+		m.SchemaVersion, m.Channel, len(m.HostSet), m.FleetResolvedHash, v.Hash), nil
+}
+
+func verifyHead(c *cli.Context, e *evidence) (any, string, error) {
+	h, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseHead)
+	if err != nil {
+		return nil, "", err
+	}
+	if path := c.String("manifest"); path != "" {
+		if err := headCommitsTo(h, path); err != nil {
+			return nil, "", err
+		}
+	}
+	if path := c.String("proof"); path != "" {
+		data, err := readFile(path, smallFile)
+		if err != nil {
+			return nil, "", coded(2, err)
+		}
+		var proof protocol.Proof
+		if err := pki.Decode(data, &proof); err != nil {
+			return nil, "", coded(2, fmt.Errorf("proof %s: %w", path, err))
+		}
+		leaf, err := pki.Canonicalize(proof.Leaf)
+		if err != nil {
+			return nil, "", coded(2, fmt.Errorf("proof %s: leaf: %w", path, err))
+		}
+		if err := pki.VerifyInclusion(h.HostSetRoot, int(h.HostCount), proof.Index, leaf, proof.Path); err != nil {
+			return nil, "", fmt.Errorf("proof %s: %w", path, err)
+		}
+	}
+	return outcomeOf(v, h), fmt.Sprintf("schemaVersion=%d channel=%s rolloutId=%s intent=%s hostCount=%d hostSetRoot=%s",
+		h.SchemaVersion, h.Channel, h.RolloutID, h.Intent, h.HostCount, h.HostSetRoot), nil
+}
+
+func headCommitsTo(h *fleet.Head, path string) error {
+	body, err := readFile(path, pki.MaxDocument)
+	if err != nil {
+		return coded(2, err)
+	}
+	canonical, err := pki.Canonicalize(body)
+	if err != nil {
+		return fmt.Errorf("manifest %s: %w", path, err)
+	}
+	m, err := fleet.ParseManifest(canonical)
+	if err != nil {
+		return fmt.Errorf("manifest %s: %w", path, err)
+	}
+	if id := pki.HashHex(canonical); id != h.RolloutID {
+		return fmt.Errorf("the head names rollout %s, manifest %s is %s", h.RolloutID, path, id)
+	}
+	leaves := make([][]byte, len(m.HostSet))
+	for i, entry := range m.HostSet {
+		leaves[i] = fleet.Leaf(entry)
+	}
+	if tree := pki.NewTree(leaves); tree.Root() != h.HostSetRoot || tree.Size() != int(h.HostCount) {
+		return errors.New("the head's hostSetRoot is not that of the manifest's hostSet")
+	}
+	return nil
+}
+
+func verifyRevocations(_ *cli.Context, e *evidence) (any, string, error) {
+	r, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseRevocations)
+	if err != nil {
+		return nil, "", err
+	}
+	return outcomeOf(v, r), fmt.Sprintf("schemaVersion=%d revocations=%d", r.SchemaVersion, len(r.Revocations)), nil
+}
+
+func verifyNonces(_ *cli.Context, e *evidence) (any, string, error) {
+	n, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseNonces)
+	if err != nil {
+		return nil, "", err
+	}
+	return outcomeOf(v, n), fmt.Sprintf("schemaVersion=%d bootstrapNonces=%d", n.SchemaVersion, len(n.BootstrapNonces)), nil
+}
+
+func verifyProbe(c *cli.Context) error {
+	var parts [3][]byte
+	for i, name := range []string{"payload", "signature", "pubkey"} {
+		if c.String(name) == "" {
+			return usage("nixfleet verify probe --help", "--%s is missing", name)
+		}
+		var err error
+		if parts[i], err = readFile(c.String(name), pki.MaxDocument); err != nil {
+			return coded(2, err)
+		}
+	}
+	signature := strings.TrimSpace(string(parts[1]))
+	verdict := protocol.VerifyProbe(parts[0], signature, strings.TrimSpace(string(parts[2])))
+	out, err := pki.Marshal(string(verdict))
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(c.App.Writer, "%s\n", out); err != nil {
+		return err
+	}
+	if verdict != "verified" {
+		return fmt.Errorf("probe signature: %s", verdict)
+	}
+	return nil
+}
