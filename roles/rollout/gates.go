@@ -109,19 +109,17 @@ func gateSoakTime(w *World, s subject, now time.Time) *Reason {
 	return nil
 }
 
-// gateHealth: probes must have run since the host became healthy, and pass as its mode wants. A soak of zero
-// is no exception.
+// gateHealth: the host must be heard of at the end of its soak or be waiting for an answer then, and its probes
+// must have run and pass as its mode wants. A soak of zero is no exception [C7].
 func gateHealth(w *World, s subject, now time.Time) *Reason {
 	h := s.host
 	switch {
-	case h.running != h.closure || h.healthAt.IsZero():
-		return w.because(CodeAwaitingEvidence, nothingToDo, "no check-in since its confirm has shown its health yet")
+	case h.running != h.closure || h.healthAt.IsZero() || h.until.Before(s.run.soakEnd(h)):
+		return w.because(CodeAwaitingEvidence, nothingToDo, "no check-in has shown yet that it is well at the end of its soak")
 	case h.health == failing || h.rec.FailingSince != nil:
 		return w.because(CodeProbesFailing, "look at the probe's failure in nixfleet host explain", "a health probe fails")
 	case h.health == notRun:
 		return w.because(CodeProbesNotRun, "wait for the first probe run; if no probe is declared, disable the health check mode", "no health probe has reported a result yet")
-	case w.offline(h, now):
-		return w.because(CodeOffline, "bring the host back", "it is healthy by its last word and has been silent since %s", clockText(h.seen))
 	}
 	return nil
 }
