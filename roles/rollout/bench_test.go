@@ -104,6 +104,20 @@ func BenchmarkAcceptRenewal(b *testing.B) {
 	}
 }
 
+func BenchmarkPlan(b *testing.B) {
+	for _, n := range sizes[:2] {
+		w := New(State{}, DefaultLimits(), epoch)
+		rel := large(n).release()
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				if v := w.Plan(rel, PlanOptions{AssumePresent: true}, epoch); len(v.Moves) != n {
+					b.Fatalf("%d moves, %+v", len(v.Moves), v.Channels)
+				}
+			}
+		})
+	}
+}
+
 func TestIdleHostIsSmall(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures memory of 20,000 hosts")

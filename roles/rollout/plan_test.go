@@ -1,0 +1,88 @@
+package rollout
+
+import (
+	"reflect"
+	"testing"
+	"time"
+)
+
+// A plan is what then happens, when every host takes a minute and nothing fails.
+func TestPlanForesees(t *testing.T) {
+	s := spec{
+		channels: []channelSpec{
+			{name: "edge", waves: []waveSpec{one(10*time.Minute, "a", "new-a"), one(5*time.Minute, "b", "new-b", "c", "new-c")}},
+			{name: "stable", waves: []waveSpec{one(0, "d", "new-d", "e", "new-e")}},
+		},
+		order:   [][2]string{{"edge", "stable"}},
+		budgets: []budgetSpec{{tag: "x", hosts: []string{"b", "c"}, max: 1}},
+	}
+	first := s
+	first.channels = []channelSpec{{name: "edge", waves: []waveSpec{one(0, "a", "old-a", "b", "old-b", "c", "old-c", "d", "old-d", "e", "old-e")}}}
+	b := start(t, first)
+	b.box("e").away = true
+	for range 3 {
+		for _, h := range []string{"a", "b", "c", "d"} {
+			b.checkin(h)
+		}
+		b.pass(time.Minute)
+	}
+	b.pass(time.Hour)
+	for _, h := range []string{"a", "b", "c", "d"} {
+		b.checkin(h)
+	}
+	s.signed = b.now
+	before := b.w.State()
+	v := b.w.Plan(s.release(), PlanOptions{}, b.now)
+	if !reflect.DeepEqual(before, b.w.State()) {
+		t.Fatal("planning changed the world")
+	}
+	var got []string
+	for _, m := range v.Moves {
+		got = append(got, m.Host+" "+m.At.Sub(b.now).String()+" "+m.From+" to "+m.To)
+	}
+	want := []string{
+		"a 0s old-a to new-a", "b 11m0s old-b to new-b", "c 12m0s old-c to new-c", "d 18m0s old-d to new-d",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("moves\n got %q\nwant %q", got, want)
+	}
+	if len(v.Waves) != 3 || v.Waves[1].Wave != 1 || v.Waves[1].At.Sub(b.now) != 11*time.Minute || v.Waves[2].Channel != "stable" {
+		t.Errorf("waves %+v", v.Waves)
+	}
+	if len(v.Blocked) != 1 || v.Blocked[0].Host != "e" || v.Blocked[0].Reason.Code != CodeOffline {
+		t.Errorf("blocked %+v", v.Blocked)
+	}
+	for _, c := range v.Channels {
+		if c.State != RolloutConverged || c.Renewed {
+			t.Errorf("channel %+v", c)
+		}
+	}
+}
+
+func TestPlanWithoutControlPlane(t *testing.T) {
+	w := New(State{}, DefaultLimits(), epoch)
+	v := w.Plan(three(time.Minute).release(), PlanOptions{AssumePresent: true}, epoch)
+	if len(v.Moves) != 4 || len(v.Blocked) != 0 || v.Channels[0].State != RolloutConverged {
+		t.Errorf("%+v", v)
+	}
+	if empty := w.Plan(nil, PlanOptions{}, epoch); len(empty.Moves) != 0 {
+		t.Errorf("a plan without a release: %+v", empty)
+	}
+}
+
+// What is blocked in earnest is blocked in the plan, for the same reason.
+func TestPlanShowsWhatBlocks(t *testing.T) {
+	b := start(t, three(time.Minute))
+	b.offered("a")
+	b.report("a", Report{Event: "activation-failed", Phase: "switch"})
+	b.checkin("b")
+	v := b.w.Plan(nil, PlanOptions{}, b.now)
+	if len(v.Moves) != 0 || v.Channels[0].State != Halted || !v.Channels[0].Renewed || v.Channels[0].Reason.Code != CodeHalted {
+		t.Errorf("%+v", v)
+	}
+	for _, x := range v.Blocked {
+		if x.Host == "b" && x.Reason.Code != CodeHalted {
+			t.Errorf("%+v", x)
+		}
+	}
+}
