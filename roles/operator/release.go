@@ -41,6 +41,7 @@ func releaseCommand() *cli.Command {
 			&cli.StringFlag{Name: "pin-source-url", Usage: "flake `URL` that pinned commits are built from"},
 			&cli.StringFlag{Name: "push-cmd", EnvVars: []string{"NIXFLEET_PUSH_CMD"}, Usage: "`HOOK` that pushes one closure to the cache"},
 			&cli.StringFlag{Name: "copy-to", Usage: "push all closures with nix copy to this `STORE`"},
+			&cli.StringFlag{Name: "cache-key", Usage: "key `FILE` in Nix's form that --copy-to signs every path with"},
 			&cli.StringFlag{Name: "sign-cmd", EnvVars: []string{"NIXFLEET_SIGN_CMD"}, Usage: "`HOOK` that signs one file"},
 			&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"}, Usage: "release key `FILE`, instead of a hook"},
 			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted release key"},

@@ -65,7 +65,7 @@ func (r *releaser) evaluate(ctx context.Context, d *draft, flake string) error {
 			ref = flake
 		}
 		r.say("evaluating %s#%s", ref, attr)
-		return nixops.CI{}.Eval(ctx, ref, attr)
+		return r.nix().Eval(ctx, ref, attr)
 	})
 	if err != nil {
 		return fmt.Errorf("read the fleet's declaration: %w", err)
@@ -81,7 +81,7 @@ func (r *releaser) evaluate(ctx context.Context, d *draft, flake string) error {
 		if attr == "" && r.c.String(list.name+"-file") == "" {
 			continue
 		}
-		raw, err := r.source(ctx, list.name+"-file", func() ([]byte, error) { return nixops.CI{}.Eval(ctx, flake, attr) })
+		raw, err := r.source(ctx, list.name+"-file", func() ([]byte, error) { return r.nix().Eval(ctx, flake, attr) })
 		if err != nil {
 			return fmt.Errorf("read the list of %s: %w", list.name, err)
 		}
@@ -211,6 +211,11 @@ func (r *releaser) closures(ctx context.Context, d *draft, flake string) error {
 	return nil
 }
 
+// nix is the Nix of this machine, whose words become progress.
+func (r *releaser) nix() nixops.CI {
+	return nixops.CI{Progress: func(line string) { r.say("nix: %s", line) }}
+}
+
 // selectHosts reads --hosts: auto, auto:exclude=a,b or a,b.
 func selectHosts(wanted string, known []string) ([]string, error) {
 	if wanted == "auto" {
@@ -233,7 +238,7 @@ func selectHosts(wanted string, known []string) ([]string, error) {
 // build builds the wanted hosts side by side. The first failure ends it: a
 // release of half a fleet is not what was asked for.
 func (r *releaser) build(ctx context.Context, d *draft, flake string) error {
-	found, err := nixops.CI{}.ListHosts(ctx, flake)
+	found, err := r.nix().ListHosts(ctx, flake)
 	if err != nil {
 		return fmt.Errorf("list hosts of %s: %w", flake, err)
 	}
@@ -263,7 +268,7 @@ func (r *releaser) build(ctx context.Context, d *draft, flake string) error {
 		group.Go(func() error {
 			started := time.Now()
 			r.say("building %s", name)
-			path, err := nixops.CI{}.Build(ctx, sources[i], byName[name])
+			path, err := r.nix().Build(ctx, sources[i], byName[name])
 			if err != nil {
 				return fmt.Errorf("build %s: %w", name, err)
 			}
@@ -343,7 +348,7 @@ func (r *releaser) push(ctx context.Context, d *draft) error {
 	if store := r.c.String("copy-to"); store != "" && len(names) > 0 {
 		r.say("copying %d closures to %s", len(names), store)
 		paths := slices.Compact(slices.Sorted(maps.Values(d.closures)))
-		if err := (nixops.CI{}).Copy(ctx, paths, store, ""); err != nil {
+		if err := r.nix().Copy(ctx, paths, store, r.c.String("cache-key")); err != nil {
 			return fmt.Errorf("copy to %s: %w", store, err)
 		}
 	}

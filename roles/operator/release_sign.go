@@ -34,10 +34,8 @@ func newSigner(c *cli.Context) (*signer, error) {
 	s := &signer{hook: c.String("sign-cmd"), algorithm: c.String("signature-algorithm"), hookOut: &lineWriter{w: c.App.ErrWriter, prefix: "sign: "}}
 	path := c.String("sign-key")
 	switch {
-	case path != "" && c.IsSet("sign-key") && s.hook != "" && !c.IsSet("sign-cmd"):
-		s.hook = ""
 	case path != "" && s.hook != "":
-		return nil, usage("", "give --sign-key or --sign-cmd, not both")
+		return nil, usage("", "give --sign-key or --sign-cmd (NIXFLEET_SIGN_KEY, NIXFLEET_SIGN_CMD), not both")
 	case path == "" && s.hook == "" && !c.Bool("dry-run"):
 		return nil, usage("nixfleet keygen release makes a key", "--sign-key or --sign-cmd is missing")
 	}

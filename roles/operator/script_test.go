@@ -55,6 +55,11 @@ func TestScripts(t *testing.T) {
 			if err := os.MkdirAll(home, 0o700); err != nil {
 				return err
 			}
+			if strings.Contains(filepath.Base(env.WorkDir), "online") {
+				if err := startControlPlane(env); err != nil {
+					return err
+				}
+			}
 			return artifactExamples(env.WorkDir)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

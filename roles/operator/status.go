@@ -125,12 +125,15 @@ func compliance(h *protocol.HostEntry, p palette) string {
 		count uint64
 		what  string
 	}{
-		{uint64(h.OutstandingComplianceFailures), "controls"},
-		{uint64(h.OutstandingRuntimeGateErrors), "gate errors"},
-		{uint64(h.OutstandingHealthFailures), "probes"},
+		{uint64(h.OutstandingComplianceFailures), "control"},
+		{uint64(h.OutstandingRuntimeGateErrors), "gate error"},
+		{uint64(h.OutstandingHealthFailures), "probe"},
 	} {
-		if n.count > 0 {
-			failing = append(failing, fmt.Sprintf("%d %s", n.count, n.what))
+		switch {
+		case n.count == 1:
+			failing = append(failing, "1 "+n.what)
+		case n.count > 1:
+			failing = append(failing, fmt.Sprintf("%d %ss", n.count, n.what))
 		}
 	}
 	if len(failing) == 0 {

@@ -1,0 +1,263 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+)
+
+func testApp(t *testing.T) *cli.App {
+	t.Helper()
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("XDG_CONFIG_HOME", "")
+	app := App("test", Commands(Roles{})...)
+	app.Writer, app.ErrWriter = new(bytes.Buffer), new(bytes.Buffer)
+	return app
+}
+
+func TestArrangeLetsFlagsFollowWords(t *testing.T) {
+	app := testApp(t)
+	for _, c := range []struct{ in, want string }{
+		{"nixfleet rollout trace ID --json", "nixfleet rollout trace --json -- ID"},
+		{"nixfleet rollout trace ID --cp-url https://x --json", "nixfleet rollout trace --cp-url https://x --json -- ID"},
+		{"nixfleet rollout trace --cp-url=https://x ID", "nixfleet rollout trace --cp-url=https://x -- ID"},
+		{"nixfleet revoke -- --odd-name", "nixfleet revoke -- --odd-name"},
+		{"nixfleet mint-token --host-pubkey - --hostname a", "nixfleet mint-token --host-pubkey - --hostname a"},
+		{"nixfleet derive-pubkey - --json", "nixfleet derive-pubkey --json -- -"},
+		{"nixfleet release --smoke-verify true --dry-run", "nixfleet release --smoke-verify true --dry-run"},
+		{"nixfleet unknown --json x", "nixfleet unknown --json x"},
+		{"nixfleet --help", "nixfleet --help"},
+		{"nixfleet status --cp-url", "nixfleet status --cp-url"},
+		{"nixfleet", "nixfleet"},
+	} {
+		if got := strings.Join(arrange(app, strings.Fields(c.in)), " "); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.in, got, c.want)
+		}
+	}
+}
+
+func FuzzArrangeKeepsEveryWord(f *testing.F) {
+	f.Add("rollout trace ID --json")
+	f.Add("revoke -- -x --reason --json")
+	f.Add("status --cp-url")
+	app := App("test", Commands(Roles{})...)
+	f.Fuzz(func(t *testing.T, line string) {
+		in := append([]string{"nixfleet"}, strings.Fields(line)...)
+		count := func(words []string) map[string]int {
+			n := map[string]int{}
+			for _, w := range words {
+				if w != "--" {
+					n[w]++
+				}
+			}
+			return n
+		}
+		had, got := count(in), count(arrange(app, in))
+		for w, n := range had {
+			if got[w] != n {
+				t.Fatalf("%q: word %q occurs %d times, then %d", line, w, n, got[w])
+			}
+		}
+	})
+}
+
+func TestExitCodesAndHints(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		code int
+		text string
+	}{
+		{nil, 0, ""},
+		{errors.New("plain"), 1, "nixfleet: plain\n"},
+		{hinted(errors.New("x"), "do %s", "y"), 1, "nixfleet: x\nhint: do y\n"},
+		{usage("--help", "bad"), 2, "nixfleet: bad\nhint: --help\n"},
+		{fmt.Errorf("outer: %w", coded(3, hinted(errors.New("in"), "h"))), 3, "nixfleet: outer: in\nhint: h\n"},
+		{hinted(coded(2, errors.New("x")), "new"), 2, "nixfleet: x\nhint: new\n"},
+		{fmt.Errorf("ask: %w", context.Canceled), 130, "nixfleet: interrupted\n"},
+		{errors.New(`Required flag "x" not set`), 2, "nixfleet: Required flag \"x\" not set\n"},
+	} {
+		var out bytes.Buffer
+		if code := report(&out, c.err); code != c.code || out.String() != c.text {
+			t.Errorf("%v: code %d, %q; want %d, %q", c.err, code, out.String(), c.code, c.text)
+		}
+	}
+}
+
+func TestBooleansOfTheEnvironment(t *testing.T) {
+	for value, want := range map[string]bool{"yes": true, "on": true, "1": true, "true": true, "ON": true, "no": false, "off": false, "0": false, "false": false} {
+		app := testApp(t)
+		t.Setenv("NIXFLEET_RELEASE_DRY_RUN", value)
+		got := !want
+		for _, c := range app.Commands {
+			if c.Name == "release" {
+				c.Action = func(c *cli.Context) error { got = c.Bool("dry-run"); return nil }
+			}
+		}
+		if code := Run(context.Background(), app, []string{"nixfleet", "release"}); code != 0 || got != want {
+			t.Errorf("%s: exit %d, read as %v", value, code, got)
+		}
+	}
+}
+
+func TestTableIgnoresColoursAndControls(t *testing.T) {
+	var out bytes.Buffer
+	if err := printTable(&out, [][]string{{"A", "B"}, {palette(true).paint(red, "xx"), "é"}, {"1234", plain("a\x1b[2Jb\nc")}}); err != nil {
+		t.Fatal(err)
+	}
+	want := "A     B\n\x1b[31mxx\x1b[0m    é\n1234  a [2Jb c\n"
+	if out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+	if got := palette(false).paint(red, "xx"); got != "xx" {
+		t.Errorf("colour without a terminal: %q", got)
+	}
+}
+
+func TestWriteNewNeverOverwrites(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	var wg sync.WaitGroup
+	var made, refused sync.Map
+	for i := range 8 {
+		wg.Go(func() {
+			if err := writeNew(path, []byte(fmt.Sprint(i)), 0o600, false); err == nil {
+				made.Store(i, true)
+			} else {
+				refused.Store(i, err)
+			}
+		})
+	}
+	wg.Wait()
+	winners := 0
+	made.Range(func(any, any) bool { winners++; return true })
+	if winners != 1 {
+		t.Fatalf("%d of 8 concurrent writers won", winners)
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v (%v)", entries, err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v (%v)", info.Mode(), err)
+	}
+}
+
+// TestHalfWrittenRelease: a reader meets whole files only, and the artifact
+// before its signature.
+func TestHalfWrittenRelease(t *testing.T) {
+	dir := t.TempDir()
+	r := &releaser{dir: dir, name: "fleet.resolved.json"}
+	s := &sealed{files: map[string][]byte{}}
+	s.add("rollouts/a.json", []byte("body"), []byte("sig"))
+	s.add("fleet.resolved.json", []byte("fleet"), []byte("sig"))
+	if want := []string{"rollouts/a.json", "rollouts/a.json.sig", "fleet.resolved.json", "fleet.resolved.json.sig"}; !slices.Equal(s.names, want) {
+		t.Fatalf("order %v", s.names)
+	}
+	// The disk refuses the second file: what stood there stays whole.
+	if err := os.MkdirAll(filepath.Join(dir, "rollouts/a.json.sig/in-the-way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "fleet.resolved.json"), []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.write(s); err == nil {
+		t.Fatal("a failed write went unnoticed")
+	}
+	if got, _ := os.ReadFile(filepath.Join(dir, "fleet.resolved.json")); string(got) != "old" {
+		t.Errorf("the fleet was replaced although its manifest was not written: %q", got)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*", ".*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v (%v)", left, err)
+	}
+}
+
+func TestTwoReleasesOfOneDirectory(t *testing.T) {
+	dir := t.TempDir()
+	unlock, err := lockDir(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDir(dir, false); err == nil || !strings.Contains(err.Error(), "another release") {
+		t.Errorf("the second got %v", err)
+	}
+	unlock()
+	unlock, err = lockDir(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+func TestSelectHosts(t *testing.T) {
+	known := []string{"a", "b", "c"}
+	for _, c := range []struct{ wanted, want string }{
+		{"auto", "a,b,c"}, {"auto:exclude=b", "a,c"}, {"auto:exclude=a,c", "b"}, {"c, a", "c,a"},
+		{"d", "error"}, {"auto:exclude=d", "error"}, {"", "error"}, {"auto:exclude=", "error"},
+	} {
+		got, err := selectHosts(c.wanted, known)
+		text := strings.Join(got, ",")
+		if err != nil {
+			text = "error"
+		}
+		if text != c.want {
+			t.Errorf("%q: %s (%v), want %s", c.wanted, text, err, c.want)
+		}
+	}
+}
+
+func TestNixStringsHoldAnything(t *testing.T) {
+	for in, want := range map[string]string{
+		`plain`: `"plain"`, `a"b`: `"a\"b"`, `a\b`: `"a\\b"`, "${x}": `"\${x}"`, "a\nb": `"a\nb"`,
+	} {
+		if got := nixString(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+	for in, want := range map[string]string{"web-01": "web-01", "01-web": `"01-web"`, "a.b": `"a.b"`} {
+		if got := nixAttribute(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+	for in, want := range map[string]string{"a b": "'a b'", "it's": `'it'\''s'`, "~/.ssh/id": "~/.ssh/id", "~/a b": "~/'a b'", "": "''"} {
+		if got := shellWord(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestTokensAreBackdatedAndExpire(t *testing.T) {
+	org, err := pki.GenerateKey(pki.AlgorithmEd25519)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC)
+	token, err := newToken(org, "web-01", "bI+GB9vocHemKimQzgfZSq90nfdvh7mOt4am0Q8DB2U=", 24*time.Hour, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := token.Claims.IssuedAt.String() + " " + token.Claims.ExpiresAt.String(); got != "2026-03-01T11:59:00Z 2026-03-02T12:00:00Z" {
+		t.Errorf("validity %s", got)
+	}
+	public := org.Public()
+	slot := &pki.KeySlot{Current: &public}
+	for _, c := range []struct {
+		at   time.Time
+		fine bool
+	}{{now.Add(-59 * time.Second), true}, {now.Add(-61 * time.Second), false}, {now.Add(23 * time.Hour), true}, {now.Add(24 * time.Hour), false}} {
+		if err := token.Verify(slot, c.at); (err == nil) != c.fine {
+			t.Errorf("at %s: %v", c.at, err)
+		}
+	}
+}
