@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -79,6 +80,10 @@ func (w *World) observe(h *host, o Observation, now time.Time) {
 		}
 	}
 	w.adopt(h, now)
+	if st := h.state(); h.run != nil && (st == Queued || st == Skipped) && h.lease == nil && !h.retried() && (h.rec == nil || h.rec.Reason != CodeTolerated) &&
+		strings.HasPrefix(h.held, "quarantined") && strings.Contains(h.held, h.closure) {
+		w.fail(h, releaseFault, CodeAgentQuarantine, h.held, now)
+	}
 	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && (h.phase == "" || h.phase == "idle") {
 		w.endLease(h, DispatchRolledBack, now)
 		w.retryOrFail(h, localFault, CodeFetchFailed, h.fetchResult, now)

@@ -114,7 +114,7 @@ func (s spec) release() *fleet.Release {
 		if len(m.HostSet) == 0 {
 			continue
 		}
-		intent := hash(c, budgets)
+		intent := hash(c, s.budgets)
 		r.Channels[c.name] = &fleet.ChannelRelease{
 			Channel: c.name, RolloutID: hash(intent, s.signed), Manifest: m, Intent: intent, OpenedAt: s.opened,
 		}
@@ -239,10 +239,8 @@ func (b *bench) observation(h string) Observation {
 
 func (b *bench) checkin(h string) Decision {
 	b.t.Helper()
-	explained := b.w.Decide(h, b.now)
 	d, c := b.w.Checkin(h, b.observation(h), b.now)
 	b.took(c)
-	_ = explained
 	if d.Target == nil && d.Rollback == nil && (d.Reason.Code == "" || d.Reason.Text == "" || d.Reason.Next == "" || d.Reason.Gate == "") {
 		b.t.Fatalf("host %s waits without a whole reason: %+v", h, d.Reason)
 	}

@@ -72,8 +72,8 @@ func (w *World) resume(r *run, by, reason string, now time.Time) {
 	w.logRun(r, EventResumed, "", by, reason, now)
 	if r.State == Halted {
 		r.State, r.HaltReason = Executing, ""
-		if r.WaveSince.IsZero() {
-			r.WaveSince = now
+		if r.WaveSince.IsZero() { // it had not even begun
+			r.State = Planning
 		}
 	} else if paused {
 		w.wakeOfferable(r, now)

@@ -178,8 +178,10 @@ type Observation struct {
 	FetchRollout    string
 	Phase           *Phase
 	RebootPending   bool
-	Held            string // why the host does not take targets by itself, "" when it does
-	KnowsLease      bool   // false: a v1 agent
+	// Held is why the host does not take targets by itself, "" when it does. "quarantined" followed by the
+	// target's closure counts like the report closure-quarantined, so that a halt comes back after a lost database.
+	Held       string
+	KnowsLease bool // false: a v1 agent
 	// Wait is how long the caller may hold this request open; the host counts as present meanwhile.
 	Wait time.Duration
 }

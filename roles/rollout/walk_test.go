@@ -18,6 +18,7 @@ type machine struct {
 	startBy time.Time
 	begun   time.Time // activation runs since; zero: none
 	since   time.Time // runs its closure since
+	leased  string    // intent of the lease that it was given and that the control plane should remember
 }
 
 type walk struct {
@@ -47,7 +48,7 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-func newWalk(t *testing.T, seed uint64) *walk {
+func newWalk(t testing.TB, seed uint64) *walk {
 	rng := rand.New(rand.NewPCG(seed, 42))
 	w := &walk{rng: rng, machines: map[string]*machine{}, retried: map[string]bool{}, version: 1}
 	var all []string
@@ -99,6 +100,9 @@ func (w *walk) run(steps int) {
 			w.restart()
 		case k < 174:
 			w.wipe()
+			for _, m := range w.machines {
+				m.leased = ""
+			}
 		case k < 178: // signed again
 			w.spec.signed = w.now
 			w.spec.opened = w.rel.Channels["c0"].OpenedAt
@@ -111,6 +115,7 @@ func (w *walk) run(steps int) {
 			w.took(c)
 		case k < 186:
 			w.retried[h] = true
+			w.machines[h].leased = ""
 			c, _ := w.w.Retry(h, "op", "because", w.now)
 			w.took(c)
 		default:
@@ -209,7 +214,7 @@ func (w *walk) meet(h string, faults bool) {
 		m.running, m.since = "back-"+h, w.now
 		w.report(h, Report{Event: "rollback-triggered", RolloutID: d.Rollback.RolloutID, Reason: "asked"})
 	case d.Target != nil:
-		m.target, m.startBy = d.Target, w.now.Add(d.Target.StartBy)
+		m.target = d.Target
 	case m.target != nil && !w.now.Before(m.startBy):
 		m.target = nil
 	}
@@ -220,7 +225,7 @@ func (w *walk) confirmTarget(h string) bool {
 	ok, c := w.w.Confirm(h, m.target.RolloutID, m.running, w.now)
 	w.took(c)
 	if ok {
-		m.phase = nil
+		m.phase, m.leased = nil, ""
 	}
 	return ok
 }
@@ -228,6 +233,7 @@ func (w *walk) confirmTarget(h string) bool {
 func (w *walk) undo(h, reason string) {
 	m := w.machines[h]
 	id := m.target.RolloutID
+	m.leased = ""
 	m.running, m.since, m.begun, m.target, m.phase = "back-"+h, w.now, time.Time{}, nil, nil
 	w.report(h, Report{Event: "rollback-triggered", RolloutID: id, Reason: reason})
 }
@@ -262,6 +268,12 @@ func (w *walk) mayDispatch(h string, d Decision) {
 	if r.Hold != nil {
 		w.t.Fatalf("%s got its target in a paused rollout", h)
 	}
+	m := w.machines[h]
+	if !d.Target.Resent && m.leased == d.Target.Intent && w.now.Before(m.startBy) {
+		w.t.Fatalf("%s was dispatched twice at once", h)
+	}
+	m.leased = d.Target.Intent
+	m.startBy = w.now.Add(d.Target.StartBy)
 	if d.Target.Closure != w.w.hosts[h].closure {
 		w.t.Fatalf("%s got %s", h, d.Target.Closure)
 	}
@@ -286,6 +298,18 @@ func (w *walk) check() {
 			soak := h.run.waves[h.wave].soak
 			if m := w.machines[e.Host]; m.running != h.closure || w.now.Sub(m.since) < soak {
 				t.Fatalf("%s soaked after %s of %s on %s", e.Host, w.now.Sub(m.since), soak, m.running)
+			}
+		}
+	}
+	for _, e := range w.last.Events {
+		r := w.w.runOf(e.Channel, e.Intent)
+		if e.Kind != EventWaveOpened || r == nil || r.State != Executing || r.Wave == 0 {
+			continue
+		}
+		for _, h := range r.waves[r.Wave-1].hosts {
+			switch st := h.state(); st {
+			case Dispatched, Activating, ConfirmWindow, Healthy:
+				t.Fatalf("wave %d opened while %s of the wave before is %s", r.Wave, h.name, st)
 			}
 		}
 	}

@@ -57,15 +57,15 @@ func TestRunningAnotherClosureVoidsTheSoak(t *testing.T) {
 	b := start(t, three(10*time.Minute))
 	b.live(9 * time.Minute)
 	b.box("a").running = "by-hand"
-	b.refused2("a")
+	b.takes("a")
 	b.live(5 * time.Minute)
 	b.wantRollout("s", Executing, 0)
 	b.live(7 * time.Minute)
 	b.wantRollout("s", Executing, 1)
 }
 
-// refused2 checks in and takes whatever comes.
-func (b *bench) refused2(h string) {
+// takes checks in and takes whatever comes.
+func (b *bench) takes(h string) {
 	if d := b.checkin(h); d.Target != nil {
 		b.box(h).running = d.Target.Closure
 		b.confirm(h)
@@ -212,6 +212,10 @@ func TestHaltReturnsFromReportsAfterWipe(t *testing.T) {
 	b.wipe()
 	b.wantRollout("s", Executing, 0)
 	b.report("a", Report{Event: "closure-quarantined", Closure: "new-a", Reason: "failed twice"})
+	told := start(t, three(time.Minute))
+	told.box("a").held = "quarantined new-a"
+	told.checkin("a")
+	told.wantRollout("s", Halted, 0)
 	b.wantRollout("s", Halted, 0)
 	if q := b.w.Quarantines(); len(q) != 1 || q[0].Closure != "new-a" {
 		t.Errorf("quarantines %+v", q)
@@ -414,4 +418,24 @@ func TestHostMovesBetweenChannels_T15(t *testing.T) {
 	b.live(20 * time.Minute)
 	b.wantRollout("one", RolloutConverged, 0)
 	b.wantRollout("two", RolloutConverged, 0)
+}
+
+// A release accepted twice changes nothing; a channel that vanished and came back starts anew.
+func TestAcceptAgain(t *testing.T) {
+	b := start(t, three(time.Minute))
+	if c := b.w.Accept(b.rel, b.now); !c.Empty() {
+		t.Errorf("changed %+v", c)
+	}
+	b.live(2 * time.Minute)
+	gone := single("other", one(0, "z", "new-z"))
+	gone.signed = b.now
+	b.accept(gone)
+	b.refused("a", CodeNotDeclared)
+	b.restart()
+	back := three(time.Minute)
+	back.signed = b.now
+	b.accept(back)
+	b.wantRollout("s", Executing, 0)
+	b.state("a", Queued)
+	checkCounters(t, b.w)
 }

@@ -205,12 +205,16 @@ func New(s State, l Limits, now time.Time) *World {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Intent, b.Intent))
 	}) {
 		ch := w.channel(r.Channel)
+		r.IDs = slices.Clone(r.IDs)
+		created[r.Intent] = r.CreatedAt
+		if r.State == RolloutSuperseded {
+			ch.past = slices.Insert(ch.past, 0, newRun(r))
+			continue
+		}
 		if ch.cur != nil {
 			ch.past = slices.Insert(ch.past, 0, ch.cur)
 		}
-		r.IDs = slices.Clone(r.IDs)
 		ch.cur = newRun(r)
-		created[r.Intent] = r.CreatedAt
 	}
 	for _, h := range s.Hosts {
 		// A row older than its rollout belongs to an earlier round of the same intent.
