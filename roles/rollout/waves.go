@@ -1,0 +1,169 @@
+package rollout
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// advance lets a rollout take the steps that are due.
+func (w *World) advance(r *run, now time.Time) {
+	if r.rel == nil || len(r.waves) == 0 {
+		return
+	}
+	if r.State == Planning && w.begin(r, now) {
+		w.openWave(r, now)
+	}
+	for r.State == Executing {
+		if p := w.blockedRun(r, now); p != nil {
+			if p.Code == CodeWaveAbsent {
+				if end := w.absentUntil(r); end.After(now) {
+					w.schedule(&r.timer, end)
+				}
+			}
+			return
+		}
+		if r.Wave < len(r.waves)-1 {
+			r.Wave++
+			w.openWave(r, now)
+			continue
+		}
+		if w.working(r) {
+			return
+		}
+		w.converge(r, now)
+	}
+	if r.State == Reverting {
+		w.endRevert(r, now)
+	}
+}
+
+func (w *World) blockedRun(r *run, now time.Time) *Reason {
+	was := w.terse
+	w.terse = true
+	p := w.blocked(promote, subject{run: r}, now)
+	w.terse = was
+	return p
+}
+
+// working: late joiners of earlier waves are still on their way.
+func (w *World) working(r *run) bool {
+	for i := range r.waves {
+		c := &r.waves[i].counts
+		for _, st := range []HostState{Queued, Dispatched, Activating, ConfirmWindow, Healthy, Deferred} {
+			if c[st.index()] > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// begin starts a planned rollout when the channels before it let it.
+func (w *World) begin(r *run, now time.Time) bool {
+	was := w.terse
+	w.terse = true
+	held := gateChannelEdge(w, subject{run: r}, now) != nil
+	w.terse = was
+	if held || r.Hold != nil {
+		return false
+	}
+	r.State = Executing
+	return true
+}
+
+// openWave starts the clock of a wave, skips its absent hosts and wakes those that get their target.
+func (w *World) openWave(r *run, now time.Time) {
+	r.WaveSince = now
+	if !w.unheard.IsZero() && r.Wave == 0 && !r.OpenedAt.IsZero() {
+		r.WaveSince = r.OpenedAt
+	}
+	w.logRun(r, EventWaveOpened, "", "", fmt.Sprintf("wave %d of %d, %s", r.Wave, len(r.waves), countText(len(r.waves[r.Wave].hosts), "host")), now)
+	for _, h := range r.waves[r.Wave].hosts {
+		w.settle(h, now)
+	}
+	w.wakeOfferable(r, now)
+	w.move(r)
+}
+
+// converge ends a rollout whose hosts have all soaked or are not waited for.
+func (w *World) converge(r *run, now time.Time) {
+	r.State = RolloutConverged
+	r.TerminalAt = &now
+	w.logRun(r, EventConverged, "", "", "", now)
+	for i := range r.waves {
+		for _, h := range r.waves[i].hosts {
+			if h.state() == Soaked {
+				// The event above stands for them all.
+				w.edit(h, now, func(x *record) { x.State, x.Reason, x.Since, x.FailingSince = Converged, "", now, nil })
+			}
+		}
+	}
+	for _, ch := range sortedMap(w.channels) {
+		if ch.cur != nil && ch.cur.State == Planning && slices.ContainsFunc(ch.after, func(e channelEdge) bool { return e.before.cur == r }) {
+			w.move(ch.cur)
+		}
+	}
+}
+
+// endRevert ends a recall when every touched host is back or absent.
+func (w *World) endRevert(r *run, now time.Time) {
+	for st, n := range r.touched {
+		if n > 0 && st != Reverted.index() && st != Skipped.index() {
+			return
+		}
+	}
+	r.State = RolloutReverted
+	r.TerminalAt = &now
+	w.logRun(r, EventRolloutReverted, "", "", r.HaltReason, now)
+}
+
+// wakeOfferable wakes the hosts that would get a target now, as many as the budgets allow, and queues the rest
+// at the budgets.
+func (w *World) wakeOfferable(r *run, now time.Time) {
+	if r.rel == nil || (r.State != Executing && r.State != RolloutConverged) {
+		return
+	}
+	was := w.terse
+	w.terse = true
+	defer func() {
+		w.terse = was
+		for _, b := range w.budgets {
+			b.planned = 0
+		}
+	}()
+	last := r.Wave
+	if r.State == RolloutConverged {
+		last = len(r.waves) - 1
+	}
+	for i := range r.waves[:last+1] {
+		if r.waves[i].counts[Queued.index()] == 0 {
+			continue
+		}
+		for _, h := range r.waves[i].hosts {
+			if h.state() != Queued || !h.reported {
+				continue
+			}
+			p := w.blocked(offer, subject{h, r}, now)
+			switch {
+			case p == nil:
+				w.wake(h)
+				for _, b := range h.budgets {
+					b.planned++
+				}
+			case p.Code == CodeBudget:
+				w.queueUp(h, now)
+			}
+		}
+	}
+}
+
+// queueUp lets a host wait at the first of its budgets that is full.
+func (w *World) queueUp(h *host, now time.Time) {
+	for _, b := range h.budgets {
+		if b.full(w, h, now) {
+			w.enqueue(h, b)
+			return
+		}
+	}
+}
