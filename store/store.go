@@ -1,0 +1,103 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	_ "github.com/mattn/go-sqlite3" // the driver
+	"github.com/rs/zerolog"
+)
+
+// ErrClosed: the store was closed before the operation began.
+var ErrClosed = errors.New("store is closed")
+
+// Config says where the database is.
+type Config struct {
+	Path string
+	Log  zerolog.Logger
+	// migrations replaces the embedded ones in tests.
+	migrations fs.FS
+}
+
+// Store is an open database. It is safe for concurrent use.
+type Store struct {
+	path  string
+	log   zerolog.Logger
+	read  *sql.DB
+	write *sql.DB
+	queue chan operation
+	done  chan struct{} // closed when the writer has ended
+
+	mu     sync.Mutex
+	closed bool
+	watch  watcher
+}
+
+// dsn puts every pragma into the connection string: one set with Exec would
+// reach a single connection of the pool.
+func dsn(path string, readOnly bool) string {
+	q := url.Values{
+		"_busy_timeout": {"10000"}, "_foreign_keys": {"on"}, "_journal_mode": {"WAL"},
+		"_synchronous": {"FULL"}, "_txlock": {"immediate"},
+	}
+	if readOnly {
+		q.Set("_query_only", "on")
+		q.Set("_txlock", "deferred")
+	}
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
+}
+
+// Open opens the database at cfg.Path, makes it when there is none, and brings
+// it to the newest schema, taking a copy beside it before each step. A database
+// of a newer nixfleet is set aside and the copy made before it was upgraded
+// takes its place, with its revocations and used tokens carried over.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if cfg.migrations == nil {
+		cfg.migrations = embedded
+	}
+	path, err := filepath.Abs(cfg.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := migrate(ctx, path, cfg); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	s := &Store{path: path, log: cfg.Log, queue: make(chan operation, maxGroup), done: make(chan struct{})}
+	if s.write, err = sql.Open("sqlite3", dsn(path, false)); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	s.write.SetMaxOpenConns(1)
+	if s.read, err = sql.Open("sqlite3", dsn(path, true)); err != nil {
+		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.write.Close())
+	}
+	s.read.SetMaxOpenConns(4)
+	if err := s.watch.open(ctx, s.read); err != nil {
+		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.read.Close(), s.write.Close())
+	}
+	go s.writer()
+	return s, nil
+}
+
+// Close commits what is queued and closes the database.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.queue)
+	s.mu.Unlock()
+	<-s.done
+	return errors.Join(s.watch.close(), s.read.Close(), s.write.Close())
+}
