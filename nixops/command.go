@@ -14,7 +14,7 @@ import (
 
 // waitDelay bounds how long a command that was cancelled, or whose orphans still
 // hold its pipes, is waited for.
-const waitDelay = 5 * time.Second
+const waitDelay = 2 * time.Second
 
 // maxCapture bounds what is kept of a command's output, in bytes.
 const maxCapture = 16 << 20

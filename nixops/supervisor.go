@@ -63,7 +63,7 @@ func (f unitFiles) prepare(unit string, timer bool) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return err
 	}
-	for _, kind := range []string{"exit", "out", "fired", "timer", "plist"} {
+	for _, kind := range []string{"exit", "started", "out", "fired", "timer", "plist", "sh"} {
 		if err := os.Remove(f.path(unit, kind)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -84,22 +84,59 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// recorder is a shell script that runs a command and records how it ended, in one
-// step. Arguments: the record, then the command. It survives the signal that ends
-// the command, to record that too; descriptor 3 is its own.
-const recorder = `exit=$1; shift
-trap : TERM
-"$@" 3>&-
-echo "exited $?" >"$exit.new" && mv "$exit.new" "$exit"`
+// script writes the shell script of a unit: run the command and record how it
+// ended, in one step. The trap keeps the shell alive through the signal that ends the
+// command, to record that too; descriptor 3 is the supervisor's.
+//
+// It is a file because a unit's command line must survive being written down and read
+// again: systemd 252 does that to transient units at every daemon-reload, which
+// is in the middle of every switch, and gets $, ; and the Ex settings wrong.
+//
+// A unit that has to wait by itself decides by making a directory whether it
+// still happens; who takes it back makes the same directory.
+func (f unitFiles) script(unit string, wait time.Duration, command, env []string) error {
+	var b strings.Builder
+	if wait > 0 {
+		fmt.Fprintf(&b, "sleep %.3f || exit\nmkdir %s || exit\n", wait.Seconds(), quote(f.path(unit, "fired")))
+	}
+	fmt.Fprintf(&b, "trap : TERM\n: >%s\n", quote(f.path(unit, "started")))
+	for _, e := range env {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok || !variable.MatchString(name) {
+			return fmt.Errorf("unit %s: %q is no environment variable", unit, name)
+		}
+		fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
+	}
+	for _, word := range command {
+		b.WriteString(quote(word) + " ")
+	}
+	exit := f.path(unit, "exit")
+	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" >%s && mv %s %s\nexit $code\n",
+		quote(exit+".new"), quote(exit+".new"), quote(exit))
+	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
+}
 
-// timedRecorder waits first. Whoever makes the directory "fired" decides whether
-// the deadline happened or was taken back. Arguments: that directory, seconds,
-// the record, the command.
-const timedRecorder = `fired=$1; sleep "$2" || exit; shift 2
-mkdir "$fired" || exit
-` + recorder
+var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// exit reads a record: "exited CODE", or "killed SIGNAL" as systemd words it.
+// quote makes a shell word.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// ended is the state of a unit that does not run: by its record, or killed
+// together with the shell that would have written one.
+func (f unitFiles) ended(unit string) (UnitState, error) {
+	exit, ok, err := f.exit(unit)
+	switch {
+	case err != nil:
+		return UnitState{}, err
+	case ok:
+		return UnitState{Phase: UnitFinished, Exit: exit}, nil
+	case exists(f.path(unit, "started")):
+		return UnitState{Phase: UnitFinished, Exit: Exit{Code: -1, Signal: "KILL"}}, nil
+	}
+	return UnitState{Phase: UnitUnknown}, nil
+}
+
+// exit reads a record: "exited CODE".
 func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	text, err := readBounded(f.path(unit, "exit"), 256)
 	if errors.Is(err, os.ErrNotExist) {
@@ -110,13 +147,10 @@ func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	}
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	code, err := strconv.Atoi(status)
-	switch {
-	case how == "exited" && err == nil:
-		return Exit{Code: code}, true, nil
-	case how == "killed" || how == "dumped":
-		return Exit{Code: -1, Signal: status}, true, nil
+	if how != "exited" || err != nil {
+		return Exit{}, false, fmt.Errorf("record of unit %s: %q is no exit", unit, text)
 	}
-	return Exit{}, false, fmt.Errorf("record of unit %s: %q is no exit", unit, text)
+	return Exit{Code: code}, true, nil
 }
 
 // output is the end of the file that a unit writes to where there is no journal.

@@ -8,8 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
+	"time"
 )
 
 // launchd supervises with jobs of macOS's system domain. launchd keeps neither the exit
@@ -24,18 +24,14 @@ type launchd struct {
 func label(unit string) string { return "org.nixfleet." + unit }
 
 func (l *launchd) start(ctx context.Context, unit string, cmd, env []string) error {
-	return l.bootstrap(ctx, unit, false, env, append([]string{"/bin/sh", "-c", recorder, "unit", l.files.path(unit, "exit")}, cmd...))
+	return l.bootstrap(ctx, unit, 0, cmd, env)
 }
 
 func (l *launchd) arm(ctx context.Context, d Deadline) error {
-	args := []string{
-		"/bin/sh", "-c", timedRecorder, "unit", l.files.path(d.Unit, "fired"),
-		strconv.FormatFloat(d.After.Seconds(), 'f', 3, 64), l.files.path(d.Unit, "exit"),
-	}
-	return l.bootstrap(ctx, d.Unit, true, nil, append(args, d.Command...))
+	return l.bootstrap(ctx, d.Unit, d.After, d.Command, nil)
 }
 
-func (l *launchd) bootstrap(ctx context.Context, unit string, timer bool, env, args []string) error {
+func (l *launchd) bootstrap(ctx context.Context, unit string, after time.Duration, cmd, env []string) error {
 	loaded, err := l.loaded(ctx, unit)
 	if err != nil {
 		return err
@@ -48,11 +44,14 @@ func (l *launchd) bootstrap(ctx context.Context, unit string, timer bool, env, a
 			return err
 		}
 	}
-	if err := l.files.prepare(unit, timer); err != nil {
+	if err := l.files.prepare(unit, after > 0); err != nil {
+		return err
+	}
+	if err := l.files.script(unit, after, cmd, env); err != nil {
 		return err
 	}
 	plist := l.files.path(unit, "plist")
-	if err := os.WriteFile(plist, propertyList(label(unit), l.files.path(unit, "out"), args, env), 0o600); err != nil {
+	if err := os.WriteFile(plist, propertyList(label(unit), l.files.path(unit, "out"), []string{"/bin/sh", l.files.path(unit, "sh")}), 0o600); err != nil {
 		return err
 	}
 	_, err = command{path: l.ctl, args: []string{"bootstrap", "system", plist}, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
@@ -60,7 +59,7 @@ func (l *launchd) bootstrap(ctx context.Context, unit string, timer bool, env, a
 }
 
 // propertyList describes a job that runs once (launchd.plist(5)).
-func propertyList(label, out string, args, env []string) []byte {
+func propertyList(label, out string, args []string) []byte {
 	var b bytes.Buffer
 	text := func(tag, s string) {
 		b.WriteString("<" + tag + ">")
@@ -76,14 +75,6 @@ func propertyList(label, out string, args, env []string) []byte {
 		text("string", a)
 	}
 	b.WriteString("</array>\n")
-	text("key", "EnvironmentVariables")
-	b.WriteString("<dict>\n")
-	for _, e := range env {
-		name, value, _ := strings.Cut(e, "=")
-		text("key", name)
-		text("string", value)
-	}
-	b.WriteString("</dict>\n")
 	for _, key := range []string{"StandardOutPath", "StandardErrorPath"} {
 		text("key", key)
 		text("string", out)

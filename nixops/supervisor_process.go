@@ -24,19 +24,15 @@ type processes struct {
 }
 
 func (p *processes) start(ctx context.Context, unit string, command, env []string) error {
-	return p.launch(ctx, unit, env, recorder, append([]string{p.files.path(unit, "exit")}, command...), false)
+	return p.launch(ctx, unit, 0, command, env)
 }
 
 func (p *processes) arm(ctx context.Context, d Deadline) error {
-	args := append([]string{
-		p.files.path(d.Unit, "fired"),
-		strconv.FormatFloat(d.After.Seconds(), 'f', 3, 64),
-		p.files.path(d.Unit, "exit"),
-	}, d.Command...)
-	return p.launch(ctx, d.Unit, nil, timedRecorder, args, true)
+	return p.launch(ctx, d.Unit, d.After, d.Command, nil)
 }
 
-func (p *processes) launch(ctx context.Context, unit string, env []string, script string, args []string, timer bool) error {
+// launch starts the unit's script at once; one that has to wait does so itself.
+func (p *processes) launch(ctx context.Context, unit string, after time.Duration, command, env []string) error {
 	if err := os.MkdirAll(p.files.dir, 0o700); err != nil {
 		return err
 	}
@@ -55,7 +51,10 @@ func (p *processes) launch(ctx context.Context, unit string, env []string, scrip
 	if err != nil {
 		return fmt.Errorf("unit %s: %w", unit, err)
 	}
-	if err := p.files.prepare(unit, timer); err != nil {
+	if err := p.files.prepare(unit, after > 0); err != nil {
+		return err
+	}
+	if err := p.files.script(unit, after, command, env); err != nil {
 		return err
 	}
 	out, err := os.OpenFile(p.files.path(unit, "out"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
@@ -64,9 +63,8 @@ func (p *processes) launch(ctx context.Context, unit string, env []string, scrip
 	}
 	defer out.Close()
 	// The outer shell ends at once, so that the inner one is nobody's child.
-	cmd := exec.Command("/bin/sh", append([]string{"-c", `/bin/sh -c "$@" &`, "sh", script, "unit"}, args...)...)
+	cmd := exec.Command("/bin/sh", "-c", `/bin/sh "$0" &`, p.files.path(unit, "sh"))
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{lock} // descriptor 3
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -94,16 +92,7 @@ func (p *processes) state(ctx context.Context, unit string) (UnitState, error) {
 	if running {
 		return UnitState{Phase: UnitRunning}, nil
 	}
-	exit, ok, err := p.files.exit(unit)
-	switch {
-	case err != nil:
-		return UnitState{}, err
-	case ok:
-		return UnitState{Phase: UnitFinished, Exit: exit}, nil
-	case exists(p.files.path(unit, "out")) && !exists(p.files.path(unit, "timer")):
-		return UnitState{Phase: UnitFinished, Exit: Exit{Code: -1, Signal: "KILL"}}, nil
-	}
-	return UnitState{Phase: UnitUnknown}, nil
+	return p.files.ended(unit)
 }
 
 func (p *processes) output(ctx context.Context, unit string) (string, error) {

@@ -14,7 +14,7 @@ import (
 
 // systemd supervises with transient units of PID 1. Their output goes to the
 // journal. They are collected when they end, so that a failed switch does not
-// itself show as a failed unit; ExecStopPost= records the end before that.
+// itself show as a failed unit; their script has recorded the end before that.
 //
 // Root's systemctl and systemd-run talk to PID 1 directly, not through D-Bus, so a
 // switch that replaces the bus does not disturb them; hence no --wait, which does.
@@ -26,14 +26,6 @@ type systemd struct {
 // it reexecutes itself.
 const toolTimeout = 45 * time.Second
 
-// rememberEnd is the value of ExecStopPost=. The colon keeps systemd from
-// expanding what belongs to the shell; EXIT_CODE and EXIT_STATUS are systemd.exec(5)'s.
-func (s *systemd) rememberEnd(unit string) string {
-	record := s.files.path(unit, "exit")
-	script := fmt.Sprintf(`echo "$EXIT_CODE $EXIT_STATUS" >'%s.new' && mv '%s.new' '%s'`, record, record, record)
-	return `ExecStopPost=:/bin/sh -c "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(script) + `"`
-}
-
 func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) error {
 	state, err := s.state(ctx, unit)
 	if err != nil {
@@ -42,45 +34,51 @@ func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) err
 	if state.Phase == UnitRunning {
 		return fmt.Errorf("unit %s: %w", unit, ErrUnitExists)
 	}
-	if err := s.files.prepare(unit, false); err != nil {
-		return err
-	}
-	args := s.runArguments(unit)
-	for _, e := range env {
-		args = append(args, "--setenv="+e)
-	}
-	args = append(append(args, "--service-type=exec", "--"), cmd...)
-	_, err = command{path: "systemd-run", args: args, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
-	return err
-}
-
-func (s *systemd) runArguments(unit string) []string {
-	return []string{
-		"--quiet", "--collect", "--no-ask-password", "--unit=" + unit,
-		"--property=StandardOutput=journal", "--property=StandardError=journal",
-		"--property=TimeoutStopSec=" + strconv.Itoa(int(stopGrace.Seconds())),
-		"--property=" + s.rememberEnd(unit),
-	}
+	return s.run(ctx, unit, cmd, env)
 }
 
 func (s *systemd) arm(ctx context.Context, d Deadline) error {
-	if err := s.files.prepare(d.Unit, false); err != nil {
+	return s.run(ctx, d.Unit, d.Command, nil, fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
+		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no")
+}
+
+// run makes the transient unit. Type=simple, because of a command that fails at
+// once systemd-run would say that it could not be started.
+func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra ...string) error {
+	if err := s.files.prepare(unit, false); err != nil {
 		return err
 	}
-	args := append(s.runArguments(d.Unit),
-		fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
-		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no", "--")
-	args = append(args, d.Command...)
+	if err := s.files.script(unit, 0, cmd, env); err != nil {
+		return err
+	}
+	args := append([]string{
+		"--quiet", "--collect", "--no-ask-password", "--unit=" + unit, "--service-type=simple",
+		"--property=StandardOutput=journal", "--property=StandardError=journal",
+		"--property=TimeoutStopSec=" + strconv.Itoa(int(stopGrace.Seconds())),
+	}, extra...)
+	args = append(args, "--", "/bin/sh", s.files.path(unit, "sh"))
 	_, err := command{path: "systemd-run", args: args, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
 	return err
 }
 
+// deafTime is how long PID 1 may not answer at all.
+const deafTime = 15 * time.Second
+
 // properties shows units as blocks of NAME=value lines.
 func properties(ctx context.Context, names []string, patterns ...string) ([]map[string]string, error) {
 	args := []string{"show", "--no-pager", "--property=" + strings.Join(names, ","), "--"}
-	out, err := command{path: "systemctl", args: append(args, patterns...), timeout: toolTimeout}.run(ctx)
+	show := command{path: "systemctl", args: append(args, patterns...), timeout: toolTimeout}
+	var out []byte
+	var failed error
+	// Of what it knows nothing systemctl shows defaults; it fails only while PID 1
+	// cannot be talked to, which the reexecution in the middle of a switch is over
+	// soon enough.
+	err := wait(ctx, deafTime, func() (bool, error) {
+		out, failed = show.run(ctx)
+		return failed == nil, nil
+	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, failed)
 	}
 	return parseProperties(out)
 }
@@ -126,11 +124,7 @@ func (s *systemd) state(ctx context.Context, unit string) (UnitState, error) {
 	if running {
 		return UnitState{Phase: UnitRunning}, nil
 	}
-	exit, ok, err := s.files.exit(unit)
-	if err != nil || !ok {
-		return UnitState{Phase: UnitUnknown}, err
-	}
-	return UnitState{Phase: UnitFinished, Exit: exit}, nil
+	return s.files.ended(unit)
 }
 
 func (s *systemd) output(ctx context.Context, unit string) (string, error) {

@@ -1,0 +1,120 @@
+package nixops
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fakeLaunchctl runs jobs as launchd would, as far as the supervisor's promises go:
+// bootstrap starts the plist's program apart from the caller, print says whether the job is
+// loaded, bootout ends it.
+const fakeLaunchctl = `#!/bin/sh
+jobs=$(dirname "$0")/jobs; mkdir -p "$jobs"
+case $1 in
+  bootstrap)
+    label=$(sed -n '/<key>Label/{n;s/<[^>]*>//gp;}' "$3")
+    [ ! -e "$jobs/$label" ] || { echo "service already bootstrapped" >&2; exit 37; }
+    setsid python3 -c '
+import plistlib, subprocess, sys
+p = plistlib.load(open(sys.argv[1], "rb"))
+out = open(p["StandardOutPath"], "ab")
+subprocess.run(p["ProgramArguments"], stdout=out, stderr=out)
+' "$3" >/dev/null 2>&1 &
+    echo $! >"$jobs/$label" ;;
+  print) [ -e "$jobs/${2#system/}" ] || exit 113 ;;
+  bootout)
+    kill -TERM -"$(cat "$jobs/${2#system/}")" 2>/dev/null
+    rm -f "$jobs/${2#system/}" ;;
+  list) printf 'PID\tStatus\tLabel\n-\t78\torg.example.bad\n120\t0\torg.example.good\n121\t1\torg.example.restarted\n-\t0\torg.example.done\n' ;;
+esac
+`
+
+func TestLaunchdSupervisor(t *testing.T) {
+	if _, err := os.Stat("/usr/bin/python3"); err != nil {
+		t.Skip("the stand-in for launchctl needs python3")
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/launchctl", []byte(fakeLaunchctl), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l := &launchd{files: unitFiles{dir: dir + "/units"}, ctl: dir + "/launchctl"}
+	ctx := t.Context()
+	finished := func(unit string) UnitState {
+		t.Helper()
+		var state UnitState
+		err := wait(ctx, 10*time.Second, func() (bool, error) {
+			var err error
+			state, err = l.state(ctx, unit)
+			return state.Phase == UnitFinished, err
+		})
+		if err != nil {
+			t.Fatalf("%s: %+v, %v", unit, state, err)
+		}
+		return state
+	}
+	if err := l.start(ctx, "switch-1", []string{"/bin/sh", "-c", `echo "<said> & $WHO"; exit 4`}, []string{"WHO=job"}); err != nil {
+		t.Fatal(err)
+	}
+	if state := finished("switch-1"); state.Exit.Code != 4 {
+		t.Errorf("ended with %+v", state)
+	}
+	if text, err := l.output(ctx, "switch-1"); err != nil || text != "<said> & job\n" {
+		t.Errorf("output %q, %v", text, err)
+	}
+	if err := l.start(ctx, "switch-1", []string{"/bin/sleep", "30"}, nil); err != nil {
+		t.Fatalf("the name of a finished unit: %v", err)
+	}
+	if err := l.start(ctx, "switch-1", []string{"/bin/true"}, nil); !errors.Is(err, ErrUnitExists) {
+		t.Errorf("the name of a running unit: %v", err)
+	}
+	if err := l.stop(ctx, "switch-1"); err != nil {
+		t.Error(err)
+	}
+	proof := dir + "/fired"
+	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
+		t.Fatal(err)
+	}
+	if armed, err := l.armed(ctx, "deadline-1"); err != nil || !armed {
+		t.Errorf("armed: %v, %v", armed, err)
+	}
+	if state, err := l.state(ctx, "deadline-1"); err != nil || state.Phase != UnitUnknown {
+		t.Errorf("before: %+v, %v", state, err)
+	}
+	if state := finished("deadline-1"); !state.Exit.OK() || !exists(proof) {
+		t.Errorf("fired: %+v", state)
+	}
+	os.Remove(proof)
+	if err := l.arm(ctx, Deadline{Unit: "deadline-2", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.disarm(ctx, "deadline-2"); err != nil {
+			t.Error(err)
+		}
+	}
+	time.Sleep(600 * time.Millisecond)
+	if exists(proof) {
+		t.Error("fired although disarmed")
+	}
+	units, err := l.health(ctx)
+	if err != nil || len(units) != 4 || !units[0].failed || units[1].failed || units[2].failed || units[3].failed {
+		t.Errorf("health %+v, %v", units, err)
+	}
+}
+
+func TestPropertyListIsXML(t *testing.T) {
+	list := propertyList("a&b", "/out", []string{"/bin/sh", "<\x01>"})
+	d := xml.NewDecoder(strings.NewReader(string(list)))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

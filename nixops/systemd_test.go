@@ -1,0 +1,191 @@
+package nixops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSystemdSupervisor needs PID 1 to be systemd; the end-to-end suite runs this
+// test binary inside its machines.
+func TestSystemdSupervisor(t *testing.T) {
+	if !systemdRuns() || os.Geteuid() != 0 {
+		t.Skip("PID 1 is not systemd, or not root")
+	}
+	ctx := t.Context()
+	s := &systemd{files: unitFiles{dir: "/run/nixfleet-test/units"}}
+	t.Cleanup(func() { os.RemoveAll("/run/nixfleet-test") })
+	finished := func(t *testing.T, unit string) Exit {
+		t.Helper()
+		var state UnitState
+		err := wait(ctx, 20*time.Second, func() (bool, error) {
+			var err error
+			state, err = s.state(ctx, unit)
+			return state.Phase == UnitFinished, err
+		})
+		if err != nil {
+			t.Fatalf("unit %s: %v, %+v", unit, err, state)
+		}
+		return state.Exit
+	}
+	start := func(t *testing.T, unit, script string, env ...string) {
+		t.Helper()
+		if err := s.start(ctx, unit, []string{"/bin/sh", "-c", script}, env); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	t.Run("exit codes A3", func(t *testing.T) {
+		for _, code := range []int{0, 1, 2, 4, 11, 100, 101} {
+			unit := fmt.Sprintf("nixops-exit-%d", code)
+			start(t, unit, "exit $CODE", fmt.Sprintf("CODE=%d", code))
+			if exit := finished(t, unit); exit.Code != code || exit.Signal != "" {
+				t.Errorf("exit %d is recorded as %+v", code, exit)
+			}
+		}
+		units, err := s.health(ctx)
+		if err != nil || slices.ContainsFunc(units, func(u unitHealth) bool { return strings.HasPrefix(u.name, "nixops-exit") }) {
+			t.Errorf("units %+v, %v: our own are left", units, err)
+		}
+	})
+	t.Run("output in the journal A2", func(t *testing.T) {
+		start(t, "nixops-out", "echo first; sleep 0.2; echo last; exit 4")
+		finished(t, "nixops-out")
+		err := wait(ctx, 5*time.Second, func() (bool, error) {
+			text, err := s.output(ctx, "nixops-out")
+			return strings.Contains(text, "first") && strings.Contains(text, "last"), err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("stop", func(t *testing.T) {
+		start(t, "nixops-stop", "sleep 60")
+		if err := s.start(ctx, "nixops-stop", []string{"/bin/true"}, nil); !errors.Is(err, ErrUnitExists) {
+			t.Errorf("started twice: %v", err)
+		}
+		if err := s.stop(ctx, "nixops-stop"); err != nil {
+			t.Fatal(err)
+		}
+		if exit := finished(t, "nixops-stop"); exit.Meaning() != MeaningKilled {
+			t.Errorf("stopped: %+v", exit)
+		}
+		for _, unit := range []string{"nixops-stop", "nixops-never"} {
+			if err := s.stop(ctx, unit); err != nil {
+				t.Errorf("stop %s again: %v", unit, err)
+			}
+		}
+	})
+	t.Run("missing program", func(t *testing.T) {
+		if err := s.start(ctx, "nixops-missing", []string{"/nonexistent/script"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if exit := finished(t, "nixops-missing"); exit.Code != 127 {
+			t.Errorf("a program that is not there: %+v", exit)
+		}
+	})
+	t.Run("killed with its shell", func(t *testing.T) {
+		start(t, "nixops-kill", "sleep 60")
+		time.Sleep(100 * time.Millisecond)
+		if _, err := (command{path: "systemctl", args: []string{"kill", "--signal=KILL", "nixops-kill.service"}}).run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if exit := finished(t, "nixops-kill"); exit.Meaning() != MeaningKilled {
+			t.Errorf("killed: %+v", exit)
+		}
+	})
+	t.Run("deadline A9", func(t *testing.T) {
+		proof := t.TempDir() + "/fired"
+		began := time.Now()
+		d := Deadline{Unit: "nixops-deadline", After: 1500 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}
+		if err := s.arm(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		if armed, err := s.armed(ctx, d.Unit); err != nil || !armed {
+			t.Errorf("armed: %v, %v", armed, err)
+		}
+		if state, err := s.state(ctx, d.Unit); err != nil || state.Phase != UnitUnknown {
+			t.Errorf("before: %+v, %v", state, err)
+		}
+		if exit := finished(t, d.Unit); !exit.OK() || !exists(proof) {
+			t.Errorf("fired: %+v", exit)
+		}
+		if took := time.Since(began); took < d.After || took > d.After+4*time.Second {
+			t.Errorf("fired after %v", took)
+		}
+		if armed, err := s.armed(ctx, d.Unit); err != nil || armed {
+			t.Errorf("armed afterwards: %v, %v", armed, err)
+		}
+		os.Remove(proof)
+		if err := s.arm(ctx, d); err != nil {
+			t.Fatalf("arm again: %v", err)
+		}
+		for range 2 {
+			if err := s.disarm(ctx, d.Unit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2500 * time.Millisecond)
+		if exists(proof) {
+			t.Error("fired although disarmed")
+		}
+	})
+	t.Run("failed and crash-looping units A24", func(t *testing.T) {
+		unit := func(name, text string) {
+			if err := os.WriteFile("/run/systemd/system/"+name, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				command{path: "systemctl", args: []string{"stop", name}}.run(context.Background())
+				command{path: "systemctl", args: []string{"reset-failed", name}}.run(context.Background())
+				os.Remove("/run/systemd/system/" + name)
+			})
+		}
+		unit("nixops-bad.service", "[Service]\nExecStart=/bin/false\n")
+		unit("nixops-loop.service", "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=300ms\n")
+		unit("nixops-good.service", "[Service]\nExecStart=/bin/sleep 60\n")
+		for _, args := range [][]string{{"daemon-reload"}, {"start", "--no-block", "nixops-bad.service", "nixops-loop.service", "nixops-good.service"}} {
+			if _, err := (command{path: "systemctl", args: args}).run(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(1200 * time.Millisecond)
+		units, err := s.health(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]unitHealth{}
+		for _, u := range units {
+			seen[u.name] = u
+		}
+		if !seen["nixops-bad.service"].failed || seen["nixops-good.service"].failed {
+			t.Errorf("bad %+v, good %+v", seen["nixops-bad.service"], seen["nixops-good.service"])
+		}
+		if loop := seen["nixops-loop.service"]; loop.restarts < 2 || !loop.failed {
+			t.Errorf("loop %+v", loop)
+		}
+	})
+	// systemd reads its own transient units again then, and not always what it wrote.
+	t.Run("reload and reexec in the middle", func(t *testing.T) {
+		proof := t.TempDir() + "/a $HOME; 'quoted' \"path\" %n"
+		d := Deadline{Unit: "nixops-later", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", `echo "$0;" >"$1"; exit 4`, "$$x", proof}}
+		if err := s.arm(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		start(t, "nixops-reexec", "systemctl daemon-reload; systemctl daemon-reexec; sleep 0.5; exit 100")
+		if exit := finished(t, "nixops-reexec"); exit.Meaning() != MeaningReboot {
+			t.Errorf("after daemon-reexec: %+v", exit)
+		}
+		if exit := finished(t, d.Unit); exit.Code != 4 {
+			t.Errorf("deadline after daemon-reexec: %+v", exit)
+		}
+		if text, err := os.ReadFile(proof); err != nil || string(text) != "$$x;\n" {
+			t.Errorf("the deadline's command wrote %q, %v", text, err)
+		}
+	})
+}
