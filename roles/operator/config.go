@@ -111,7 +111,7 @@ func fromConfig(c *cli.Context) error {
 	for _, f := range c.Command.Flags {
 		name := f.Names()[0]
 		v, ok := values[strings.ReplaceAll(name, "-", "_")]
-		if !ok || c.IsSet(name) || name == "config" || name == "help" {
+		if !ok || c.IsSet(name) || slices.Contains(neverFromFile, name) || writesTrust(c) && name == "trust-file" {
 			continue
 		}
 		if err := c.Set(name, v); err != nil {
@@ -119,6 +119,15 @@ func fromConfig(c *cli.Context) error {
 		}
 	}
 	return nil
+}
+
+// neverFromFile are flags that must be typed: a line that was forgotten in the
+// file must not overwrite anything.
+var neverFromFile = []string{"config", "help", "force", "out"}
+
+// writesTrust: for keygen the trust file is something to change, not to read.
+func writesTrust(c *cli.Context) bool {
+	return strings.HasPrefix(c.Command.HelpName, "nixfleet keygen ")
 }
 
 // configKeys lists the keys that mean something to some command.

@@ -33,7 +33,7 @@ func hostCommand() *cli.Command {
 func oneHost(c *cli.Context) (string, error) {
 	name := c.Args().First()
 	if c.NArg() != 1 || !hostnamePattern.MatchString(name) {
-		return "", usage("nixfleet "+c.Command.FullName()+" NAME", "%s takes one host name", c.Command.FullName())
+		return "", usage(c.Command.HelpName+" NAME", "%s takes one host name", c.Command.HelpName)
 	}
 	return name, nil
 }

@@ -60,7 +60,7 @@ func finish(c *cli.Command, prefix string) {
 	c.Before = fromConfig
 	c.Action = func(ctx *cli.Context) error {
 		if c.ArgsUsage == "" && ctx.NArg() > 0 {
-			return usage("nixfleet "+ctx.Command.FullName()+" --help", "unexpected argument %q", ctx.Args().First())
+			return usage(ctx.Command.HelpName+" --help", "unexpected argument %q", ctx.Args().First())
 		}
 		return action(ctx)
 	}
@@ -74,25 +74,25 @@ func giveVariable(f cli.Flag, prefix string) {
 	name := []string{prefix + "_" + variable(f.Names()[0])}
 	switch f := f.(type) {
 	case *cli.StringFlag:
-		f.EnvVars = cmpSlice(f.EnvVars, name)
+		f.EnvVars = otherwise(f.EnvVars, name)
 	case *cli.BoolFlag:
-		f.EnvVars = cmpSlice(f.EnvVars, name)
+		f.EnvVars, f.DisableDefaultText = otherwise(f.EnvVars, name), true
 	case *cli.IntFlag:
-		f.EnvVars = cmpSlice(f.EnvVars, name)
+		f.EnvVars = otherwise(f.EnvVars, name)
 	case *cli.Int64Flag:
-		f.EnvVars = cmpSlice(f.EnvVars, name)
+		f.EnvVars = otherwise(f.EnvVars, name)
 	case *cli.DurationFlag:
-		f.EnvVars = cmpSlice(f.EnvVars, name)
+		f.EnvVars = otherwise(f.EnvVars, name)
 	case *cli.StringSliceFlag:
-		f.EnvVars = cmpSlice(f.EnvVars, name)
+		f.EnvVars = otherwise(f.EnvVars, name)
 	}
 }
 
-func cmpSlice(have, otherwise []string) []string {
+func otherwise(have, names []string) []string {
 	if len(have) > 0 {
 		return have
 	}
-	return otherwise
+	return names
 }
 
 // App assembles a command tree that fails like nixfleet does: usage errors
@@ -122,8 +122,8 @@ func App(version string, commands ...*cli.Command) *cli.App {
 
 func usageError(c *cli.Context, err error, _ bool) error {
 	where := "nixfleet"
-	if c.Command != nil && c.Command.FullName() != "" && c.Command.FullName() != "nixfleet" {
-		where += " " + c.Command.FullName()
+	if c.Command != nil && c.Command.HelpName != "" {
+		where = c.Command.HelpName
 	}
 	return usage(where+" --help", "%w", err)
 }

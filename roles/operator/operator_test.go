@@ -261,3 +261,52 @@ func TestTokensAreBackdatedAndExpire(t *testing.T) {
 		}
 	}
 }
+
+func FuzzConfigFile(f *testing.F) {
+	f.Add("cp_url = \"https://x\"\n")
+	f.Add("a = [1]\n")
+	f.Add("[table]\nx = 1\n")
+	f.Add("d = 2026-03-01")
+	path := filepath.Join(f.TempDir(), "config.toml")
+	f.Fuzz(func(t *testing.T, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		values, err := readConfig(path, true)
+		if err != nil && values != nil {
+			t.Fatalf("values %v beside error %v", values, err)
+		}
+	})
+}
+
+// FuzzDeclaration: what an evaluator or an attacker hands to release either
+// becomes a document that can be stamped, or is refused.
+func FuzzDeclaration(f *testing.F) {
+	f.Add([]byte(`{"hosts":{"a":{"closureHash":null,"pin":{"commit":"x","expiresAt":"2020-01-01T00:00:00Z"}}},"meta":{}}`))
+	f.Add([]byte(`{"hosts":[],"meta":null}`))
+	f.Add([]byte(`{"hosts":{"a":null,"b":{"pin":7}}}`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		doc, err := object(raw)
+		if err != nil {
+			return
+		}
+		r := &releaser{out: new(bytes.Buffer), now: time.Unix(1772366400, 0), signer: &signer{algorithm: pki.AlgorithmEd25519}}
+		d := &draft{doc: doc, nonces: &[]any{map[string]any{"expiresAt": 7}, "x"}}
+		r.dropExpiredPins(d)
+		for _, name := range d.hostNames() {
+			d.pinOf(name)
+		}
+		if _, err := r.stamp(d, pki.At(r.now), nil); err == nil {
+			t.Fatal("a list of nonsense was stamped")
+		}
+		d.nonces = nil
+		stamped, err := r.stamp(d, pki.At(r.now), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := pki.Canonicalize(stamped.fleet); err != nil || !bytes.Equal(again, stamped.fleet) {
+			t.Fatalf("not canonical: %s (%v)", stamped.fleet, err)
+		}
+	})
+}

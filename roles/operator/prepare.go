@@ -33,7 +33,7 @@ func hostPrepareCommand() *cli.Command {
 			&cli.StringFlag{Name: "system", Value: "x86_64-linux", Usage: "`SYSTEM` in the printed declaration"},
 			&cli.StringFlag{Name: "address", Value: "ADDRESS", Usage: "`ADDRESS` of the machine in the printed command"},
 			&cli.IntFlag{Name: "validity-hours", Value: 24, Usage: "`HOURS` until the token expires"},
-			&cli.StringFlag{Name: "trust-file", Usage: "trust.json `FILE` that the org root key is checked against"},
+			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` that the org root key is checked against"},
 			&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
 			jsonFlag(),
 		}, append(orgRootFlags(), recipientFlags("encrypt the private half")...)...),

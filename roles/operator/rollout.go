@@ -48,7 +48,7 @@ func rolloutCommand() *cli.Command {
 func findRollout(c *cli.Context, client *protocol.Client) (id string, open *protocol.RolloutSummary, err error) {
 	word := c.Args().First()
 	if c.NArg() != 1 || word == "" {
-		return "", nil, usage("nixfleet rollout list", "%s takes one rollout", c.Command.FullName())
+		return "", nil, usage("nixfleet rollout list", "%s takes one rollout", c.Command.HelpName)
 	}
 	answer, err := client.Rollouts(c.Context)
 	if err != nil {

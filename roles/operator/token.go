@@ -37,10 +37,10 @@ func mintTokenCommand() *cli.Command {
 			&cli.StringFlag{Name: "host-pubkey", Usage: "`FILE` with the host's ssh_host_ed25519_key.pub line, - for standard input, or the line itself"},
 			&cli.StringFlag{Name: "fleet-resolved", Usage: "`FILE` of a signed fleet.resolved.json that declares the host's key"},
 			&cli.StringFlag{Name: "fleet-signature", Usage: "signature `FILE` of --fleet-resolved (default: the same name with .sig)"},
-			&cli.StringFlag{Name: "trust-file", Usage: "trust.json `FILE` that the fleet and the org root key are checked against"},
+			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` that the fleet and the org root key are checked against"},
 			&cli.IntFlag{Name: "validity-hours", Value: 24, Usage: "`HOURS` until the token expires"},
 			&cli.IntFlag{Name: "version", Value: 1, Usage: "token format; only 1 exists"},
-		}, append(orgRootFlags(), append(recipientFlags("encrypt the token"), jsonFlag())...)...),
+		}, append(orgRootFlags(), recipientFlags("encrypt the token")...)...),
 		Action: mintToken,
 	}
 }

@@ -36,7 +36,7 @@ func verifyCommand() *cli.Command {
 		flags := []cli.Flag{
 			&cli.StringFlag{Name: file, Usage: "`FILE` to verify"},
 			&cli.StringFlag{Name: "signature", Usage: "its signature `FILE` (default: the same name with .sig)"},
-			&cli.StringFlag{Name: "trust-file", Usage: "trust.json `FILE`"},
+			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE`"},
 			&cli.StringFlag{Name: "now", Usage: "`TIME` to judge its age at, RFC 3339 (default: now)"},
 			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(defaultWindow / time.Second), Usage: "oldest acceptable signature, in `SECONDS`"},
 			jsonFlag(),
@@ -105,7 +105,7 @@ type evidence struct {
 func readEvidence(c *cli.Context, file string) (*evidence, error) {
 	e := &evidence{path: c.String(file), now: time.Now(), window: time.Duration(c.Int64("freshness-window-secs")) * time.Second}
 	if e.path == "" {
-		return nil, usage("nixfleet "+c.Command.FullName()+" --help", "--%s is missing", file)
+		return nil, usage(c.Command.HelpName+" --help", "--%s is missing", file)
 	}
 	if s := c.Int64("freshness-window-secs"); s < 0 || s > 1<<32 {
 		return nil, usage("", "--freshness-window-secs must be between 0 and %d", int64(1)<<32)
