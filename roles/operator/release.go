@@ -155,6 +155,8 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 		return nil, usage("", "--smoke-verify must be true or false")
 	case r.name == "" || filepath.Base(r.name) != r.name || strings.HasPrefix(r.name, "."):
 		return nil, usage("", "--artifact-name must be a plain file name")
+	case c.Duration("confirm-window") < time.Second || c.Duration("lease") < time.Second:
+		return nil, usage("agents hold a confirm window between 1 and 60 minutes", "--confirm-window and --lease must be at least a second")
 	case c.Int("jobs") < 1:
 		return nil, usage("", "--jobs must be at least 1")
 	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
@@ -170,6 +172,9 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 	}
 	return r, nil
 }
+
+// listMax is how many changed hosts are printed for a person.
+const listMax = 40
 
 // report prints what happened: a few lines for people, one object for programs.
 func (r *releaser) report() error {
@@ -199,7 +204,11 @@ func (r *releaser) report() error {
 	if err := printTable(w, rows); err != nil {
 		return err
 	}
-	for _, h := range s.Changed {
+	for i, h := range s.Changed {
+		if i == listMax {
+			fmt.Fprintf(w, "… and %d more (--json has all)\n", len(s.Changed)-listMax)
+			break
+		}
 		fmt.Fprintf(w, "%s: %s -> %s\n", h.Host, or(h.From), or(h.To))
 	}
 	for _, pin := range s.ExpiredPins {
