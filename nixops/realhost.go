@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 
 	"github.com/rs/zerolog"
 )
@@ -102,21 +101,27 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 		return err
 	}
 	// The root may name a path that is not there yet; the collector leaves it alone.
-	// From the moment the path is valid it is protected, by Nix itself until then.
 	if err := m.link(closure, path); err != nil {
 		return fmt.Errorf("root for %s: %w", closure, err)
 	}
-	c := m.nix.command("nix-store", "--realise", path, "--no-gc-warning")
+	c := m.register(closure, path)
 	c.args = append(c.args, m.fetch...)
 	c.lines = progress
-	out, err := c.run(ctx)
-	if err != nil {
+	if _, err := c.run(ctx); err != nil {
 		return fmt.Errorf("realise %s: %w", closure, classify(err))
 	}
-	if got := strings.TrimSpace(string(out)); got != path {
-		return fmt.Errorf("realise %s: got %q: %w", closure, got, ErrMismatch)
+	if got, err := os.Readlink(m.root + rootsDir + "/" + closure); err != nil || got != path {
+		return fmt.Errorf("realise %s: got %q: %w", closure, got, errors.Join(ErrMismatch, err))
 	}
 	return m.nix.valid(ctx, closure)
+}
+
+// register has Nix itself make the root again once the path is valid. Our link alone
+// is not enough: a collector that read the roots while the path was not valid yet, and
+// looks for temporary ones only after Nix has gone, would take the path away.
+// Nix tells a running collector about roots it makes.
+func (m *machine) register(name, path string) command {
+	return m.nix.command("nix-store", "--realise", path, "--add-root", m.root+rootsDir+"/"+name)
 }
 
 func (m *machine) link(name, path string) error {
@@ -141,6 +146,19 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 	}
 	if err := m.link(name, path); err != nil {
 		return fmt.Errorf("root %s: %w", name, err)
+	}
+	err = m.nix.valid(ctx, closure)
+	if errors.Is(err, ErrNotClosure) {
+		return nil
+	}
+	if err == nil {
+		c := m.register(name, path)
+		c.args = append(c.args, "--option", "substitute", "false")
+		c.timeout = quick
+		_, err = c.run(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("root %s: %w", name, classify(err))
 	}
 	return nil
 }

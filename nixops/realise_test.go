@@ -126,7 +126,8 @@ func TestStoreFull_A14(t *testing.T) {
 	}
 }
 
-// TestCollectorDuringFetch_A13 collects garbage again and again while a closure arrives slowly.
+// TestCollectorDuringFetch_A13 collects garbage again and again while a closure
+// arrives slowly. A link among the roots is not enough then, see register.
 func TestCollectorDuringFetch_A13(t *testing.T) {
 	nix := testnix.Find(t)
 	store, cache, key := nix.NewStore(t), nix.NewCache(t), nix.NewKey(t, "cache-1")
@@ -154,6 +155,8 @@ func TestCollectorDuringFetch_A13(t *testing.T) {
 			}
 		}
 	}
+	must(t, host.AddRoot(t.Context(), "current", closure))
+	must(t, host.RemoveRoot(t.Context(), closure))
 	nix.Run(t, "nix-store", "--store", root, "--gc")
 	if _, err := host.Inspect(t.Context(), closure); err != nil {
 		t.Errorf("collected: %v", err)
