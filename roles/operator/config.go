@@ -94,14 +94,12 @@ func fromConfig(c *cli.Context) error {
 	}
 	path, err := configPath(c)
 	if err != nil {
-		return nil //nolint:nilerr // without a home there is no file; flags and variables do
+		// Without a home there is no file; flags and variables do.
+		return nil
 	}
 	values, err := readConfig(path, c.IsSet("config"))
 	if err != nil {
 		return err
-	}
-	if len(values) == 0 {
-		return nil
 	}
 	for key := range values {
 		if !slices.Contains(configKeys(c.App.Commands), key) {
