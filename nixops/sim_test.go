@@ -1,0 +1,188 @@
+package nixops_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nixfleet/nixops"
+)
+
+const (
+	simOne = "00000000000000000000000000000001-nixos-system-one"
+	simTwo = "00000000000000000000000000000002-nixos-system-two"
+)
+
+// simulated is a machine with simOne installed and simTwo realised.
+func simulated(t *testing.T, one, two nixops.SimClosure) (sim *nixops.Sim, dir, cache string) {
+	t.Helper()
+	dir, cache = t.TempDir(), t.TempDir()
+	must(t, nixops.WriteSimClosure(cache, simOne, one))
+	must(t, nixops.WriteSimClosure(cache, simTwo, two))
+	sim, err := nixops.NewSim(dir, cache)
+	must(t, err)
+	t.Cleanup(func() { sim.Close() })
+	must(t, sim.Install(simOne))
+	must(t, sim.Realise(t.Context(), simTwo, nil))
+	return sim, dir, cache
+}
+
+func testTwo(t *testing.T, sim *nixops.Sim) nixops.Exit {
+	t.Helper()
+	exit, err := sim.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
+	must(t, err)
+	return exit
+}
+
+func TestSimPowerCycle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim, _, _ := simulated(t, nixops.SimClosure{}, nixops.SimClosure{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true})
+		booted := make(chan string, 1)
+		sim.OnBoot(func(closure string) { booted <- closure })
+		sim.OnDeadline(func(nixops.Deadline) { t.Error("a transient deadline outlived the power cut") })
+		before, err := sim.BootID(t.Context())
+		must(t, err)
+		must(t, sim.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: time.Minute, Command: []string{"/x"}}))
+		if exit := testTwo(t, sim); exit.Code != 4 || sim.Online() || sim.AgentStarts() {
+			t.Errorf("exit %v, online %v, agent %v", exit, sim.Online(), sim.AgentStarts())
+		}
+		must(t, sim.PowerCycle())
+		if got := <-booted; got != simOne {
+			t.Errorf("booted %s", got)
+		}
+		if now, err := sim.CurrentSystem(t.Context()); err != nil || now != simOne {
+			t.Errorf("until boot a power cycle is an undo: %s, %v", now, err)
+		}
+		if after, err := sim.BootID(t.Context()); err != nil || after == before {
+			t.Errorf("boot id %s stays", after)
+		}
+		if failed, err := sim.FailedUnits(t.Context()); err != nil || len(failed) != 0 || !sim.Online() || !sim.AgentStarts() {
+			t.Errorf("failed %v, %v", failed, err)
+		}
+		if state, err := sim.SwitchState(t.Context(), "switch-1"); err != nil || state.Phase != nixops.UnitUnknown {
+			t.Errorf("a unit of an earlier boot: %+v, %v", state, err)
+		}
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+func TestSimLateUnitsAndCallback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim, _, _ := simulated(t, nixops.SimClosure{}, nixops.SimClosure{
+			SwitchTime: 10 * time.Second, LateUnits: []string{"late.service"}, LateAfter: 5 * time.Second,
+		})
+		switched := make(chan string, 1)
+		sim.OnSwitched(func(closure string) { switched <- closure })
+		began := time.Now()
+		if exit := testTwo(t, sim); !exit.OK() || time.Since(began) != 10*time.Second {
+			t.Errorf("%v after %v", exit, time.Since(began))
+		}
+		if got := <-switched; got != simTwo {
+			t.Errorf("switched to %s", got)
+		}
+		if failed, err := sim.FailedUnits(t.Context()); err != nil || len(failed) != 0 {
+			t.Errorf("at once: %v, %v", failed, err)
+		}
+		time.Sleep(6 * time.Second)
+		if failed, err := sim.FailedUnits(t.Context()); err != nil || !slices.Equal(failed, []string{"late.service"}) {
+			t.Errorf("later: %v, %v", failed, err)
+		}
+	})
+}
+
+// TestSimKilledSwitch_A23: lists left by a killed switch start the bad units in the next one.
+func TestSimKilledSwitch_A23(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim, _, _ := simulated(t, nixops.SimClosure{}, nixops.SimClosure{SwitchTime: time.Minute})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, err := sim.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		time.Sleep(40 * time.Second)
+		must(t, sim.StopUnit(t.Context(), "switch-1"))
+		<-done
+		undo := func(unit string) []string {
+			exit, err := sim.Switch(t.Context(), nixops.SwitchRequest{Closure: simOne, Action: nixops.ActionTest, Unit: unit})
+			if err != nil || !exit.OK() {
+				t.Fatalf("undo: %v, %v", exit, err)
+			}
+			failed, err := sim.FailedUnits(t.Context())
+			must(t, err)
+			return failed
+		}
+		if failed := undo("undo-1"); len(failed) == 0 {
+			t.Error("the lists did no harm")
+		}
+		must(t, sim.ClearSwitchLists(t.Context()))
+		if failed := undo("undo-2"); len(failed) != 0 {
+			t.Errorf("after clearing: %v", failed)
+		}
+	})
+}
+
+// TestSimDeadlineSurvivesProcess_A9: the machine's memory is opened again by what
+// would be another process, and the deadline fires there, by its command.
+func TestSimDeadlineSurvivesProcess_A9(t *testing.T) {
+	sim, dir, cache := simulated(t, nixops.SimClosure{}, nixops.SimClosure{})
+	proof := filepath.Join(t.TempDir(), "fired")
+	must(t, sim.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: 200 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo undone; : >" + proof}}))
+	sim.Close()
+	if _, err := sim.CurrentSystem(t.Context()); err == nil {
+		t.Error("a closed machine answers")
+	}
+	time.Sleep(300 * time.Millisecond)
+	if _, err := os.Stat(proof); err == nil {
+		t.Fatal("fired in a process that is gone")
+	}
+	again, err := nixops.NewSim(dir, cache)
+	must(t, err)
+	t.Cleanup(again.Close)
+	until(t, func() bool { _, err := os.Stat(proof); return err == nil })
+	until(t, func() bool {
+		state, err := again.SwitchState(t.Context(), "d")
+		return err == nil && state.Phase == nixops.UnitFinished && state.Exit.OK()
+	})
+	if text, err := again.UnitOutput(t.Context(), "d"); err != nil || !strings.Contains(text, "undone") {
+		t.Errorf("output %q, %v", text, err)
+	}
+}
+
+func TestSimMemory(t *testing.T) {
+	sim, dir, cache := simulated(t, nixops.SimClosure{}, nixops.SimClosure{})
+	must(t, sim.SetSpace(nixops.Space{StoreFree: 10, BootFree: 1}))
+	fat := "00000000000000000000000000000003-nixos-system-fat"
+	must(t, nixops.WriteSimClosure(cache, fat, nixops.SimClosure{Size: 11}))
+	if err := sim.Realise(t.Context(), fat, nil); !errors.Is(err, nixops.ErrNoSpace) {
+		t.Errorf("full: %v", err)
+	}
+	must(t, sim.SwitchByHand(simTwo))
+	if now, err := sim.Profile(t.Context()); err != nil || now != simTwo {
+		t.Errorf("by hand: %s, %v", now, err)
+	}
+	if n, err := sim.Fetches(simTwo); err != nil || n != 1 {
+		t.Errorf("fetched %d times, %v", n, err)
+	}
+	sim.Close()
+	// A half-written or foreign memory is an error, not an empty machine.
+	for _, text := range []string{"{", `{"current":5}`, "", `{"boots":1,"boots":2}`, strings.Repeat(" ", 5<<20)} {
+		must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(text), 0o600))
+		if s, err := nixops.NewSim(dir, cache); err == nil {
+			s.Close()
+			t.Errorf("opened %.20q", text)
+		}
+	}
+	for _, base := range []string{"", "x", "../" + simOne} {
+		if err := nixops.WriteSimClosure(cache, base, nixops.SimClosure{}); err == nil {
+			t.Errorf("wrote closure %q", base)
+		}
+	}
+}
