@@ -10,7 +10,7 @@
 set -euo pipefail
 
 release=trixie
-recipe=4 # raise when this script makes something else than before
+recipe=5 # raise when this script makes something else than before
 
 dir=${1:?usage: nix.sh DIR}
 mkdir -p "$dir"
@@ -74,8 +74,8 @@ loader=$(find "$dir/root/usr/lib" -name "${interpreter##*/}" | head -n 1)
 patchelf --set-interpreter "$loader" "$dir/root/usr/bin/nix"
 patchelf --force-rpath --set-rpath "$dir/root/usr/lib/$multiarch:$dir/root/usr/lib" "$dir/root/usr/bin/nix"
 
-# Without NIX_REMOTE or --store Nix would create /nix on this machine: the
-# default is a store of its own here.
+# Without NIX_REMOTE or --store Nix would create /nix on this machine, and nix-env
+# would even with --store: the default is a store of its own here.
 rm -rf "$dir/bin"
 mkdir -p "$dir/bin" "$dir/etc"
 for tool in "$dir"/root/usr/bin/nix*; do
@@ -83,6 +83,7 @@ for tool in "$dir"/root/usr/bin/nix*; do
   cat >"$dir/bin/$tool" <<WRAPPER
 #!/usr/bin/env bash
 export NIX_CONF_DIR=\${NIX_CONF_DIR:-$dir/etc} NIX_REMOTE=\${NIX_REMOTE:-$dir/scratch} NIX_BIN_DIR=$dir/bin
+export NIX_STATE_DIR=\${NIX_STATE_DIR:-$dir/scratch/nix/var/nix}
 exec -a $tool $dir/root/usr/bin/nix "\$@"
 WRAPPER
   chmod 755 "$dir/bin/$tool"

@@ -35,6 +35,10 @@ func (n nix) command(tool string, args ...string) command {
 		c.args = append(c.args, "--extra-experimental-features", "nix-command flakes")
 	}
 	c.args = append(c.args, n.options...)
+	if n.store != "" {
+		// nix-env makes its user profiles there, whatever the store.
+		c.env = append(c.env, "NIX_STATE_DIR="+n.store+"/nix/var/nix")
+	}
 	if n.confDir != "" {
 		c.env = append(c.env, "NIX_CONF_DIR="+n.confDir)
 	}
