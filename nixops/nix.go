@@ -13,7 +13,7 @@ import (
 type nix struct {
 	bin     string // directory of the binaries, "" is PATH
 	confDir string
-	store   string   // --store, "" is the machine's own
+	store   string   // --store: a directory or URL, "" is the machine's own
 	cache   string   // XDG_CACHE_HOME, "" leaves it
 	options []string // added to every command
 }
@@ -35,7 +35,7 @@ func (n nix) command(tool string, args ...string) command {
 		c.args = append(c.args, "--extra-experimental-features", "nix-command flakes")
 	}
 	c.args = append(c.args, n.options...)
-	if n.store != "" {
+	if strings.HasPrefix(n.store, "/") {
 		// nix-env makes its user profiles there, whatever the store.
 		c.env = append(c.env, "NIX_STATE_DIR="+n.store+"/nix/var/nix")
 	}
