@@ -6,6 +6,8 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"nixfleet/pki"
 )
 
@@ -32,6 +34,7 @@ func Check(f *Fleet) []Problem {
 	c.channels()
 	c.waves()
 	c.edges()
+	c.policies()
 	c.budgets()
 	slices.SortStableFunc(c.problems, func(a, b Problem) int { return strings.Compare(a.Subject, b.Subject) })
 	return c.problems
@@ -49,10 +52,6 @@ func (c *checker) hosts() {
 	owner := map[string]string{}
 	for _, name := range sortedKeys(c.f.Hosts) {
 		h, subject := c.f.Hosts[name], "host "+name
-		if h == nil {
-			c.wrong(subject, "declare it or take it out", "is null")
-			continue
-		}
 		if _, ok := c.f.Channels[h.Channel]; !ok {
 			c.wrong(subject, "declare the channel or correct the name", "is on channel %q, which is not declared", h.Channel)
 		}
@@ -78,9 +77,7 @@ func (c *checker) hosts() {
 func (c *checker) channels() {
 	used := map[string]bool{}
 	for _, h := range c.f.Hosts {
-		if h != nil {
-			used[h.Channel] = true
-		}
+		used[h.Channel] = true
 	}
 	for _, name := range sortedKeys(c.f.Channels) {
 		ch, subject := c.f.Channels[name], "channel "+name
@@ -185,9 +182,25 @@ func (c *checker) ring(subject string, next map[string][]string) {
 	}
 }
 
+func (c *checker) policies() {
+	for _, name := range sortedKeys(c.f.RolloutPolicies) {
+		for i, w := range c.f.RolloutPolicies[name].Waves {
+			c.lowered(fmt.Sprintf("wave %d of policy %s", i, name), w.Selector)
+		}
+	}
+}
+
+// lowered wants a selector in the five rules that a signed document carries.
+func (c *checker) lowered(subject string, s Selector) {
+	if given := func(v jsontext.Value) bool { return v != nil && v.Kind() != 'n' }; given(s.And) || given(s.Not) {
+		c.wrong(subject, "lower the selector to a list of hosts", "uses `and` or `not`, which a signed document cannot carry: it would mean other hosts, or none")
+	}
+}
+
 func (c *checker) budgets() {
 	for i, b := range c.f.DisruptionBudgets {
 		subject := fmt.Sprintf("disruption budget %d", i)
+		c.lowered(subject, b.Selector)
 		switch {
 		case b.MaxInFlight == nil && b.MaxInFlightPct == nil:
 			c.wrong(subject, "give maxInFlight or maxInFlightPct", "limits nothing")

@@ -64,14 +64,15 @@ func Project(f *Fleet, fleetHash, channel string) (*Manifest, bool, error) {
 	budgets := []ManifestBudget{}
 	for _, b := range f.DisruptionBudgets {
 		budgets = append(budgets, ManifestBudget{
-			Selector: b.Selector, Hosts: b.Selector.Select(f.Hosts),
+			Selector: b.Selector.plain(), Hosts: b.Selector.Select(f.Hosts),
 			MaxInFlight: b.MaxInFlight, MaxInFlightPct: b.MaxInFlightPct,
 		})
 	}
 	ref, short := "", "unknown"
 	if f.Meta.CICommit != nil {
 		ref = *f.Meta.CICommit
-		short = ref[:min(8, len(ref))]
+		characters := []rune(ref)
+		short = string(characters[:min(8, len(characters))])
 	}
 	algorithm := pki.AlgorithmEd25519
 	if f.Meta.SignatureAlgorithm != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"time"
 
@@ -25,6 +26,10 @@ func ManifestName(rolloutID string) string { return ManifestsDir + "/" + rollout
 
 // HeadName is the file of a channel's head.
 func HeadName(channel string) string { return HeadsDir + "/" + channel + ".json" }
+
+// maxSignatureFile bounds what is read of a signature, in bytes: more than one
+// has, so that a wrong length is a signature that does not verify.
+const maxSignatureFile = 4 << 10
 
 // Why a release is refused besides its signatures; test with errors.Is.
 var (
@@ -103,15 +108,35 @@ func LoadRelease(fsys fs.FS, o LoadOptions) (*Release, error) {
 }
 
 func (l *loader) read(name string) (Artifact, error) {
-	body, err := fs.ReadFile(l.fsys, name)
+	body, err := readFile(l.fsys, name, pki.MaxDocument)
 	if err != nil {
-		return Artifact{}, fmt.Errorf("release: %w", err)
+		return Artifact{}, err
 	}
-	sig, err := fs.ReadFile(l.fsys, name+SignatureSuffix)
+	sig, err := readFile(l.fsys, name+SignatureSuffix, maxSignatureFile)
 	if err != nil {
-		return Artifact{}, fmt.Errorf("release: %w", err)
+		return Artifact{}, err
 	}
 	return Artifact{Body: body, Sig: sig}, nil
+}
+
+// readFile reads a file of at most limit bytes.
+func readFile(fsys fs.FS, name string, limit int) ([]byte, error) {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("release: %w", err)
+	}
+	defer f.Close()
+	var data bytes.Buffer
+	if info, err := f.Stat(); err == nil {
+		data.Grow(int(min(info.Size(), int64(limit))) + bytes.MinRead)
+	}
+	if _, err := data.ReadFrom(io.LimitReader(f, int64(limit)+1)); err != nil {
+		return nil, fmt.Errorf("release: read %s: %w", name, err)
+	}
+	if data.Len() > limit {
+		return nil, fmt.Errorf("release: read %s: %w: more than %d bytes", name, pki.ErrSize, limit)
+	}
+	return data.Bytes(), nil
 }
 
 // verify believes the artifact or says why not, and completes it.
@@ -140,9 +165,6 @@ func (l *loader) fleet() error {
 		return err
 	}
 	for name, h := range r.Fleet.Hosts {
-		if h == nil {
-			return fmt.Errorf("%w: host %q is null", ErrMembers, name)
-		}
 		if h.ClosureHash != nil && !ValidClosure(*h.ClosureHash) {
 			return fmt.Errorf("%w: host %q: %.80q is no store base name", ErrMembers, name, *h.ClosureHash)
 		}
@@ -211,7 +233,7 @@ func (l *loader) list(name string, bound *string, required bool, decode func([]b
 
 func (l *loader) channels() error {
 	r, heads := l.rel, 0
-	for channel := range r.Fleet.Channels {
+	for _, channel := range sortedKeys(r.Fleet.Channels) {
 		c, err := l.channel(channel)
 		if err != nil {
 			return err
@@ -267,14 +289,19 @@ func (l *loader) manifest(c *ChannelRelease, canonical []byte) error {
 	if err != nil {
 		return fmt.Errorf("channel %s: its manifest, as the fleet document gives it: %w", c.Channel, err)
 	}
+	var same bool
 	err = l.verify(name, &file, func(doc []byte) (pki.Metadata, error) {
-		if !bytes.Equal(doc, canonical) {
-			return pki.Metadata{}, fmt.Errorf("%w: it is not the projection of the fleet document", ErrMembers)
-		}
+		same = bytes.Equal(doc, canonical)
 		return c.Manifest.Metadata(), nil
 	})
 	if err != nil {
 		return err
+	}
+	if !same {
+		return fmt.Errorf("verify %s: %w", name, &pki.VerifyError{
+			Reason: pki.ReasonMismatch,
+			Err:    fmt.Errorf("%w: it is not the projection of the fleet document", ErrMembers),
+		})
 	}
 	c.ManifestFile = file
 	return nil
@@ -316,6 +343,8 @@ func (l *loader) head(c *ChannelRelease) error {
 		{"freshnessWindow", h.FreshnessWindow == channel.FreshnessWindow},
 		{"onHealthFailure", h.OnHealthFailure == policy.OnHealthFailure},
 		{"complianceMode", h.ComplianceMode == channel.Compliance.Mode},
+		{"confirmWindowSecs", h.ConfirmWindowSecs > 0},
+		{"leaseSecs", h.LeaseSecs > 0},
 		{"openedAt", !h.OpenedAt.After(file.SignedAt)},
 		{"meta.signedAt", file.SignedAt.Equal(l.rel.SignedAt)},
 	} {
@@ -324,39 +353,5 @@ func (l *loader) head(c *ChannelRelease) error {
 		}
 	}
 	c.Head, c.HeadFile, c.OpenedAt = h, file, h.OpenedAt.Time
-	return nil
-}
-
-// Supersedes is nil when r may take the place of prev: it is newer, or it is
-// the same release. Lists that prev had may neither vanish nor get older unless
-// the fleet document itself binds them. A nil prev is superseded by all.
-func (r *Release) Supersedes(prev *Release) error {
-	if prev == nil {
-		return nil
-	}
-	if r.SignedAt.Before(prev.SignedAt) {
-		return fmt.Errorf("%w: signed at %s, accepted was %s", ErrOlder, pki.At(r.SignedAt), pki.At(prev.SignedAt))
-	}
-	if r.SignedAt.Equal(prev.SignedAt) && r.FleetHash != prev.FleetHash {
-		return fmt.Errorf("%w: another release with the same signing time %s", ErrOlder, pki.At(r.SignedAt))
-	}
-	if r.Fleet.Members != nil {
-		return nil
-	}
-	for _, list := range []struct {
-		name      string
-		had, has  bool
-		old, next time.Time
-	}{
-		{RevocationsName, prev.Revocations != nil, r.Revocations != nil, prev.RevocationsFile.SignedAt, r.RevocationsFile.SignedAt},
-		{NoncesName, prev.Nonces != nil, r.Nonces != nil, prev.NoncesFile.SignedAt, r.NoncesFile.SignedAt},
-	} {
-		if list.had && !list.has {
-			return fmt.Errorf("%w: %s was accepted before and has vanished", ErrMembers, list.name)
-		}
-		if list.had && list.next.Before(list.old) {
-			return fmt.Errorf("%w: %s was signed at %s, accepted was %s", ErrOlder, list.name, pki.At(list.next), pki.At(list.old))
-		}
-	}
 	return nil
 }

@@ -3,6 +3,8 @@ package fleet
 import (
 	"slices"
 	"sort"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Selector means hosts. It matches when any one of its five rules does: all of
@@ -14,6 +16,18 @@ type Selector struct {
 	Hosts   []string `json:"hosts" shape:"D"`
 	Channel *string  `json:"channel" shape:"N"`
 	All     bool     `json:"all" shape:"D"`
+
+	// And and Not are of the language in which fleets are written and have no
+	// meaning here. They are read only so that Check can find a selector that
+	// was not lowered to names: without them it means other hosts, or none.
+	And jsontext.Value `json:"and,omitzero" shape:"O"`
+	Not jsontext.Value `json:"not,omitzero" shape:"O"`
+}
+
+// plain is the selector with the five rules of the signed document alone.
+func (s Selector) plain() Selector {
+	s.And, s.Not = nil, nil
+	return s
 }
 
 // Matches reports whether the selector means this host.

@@ -168,36 +168,42 @@ type ChannelEdge struct {
 // spellings of one end are refused.
 func (e *ChannelEdge) UnmarshalJSON(doc []byte) error {
 	var raw struct {
-		Gates  *string `json:"gates"`
-		Before *string `json:"before"`
-		Gated  *string `json:"gated"`
-		After  *string `json:"after"`
-		Reason *string `json:"reason"`
+		Gates  jsontext.Value `json:"gates"`
+		Before jsontext.Value `json:"before"`
+		Gated  jsontext.Value `json:"gated"`
+		After  jsontext.Value `json:"after"`
+		Reason *string        `json:"reason"`
 	}
 	if err := json.Unmarshal(doc, &raw); err != nil {
 		return err
 	}
-	one := func(now, old *string) (string, error) {
-		switch {
-		case now != nil && old != nil:
-			return "", errors.New("channel edge spells one end in two ways")
-		case now != nil:
-			return *now, nil
-		case old != nil:
-			return *old, nil
-		}
-		return "", errors.New("channel edge lacks an end")
-	}
-	gates, err := one(raw.Gates, raw.Before)
+	gates, err := oneSpelling("gates", raw.Gates, "before", raw.Before)
 	if err != nil {
 		return err
 	}
-	gated, err := one(raw.Gated, raw.After)
+	gated, err := oneSpelling("gated", raw.Gated, "after", raw.After)
 	if err != nil {
 		return err
 	}
 	*e = ChannelEdge{Gates: gates, Gated: gated, Reason: raw.Reason}
 	return nil
+}
+
+// oneSpelling reads the end of a channel edge under the one of its two names
+// that is there; null counts as there, and is no name of a channel.
+func oneSpelling(name string, value jsontext.Value, oldName string, old jsontext.Value) (string, error) {
+	switch {
+	case value != nil && old != nil:
+		return "", fmt.Errorf("channel edge has both %s and %s", name, oldName)
+	case value == nil:
+		value = old
+	}
+	if value.Kind() != '"' {
+		return "", fmt.Errorf("channel edge: %s is not the name of a channel", name)
+	}
+	var end string
+	err := json.Unmarshal(value, &end)
+	return end, err
 }
 
 // Budget bounds how many of the hosts it selects may be in flight at once.
@@ -323,12 +329,51 @@ func parse[T any](what string, doc []byte) (*T, error) {
 	if err := pki.Decode(doc, v); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
+	if jsontext.Value(doc).Kind() != '{' {
+		return nil, fmt.Errorf("%s: %w: not an object", what, pki.ErrShape)
+	}
 	return v, nil
 }
 
 // ParseFleet, ParseManifest, ParseHead, ParseRevocations and ParseNonces read
-// the canonical text of an artifact. They check its shape, not its signature.
-func ParseFleet(doc []byte) (*Fleet, error) { return parse[Fleet]("fleet document", doc) }
+// the canonical text of an artifact. They check its shape, not its signature;
+// what does not have it is pki.ErrShape.
+func ParseFleet(doc []byte) (*Fleet, error) {
+	f, err := parse[Fleet]("fleet document", doc)
+	if err != nil {
+		return nil, err
+	}
+	if where := f.nullEntry(); where != "" {
+		return nil, fmt.Errorf("fleet document: %w: %s is null", pki.ErrShape, where)
+	}
+	return f, nil
+}
+
+// nullEntry names an entry of a map that was null: each of them has a list that
+// must be present, and a list that was read is never nil.
+func (f *Fleet) nullEntry() string {
+	for name, h := range f.Hosts {
+		if h == nil {
+			return "hosts/" + name
+		}
+	}
+	for name, c := range f.Channels {
+		if c.Compliance.Frameworks == nil {
+			return "channels/" + name
+		}
+	}
+	for name, p := range f.RolloutPolicies {
+		if p.Waves == nil {
+			return "rolloutPolicies/" + name
+		}
+	}
+	for channel, waves := range f.Waves {
+		if waves == nil {
+			return "waves/" + channel
+		}
+	}
+	return ""
+}
 
 // ParseManifest reads a manifest; see ParseFleet.
 func ParseManifest(doc []byte) (*Manifest, error) { return parse[Manifest]("manifest", doc) }
@@ -337,7 +382,7 @@ func ParseManifest(doc []byte) (*Manifest, error) { return parse[Manifest]("mani
 func ParseHead(doc []byte) (*Head, error) {
 	h, err := parse[Head]("head", doc)
 	if err == nil && h.Kind != KindHead {
-		return nil, errors.New("head: kind is not \"head\"")
+		return nil, fmt.Errorf("head: %w: kind is %.40q", pki.ErrShape, h.Kind)
 	}
 	return h, err
 }
