@@ -188,7 +188,7 @@ func loadDispatches(ctx context.Context, tx *sql.Tx, st *rollout.State) (err err
 	st.Dispatches, err = collect(ctx, tx, `SELECT id, hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
 		dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease FROM pending_confirms
 		WHERE state IN ('pending', 'deferred-pending-reboot') OR slot_until > ?
-			OR (state = 'confirmed' AND intent IN (SELECT intent FROM rollouts WHERE terminal_at IS NULL)) ORDER BY id`,
+			OR id IN (SELECT max(id) FROM pending_confirms WHERE state = 'confirmed' GROUP BY hostname) ORDER BY id`,
 		func(d *rollout.Dispatch) []any {
 			return []any{&d.ID, &d.Host, &d.RolloutID, &d.Channel, &d.Wave, &d.Closure, &d.ChannelRef, &d.State, moment{&d.DispatchedAt},
 				moment{&d.ConfirmDeadline}, maybe{&d.ConfirmedAt}, &d.Intent, moment{&d.StartBy}, moment{&d.SlotUntil}, &d.KnowsLease}

@@ -1,0 +1,228 @@
+package cp
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// connection remembers whom a connection belongs to, for one set of CAs.
+type connection struct {
+	state *tls.ConnectionState
+
+	mu         sync.Mutex
+	generation uint64
+	identity   pki.Identity
+	err        error
+}
+
+type contextKey int
+
+const (
+	connectionKey contextKey = iota
+	identityKey
+)
+
+func connectionContext(ctx context.Context, c net.Conn) context.Context {
+	conn := &connection{}
+	if t, ok := c.(*tls.Conn); ok {
+		state := t.ConnectionState()
+		conn.state = &state
+	}
+	return context.WithValue(ctx, connectionKey, conn)
+}
+
+// caller is who sent the request; only handlers behind authenticate see one.
+func caller(r *http.Request) pki.Identity {
+	id, _ := r.Context().Value(identityKey).(pki.Identity)
+	return id
+}
+
+var (
+	errNoCertificate = errors.New("no client certificate")
+	errRevoked       = errors.New("certificate is revoked")
+	errNotDeclared   = errors.New("the fleet does not declare this host with this key")
+	errExpired       = errors.New("certificate is not valid at this time")
+)
+
+// identify says who is at the other end, by the client CAs in force now. The
+// costly verification is made once per connection and set of CAs.
+func (s *server) identify(ctx context.Context) (pki.Identity, error) {
+	conn, _ := ctx.Value(connectionKey).(*connection)
+	if conn == nil || conn.state == nil || len(conn.state.PeerCertificates) == 0 {
+		return pki.Identity{}, errNoCertificate
+	}
+	cas, generation, _ := s.clientCAs.get()
+	if cas.pool == nil {
+		return pki.Identity{}, errNoCertificate
+	}
+	conn.mu.Lock()
+	defer conn.mu.Unlock()
+	if conn.generation != generation {
+		conn.identity, conn.err = s.verifyChain(conn.state.PeerCertificates, cas.pool)
+		conn.generation = generation
+	}
+	return conn.identity, conn.err
+}
+
+func (s *server) verifyChain(peer []*x509.Certificate, pool *x509.CertPool) (pki.Identity, error) {
+	intermediates := x509.NewCertPool()
+	for _, c := range peer[1:] {
+		intermediates.AddCert(c)
+	}
+	chains, err := peer[0].Verify(x509.VerifyOptions{
+		Roots: pool, Intermediates: intermediates, CurrentTime: time.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return pki.Identity{}, err
+	}
+	return s.rules.Identify(chains)
+}
+
+// authorize is asked on every request, and again when a held one wakes: a
+// valid certificate, not revoked, and for a host the key that is declared.
+func (s *server) authorize(ctx context.Context) (pki.Identity, error) {
+	id, err := s.identify(ctx)
+	if err != nil {
+		return id, err
+	}
+	now := time.Now()
+	if now.Before(id.NotBefore) || now.After(id.NotAfter) {
+		return id, errExpired
+	}
+	snap := s.snapshot.Load()
+	if revoked, ok := snap.revoked[id.Name]; ok && id.NotBefore.Before(revoked) {
+		return id, errRevoked
+	}
+	if s.store != nil {
+		revoked, ok, err := s.store.RevokedSince(ctx, id.Name)
+		if err != nil {
+			return id, &statusError{http.StatusInternalServerError, err}
+		}
+		if ok && id.NotBefore.Before(revoked) {
+			return id, errRevoked
+		}
+	}
+	if id.Role == pki.RoleAgent {
+		key, _ := id.Key.(ed25519.PublicKey)
+		if !pki.SameKey(snap.key(id.Name), key) {
+			return id, errNotDeclared
+		}
+	}
+	return id, nil
+}
+
+// statusError is a failure with the status it is answered with.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+// withoutCertificate are the paths that a token opens.
+var withoutCertificate = map[string]bool{
+	"/v1/enroll": true, "/v1/agent/bootstrap-report": true, "/v1/webhook": true,
+}
+
+// guard runs the checks that every path but /healthz has, in the contract's
+// order.
+func (s *server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+			s.healthz(w, r)
+			return
+		}
+		if s.snapshot.Load() == nil {
+			w.Header().Set("Retry-After", "30")
+			writeJSON(w, http.StatusServiceUnavailable, notReady{"control plane not ready", "awaiting first signed artifact"})
+			return
+		}
+		if status := s.checkProtocol(r); status != 0 {
+			w.WriteHeader(status)
+			return
+		}
+		if !withoutCertificate[r.URL.Path] {
+			id, err := s.authorize(r.Context())
+			if err != nil {
+				s.refuse(w, r, id, err)
+				return
+			}
+			r = r.WithContext(context.WithValue(r.Context(), identityKey, id))
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+type notReady struct {
+	Error  string `json:"error"`
+	Reason string `json:"reason"`
+}
+
+func (s *server) refuse(w http.ResponseWriter, r *http.Request, id pki.Identity, err error) {
+	var failed *statusError
+	if errors.As(err, &failed) {
+		s.log.Error().Err(err).Str("path", r.URL.Path).Msg("request failed")
+		w.WriteHeader(failed.status)
+		return
+	}
+	s.metrics.refused.Inc()
+	s.log.Info().Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).Msg("request refused")
+	writeRefusal(w, http.StatusUnauthorized, "unauthorized", err.Error())
+}
+
+// checkProtocol is 0, or the status of a wrong or missing protocol header. In
+// strict mode only POST must have it, since v1 agents get manifests without.
+func (s *server) checkProtocol(r *http.Request) int {
+	values := r.Header.Values(protocol.HeaderProtocol)
+	if len(values) == 0 {
+		if s.cfg.Strict && r.Method == http.MethodPost && r.URL.Path != "/v1/webhook" {
+			return http.StatusBadRequest
+		}
+		return 0
+	}
+	version, err := strconv.Atoi(values[0])
+	switch {
+	case err != nil || len(values) > 1:
+		return http.StatusBadRequest
+	case version != protocol.Version:
+		return http.StatusUpgradeRequired
+	}
+	return 0
+}
+
+// operatorOnly lets operators through, and agents too where reads are open.
+func (s *server) operatorOnly(open bool, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if caller(r).Role != pki.RoleOperator && !(open && s.cfg.OpenReads) {
+			writeRefusal(w, http.StatusForbidden, "operator-only", "only an operator's certificate may do this")
+			return
+		}
+		next(w, r)
+	}
+}
+
+// agentOnly hands on the host that the certificate speaks for.
+func agentOnly(next func(http.ResponseWriter, *http.Request, string)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id := caller(r)
+		if id.Role != pki.RoleAgent {
+			writeRefusal(w, http.StatusForbidden, "agent-only", fmt.Sprintf("%q is no host", id.Name))
+			return
+		}
+		next(w, r, id.Name)
+	}
+}

@@ -1,0 +1,277 @@
+package cp
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+)
+
+// maxWait bounds how long a check-in is held.
+const maxWait = 300 * time.Second
+
+// spread is how long after the start answers spread the next check-ins.
+const spread = 2 * time.Minute
+
+func (s *server) checkin(w http.ResponseWriter, r *http.Request, host string) {
+	var req protocol.CheckinRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	if req.Hostname != host {
+		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
+		return
+	}
+	s.metrics.checkins.Inc()
+	wait := preferredWait(r.Header.Values("Prefer"))
+	o := s.observe(host, &req, wait)
+	s.seen.note(host, &req)
+	d, err := s.decide(r.Context(), host, o)
+	if err == nil && wait > 0 {
+		d, err = s.hold(w, r, host, o, d, wait)
+	}
+	if err != nil {
+		s.answerFailure(w, r, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, s.answer(host, d))
+}
+
+// preferredWait reads Prefer: wait=N (RFC 7240), N in seconds.
+func preferredWait(headers []string) time.Duration {
+	for _, h := range headers {
+		for part := range strings.SplitSeq(h, ",") {
+			value, ok := strings.CutPrefix(strings.TrimSpace(part), "wait=")
+			if n, err := strconv.Atoi(strings.TrimSpace(value)); ok && err == nil && n > 0 {
+				return min(time.Duration(n)*time.Second, maxWait)
+			}
+		}
+	}
+	return 0
+}
+
+// decide is one check-in's step of the decision procedure.
+func (s *server) decide(ctx context.Context, host string, o rollout.Observation) (rollout.Decision, error) {
+	var d rollout.Decision
+	err := s.change(ctx, func(w *rollout.World, now time.Time) (c rollout.Change) {
+		if s.store == nil {
+			// Without a database nothing is dispatched: it could not be remembered.
+			return rollout.Change{}
+		}
+		d, c = w.Checkin(host, o, now)
+		return c
+	})
+	if err != nil {
+		return rollout.Decision{}, err
+	}
+	if d.Target != nil && !d.Target.Resent {
+		s.log.Info().Str("host", host).Str("rollout", d.Target.RolloutID).Str("closure", d.Target.Closure).Int("wave", d.Target.Wave).Msg("dispatch")
+	}
+	if d.Target == nil && d.Rollback == nil && d.Reason.Gate != "" {
+		s.metrics.gateBlocks.WithLabelValues(d.Reason.Gate).Inc()
+	}
+	return d, nil
+}
+
+// hold keeps the request open until the host's decision changes, the time is
+// over or the server stops. Who the caller is is checked anew when it wakes.
+func (s *server) hold(w http.ResponseWriter, r *http.Request, host string, o rollout.Observation, d rollout.Decision, wait time.Duration) (rollout.Decision, error) {
+	control := http.NewResponseController(w)
+	// A held request outlives the deadlines of plain ones. Their errors only mean
+	// that the connection has none.
+	_ = control.SetReadDeadline(time.Time{})
+	_ = control.SetWriteDeadline(time.Now().Add(wait + requestTimeout))
+	deadline := time.NewTimer(wait)
+	defer deadline.Stop()
+	applied := false
+	for d.Target == nil && d.Rollback == nil {
+		woken, ok := s.waiters.hold(host)
+		if !ok {
+			return d, nil
+		}
+		if !applied {
+			w.Header().Set("Preference-Applied", "wait")
+			applied = true
+		}
+		// A decision may have changed between the last look and the registration.
+		if again := look(s, func(w *rollout.World, now time.Time) rollout.Decision { return w.Decide(host, now) }); again.Target != nil || again.Rollback != nil {
+			s.waiters.release(host, woken)
+			var err error
+			if d, err = s.decide(r.Context(), host, o); err != nil || d.Target != nil || d.Rollback != nil {
+				return d, err
+			}
+			continue
+		}
+		select {
+		case <-r.Context().Done():
+			s.waiters.release(host, woken)
+			look(s, func(w *rollout.World, now time.Time) bool { w.Gone(host, now); return true })
+			return d, r.Context().Err()
+		case <-deadline.C:
+			s.waiters.release(host, woken)
+			look(s, func(w *rollout.World, now time.Time) bool { w.Seen(host, now); return true })
+			return d, nil
+		case <-s.stopping:
+			s.waiters.release(host, woken)
+			return d, nil
+		case <-woken:
+		}
+		if _, err := s.authorize(r.Context()); err != nil {
+			return d, &unauthorized{err}
+		}
+		var err error
+		if d, err = s.decide(r.Context(), host, o); err != nil {
+			return d, err
+		}
+		if !s.stillHeld(host, woken) {
+			return d, nil
+		}
+	}
+	return d, nil
+}
+
+// stillHeld: no newer request of the host has taken this one's place.
+func (s *server) stillHeld(host string, woken chan struct{}) bool {
+	s.waiters.mu.Lock()
+	defer s.waiters.mu.Unlock()
+	current := s.waiters.held[host]
+	return current == nil || current == woken
+}
+
+// unauthorized is a held request whose caller was shut out meanwhile.
+type unauthorized struct{ error }
+
+func (s *server) answerFailure(w http.ResponseWriter, r *http.Request, err error) {
+	if out, ok := err.(*unauthorized); ok {
+		w.Header().Del("Preference-Applied")
+		s.refuse(w, r, caller(r), out.error)
+		return
+	}
+	if r.Context().Err() != nil {
+		return
+	}
+	s.log.Error().Err(err).Str("path", r.URL.Path).Msg("request failed")
+	w.WriteHeader(http.StatusInternalServerError)
+}
+
+// observe turns a check-in into what decisions depend on.
+func (s *server) observe(host string, req *protocol.CheckinRequest, wait time.Duration) rollout.Observation {
+	o := rollout.Observation{
+		Closure: req.CurrentGeneration.ClosureHash, BootID: req.CurrentGeneration.BootID, Wait: wait,
+		KnowsLease: req.Phase != nil, RebootPending: req.RebootPending != nil,
+	}
+	if req.PendingGeneration != nil {
+		o.PendingClosure = req.PendingGeneration.ClosureHash
+	}
+	if req.HealthCheckMode != nil {
+		o.ProbeMode = *req.HealthCheckMode
+	}
+	// Agents of v1 send unknown probes although they run none.
+	if o.ProbeMode == "permissive" || o.ProbeMode == "enforce" {
+		for _, p := range req.HealthProbes {
+			o.Probes = append(o.Probes, rollout.Probe{Name: p.Name, Kind: p.Kind, Status: p.Status})
+		}
+	}
+	if f := req.LastFetchOutcome; f != nil {
+		o.FetchResult = f.Result
+		if f.RolloutID != nil {
+			o.FetchRollout = *f.RolloutID
+		}
+	}
+	if req.Held != nil {
+		o.Held = *req.Held
+	}
+	if p := req.Phase; p != nil {
+		o.Phase = &rollout.Phase{Name: p.Name, Intent: p.Intent, Closure: p.ClosureHash, Attempt: int(p.Attempt)}
+		if p.Since != nil {
+			o.Phase.Since = p.Since.Time
+		}
+	}
+	s.attest(host, req, &o)
+	return o
+}
+
+// attest believes lastConfirmedAt when the host signed it for an id of the
+// intent that its channel has now.
+func (s *server) attest(host string, req *protocol.CheckinRequest, o *rollout.Observation) {
+	if req.LastConfirmedAt == nil || req.AttestationSignature == nil {
+		return
+	}
+	at := req.LastConfirmedAt.Time
+	o.LastConfirmedAt = &at
+	snap := s.snapshot.Load()
+	h := snap.rel.Fleet.Hosts[host]
+	if h == nil || h.Pubkey == nil || h.ClosureHash == nil || *h.ClosureHash != o.Closure {
+		return
+	}
+	channel := snap.rel.Channels[h.Channel]
+	if channel == nil {
+		return
+	}
+	ids := []string{channel.RolloutID}
+	if view, ok := s.rolloutView(channel.RolloutID); ok {
+		ids = view.IDs
+	}
+	signature := *req.AttestationSignature
+	if id, ok := s.seen.attested(host, signature, at); ok && slices.Contains(ids, id) {
+		o.Attested, o.AttestedRollout = true, id
+		return
+	}
+	for _, id := range ids {
+		if protocol.VerifyAttestation(*h.Pubkey, host, pki.At(at), id, signature) {
+			s.seen.noteAttested(host, signature, at, id)
+			o.Attested, o.AttestedRollout = true, id
+			return
+		}
+	}
+}
+
+func (s *server) rolloutView(id string) (rollout.RolloutView, bool) {
+	s.world.mu.Lock()
+	defer s.world.mu.Unlock()
+	return s.world.Rollout(id, time.Now())
+}
+
+// answer puts a decision into the wire's words.
+func (s *server) answer(host string, d rollout.Decision) *protocol.CheckinResponse {
+	out := &protocol.CheckinResponse{NextCheckinSecs: s.nextCheckin()}
+	snap := s.snapshot.Load()
+	if h := snap.rel.Fleet.Hosts[host]; h != nil {
+		if c := snap.rel.Channels[h.Channel]; c != nil && c.Head != nil {
+			out.Head = &protocol.HeadRef{Channel: c.Channel, Hash: c.HeadFile.Hash}
+		}
+	}
+	if d.Rollback != nil {
+		out.Rollback = &protocol.Rollback{Rollout: d.Rollback.RolloutID, TargetRef: d.Rollback.TargetRef, Reason: d.Rollback.Reason}
+	}
+	if t := d.Target; t != nil {
+		wave, startBy := uint32(t.Wave), seconds(t.StartBy)
+		out.Target = &protocol.Target{
+			ClosureHash: t.Closure,
+			// The rollout id, which v1 agents name in confirms and reports.
+			ChannelRef: t.RolloutID, RolloutID: t.RolloutID, EvaluatedAt: pki.At(time.Now().Truncate(time.Second)), WaveIndex: &wave,
+			Activate: &protocol.Activate{ConfirmWindowSecs: seconds(t.ConfirmWindow), ConfirmEndpoint: protocol.ConfirmPath},
+			SignedAt: pki.At(t.SignedAt), FreshnessWindowSecs: seconds(t.Freshness), ComplianceMode: &t.ComplianceMode, StartBySecs: &startBy,
+		}
+	}
+	return out
+}
+
+func seconds(d time.Duration) uint32 { return uint32(max(0, min(d/time.Second, 1<<32-1))) }
+
+// nextCheckin is the interval; after a restart it spreads, so that the fleet
+// does not come back in step.
+func (s *server) nextCheckin() uint32 {
+	next := s.cfg.CheckinInterval
+	if time.Since(s.started) < spread {
+		next += rand.N(s.cfg.CheckinInterval/2 + 1)
+	}
+	return max(1, seconds(next))
+}

@@ -1,0 +1,344 @@
+package cp
+
+import (
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/store"
+)
+
+// loadCA reads the issuing CA. The TPM's wins over the key file.
+func (c *Config) loadCA() (*pki.CA, error) {
+	if c.FleetCACert == "" || c.FleetCAKey == "" && c.TPMWrapper == "" {
+		return nil, nil
+	}
+	cert, err := os.ReadFile(c.FleetCACert)
+	if err != nil {
+		return nil, fmt.Errorf("issuing CA: %w", err)
+	}
+	if c.TPMWrapper != "" {
+		public, err := os.ReadFile(c.TPMPubkey)
+		if err != nil {
+			return nil, fmt.Errorf("issuing CA: %w", err)
+		}
+		signer, err := pki.NewTPMSigner(public, c.TPMWrapper)
+		if err != nil {
+			return nil, err
+		}
+		return pki.WithSigner(cert, signer)
+	}
+	key, err := os.ReadFile(c.FleetCAKey)
+	if err != nil {
+		return nil, fmt.Errorf("issuing CA: %w", err)
+	}
+	return pki.LoadCA(cert, key)
+}
+
+// refusedEnrolment is a refusal with its status; the reason goes to the log
+// and, being no secret of ours, to the host.
+func refusedEnrolment(status int, format string, args ...any) error {
+	return &statusError{status, fmt.Errorf(format, args...)}
+}
+
+func (s *server) answerEnrolment(w http.ResponseWriter, what, host string, err error) {
+	status := http.StatusInternalServerError
+	if coded := (*statusError)(nil); errors.As(err, &coded) {
+		status = coded.status
+	}
+	s.metrics.enrolments.WithLabelValues("refused").Inc()
+	s.log.Warn().Str("host", host).Int("status", status).Str("reason", err.Error()).Msg(what + " refused")
+	text := err.Error()
+	if status == http.StatusInternalServerError {
+		text = "the control plane cannot issue certificates; see its log"
+	}
+	writeRefusal(w, status, "enrolment-refused", text)
+}
+
+func (s *server) enroll(w http.ResponseWriter, r *http.Request) {
+	var req protocol.EnrollRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	claims := req.Token.Claims
+	out, err := s.admit(r, &req)
+	if err != nil {
+		s.answerEnrolment(w, "enrolment", claims.Hostname, err)
+		return
+	}
+	s.metrics.enrolments.WithLabelValues("enrolled").Inc()
+	s.log.Info().Str("host", claims.Hostname).Time("not_after", out.NotAfter.Time).Msg("host enrolled")
+	writeJSON(w, http.StatusOK, out)
+}
+
+// admit runs the checks of an enrolment in the contract's order, with the
+// signer looked at before the token is used up.
+func (s *server) admit(r *http.Request, req *protocol.EnrollRequest) (*protocol.CertResponse, error) {
+	ctx, now, token := r.Context(), time.Now(), &req.Token
+	claims := token.Claims
+	if s.store == nil {
+		return nil, refusedEnrolment(http.StatusServiceUnavailable, "no database: a used token could not be remembered")
+	}
+	used, err := s.store.TokenUsed(ctx, claims.Nonce)
+	if err != nil {
+		return nil, err
+	}
+	if used {
+		return nil, refusedEnrolment(http.StatusConflict, "this token was used before; mint a new one")
+	}
+	snap := s.snapshot.Load()
+	keepUntil, err := snap.listed(token, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.verifyToken(token, now); err != nil {
+		return nil, err
+	}
+	csr, err := pki.ParseCSR([]byte(req.CSRPEM))
+	if err != nil {
+		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
+	}
+	if csr.CommonName != claims.Hostname {
+		return nil, refusedEnrolment(http.StatusUnauthorized, "the request is for %q, the token for %q", csr.CommonName, claims.Hostname)
+	}
+	if csr.Key != nil && subtle.ConstantTimeCompare([]byte(pki.Fingerprint(csr.Key)), []byte(claims.ExpectedPubkeyFingerprint)) != 1 {
+		return nil, refusedEnrolment(http.StatusUnauthorized, "the token is for another key")
+	}
+	if err := snap.declares(csr, claims.Hostname); err != nil {
+		return nil, err
+	}
+	if err := s.notRevokedSince(r, snap, token); err != nil {
+		return nil, err
+	}
+	ca, _, err := s.ca.get()
+	if ca == nil {
+		return nil, errors.Join(errors.New("no issuing CA"), err)
+	}
+	if err := s.store.UseToken(ctx, claims.Nonce, claims.Hostname, keepUntil); err != nil {
+		if errors.Is(err, store.ErrTokenUsed) {
+			return nil, refusedEnrolment(http.StatusConflict, "this token was used before; mint a new one")
+		}
+		return nil, err
+	}
+	return s.issue(ca, csr, claims.Hostname, "<enroll>", "enroll/nonce:"+claims.Nonce)
+}
+
+// listed wants the token on the signed list, where the release has one, and
+// gives the time until which its nonce must be remembered.
+func (snap *snapshot) listed(token *pki.Token, now time.Time) (keepUntil time.Time, err error) {
+	claims := token.Claims
+	keepUntil = claims.ExpiresAt.Time
+	if snap.nonces == nil {
+		return keepUntil, nil
+	}
+	entry, ok := snap.nonces[claims.Nonce]
+	switch {
+	case !ok:
+		return keepUntil, refusedEnrolment(http.StatusUnauthorized, "the token's nonce is not on the signed list; add it to bootstrapNonces and release")
+	case entry.Hostname != claims.Hostname:
+		return keepUntil, refusedEnrolment(http.StatusUnauthorized, "the signed list has this nonce for another host")
+	case entry.ExpiresAt.Before(now):
+		return keepUntil, refusedEnrolment(http.StatusUnauthorized, "the nonce's entry on the signed list has expired")
+	}
+	if entry.ExpiresAt.After(keepUntil) {
+		keepUntil = entry.ExpiresAt.Time
+	}
+	return keepUntil, nil
+}
+
+func (s *server) verifyToken(token *pki.Token, now time.Time) error {
+	if err := token.VerifyTime(now); err != nil {
+		return refusedEnrolment(http.StatusUnauthorized, "%w", err)
+	}
+	trust, _, err := s.trust.get()
+	if trust == nil {
+		return err
+	}
+	err = token.VerifySignature(trust.OrgRootKey, now)
+	if errors.Is(err, pki.ErrTokenSignature) {
+		return refusedEnrolment(http.StatusUnauthorized, "%w", err)
+	}
+	return err
+}
+
+// declares wants the request's key to be the one the signed fleet has for the host.
+func (snap *snapshot) declares(csr *pki.CSR, host string) error {
+	switch {
+	case snap.rel.Fleet.Hosts[host] == nil:
+		return refusedEnrolment(http.StatusUnauthorized, "host %q is not in the fleet", host)
+	case csr.Key == nil:
+		return refusedEnrolment(http.StatusBadRequest, "%w", pki.ErrCSRKey)
+	case !pki.SameKey(snap.key(host), csr.Key):
+		return refusedEnrolment(http.StatusUnauthorized, "the fleet declares no or another pubkey for %q", host)
+	}
+	return nil
+}
+
+// notRevokedSince refuses a token that was issued before its host's revocation.
+func (s *server) notRevokedSince(r *http.Request, snap *snapshot, token *pki.Token) error {
+	host := token.Claims.Hostname
+	local, ok, err := s.store.RevokedSince(r.Context(), host)
+	if err != nil {
+		return err
+	}
+	signed, listed := snap.revoked[host]
+	if ok && token.Claims.IssuedAt.Before(local) || listed && token.Claims.IssuedAt.Before(signed) {
+		return refusedEnrolment(http.StatusUnauthorized, "the token was issued before host %q was revoked; mint a new one", host)
+	}
+	return nil
+}
+
+func (s *server) issue(ca *pki.CA, csr *pki.CSR, host, requester, context string) (*protocol.CertResponse, error) {
+	now := time.Now()
+	text, cert, err := ca.IssueAgent(csr, host, s.cfg.AgentSuffix, now, s.cfg.AgentValidity)
+	if err != nil {
+		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
+	}
+	s.audit(auditLine{
+		At: pki.At(now), Requester: requester, Issued: cert.Subject.CommonName, NotAfter: pki.At(cert.NotAfter),
+		Validity: int64(s.cfg.AgentValidity / time.Second), Context: context,
+	})
+	return &protocol.CertResponse{CertPEM: string(text), NotAfter: pki.At(cert.NotAfter)}, nil
+}
+
+// auditLine is one line of the issuance log.
+type auditLine struct {
+	At        pki.Timestamp `json:"at"`
+	Requester string        `json:"requester_cn"`
+	Issued    string        `json:"issued_cn"`
+	NotAfter  pki.Timestamp `json:"not_after"`
+	Validity  int64         `json:"validity_secs"`
+	Context   string        `json:"context"`
+}
+
+// audit appends to the issuance log, best effort: a full disk must not lock a
+// host out of its renewal.
+func (s *server) audit(line auditLine) {
+	doc, err := json.Marshal(line)
+	if err != nil {
+		s.log.Error().Err(err).Msg("issuance not logged")
+		return
+	}
+	s.auditMu.Lock()
+	defer s.auditMu.Unlock()
+	f, err := os.OpenFile(s.cfg.AuditLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err == nil {
+		_, err = f.Write(append(doc, '\n'))
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		s.log.Error().Err(err).Msg("issuance not logged")
+	}
+}
+
+// renew takes the name from the caller's certificate, never from the request.
+func (s *server) renew(w http.ResponseWriter, r *http.Request, host string) {
+	var req protocol.RenewRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	out, err := s.renewed(host, &req)
+	if err != nil {
+		s.answerEnrolment(w, "renewal", host, err)
+		return
+	}
+	s.metrics.enrolments.WithLabelValues("renewed").Inc()
+	s.log.Info().Str("host", host).Time("not_after", out.NotAfter.Time).Msg("certificate renewed")
+	writeJSON(w, http.StatusOK, out)
+}
+
+func (s *server) renewed(host string, req *protocol.RenewRequest) (*protocol.CertResponse, error) {
+	csr, err := pki.ParseCSR([]byte(req.CSRPEM))
+	if err != nil {
+		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
+	}
+	if csr.Key == nil {
+		return nil, refusedEnrolment(http.StatusBadRequest, "%w", pki.ErrCSRKey)
+	}
+	if csr.CommonName != host && csr.CommonName != pki.AgentName(host, s.cfg.AgentSuffix) {
+		return nil, refusedEnrolment(http.StatusUnauthorized, "the request is for %q, the certificate is of %q", csr.CommonName, host)
+	}
+	if err := s.snapshot.Load().declares(csr, host); err != nil {
+		return nil, err
+	}
+	ca, _, err := s.ca.get()
+	if ca == nil {
+		return nil, errors.Join(errors.New("no issuing CA"), err)
+	}
+	return s.issue(ca, csr, host, pki.AgentName(host, s.cfg.AgentSuffix), "renew/prev:<unknown>")
+}
+
+// bootstrapReport stores what a host without a certificate has to say, for a
+// token that could still enrol it.
+func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
+	if !s.bootstrapLimit.Allow() {
+		w.Header().Set("Retry-After", "10")
+		w.WriteHeader(http.StatusTooManyRequests)
+		return
+	}
+	var req protocol.BootstrapReport
+	if !readJSON(w, r, &req) {
+		return
+	}
+	host, now := req.Token.Claims.Hostname, time.Now()
+	if err := s.mayReport(r, &req, now); err != nil {
+		s.answerEnrolment(w, "bootstrap report", host, err)
+		return
+	}
+	if _, err := s.storeReport(r, host, nil, req.Event.Event, string(req.Event.Details), "", false); err != nil {
+		s.answerFailure(w, r, err)
+		return
+	}
+	s.log.Warn().Str("host", host).Str("event", req.Event.Event).Msg("bootstrap report received")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) mayReport(r *http.Request, req *protocol.BootstrapReport, now time.Time) error {
+	if err := s.verifyToken(&req.Token, now); err != nil {
+		return err
+	}
+	event := req.Event.Event
+	if !protocol.KnownEvent(event) || req.Event.Details.Kind() != '{' {
+		return refusedEnrolment(http.StatusBadRequest, "event %.40q is unknown", event)
+	}
+	if event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {
+		return refusedEnrolment(http.StatusUnprocessableEntity, "event %s needs a certificate", event)
+	}
+	snap := s.snapshot.Load()
+	if _, err := snap.listed(&req.Token, now); err != nil {
+		return err
+	}
+	if snap.rel.Fleet.Hosts[req.Token.Claims.Hostname] == nil {
+		return refusedEnrolment(http.StatusUnauthorized, "host %q is not in the fleet", req.Token.Claims.Hostname)
+	}
+	if s.store == nil {
+		return nil
+	}
+	used, err := s.store.TokenUsed(r.Context(), req.Token.Claims.Nonce)
+	if err == nil && used {
+		err = refusedEnrolment(http.StatusUnauthorized, "this token was used before")
+	}
+	return err
+}
+
+// webhookToken reports whether the caller may announce a commit: the token as
+// bearer or as forges send it.
+func (s *server) webhookToken(r *http.Request) bool {
+	want, err := secretFile(s.cfg.WebhookTokenFile)
+	if err != nil || want == "" {
+		return false
+	}
+	given := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if given == "" {
+		given = r.Header.Get("X-Gitlab-Token")
+	}
+	return subtle.ConstantTimeCompare([]byte(given), []byte(want)) == 1
+}

@@ -1,0 +1,228 @@
+package cp
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+	"nixfleet/store"
+)
+
+// act answers an operator's change of state: it is recorded under the name in
+// the certificate before it is made.
+func (s *server) act(w http.ResponseWriter, r *http.Request, action, subject, why string, step func(by string) error) {
+	by := caller(r).CommonName
+	if s.store != nil {
+		if err := s.store.Audit(r.Context(), store.AuditEntry{At: time.Now(), Actor: by, Action: action, Subject: subject, Reason: why}); err != nil {
+			s.answerFailure(w, r, err)
+			return
+		}
+	}
+	err := step(by)
+	switch {
+	case err == nil:
+		s.log.Info().Str("operator", by).Str("action", action).Str("subject", subject).Str("reason", why).Msg("operator action")
+		w.WriteHeader(http.StatusNoContent)
+	case errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoHost):
+		writeRefusal(w, http.StatusNotFound, "not-found", err.Error())
+	case errors.Is(err, rollout.ErrOver), errors.Is(err, rollout.ErrRecalled), errors.Is(err, rollout.ErrBusy), errors.Is(err, rollout.ErrAction):
+		writeRefusal(w, http.StatusConflict, "not-possible", err.Error())
+	default:
+		s.answerFailure(w, r, err)
+	}
+}
+
+// step runs a change of the world that may be refused.
+func (s *server) step(r *http.Request, do func(*rollout.World, time.Time) (rollout.Change, error)) error {
+	var refused error
+	err := s.change(r.Context(), func(w *rollout.World, now time.Time) (c rollout.Change) {
+		c, refused = do(w, now)
+		return c
+	})
+	return errors.Join(refused, err)
+}
+
+func (s *server) holdRollout(action string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var req protocol.HoldRequest
+		id, ok := s.rolloutID(w, r)
+		if !ok || !readJSON(w, r, &req) {
+			return
+		}
+		s.act(w, r, action, id, req.Reason, func(by string) error {
+			return s.step(r, func(w *rollout.World, now time.Time) (rollout.Change, error) {
+				return w.Hold(id, action, by, req.Reason, now)
+			})
+		})
+	}
+}
+
+func (s *server) retry(w http.ResponseWriter, r *http.Request) {
+	var req protocol.HoldRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	host := r.PathValue("name")
+	s.act(w, r, "retry", host, req.Reason, func(by string) error {
+		return s.step(r, func(w *rollout.World, now time.Time) (rollout.Change, error) {
+			return w.Retry(host, by, req.Reason, now)
+		})
+	})
+}
+
+func (s *server) revoke(w http.ResponseWriter, r *http.Request) {
+	var req protocol.RevokeRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	if s.store == nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	if req.Hostname == "" {
+		http.Error(w, "hostname is empty", http.StatusUnprocessableEntity)
+		return
+	}
+	notBefore := time.Now().Truncate(time.Second).Add(time.Second)
+	if req.NotBefore != nil {
+		notBefore = req.NotBefore.Time
+	}
+	s.act(w, r, "revoke", req.Hostname, req.Reason, func(by string) error {
+		err := s.store.Revoke(r.Context(), store.Revocation{Hostname: req.Hostname, NotBefore: notBefore, Reason: req.Reason, RevokedBy: by})
+		if err == nil {
+			s.waiters.wake(req.Hostname)
+		}
+		return err
+	})
+}
+
+// lookNow makes the poller look at its source.
+func (s *server) lookNow() {
+	select {
+	case s.poked <- struct{}{}:
+	default:
+	}
+}
+
+func (s *server) poke(w http.ResponseWriter, r *http.Request) {
+	s.act(w, r, "poke", s.source.String(), "", func(string) error {
+		s.lookNow()
+		return nil
+	})
+}
+
+func (s *server) webhook(w http.ResponseWriter, r *http.Request) {
+	if s.cfg.WebhookTokenFile == "" {
+		http.NotFound(w, r)
+		return
+	}
+	if !s.webhookLimit.Allow() {
+		w.WriteHeader(http.StatusTooManyRequests)
+		return
+	}
+	if !s.webhookToken(r) {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	s.lookNow()
+	w.WriteHeader(http.StatusAccepted)
+}
+
+func (s *server) plan(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, planOf(look(s, func(w *rollout.World, now time.Time) rollout.PlanView {
+		return w.Plan(nil, rollout.PlanOptions{}, now)
+	})))
+}
+
+// planOf puts a plan into the wire's words.
+func planOf(p rollout.PlanView) protocol.Plan {
+	out := protocol.Plan{At: pki.At(p.At), Moves: []protocol.PlanMove{}, Waves: []protocol.PlanWave{}, Blocked: []protocol.PlanBlocked{}}
+	for _, m := range p.Moves {
+		out.Moves = append(out.Moves, protocol.PlanMove{At: pki.At(m.At), Host: m.Host, Channel: m.Channel, Wave: uint32(m.Wave), From: text(m.From), To: m.To})
+	}
+	for _, v := range p.Waves {
+		out.Waves = append(out.Waves, protocol.PlanWave{At: pki.At(v.At), Channel: v.Channel, Wave: uint32(v.Wave), Hosts: uint32(v.Hosts), SoakSecs: seconds(v.Soak)})
+	}
+	for _, b := range p.Blocked {
+		out.Blocked = append(out.Blocked, protocol.PlanBlocked{Host: b.Host, Channel: b.Channel, Wave: uint32(b.Wave), From: text(b.From), To: text(b.To), Reason: *reason(b.Reason)})
+	}
+	return out
+}
+
+const (
+	eventPage = 500
+	// eventKeepalive tells a follower and the proxies between that we are there.
+	eventKeepalive = 15 * time.Second
+)
+
+// events streams the event log as server-sent events, from the first line
+// after the given sequence number on, until the caller leaves.
+func (s *server) events(w http.ResponseWriter, r *http.Request) {
+	if s.store == nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	after, err := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64)
+	if r.URL.Query().Get("after") != "" && err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{})
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	for {
+		more := s.feed.wait()
+		lines, err := s.store.Events(r.Context(), after, eventPage)
+		if err != nil {
+			s.log.Error().Err(err).Msg("events not read")
+			return
+		}
+		_ = control.SetWriteDeadline(time.Now().Add(requestTimeout))
+		for _, e := range lines {
+			doc, err := json.Marshal(wireEvent(e))
+			if err != nil {
+				s.log.Error().Err(err).Msg("event not encoded")
+				return
+			}
+			if _, err := fmt.Fprintf(w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
+				return
+			}
+			after = e.Seq
+		}
+		if err := control.Flush(); err != nil {
+			return
+		}
+		if len(lines) == eventPage {
+			continue
+		}
+		select {
+		case <-more:
+		case <-time.After(eventKeepalive):
+			if _, err := fmt.Fprint(w, ": still here\n\n"); err != nil {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		case <-s.stopping:
+			return
+		}
+		if _, err := s.authorize(r.Context()); err != nil {
+			return
+		}
+	}
+}
+
+func wireEvent(e rollout.Event) protocol.Event {
+	return protocol.Event{
+		Seq: e.Seq, At: pki.At(e.At), Kind: e.Kind, RolloutID: e.RolloutID, Intent: e.Intent, Channel: e.Channel,
+		Host: e.Host, Actor: e.Actor, Reason: e.Reason, Detail: e.Detail,
+	}
+}

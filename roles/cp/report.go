@@ -1,0 +1,138 @@
+package cp
+
+import (
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+	"nixfleet/store"
+)
+
+func (s *server) confirm(w http.ResponseWriter, r *http.Request, host string) {
+	var req protocol.ConfirmRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	if req.Hostname != host {
+		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
+		return
+	}
+	if s.store == nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	confirmed := false
+	err := s.change(r.Context(), func(w *rollout.World, now time.Time) (c rollout.Change) {
+		confirmed, c = w.Confirm(host, req.Rollout, req.Generation.ClosureHash, now)
+		return c
+	})
+	if err != nil {
+		s.answerFailure(w, r, err)
+		return
+	}
+	s.log.Info().Str("host", host).Str("rollout", req.Rollout).Str("closure", req.Generation.ClosureHash).Bool("accepted", confirmed).Msg("confirm received")
+	if !confirmed {
+		w.WriteHeader(http.StatusGone)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// newEventID is unique enough to name a report to a person.
+func newEventID(now time.Time) string {
+	const letters = "0123456789abcdefghijklmnopqrstuvwxyz"
+	var suffix [8]byte
+	for i := range suffix {
+		suffix[i] = letters[rand.IntN(len(letters))]
+	}
+	return "evt-" + strconv.FormatInt(now.UnixMilli(), 10) + "-" + string(suffix[:])
+}
+
+func (s *server) report(w http.ResponseWriter, r *http.Request, host string) {
+	var req protocol.ReportRequest
+	if !readJSON(w, r, &req) {
+		return
+	}
+	if req.Hostname != host {
+		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
+		return
+	}
+	if !protocol.KnownEvent(req.Event) || req.Details.Kind() != '{' {
+		http.Error(w, "unknown event or details that are no object", http.StatusUnprocessableEntity)
+		return
+	}
+	var hostKey *string
+	if h := s.snapshot.Load().rel.Fleet.Hosts[host]; h != nil {
+		hostKey = h.Pubkey
+	}
+	verdict, signed := protocol.VerifyEvidence(hostKey, &req)
+	id, err := s.storeReport(r, host, req.Rollout, req.Event, string(req.Details), verdict, signed)
+	if err != nil {
+		s.answerFailure(w, r, err)
+		return
+	}
+	if err := s.change(r.Context(), func(w *rollout.World, now time.Time) rollout.Change {
+		return w.Report(host, reportOf(&req, verdict), now)
+	}); err != nil {
+		s.answerFailure(w, r, err)
+		return
+	}
+	s.countReport(host, &req)
+	s.log.Info().Str("host", host).Str("event", req.Event).Str("verdict", string(verdict)).Msg("report received")
+	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})
+}
+
+func (s *server) storeReport(r *http.Request, host string, rolloutID *string, event, details string, verdict protocol.Verdict, signed bool) (string, error) {
+	id := newEventID(time.Now())
+	if s.store == nil {
+		return id, nil
+	}
+	var stored *string
+	if signed {
+		text := string(verdict)
+		stored = &text
+	}
+	return id, s.store.AddReport(r.Context(), store.Report{
+		EventID: id, Hostname: host, Event: event, ReceivedAt: time.Now(), Rollout: rolloutID, Verdict: stored, Details: details,
+	})
+}
+
+// reportOf is what decisions depend on. Only the one signature that does not
+// verify keeps a report from counting.
+func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Report {
+	var d struct {
+		ClosureHash string `json:"closure_hash"`
+		Phase       string `json:"phase"`
+		Reason      string `json:"reason"`
+		ControlID   string `json:"control_id"`
+		StderrTail  string `json:"stderr_tail"`
+		Component   string `json:"component"`
+	}
+	// Details of another shape than expected give empty members, which say nothing.
+	_ = json.Unmarshal(req.Details, &d)
+	out := rollout.Report{Event: req.Event, Closure: d.ClosureHash, Phase: d.Phase, Reason: d.Reason, Detail: d.StderrTail, Counts: verdict.Counts()}
+	if req.Rollout != nil {
+		out.RolloutID = *req.Rollout
+	}
+	switch req.Event {
+	case protocol.EventComplianceFailure:
+		out.Reason = d.ControlID
+	case protocol.EventActivationDeferred:
+		out.Reason = d.Component
+	}
+	return out
+}
+
+func (s *server) countReport(host string, req *protocol.ReportRequest) {
+	switch req.Event {
+	case protocol.EventComplianceFailure:
+		s.metrics.compliance.WithLabelValues(reportOf(req, "").Reason, host).Inc()
+	case protocol.EventRuntimeGateError:
+		s.metrics.gateErrors.Inc()
+	}
+}

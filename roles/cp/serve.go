@@ -1,0 +1,316 @@
+package cp
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	stdlog "log"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/store"
+)
+
+const (
+	headerTimeout  = 10 * time.Second
+	requestTimeout = 30 * time.Second
+	idleTimeout    = 10 * time.Minute
+	stopTimeout    = 10 * time.Second
+	pruneInterval  = time.Hour
+)
+
+// server is a running control plane.
+type server struct {
+	cfg    Config
+	log    zerolog.Logger
+	source Source
+	store  *store.Store // nil without a database
+	rules  pki.IdentityRules
+
+	serverCert *reloaded[*tls.Certificate]
+	clientCAs  *reloaded[clientCAs]
+	trust      *reloaded[*pki.Trust]
+	ca         *reloaded[*pki.CA]
+	ticketKey  [32]byte
+
+	snapshot atomic.Pointer[snapshot]
+	floor    *fleet.Release // nothing older is accepted; the poller's own
+	history  history
+	world    world
+	waiters  *waiters
+	feed     *feed
+	seen     *lastSeen
+	metrics  *metrics
+	lastTick atomic.Int64 // Unix milliseconds
+
+	kick     chan struct{} // the tick has something to do
+	poked    chan struct{} // look at the source
+	stopping chan struct{}
+	started  time.Time
+
+	fetcher, cache *http.Client
+	bootstrapLimit *rate.Limiter
+	webhookLimit   *rate.Limiter
+	auditMu        sync.Mutex
+}
+
+// Run serves until ctx ends, then answers what is held and returns nil.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.complete(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	s, err := newServer(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	if s.store != nil {
+		defer s.store.Close()
+	}
+	return s.run(ctx)
+}
+
+func newServer(ctx context.Context, cfg Config) (*server, error) {
+	source, err := cfg.source()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o750); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	s := &server{
+		cfg: cfg, log: cfg.Log, source: source,
+		rules:      pki.IdentityRules{Suffix: cfg.AgentSuffix, SingleCA: cfg.SingleCA, LegacyHosts: cfg.LegacyHosts},
+		serverCert: newReloaded(loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
+		clientCAs:  newReloaded(loadClientCAs(cfg.ClientCA), cfg.ClientCA),
+		ca:         newReloaded(cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
+		history:    history{byID: map[string]remembered{}},
+		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(),
+		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
+		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
+		bootstrapLimit: rate.NewLimiter(2, 20), webhookLimit: rate.NewLimiter(1, 5),
+	}
+	s.trust = newReloaded(func() (*pki.Trust, error) {
+		t, warnings, err := pki.LoadTrust(cfg.TrustFile)
+		for _, w := range warnings {
+			s.log.Warn().Str("file", cfg.TrustFile).Msg("trust file: " + w)
+		}
+		return t, err
+	}, cfg.TrustFile)
+	if _, err := rand.Read(s.ticketKey[:]); err != nil {
+		return nil, err
+	}
+	version, commit, _ := strings.Cut(cfg.Version, " ")
+	s.metrics = newMetrics(s, version, strings.Trim(strings.TrimPrefix(commit, "(commit "), ")"))
+	for _, check := range []func() error{
+		func() error { _, _, err := s.serverCert.get(); return err },
+		func() error { _, _, err := s.clientCAs.get(); return err },
+		func() error { _, _, err := s.trust.get(); return err },
+		func() error { _, _, err := s.ca.get(); return err },
+	} {
+		if err := check(); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.DBPath == "" {
+		s.log.Warn().Msg("no database: nothing is dispatched and nobody can enrol")
+	} else if s.store, err = store.Open(ctx, store.Config{Path: cfg.DBPath, Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	if err := s.loadWorld(ctx); err != nil {
+		return nil, errors.Join(err, s.store.Close())
+	}
+	return s, nil
+}
+
+func (s *server) run(ctx context.Context) error {
+	// Prime before listening: from disk what was accepted last, from the source
+	// what is new.
+	s.restore()
+	revision := s.poll(ctx, "")
+
+	inner := s.cfg.Listener
+	if inner == nil {
+		var err error
+		if inner, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Listen); err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+	}
+	listener := newLimitedListener(inner, s.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous)
+	web := &http.Server{
+		Handler: s.handler(), ConnContext: connectionContext,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		// Handshakes that fail are the peers' noise, not ours.
+		ErrorLog: stdlog.New(io.Discard, "", 0),
+	}
+
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var loops sync.WaitGroup
+	for _, loop := range []func(context.Context){
+		func(ctx context.Context) { s.pollLoop(ctx, revision) }, s.tickLoop, s.pruneLoop, s.watchdog,
+	} {
+		loops.Go(func() { loop(background) })
+	}
+	defer loops.Wait()
+	defer cancel()
+
+	failed := make(chan error, 1)
+	go func() { failed <- web.Serve(listener) }()
+	s.log.Info().Str("address", inner.Addr().String()).Str("source", s.source.String()).Bool("ready", s.snapshot.Load() != nil).Msg("control plane listens")
+	notify(daemon.SdNotifyReady)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	notify(daemon.SdNotifyStopping)
+	s.log.Info().Msg("control plane stops")
+	close(s.stopping)
+	s.waiters.wakeAll()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer done()
+	if err := web.Shutdown(stop); err != nil {
+		web.Close()
+	}
+	<-failed
+	return nil
+}
+
+// notify tells systemd, where there is one.
+func notify(state string) {
+	// Without systemd there is nobody to tell and no error worth a word.
+	_, _ = daemon.SdNotify(false, state)
+}
+
+// watchdog tells systemd that the ticks go on.
+func (s *server) watchdog(ctx context.Context) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return
+	}
+	ticker := time.NewTicker(interval / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if time.Since(time.UnixMilli(s.lastTick.Load())) < 2*maxTickWait {
+				notify(daemon.SdNotifyWatchdog)
+			}
+		}
+	}
+}
+
+func (s *server) pruneLoop(ctx context.Context) {
+	if s.store == nil {
+		return
+	}
+	ticker := time.NewTicker(pruneInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			if err := s.store.Prune(ctx, now); err != nil {
+				s.log.Error().Err(err).Msg("database not pruned")
+			}
+		}
+	}
+}
+
+// poll looks at the source once and returns the revision that it saw.
+func (s *server) poll(ctx context.Context, known string) string {
+	got, err := s.source.Fetch(ctx, known)
+	if err == nil && got.Unchanged {
+		s.metrics.polls.WithLabelValues("unchanged").Inc()
+		return known
+	}
+	if err == nil {
+		err = s.consider(got)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			s.metrics.polls.WithLabelValues("failed").Inc()
+			s.log.Warn().Err(err).Str("source", s.source.String()).Msg("release not accepted")
+		}
+		return known
+	}
+	s.metrics.polls.WithLabelValues("accepted").Inc()
+	return got.Revision
+}
+
+func (s *server) pollLoop(ctx context.Context, revision string) {
+	for {
+		timer := time.NewTimer(s.cfg.PollInterval)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-s.poked:
+			timer.Stop()
+		case <-timer.C:
+		}
+		revision = s.poll(ctx, revision)
+	}
+}
+
+// handler is the API: the checks that every path has, then the paths.
+func (s *server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/enroll", s.enroll)
+	mux.HandleFunc("POST /v1/agent/bootstrap-report", s.bootstrapReport)
+	mux.HandleFunc("POST /v1/webhook", s.webhook)
+	mux.HandleFunc("POST /v1/agent/renew", agentOnly(s.renew))
+	mux.HandleFunc("POST /v1/agent/checkin", agentOnly(s.checkin))
+	mux.HandleFunc("POST /v1/agent/confirm", agentOnly(s.confirm))
+	mux.HandleFunc("POST /v1/agent/report", agentOnly(s.report))
+	mux.HandleFunc("GET /v1/agent/closure/{hash}", s.closure)
+	mux.HandleFunc("GET /v1/heads/{channel}", s.head(false))
+	mux.HandleFunc("GET /v1/heads/{channel}/sig", s.head(true))
+	mux.HandleFunc("GET /v1/heads/{channel}/proof/{host}", s.proof)
+	mux.HandleFunc("GET /v1/rollouts/{id}", s.manifest(false))
+	mux.HandleFunc("GET /v1/rollouts/{id}/sig", s.manifest(true))
+	mux.HandleFunc("GET /v1/whoami", s.whoami)
+	mux.HandleFunc("GET /v1/channels/{name}", s.channel)
+	for pattern, view := range map[string]http.HandlerFunc{
+		"GET /v1/hosts": s.hosts, "GET /v1/deferrals": s.deferrals, "GET /v1/host-reports": s.hostReports,
+		"GET /v1/rollouts": s.rollouts, "GET /v1/rollouts/{id}/lifecycle": s.lifecycle, "GET /v1/rollouts/{id}/trace": s.trace,
+		"GET /metrics": promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP,
+	} {
+		mux.HandleFunc(pattern, s.operatorOnly(true, view))
+	}
+	for pattern, act := range map[string]http.HandlerFunc{
+		"GET /v1/hosts/{name}/explain": s.explain, "GET /v1/plan": s.plan, "GET /v1/events": s.events,
+		"POST /v1/rollouts/{id}/pause": s.holdRollout("pause"), "POST /v1/rollouts/{id}/resume": s.holdRollout("resume"),
+		"POST /v1/rollouts/{id}/cancel": s.holdRollout("cancel"), "POST /v1/revocations": s.revoke,
+		"POST /v1/hosts/{name}/retry": s.retry, "POST /v1/poke": s.poke,
+	} {
+		mux.HandleFunc(pattern, s.operatorOnly(false, act))
+	}
+	return s.guard(deadlines(mux))
+}
+
+// deadlines gives each answer its time: a WriteTimeout of the whole server
+// would cut held requests.
+func deadlines(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTimeout))
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,234 @@
+package cp
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
+
+// snapshot is one accepted release with what requests look up in it. It is
+// swapped as a whole and never changed.
+type snapshot struct {
+	rel      *fleet.Release
+	revision string
+	files    fs.FS // the release directory, for manifests of older releases
+	revoked  map[string]time.Time
+	nonces   map[string]fleet.BootstrapNonce
+
+	keys sync.Map // host name -> ed25519.PublicKey, parsed when first asked for
+}
+
+func newSnapshot(rel *fleet.Release, revision string, files fs.FS) *snapshot {
+	s := &snapshot{rel: rel, revision: revision, files: files, revoked: map[string]time.Time{}}
+	if rel.Revocations != nil {
+		for _, r := range rel.Revocations.Revocations {
+			s.revoked[r.Hostname] = r.NotBefore.Time // a later entry wins
+		}
+	}
+	if rel.Nonces != nil {
+		s.nonces = map[string]fleet.BootstrapNonce{}
+		for _, n := range rel.Nonces.BootstrapNonces {
+			s.nonces[n.Nonce] = n
+		}
+	}
+	return s
+}
+
+// key is the declared key of a host, nil when there is none.
+func (s *snapshot) key(hostname string) ed25519.PublicKey {
+	if key, ok := s.keys.Load(hostname); ok {
+		return key.(ed25519.PublicKey)
+	}
+	h := s.rel.Fleet.Hosts[hostname]
+	if h == nil || h.Pubkey == nil {
+		return nil
+	}
+	key, err := pki.ParseHostKey(*h.Pubkey)
+	if err != nil {
+		return nil
+	}
+	s.keys.Store(hostname, key)
+	return key
+}
+
+func (s *server) acceptedDir() string { return filepath.Join(s.cfg.StateDir, "accepted") }
+
+func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
+	trust, _, err := s.trust.get()
+	if trust == nil {
+		return fleet.LoadOptions{}, err
+	}
+	if err != nil {
+		s.log.Error().Err(err).Msg("trust file not reloaded")
+	}
+	return fleet.LoadOptions{
+		Trust: trust, Now: time.Now(), Window: window, FleetName: s.cfg.fleetName(),
+		RequireRevocations: s.cfg.RevocationsSource.given(), RequireNonces: s.cfg.NoncesSource.given(),
+		ManifestsElsewhere: s.cfg.Source == "" && (s.cfg.Rollouts.given() || s.cfg.RolloutsDir != "" || s.cfg.ChannelRefs.given()),
+	}, nil
+}
+
+// anyAge accepts a signature however old: what was accepted once stays the
+// floor below which nothing is accepted again.
+const anyAge = 200 * 365 * 24 * time.Hour
+
+// restore takes the last accepted release from disk, verified anew. One that
+// has become too old to serve still is the floor.
+func (s *server) restore() {
+	for _, dir := range Kept(s.acceptedDir()) {
+		o, err := s.loadOptions(anyAge)
+		if err != nil {
+			s.log.Error().Err(err).Msg("trust file not loaded")
+			return
+		}
+		o.FleetName = fleet.FleetName
+		rel, err := fleet.LoadRelease(dir, o)
+		if err != nil {
+			s.log.Error().Err(err).Msg("last accepted release not restored")
+			continue
+		}
+		s.floor = rel
+		if age := time.Since(rel.SignedAt); age > s.cfg.FreshnessWindow+pki.ClockSlack {
+			s.log.Warn().Time("signed_at", rel.SignedAt).Msg("last accepted release is too old to serve")
+			return
+		}
+		s.install(newSnapshot(rel, "", dir))
+		return
+	}
+}
+
+// consider verifies what a source gave and, when it is newer, puts it in force.
+func (s *server) consider(got Snapshot) error {
+	o, err := s.loadOptions(s.cfg.FreshnessWindow)
+	if err != nil {
+		return err
+	}
+	rel, err := fleet.LoadRelease(got.FS, o)
+	if err != nil {
+		return err
+	}
+	if err := rel.Supersedes(s.floor); err != nil {
+		return err
+	}
+	if current := s.snapshot.Load(); current != nil && sameRelease(current.rel, rel) {
+		if current.revision == "" {
+			// What was restored from disk is what the source has.
+			s.install(newSnapshot(rel, got.Revision, got.FS))
+		}
+		return nil
+	}
+	if err := Keep(s.acceptedDir(), releaseFiles(rel)); err != nil {
+		s.log.Error().Err(err).Msg("accepted release not kept on disk")
+	}
+	s.install(newSnapshot(rel, got.Revision, got.FS))
+	return nil
+}
+
+func sameRelease(a, b *fleet.Release) bool {
+	return a.FleetHash == b.FleetHash && a.RevocationsFile.Hash == b.RevocationsFile.Hash && a.NoncesFile.Hash == b.NoncesFile.Hash &&
+		string(a.FleetFile.Sig) == string(b.FleetFile.Sig)
+}
+
+// releaseFiles are the files of a release under their names.
+func releaseFiles(rel *fleet.Release) map[string][]byte {
+	files := map[string][]byte{}
+	add := func(name string, a fleet.Artifact) {
+		if len(a.Body) > 0 {
+			files[name], files[name+fleet.SignatureSuffix] = a.Body, a.Sig
+		}
+	}
+	add(fleet.FleetName, rel.FleetFile)
+	add(fleet.RevocationsName, rel.RevocationsFile)
+	add(fleet.NoncesName, rel.NoncesFile)
+	for _, c := range rel.Channels {
+		add(fleet.ManifestName(c.RolloutID), c.ManifestFile)
+		add(fleet.HeadName(c.Channel), c.HeadFile)
+	}
+	return files
+}
+
+// install swaps the snapshot, hands the release to the decision procedure and
+// remembers the manifests that agents may still ask for.
+func (s *server) install(next *snapshot) {
+	before := s.snapshot.Load()
+	s.floor = next.rel
+	s.remember(next.rel)
+	s.snapshot.Store(next)
+	s.metrics.signedAt.Set(float64(next.rel.SignedAt.Unix()))
+	if before != nil && sameRelease(before.rel, next.rel) {
+		return
+	}
+	if err := s.acceptInWorld(next.rel); err != nil {
+		s.log.Error().Err(err).Msg("accepted release not stored")
+	}
+	event := s.log.Info().Str("commit", next.rel.Commit).Time("signed_at", next.rel.SignedAt).
+		Int("hosts", len(next.rel.Fleet.Hosts)).Int("channels", len(next.rel.Channels)).Str("revision", next.revision)
+	event.Msg("snapshot refreshed")
+}
+
+// history keeps manifests of earlier releases while their longest freshness
+// window has not passed.
+type history struct {
+	mu   sync.Mutex
+	byID map[string]remembered
+}
+
+type remembered struct {
+	channel *fleet.ChannelRelease
+	until   time.Time
+}
+
+func (s *server) remember(rel *fleet.Release) {
+	longest := time.Duration(0)
+	for _, c := range rel.Fleet.Channels {
+		longest = max(longest, time.Duration(c.FreshnessWindow)*time.Minute)
+	}
+	h := &s.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	for id, r := range h.byID {
+		if now.After(r.until) {
+			delete(h.byID, id)
+		}
+	}
+	for _, c := range rel.Channels {
+		h.byID[c.RolloutID] = remembered{c, rel.SignedAt.Add(longest + pki.ClockSlack)}
+	}
+}
+
+func (h *history) find(id string) *fleet.ChannelRelease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.byID[id].channel
+}
+
+// storedManifest reads a manifest that only the release directory still has.
+// The id is its canonical hash; the signature is the agent's to check.
+func (s *snapshot) storedManifest(id string) (fleet.Artifact, error) {
+	body, err := fs.ReadFile(s.files, fleet.ManifestName(id))
+	if err != nil {
+		return fleet.Artifact{}, err
+	}
+	sig, err := fs.ReadFile(s.files, fleet.ManifestName(id)+fleet.SignatureSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fleet.Artifact{}, fmt.Errorf("%w: it has no signature", errUnfit)
+	}
+	if err != nil {
+		return fleet.Artifact{}, err
+	}
+	if hash, err := pki.CanonicalHash(body); err != nil || hash != id {
+		return fleet.Artifact{}, fmt.Errorf("%w: its hash is not its name", errUnfit)
+	}
+	return fleet.Artifact{Body: body, Sig: sig, Hash: id}, nil
+}
+
+// errUnfit: a file is there and cannot be served.
+var errUnfit = errors.New("manifest cannot be served")

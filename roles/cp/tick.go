@@ -1,0 +1,232 @@
+package cp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+)
+
+// observed is the v1 observed.json, as far as a decision depends on it.
+type observed struct {
+	ChannelRefs    map[string]string       `json:"channelRefs" shape:"R"`
+	LastRolledRefs map[string]string       `json:"lastRolledRefs" shape:"R"`
+	HostState      map[string]observedHost `json:"hostState" shape:"R"`
+	ActiveRollouts []observedRollout       `json:"activeRollouts" shape:"R"`
+}
+
+type observedHost struct {
+	Online            bool    `json:"online" shape:"R"`
+	CurrentGeneration *string `json:"currentGeneration" shape:"N"`
+}
+
+type observedRollout struct {
+	ID      string `json:"id" shape:"R"`
+	Channel string `json:"channel" shape:"R"`
+}
+
+func tickCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "tick",
+		Usage: "verify a release and print what would be decided now, as JSON lines",
+		Description: "Exit 0 planned, 1 the release did not verify, 2 the input could not be read.\n\n" +
+			"Example:\n   nixfleet cp tick --artifact releases/fleet.resolved.json --signature releases/fleet.resolved.json.sig \\\n" +
+			"     --trust-file trust.json --observed observed.json",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "artifact", Required: true, EnvVars: []string{"NIXFLEET_CP_ARTIFACT"}, Usage: "fleet document `FILE`"},
+			&cli.StringFlag{Name: "signature", Required: true, EnvVars: []string{"NIXFLEET_CP_SIGNATURE"}, Usage: "its signature `FILE`"},
+			&cli.StringFlag{Name: "trust-file", Value: "/etc/nixfleet/cp/trust.json", EnvVars: []string{"NIXFLEET_CP_TRUST_FILE"}, Usage: "trust roots `FILE`"},
+			&cli.StringFlag{Name: "observed", Required: true, EnvVars: []string{"NIXFLEET_CP_OBSERVED"}, Usage: "observed state `FILE`"},
+			&cli.IntFlag{Name: "freshness-window-secs", Value: 2592000, EnvVars: []string{"NIXFLEET_CP_FRESHNESS_WINDOW_SECS"}, Usage: "oldest release that is accepted, in seconds"},
+		},
+		Action: func(c *cli.Context) error { return tick(c, time.Now()) },
+	}
+}
+
+func tick(c *cli.Context, now time.Time) error {
+	input := func(err error) error { return &exitError{err, 2, "nixfleet cp tick --help"} }
+	trust, _, err := pki.LoadTrust(c.String("trust-file"))
+	if err != nil {
+		return input(err)
+	}
+	doc, err := os.ReadFile(c.String("observed"))
+	if err != nil {
+		return input(err)
+	}
+	var o observed
+	if err := pki.Decode(doc, &o); err != nil {
+		return input(fmt.Errorf("observed state: %w", err))
+	}
+	files, err := tickFiles(c.String("artifact"), c.String("signature"))
+	if err != nil {
+		return input(err)
+	}
+	rel, err := fleet.LoadRelease(files, fleet.LoadOptions{
+		Trust: trust, Now: now, Window: time.Duration(c.Int("freshness-window-secs")) * time.Second, ManifestsElsewhere: true,
+	})
+	out := lines{c.App.Writer}
+	if err != nil {
+		reason := pki.ReasonMismatch
+		if refused := (*pki.VerifyError)(nil); errors.As(err, &refused) {
+			reason = refused.Reason
+		}
+		if err := out.write(struct {
+			Event  string              `json:"event"`
+			OK     bool                `json:"verify_ok"`
+			Now    protocol.OffsetTime `json:"now"`
+			Reason pki.Reason          `json:"reason"`
+		}{"tick", false, protocol.Offset(now), reason}); err != nil {
+			return err
+		}
+		return &exitError{fmt.Errorf("release not accepted: %w", err), 1, "nixfleet verify artifact --help"}
+	}
+	actions := decideTick(rel, trust, &o, now)
+	signed := protocol.Offset(rel.SignedAt)
+	if err := out.write(struct {
+		Event    string              `json:"event"`
+		OK       bool                `json:"verify_ok"`
+		Now      protocol.OffsetTime `json:"now"`
+		SignedAt protocol.OffsetTime `json:"signed_at"`
+		Commit   *string             `json:"ci_commit"`
+		Channels int                 `json:"channels_observed"`
+		Active   int                 `json:"active_rollouts"`
+		Actions  int                 `json:"actions"`
+	}{"tick", true, protocol.Offset(now), signed, text(rel.Commit), len(o.ChannelRefs), len(o.ActiveRollouts), len(actions)}); err != nil {
+		return err
+	}
+	for _, a := range actions {
+		if err := out.write(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lines writes JSON lines.
+type lines struct{ io.Writer }
+
+func (l lines) write(v any) error {
+	doc, err := json.Marshal(v)
+	if err == nil {
+		_, err = fmt.Fprintf(l, "%s\n", doc)
+	}
+	return err
+}
+
+// tickFiles is the pair under its usual names, with the manifests and heads
+// beside it.
+func tickFiles(artifact, signature string) (fs.FS, error) {
+	beside := boundedDir(filepath.Dir(artifact))
+	body, err := beside.ReadFile(filepath.Base(artifact))
+	if err != nil {
+		return nil, err
+	}
+	sig, err := boundedDir(filepath.Dir(signature)).ReadFile(filepath.Base(signature))
+	if err != nil {
+		return nil, err
+	}
+	return overlay{memory{fleet.FleetName: body, fleet.FleetName + fleet.SignatureSuffix: sig}, beside}, nil
+}
+
+// overlay reads from memory first.
+type overlay struct {
+	memory
+	below boundedDir
+}
+
+// ReadFile reads one document.
+func (o overlay) ReadFile(name string) ([]byte, error) {
+	data, err := o.memory.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o.below.ReadFile(name)
+	}
+	return data, err
+}
+
+// action is one line of the tick, with the members of its kind.
+type action struct {
+	Action    string   `json:"action"`
+	Channel   string   `json:"channel,omitzero"`
+	Rollout   string   `json:"rollout,omitzero"`
+	Host      string   `json:"host,omitzero"`
+	TargetRef string   `json:"target_ref,omitzero"`
+	BlockedBy string   `json:"blocked_by,omitzero"`
+	Which     string   `json:"which,omitzero"`
+	RetireAt  string   `json:"retire_at,omitzero"`
+	Reason    string   `json:"reason,omitzero"`
+	Hosts     []string `json:"hosts,omitzero"`
+}
+
+// decideTick asks the decision procedure what the observed hosts would be told.
+func decideTick(rel *fleet.Release, trust *pki.Trust, o *observed, now time.Time) []action {
+	actions := []action{}
+	w := rollout.New(rollout.State{}, rollout.DefaultLimits(), now)
+	w.Accept(rel, now)
+	for _, channel := range sorted(o.ChannelRefs) {
+		ref := o.ChannelRefs[channel]
+		open := slices.ContainsFunc(o.ActiveRollouts, func(r observedRollout) bool { return r.Channel == channel })
+		switch {
+		case rel.Channels[channel] == nil && !hasChannel(rel, channel):
+			actions = append(actions, action{Action: "channel_unknown", Channel: channel})
+		case o.LastRolledRefs[channel] != ref && !open:
+			actions = append(actions, action{Action: "open_rollout", Channel: channel, TargetRef: ref})
+		}
+	}
+	for _, d := range w.Deferrals(now) {
+		actions = append(actions, action{Action: "rollout_deferred", Channel: d.Channel, TargetRef: d.TargetRef, BlockedBy: d.BlockedBy, Reason: d.Reason})
+	}
+	var offline []string
+	for _, name := range sorted(o.HostState) {
+		h := o.HostState[name]
+		if !h.Online {
+			offline = append(offline, name)
+			continue
+		}
+		seen := rollout.Observation{KnowsLease: true}
+		if h.CurrentGeneration != nil {
+			seen.Closure = *h.CurrentGeneration
+		}
+		d, _ := w.Checkin(name, seen, now)
+		if t := d.Target; t != nil {
+			actions = append(actions, action{Action: "dispatch_host", Rollout: t.RolloutID, Host: name, TargetRef: t.ChannelRef})
+		} else {
+			actions = append(actions, action{Action: "skip", Host: name, Reason: d.Reason.Code})
+		}
+	}
+	for which, slot := range map[string]*pki.KeySlot{"ciReleaseKey": &trust.CIReleaseKey, "orgRootKey": trust.OrgRootKey} {
+		if slot.RotationDue(now) {
+			actions = append(actions, action{Action: "rotate_trust_root", Which: which, RetireAt: slot.RetireAt.String()})
+		}
+	}
+	if len(offline) > 0 {
+		actions = append(actions, action{Action: "skip_summary", Reason: "offline", Hosts: offline})
+	}
+	return actions
+}
+
+func hasChannel(rel *fleet.Release, name string) bool {
+	_, ok := rel.Fleet.Channels[name]
+	return ok
+}
+
+func sorted[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
