@@ -1,76 +1,73 @@
 package protocol
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 )
 
 // Enroll trades a bootstrap token for a host's first certificate.
 func (c *Client) Enroll(ctx context.Context, r *EnrollRequest) (*CertResponse, error) {
-	out := new(CertResponse)
-	return out, c.call(ctx, http.MethodPost, "/v1/enroll", r, out)
+	return ask[CertResponse](ctx, c, request{method: http.MethodPost, path: "/v1/enroll", body: r})
 }
 
 // Renew trades the current certificate for the next.
 func (c *Client) Renew(ctx context.Context, r *RenewRequest) (*CertResponse, error) {
-	out := new(CertResponse)
-	return out, c.call(ctx, http.MethodPost, "/v1/agent/renew", r, out)
+	return ask[CertResponse](ctx, c, request{method: http.MethodPost, path: "/v1/agent/renew", body: r})
 }
 
-// ReportBootstrap tells of a failed enrolment.
-func (c *Client) ReportBootstrap(ctx context.Context, r *BootstrapReport) error {
-	return c.call(ctx, http.MethodPost, "/v1/agent/bootstrap-report", r, nil)
+// BootstrapReport tells of a failed enrolment.
+func (c *Client) BootstrapReport(ctx context.Context, r *BootstrapReport) error {
+	return c.tell(ctx, "/v1/agent/bootstrap-report", r)
 }
 
 // Checkin says what the host runs and asks what it should. With wait above zero
 // the control plane may hold the answer that long; CheckinResponse.Held says
 // whether it knows how.
 func (c *Client) Checkin(ctx context.Context, r *CheckinRequest, wait time.Duration) (*CheckinResponse, error) {
-	header, timeout := http.Header{}, c.timeout
+	req := request{method: http.MethodPost, path: "/v1/agent/checkin", body: r}
 	if seconds := int(wait / time.Second); seconds > 0 {
-		header.Set("Prefer", "wait="+strconv.Itoa(seconds))
-		timeout = max(timeout, wait+holdMargin)
+		req.header = http.Header{"Prefer": {"wait=" + strconv.Itoa(seconds)}}
+		req.timeout = max(c.timeout, wait+holdMargin)
 	}
-	answered, body, err := c.do(ctx, timeout, http.MethodPost, "/v1/agent/checkin", header, r)
+	header, body, err := c.do(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	out := new(CheckinResponse)
-	if err := pki.Decode(body, out); err != nil {
-		return nil, fmt.Errorf("check-in: answer: %w", err)
+	out, err := answerOf[CheckinResponse](req, body)
+	if err != nil {
+		return nil, err
 	}
-	out.Held = strings.Contains(answered.Get("Preference-Applied"), "wait")
+	out.Held = strings.Contains(header.Get("Preference-Applied"), "wait")
 	return out, nil
 }
 
 // Confirm says that the new generation proved itself. A 410 is an *Error: the
 // host must return.
 func (c *Client) Confirm(ctx context.Context, r *ConfirmRequest) error {
-	return c.call(ctx, http.MethodPost, ConfirmPath, r, nil)
+	return c.tell(ctx, ConfirmPath, r)
 }
 
 // Report sends one event.
 func (c *Client) Report(ctx context.Context, r *ReportRequest) (*ReportResponse, error) {
-	out := new(ReportResponse)
-	return out, c.call(ctx, http.MethodPost, "/v1/agent/report", r, out)
+	return ask[ReportResponse](ctx, c, request{method: http.MethodPost, path: "/v1/agent/report", body: r})
 }
 
 // signed fetches a document and its detached signature.
-func (c *Client) signed(ctx context.Context, path string) (body, sig []byte, err error) {
-	if _, body, err = c.do(ctx, c.timeout, http.MethodGet, path, nil, nil); err != nil {
+func (c *Client) signed(ctx context.Context, path string, limit int64) (body, sig []byte, err error) {
+	if _, body, err = c.do(ctx, request{method: http.MethodGet, path: path, limit: limit}); err != nil {
 		return nil, nil, err
 	}
-	if _, sig, err = c.do(ctx, c.timeout, http.MethodGet, path+"/sig", nil, nil); err != nil {
+	if _, sig, err = c.do(ctx, request{method: http.MethodGet, path: path + "/sig"}); err != nil {
 		return nil, nil, err
 	}
 	if len(sig) != pki.SignatureSize {
@@ -82,72 +79,90 @@ func (c *Client) signed(ctx context.Context, path string) (body, sig []byte, err
 // Head fetches a channel's head as it is stored. The pair may be torn by a
 // release in between; who verifies it asks once more.
 func (c *Client) Head(ctx context.Context, channel string) (body, sig []byte, err error) {
-	return c.signed(ctx, "/v1/heads/"+url.PathEscape(channel))
+	return c.signed(ctx, "/v1/heads/"+url.PathEscape(channel), maxAnswer)
 }
 
 // HeadProof fetches the proof that a host's entry is under the channel's head.
 func (c *Client) HeadProof(ctx context.Context, channel, hostname string) (*Proof, error) {
-	out := new(Proof)
-	return out, c.get(ctx, "/v1/heads/"+url.PathEscape(channel)+"/proof/"+url.PathEscape(hostname), out)
+	return ask[Proof](ctx, c, request{method: http.MethodGet, path: "/v1/heads/" + url.PathEscape(channel) + "/proof/" + url.PathEscape(hostname)})
 }
 
 // Manifest fetches a manifest as it is stored.
 func (c *Client) Manifest(ctx context.Context, rolloutID string) (body, sig []byte, err error) {
-	return c.signed(ctx, "/v1/rollouts/"+url.PathEscape(rolloutID))
+	path, err := rolloutPath(rolloutID, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.signed(ctx, path, maxDocument)
+}
+
+// view fetches what grows with the fleet.
+func view[T any](ctx context.Context, c *Client, path string) (*T, error) {
+	return ask[T](ctx, c, request{method: http.MethodGet, path: path, limit: maxDocument})
+}
+
+// Raw is the body of a GET as it came, for --json.
+func (c *Client) Raw(ctx context.Context, path string) (jsontext.Value, error) {
+	_, answer, err := c.do(ctx, request{method: http.MethodGet, path: path, limit: maxDocument})
+	return answer, err
 }
 
 // Hosts lists the fleet.
 func (c *Client) Hosts(ctx context.Context) (*HostsResponse, error) {
-	out := new(HostsResponse)
-	return out, c.get(ctx, "/v1/hosts", out)
+	return view[HostsResponse](ctx, c, "/v1/hosts")
 }
 
 // Channel shows the release that a channel is on.
 func (c *Client) Channel(ctx context.Context, name string) (*ChannelResponse, error) {
-	out := new(ChannelResponse)
-	return out, c.get(ctx, "/v1/channels/"+url.PathEscape(name), out)
+	return view[ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
 }
 
 // Deferrals lists channels that wait for others.
 func (c *Client) Deferrals(ctx context.Context) (*DeferralsResponse, error) {
-	out := new(DeferralsResponse)
-	return out, c.get(ctx, "/v1/deferrals", out)
+	return view[DeferralsResponse](ctx, c, "/v1/deferrals")
 }
 
 // HostReports lists the newest reports.
 func (c *Client) HostReports(ctx context.Context, limit int) (*HostReportsResponse, error) {
-	out := new(HostReportsResponse)
-	return out, c.get(ctx, "/v1/host-reports?limit="+strconv.Itoa(limit), out)
+	return view[HostReportsResponse](ctx, c, "/v1/host-reports?limit="+strconv.Itoa(limit))
 }
 
 // Rollouts lists open rollouts.
 func (c *Client) Rollouts(ctx context.Context) (*RolloutsResponse, error) {
-	out := new(RolloutsResponse)
-	return out, c.get(ctx, "/v1/rollouts", out)
+	return view[RolloutsResponse](ctx, c, "/v1/rollouts")
 }
 
 // Lifecycle shows when a rollout ended.
 func (c *Client) Lifecycle(ctx context.Context, rolloutID string) (*Lifecycle, error) {
-	out := new(Lifecycle)
-	return out, c.get(ctx, "/v1/rollouts/"+url.PathEscape(rolloutID)+"/lifecycle", out)
+	path, err := rolloutPath(rolloutID, "/lifecycle")
+	if err != nil {
+		return nil, err
+	}
+	return view[Lifecycle](ctx, c, path)
 }
 
 // Trace lists a rollout's dispatches.
 func (c *Client) Trace(ctx context.Context, rolloutID string) (*Trace, error) {
-	out := new(Trace)
-	return out, c.get(ctx, "/v1/rollouts/"+url.PathEscape(rolloutID)+"/trace", out)
+	path, err := rolloutPath(rolloutID, "/trace")
+	if err != nil {
+		return nil, err
+	}
+	return view[Trace](ctx, c, path)
 }
 
 // Whoami says whom the control plane takes us for.
 func (c *Client) Whoami(ctx context.Context) (*Whoami, error) {
-	out := new(Whoami)
-	return out, c.get(ctx, "/v1/whoami", out)
+	return ask[Whoami](ctx, c, request{method: http.MethodGet, path: "/v1/whoami"})
 }
 
 // Explain says why a host runs what it runs.
 func (c *Client) Explain(ctx context.Context, hostname string) (*Explanation, error) {
-	out := new(Explanation)
-	return out, c.get(ctx, "/v1/hosts/"+url.PathEscape(hostname)+"/explain", out)
+	return ask[Explanation](ctx, c, request{method: http.MethodGet, path: "/v1/hosts/" + url.PathEscape(hostname) + "/explain"})
+}
+
+// Plan says what would happen from now on if all went well.
+func (c *Client) Plan(ctx context.Context) (*Plan, error) {
+	return view[Plan](ctx, c, "/v1/plan")
 }
 
 // Hold pauses, resumes or cancels a rollout.
@@ -157,55 +172,33 @@ func (c *Client) Hold(ctx context.Context, rolloutID, action, reason string) err
 	default:
 		return fmt.Errorf("a rollout can be paused, resumed or cancelled, not %q", action)
 	}
-	return c.call(ctx, http.MethodPost, "/v1/rollouts/"+url.PathEscape(rolloutID)+"/"+action, &HoldRequest{reason}, nil)
+	path, err := rolloutPath(rolloutID, "/"+action)
+	if err != nil {
+		return err
+	}
+	return c.tell(ctx, path, &HoldRequest{reason})
 }
 
 // Retry lifts a host's quarantine for one more attempt.
 func (c *Client) Retry(ctx context.Context, hostname, reason string) error {
-	return c.call(ctx, http.MethodPost, "/v1/hosts/"+url.PathEscape(hostname)+"/retry", &HoldRequest{reason}, nil)
+	return c.tell(ctx, "/v1/hosts/"+url.PathEscape(hostname)+"/retry", &HoldRequest{reason})
 }
 
 // Revoke shuts a host or an operator out at once: certificates issued before
 // notBefore are refused. Nil means all that were issued up to now.
 func (c *Client) Revoke(ctx context.Context, hostname string, notBefore *pki.Timestamp, reason string) error {
-	return c.call(ctx, http.MethodPost, "/v1/revocations", &RevokeRequest{hostname, notBefore, reason}, nil)
+	return c.tell(ctx, "/v1/revocations", &RevokeRequest{hostname, notBefore, reason})
 }
 
 // Poke makes the control plane look at its source now.
 func (c *Client) Poke(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/v1/poke", &struct{}{}, nil)
+	return c.tell(ctx, "/v1/poke", &struct{}{})
 }
 
-// maxEventLine bounds one line of the event stream, in bytes.
-const maxEventLine = 256 << 10
-
-// Events follows the event log from the first event after seq, as server-sent
-// events, until ctx ends, each fails or the connection does (then io.EOF or the
-// network's error). To resume, ask again after the last seq that was seen.
-func (c *Client) Events(ctx context.Context, after int64, each func(Event) error) error {
-	header := http.Header{"Accept": {"text/event-stream"}}
-	resp, err := c.send(ctx, http.MethodGet, "/v1/events?after="+strconv.FormatInt(after, 10), header, nil)
-	if err != nil {
-		return err
+// rolloutPath is below /v1/rollouts. Ids come from the network and from people.
+func rolloutPath(id, below string) (string, error) {
+	if !fleet.ValidRolloutID(id) {
+		return "", fmt.Errorf("%.80q is no rollout id: %w", id, pki.ErrShape)
 	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, maxEventLine)
-	for lines.Scan() {
-		data, ok := strings.CutPrefix(lines.Text(), "data:")
-		if !ok {
-			continue
-		}
-		var e Event
-		if err := pki.Decode([]byte(data), &e); err != nil {
-			return fmt.Errorf("event stream: %w", err)
-		}
-		if err := each(e); err != nil {
-			return err
-		}
-	}
-	if err := lines.Err(); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("event stream: %w", err)
-	}
-	return io.EOF
+	return "/v1/rollouts/" + id + below, nil
 }

@@ -16,8 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"nixfleet/pki"
 )
 
@@ -26,10 +24,13 @@ const (
 	requestTimeout = 30 * time.Second
 	// holdMargin is added to the time a held request may take.
 	holdMargin = 15 * time.Second
-	// maxAnswer bounds an answer, in bytes: the views of a large fleet.
-	maxAnswer = pki.MaxDocument
-	// maxRefusal bounds the text of a refusal, in bytes.
-	maxRefusal = 64 << 10
+	// maxDocument bounds a manifest and the views of a large fleet, in bytes.
+	maxDocument = pki.MaxDocument
+	// maxAnswer bounds every other answer, in bytes, so that a hostile control
+	// plane cannot fill the memory of its hosts.
+	maxAnswer = 1 << 20
+	// maxHeader bounds the header of an answer, in bytes.
+	maxHeader = 64 << 10
 )
 
 // ErrTooLarge: the answer is larger than any that is right.
@@ -49,8 +50,9 @@ type ClientConfig struct {
 	Dial        func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-// Client speaks protocol version 1. It follows no redirect, bounds every answer
-// and every wait, and is safe for concurrent use.
+// Client speaks protocol version 1 over HTTP/1.1 on kept-alive connections. It
+// follows no redirect, bounds every answer and every wait, and is safe for
+// concurrent use.
 type Client struct {
 	base      string
 	http      *http.Client
@@ -62,10 +64,10 @@ type Client struct {
 // NewClient checks the configuration and connects to nothing yet.
 func NewClient(cfg ClientConfig) (*Client, error) {
 	base, err := url.Parse(cfg.BaseURL)
-	if err != nil || base.Scheme != "https" || base.Host == "" {
+	if err != nil || base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("control plane URL %q is not https://host:port", cfg.BaseURL)
 	}
-	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
 	if len(cfg.CAPEM) > 0 {
 		tlsConfig.RootCAs = x509.NewCertPool()
 		if !tlsConfig.RootCAs.AppendCertsFromPEM(cfg.CAPEM) {
@@ -85,18 +87,24 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	dial := cfg.Dial
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: connectTimeout}).DialContext
+		dial = new(net.Dialer).DialContext
 	}
 	transport := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         dial,
-		TLSClientConfig:     tlsConfig,
-		TLSHandshakeTimeout: connectTimeout,
-		IdleConnTimeout:     10 * time.Minute,
-		MaxIdleConnsPerHost: 2,
-		ForceAttemptHTTP2:   false,
-		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
+		Proxy: http.ProxyFromEnvironment,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+			defer cancel()
+			return dial(ctx, network, addr)
+		},
+		TLSClientConfig:        tlsConfig,
+		TLSHandshakeTimeout:    connectTimeout,
+		IdleConnTimeout:        10 * time.Minute,
+		MaxIdleConnsPerHost:    2,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true, // what is bounded and hashed is what came
+		Protocols:              new(http.Protocols),
 	}
+	transport.Protocols.SetHTTP1(true)
 	return &Client{
 		base: strings.TrimSuffix(cfg.BaseURL, "/"), transport: transport,
 		http: &http.Client{
@@ -112,66 +120,53 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 // certificate of that time.
 func (c *Client) CloseIdle() { c.transport.CloseIdleConnections() }
 
-// Error is a refusal by the control plane: the coded error that crosses HTTP.
-type Error struct {
-	Status     int
-	Code       string // stable word, empty when the control plane gave none
-	Message    string
-	Hint       string        // what to do about it, empty when the control plane gave none
-	RetryAfter time.Duration // zero when the answer named none
+// request is one call of the API.
+type request struct {
+	method, path string
+	header       http.Header   // besides those that every request has
+	body         any           // nil: none
+	timeout      time.Duration // zero: the client's
+	limit        int64         // of the answer, in bytes; zero: maxAnswer
 }
 
-func (e *Error) Error() string {
-	text := fmt.Sprintf("control plane answered %d %s", e.Status, http.StatusText(e.Status))
-	if e.Message != "" {
-		text += ": " + e.Message
-	}
-	return text
-}
+func (r request) String() string { return r.method + " " + r.path }
 
-// NotReady reports that the control plane waits for its first release, which an
-// enrolling agent waits out.
-func (e *Error) NotReady() bool {
-	return e.Status == http.StatusServiceUnavailable && strings.Contains(e.Message, "control plane not ready")
-}
-
-// do sends one request and hands the answer's header and body on. body nil
-// means no body.
-func (c *Client) do(ctx context.Context, timeout time.Duration, method, path string, header http.Header, body any) (http.Header, []byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+// do sends one request and hands the answer's header and body on.
+func (c *Client) do(ctx context.Context, r request) (http.Header, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(r.timeout, c.timeout))
 	defer cancel()
-	resp, err := c.send(ctx, method, path, header, body)
+	resp, err := c.send(ctx, r)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
-	answer, err := readBounded(resp.Body, maxAnswer)
+	answer, err := readBounded(resp.Body, cmp.Or(r.limit, maxAnswer))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
+		return nil, nil, fmt.Errorf("%s: %w", r, err)
 	}
 	return resp.Header, answer, nil
 }
 
 // send returns an answer whose status is 2xx, or an *Error.
-func (c *Client) send(ctx context.Context, method, path string, header http.Header, body any) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	var payload io.Reader
-	if body != nil {
-		doc, err := pki.Marshal(body)
+	if r.body != nil {
+		doc, err := pki.Marshal(r.body)
 		if err != nil {
-			return nil, fmt.Errorf("%s %s: %w", method, path, err)
+			return nil, fmt.Errorf("%s: %w", r, err)
 		}
 		payload = bytes.NewReader(doc)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, payload)
+	req, err := http.NewRequestWithContext(ctx, r.method, c.base+r.path, payload)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+		return nil, fmt.Errorf("%s: %w", r, err)
 	}
-	for name, values := range header {
+	for name, values := range r.header {
 		req.Header[name] = values
 	}
 	req.Header.Set(HeaderProtocol, strconv.Itoa(Version))
 	req.Header.Set("User-Agent", c.agent)
-	if body != nil {
+	if r.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
@@ -182,11 +177,7 @@ func (c *Client) send(ctx context.Context, method, path string, header http.Head
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	text, err := readBounded(resp.Body, maxRefusal)
-	if err != nil {
-		text = nil
-	}
-	return nil, refusal(resp, text)
+	return nil, refusal(resp)
 }
 
 func readBounded(r io.Reader, limit int64) ([]byte, error) {
@@ -200,49 +191,25 @@ func readBounded(r io.Reader, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// refusalBody is the JSON of a refusal; v1 sends error and reason at most.
-type refusalBody struct {
-	Error  string `json:"error"`
-	Reason string `json:"reason"`
-	Code   string `json:"code"`
-	Hint   string `json:"hint"`
+// ask decodes the answer to a request.
+func ask[T any](ctx context.Context, c *Client, r request) (*T, error) {
+	_, answer, err := c.do(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answerOf[T](r, answer)
 }
 
-func refusal(resp *http.Response, text []byte) *Error {
-	e := &Error{Status: resp.StatusCode, Message: strings.TrimSpace(string(text))}
-	if secs, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && secs > 0 {
-		e.RetryAfter = time.Duration(min(secs, 24*3600)) * time.Second
+func answerOf[T any](r request, answer []byte) (*T, error) {
+	out := new(T)
+	if err := decodeObject(answer, out); err != nil {
+		return nil, fmt.Errorf("%s: answer: %w", r, err)
 	}
-	var body refusalBody
-	if pki.Decode(text, &body) == nil && body.Error != "" {
-		e.Message, e.Code, e.Hint = body.Error, body.Code, body.Hint
-		if body.Reason != "" {
-			e.Message += ": " + body.Reason
-		}
-	}
-	if len(e.Message) > 500 {
-		e.Message = e.Message[:500] + " …"
-	}
-	return e
+	return out, nil
 }
 
-func (c *Client) get(ctx context.Context, path string, out any) error {
-	return c.call(ctx, http.MethodGet, path, nil, out)
-}
-
-func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	_, answer, err := c.do(ctx, c.timeout, method, path, nil, in)
-	if err != nil || out == nil {
-		return err
-	}
-	if err := pki.Decode(answer, out); err != nil {
-		return fmt.Errorf("%s %s: answer: %w", method, path, err)
-	}
-	return nil
-}
-
-// Raw is the body of a GET as it came, for --json.
-func (c *Client) Raw(ctx context.Context, path string) (jsontext.Value, error) {
-	_, answer, err := c.do(ctx, c.timeout, http.MethodGet, path, nil, nil)
-	return answer, err
+// tell sends a body and wants no answer but success.
+func (c *Client) tell(ctx context.Context, path string, body any) error {
+	_, _, err := c.do(ctx, request{method: http.MethodPost, path: path, body: body})
+	return err
 }

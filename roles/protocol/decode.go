@@ -1,24 +1,147 @@
 package protocol
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"net/http"
+	"reflect"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"nixfleet/pki"
 )
 
-// DecodeStrict reads a request body into v. When it cannot, status is the
-// answer: 400 for what is no JSON, 422 for JSON of another shape and for
-// repeated keys, 413 for what is too large.
+// DecodeStrict reads a request body into the struct v points to. When it
+// cannot, status is the answer of the contract: 400 for what is no JSON, 422
+// for JSON of another shape and for a repeated known key, 413 for what is larger
+// than any document. What v holds is then of no meaning.
+//
+// Members that are not known are ignored whatever they are: they may repeat and
+// may be numbers that an artifact could not have.
 func DecodeStrict(body []byte, v any) (status int, err error) {
-	err = pki.Decode(body, v)
+	err = decodeObject(body, v)
+	if errors.Is(err, pki.ErrDuplicateKey) || errors.Is(err, pki.ErrNumber) {
+		// Rare, so that the common case is read once: is it an unknown member?
+		known, stripErr := knownMembers(body, reflect.TypeOf(v))
+		if err = stripErr; err == nil {
+			err = decodeObject(known, v)
+		}
+	}
 	switch {
 	case err == nil:
 		return http.StatusOK, nil
-	case errors.Is(err, pki.ErrSyntax), errors.Is(err, pki.ErrEncoding), errors.Is(err, pki.ErrDepth):
-		return http.StatusBadRequest, err
 	case errors.Is(err, pki.ErrSize):
 		return http.StatusRequestEntityTooLarge, err
+	case errors.Is(err, pki.ErrDepth), !jsontext.Value(body).IsValid(jsontext.AllowDuplicateNames(true)):
+		return http.StatusBadRequest, err
 	}
 	return http.StatusUnprocessableEntity, err
+}
+
+func decodeObject(doc []byte, v any) error {
+	if err := pki.Decode(doc, v); err != nil {
+		return err
+	}
+	if jsontext.Value(doc).Kind() != '{' {
+		return fmt.Errorf("%w: not an object", pki.ErrShape)
+	}
+	return nil
+}
+
+// knownMembers is doc without the members that type t does not have. A known
+// one that is repeated is pki.ErrDuplicateKey.
+func knownMembers(doc []byte, t reflect.Type) ([]byte, error) {
+	var out bytes.Buffer
+	from := jsontext.NewDecoder(bytes.NewReader(doc), jsontext.AllowDuplicateNames(true))
+	to := jsontext.NewEncoder(&out, jsontext.AllowDuplicateNames(true))
+	if err := copyKnown(to, from, t); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+func copyKnown(to *jsontext.Encoder, from *jsontext.Decoder, t reflect.Type) error {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	_, readsItself := reflect.PointerTo(t).MethodByName("UnmarshalJSON")
+	kind := from.PeekKind()
+	switch {
+	case readsItself:
+	case kind == '{' && t.Kind() == reflect.Struct:
+		return copyObject(to, from, jsonMembers(t))
+	case kind == '[' && t.Kind() == reflect.Slice && t != reflect.TypeFor[jsontext.Value]():
+		return copyList(to, from, t.Elem())
+	}
+	value, err := from.ReadValue()
+	if err != nil {
+		return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+	}
+	return to.WriteValue(value)
+}
+
+func copyObject(to *jsontext.Encoder, from *jsontext.Decoder, members map[string]reflect.Type) error {
+	if err := copyToken(to, from); err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for from.PeekKind() == '"' {
+		token, err := from.ReadToken()
+		if err != nil {
+			return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+		}
+		name := token.String()
+		member, known := members[name]
+		if !known {
+			if err := from.SkipValue(); err != nil {
+				return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+			}
+			continue
+		}
+		if seen[name] {
+			return fmt.Errorf("%w: %s", pki.ErrDuplicateKey, from.StackPointer())
+		}
+		seen[name] = true
+		if err := to.WriteToken(jsontext.String(name)); err != nil {
+			return err
+		}
+		if err := copyKnown(to, from, member); err != nil {
+			return err
+		}
+	}
+	return copyToken(to, from)
+}
+
+func copyList(to *jsontext.Encoder, from *jsontext.Decoder, element reflect.Type) error {
+	if err := copyToken(to, from); err != nil {
+		return err
+	}
+	for kind := from.PeekKind(); kind != ']' && kind != 0; kind = from.PeekKind() {
+		if err := copyKnown(to, from, element); err != nil {
+			return err
+		}
+	}
+	return copyToken(to, from)
+}
+
+func copyToken(to *jsontext.Encoder, from *jsontext.Decoder) error {
+	token, err := from.ReadToken()
+	if err != nil {
+		return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+	}
+	return to.WriteToken(token)
+}
+
+// jsonMembers are the members that a struct of the wire has, by their JSON name.
+func jsonMembers(t reflect.Type) map[string]reflect.Type {
+	members := map[string]reflect.Type{}
+	for i := range t.NumField() {
+		field := t.Field(i)
+		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" && name != "-" {
+			members[name] = field.Type
+		}
+	}
+	return members
 }

@@ -1,8 +1,10 @@
 package protocol
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -45,14 +47,49 @@ var signedEvents = map[string][]signedMember{
 	EventManifestMismatch:     {{"rolloutId", "rollout_id", asIs}, {"reason", "reason", asIs}},
 }
 
-// unsignedEvents are the other events that are known.
-var unsignedEvents = map[string]bool{
-	EventActivationStarted: true, EventActivationDeferred: true, EventClosureQuarantined: true,
-	EventEnrollmentFailed: true, EventRenewalFailed: true, EventTrustError: true, EventOther: true,
+// detailTypes are the types of the details, by event: all events that there are.
+var detailTypes = map[string]func() any{
+	EventActivationStarted:        func() any { return new(ActivationStarted) },
+	EventActivationDeferred:       func() any { return new(ActivationDeferred) },
+	EventClosureQuarantined:       func() any { return new(ClosureQuarantined) },
+	EventActivationFailed:         func() any { return new(ActivationFailed) },
+	EventRealiseFailed:            func() any { return new(RealiseFailed) },
+	EventVerifyMismatch:           func() any { return new(VerifyMismatch) },
+	EventRollbackTriggered:        func() any { return new(Reasoned) },
+	EventEnrollmentFailed:         func() any { return new(Reasoned) },
+	EventRenewalFailed:            func() any { return new(Reasoned) },
+	EventTrustError:               func() any { return new(Reasoned) },
+	EventClosureSignatureMismatch: func() any { return new(ClosureSignatureMismatch) },
+	EventStaleTarget:              func() any { return new(StaleTarget) },
+	EventComplianceFailure:        func() any { return new(ComplianceFailure) },
+	EventRuntimeGateError:         func() any { return new(RuntimeGateError) },
+	EventManifestMissing:          func() any { return new(ManifestProblem) },
+	EventManifestVerifyFailed:     func() any { return new(ManifestProblem) },
+	EventManifestMismatch:         func() any { return new(ManifestProblem) },
+	EventOther:                    func() any { return new(Other) },
 }
 
 // KnownEvent reports whether tag is an event of the contract.
-func KnownEvent(tag string) bool { return signedEvents[tag] != nil || unsignedEvents[tag] }
+func KnownEvent(tag string) bool { return detailTypes[tag] != nil }
+
+// ErrEvent: the event is none of the contract, or its details are not those
+// that it has.
+var ErrEvent = errors.New("not an event of the contract")
+
+// ParseDetails reads the details of an event into a pointer to their type, such
+// as *ActivationFailed. Members that are not known are ignored. It checks no
+// signature.
+func ParseDetails(event string, details jsontext.Value) (any, error) {
+	newDetails := detailTypes[event]
+	if newDetails == nil {
+		return nil, fmt.Errorf("%w: %.80q", ErrEvent, event)
+	}
+	d := newDetails()
+	if _, err := DecodeStrict(details, d); err != nil {
+		return nil, fmt.Errorf("%w: details of %s: %w", ErrEvent, event, err)
+	}
+	return d, nil
+}
 
 func none(v jsontext.Value) bool { return len(v) == 0 || v.Kind() == 'n' }
 
@@ -87,12 +124,17 @@ func asTextHash(v jsontext.Value) (any, error) {
 	return pki.CanonicalHash(v)
 }
 
-// asSnippetHash hashes the canonical snippet; without one it is the empty text.
+// asSnippetHash hashes the canonical snippet, shortened when it is too large;
+// without one it is the empty text.
 func asSnippetHash(v jsontext.Value) (any, error) {
 	if none(v) {
 		return "", nil
 	}
-	return pki.CanonicalHash(v)
+	snippet, err := shortened(v)
+	if err != nil {
+		return nil, err
+	}
+	return pki.HashHex(snippet), nil
 }
 
 // EvidencePayload is the canonical text that a host signs for an event: a flat
@@ -104,8 +146,8 @@ func EvidencePayload(hostname string, rollout *string, event string, details jso
 		return nil, false, nil
 	}
 	var in map[string]jsontext.Value
-	if err := json.Unmarshal(details, &in); err != nil {
-		return nil, true, fmt.Errorf("evidence of %s: details: %w", event, err)
+	if err := json.Unmarshal(details, &in); err != nil || in == nil {
+		return nil, true, fmt.Errorf("evidence of %s: details are no object: %w", event, cmp.Or(err, ErrEvent))
 	}
 	out := map[string]any{"hostname": hostname, "rollout": rollout}
 	for _, m := range members {
@@ -133,9 +175,9 @@ func SignEvidence(key *pki.PrivateKey, hostname string, rollout *string, event s
 	if err := json.Unmarshal(doc, &members); err != nil {
 		return nil, fmt.Errorf("evidence of %s: %w", event, err)
 	}
-	if snippet := members["evidence_snippet"]; len(snippet) > maxSnippet {
+	if snippet := members["evidence_snippet"]; event == EventComplianceFailure && !none(snippet) {
 		if members["evidence_snippet"], err = shortened(snippet); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("evidence of %s: %w", event, err)
 		}
 		if doc, err = pki.Marshal(members); err != nil {
 			return nil, fmt.Errorf("evidence of %s: %w", event, err)
@@ -153,13 +195,30 @@ func SignEvidence(key *pki.PrivateKey, hostname string, rollout *string, event s
 	return pki.Marshal(members)
 }
 
+// shortened is the canonical form of a snippet, or of what stands for one above
+// maxSnippet: its size in bytes and the first characters of that form. What
+// stands for one already is left, though its own escapes may make it larger.
 func shortened(snippet jsontext.Value) (jsontext.Value, error) {
-	preview := []rune(string(snippet))
+	canonical, err := pki.Canonicalize(snippet)
+	if err != nil {
+		return nil, err
+	}
+	if len(canonical) <= maxSnippet || standsForSnippet(canonical) {
+		return canonical, nil
+	}
+	preview := []rune(string(canonical))
 	return pki.Marshal(map[string]any{
 		"_truncated_":           true,
-		"_original_size_bytes_": len(snippet),
+		"_original_size_bytes_": len(canonical),
 		"_preview_":             string(preview[:min(previewRunes, len(preview))]),
 	})
+}
+
+func standsForSnippet(canonical jsontext.Value) bool {
+	var mark struct {
+		Truncated bool `json:"_truncated_"`
+	}
+	return canonical.Kind() == '{' && json.Unmarshal(canonical, &mark) == nil && mark.Truncated
 }
 
 // Verdict is what a signature of a host is worth.
@@ -223,8 +282,9 @@ func verify(payload []byte, signature, hostKey string) Verdict {
 	if err != nil {
 		return VerdictMalformed
 	}
+	// The decoder skips line breaks, which the contract's base64 has none of.
 	sig, err := base64.StdEncoding.Strict().DecodeString(signature)
-	if err != nil || len(sig) != ed25519.SignatureSize {
+	if err != nil || len(sig) != ed25519.SignatureSize || strings.ContainsAny(signature, "\r\n") {
 		return VerdictMalformed
 	}
 	public := pki.PublicKey{Algorithm: pki.AlgorithmEd25519, Public: base64.StdEncoding.EncodeToString(key)}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 )
 
@@ -177,6 +178,12 @@ type Proof struct {
 	Leaf  jsontext.Value `json:"leaf" shape:"R"`
 	Index int            `json:"index" shape:"R"`
 	Path  []string       `json:"path" shape:"R"`
+}
+
+// Entry is the host's entry, once the proof that it is under the head holds. The
+// caller has verified the head; errors are those of fleet.Head.Entry.
+func (p *Proof) Entry(head *fleet.Head, hostname string) (fleet.HostEntry, error) {
+	return head.Entry(hostname, p.Leaf, p.Index, p.Path)
 }
 
 // Explanation answers GET /v1/hosts/{name}/explain.
