@@ -360,7 +360,10 @@ func TestHostileAnswers(t *testing.T) {
 				}
 			}
 		}, nil, 500},
-		"huge header":   {func(w http.ResponseWriter, r *http.Request) { w.Header().Set("X", strings.Repeat("x", maxHeader)) }, nil, 0},
+		"huge header": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X", strings.Repeat("x", maxHeader))
+			fmt.Fprint(w, `{"nextCheckinSecs":60}`)
+		}, nil, 0},
 		"no JSON":       {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }, pki.ErrSyntax, 0},
 		"nothing":       {func(w http.ResponseWriter, r *http.Request) {}, pki.ErrSyntax, 0},
 		"null":          {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "null") }, pki.ErrShape, 0},
@@ -396,6 +399,27 @@ func TestHostileAnswers(t *testing.T) {
 	}
 	if followed.Load() != 0 {
 		t.Error("a redirect was followed")
+	}
+}
+
+// TestAnswersAreBoundedByKind: a view grows with the fleet, what an agent is
+// told does not.
+func TestAnswersAreBoundedByKind(t *testing.T) {
+	padding := strings.Repeat(" ", maxAnswer)
+	c := against(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `{"hosts":[],"nextCheckinSecs":60,"leaf":{},"index":0,"path":[]}`, padding)
+	})
+	if _, err := c.Hosts(t.Context()); err != nil {
+		t.Errorf("view: %v", err)
+	}
+	if _, err := c.Checkin(t.Context(), &CheckinRequest{}, 0); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("check-in: %v", err)
+	}
+	if _, err := c.HeadProof(t.Context(), "stable", "web-01"); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("proof: %v", err)
+	}
+	if _, _, err := c.Head(t.Context(), "stable"); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("head: %v", err)
 	}
 }
 

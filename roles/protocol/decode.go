@@ -50,8 +50,8 @@ func decodeObject(doc []byte, v any) error {
 	return nil
 }
 
-// knownMembers is doc without the members that type t does not have. A known
-// one that is repeated is pki.ErrDuplicateKey.
+// knownMembers is doc without the members that type t does not have. Known ones
+// that are repeated stay so, for pki.Decode to refuse.
 func knownMembers(doc []byte, t reflect.Type) ([]byte, error) {
 	var out bytes.Buffer
 	from := jsontext.NewDecoder(bytes.NewReader(doc), jsontext.AllowDuplicateNames(true))
@@ -86,7 +86,6 @@ func copyObject(to *jsontext.Encoder, from *jsontext.Decoder, members map[string
 	if err := copyToken(to, from); err != nil {
 		return err
 	}
-	seen := map[string]bool{}
 	for from.PeekKind() == '"' {
 		token, err := from.ReadToken()
 		if err != nil {
@@ -100,10 +99,6 @@ func copyObject(to *jsontext.Encoder, from *jsontext.Decoder, members map[string
 			}
 			continue
 		}
-		if seen[name] {
-			return fmt.Errorf("%w: %s", pki.ErrDuplicateKey, from.StackPointer())
-		}
-		seen[name] = true
 		if err := to.WriteToken(jsontext.String(name)); err != nil {
 			return err
 		}
