@@ -2,11 +2,13 @@ package protocol
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 )
 
@@ -104,5 +106,22 @@ func TestTraceTimes_C1(t *testing.T) {
 		if err := pki.Decode(event(at), new(TraceEvent)); err == nil {
 			t.Errorf("%s was taken for a time", at)
 		}
+	}
+}
+
+func TestProofOfHead(t *testing.T) {
+	entry := fleet.HostEntry{Hostname: "web-01", TargetClosure: "0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}
+	tree := pki.NewTree([][]byte{fleet.Leaf(entry)})
+	head := &fleet.Head{Channel: "edge", HostSetRoot: tree.Root(), HostCount: 1}
+	var p Proof
+	answer := `{"leaf":{"hostname":"web-01", "waveIndex":0, "targetClosure":"` + entry.TargetClosure + `"},"index":0,"path":[]}`
+	if _, err := DecodeStrict([]byte(answer), &p); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := p.Entry(head, "web-01"); err != nil || got != entry {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := p.Entry(head, "web-02"); !errors.Is(err, fleet.ErrNotNamed) {
+		t.Errorf("for another host: %v", err)
 	}
 }
