@@ -34,7 +34,7 @@ type TraceRow struct {
 // re-signed rollout gives all of them.
 func (s *Store) Trace(ctx context.Context, rolloutID string) ([]TraceRow, error) {
 	rows, err := collect(ctx, s.read, `SELECT hostname, channel, target_closure_hash, target_channel_ref, state, wave, dispatched_at,
-		confirm_deadline, confirmed_at FROM pending_confirms WHERE rollout_id = ?1 OR intent IN
+		confirm_deadline, confirmed_at FROM pending_confirms LEFT JOIN dispatch_leases USING (id) WHERE rollout_id = ?1 OR intent IN
 		(SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?1) ORDER BY wave, dispatched_at, id`,
 		func(r *TraceRow) []any {
 			return []any{&r.Host, &r.Channel, &r.Closure, &r.ChannelRef, &r.State, &r.Wave, moment{&r.DispatchedAt}, moment{&r.ConfirmDeadline}, maybe{&r.ConfirmedAt}}

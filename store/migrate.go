@@ -8,8 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -25,20 +24,44 @@ var embedded = func() fs.FS {
 	return sub
 }()
 
-// ErrDamaged: the file is no database that can be read.
-var ErrDamaged = errors.New("the database is damaged; restore a backup, or move the file away: it is rebuilt from the agents within one check-in cycle")
+// applicationID marks our files; the first migration sets it ('nixf').
+const applicationID = 0x6e697866
+
+// refusal is an error that says what its reader can do next.
+type refusal struct{ text, hint string }
+
+func (r *refusal) Error() string { return r.text }
+
+// Hint is one line, lowercase, without a full stop.
+func (r *refusal) Hint() string { return r.hint }
+
+// Why a file is refused; test with errors.Is.
+var (
+	// ErrDamaged: the file is no database that can be read.
+	ErrDamaged error = &refusal{"the database is damaged",
+		"restore a backup, or move the file away: all but local revocations, used tokens and holds comes back within one check-in cycle"}
+	// ErrForeign: the file is a database of some other program, a v1 control
+	// plane included.
+	ErrForeign error = &refusal{"not a database of this program",
+		"move the file away or give another one; revocations in its table cert_revocations must be entered again, with nixfleet revoke"}
+	// ErrDowngrade: the database of a newer nixfleet cannot be set aside without
+	// forgetting revocations or used tokens, or while another program has it open.
+	ErrDowngrade error = &refusal{"the database of a newer nixfleet cannot be set aside",
+		"run the newer nixfleet again, or close what else has the database open"}
+)
 
 type migration struct {
 	number int
 	sql    string
 }
 
+// migrations reads NNNN_name.sql, numbered from 1 without a gap.
 func migrations(fsys fs.FS) ([]migration, error) {
 	names, err := fs.Glob(fsys, "*.sql")
 	if err != nil {
 		return nil, err
 	}
-	sort.Strings(names)
+	slices.Sort(names)
 	var list []migration
 	for i, name := range names {
 		digits, _, _ := strings.Cut(name, "_")
@@ -55,72 +78,112 @@ func migrations(fsys fs.FS) ([]migration, error) {
 	return list, nil
 }
 
-// copyBefore is the copy that is taken before migration number.
+// copyBefore is the copy that is taken before migration number: its schema is
+// number-1.
 func copyBefore(path string, number int) string {
 	return fmt.Sprintf("%s.before-%04d", path, number)
 }
 
+// connect opens one connection, for work that ends before anybody else's
+// begins. It leaves the journal mode alone: the file may be another program's.
+func connect(path string) (*sql.DB, error) {
+	db, err := sql.Open("sqlite3", dsn(path, nil))
+	if err == nil {
+		db.SetMaxOpenConns(1)
+	}
+	return db, err
+}
+
+// migrate brings the file to the newest schema of cfg.migrations.
 func migrate(ctx context.Context, path string, cfg Config) error {
 	list, err := migrations(cfg.migrations)
 	if err != nil {
 		return err
 	}
-	newest := len(list)
-	db, err := sql.Open("sqlite3", dsn(path, false))
-	if err != nil {
+	version, err := upgrade(ctx, path, list, func(db *sql.DB, number int) error {
+		return copyDatabase(ctx, db, copyBefore(path, number))
+	})
+	if err != nil || version <= len(list) {
 		return err
 	}
-	db.SetMaxOpenConns(1)
-	defer func() { db.Close() }()
-	version, err := schemaVersion(ctx, db)
+	aside, err := setAside(ctx, path, version, list)
 	if err != nil {
-		return err
+		return fmt.Errorf("set aside schema %d, known is %d: %w", version, len(list), err)
 	}
-	if version > newest {
-		if err := db.Close(); err != nil {
-			return err
-		}
-		cfg.Log.Warn().Int("schema", version).Int("known", newest).Msg("database of a newer nixfleet set aside")
-		if err := setAside(ctx, path, version, newest); err != nil {
-			return fmt.Errorf("set aside database with schema %d: %w", version, err)
-		}
-		return migrate(ctx, path, cfg)
-	}
-	for _, m := range list[version:] {
-		if version > 0 {
-			if err := copyDatabase(ctx, db, copyBefore(path, m.number)); err != nil {
-				return fmt.Errorf("copy before migration %d: %w", m.number, err)
-			}
-		}
-		if err := apply(ctx, db, m); err != nil {
-			return fmt.Errorf("migration %d: %w", m.number, err)
-		}
-		version = m.number
-	}
+	cfg.Log.Warn().Int("schema", version).Int("known", len(list)).Str("file", aside).Msg("database of a newer nixfleet set aside")
 	return nil
 }
 
-func schemaVersion(ctx context.Context, db *sql.DB) (int, error) {
-	var version int
-	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return 0, fmt.Errorf("%w (%w)", ErrDamaged, err)
+// upgrade applies what is missing and returns the schema that the file has
+// then. keep, unless nil, is called before each migration of a file that has
+// something to lose. A schema that is newer than the list is left alone.
+func upgrade(ctx context.Context, path string, list []migration, keep func(*sql.DB, int) error) (version int, err error) {
+	db, err := connect(path)
+	if err != nil {
+		return 0, err
 	}
-	var verdict string
-	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&verdict); err != nil {
-		return 0, fmt.Errorf("%w (%w)", ErrDamaged, err)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if version, err = inspect(ctx, db); err != nil {
+		return 0, err
 	}
-	if verdict != "ok" {
-		return 0, fmt.Errorf("%w (%s)", ErrDamaged, verdict)
+	hasData := version > 0
+	for version < len(list) {
+		m := list[version]
+		if hasData && keep != nil {
+			if err := keep(db, m.number); err != nil {
+				return 0, fmt.Errorf("copy before migration %d: %w", m.number, err)
+			}
+		}
+		if err := apply(ctx, db, m); err != nil {
+			return 0, fmt.Errorf("migration %d: %w", m.number, err)
+		}
+		version = m.number
 	}
 	return version, nil
 }
 
+// inspect returns the schema's number, 0 for an empty file, and refuses what
+// is damaged or not ours.
+func inspect(ctx context.Context, db *sql.DB) (version int, err error) {
+	var application, tables int
+	var verdict string
+	for _, ask := range []struct {
+		query string
+		to    any
+	}{
+		{"PRAGMA user_version", &version}, {"PRAGMA application_id", &application},
+		{"SELECT count(*) FROM sqlite_master", &tables}, {"PRAGMA quick_check(1)", &verdict},
+	} {
+		if err := db.QueryRowContext(ctx, ask.query).Scan(ask.to); err != nil {
+			if ctx.Err() != nil {
+				return 0, err
+			}
+			return 0, fmt.Errorf("%w (%w)", ErrDamaged, err)
+		}
+	}
+	switch {
+	case verdict != "ok":
+		return 0, fmt.Errorf("%w (%s)", ErrDamaged, verdict)
+	case version == 0 && tables == 0 && application == 0:
+		return 0, nil
+	case application != applicationID || version < 1:
+		return 0, ErrForeign
+	}
+	return version, nil
+}
+
+// apply runs one migration in a transaction, unless another process was faster.
 func apply(ctx context.Context, db *sql.DB, m migration) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback()
+	// After a commit there is nothing left to roll back.
+	defer func() { _ = tx.Rollback() }()
+	var version int
+	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil || version >= m.number {
+		return err
+	}
 	if _, err := tx.ExecContext(ctx, m.sql); err != nil {
 		return err
 	}
@@ -130,106 +193,11 @@ func apply(ctx context.Context, db *sql.DB, m migration) error {
 	return tx.Commit()
 }
 
-// copyDatabase writes a consistent copy and flushes it. An older copy of the
-// same name is replaced only by a whole one.
-func copyDatabase(ctx context.Context, db *sql.DB, to string) error {
-	tmp := to + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// exists is false only for a file that is not there.
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", tmp); err != nil {
-		return err
-	}
-	return publish(tmp, to)
-}
-
-// publish flushes tmp and renames it.
-func publish(tmp, to string) error {
-	f, err := os.Open(tmp)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(f.Sync(), f.Close())
-	if err == nil {
-		err = os.Chmod(tmp, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(tmp, to)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(to))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// setAside renames a database of a newer schema and goes on from the newest
-// copy that is not newer than known; without one it starts empty. Revocations
-// and used tokens are carried over: their loss would let somebody in.
-func setAside(ctx context.Context, path string, version, known int) error {
-	aside := fmt.Sprintf("%s.schema-%d", path, version)
-	if err := checkpoint(ctx, path); err != nil {
-		return err
-	}
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Rename(path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if copied, err := os.ReadFile(copyBefore(path, known+1)); err == nil {
-		if err := os.WriteFile(path+".tmp", copied, 0o600); err != nil {
-			return err
-		}
-		if err := publish(path+".tmp", path); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	db, err := sql.Open("sqlite3", dsn(path, false))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	db.SetMaxOpenConns(1)
-	list, err := migrations(embedded)
-	if err != nil {
-		return err
-	}
-	if have, err := schemaVersion(ctx, db); err != nil {
-		return err
-	} else if have == 0 {
-		if err := apply(ctx, db, list[0]); err != nil {
-			return err
-		}
-	}
-	if _, err := db.ExecContext(ctx, "ATTACH ? AS newer", aside); err != nil {
-		return err
-	}
-	for _, carry := range []string{
-		`INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by, revoked_at)
-		 SELECT hostname, not_before, reason, revoked_by, revoked_at FROM newer.cert_revocations
-		 EXCEPT SELECT hostname, not_before, reason, revoked_by, revoked_at FROM main.cert_revocations`,
-		`INSERT OR IGNORE INTO token_replay (nonce, hostname, used_at, keep_until)
-		 SELECT nonce, hostname, used_at, keep_until FROM newer.token_replay`,
-	} {
-		if _, err := db.ExecContext(ctx, carry); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkpoint brings the log into the file, so that the file alone is whole.
-func checkpoint(ctx context.Context, path string) error {
-	db, err := sql.Open("sqlite3", dsn(path, false))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
-	return err
+	return err == nil, err
 }

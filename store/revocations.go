@@ -18,9 +18,6 @@ type Revocation struct {
 	RevokedBy string
 }
 
-// farFuture stands for a time that cannot be read: it denies every certificate.
-var farFuture = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
-
 // Revoke adds a local row. Several rows per host are allowed; the latest
 // not_before counts.
 func (s *Store) Revoke(ctx context.Context, r Revocation) error {
@@ -96,7 +93,7 @@ func (w *watcher) revocations(ctx context.Context) (map[string]time.Time, error)
 		}
 		notBefore, err := parseTime(written.String)
 		if err != nil {
-			notBefore = farFuture
+			notBefore = lastMoment // denies every certificate
 		}
 		if notBefore.After(byName[name]) {
 			byName[name] = notBefore

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -77,17 +78,45 @@ func putHosts(tx *sql.Tx, c rollout.Change) error {
 
 func putDispatches(tx *sql.Tx, c rollout.Change) error {
 	for _, d := range c.Dispatches {
-		if _, err := tx.Exec(`INSERT INTO pending_confirms (hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
-			dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
-			ON CONFLICT (hostname, intent, dispatched_at) DO UPDATE SET rollout_id = excluded.rollout_id, state = excluded.state,
-			target_channel_ref = excluded.target_channel_ref, confirm_deadline = excluded.confirm_deadline,
-			confirmed_at = excluded.confirmed_at, start_by = excluded.start_by, slot_until = excluded.slot_until`,
-			d.Host, d.RolloutID, d.Channel, d.Wave, d.Closure, d.ChannelRef, d.State, text(d.DispatchedAt), text(d.ConfirmDeadline),
-			textOrNull(d.ConfirmedAt), d.Intent, text(d.StartBy), text(d.SlotUntil), d.KnowsLease); err != nil {
+		var id int64
+		err := tx.QueryRow(`SELECT id FROM pending_confirms JOIN dispatch_leases USING (id) WHERE hostname = ? AND dispatched_at = ? AND intent = ?`,
+			d.Host, text(d.DispatchedAt), d.Intent).Scan(&id)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			err = insertDispatch(tx, d)
+		case err == nil:
+			err = updateDispatch(tx, id, d)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func insertDispatch(tx *sql.Tx, d rollout.Dispatch) error {
+	row, err := tx.Exec(`INSERT INTO pending_confirms (hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
+		dispatched_at, confirm_deadline, confirmed_at) VALUES (?,?,?,?,?,?,?,?,?,?)`,
+		d.Host, d.RolloutID, d.Channel, d.Wave, d.Closure, d.ChannelRef, d.State, text(d.DispatchedAt), text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt))
+	if err != nil {
+		return err
+	}
+	id, err := row.LastInsertId()
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(`INSERT INTO dispatch_leases (id, intent, start_by, slot_until, knows_lease) VALUES (?,?,?,?,?)`,
+		id, d.Intent, text(d.StartBy), text(d.SlotUntil), d.KnowsLease)
+	return err
+}
+
+func updateDispatch(tx *sql.Tx, id int64, d rollout.Dispatch) error {
+	if _, err := tx.Exec(`UPDATE pending_confirms SET rollout_id = ?, target_channel_ref = ?, state = ?, confirm_deadline = ?, confirmed_at = ? WHERE id = ?`,
+		d.RolloutID, d.ChannelRef, d.State, text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt), id); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`UPDATE dispatch_leases SET start_by = ?, slot_until = ?, knows_lease = ? WHERE id = ?`, text(d.StartBy), text(d.SlotUntil), d.KnowsLease, id)
+	return err
 }
 
 func putQuarantines(tx *sql.Tx, c rollout.Change) error {
@@ -110,9 +139,15 @@ func putEvents(tx *sql.Tx, c rollout.Change) error {
 	return nil
 }
 
+// rolloutsLoaded is how many rollouts of each channel are loaded, the newest
+// first: more than the decision procedure remembers of a channel's past.
+const rolloutsLoaded = 16
+
 // LoadRollouts reads all that the decision procedure goes on from: rollouts
-// that are not over, and the newest ended one of each channel, with the rows of
-// their hosts; dispatches that are open or still hold a slot; quarantines.
+// that nothing has superseded and the last few others of each channel; the host
+// rows of the former, and of others that still have an open dispatch; dispatches
+// that are open, still hold a slot, or are the last confirmed one of their host;
+// quarantines.
 func (s *Store) LoadRollouts(ctx context.Context) (rollout.State, error) {
 	var st rollout.State
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -166,17 +201,21 @@ func (d document) Scan(v any) error {
 
 func loadRollouts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 	st.Rollouts, err = collect(ctx, tx, `SELECT channel, intent, rollout_id, channel_ref, ids, state, wave, wave_since, opened_at, created_at,
-		terminal_at, superseded_at, superseded_by, halt_reason, hold FROM rollouts ORDER BY channel, created_at`,
+		terminal_at, superseded_at, superseded_by, halt_reason, hold FROM (SELECT *, row_number() OVER (PARTITION BY channel ORDER BY created_at DESC) AS age FROM rollouts)
+		WHERE superseded_at IS NULL OR age <= ? ORDER BY channel, created_at`,
 		func(r *rollout.Rollout) []any {
 			return []any{&r.Channel, &r.Intent, &r.RolloutID, &r.ChannelRef, document{&r.IDs}, &r.State, &r.Wave, moment{&r.WaveSince},
 				moment{&r.OpenedAt}, moment{&r.CreatedAt}, maybe{&r.TerminalAt}, maybe{&r.SupersededAt}, &r.SupersededBy, &r.HaltReason, document{&r.Hold}}
-		})
+		}, rolloutsLoaded)
 	return err
 }
 
 func loadHosts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 	st.Hosts, err = collect(ctx, tx, `SELECT hostname, intent, channel, state, wave, closure_hash, previous, since, healthy_since,
-		failing_since, reason, attempt, failures FROM rollout_hosts ORDER BY hostname, intent`,
+		failing_since, reason, attempt, failures FROM rollout_hosts
+		WHERE intent IN (SELECT intent FROM rollouts WHERE superseded_at IS NULL)
+			OR intent IN (SELECT intent FROM dispatch_leases JOIN pending_confirms USING (id) WHERE state IN ('pending', 'deferred-pending-reboot'))
+		ORDER BY hostname, intent`,
 		func(h *rollout.HostRecord) []any {
 			return []any{&h.Host, &h.Intent, &h.Channel, &h.State, &h.Wave, &h.Closure, &h.Previous, moment{&h.Since},
 				maybe{&h.HealthySince}, maybe{&h.FailingSince}, &h.Reason, &h.Attempt, document{&h.Failures}}
@@ -186,7 +225,7 @@ func loadHosts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 
 func loadDispatches(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 	st.Dispatches, err = collect(ctx, tx, `SELECT id, hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
-		dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease FROM pending_confirms
+		dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease FROM pending_confirms JOIN dispatch_leases USING (id)
 		WHERE state IN ('pending', 'deferred-pending-reboot') OR slot_until > ?
 			OR id IN (SELECT max(id) FROM pending_confirms WHERE state = 'confirmed' GROUP BY hostname) ORDER BY id`,
 		func(d *rollout.Dispatch) []any {

@@ -9,10 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -316,91 +314,63 @@ func TestBackupWhileWriting(t *testing.T) {
 	if err := s.SubmitRollout(change()).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	written := make(chan int)
+	stop := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				written <- n
+				return
+			default:
+				if err := s.UseToken(t.Context(), fmt.Sprint(n), "h", time.Now().Add(time.Hour)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}()
+	for i := range 5 {
+		to := filepath.Join(t.TempDir(), "backup.db")
+		if err := s.Backup(t.Context(), to); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(to); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%v %v", info, err)
+		}
+		if st, err := open(t, to).LoadRollouts(t.Context()); err != nil || len(st.Rollouts) != 1 {
+			t.Errorf("backup %d: %d rollouts, %v", i, len(st.Rollouts), err)
+		}
+	}
+	close(stop)
+	if n := <-written; n == 0 {
+		t.Error("nothing could be written during the backups")
+	}
+}
+
+func TestABackupReplacesNothing(t *testing.T) {
+	s := fresh(t)
 	to := filepath.Join(t.TempDir(), "backup.db")
-	if err := BackupFile(t.Context(), s.path, to); err != nil {
-		t.Fatal(err)
+	for path, content := range map[string]string{to: "precious", to + ".tmp": "left over"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := s.Backup(t.Context(), to); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("over an existing file: %v", err)
 	}
-	if st, err := open(t, to).LoadRollouts(t.Context()); err != nil || len(st.Rollouts) != 1 {
-		t.Errorf("%d rollouts, %v", len(st.Rollouts), err)
+	if left, _ := os.ReadFile(to); string(left) != "precious" {
+		t.Error("the file was replaced")
 	}
 	if err := BackupFile(t.Context(), filepath.Join(t.TempDir(), "none.db"), to+"2"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of nothing: %v", err)
 	}
-}
-
-func TestDamagedFilesAreRefusedAndKept(t *testing.T) {
-	for name, content := range map[string]string{"text": strings.Repeat("no database ", 100), "half": "SQLite format 3\x00" + strings.Repeat("\x00", 200)} {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Open(t.Context(), Config{Path: path, Log: zerolog.Nop()}); !errors.Is(err, ErrDamaged) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if left, err := os.ReadFile(path); err != nil || string(left) != content {
-			t.Errorf("%s was touched: %v", name, err)
-		}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Backup(ctx, to+"3"); err == nil {
+		t.Error("a cancelled backup succeeded")
 	}
-}
-
-func TestANewerSchemaIsSetAside(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state.db")
-	s, err := Open(t.Context(), Config{Path: path, Log: zerolog.Nop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.SubmitRollout(change()).Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
-	first, err := fs.ReadFile(embedded, "0001_initial.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	next := fstest.MapFS{"0001_initial.sql": {Data: first}, "0002_more.sql": {Data: []byte("CREATE TABLE more (x TEXT); DROP TABLE audit;")}}
-	newer, err := Open(t.Context(), Config{Path: path, Log: zerolog.Nop(), migrations: next})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// What only the newer one saw and must not be forgotten.
-	if err := newer.UseToken(t.Context(), "n", "h", time.Now().Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	if err := newer.Revoke(t.Context(), Revocation{Hostname: "h", NotBefore: t0}); err != nil {
-		t.Fatal(err)
-	}
-	newer.Close()
-
-	s = open(t, path)
-	if st, err := s.LoadRollouts(t.Context()); err != nil || len(st.Rollouts) != 1 {
-		t.Errorf("the copy was not used: %d rollouts, %v", len(st.Rollouts), err)
-	}
-	if used, _ := s.TokenUsed(t.Context(), "n"); !used {
-		t.Error("a used token was forgotten")
-	}
-	if _, ok, _ := s.RevokedSince(t.Context(), "h"); !ok {
-		t.Error("a revocation was forgotten")
-	}
-	if _, err := os.Stat(path + ".schema-2"); err != nil {
-		t.Errorf("the newer file is gone: %v", err)
-	}
-}
-
-func TestAFailedMigrationChangesNothing(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state.db")
-	open(t, path).Close()
-	first, _ := fs.ReadFile(embedded, "0001_initial.sql")
-	bad := fstest.MapFS{"0001_initial.sql": {Data: first}, "0002_bad.sql": {Data: []byte("CREATE TABLE half (x TEXT); SELECT nonsense;")}}
-	if _, err := Open(t.Context(), Config{Path: path, Log: zerolog.Nop(), migrations: bad}); err == nil || !strings.Contains(err.Error(), "migration 2") {
-		t.Fatalf("error %v", err)
-	}
-	var n int
-	s := open(t, path)
-	if err := shell(t, s).QueryRow(`SELECT count(*) FROM sqlite_master WHERE name = 'half'`).Scan(&n); err != nil || n != 0 {
-		t.Errorf("%d tables of the failed migration, %v", n, err)
+	if left, _ := exists(to + "3"); left {
+		t.Error("a cancelled backup left a file")
 	}
 }
 
@@ -409,46 +379,6 @@ func TestClosedStoreSaysSo(t *testing.T) {
 	s.Close()
 	if err := s.SubmitRollout(change()).Wait(t.Context()); !errors.Is(err, ErrClosed) {
 		t.Error(err)
-	}
-}
-
-// A child writes and tells what was acknowledged; it is killed; all of that is there.
-func TestAcknowledgedRowsSurviveAKill(t *testing.T) {
-	if path := os.Getenv("NIXFLEET_STORE_CHILD"); path != "" {
-		s, err := Open(t.Context(), Config{Path: path, Log: zerolog.Nop()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := 0; ; i++ {
-			if err := s.UseToken(t.Context(), fmt.Sprint(i), "h", time.Now().Add(time.Hour)); err != nil {
-				t.Fatal(err)
-			}
-			fmt.Println("acknowledged", i)
-		}
-	}
-	path := filepath.Join(t.TempDir(), "state.db")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestAcknowledgedRowsSurviveAKill$")
-	cmd.Env = append(os.Environ(), "NIXFLEET_STORE_CHILD="+path)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	last := -1
-	for last < 20 {
-		if _, err := fmt.Fscanf(out, "acknowledged %d\n", &last); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd.Process.Kill()
-	cmd.Wait()
-	s := open(t, path)
-	for i := range last + 1 {
-		if used, err := s.TokenUsed(t.Context(), fmt.Sprint(i)); !used || err != nil {
-			t.Fatalf("row %d of %d acknowledged is lost: %v", i, last+1, err)
-		}
 	}
 }
 

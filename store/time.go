@@ -11,7 +11,15 @@ import (
 // correctly as text.
 const layout = "2006-01-02 15:04:05.000"
 
-func text(t time.Time) string { return t.UTC().Format(layout) }
+// lastMoment is the last one that still compares correctly as text.
+var lastMoment = time.Date(9999, 12, 31, 23, 59, 59, 999e6, time.UTC)
+
+func text(t time.Time) string {
+	if t.After(lastMoment) {
+		t = lastMoment
+	}
+	return t.UTC().Format(layout)
+}
 
 func textOrNull(t *time.Time) any {
 	if t == nil {
@@ -22,7 +30,7 @@ func textOrNull(t *time.Time) any {
 
 // parseTime also reads what people write: datetime('now') and RFC 3339.
 func parseTime(s string) (time.Time, error) {
-	for _, form := range []string{layout, time.DateTime, "2006-01-02T15:04:05", time.DateOnly} {
+	for _, form := range []string{layout, time.DateTime, "2006-01-02T15:04:05", "2006-01-02 15:04", time.DateOnly} {
 		if t, err := time.Parse(form, s); err == nil {
 			return t, nil
 		}

@@ -3,42 +3,54 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 )
 
 // maxGroup bounds how many operations share one commit.
 const maxGroup = 256
 
-// operation is one write and where its outcome goes.
+// operation is one write and who waits for it.
 type operation struct {
-	work func(*sql.Tx) error
-	done chan error
+	work    func(*sql.Tx) error
+	pending *Pending
 }
 
 // Pending is a write on its way to the disk.
-type Pending struct{ done chan error }
+type Pending struct {
+	done chan struct{}
+	err  error // read after done is closed
+}
+
+// settle gives the outcome to all who wait, now or later.
+func (p *Pending) settle(err error) {
+	p.err = err
+	close(p.done)
+}
 
 // Wait returns once the write is on disk or has failed. When ctx ends first
 // the write goes on without us: its outcome is then unknown.
 func (p *Pending) Wait(ctx context.Context) error {
 	select {
-	case err := <-p.done:
-		return err
+	case <-p.done:
+		return p.err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// submit queues a write. Writes are committed in the order of their submits.
+// submit queues a write and never blocks: callers hold locks of their own.
+// Writes are committed in the order of their submits.
 func (s *Store) submit(work func(*sql.Tx) error) *Pending {
-	p := &Pending{make(chan error, 1)}
+	p := &Pending{done: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		p.done <- ErrClosed
+		p.settle(ErrClosed)
 		return p
 	}
-	s.queue <- operation{work, p.done}
+	s.queue = append(s.queue, operation{work, p})
+	s.queued.Signal()
 	return p
 }
 
@@ -48,24 +60,27 @@ func (s *Store) do(ctx context.Context, work func(*sql.Tx) error) error {
 	return s.submit(work).Wait(ctx)
 }
 
-// writer commits what has queued up while the last commit was on its way.
+// writer commits what has queued up while the last commit was on its way, and
+// ends when the store is closed and nothing is queued.
 func (s *Store) writer() {
 	defer close(s.done)
-	for first := range s.queue {
-		group := []operation{first}
-	fill:
-		for len(group) < maxGroup {
-			select {
-			case op, ok := <-s.queue:
-				if !ok {
-					break fill
-				}
-				group = append(group, op)
-			default:
-				break fill
-			}
+	for {
+		s.mu.Lock()
+		for len(s.queue) == 0 && !s.closed {
+			s.queued.Wait()
 		}
-		s.commit(group)
+		if len(s.queue) == 0 {
+			s.mu.Unlock()
+			return
+		}
+		group := s.queue
+		s.queue = nil
+		s.mu.Unlock()
+		for len(group) > 0 {
+			n := min(len(group), maxGroup)
+			s.commit(group[:n])
+			group = group[n:]
+		}
 	}
 }
 
@@ -80,8 +95,7 @@ func (s *Store) commit(group []operation) {
 		}
 		for i, op := range group {
 			if outcomes[i], err = inSavepoint(tx, op.work); err != nil {
-				tx.Rollback()
-				return err
+				return errors.Join(err, tx.Rollback())
 			}
 		}
 		if err := tx.Commit(); err != nil {
@@ -93,19 +107,19 @@ func (s *Store) commit(group []operation) {
 		if err != nil {
 			outcomes[i] = err
 		}
-		op.done <- outcomes[i]
+		op.pending.settle(outcomes[i])
 	}
 }
 
 // inSavepoint separates the operation's own failure (outcome) from one of the
-// whole transaction (err).
+// whole transaction (err), as a full disk is.
 func inSavepoint(tx *sql.Tx, work func(*sql.Tx) error) (outcome, err error) {
 	if _, err := tx.Exec("SAVEPOINT operation"); err != nil {
 		return nil, fmt.Errorf("savepoint: %w", err)
 	}
 	if outcome = work(tx); outcome != nil {
 		if _, err := tx.Exec("ROLLBACK TO operation"); err != nil {
-			return nil, fmt.Errorf("roll back: %w", err)
+			return nil, fmt.Errorf("%w (roll back: %w)", outcome, err)
 		}
 	}
 	if _, err := tx.Exec("RELEASE operation"); err != nil {

@@ -1,6 +1,8 @@
 -- Times are UTC text 'YYYY-MM-DD HH:MM:SS.SSS': datetime() reads it and it
 -- compares correctly as text. A JSON member is a JSON array or object.
 
+PRAGMA application_id = 1852405862; -- 'nixf': a file of another program is not taken for ours
+
 -- One movement of a channel to one intent.
 -- Lost: the release in git opens it anew; its wave and soak come back from the
 -- agents' attested confirm times, a halt from their failure reports. A hold by
@@ -43,7 +45,7 @@ CREATE TABLE rollout_hosts (
   PRIMARY KEY (hostname, intent)
 ) STRICT;
 
--- Dispatches, read by people in trouble: the names and first columns are fixed.
+-- Dispatches, read by people in trouble: names and columns are fixed.
 -- Lost: hosts that have not reported count as in flight for one lease and
 -- confirm window, so that no budget breaks.
 CREATE TABLE pending_confirms (
@@ -57,15 +59,22 @@ CREATE TABLE pending_confirms (
   state               TEXT NOT NULL CHECK (state IN ('pending', 'confirmed', 'rolled-back', 'cancelled', 'deferred-pending-reboot')),
   dispatched_at       TEXT NOT NULL,
   confirm_deadline    TEXT NOT NULL,
-  confirmed_at        TEXT,
-  intent              TEXT NOT NULL,
-  start_by            TEXT NOT NULL,
-  slot_until          TEXT NOT NULL,
-  knows_lease         INTEGER NOT NULL,
-  UNIQUE (hostname, intent, dispatched_at)
+  confirmed_at        TEXT
 ) STRICT;
+CREATE INDEX pending_confirms_by_host ON pending_confirms (hostname, dispatched_at);
 CREATE INDEX pending_confirms_by_rollout ON pending_confirms (rollout_id);
-CREATE INDEX pending_confirms_by_slot ON pending_confirms (slot_until);
+
+-- What a dispatch promises besides, under the same id.
+-- Lost: as pending_confirms.
+CREATE TABLE dispatch_leases (
+  id          INTEGER PRIMARY KEY REFERENCES pending_confirms (id) ON DELETE CASCADE,
+  intent      TEXT NOT NULL,
+  start_by    TEXT NOT NULL,
+  slot_until  TEXT NOT NULL,
+  knows_lease INTEGER NOT NULL
+) STRICT;
+CREATE INDEX dispatch_leases_by_slot ON dispatch_leases (slot_until);
+CREATE INDEX dispatch_leases_by_intent ON dispatch_leases (intent);
 
 -- Closures that are not offered on a channel any more.
 -- Lost: failure reports of the hosts bring it back.
@@ -95,10 +104,10 @@ CREATE TABLE rollout_events (
 CREATE INDEX rollout_events_by_rollout ON rollout_events (intent, seq);
 
 -- Certificates issued before not_before are refused. Local rows only: the
--- signed list lives in the release. People insert rows by hand.
+-- signed list lives in the release. People insert rows by hand, so names,
+-- columns and defaults are fixed and no type is enforced.
 -- Lost: revocations that were not committed to the fleet are gone.
 CREATE TABLE cert_revocations (
-  id         INTEGER PRIMARY KEY,
   hostname   TEXT NOT NULL,
   not_before TEXT NOT NULL,
   reason     TEXT,
@@ -118,7 +127,7 @@ CREATE TABLE token_replay (
 ) STRICT;
 
 -- The last reports of each host.
--- Lost: gone; what gates need of them is in rollout_hosts.
+-- Lost: gone; hosts report outstanding failures again.
 CREATE TABLE host_reports (
   seq              INTEGER PRIMARY KEY AUTOINCREMENT,
   event_id         TEXT NOT NULL,
