@@ -1,0 +1,684 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const (
+	// fetchLimit is the downloading's own limit: it is no part of the window.
+	fetchLimit = 6 * time.Hour
+	// minStoreFree and minBootFree are the least that must be left, in bytes.
+	minStoreFree = 512 << 20
+	minBootFree  = 16 << 20
+	unitPoll     = 500 * time.Millisecond
+	gatePoll     = 500 * time.Millisecond
+	// answerMargin is left of the window for undoing by ourselves, before the
+	// deadline does.
+	answerMargin = 4 // a quarter of the window
+)
+
+// take begins an activation of a verified target, unless something speaks
+// against it.
+func (a *agent) take(ctx context.Context, w *wanted) {
+	a.told.set(w)
+	a.status.note(func(s *status) { s.Told, s.Rollout = w.closure, w.rolloutID })
+	if why := a.refuses(w); why != "" {
+		a.log.Info().Str("closure", w.closure).Str("why", why).Msg("target not taken")
+		a.status.note(func(s *status) { s.Waiting, s.Next = why, "nixfleet agent status; nixfleet agent resume" })
+		return
+	}
+	if a.busy.get() {
+		return // the lease was renewed; the activation goes on
+	}
+	if j, err := a.dir.journal(); err != nil || j != nil && !(j.Step == stepStaged && j.Closure != w.closure) {
+		return
+	} else if j != nil {
+		// A newer release takes the place of one that still waits for its boot.
+		a.supersedeStaged(ctx, j)
+	}
+	a.start(ctx, func(ctx context.Context) { a.activate(ctx, w) })
+}
+
+// start runs one activation beside the check-ins.
+func (a *agent) start(ctx context.Context, work func(context.Context)) {
+	a.busy.set(true)
+	a.worker.Go(func() {
+		defer a.tellChange()
+		defer a.busy.set(false)
+		work(ctx)
+	})
+}
+
+// refuses says why a target is not taken; empty when it is.
+func (a *agent) refuses(w *wanted) string {
+	if h := a.hold.get(); h != nil {
+		if h.Kind == "activated" && h.Intent != "" && h.Intent != w.intent {
+			// Root's choice held until something new was wanted.
+			a.hold.set(nil)
+			if err := a.dir.remove(holdFile); err != nil {
+				a.log.Error().Err(err).Msg("hold not removed")
+			}
+		} else {
+			return "held by root: " + a.heldText()
+		}
+	}
+	q := a.quarantine.get()
+	if q != nil && q.Closure != w.closure {
+		a.forgive()
+		return ""
+	}
+	why := q.blocked(w.closure, a.now())
+	if q != nil && q.Failures > 0 && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
+		// The control plane knows of the failure and offers the closure again: an
+		// operator's one retry. A control plane that lies gains one attempt by it.
+		q.Retried = true
+		if err := a.dir.write(quarantineFile, q); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	return why
+}
+
+// retryAfter keeps an offer that crossed our failure report from counting as
+// an operator's retry.
+const retryAfter = 5 * time.Second
+
+func (a *agent) forgive() {
+	a.quarantine.set(nil)
+	if err := a.dir.remove(quarantineFile); err != nil {
+		a.log.Error().Err(err).Msg("quarantine not removed")
+	}
+}
+
+// activate takes a target from nothing to confirmed, or the host back.
+func (a *agent) activate(ctx context.Context, w *wanted) {
+	j, err := a.newJournal(ctx, w)
+	if err == nil {
+		err = a.dir.begin(j)
+	}
+	if err != nil {
+		a.log.Error().Err(err).Msg("activation not begun")
+		return
+	}
+	a.waiting("downloading " + w.closure)
+	a.tellChange()
+	if err := a.bring(ctx, w, j); err != nil {
+		a.giveUp(w, err)
+		return
+	}
+	a.advanceFrom(ctx, j)
+}
+
+func (a *agent) waiting(format string, args ...any) {
+	a.status.note(func(s *status) { s.Waiting, s.Next = fmt.Sprintf(format, args...), "" })
+}
+
+// newJournal records where the host is, before anything is done to it.
+func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal, error) {
+	j := &journal{
+		Step: stepFetching, Closure: w.closure, RolloutID: w.rolloutID, Intent: w.intent, Channel: w.channel, ChannelRef: w.channelRef,
+		Wave: w.wave, Attempt: 1, StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.confirm / time.Second),
+		Units: newUnits(strconv.FormatInt(time.Now().UnixMilli(), 36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
+	}
+	j.Since = j.StartedAt
+	if q := a.quarantine.get(); q != nil && q.Closure == w.closure {
+		j.Attempt += q.Failures + q.Unreachable
+	}
+	return j, a.recordBefore(ctx, j)
+}
+
+func (a *agent) recordBefore(ctx context.Context, j *journal) (err error) {
+	for to, read := range map[*string]func(context.Context) (string, error){
+		&j.Before.Current: a.host.CurrentSystem, &j.Before.Profile: a.host.Profile,
+		&j.Before.BootDefault: a.host.BootDefault, &j.BootID: a.host.BootID,
+	} {
+		if *to, err = read(ctx); err != nil {
+			return fmt.Errorf("record the host's state: %w", err)
+		}
+	}
+	if j.FailedBefore, err = a.host.FailedUnits(ctx); err != nil {
+		return fmt.Errorf("record the host's state: %w", err)
+	}
+	if j.Before.Profile == "" {
+		j.Before.Profile = j.Before.Current
+	}
+	return nil
+}
+
+// localError is trouble of this host, for which no release is to blame.
+type localError struct {
+	reason string // begins with a word that the control plane knows
+	event  string
+}
+
+func (e *localError) Error() string { return e.reason }
+
+// bring gets the closure into the store, protected from collection, and looks
+// whether it can be activated at all.
+func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
+	if err := a.preflight(ctx); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, fetchLimit)
+	defer cancel()
+	err := a.host.Realise(limited, w.closure, func(line string) { a.waiting("downloading %s: %s", w.closure, line) })
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
+		a.report(protocol.EventClosureSignatureMismatch, &w.channelRef, protocol.ClosureSignatureMismatch{ClosureHash: w.closure, StderrTail: tail(err.Error())})
+		return &localError{"realise: " + err.Error(), ""}
+	case err != nil:
+		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	c, err := a.host.Inspect(ctx, w.closure)
+	if err != nil {
+		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	if !c.HasSwitch {
+		return errors.New("the closure has no bin/switch-to-configuration")
+	}
+	if c.AgentPath == "" && !a.cfg.AgentOutside {
+		return errors.New("the closure has no agent of its own, so that nobody could prove it")
+	}
+	if c.TrustJSON != nil {
+		if err := w.trustAdmits(c.TrustJSON, a.now()); err != nil {
+			return err
+		}
+	} else if !a.cfg.AgentOutside {
+		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
+	}
+	return nil
+}
+
+func tail(s string) string { return s[max(0, len(s)-nixops.MaxOutput):] }
+
+// preflight looks for what would make the activation fail half-way.
+func (a *agent) preflight(ctx context.Context) error {
+	space, err := a.host.Space(ctx)
+	if err != nil {
+		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	switch {
+	case space.StoreFree < minStoreFree:
+		return &localError{fmt.Sprintf("no-space: %d MiB are left in the store", space.StoreFree>>20), protocol.EventRealiseFailed}
+	case space.BootFree < minBootFree:
+		return &localError{fmt.Sprintf("no-space: %d MiB are left in /boot", space.BootFree>>20), protocol.EventRealiseFailed}
+	}
+	held, err := a.host.LockHeld(ctx)
+	if err != nil {
+		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	if held {
+		return &localError{reasonLocked, ""}
+	}
+	return nil
+}
+
+// giveUp ends an activation that has changed nothing yet. A download that was
+// cut off by our own end stays in the journal for the next agent.
+func (a *agent) giveUp(w *wanted, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	a.log.Error().Err(err).Str("closure", w.closure).Msg("activation given up")
+	a.waiting("%v", err)
+	if err := a.dir.end(stepFetching); err != nil {
+		a.log.Error().Err(err).Msg("journal not closed")
+		return
+	}
+	var local *localError
+	if errors.As(err, &local) {
+		if local.event != "" {
+			a.report(local.event, &w.channelRef, protocol.RealiseFailed{ClosureHash: w.closure, Reason: local.reason})
+		}
+		a.punish(w.closure, w.intent, w.channelRef, local.reason, false)
+		return
+	}
+	text := err.Error()
+	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: "inspect", StderrTail: &text})
+	a.punish(w.closure, w.intent, w.channelRef, text, true)
+}
+
+// advanceFrom carries an activation on from where its journal stands.
+func (a *agent) advanceFrom(ctx context.Context, j *journal) {
+	for ctx.Err() == nil {
+		next, err := a.stepOnce(ctx, j)
+		if err != nil {
+			if ctx.Err() == nil && !errors.Is(err, errMoved) {
+				a.log.Error().Err(err).Str("step", string(j.Step)).Msg("activation does not go on")
+			}
+			return
+		}
+		if next == nil {
+			return
+		}
+		j = next
+		a.tellChange()
+	}
+}
+
+// stepOnce takes one step. It returns nil when there is nothing more to do now.
+func (a *agent) stepOnce(ctx context.Context, j *journal) (*journal, error) {
+	switch j.Step {
+	case stepFetching:
+		return a.arm(ctx, j)
+	case stepSwitching:
+		return a.awaitSwitch(ctx, j)
+	case stepChecking:
+		return a.check(ctx, j)
+	case stepProven, stepCommitting:
+		return a.commit(ctx, j)
+	case stepCommitted:
+		return nil, a.confirm(ctx, j)
+	case stepStaging:
+		return a.stage(ctx, j)
+	case stepArming, stepUndoing:
+		return nil, a.undo(ctx, reasonInterrupted, false)
+	}
+	return nil, nil
+}
+
+func (a *agent) undo(ctx context.Context, reason string, blame bool) error {
+	a.waiting("undoing: %s", reason)
+	a.tellChange()
+	if err := a.undoer.undo(ctx, reason, blame); err != nil {
+		return err
+	}
+	a.settle(ctx)
+	return nil
+}
+
+// arm records the units, arms the deadline outside of this process, and begins
+// the switch.
+func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
+	if w := a.told.get(); w == nil || w.closure != j.Closure {
+		return nil, a.leave(ctx, j, "superseded: another closure is wanted by now")
+	} else if !w.startBy.IsZero() && time.Now().After(w.startBy) {
+		return nil, a.leave(ctx, j, "lease-expired: the download outlived the lease; waiting to be offered again")
+	}
+	if component, err := a.mustWaitForBoot(ctx, j); err != nil {
+		return nil, err
+	} else if component != "" {
+		return a.dir.advance(time.Now(), []step{stepFetching}, stepStaging, func(j *journal) { j.Component = component })
+	}
+	j, err := a.dir.advance(time.Now(), []step{stepFetching}, stepArming, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.recordBefore(ctx, j); err != nil {
+		return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
+	}
+	before := *j
+	for name, closure := range map[string]string{"previous": j.Before.Current, "staged": j.Closure} {
+		if err := a.host.AddRoot(ctx, name, closure); err != nil {
+			return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
+		}
+	}
+	command, err := a.deadlineCommand(ctx, j)
+	if err == nil {
+		err = a.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
+	}
+	if err != nil {
+		return nil, errors.Join(err, a.undo(ctx, "preflight: deadline not armed: "+err.Error(), false))
+	}
+	a.report(protocol.EventActivationStarted, &j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
+	a.deliver(ctx)
+	j, err = a.dir.advance(time.Now(), []step{stepArming}, stepSwitching, func(j *journal) {
+		j.Before, j.BootID, j.FailedBefore = before.Before, before.BootID, before.FailedBefore
+		j.StartedAt = pki.At(time.Now().Truncate(time.Millisecond))
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.waiting("switching to %s", j.Closure)
+	return j, nil
+}
+
+// deadlineCommand runs the previous generation's own executable by its store
+// path: the new one's may be what is broken.
+func (a *agent) deadlineCommand(ctx context.Context, j *journal) ([]string, error) {
+	executable := ""
+	if before, err := a.host.Inspect(ctx, j.Before.Current); err == nil {
+		executable = before.AgentPath
+	}
+	if executable == "" {
+		own, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		executable = own
+	}
+	return append([]string{executable, "agent", "undo", "--deadline", "--state-dir", string(a.dir)}, a.cfg.hostArguments()...), nil
+}
+
+// leave ends an activation before anything was changed; the closure stays in
+// the store for when it is offered again.
+func (a *agent) leave(ctx context.Context, j *journal, why string) error {
+	a.log.Info().Str("closure", j.Closure).Str("why", why).Msg("activation left")
+	a.waiting("%s", why)
+	if err := a.host.AddRoot(ctx, "staged", j.Closure); err != nil {
+		return err
+	}
+	return a.dir.end(stepFetching)
+}
+
+// awaitSwitch starts the switch unit, or finds the one that an earlier agent
+// started, and judges how it ended.
+func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
+	state, err := a.host.SwitchState(ctx, j.Units.Switch)
+	if err != nil {
+		return nil, err
+	}
+	var exit nixops.Exit
+	if state.Phase == nixops.UnitUnknown {
+		boot, err := a.host.BootID(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if boot != j.BootID {
+			return nil, a.undo(ctx, reasonPower, false)
+		}
+		exit, err = a.host.Switch(ctx, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionTest, Unit: j.Units.Switch})
+		if errors.Is(err, nixops.ErrLockHeld) {
+			return nil, a.undo(ctx, reasonLocked, false)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // the unit goes on without us
+		}
+		if err != nil {
+			return nil, errors.Join(err, a.undo(ctx, "preflight: the switch was not started: "+err.Error(), false))
+		}
+	} else {
+		for state.Phase == nixops.UnitRunning {
+			if err := sleep(ctx, unitPoll); err != nil {
+				return nil, err
+			}
+			if state, err = a.host.SwitchState(ctx, j.Units.Switch); err != nil {
+				return nil, err
+			}
+		}
+		exit = state.Exit
+	}
+	return a.judge(ctx, j, exit)
+}
+
+// judge tells the exit codes apart. Exit 4 says that some unit failed, which
+// the health gate compares with those that had failed before.
+func (a *agent) judge(ctx context.Context, j *journal, exit nixops.Exit) (*journal, error) {
+	code := int32(exit.Code)
+	output, err := a.host.UnitOutput(ctx, j.Units.Switch)
+	if err != nil {
+		output = ""
+	}
+	noted := func(j *journal) { j.ExitCode, j.Output = &code, tail(output) }
+	a.log.Info().Str("closure", j.Closure).Str("exit", exit.String()).Msg("switch ended")
+	switch exit.Meaning() {
+	case nixops.MeaningDone, nixops.MeaningUnits:
+		a.prober.reset()
+		restarts, err := a.host.Restarts(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return a.dir.advance(time.Now(), []step{stepSwitching}, stepChecking, func(j *journal) {
+			noted(j)
+			j.Restarts = restarts
+		})
+	case nixops.MeaningLocked:
+		return nil, a.undo(ctx, reasonLocked, false)
+	case nixops.MeaningReboot:
+		if err := a.undoer.undo(ctx, "superseded: the init interface changed; staged for the next boot", false); err != nil {
+			return nil, err
+		}
+		return a.dir.advance(time.Now(), []step{stepUndone}, stepStaging, func(j *journal) { j.Component, j.Reason = "systemd", "" })
+	}
+	if _, err := a.dir.advance(time.Now(), []step{stepSwitching}, stepSwitching, noted); err != nil {
+		return nil, err
+	}
+	return nil, a.undo(ctx, "switch: "+exit.String(), true)
+}
+
+// check is the local health gate and one answered check-in. Only the target's
+// own agent may pass it.
+func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
+	if ok, err := a.mayProve(ctx, j); err != nil || !ok {
+		if err == nil {
+			a.waiting("the new generation's own agent has to prove it; this is another")
+		}
+		return nil, err
+	}
+	if current, err := a.host.CurrentSystem(ctx); err != nil {
+		return nil, err
+	} else if !a.runs(ctx, current, j.Closure) {
+		return nil, a.undo(ctx, fmt.Sprintf("switch: %s runs after the switch", current), true)
+	}
+	if !j.GatePassed {
+		a.waiting("watching %s for %s", j.Closure, a.cfg.SettleTime)
+		trouble, err := a.gate(ctx, j)
+		if err != nil {
+			return nil, err
+		}
+		if trouble != "" {
+			return nil, a.undo(ctx, "health-gate: "+trouble, true)
+		}
+		if j, err = a.dir.advance(time.Now(), []step{stepChecking}, stepChecking, func(j *journal) { j.GatePassed = true }); err != nil {
+			return nil, err
+		}
+	}
+	a.waiting("an answer of the control plane to prove that %s reaches it", j.Closure)
+	for {
+		if _, _, err := a.checkin(ctx, 0); err == nil {
+			break
+		} else if ctx.Err() != nil {
+			return nil, ctx.Err()
+		} else if a.windowUsed(j) {
+			return nil, a.undo(ctx, reasonUnreachable, false)
+		}
+		if err := sleep(ctx, floorPause); err != nil {
+			return nil, err
+		}
+	}
+	return a.dir.advance(time.Now(), []step{stepChecking}, stepProven, nil)
+}
+
+// runs: current is the closure or one of its specialisations.
+func (a *agent) runs(ctx context.Context, current, closure string) bool {
+	if current == closure {
+		return true
+	}
+	c, err := a.host.Inspect(ctx, closure)
+	return err == nil && slices.Contains(c.Specialisations, current)
+}
+
+// mayProve: this process is the target closure's own agent.
+func (a *agent) mayProve(ctx context.Context, j *journal) (bool, error) {
+	if a.cfg.AgentOutside {
+		return true, nil
+	}
+	c, err := a.host.Inspect(ctx, j.Closure)
+	if err != nil {
+		return false, err
+	}
+	own, err := os.Executable()
+	if err == nil {
+		own, err = filepath.EvalSymlinks(own)
+	}
+	return own == c.AgentPath, err
+}
+
+// windowUsed: so much of the window is over that we undo by ourselves.
+func (a *agent) windowUsed(j *journal) bool {
+	window := time.Duration(j.WindowSecs) * time.Second
+	return time.Since(j.StartedAt.Time) > window-window/answerMargin
+}
+
+// gate watches units through the settle time and then waits for the probes. It
+// returns what is wrong with the new generation, empty when nothing is.
+func (a *agent) gate(ctx context.Context, j *journal) (string, error) {
+	for end := time.Now().Add(a.cfg.SettleTime); ; {
+		failed, err := a.host.FailedUnits(ctx)
+		if err != nil {
+			return "", err
+		}
+		failed = slices.DeleteFunc(failed, func(u string) bool { return slices.Contains(j.FailedBefore, u) })
+		if len(failed) > 0 {
+			return fmt.Sprintf("units failed that had not before: %v", failed), nil
+		}
+		restarts, err := a.host.Restarts(ctx)
+		if err != nil {
+			return "", err
+		}
+		for unit, n := range restarts {
+			if n > j.Restarts[unit] && !slices.Contains(j.FailedBefore, unit) {
+				return fmt.Sprintf("unit %s was restarted while it was watched", unit), nil
+			}
+		}
+		if !time.Now().Before(end) {
+			break
+		}
+		if err := sleep(ctx, min(gatePoll, time.Until(end)+time.Millisecond)); err != nil {
+			return "", err
+		}
+	}
+	for {
+		failing := a.prober.failing()
+		if len(failing) == 0 {
+			return "", nil
+		}
+		if a.windowUsed(j) {
+			return fmt.Sprintf("probes: %v", failing), nil
+		}
+		a.waiting("probes %v", failing)
+		if err := sleep(ctx, gatePoll); err != nil {
+			return "", err
+		}
+	}
+}
+
+// commit makes the proven generation the boot default. It holds the lock all
+// the while, so that a deadline comes before or after it, never in between.
+func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
+	work := context.WithoutCancel(ctx) // not to be left half-way by our own end
+	err := func() error {
+		unlock, err := a.dir.lock()
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if j, err = a.dir.advanceLocked(time.Now(), []step{stepProven, stepCommitting}, stepCommitting, nil); err != nil {
+			return err
+		}
+		if err := a.host.SetProfile(work, j.Closure); err != nil {
+			return fmt.Errorf("set profile: %w", err)
+		}
+		exit, err := a.host.Switch(work, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
+		if err != nil {
+			return fmt.Errorf("boot: %w", err)
+		}
+		if !exit.OK() {
+			return fmt.Errorf("boot: %s", exit)
+		}
+		j, err = a.dir.advanceLocked(time.Now(), []step{stepCommitting}, stepCommitted, nil)
+		return err
+	}()
+	if errors.Is(err, errMoved) {
+		return nil, err
+	}
+	if err != nil {
+		blame := !errors.Is(err, nixops.ErrLockHeld) && !errors.Is(err, nixops.ErrNoSpace)
+		return nil, errors.Join(err, a.undo(ctx, err.Error(), blame))
+	}
+	if err := a.host.DisarmDeadline(work, j.Units.Deadline); err != nil {
+		a.log.Warn().Err(err).Msg("deadline not disarmed; it will find nothing to undo")
+	}
+	return j, nil
+}
+
+// confirm tells the control plane. The generation is proven: an outage changes
+// nothing about it, and only an answer of 410 takes it back.
+func (a *agent) confirm(ctx context.Context, j *journal) error {
+	a.waiting("the control plane to accept the confirm of %s", j.Closure)
+	for wait := floorPause; ; wait = min(2*wait, maxContact) {
+		err := a.client.Confirm(ctx, &protocol.ConfirmRequest{
+			Hostname: a.cfg.MachineID, Rollout: j.ChannelRef, Wave: j.Wave,
+			Generation: protocol.Generation{ClosureHash: j.Closure, ChannelRef: &j.ChannelRef, BootID: j.BootID},
+		})
+		if err == nil {
+			return a.finish(ctx, j)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if refused := (*protocol.Error)(nil); errors.As(err, &refused) && refused.Status == 410 {
+			if err := a.undoer.undoFrom(ctx, []step{stepCommitted}, reasonRefused, false); err != nil {
+				return err
+			}
+			a.settle(ctx)
+			return nil
+		}
+		a.log.Warn().Err(err).Dur("retry_in", wait).Msg("confirm not delivered")
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// finish remembers the confirmed generation, for attestations, for a rollback
+// that the control plane may ask for, and against garbage collection.
+func (a *agent) finish(ctx context.Context, j *journal) error {
+	c := &confirmed{Closure: j.Closure, RolloutID: j.RolloutID, Intent: j.Intent, At: pki.At(a.now().Truncate(time.Millisecond))}
+	if err := a.dir.write(confirmedFile, c); err != nil {
+		return err
+	}
+	a.confirmed.set(c)
+	v1 := fmt.Sprintf("%s\n%s+00:00\n", c.Closure, c.At.UTC().Format("2006-01-02T15:04:05"))
+	if err := replace(a.dir.path("last_confirmed_at"), []byte(v1), 0o600); err != nil {
+		return err
+	}
+	if err := a.dir.write(committedFile, j); err != nil {
+		return err
+	}
+	if err := a.dir.end(stepCommitted); err != nil {
+		return err
+	}
+	a.forgive()
+	a.roots(ctx, j)
+	a.log.Info().Str("closure", j.Closure).Str("rollout", j.RolloutID).Msg("confirmed")
+	a.waiting("nothing: %s is confirmed", j.Closure)
+	return nil
+}
+
+// roots keeps the running and the previous closure and lets the rest go.
+func (a *agent) roots(ctx context.Context, j *journal) {
+	keep := map[string]string{"current": j.Closure, "previous": j.Before.Current}
+	for name, closure := range keep {
+		if err := a.host.AddRoot(ctx, name, closure); err != nil {
+			a.log.Warn().Err(err).Str("root", name).Msg("root not set")
+			return
+		}
+	}
+	have, err := a.host.Roots(ctx)
+	if err != nil {
+		a.log.Warn().Err(err).Msg("roots not read")
+		return
+	}
+	for name := range have {
+		if keep[name] == "" {
+			if err := a.host.RemoveRoot(ctx, name); err != nil {
+				a.log.Warn().Err(err).Str("root", name).Msg("root not removed")
+			}
+		}
+	}
+}

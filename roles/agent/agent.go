@@ -1,0 +1,424 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+
+	"nixfleet/nixops"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const (
+	holdTime = 300 * time.Second
+	// floorPause is the shortest time between two check-ins.
+	floorPause = time.Second
+)
+
+// agent is a running agent.
+type agent struct {
+	cfg      Config
+	log      zerolog.Logger
+	host     nixops.Host
+	dir      directory
+	identity *identity
+	client   *protocol.Client // with our certificate
+	// anonymous is for enrolment only.
+	anonymous *protocol.Client
+	verifier  *verifier
+	prober    *prober
+	outbox    *outbox
+	undoer    *undoer
+	status    *statusFile
+	started   time.Time
+	floor     time.Time // it is at least this late
+
+	delivering sync.Mutex
+	changed    chan struct{} // something local that the control plane should hear of
+	worker     sync.WaitGroup
+	busy       cache[bool]
+	told       cache[*wanted] // the newest verified target
+	quarantine cache[*quarantine]
+	hold       cache[*holdState]
+	confirmed  cache[*confirmed]
+	fetch      cache[*protocol.FetchOutcome]
+
+	spentNonce        string
+	reportedEnrolment bool
+	reportedStale     bool
+}
+
+// Run keeps the host at its declared state until ctx ends. An activation that
+// is under way then is taken on by the next agent from its journal.
+func Run(ctx context.Context, cfg Config) error {
+	a, err := newAgent(cfg)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+func newAgent(cfg Config) (*agent, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if err := cfg.volatileState(); err != nil {
+		return nil, err
+	}
+	if err := cfg.makeHost(); err != nil {
+		return nil, err
+	}
+	dir, err := openDirectory(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	outside, err := openDirectory(outsideDirectory(cfg.StateDir, cfg.ClientCert))
+	if err != nil {
+		return nil, err
+	}
+	manifests, err := openDirectory(dir.path("rollouts"))
+	if err != nil {
+		return nil, err
+	}
+	key, err := pki.ReadPrivateKey(cfg.ClientKey)
+	if err != nil {
+		return nil, err
+	}
+	a := &agent{cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(), changed: make(chan struct{}, 1)}
+	a.identity = &identity{hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now}
+	if a.identity.host, err = pki.ReadPrivateKey(cfg.SSHHostKey); err != nil {
+		a.log.Warn().Err(err).Msg("reports are not signed")
+	}
+	if a.outbox, err = openOutbox(dir); err != nil {
+		return nil, err
+	}
+	checks, err := loadProbes(cfg.HealthChecks)
+	if err != nil {
+		return nil, err
+	}
+	a.prober = newProber(checks, a.host, a.tellChange)
+	a.undoer = &undoer{a.host, dir, a.log}
+	a.status = openStatus(dir, cfg.MachineID)
+	a.verifier = &verifier{
+		hostname: cfg.MachineID, trust: a.trust, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
+		maxAge: cfg.MaxManifestAge, onlyLocal: func(string) string { return cfg.ComplianceMode }, manifests: manifests,
+	}
+	if _, err := a.trust(); err != nil {
+		return nil, err
+	}
+	a.restoreState()
+	if a.client, err = a.newClient(a.identity.certificate); err != nil {
+		return nil, err
+	}
+	a.anonymous, err = a.newClient(nil)
+	return a, err
+}
+
+func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*protocol.Client, error) {
+	cfg := protocol.ClientConfig{BaseURL: a.cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + a.cfg.Version, Dial: a.cfg.Dial}
+	if a.cfg.CACert != "" {
+		bundle, err := readSmall(a.cfg.CACert)
+		if err != nil {
+			return nil, fmt.Errorf("CA certificate: %w", err)
+		}
+		cfg.CAPEM = bundle
+	}
+	return protocol.NewClient(cfg)
+}
+
+// trust reads the trust file anew and refuses one that others could write.
+func (a *agent) trust() (*pki.Trust, error) {
+	path, err := filepath.EvalSymlinks(a.cfg.TrustFile)
+	if err != nil {
+		return nil, fmt.Errorf("trust file: %w", err)
+	}
+	if err := ownOnly(path); err != nil {
+		return nil, fmt.Errorf("trust file: %w", err)
+	}
+	t, warnings, err := pki.LoadTrust(path)
+	for _, w := range warnings {
+		a.log.Warn().Str("file", path).Msg("trust file: " + w)
+	}
+	return t, err
+}
+
+// now is the time, but never before what is known to have passed: boards
+// without a clock of their own start in the past.
+func (a *agent) now() time.Time {
+	if now := time.Now(); now.After(a.floor) {
+		return now
+	}
+	return a.floor
+}
+
+// restoreState reads what the last agent left. What cannot be believed is set
+// aside and said.
+func (a *agent) restoreState() {
+	warn := func(err error) {
+		a.log.Error().Err(err).Msg("state not restored")
+		a.other(protocol.KindJournalSetAside, err.Error())
+	}
+	a.quarantine.set(optional[quarantine](a.dir, quarantineFile, warn))
+	a.hold.set(optional[holdState](a.dir, holdFile, warn))
+	a.confirmed.set(optional[confirmed](a.dir, confirmedFile, warn))
+	var past []time.Time
+	if m, err := a.verifier.marks.load(); err != nil {
+		warn(err)
+	} else if m != nil {
+		past = append(past, m.SignedAt.Add(-pki.ClockSlack))
+	}
+	if cert, err := a.identity.certificate(); err == nil && cert != nil {
+		past = append(past, cert.Leaf.NotBefore)
+	}
+	a.floor = nixops.ClockFloor(past...)
+}
+
+func (a *agent) run(ctx context.Context) error {
+	defer a.client.CloseIdle()
+	defer a.anonymous.CloseIdle()
+	notify(daemon.SdNotifyReady)
+	background, stop := context.WithCancel(ctx)
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	defer a.worker.Wait()
+	defer stop()
+	loops.Go(func() { a.prober.run(background) })
+	loops.Go(func() { a.watchdog(background) })
+
+	// What is under way goes on before anybody is asked anything.
+	a.resume(background)
+	if err := a.enrol(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	a.loop(background)
+	notify(daemon.SdNotifyStopping)
+	return nil
+}
+
+func notify(state string) {
+	// Without systemd there is nobody to tell.
+	_, _ = daemon.SdNotify(false, state)
+}
+
+// stallLimit is how long the loop may be silent before systemd restarts us.
+const stallLimit = holdTime + 5*time.Minute
+
+func (a *agent) watchdog(ctx context.Context) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return
+	}
+	ticker := time.NewTicker(interval / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if time.Since(a.status.lastTurn()) < stallLimit {
+				notify(daemon.SdNotifyWatchdog)
+			}
+		}
+	}
+}
+
+// tellChange cancels a held check-in and sends a new one.
+func (a *agent) tellChange() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// loop checks in for ever.
+func (a *agent) loop(ctx context.Context) {
+	failures := 0
+	for ctx.Err() == nil {
+		a.status.turn()
+		a.settle(ctx)
+		a.deliver(ctx)
+		a.renew(ctx)
+		pause, err := a.turn(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errLocalChange):
+			pause = floorPause
+		case err != nil:
+			failures++
+			pause = a.failed(err, failures)
+			if a.mayEnrolAnew(err) {
+				if err := a.enrol(ctx); err != nil && ctx.Err() == nil {
+					a.log.Error().Err(err).Msg("not enrolled again")
+				}
+			}
+		default:
+			failures = 0
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// errLocalChange: a held check-in was given up to send a newer one.
+var errLocalChange = errors.New("local change")
+
+// turn is one check-in and what follows from its answer.
+func (a *agent) turn(ctx context.Context) (pause time.Duration, err error) {
+	answer, sent, err := a.checkin(ctx, holdTime)
+	if err != nil {
+		return 0, err
+	}
+	a.handle(ctx, answer, sent)
+	if answer.Held {
+		return floorPause, nil
+	}
+	next := min(time.Duration(answer.NextCheckinSecs)*time.Second, maxContact)
+	next = max(min(next, a.cfg.PollInterval), floorPause)
+	return next/2 + rand.N(next/2+1), nil
+}
+
+// failed is how long to wait after a failure: full jitter over a doubling
+// time, and what the control plane asks for, within 15 minutes.
+func (a *agent) failed(err error, failures int) time.Duration {
+	limit := min(a.cfg.PollInterval<<min(failures-1, 3), maxContact)
+	pause := max(floorPause, rand.N(limit)+limit/10)
+	var refused *protocol.Error
+	if errors.As(err, &refused) && refused.RetryAfter > 0 {
+		pause = min(refused.RetryAfter, maxContact)/2 + rand.N(min(refused.RetryAfter, maxContact)/2+1)
+	}
+	a.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", pause).Msg("check-in failed")
+	a.status.note(func(s *status) { s.ContactError = err.Error() })
+	a.reportStale()
+	return pause
+}
+
+// mayEnrolAnew: the certificate is not accepted, or is over, and there is a
+// token that has not been used.
+func (a *agent) mayEnrolAnew(err error) bool {
+	if a.cfg.TokenFile == "" {
+		return false
+	}
+	var refused *protocol.Error
+	if a.identity.usable() != nil && !(errors.As(err, &refused) && refused.Status == 401) {
+		return false
+	}
+	token, err := a.identity.readToken(a.cfg.SSHHostKey)
+	if err != nil || token.Claims.Nonce == a.spentNonce {
+		return false
+	}
+	cert := a.identity.usable()
+	// A token older than the certificate is the one that it was got with.
+	if cert != nil && !token.Claims.IssuedAt.After(cert.Leaf.NotBefore) {
+		return false
+	}
+	if cert != nil {
+		if err := os.Remove(a.identity.certPath); err != nil {
+			return false
+		}
+		a.client.CloseIdle()
+	}
+	return true
+}
+
+// handle verifies an answer and acts on it.
+func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, sent time.Time) {
+	a.status.note(func(s *status) { s.LastContact, s.ContactError = pki.At(time.Now()), "" })
+	if err := a.verifier.updateHead(ctx, a.client, answer.Head); err != nil {
+		a.distrust(answer.Target, err)
+		a.reportStale()
+		return
+	}
+	a.reportStale()
+	if answer.Rollback != nil {
+		a.rollback(ctx, answer.Rollback)
+		return
+	}
+	if answer.Target == nil {
+		a.status.note(func(s *status) {
+			if !a.busy.get() {
+				s.Waiting, s.Next = "nothing: the control plane has no other target for this host", ""
+			}
+		})
+		return
+	}
+	w, err := a.verifier.target(ctx, a.client, answer.Target, answer.Head, sent)
+	if err != nil {
+		a.distrust(answer.Target, err)
+		return
+	}
+	a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: &w.rolloutID})
+	a.take(ctx, w)
+}
+
+// distrust notes and reports an answer that did not verify.
+func (a *agent) distrust(t *protocol.Target, err error) {
+	a.log.Error().Err(err).Msg("answer not believed")
+	text := err.Error()
+	outcome := &protocol.FetchOutcome{Result: protocol.FetchVerifyFailed, Error: &text}
+	event := ""
+	if v := (*verdictError)(nil); errors.As(err, &v) {
+		outcome.Result, event = v.fetch, v.event
+	}
+	if t != nil {
+		outcome.RolloutID = &t.RolloutID
+	}
+	a.fetch.set(outcome)
+	a.status.note(func(s *status) {
+		s.Waiting, s.Next = "refused what the control plane said: "+text, "compare with nixfleet verify on the release; a control plane that lies looks like this"
+	})
+	rollout := ""
+	if t != nil {
+		rollout = t.RolloutID
+	}
+	switch event {
+	case protocol.EventStaleTarget:
+		if t != nil && a.verifier.head != nil {
+			age := a.now().Sub(a.verifier.headSigned)
+			a.report(event, &t.ChannelRef, protocol.StaleTarget{
+				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(a.verifier.headSigned),
+				FreshnessWindowSecs: a.verifier.head.FreshnessWindow * 60, AgeSecs: int64(age / time.Second),
+			})
+		}
+	case protocol.EventVerifyMismatch:
+		if t != nil {
+			a.report(event, &t.ChannelRef, protocol.VerifyMismatch{Expected: text, Actual: t.ClosureHash})
+		}
+	case protocol.EventTrustError:
+		a.report(event, nil, protocol.Reasoned{Reason: text})
+	case protocol.EventManifestMissing, protocol.EventManifestVerifyFailed, protocol.EventManifestMismatch:
+		a.report(event, nil, protocol.ManifestProblem{RolloutID: rollout, Reason: text})
+	}
+}
+
+// reportStale makes withholding visible: without a head fresher than its
+// window this host says so, once per time that it begins.
+func (a *agent) reportStale() {
+	over, stale := a.verifier.stale()
+	a.status.note(func(s *status) {
+		s.Stale = ""
+		if stale {
+			s.Stale = fmt.Sprintf("release-stale: the newest release is %s past its window", over.Round(time.Second))
+		}
+	})
+	if stale && !a.reportedStale {
+		a.log.Warn().Dur("over", over).Msg("release-stale")
+		a.other(protocol.KindReleaseStale, "the newest release is past its window by "+over.Round(time.Second).String())
+	}
+	a.reportedStale = stale
+}

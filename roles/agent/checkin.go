@@ -1,0 +1,192 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// checkin says what this host runs. With hold above zero the control plane may
+// hold the answer; a local change then gives the request up. sent is when the
+// request left, from which a lease counts.
+func (a *agent) checkin(ctx context.Context, hold time.Duration) (answer *protocol.CheckinResponse, sent time.Time, err error) {
+	req, err := a.facts(ctx)
+	if err != nil {
+		return nil, sent, fmt.Errorf("read the host's state: %w", err)
+	}
+	sent = time.Now()
+	if hold == 0 {
+		answer, err = a.client.Checkin(ctx, req, 0)
+		return answer, sent, err
+	}
+	held, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	go func() {
+		answer, err = a.client.Checkin(held, req, hold)
+		close(done)
+	}()
+	select {
+	case <-done:
+		return answer, sent, err
+	case <-a.changed:
+		cancel(errLocalChange)
+		<-done
+		if err != nil && ctx.Err() == nil {
+			err = errLocalChange
+		}
+		return answer, sent, err
+	}
+}
+
+// facts is what a check-in says.
+func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
+	current, err := a.host.CurrentSystem(ctx)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := a.host.BootID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	uptime := uint64(time.Since(a.started) / time.Second)
+	req := &protocol.CheckinRequest{
+		Hostname: a.cfg.MachineID, AgentVersion: a.cfg.Version, UptimeSecs: &uptime,
+		CurrentGeneration: protocol.Generation{BootID: boot},
+		LastFetchOutcome:  a.fetch.get(), HealthProbes: []protocol.ProbeResult{},
+	}
+	var sp specialised
+	req.CurrentGeneration.ClosureHash = a.base(ctx, current, &sp)
+	if sp.name != "" {
+		req.Specialisation = &sp.name
+	}
+	if a.prober.active() {
+		mode := a.prober.mode
+		req.HealthCheckMode, req.HealthProbes = &mode, a.prober.snapshot()
+	}
+	if c := a.confirmed.get(); c != nil && c.Closure == req.CurrentGeneration.ClosureHash && !c.At.After(time.Now()) {
+		req.LastConfirmedAt = &c.At
+		if a.identity.host != nil {
+			sig, err := protocol.SignAttestation(a.identity.host, a.cfg.MachineID, c.At, c.RolloutID)
+			if err != nil {
+				return nil, err
+			}
+			req.AttestationSignature = &sig
+		}
+	}
+	if held := a.heldText(); held != "" {
+		req.Held = &held
+	}
+	a.rebootFacts(ctx, req)
+	if req.Phase, err = a.phase(); err != nil {
+		return nil, err
+	}
+	a.status.note(func(s *status) {
+		s.Running, s.Phase = req.CurrentGeneration.ClosureHash, req.Phase.Name
+		s.Specialisation, s.RebootPending, s.Held = sp.name, text(req.RebootPending), text(req.Held)
+	})
+	return req, nil
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// specialised is set when the running system is a specialisation.
+type specialised struct{ name string }
+
+// base is the closure that the running system belongs to: a running
+// specialisation of what this host should run counts as that.
+func (a *agent) base(ctx context.Context, current string, sp *specialised) string {
+	candidates := []string{}
+	if c := a.confirmed.get(); c != nil {
+		candidates = append(candidates, c.Closure)
+	}
+	if profile, err := a.host.Profile(ctx); err == nil {
+		candidates = append(candidates, profile)
+	}
+	for _, candidate := range candidates {
+		if candidate == current || candidate == "" {
+			continue
+		}
+		c, err := a.host.Inspect(ctx, candidate)
+		if err != nil {
+			continue
+		}
+		for _, s := range c.Specialisations {
+			if s == current {
+				sp.name = current
+				return candidate
+			}
+		}
+	}
+	return current
+}
+
+// rebootFacts says what waits for a boot.
+func (a *agent) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) {
+	if j, err := a.dir.journal(); err == nil && j != nil && j.Step == stepStaged {
+		req.PendingGeneration = &protocol.PendingGeneration{ClosureHash: j.Closure}
+		req.RebootPending = &j.Component
+		return
+	}
+	booted, err := a.host.BootedSystem(ctx)
+	if err != nil || booted == "" || booted == req.CurrentGeneration.ClosureHash {
+		return
+	}
+	running, err := a.host.Inspect(ctx, req.CurrentGeneration.ClosureHash)
+	if err != nil {
+		return
+	}
+	was, err := a.host.Inspect(ctx, booted)
+	if err != nil {
+		return
+	}
+	if parts := running.NeedsReboot(was); len(parts) > 0 {
+		req.RebootPending = &parts[0]
+	}
+}
+
+// phases are the wire's words for the journal's steps.
+var phases = map[step]string{
+	stepFetching: protocol.PhaseFetching, stepArming: protocol.PhaseActivating, stepSwitching: protocol.PhaseActivating,
+	stepChecking: protocol.PhaseChecking, stepProven: protocol.PhaseCommitting, stepCommitting: protocol.PhaseCommitting,
+	stepCommitted: protocol.PhaseCommitting, stepStaging: protocol.PhaseActivating, stepStaged: protocol.PhaseStaged,
+	stepUndoing: protocol.PhaseUndoing, stepUndone: protocol.PhaseUndoing,
+}
+
+func (a *agent) phase() (*protocol.Phase, error) {
+	j, err := a.dir.journal()
+	if err != nil {
+		return nil, err
+	}
+	if j == nil {
+		return &protocol.Phase{Name: protocol.PhaseIdle}, nil
+	}
+	since := pki.At(j.Since.Time)
+	return &protocol.Phase{Name: phases[j.Step], Intent: j.Intent, ClosureHash: j.Closure, Since: &since, Attempt: j.Attempt}, nil
+}
+
+// heldText says why this host does not follow by itself.
+func (a *agent) heldText() string {
+	if h := a.hold.get(); h != nil {
+		out := h.Kind
+		if h.Closure != "" {
+			out += " " + h.Closure
+		}
+		if h.Reason != "" {
+			out += ": " + h.Reason
+		}
+		return out
+	}
+	if q := a.quarantine.get(); q != nil && q.Failures > 0 {
+		return "quarantined " + q.Closure
+	}
+	return ""
+}

@@ -1,0 +1,275 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops"
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// Command is `nixfleet agent`.
+func Command() *cli.Command {
+	local := func(flags ...cli.Flag) []cli.Flag {
+		return append(append([]cli.Flag{stateDirFlag()}, hostFlags()...), flags...)
+	}
+	reason := stringFlag("reason", "", "`TEXT` that is recorded and reported")
+	return &cli.Command{
+		Name:  "agent",
+		Usage: "the agent: keep this host at its declared state",
+		Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 \\\n" +
+			"     --ca-cert fleet-root.cert.pem --bootstrap-token-file bootstrap-token",
+		Subcommands: []*cli.Command{
+			{
+				Name: "run", Usage: "run until told to stop",
+				Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 --ca-cert fleet-root.cert.pem",
+				Flags:       runFlags(), Action: runCommand,
+			},
+			{
+				Name: "status", Usage: "what this host runs, what it was told, what it waits for",
+				Description: "Example:\n   nixfleet agent status --json",
+				Flags:       local(&cli.BoolFlag{Name: "json", EnvVars: environment("json"), Usage: "print JSON for programs"}),
+				Action:      statusCommand,
+			},
+			{
+				Name: "undo", Usage: "take an unproven activation back; what the deadline runs",
+				Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
+				Flags:       local(reason, &cli.BoolFlag{Name: "deadline", EnvVars: environment("deadline"), Usage: "the window has passed"}),
+				Action: onHost(func(c *cli.Context, u *undoer) error {
+					if c.Bool("deadline") {
+						return u.deadline(c.Context)
+					}
+					return u.undo(c.Context, "operator-undo: "+c.String("reason"), false)
+				}),
+			},
+			{
+				Name: "guard", Usage: "undo at boot what a power cut left unproven",
+				Description: "Example:\n   nixfleet agent guard --state-dir /var/lib/nixfleet-agent",
+				Flags:       local(),
+				Action:      onHost(func(c *cli.Context, u *undoer) error { return u.guard(c.Context) }),
+			},
+			{
+				Name: "pause", Usage: "take no targets until resume; a running deadline goes on",
+				Description: "Example:\n   nixfleet agent pause --reason 'disk is being replaced'",
+				Flags:       local(reason),
+				Action: onHost(func(c *cli.Context, u *undoer) error {
+					return holdHost(c, u, holdState{Kind: "paused", Reason: c.String("reason")})
+				}),
+			},
+			{
+				Name: "resume", Usage: "follow the fleet again",
+				Description: "Example:\n   nixfleet agent resume",
+				Flags:       local(),
+				Action: onHost(func(c *cli.Context, u *undoer) error {
+					if err := errors.Join(u.dir.remove(holdFile), u.dir.remove(quarantineFile)); err != nil {
+						return err
+					}
+					return restartHint(c, "this host follows the fleet again")
+				}),
+			},
+			{
+				Name: "rollback", Usage: "return to the generation before the confirmed one, and stay there",
+				Description: "Example:\n   nixfleet agent rollback --reason 'printing is broken'",
+				Flags:       local(reason),
+				Action:      onHost(rollbackCommand),
+			},
+			{
+				Name: "activate", Usage: "run a closure by hand; it holds until resume or a new intent", ArgsUsage: "PATH",
+				Description: "Example:\n   nixfleet agent activate /nix/store/…-nixos-system-web-01-25.11",
+				Flags:       local(reason),
+				Action:      onHost(activateCommand),
+			},
+			{
+				Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
+				Description: "Example:\n   nixfleet agent reset-mark --client-cert /var/lib/nixfleet/agent-cert.pem",
+				Flags:       local(reason, stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies")),
+				Action: onHost(func(c *cli.Context, u *undoer) error {
+					outside, err := openDirectory(outsideDirectory(string(u.dir), c.String("client-cert")))
+					if err != nil {
+						return err
+					}
+					if err := (marks{u.dir, outside}).reset(); err != nil {
+						return err
+					}
+					if err := recordAct(u.dir, protocol.KindMarkReset, c.String("reason")); err != nil {
+						return err
+					}
+					return restartHint(c, "the mark is forgotten: the next release that verifies is believed, however old")
+				}),
+			},
+		},
+	}
+}
+
+func newLogger(w io.Writer, level zerolog.Level) zerolog.Logger {
+	return zerolog.New(zerolog.SyncWriter(w)).Level(level).With().Timestamp().Logger()
+}
+
+func runCommand(c *cli.Context) error {
+	name := c.String("log-level")
+	if filter := os.Getenv("RUST_LOG"); filter != "" && !c.IsSet("log-level") {
+		name = filter
+	}
+	level, err := zerolog.ParseLevel(name)
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	cfg := configOf(c, newLogger(c.App.Writer, level))
+	if c.Bool("check-config") {
+		if err := cfg.complete(); err != nil {
+			return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
+		}
+		_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
+		return err
+	}
+	if err := cfg.makeHost(); err != nil {
+		return err
+	}
+	if sim, ok := cfg.Host.(*nixops.Sim); ok {
+		// A simulated machine has nobody else to run its deadline.
+		u := &undoer{sim, directory(cfg.StateDir), cfg.Log}
+		sim.OnDeadline(func(nixops.Deadline) {
+			if err := u.deadline(context.WithoutCancel(c.Context)); err != nil {
+				cfg.Log.Error().Err(err).Msg("undo failed")
+			}
+		})
+	}
+	return Run(c.Context, cfg)
+}
+
+// onHost runs a command with the host and the state directory of the flags.
+func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
+		cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
+		if err := cfg.makeHost(); err != nil {
+			return err
+		}
+		dir, err := openDirectory(c.String("state-dir"))
+		if err != nil {
+			return &hintError{err, "this needs root"}
+		}
+		return work(c, &undoer{cfg.Host, dir, log})
+	}
+}
+
+func statusCommand(c *cli.Context) error {
+	return onHost(func(c *cli.Context, u *undoer) error {
+		s := gather(c.Context, u.dir, u.host)
+		if !c.Bool("json") {
+			return s.print(c.App.Writer, time.Now())
+		}
+		doc, err := pki.Marshal(s)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.App.Writer, "%s\n", doc)
+		return err
+	})(c)
+}
+
+// recordAct queues what root did here; the agent reports it.
+func recordAct(dir directory, kind, what string) error {
+	o, err := openOutbox(dir)
+	if err != nil {
+		return err
+	}
+	detail, err := pki.Marshal(map[string]string{"text": what})
+	if err != nil {
+		return err
+	}
+	details, err := pki.Marshal(protocol.Other{Kind: kind, Detail: detail})
+	if err != nil {
+		return err
+	}
+	var s status
+	if err := dir.read(statusName, &s); err != nil {
+		return &hintError{fmt.Errorf("the agent has not run here yet: %w", err), "systemctl start nixfleet-agent"}
+	}
+	return o.add(protocol.ReportRequest{
+		Hostname: s.Hostname, AgentVersion: "root", OccurredAt: pki.At(time.Now().Truncate(time.Millisecond)),
+		Event: protocol.EventOther, Details: details,
+	})
+}
+
+func restartHint(c *cli.Context, done string) error {
+	_, err := fmt.Fprintf(c.App.Writer, "%s\nrestart the agent so that it takes effect now: systemctl restart nixfleet-agent\n", done)
+	return err
+}
+
+func holdHost(c *cli.Context, u *undoer, h holdState) error {
+	h.At = pki.At(time.Now().Truncate(time.Millisecond))
+	if err := recordAct(u.dir, protocol.KindBreakGlass, h.Kind+" "+h.Closure+": "+h.Reason); err != nil {
+		return err
+	}
+	if err := u.dir.write(holdFile, h); err != nil {
+		return err
+	}
+	return restartHint(c, "this host is "+h.Kind)
+}
+
+// intentInForce is that of the newest verified release.
+func intentInForce(dir directory) string {
+	var m mark
+	if dir.read(markFile, &m) != nil {
+		return ""
+	}
+	return m.Intent
+}
+
+// byHand switches to a closure as root wishes, without a proof and without a
+// deadline: root is there to see.
+func byHand(ctx context.Context, u *undoer, closure string) error {
+	if j, err := u.dir.journal(); err != nil || j != nil && j.Step != stepStaged {
+		return errors.Join(errors.New("an activation is under way; nixfleet agent undo takes it back first"), err)
+	}
+	if err := u.host.AddRoot(ctx, "by-hand", closure); err != nil {
+		return err
+	}
+	if err := u.host.SetProfile(ctx, closure); err != nil {
+		return err
+	}
+	exit, err := u.host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionSwitch, Unit: fresh("nixfleet-by-hand")})
+	if err != nil {
+		return err
+	}
+	if !exit.OK() {
+		return fmt.Errorf("switch to %s: %s", closure, exit)
+	}
+	return nil
+}
+
+func activateCommand(c *cli.Context, u *undoer) error {
+	closure := strings.TrimPrefix(strings.TrimSuffix(c.Args().First(), "/"), "/nix/store/")
+	if c.NArg() != 1 || !fleet.ValidClosure(closure) {
+		return &hintError{errors.New("activate takes the store path of a system"), "nixfleet agent activate /nix/store/…-nixos-system-NAME"}
+	}
+	if _, err := u.host.Inspect(c.Context, closure); err != nil {
+		return err
+	}
+	if err := byHand(c.Context, u, closure); err != nil {
+		return err
+	}
+	return holdHost(c, u, holdState{Kind: "activated", Closure: closure, Intent: intentInForce(u.dir), Reason: c.String("reason")})
+}
+
+func rollbackCommand(c *cli.Context, u *undoer) error {
+	var j journal
+	if err := u.dir.read(committedFile, &j); err != nil {
+		return &hintError{fmt.Errorf("no earlier generation is recorded: %w", err), "nixfleet agent activate PATH"}
+	}
+	if err := byHand(c.Context, u, j.Before.Current); err != nil {
+		return err
+	}
+	return holdHost(c, u, holdState{Kind: "activated", Closure: j.Before.Current, Intent: intentInForce(u.dir), Reason: c.String("reason")})
+}

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"nixfleet/pki"
+)
+
+const (
+	journalFile = "journal.json"
+	lockFile    = "journal.lock"
+)
+
+// step is where in an activation the host is. Each is written before what it
+// names is begun.
+type step string
+
+// The steps in order. An activation ends as stepDone, stepUndone or stepStaged.
+const (
+	stepFetching   step = "fetching"   // nothing has changed yet
+	stepArming     step = "arming"     // paths are recorded; the deadline is being armed
+	stepSwitching  step = "switching"  // the target's own switch script runs in its unit
+	stepChecking   step = "checking"   // the new generation must prove itself
+	stepProven     step = "proven"     // local gate passed, one check-in answered
+	stepCommitting step = "committing" // profile and boot default are being set
+	stepCommitted  step = "committed"  // the new generation is the boot default; to be confirmed
+	stepStaging    step = "staging"    // is being made the boot default without a switch
+	stepStaged     step = "staged"     // waits for a reboot
+	stepUndoing    step = "undoing"    // the recorded paths are being restored
+	stepUndone     step = "undone"     // they are; to be reported
+)
+
+// revertible steps are those that a deadline, a guard or the agent may undo.
+var revertible = []step{stepFetching, stepArming, stepSwitching, stepChecking, stepProven, stepCommitting, stepUndoing}
+
+// recorded is what the host had before, by path and not by count of generations.
+type recorded struct {
+	Current     string `json:"current" shape:"R"` // may be a specialisation
+	Profile     string `json:"profile" shape:"R"`
+	BootDefault string `json:"bootDefault" shape:"D"` // empty where no loader is known
+}
+
+// journal is one activation on disk.
+type journal struct {
+	Step         step              `json:"step" shape:"R"`
+	Closure      string            `json:"closure" shape:"R"`
+	RolloutID    string            `json:"rolloutId" shape:"D"`
+	Intent       string            `json:"intent" shape:"D"`
+	Channel      string            `json:"channel" shape:"D"`
+	ChannelRef   string            `json:"channelRef" shape:"D"` // what confirms and reports name
+	Wave         uint32            `json:"wave" shape:"D"`
+	Attempt      uint32            `json:"attempt" shape:"D"`
+	Before       recorded          `json:"before" shape:"R"`
+	BootID       string            `json:"bootId" shape:"R"` // at the start
+	StartedAt    pki.Timestamp     `json:"startedAt" shape:"R"`
+	Since        pki.Timestamp     `json:"since" shape:"R"` // the step's
+	WindowSecs   uint32            `json:"windowSecs" shape:"R"`
+	Units        journalUnits      `json:"units" shape:"R"`
+	FailedBefore []string          `json:"failedBefore" shape:"D"`
+	Restarts     map[string]uint64 `json:"restarts" shape:"D"`
+	Component    string            `json:"component" shape:"D"` // staged: what waits for the boot
+
+	// GatePassed: the new generation is healthy and only lacks an answered check-in.
+	GatePassed bool `json:"gatePassed" shape:"D"`
+
+	// Why it is undone, and whether the release is to blame.
+	Reason   string `json:"reason" shape:"D"`
+	Blame    bool   `json:"blame" shape:"D"`
+	ExitCode *int32 `json:"exitCode" shape:"N"`
+	Output   string `json:"output" shape:"D"`
+}
+
+// journalUnits are the names of the units of this attempt.
+type journalUnits struct {
+	Switch   string `json:"switch" shape:"R"`
+	Boot     string `json:"boot" shape:"R"`
+	Undo     string `json:"undo" shape:"R"`
+	Deadline string `json:"deadline" shape:"R"`
+}
+
+func newUnits(tag string) journalUnits {
+	return journalUnits{
+		Switch: "nixfleet-switch-" + tag, Boot: "nixfleet-boot-" + tag,
+		Undo: "nixfleet-undo-" + tag, Deadline: "nixfleet-deadline-" + tag,
+	}
+}
+
+// errMoved: another process has taken the journal to another step.
+var errMoved = errors.New("the activation was taken on by somebody else")
+
+// lock excludes the agent's commit and an undo by the deadline or the guard
+// from each other. It is freed by the kernel when its holder dies.
+func (d directory) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(d.path(lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock journal: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock journal: %w", err), f.Close())
+	}
+	return func() { f.Close() }, nil
+}
+
+// journal reads the activation under way; nil when there is none.
+func (d directory) journal() (*journal, error) {
+	var j journal
+	err := d.read(journalFile, &j)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &j, nil
+}
+
+// advance moves the journal from one step to the next: a compare-and-set under
+// the lock. change may fill in more before it is written.
+func (d directory) advance(now time.Time, from []step, to step, change func(*journal)) (*journal, error) {
+	unlock, err := d.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return d.advanceLocked(now, from, to, change)
+}
+
+func (d directory) advanceLocked(now time.Time, from []step, to step, change func(*journal)) (*journal, error) {
+	j, err := d.journal()
+	if err != nil {
+		return nil, err
+	}
+	if j == nil {
+		return nil, fmt.Errorf("%w: there is no journal", errMoved)
+	}
+	if !slices.Contains(from, j.Step) {
+		return nil, fmt.Errorf("%w: it is %s", errMoved, j.Step)
+	}
+	if change != nil {
+		change(j)
+	}
+	j.Step, j.Since = to, pki.At(now.Truncate(time.Millisecond))
+	if err := d.write(journalFile, j); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+// begin opens an activation. One that is under way is errMoved.
+func (d directory) begin(j *journal) error {
+	unlock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if now, err := d.journal(); err != nil || now != nil {
+		return errors.Join(err, errMoved)
+	}
+	return d.write(journalFile, j)
+}
+
+// end closes an activation that has come to the given step.
+func (d directory) end(at ...step) error {
+	unlock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	j, err := d.journal()
+	if err != nil || j == nil {
+		return err
+	}
+	if !slices.Contains(at, j.Step) {
+		return fmt.Errorf("%w: it is %s", errMoved, j.Step)
+	}
+	return d.remove(journalFile)
+}

@@ -1,0 +1,85 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"nixfleet/pki"
+)
+
+const markFile = "mark.json"
+
+// mark is the newest release this host has verified: it never goes back behind
+// it. There is one per host, whatever the channel.
+type mark struct {
+	SignedAt pki.Timestamp `json:"signedAt" shape:"R"`
+	Intent   string        `json:"intent" shape:"R"`
+	Closure  string        `json:"closure" shape:"D"`  // what it meant for this host, when that is known
+	SeenHead bool          `json:"seenHead" shape:"D"` // the control plane has shown a head before
+}
+
+// errOlder: the release is older than one that was verified before.
+var errOlder = errors.New("older than the newest release this host has verified")
+
+// admits says whether a release may follow the mark: it is newer, or it is the
+// same, by intent or by what it means for this host.
+func (m *mark) admits(signedAt time.Time, intent, closure string) error {
+	if m == nil || signedAt.After(m.SignedAt.Time) {
+		return nil
+	}
+	if signedAt.Before(m.SignedAt.Time) {
+		return fmt.Errorf("%w: signed at %s, verified was %s", errOlder, pki.At(signedAt), m.SignedAt)
+	}
+	if intent == m.Intent || closure != "" && closure == m.Closure {
+		return nil
+	}
+	return fmt.Errorf("%w: another release with the same signing time %s", errOlder, m.SignedAt)
+}
+
+// marks keeps the mark in the state directory and once more outside of it, so
+// that deleting the directory does not open the way back.
+type marks struct {
+	state, outside directory
+}
+
+// load takes the newer of the two. A copy that cannot be believed counts as
+// none; both unbelievable is an error.
+func (m marks) load() (*mark, error) {
+	var newest *mark
+	var unfit error
+	for _, dir := range []directory{m.state, m.outside} {
+		var found mark
+		switch err := dir.read(markFile, &found); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			unfit = errors.Join(unfit, err)
+		case newest == nil || found.SignedAt.After(newest.SignedAt.Time):
+			newest = &found
+		}
+	}
+	if newest == nil && unfit != nil {
+		return nil, fmt.Errorf("mark: %w", unfit)
+	}
+	return newest, nil
+}
+
+func (m marks) store(v *mark) error {
+	return errors.Join(m.state.write(markFile, v), m.outside.write(markFile, v))
+}
+
+func (m marks) reset() error {
+	return errors.Join(m.state.remove(markFile), m.outside.remove(markFile))
+}
+
+// outsideDirectory is where the second copy of the mark lies: with the
+// certificate, unless that is inside the state directory.
+func outsideDirectory(stateDir, clientCert string) string {
+	dir := filepath.Dir(clientCert)
+	if clientCert == "" || filepath.Clean(dir) == filepath.Clean(stateDir) {
+		return filepath.Clean(stateDir) + ".mark"
+	}
+	return dir
+}

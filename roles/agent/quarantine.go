@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"errors"
+	"io/fs"
+	"sync"
+	"time"
+
+	"nixfleet/pki"
+)
+
+const (
+	quarantineFile = "quarantine.json"
+	holdFile       = "hold.json"
+	confirmedFile  = "confirmed.json"
+	// unreachableTries is how often a closure is tried again that was undone only
+	// because the control plane could not be reached.
+	unreachableTries = 3
+)
+
+// quarantine is a closure that failed here and is not tried again until the
+// fleet declares another, root says otherwise, or an operator retries it.
+type quarantine struct {
+	Closure     string        `json:"closure" shape:"R"`
+	Intent      string        `json:"intent" shape:"D"`
+	ChannelRef  string        `json:"channelRef" shape:"D"`
+	Reason      string        `json:"reason" shape:"R"`
+	Failures    uint32        `json:"failures" shape:"R"`
+	Unreachable uint32        `json:"unreachable" shape:"D"` // undos without blame
+	Retried     bool          `json:"retried" shape:"D"`     // an operator's one retry was taken
+	At          pki.Timestamp `json:"at" shape:"R"`
+}
+
+// holdState is root's word on this host: paused, or held at a closure.
+type holdState struct {
+	Kind    string        `json:"kind" shape:"R"` // paused or activated
+	Closure string        `json:"closure" shape:"D"`
+	Intent  string        `json:"intent" shape:"D"` // that was in force when root spoke
+	Reason  string        `json:"reason" shape:"D"`
+	At      pki.Timestamp `json:"at" shape:"R"`
+}
+
+// confirmed is the last generation that the control plane accepted.
+type confirmed struct {
+	Closure   string        `json:"closure" shape:"R"`
+	RolloutID string        `json:"rolloutId" shape:"R"`
+	Intent    string        `json:"intent" shape:"D"`
+	At        pki.Timestamp `json:"at" shape:"R"`
+}
+
+// optional reads a document that may be missing; one that cannot be believed is
+// set aside and counts as missing.
+func optional[T any](dir directory, name string, warn func(error)) *T {
+	v := new(T)
+	err := dir.read(name, v)
+	switch {
+	case err == nil:
+		return v
+	case errors.Is(err, fs.ErrNotExist):
+	default:
+		warn(err)
+		if errors.Is(err, errUnfit) {
+			if _, err := dir.setAside(name); err != nil {
+				warn(err)
+			}
+		}
+	}
+	return nil
+}
+
+// blocked says why a closure is not tried now; empty when it may be.
+func (q *quarantine) blocked(closure string, now time.Time) string {
+	switch {
+	case q == nil || q.Closure != closure:
+		return ""
+	case q.Failures > 0:
+		return "quarantined: " + q.Reason
+	case q.Unreachable > unreachableTries:
+		return "quarantined: undone again and again because the control plane did not answer"
+	}
+	if pause := backoff(q.Unreachable); now.Sub(q.At.Time) < pause {
+		return "waits " + pause.String() + " after an undo without blame"
+	}
+	return ""
+}
+
+func backoff(n uint32) time.Duration {
+	return min(time.Minute<<min(n, 8), maxContact)
+}
+
+// cache is a small document that is read by several goroutines.
+type cache[T any] struct {
+	mu sync.Mutex
+	v  T
+}
+
+func (c *cache[T]) get() T {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.v
+}
+
+func (c *cache[T]) set(v T) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.v = v
+}

@@ -1,0 +1,130 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"sync"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const (
+	reportsFile = "reports.json"
+	// maxReports bounds the queue; the oldest give way.
+	maxReports = 64
+)
+
+// outbox keeps reports on disk until the control plane has them.
+type outbox struct {
+	dir directory
+
+	mu    sync.Mutex
+	queue []protocol.ReportRequest
+}
+
+type outboxFile struct {
+	Reports []protocol.ReportRequest `json:"reports" shape:"R"`
+}
+
+func openOutbox(dir directory) (*outbox, error) {
+	o := &outbox{dir: dir}
+	var f outboxFile
+	switch err := dir.read(reportsFile, &f); {
+	case err == nil:
+		o.queue = f.Reports
+	case errors.Is(err, errUnfit):
+		// Reports are worth less than a start of the agent.
+		_, err := dir.setAside(reportsFile)
+		return o, err
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *outbox) add(r protocol.ReportRequest) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queue = append(o.queue, r)
+	if over := len(o.queue) - maxReports; over > 0 {
+		o.queue = o.queue[over:]
+	}
+	return o.dir.write(reportsFile, outboxFile{o.queue})
+}
+
+// waiting: there is something that the control plane does not know yet.
+func (o *outbox) waiting() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.queue) > 0
+}
+
+func (o *outbox) first() (protocol.ReportRequest, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.queue) == 0 {
+		return protocol.ReportRequest{}, false
+	}
+	return o.queue[0], true
+}
+
+func (o *outbox) sent() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queue = o.queue[1:]
+	if len(o.queue) == 0 {
+		return o.dir.remove(reportsFile)
+	}
+	return o.dir.write(reportsFile, outboxFile{o.queue})
+}
+
+// report signs an event, where the contract wants it, and queues it.
+func (a *agent) report(event string, rollout *string, details any) {
+	doc, err := protocol.SignEvidence(a.identity.host, a.cfg.MachineID, rollout, event, details)
+	if err == nil {
+		err = a.outbox.add(protocol.ReportRequest{
+			Hostname: a.cfg.MachineID, AgentVersion: a.cfg.Version, OccurredAt: pki.At(a.now().Truncate(time.Millisecond)),
+			Rollout: rollout, Event: event, Details: doc,
+		})
+	}
+	if err != nil {
+		a.log.Error().Err(err).Str("event", event).Msg("report lost")
+	}
+}
+
+// other reports what the contract has no event for.
+func (a *agent) other(kind, text string) {
+	detail, err := pki.Marshal(map[string]string{"text": text})
+	if err != nil {
+		return
+	}
+	a.report(protocol.EventOther, nil, protocol.Other{Kind: kind, Detail: detail})
+}
+
+// deliver sends what is queued, in order. One that the control plane calls
+// wrong would be wrong again, and is dropped.
+func (a *agent) deliver(ctx context.Context) {
+	a.delivering.Lock()
+	defer a.delivering.Unlock()
+	for {
+		r, ok := a.outbox.first()
+		if !ok {
+			return
+		}
+		if _, err := a.client.Report(ctx, &r); err != nil {
+			var refused *protocol.Error
+			if !errors.As(err, &refused) || refused.Status != 400 && refused.Status != 413 && refused.Status != 422 {
+				a.log.Debug().Err(err).Str("event", r.Event).Msg("report waits")
+				return
+			}
+			a.log.Error().Err(err).Str("event", r.Event).Msg("report refused")
+		}
+		if err := a.outbox.sent(); err != nil {
+			a.log.Error().Err(err).Msg("report queue not written")
+			return
+		}
+	}
+}

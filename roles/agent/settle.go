@@ -1,0 +1,310 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const (
+	committedFile = "committed.json" // the journal of the confirmed generation
+	recalledFile  = "recalled.json"
+)
+
+// resume takes on what an earlier agent, or a power cut, left.
+func (a *agent) resume(ctx context.Context) {
+	j, err := a.dir.journal()
+	if err != nil {
+		// The host is left as it is: nobody knows what was under way.
+		aside, asideErr := a.dir.setAside(journalFile)
+		a.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal not believed")
+		a.other(protocol.KindJournalSetAside, err.Error())
+		return
+	}
+	if j == nil {
+		return
+	}
+	a.log.Info().Str("step", string(j.Step)).Str("closure", j.Closure).Msg("activation found in the journal")
+	boot, err := a.host.BootID(ctx)
+	if err != nil {
+		a.log.Error().Err(err).Msg("activation not taken on")
+		return
+	}
+	current, err := a.host.CurrentSystem(ctx)
+	if err != nil {
+		a.log.Error().Err(err).Msg("activation not taken on")
+		return
+	}
+	switch rebooted := boot != j.BootID; {
+	case j.Step == stepStaged && !rebooted:
+	case j.Step == stepStaged:
+		a.start(ctx, func(ctx context.Context) { a.afterStagedBoot(ctx, j, current) })
+	case j.Step == stepFetching:
+		// Nothing was changed; the closure is offered again or was superseded.
+		if err := a.dir.end(stepFetching); err != nil {
+			a.log.Error().Err(err).Msg("journal not closed")
+		}
+	case rebooted && slices.Contains([]step{stepArming, stepSwitching, stepChecking, stepProven}, j.Step),
+		rebooted && j.Step == stepCommitting && !a.runs(ctx, current, j.Closure):
+		if err := a.undo(ctx, reasonPower, false); err != nil {
+			a.log.Error().Err(err).Msg("undo failed")
+		}
+	case j.Step == stepUndone:
+	default:
+		a.start(ctx, func(ctx context.Context) { a.advanceFrom(ctx, j) })
+	}
+}
+
+// settle reports an undo that is done and closes its journal.
+func (a *agent) settle(ctx context.Context) {
+	j, err := a.dir.journal()
+	if err != nil || j == nil || j.Step != stepUndone {
+		return
+	}
+	if j.Blame {
+		a.report(protocol.EventActivationFailed, &j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason, ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
+	}
+	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason})
+	a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
+	if err := a.host.RemoveRoot(ctx, "staged"); err != nil {
+		a.log.Warn().Err(err).Msg("root not removed")
+	}
+	a.status.note(func(s *status) {
+		s.Waiting, s.Next = "this host is back on "+j.Before.Current+": "+j.Reason, "journalctl -u "+j.Units.Switch
+	})
+	if err := a.dir.end(stepUndone); err != nil {
+		a.log.Error().Err(err).Msg("journal not closed")
+	}
+}
+
+func nonEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// punish quarantines a closure that is to blame, and counts an undo without
+// blame, after which it is tried again with patience.
+func (a *agent) punish(closure, intent, channelRef, reason string, blame bool) {
+	q := a.quarantine.get()
+	if q == nil || q.Closure != closure {
+		q = &quarantine{Closure: closure, Intent: intent, ChannelRef: channelRef}
+	}
+	next := *q
+	next.Reason, next.At = reason, pki.At(a.now().Truncate(time.Millisecond))
+	if blame {
+		next.Failures++
+	} else if reason != reasonLocked {
+		next.Unreachable++
+	}
+	if err := a.dir.write(quarantineFile, &next); err != nil {
+		a.log.Error().Err(err).Msg("quarantine not written")
+	}
+	a.quarantine.set(&next)
+	if blame {
+		a.log.Warn().Str("closure", closure).Str("reason", reason).Msg("closure quarantined")
+		a.report(protocol.EventClosureQuarantined, &channelRef, protocol.ClosureQuarantined{
+			ClosureHash: closure, ChannelRef: channelRef, FailureCount: next.Failures, Reason: reason,
+		})
+	}
+}
+
+// mustWaitForBoot names the component for which the target cannot be switched
+// to live; empty when it can.
+func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error) {
+	target, err := a.host.Inspect(ctx, j.Closure)
+	if err != nil {
+		return "", err
+	}
+	running, err := a.host.Inspect(ctx, j.Before.Current)
+	if err != nil {
+		// A running system that the store does not know has nothing to compare.
+		return "", nil
+	}
+	differs := map[string]bool{
+		"dbus": running.DBus != target.DBus, "switch-inhibitors": running.SwitchInhibitor != target.SwitchInhibitor,
+		"kernel": running.Kernel != target.Kernel, "initrd": running.Initrd != target.Initrd,
+		"kernel-params": running.KernelParams != target.KernelParams, "systemd": running.SystemdPath != target.SystemdPath,
+	}
+	for _, always := range []string{"dbus", "switch-inhibitors"} {
+		if differs[always] {
+			return always, nil
+		}
+	}
+	for _, component := range a.cfg.DeferOn {
+		if differs[component] {
+			return component, nil
+		}
+	}
+	return "", nil
+}
+
+// stage makes a target that cannot be switched to live the boot default, and
+// reports that it waits for a boot.
+func (a *agent) stage(ctx context.Context, j *journal) (*journal, error) {
+	work := context.WithoutCancel(ctx)
+	if err := a.host.AddRoot(work, "staged", j.Closure); err != nil {
+		return nil, err
+	}
+	err := a.host.SetProfile(work, j.Closure)
+	if err == nil {
+		var exit nixops.Exit
+		exit, err = a.host.Switch(work, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
+		if err == nil && !exit.OK() {
+			err = fmt.Errorf("boot: %s", exit)
+		}
+	}
+	if err != nil {
+		return nil, a.undoer.undoFrom(ctx, []step{stepStaging}, "boot: "+err.Error(), true)
+	}
+	component := j.Component
+	switch component {
+	case "dbus", "systemd":
+	default:
+		component = "kernel"
+	}
+	a.report(protocol.EventActivationDeferred, &j.ChannelRef, protocol.ActivationDeferred{ClosureHash: j.Closure, ChannelRef: j.ChannelRef, Component: component})
+	a.waiting("a reboot: %s differs and cannot be switched live", j.Component)
+	_, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaged, nil)
+	return nil, err
+}
+
+// afterStagedBoot proves a staged generation that has been booted, or notes
+// that another was.
+func (a *agent) afterStagedBoot(ctx context.Context, j *journal, current string) {
+	if !a.runs(ctx, current, j.Closure) {
+		if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "boot: "+current+" was booted instead", true); err != nil {
+			a.log.Error().Err(err).Msg("undo failed")
+			return
+		}
+		a.settle(ctx)
+		return
+	}
+	boot, err := a.host.BootID(ctx)
+	if err == nil {
+		a.prober.reset()
+		j, err = a.dir.advance(time.Now(), []step{stepStaged}, stepChecking, func(j *journal) {
+			j.BootID, j.StartedAt, j.GatePassed = boot, pki.At(time.Now().Truncate(time.Millisecond)), false
+		})
+	}
+	if err == nil {
+		var command []string
+		if command, err = a.deadlineCommand(ctx, j); err == nil {
+			err = a.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
+		}
+	}
+	if err != nil {
+		a.log.Error().Err(err).Msg("staged generation not taken on")
+		return
+	}
+	a.advanceFrom(ctx, j)
+}
+
+// supersedeStaged takes a staged generation back before a newer one is begun.
+func (a *agent) supersedeStaged(ctx context.Context, j *journal) {
+	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "superseded: a newer release is wanted", false); err != nil {
+		a.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not taken back")
+		return
+	}
+	a.settle(ctx)
+}
+
+// recalled are the intents for which a rollback was honoured.
+type recalled struct {
+	Intents []string `json:"intents" shape:"R"`
+}
+
+const maxRecalled = 64
+
+// rollback honours what the control plane asks only within its clamps: the
+// signed policy allows it, once per intent, within one freshness window of the
+// commit, and only to the closure that this agent itself recorded.
+func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) {
+	j, why := a.mayRollBack(r)
+	if why != "" {
+		a.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
+		if why != alreadyBack {
+			return
+		}
+		a.report(protocol.EventRollbackTriggered, &r.Rollout, protocol.Reasoned{Reason: "recalled by the control plane: already back"})
+		return
+	}
+	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
+	done := optional[recalled](a.dir, recalledFile, func(error) {})
+	if done == nil {
+		done = &recalled{}
+	}
+	done.Intents = append(done.Intents, j.Intent)
+	done.Intents = done.Intents[max(0, len(done.Intents)-maxRecalled):]
+	next := *j
+	next.Step, next.Units, next.ChannelRef = stepCommitted, newUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
+	if boot, err := a.host.BootID(ctx); err == nil {
+		next.BootID = boot
+	}
+	if err := a.dir.write(recalledFile, done); err != nil {
+		a.log.Error().Err(err).Msg("rollback not begun")
+		return
+	}
+	if err := a.dir.begin(&next); err != nil {
+		a.log.Error().Err(err).Msg("rollback not begun")
+		return
+	}
+	a.start(ctx, func(ctx context.Context) {
+		if err := a.undoer.undoFrom(ctx, []step{stepCommitted}, "recalled by the control plane: "+r.Reason, false); err != nil {
+			a.log.Error().Err(err).Msg("rollback failed")
+			return
+		}
+		a.settle(ctx)
+		// It is not taken again until something else is wanted.
+		a.punish(next.Closure, next.Intent, next.ChannelRef, "recalled by the control plane", true)
+		a.confirmed.set(nil)
+		if err := a.dir.remove(confirmedFile); err != nil {
+			a.log.Error().Err(err).Msg("confirm not forgotten")
+		}
+	})
+}
+
+const alreadyBack = "this host is back already"
+
+// mayRollBack gives the journal of the commit that is to be taken back, or why
+// it is not.
+func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
+	if a.busy.get() {
+		return nil, "an activation is under way"
+	}
+	head := a.verifier.head
+	if head == nil && !a.cfg.AllowRollback {
+		return nil, "no signed head allows it"
+	}
+	if head != nil && head.OnHealthFailure != fleet.OnFailureRollback {
+		return nil, "the signed policy is " + string(head.OnHealthFailure)
+	}
+	j := optional[journal](a.dir, committedFile, func(error) {})
+	done := optional[recalled](a.dir, recalledFile, func(error) {})
+	c := a.confirmed.get()
+	switch {
+	case c == nil && done != nil:
+		return nil, alreadyBack
+	case j == nil || c == nil || j.Closure != c.Closure:
+		return nil, "nothing is recorded to return to"
+	case head != nil && head.Intent != j.Intent:
+		return nil, "what runs here is not of the rollout that the head names"
+	case done != nil && slices.Contains(done.Intents, j.Intent):
+		return nil, "it was honoured once for this intent"
+	}
+	window := a.cfg.MaxManifestAge
+	if head != nil {
+		window = time.Duration(head.FreshnessWindow) * time.Minute
+	}
+	if a.now().Sub(c.At.Time) > window {
+		return nil, "the commit is older than the freshness window"
+	}
+	return j, ""
+}

@@ -1,0 +1,192 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/pki"
+)
+
+const statusName = "status.json"
+
+// status is what `agent status` shows of the running agent.
+type status struct {
+	Hostname       string        `json:"hostname" shape:"R"`
+	Running        string        `json:"running" shape:"D"`
+	Specialisation string        `json:"specialisation" shape:"D"`
+	Told           string        `json:"told" shape:"D"` // newest verified target
+	Rollout        string        `json:"rollout" shape:"D"`
+	Phase          string        `json:"phase" shape:"D"`
+	Waiting        string        `json:"waiting" shape:"D"` // what it waits for, in words
+	Next           string        `json:"next" shape:"D"`    // what a person can do
+	Held           string        `json:"held" shape:"D"`
+	RebootPending  string        `json:"rebootPending" shape:"D"`
+	Stale          string        `json:"stale" shape:"D"`
+	LastContact    pki.Timestamp `json:"lastContact" shape:"R"`
+	ContactError   string        `json:"contactError" shape:"D"`
+}
+
+// statusFile writes the status when it changes, at most a few times a second.
+type statusFile struct {
+	dir directory
+
+	mu      sync.Mutex
+	v       status
+	written status
+	turned  time.Time
+}
+
+func openStatus(dir directory, hostname string) *statusFile {
+	return &statusFile{dir: dir, v: status{Hostname: hostname}, turned: time.Now()}
+}
+
+// note changes the status. The file is for people: a failure to write it harms
+// nothing and is left for the next time.
+func (f *statusFile) note(change func(*status)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(&f.v)
+	same := f.v
+	same.LastContact = f.written.LastContact
+	if same == f.written && f.v.LastContact.Sub(f.written.LastContact.Time) < time.Minute {
+		return
+	}
+	if f.dir.write(statusName, f.v) == nil {
+		f.written = f.v
+	}
+}
+
+// turn notes that the loop goes on.
+func (f *statusFile) turn() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.turned = time.Now()
+}
+
+func (f *statusFile) lastTurn() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.turned
+}
+
+// report is the whole of `agent status --json`.
+type localStatus struct {
+	Agent      *status     `json:"agent"`   // null when no agent has run
+	Current    string      `json:"current"` // what runs now
+	Profile    string      `json:"profile"` // what is set
+	Boot       string      `json:"bootDefault"`
+	Activation *journal    `json:"activation"` // under way
+	Confirmed  *confirmed  `json:"confirmed"`
+	Quarantine *quarantine `json:"quarantine"`
+	Hold       *holdState  `json:"hold"`
+	Mark       *mark       `json:"mark"`
+	Problems   []string    `json:"problems"`
+}
+
+// gather reads the state directory and the host, and keeps going where
+// something cannot be read.
+func gather(ctx context.Context, dir directory, host nixops.Host) localStatus {
+	var out localStatus
+	out.Problems = []string{}
+	problem := func(err error) { out.Problems = append(out.Problems, err.Error()) }
+	load := func(name string, v any) bool {
+		err := dir.read(name, v)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			problem(fmt.Errorf("%s: %w", name, err))
+		}
+		return err == nil
+	}
+	var s status
+	if load(statusName, &s) {
+		out.Agent = &s
+	}
+	var j journal
+	if load(journalFile, &j) {
+		out.Activation = &j
+	}
+	var c confirmed
+	if load(confirmedFile, &c) {
+		out.Confirmed = &c
+	}
+	var q quarantine
+	if load(quarantineFile, &q) {
+		out.Quarantine = &q
+	}
+	var h holdState
+	if load(holdFile, &h) {
+		out.Hold = &h
+	}
+	var m mark
+	if load(markFile, &m) {
+		out.Mark = &m
+	}
+	for to, read := range map[*string]func(context.Context) (string, error){
+		&out.Current: host.CurrentSystem, &out.Profile: host.Profile, &out.Boot: host.BootDefault,
+	} {
+		var err error
+		if *to, err = read(ctx); err != nil {
+			problem(err)
+		}
+	}
+	return out
+}
+
+// print is the status on one screen.
+func (l localStatus) print(w io.Writer, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		if value := fmt.Sprintf(format, args...); strings.TrimSpace(value) != "" {
+			fmt.Fprintf(t, "%s\t%s\n", name, value)
+		}
+	}
+	row("runs", "%s", l.Current)
+	if l.Profile != l.Current {
+		row("profile", "%s", l.Profile)
+	}
+	if l.Boot != "" && l.Boot != l.Current {
+		row("boots next", "%s", l.Boot)
+	}
+	if a := l.Agent; a != nil {
+		row("host", "%s", a.Hostname)
+		row("told", "%s", a.Told)
+		row("rollout", "%s", a.Rollout)
+		row("phase", "%s", a.Phase)
+		row("waits for", "%s", a.Waiting)
+		row("reboot pending", "%s", a.RebootPending)
+		row("held", "%s", a.Held)
+		row("release", "%s", a.Stale)
+		row("last contact", "%s", ago(a.LastContact.Time, now))
+		row("contact error", "%s", a.ContactError)
+		row("next", "%s", a.Next)
+	} else {
+		row("agent", "has not run here yet; see journalctl -u nixfleet-agent")
+	}
+	if j := l.Activation; j != nil {
+		row("activation", "%s of %s since %s", j.Step, j.Closure, ago(j.Since.Time, now))
+	}
+	if c := l.Confirmed; c != nil {
+		row("confirmed", "%s, %s", c.Closure, ago(c.At.Time, now))
+	}
+	if q := l.Quarantine; q != nil && q.Failures > 0 {
+		row("quarantined", "%s: %s", q.Closure, q.Reason)
+	}
+	for _, p := range l.Problems {
+		row("problem", "%s", p)
+	}
+	return t.Flush()
+}
+
+func ago(t, now time.Time) string {
+	if t.IsZero() || t.Unix() <= 0 {
+		return "never"
+	}
+	return now.Sub(t).Round(time.Second).String() + " ago"
+}

@@ -1,0 +1,257 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"nixfleet/nixops"
+)
+
+const (
+	// foreignLockWait bounds the wait for a switch that is not ours.
+	foreignLockWait = 60 * time.Second
+	lockPoll        = time.Second
+	undoTimeout     = 10 * time.Minute
+)
+
+// Reasons of undos for which a release is not to blame. The control plane
+// knows a host's own trouble by their first word.
+const (
+	reasonUnreachable = "control-plane-unreachable: no check-in was answered within the window"
+	reasonLocked      = "lock-held: another switch is running"
+	reasonRefused     = "confirm-refused: the control plane answered 410"
+	reasonPower       = "preflight: power was lost before the new generation was proven"
+	reasonInterrupted = "preflight: interrupted before the switch"
+)
+
+// undoer restores what an activation recorded. The agent uses it, and so do
+// the deadline and the boot-time guard, which run without an agent.
+type undoer struct {
+	host nixops.Host
+	dir  directory
+	log  zerolog.Logger
+}
+
+// undo takes a revertible activation back; any other it leaves alone. It is
+// idempotent: what was half undone is undone to the end. Success is judged by
+// the restored paths and not by what a script returned.
+func (u *undoer) undo(ctx context.Context, reason string, blame bool) error {
+	return u.undoFrom(ctx, revertible, reason, blame)
+}
+
+// deadline is undo for the timer, which knows only the journal: a generation
+// that was healthy and got no answer is not to blame.
+func (u *undoer) deadline(ctx context.Context) error {
+	j, err := u.dir.journal()
+	if err != nil || j == nil {
+		return err
+	}
+	if j.GatePassed {
+		return u.undo(ctx, reasonUnreachable, false)
+	}
+	return u.undo(ctx, "deadline: the new generation was not proven within its window", true)
+}
+
+func (u *undoer) undoFrom(ctx context.Context, from []step, reason string, blame bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	unlock, err := u.dir.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	j, err := u.dir.advanceLocked(time.Now(), from, stepUndoing, func(j *journal) {
+		if j.Step != stepUndoing {
+			j.Reason, j.Blame = reason, blame
+		}
+	})
+	if errors.Is(err, errMoved) {
+		u.log.Info().Str("why", err.Error()).Msg("nothing to undo")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	u.log.Warn().Str("closure", j.Closure).Str("previous", j.Before.Current).Str("reason", j.Reason).Msg("undo begins")
+	if third, err := u.thirdClosure(ctx, j); err != nil {
+		return err
+	} else if third != "" {
+		// Somebody switched by hand meanwhile; that is theirs to keep.
+		u.log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
+		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = "third-closure: "+third, false })
+	}
+	if err := u.restore(ctx, j); err != nil {
+		return fmt.Errorf("undo %s: %w", j.Closure, err)
+	}
+	return u.finish(ctx, nil)
+}
+
+func (u *undoer) finish(ctx context.Context, change func(*journal)) error {
+	j, err := u.dir.advanceLocked(time.Now(), []step{stepUndoing}, stepUndone, change)
+	if err != nil {
+		return err
+	}
+	u.log.Info().Str("running", j.Before.Current).Msg("undo done")
+	return u.host.DisarmDeadline(ctx, j.Units.Deadline)
+}
+
+// thirdClosure is what runs when it is neither the target nor what was before.
+func (u *undoer) thirdClosure(ctx context.Context, j *journal) (string, error) {
+	current, err := u.host.CurrentSystem(ctx)
+	if err != nil {
+		return "", fmt.Errorf("undo: %w", err)
+	}
+	if current == "" || current == j.Closure || current == j.Before.Current {
+		return "", nil
+	}
+	if target, err := u.host.Inspect(ctx, j.Closure); err == nil && slices.Contains(target.Specialisations, current) {
+		return "", nil
+	}
+	return current, nil
+}
+
+func (u *undoer) restore(ctx context.Context, j *journal) error {
+	if err := u.host.StopUnit(ctx, j.Units.Switch); err != nil {
+		u.log.Warn().Err(err).Msg("switch unit not stopped")
+	}
+	if err := u.waitForLock(ctx); err != nil {
+		return err
+	}
+	if err := u.host.ClearSwitchLists(ctx); err != nil {
+		return err
+	}
+	untouched, err := u.untouched(ctx, j)
+	if err != nil {
+		return err
+	}
+	if !untouched {
+		// The previous closure's own script, since the bad one's may be what is bad;
+		// its pre-checks must not keep the host in a bad state.
+		exit, err := u.host.Switch(ctx, nixops.SwitchRequest{
+			Closure: j.Before.Current, Action: nixops.ActionTest, Unit: fresh(j.Units.Undo), Env: []string{"NIXOS_NO_CHECK=1"},
+		})
+		if err != nil {
+			return err
+		}
+		if !exit.OK() {
+			u.log.Warn().Str("exit", exit.String()).Msg("the previous closure's script did not end well")
+		}
+	}
+	if err := u.host.RestoreCurrent(ctx, j.Before.Current); err != nil {
+		return err
+	}
+	if err := u.host.SetProfile(ctx, j.Before.Profile); err != nil {
+		return err
+	}
+	if def, err := u.host.BootDefault(ctx); err != nil {
+		return err
+	} else if j.Before.BootDefault != "" && def != j.Before.BootDefault {
+		if _, err := u.host.Switch(ctx, nixops.SwitchRequest{
+			Closure: j.Before.BootDefault, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot), Env: []string{"NIXOS_NO_CHECK=1"},
+		}); err != nil {
+			return err
+		}
+	}
+	return u.restored(ctx, j)
+}
+
+// fresh names one more unit of a kind: an undo may be tried several times.
+func fresh(unit string) string { return fmt.Sprintf("%s-%d", unit, time.Now().UnixNano()) }
+
+// untouched: the switch never began, or a reboot has undone it already.
+func (u *undoer) untouched(ctx context.Context, j *journal) (bool, error) {
+	boot, err := u.host.BootID(ctx)
+	if err != nil {
+		return false, err
+	}
+	current, err := u.host.CurrentSystem(ctx)
+	if err != nil {
+		return false, err
+	}
+	if current != j.Before.Current {
+		return false, nil
+	}
+	if boot != j.BootID {
+		return true, nil
+	}
+	state, err := u.host.SwitchState(ctx, j.Units.Switch)
+	return err == nil && state.Phase == nixops.UnitUnknown, nil
+}
+
+func (u *undoer) waitForLock(ctx context.Context) error {
+	for waited := time.Duration(0); ; waited += lockPoll {
+		held, err := u.host.LockHeld(ctx)
+		if err != nil {
+			return err
+		}
+		if !held {
+			return nil
+		}
+		if waited >= foreignLockWait {
+			return fmt.Errorf("%w after %s", nixops.ErrLockHeld, foreignLockWait)
+		}
+		if err := sleep(ctx, lockPoll); err != nil {
+			return err
+		}
+	}
+}
+
+// restored looks whether the host is where it was.
+func (u *undoer) restored(ctx context.Context, j *journal) error {
+	for _, check := range []struct {
+		what string
+		want string
+		read func(context.Context) (string, error)
+	}{
+		{"current-system", j.Before.Current, u.host.CurrentSystem},
+		{"profile", j.Before.Profile, u.host.Profile},
+		{"boot default", j.Before.BootDefault, u.host.BootDefault},
+	} {
+		got, err := check.read(ctx)
+		if err != nil {
+			return err
+		}
+		if check.want != "" && got != check.want {
+			return fmt.Errorf("%s is %s, it was %s", check.what, got, check.want)
+		}
+	}
+	return nil
+}
+
+// guard acts at boot on an activation that a power cut interrupted. What had
+// become the boot default and runs now goes on to be confirmed; all else is
+// undone.
+func (u *undoer) guard(ctx context.Context) error {
+	j, err := u.dir.journal()
+	if err != nil || j == nil {
+		return err
+	}
+	boot, err := u.host.BootID(ctx)
+	if err != nil {
+		return err
+	}
+	current, err := u.host.CurrentSystem(ctx)
+	if err != nil {
+		return err
+	}
+	if boot == j.BootID || j.Step == stepCommitting && current == j.Closure {
+		return nil
+	}
+	return u.undo(ctx, reasonPower, false)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,360 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// anyAge leaves the age to the window that the document itself is signed with.
+const anyAge = 200 * 365 * 24 * time.Hour
+
+// wanted is a target that has been verified: this host, this wave and this very
+// closure under a trusted signature, fresh by the signed window.
+type wanted struct {
+	closure    string
+	rolloutID  string
+	channel    string
+	channelRef string // what confirms and reports name
+	intent     string
+	wave       uint32
+	signedAt   time.Time
+	window     time.Duration // how long the signature is believed
+	confirm    time.Duration
+	startBy    time.Time // monotonic; zero: no lease
+	compliance string
+	failure    fleet.FailurePolicy
+	document   []byte // the signed head or manifest, for the target's own trust
+	signature  []byte
+}
+
+// verdictError is a refusal with what is reported of it.
+type verdictError struct {
+	err   error
+	event string // protocol event; empty: only the fetch outcome tells
+	fetch string // protocol.FetchVerifyFailed or FetchFailed
+}
+
+func (e *verdictError) Error() string { return e.err.Error() }
+func (e *verdictError) Unwrap() error { return e.err }
+
+func refuse(event, format string, args ...any) error {
+	return &verdictError{fmt.Errorf(format, args...), event, protocol.FetchVerifyFailed}
+}
+
+// errStale: signed longer ago than its own window.
+var errStale = errors.New("signed longer ago than its window")
+
+// verifier decides what the agent believes. It holds what was believed before.
+type verifier struct {
+	hostname   string
+	trust      func() (*pki.Trust, error)
+	marks      marks
+	now        func() time.Time
+	allowV1    bool
+	maxAge     time.Duration // of a manifest under a v1 control plane
+	onlyLocal  func(string) string
+	manifests  directory // verified manifests, one file pair a rollout
+	head       *fleet.Head
+	headHash   string
+	headFile   fleet.Artifact
+	headSigned time.Time
+}
+
+// fetcher is the part of the client that verification needs.
+type fetcher interface {
+	Head(ctx context.Context, channel string) (body, sig []byte, err error)
+	HeadProof(ctx context.Context, channel, hostname string) (*protocol.Proof, error)
+	Manifest(ctx context.Context, rolloutID string) (body, sig []byte, err error)
+}
+
+// updateHead verifies the head an answer names, unless it is the one that is
+// known, and advances the mark.
+func (v *verifier) updateHead(ctx context.Context, c fetcher, ref *protocol.HeadRef) error {
+	if ref == nil {
+		return nil
+	}
+	if v.head != nil && v.headHash == ref.Hash && v.head.Channel == ref.Channel {
+		return nil
+	}
+	body, sig, err := c.Head(ctx, ref.Channel)
+	if err != nil {
+		return &verdictError{fmt.Errorf("fetch head of %s: %w", ref.Channel, err), protocol.EventManifestMissing, protocol.FetchFailed}
+	}
+	head, file, err := v.verifyHead(ref.Channel, body, sig)
+	if err != nil {
+		return err
+	}
+	last, err := v.marks.load()
+	if err != nil {
+		return err
+	}
+	if err := last.admits(file.SignedAt, head.Intent, ""); err != nil {
+		return refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", ref.Channel, err)
+	}
+	if last == nil || file.SignedAt.After(last.SignedAt.Time) || !last.SeenHead {
+		if err := v.marks.store(&mark{SignedAt: pki.At(file.SignedAt), Intent: head.Intent, SeenHead: true}); err != nil {
+			return err
+		}
+	}
+	v.head, v.headHash, v.headFile, v.headSigned = head, file.Hash, file, file.SignedAt
+	return nil
+}
+
+func (v *verifier) verifyHead(channel string, body, sig []byte) (*fleet.Head, fleet.Artifact, error) {
+	trust, err := v.trust()
+	if err != nil {
+		return nil, fleet.Artifact{}, &verdictError{err, protocol.EventTrustError, protocol.FetchVerifyFailed}
+	}
+	var head *fleet.Head
+	verified, err := pki.VerifyArtifact(&trust.CIReleaseKey, body, sig, v.now(), anyAge, func(doc []byte) (meta pki.Metadata, err error) {
+		if head, err = fleet.ParseHead(doc); err == nil {
+			meta = head.Metadata()
+		}
+		return meta, err
+	})
+	if err != nil {
+		return nil, fleet.Artifact{}, refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", channel, err)
+	}
+	if head.Channel != channel {
+		return nil, fleet.Artifact{}, refuse(protocol.EventManifestMismatch, "head of %s was sent for channel %s", head.Channel, channel)
+	}
+	return head, fleet.Artifact{Body: body, Sig: sig, Hash: verified.Hash, SignedAt: verified.SignedAt}, nil
+}
+
+// stale says how long the newest verified head is past its window; zero while
+// it is fresh.
+func (v *verifier) stale() (time.Duration, bool) {
+	if v.head == nil {
+		return 0, false
+	}
+	over := v.now().Sub(v.headSigned) - time.Duration(v.head.FreshnessWindow)*time.Minute - pki.ClockSlack
+	return over, over > 0
+}
+
+// target verifies what an answer asks of this host.
+func (v *verifier) target(ctx context.Context, c fetcher, t *protocol.Target, ref *protocol.HeadRef, sent time.Time) (*wanted, error) {
+	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) {
+		return nil, refuse(protocol.EventVerifyMismatch, "target names rollout %.70q and closure %.80q", t.RolloutID, t.ClosureHash)
+	}
+	var w *wanted
+	var err error
+	if ref != nil {
+		w, err = v.byHead(ctx, c, t)
+	} else {
+		w, err = v.byManifest(ctx, c, t)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w.channelRef = t.ChannelRef
+	if t.StartBySecs != nil {
+		w.startBy = sent.Add(time.Duration(*t.StartBySecs) * time.Second)
+	}
+	return w, nil
+}
+
+func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*wanted, error) {
+	head := v.head
+	if head == nil || head.RolloutID != t.RolloutID {
+		return nil, refuse(protocol.EventManifestMismatch, "target is of rollout %s, which is not the head's", t.RolloutID)
+	}
+	if over, stale := v.stale(); stale {
+		return nil, &verdictError{fmt.Errorf("head of %s: %w by %s", head.Channel, errStale, over.Round(time.Second)), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
+	}
+	proof, err := c.HeadProof(ctx, head.Channel, v.hostname)
+	if err != nil {
+		return nil, &verdictError{fmt.Errorf("fetch proof: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
+	}
+	leaf, err := pki.Canonicalize(proof.Leaf)
+	if err != nil {
+		return nil, refuse(protocol.EventManifestVerifyFailed, "proof: %w", err)
+	}
+	var entry fleet.HostEntry
+	if err := pki.Decode(leaf, &entry); err != nil {
+		return nil, refuse(protocol.EventManifestVerifyFailed, "proof: %w", err)
+	}
+	if err := pki.VerifyInclusion(head.HostSetRoot, int(head.HostCount), proof.Index, leaf, proof.Path); err != nil {
+		return nil, refuse(protocol.EventManifestVerifyFailed, "%w", err)
+	}
+	if err := v.names(entry, t); err != nil {
+		return nil, err
+	}
+	return &wanted{
+		closure: entry.TargetClosure, rolloutID: head.RolloutID, channel: head.Channel, intent: head.Intent, wave: entry.WaveIndex,
+		signedAt: v.headSigned, window: time.Duration(head.FreshnessWindow) * time.Minute,
+		confirm:    clampWindow(time.Duration(head.ConfirmWindowSecs) * time.Second),
+		compliance: stricter(v.onlyLocal(head.ComplianceMode), head.ComplianceMode), failure: head.OnHealthFailure,
+		document: v.headFile.Body, signature: v.headFile.Sig,
+	}, nil
+}
+
+// names wants the signed entry to be of this host and to say what the target says.
+func (v *verifier) names(entry fleet.HostEntry, t *protocol.Target) error {
+	wave := uint32(0)
+	if t.WaveIndex != nil {
+		wave = *t.WaveIndex
+	}
+	switch {
+	case entry.Hostname != v.hostname:
+		return refuse(protocol.EventVerifyMismatch, "the signed entry is of host %q", entry.Hostname)
+	case entry.TargetClosure != t.ClosureHash:
+		return refuse(protocol.EventVerifyMismatch, "the target is %s, signed for this host is %s", t.ClosureHash, entry.TargetClosure)
+	case entry.WaveIndex != wave:
+		return refuse(protocol.EventVerifyMismatch, "the target is for wave %d, signed is wave %d", wave, entry.WaveIndex)
+	}
+	return nil
+}
+
+// byManifest verifies under a control plane that knows no heads.
+func (v *verifier) byManifest(ctx context.Context, c fetcher, t *protocol.Target) (*wanted, error) {
+	last, err := v.marks.load()
+	if err != nil {
+		return nil, err
+	}
+	if last != nil && last.SeenHead && !v.allowV1 {
+		return nil, refuse(protocol.EventManifestMissing, "the control plane showed heads before and shows none now")
+	}
+	m, file, err := v.manifest(ctx, c, t.RolloutID)
+	if err != nil {
+		return nil, err
+	}
+	window := min(time.Duration(t.FreshnessWindowSecs)*time.Second, v.maxAge)
+	if over := v.now().Sub(file.SignedAt) - window - pki.ClockSlack; over > 0 {
+		return nil, &verdictError{fmt.Errorf("manifest: %w by %s", errStale, over.Round(time.Second)), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
+	}
+	for _, entry := range m.HostSet {
+		if entry.Hostname != v.hostname {
+			continue
+		}
+		if err := v.names(entry, t); err != nil {
+			return nil, err
+		}
+		if err := last.admits(file.SignedAt, t.RolloutID, entry.TargetClosure); err != nil {
+			return nil, refuse(protocol.EventManifestVerifyFailed, "manifest: %w", err)
+		}
+		next := &mark{SignedAt: pki.At(file.SignedAt), Intent: t.RolloutID, Closure: entry.TargetClosure, SeenHead: last != nil && last.SeenHead}
+		if err := v.marks.store(next); err != nil {
+			return nil, err
+		}
+		relayed := ""
+		if t.ComplianceMode != nil {
+			relayed = *t.ComplianceMode
+		}
+		confirm := time.Duration(0)
+		if t.Activate != nil {
+			confirm = time.Duration(t.Activate.ConfirmWindowSecs) * time.Second
+		}
+		return &wanted{
+			closure: entry.TargetClosure, rolloutID: t.RolloutID, channel: m.Channel, intent: t.RolloutID, wave: entry.WaveIndex,
+			signedAt: file.SignedAt, window: window, confirm: clampWindow(confirm),
+			compliance: stricter(v.onlyLocal(relayed), relayed), failure: fleet.OnFailureHalt, document: file.Body, signature: file.Sig,
+		}, nil
+	}
+	return nil, refuse(protocol.EventVerifyMismatch, "the manifest does not name this host")
+}
+
+// manifest takes the kept pair, verified anew, or fetches it. A kept pair that
+// does not verify any more is fetched once before anything is said of it.
+func (v *verifier) manifest(ctx context.Context, c fetcher, id string) (*fleet.Manifest, fleet.Artifact, error) {
+	if m, file, err := v.verifyManifest(v.keptManifest(id)); err == nil && file.Hash == id {
+		return m, file, nil
+	}
+	body, sig, err := c.Manifest(ctx, id)
+	if err != nil {
+		return nil, fleet.Artifact{}, &verdictError{fmt.Errorf("fetch manifest: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
+	}
+	m, file, err := v.verifyManifest(body, sig)
+	if err != nil {
+		return nil, fleet.Artifact{}, refuse(protocol.EventManifestVerifyFailed, "manifest: %w", err)
+	}
+	if file.Hash != id {
+		return nil, fleet.Artifact{}, refuse(protocol.EventManifestMismatch, "manifest has hash %s, its id is %s", file.Hash, id)
+	}
+	err = replace(v.manifests.path(id+".json"), body, 0o600)
+	if err == nil {
+		err = replace(v.manifests.path(id+".json.sig"), sig, 0o600)
+	}
+	return m, file, err
+}
+
+func (v *verifier) keptManifest(id string) (body, sig []byte) {
+	body, err := readSmall(v.manifests.path(id + ".json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	sig, _ = readSmall(v.manifests.path(id + ".json.sig"))
+	return body, sig
+}
+
+func (v *verifier) verifyManifest(body, sig []byte) (*fleet.Manifest, fleet.Artifact, error) {
+	trust, err := v.trust()
+	if err != nil {
+		return nil, fleet.Artifact{}, err
+	}
+	var m *fleet.Manifest
+	verified, err := pki.VerifyArtifact(&trust.CIReleaseKey, body, sig, v.now(), anyAge, func(doc []byte) (meta pki.Metadata, err error) {
+		if m, err = fleet.ParseManifest(doc); err == nil {
+			meta = m.Metadata()
+		}
+		return meta, err
+	})
+	return m, fleet.Artifact{Body: body, Sig: sig, Hash: verified.Hash, SignedAt: verified.SignedAt}, err
+}
+
+// trustAdmits wants the target's own trust file to verify the release that
+// brings it: no release may lock the fleet out.
+func (w *wanted) trustAdmits(trustJSON []byte, now time.Time) error {
+	trust, _, err := pki.ParseTrust(trustJSON)
+	if err != nil {
+		return fmt.Errorf("the target's trust file: %w", err)
+	}
+	if _, err := pki.VerifyArtifact(&trust.CIReleaseKey, w.document, w.signature, now, anyAge, func(doc []byte) (pki.Metadata, error) {
+		if head, err := fleet.ParseHead(doc); err == nil {
+			return head.Metadata(), nil
+		}
+		m, err := fleet.ParseManifest(doc)
+		if err != nil {
+			return pki.Metadata{}, err
+		}
+		return m.Metadata(), nil
+	}); err != nil {
+		return fmt.Errorf("the target's trust file would refuse the release that brings it: %w", err)
+	}
+	return nil
+}
+
+// Clamps of the agent, whatever it is told.
+const (
+	minWindow  = 60 * time.Second
+	maxWindow  = time.Hour
+	baseWindow = 360 * time.Second
+	maxContact = 15 * time.Minute
+)
+
+func clampWindow(d time.Duration) time.Duration {
+	if d == 0 {
+		d = baseWindow
+	}
+	return max(minWindow, min(d, maxWindow))
+}
+
+var strictness = map[string]int{"disabled": 1, "permissive": 2, "enforce": 3}
+
+// stricter of a local and a signed compliance mode; auto and nothing leave it
+// to the other, an unknown word is permissive.
+func stricter(local, signed string) string {
+	if signed != "" && signed != "auto" && strictness[signed] == 0 {
+		signed = "permissive"
+	}
+	if strictness[local] > strictness[signed] {
+		return local
+	}
+	return signed
+}
