@@ -112,7 +112,7 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 		a.log.Error().Err(err).Msg("activation not begun")
 		return
 	}
-	a.waiting("downloading " + w.closure)
+	a.waiting("downloading %s", w.closure)
 	a.tellChange()
 	if err := a.bring(ctx, w, j); err != nil {
 		a.giveUp(w, err)

@@ -171,6 +171,9 @@ func (a *agent) restoreState() {
 	a.quarantine.set(optional[quarantine](a.dir, quarantineFile, warn))
 	a.hold.set(optional[holdState](a.dir, holdFile, warn))
 	a.confirmed.set(optional[confirmed](a.dir, confirmedFile, warn))
+	if e := optional[enrolled](a.dir, enrolledFile, warn); e != nil {
+		a.spentNonce = e.Nonce
+	}
 	var past []time.Time
 	if m, err := a.verifier.marks.load(); err != nil {
 		warn(err)
@@ -322,12 +325,7 @@ func (a *agent) mayEnrolAnew(err error) bool {
 	if err != nil || token.Claims.Nonce == a.spentNonce {
 		return false
 	}
-	cert := a.identity.usable()
-	// A token older than the certificate is the one that it was got with.
-	if cert != nil && !token.Claims.IssuedAt.After(cert.Leaf.NotBefore) {
-		return false
-	}
-	if cert != nil {
+	if a.identity.usable() != nil {
 		if err := os.Remove(a.identity.certPath); err != nil {
 			return false
 		}

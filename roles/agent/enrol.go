@@ -178,8 +178,16 @@ func (a *agent) enrolOnce(ctx context.Context) error {
 	if err := a.keepCertificate(answer.CertPEM); err != nil {
 		return err
 	}
+	a.spentNonce = token.Claims.Nonce
 	a.log.Info().Time("not_after", answer.NotAfter.Time).Msg("enrolled")
-	return nil
+	return a.dir.write(enrolledFile, enrolled{token.Claims.Nonce})
+}
+
+const enrolledFile = "enrolled.json"
+
+// enrolled remembers the token that the certificate was got with.
+type enrolled struct {
+	Nonce string `json:"nonce" shape:"R"`
 }
 
 // enrolFailed tells the control plane, while the token still speaks for us.

@@ -31,7 +31,7 @@ func Commands(roles Roles) []*cli.Command {
 		statusCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
 		releaseCommand(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
-		configCommand(),
+		configCommand(), demoCommand(roles),
 	}
 	for _, c := range verbs {
 		finish(c, "NIXFLEET")

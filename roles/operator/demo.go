@@ -1,0 +1,110 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"nixfleet/pki"
+)
+
+// demoTimeout ends a demonstration that got stuck.
+const demoTimeout = 3 * time.Minute
+
+func demoCommand(roles Roles) *cli.Command {
+	return &cli.Command{
+		Name:  "demo",
+		Usage: "a whole fleet on this machine, from enrolment to recovery",
+		Description: "Makes keys, a git forge and a fleet; starts the real control plane and one real agent per host over\n" +
+			"mutual TLS on loopback; and tells what happens while it happens. The machines themselves are simulated.\n" +
+			"Exit 0 only if every chapter happened.\n\nExample:\n   nixfleet demo\n   nixfleet demo --hosts 12 --stay",
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "hosts", Value: 6, Usage: "`NUMBER` of machines, 3 to 100"},
+			&cli.StringFlag{Name: "dir", Usage: "keep everything in `DIR` (default: a temporary directory, removed at the end)"},
+			&cli.BoolFlag{Name: "stay", Usage: "go on after the last chapter until interrupted"},
+			jsonFlag(),
+		},
+		Action: func(c *cli.Context) error { return demo(c, roles) },
+	}
+}
+
+// chapter is one part of the story. It fails when what it tells did not happen.
+type chapter struct {
+	key, title string
+	run        func(context.Context) error
+}
+
+func demo(c *cli.Context, roles Roles) error {
+	n := c.Int("hosts")
+	if n < 3 || n > 100 {
+		return usage("nixfleet demo --hosts 6", "--hosts must be from 3 to 100")
+	}
+	if roles.ControlPlane == nil || roles.Agent == nil {
+		return errors.New("this build has no control plane and agent to demonstrate")
+	}
+	dir, temporary := c.String("dir"), false
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "nixfleet-demo-"); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+		temporary = true
+	} else if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return usage("give --dir a directory that does not exist yet", "%s is not empty", dir)
+	}
+	ctx, stop := context.WithCancel(c.Context)
+	file, _ := c.App.ErrWriter.(*os.File)
+	view := newDemoView(c.App.ErrWriter, file != nil && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == "")
+	s := &story{roles: roles, dir: dir, view: view, hosts: n}
+	// The fleet is stopped before its directory goes.
+	defer func() {
+		stop()
+		s.wait()
+		if temporary {
+			os.RemoveAll(dir)
+		}
+	}()
+
+	happened, failed := map[string]bool{}, error(nil)
+	limited, cancel := context.WithTimeout(ctx, demoTimeout)
+	defer cancel()
+	started := time.Now()
+	for _, ch := range s.chapters() {
+		happened[ch.key] = false
+		if failed != nil {
+			continue
+		}
+		view.title(ch.title)
+		if err := ch.run(limited); err != nil {
+			failed = fmt.Errorf("%s: %w", ch.title, err)
+			continue
+		}
+		happened[ch.key] = true
+	}
+	view.end()
+	if failed == nil {
+		view.say("every chapter happened, in %s", time.Since(started).Round(100*time.Millisecond))
+	}
+	if c.Bool("json") {
+		doc, err := pki.Marshal(happened)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(c.App.Writer, "%s\n", doc); err != nil {
+			return err
+		}
+	}
+	if failed != nil {
+		return hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
+	}
+	if c.Bool("stay") {
+		view.say("the fleet goes on until Ctrl-C; look around with\n\n  nixfleet status --config %s\n  nixfleet rollout list --config %s\n", s.config(), s.config())
+		<-ctx.Done()
+	}
+	return nil
+}

@@ -1,0 +1,394 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nix-community/go-nix/pkg/nixbase32"
+
+	"nixfleet/nixops"
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const demoSuffix = "demo.nixfleet"
+
+// story is the fleet of a demonstration. Everything is done the way a person
+// would: by the commands of this program.
+type story struct {
+	roles   Roles
+	dir     string
+	view    *demoView
+	hosts   int
+	address string
+	names   []string
+	pubkeys map[string]string
+
+	running sync.WaitGroup
+	stopCP  func() // stops the control plane and waits for it
+	client  *protocol.Client
+
+	mu   sync.Mutex
+	seen []protocol.HostEntry
+}
+
+func (s *story) path(parts ...string) string {
+	return filepath.Join(append([]string{s.dir}, parts...)...)
+}
+func (s *story) key(name string) string { return s.path("keys", name) }
+func (s *story) config() string         { return s.path("config.toml") }
+func (s *story) wait()                  { s.running.Wait() }
+
+// command runs one command line of this program and returns what it printed.
+func (s *story) command(ctx context.Context, args ...string) (string, error) {
+	var out, said bytes.Buffer
+	app := App("demo", Commands(s.roles)...)
+	app.Writer, app.ErrWriter = &out, &said
+	if err := app.RunContext(ctx, append([]string{"nixfleet"}, args...)); err != nil {
+		return "", fmt.Errorf("nixfleet %s: %w", args[0], err)
+	}
+	return out.String(), nil
+}
+
+func (s *story) git(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "git", args...)
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo", "GIT_COMMITTER_EMAIL=demo@localhost")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return hinted(fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(out)), "the demo needs git on PATH")
+	}
+	return nil
+}
+
+// prepare makes keys, forge and machines.
+func (s *story) prepare(ctx context.Context) error {
+	if err := os.MkdirAll(s.path("keys"), 0o700); err != nil {
+		return err
+	}
+	// Any free port; the control plane must keep it over its restart.
+	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("find a free port: %w", err)
+	}
+	s.address = probe.Addr().String()
+	if err := probe.Close(); err != nil {
+		return err
+	}
+	if _, err := s.command(ctx, "keygen", "all", "--dir", s.path("keys"), "--suffix", demoSuffix, "--server", "127.0.0.1"); err != nil {
+		return err
+	}
+	if _, err := s.command(ctx, "config", "init", "--path", s.config(), "--cp-url", "https://"+s.address, "--ca-cert", s.key("fleet-root.cert.pem"),
+		"--client-cert", s.key("operator.pem"), "--client-key", s.key("operator.key")); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"init", "--quiet", "--bare", "--initial-branch=main", s.path("forge.git")},
+		{"init", "--quiet", "--initial-branch=main", s.path("fleet")},
+		{"-C", s.path("fleet"), "remote", "add", "origin", s.path("forge.git")},
+	} {
+		if err := s.git(ctx, args...); err != nil {
+			return err
+		}
+	}
+	s.pubkeys = map[string]string{}
+	for i := range s.hosts {
+		name := fmt.Sprintf("web-%02d", i+1)
+		if i >= s.stable() {
+			name = fmt.Sprintf("edge-%02d", i+1-s.stable())
+		}
+		s.names = append(s.names, name)
+		if err := s.machine(name); err != nil {
+			return err
+		}
+	}
+	cert, err := tls.LoadX509KeyPair(s.key("operator.pem"), s.key("operator.key"))
+	if err != nil {
+		return err
+	}
+	s.client, err = s.clientOf(&cert)
+	return err
+}
+
+func (s *story) clientOf(cert *tls.Certificate) (*protocol.Client, error) {
+	ca, err := os.ReadFile(s.key("fleet-root.cert.pem"))
+	if err != nil {
+		return nil, err
+	}
+	return protocol.NewClient(protocol.ClientConfig{
+		BaseURL: "https://" + s.address, CAPEM: ca, Timeout: 5 * time.Second,
+		Certificate: func() (*tls.Certificate, error) { return cert, nil },
+	})
+}
+
+// stable is how many hosts are on channel stable; the rest are on edge.
+func (s *story) stable() int { return s.hosts - max(1, s.hosts/3) }
+
+// closure is the name of what a host runs in one release.
+func closureOf(host string, n int) string {
+	sum := sha256.Sum256([]byte(host + strconv.Itoa(n)))
+	return nixbase32.EncodeToString(sum[:20]) + "-nixos-system-" + host + "-" + strconv.Itoa(n)
+}
+
+// machine makes one simulated machine with an ssh key, running release 0.
+func (s *story) machine(name string) error {
+	dir := s.path("hosts", name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	key, err := pki.GenerateKey(pki.AlgorithmEd25519)
+	if err != nil {
+		return err
+	}
+	private, err := key.MarshalOpenSSH("root@" + name)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ssh_host_ed25519_key"), private, 0o600); err != nil {
+		return err
+	}
+	public, ok := key.Crypto().Public().(ed25519.PublicKey)
+	if !ok {
+		return errors.New("host key is not ed25519")
+	}
+	s.pubkeys[name] = pki.FormatHostKey(public, "")
+	if err := s.build(name, 0, true); err != nil {
+		return err
+	}
+	sim, err := nixops.NewSim(filepath.Join(dir, "machine"), s.path("cache"))
+	if err != nil {
+		return err
+	}
+	return sim.Install(closureOf(name, 0))
+}
+
+// build puts a host's closure of a release into the cache. A bad one starts a
+// unit that fails.
+func (s *story) build(name string, n int, good bool) error {
+	if err := os.MkdirAll(s.path("cache"), 0o755); err != nil {
+		return err
+	}
+	trust, err := os.ReadFile(s.key("trust.json"))
+	if err != nil {
+		return err
+	}
+	c := nixops.SimClosure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond, SwitchTime: 200 * time.Millisecond, Size: 1 << 20}
+	if !good {
+		c.FailedUnits = []string{"web.service"}
+	}
+	return nixops.WriteSimClosure(s.path("cache"), closureOf(name, n), c)
+}
+
+// publish makes release n of the fleet: want says which release's closure each
+// host gets, bad whose closures of this release are broken.
+func (s *story) publish(ctx context.Context, want func(host string) int, n int, bad bool) error {
+	closures := map[string]string{}
+	for _, name := range s.names {
+		closures[name] = "/nix/store/" + closureOf(name, want(name))
+		if want(name) == n {
+			if err := s.build(name, n, !bad); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.writeJSON("closures.json", closures); err != nil {
+		return err
+	}
+	if err := s.writeJSON("fleet.json", s.declaration()); err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.path("fleet", "VERSION"), []byte(strconv.Itoa(n)+"\n"), 0o644); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"-C", s.path("fleet"), "add", "VERSION"},
+		{"-C", s.path("fleet"), "commit", "--quiet", "-m", fmt.Sprintf("feat: release %d", n)},
+		{"-C", s.path("fleet"), "push", "--quiet", "origin", "HEAD:main"},
+	} {
+		if err := s.git(ctx, args...); err != nil {
+			return err
+		}
+	}
+	if _, err := s.command(ctx, "release", "--build-flake", s.path("fleet"), "--release-dir", s.path("fleet", "releases"),
+		"--fleet-file", s.path("fleet.json"), "--closures", s.path("closures.json"), "--sign-key", s.key("release.key"), "--trust-file", s.key("trust.json"),
+		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@localhost", "--confirm-window", "60s"); err != nil {
+		return err
+	}
+	if s.stopCP == nil {
+		return nil
+	}
+	return s.client.Poke(ctx)
+}
+
+func (s *story) writeJSON(name string, v any) error {
+	doc, err := pki.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path(name), doc, 0o644)
+}
+
+// declaration is what mkFleet would give: two channels, and on stable a canary
+// that soaks before the rest goes.
+func (s *story) declaration() *fleet.Fleet {
+	soak := func(seconds uint32, hosts ...string) fleet.Wave {
+		return fleet.Wave{Hosts: append([]string{}, hosts...), SoakMinutes: (seconds + 59) / 60, SoakSeconds: &seconds}
+	}
+	f := &fleet.Fleet{
+		SchemaVersion: 1, Hosts: map[string]*fleet.Host{}, Meta: fleet.Meta{SchemaVersion: 1},
+		Channels: map[string]fleet.Channel{},
+		RolloutPolicies: map[string]fleet.Policy{
+			"canary": {Strategy: "canary", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt},
+			"fast":   {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt},
+		},
+		Waves: map[string][]fleet.Wave{
+			"stable": {soak(2, s.names[0]), soak(1, s.names[1:s.stable()]...)},
+			"edge":   {},
+		},
+	}
+	for channel, policy := range map[string]string{"stable": "canary", "edge": "fast"} {
+		f.Channels[channel] = fleet.Channel{
+			RolloutPolicy: policy, ReconcileIntervalMinutes: 1, FreshnessWindow: 120, SigningIntervalMinutes: 60,
+			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled},
+		}
+	}
+	for i, name := range s.names {
+		pubkey, channel := s.pubkeys[name], "stable"
+		if i >= s.stable() {
+			channel = "edge"
+		}
+		f.Hosts[name] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: channel, Pubkey: &pubkey}
+	}
+	return f
+}
+
+// startControlPlane runs the control plane until stopCP or ctx ends it.
+func (s *story) startControlPlane(ctx context.Context) error {
+	log, err := os.OpenFile(s.path("cp.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	s.running.Go(func() {
+		defer log.Close()
+		done <- s.roles.ControlPlane(ctx, []string{
+			"serve", "--listen", s.address, "--tls-cert", s.key("server.cert.pem"), "--tls-key", s.key("server.key.pem"),
+			"--client-ca", s.key("client-ca.pem"), "--fleet-ca-cert", s.key("issuing-ca.cert.pem"), "--fleet-ca-key", s.key("issuing-ca.key.pem"),
+			"--agent-cn-suffix", demoSuffix, "--trust-file", s.key("trust.json"), "--state-dir", s.path("cp"), "--db-path", s.path("cp", "state.db"),
+			"--source", "git+file://" + s.path("forge.git") + "#main", "--checkin-interval", "1s", "--confirm-deadline-secs", "60",
+		}, log, log)
+	})
+	s.stopCP = func() {
+		stop()
+		<-done
+	}
+	return s.until(ctx, "the control plane answers", func() (bool, error) {
+		select {
+		case err := <-done:
+			done <- err
+			return false, errors.Join(errors.New("the control plane stopped"), err)
+		default:
+		}
+		_, err := s.client.Whoami(ctx)
+		return err == nil, nil
+	})
+}
+
+// startAgent runs one host's agent.
+func (s *story) startAgent(ctx context.Context, name string) error {
+	dir := s.path("hosts", name)
+	log, err := os.OpenFile(filepath.Join(dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	key := filepath.Join(dir, "ssh_host_ed25519_key")
+	s.running.Go(func() {
+		defer log.Close()
+		if err := s.roles.Agent(ctx, []string{
+			"run", "--control-plane-url", "https://" + s.address, "--machine-id", name, "--trust-file", s.key("trust.json"),
+			"--ca-cert", s.key("fleet-root.cert.pem"), "--client-cert", filepath.Join(dir, "agent-cert.pem"), "--client-key", key, "--ssh-host-key-file", key,
+			"--bootstrap-token-file", filepath.Join(dir, "token.json"), "--state-dir", filepath.Join(dir, "state"), "--allow-volatile-state",
+			"--poll-interval", "1", "--settle-time", "500ms", "--simulated-host", filepath.Join(dir, "machine"), "--simulated-cache", s.path("cache"),
+		}, log, log); err != nil {
+			fmt.Fprintf(log, "agent ended: %v\n", err)
+		}
+	})
+	return nil
+}
+
+// mint writes a bootstrap token for a host.
+func (s *story) mint(ctx context.Context, name string) error {
+	token, err := s.command(ctx, "mint-token", "--hostname", name, "--host-pubkey", s.pubkeys[name], "--org-root-key", s.key("org-root.key"), "--config", s.config())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path("hosts", name, "token.json"), []byte(token), 0o600)
+}
+
+// until looks at the fleet, shows it, and waits for the condition.
+func (s *story) until(ctx context.Context, what string, reached func() (bool, error)) error {
+	for {
+		if answer, err := s.client.Hosts(ctx); err == nil {
+			s.mu.Lock()
+			s.seen = answer.Hosts
+			s.mu.Unlock()
+			s.view.show(answer.Hosts)
+		}
+		ok, err := reached()
+		if err != nil || ok {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waited for this in vain: %s", what)
+		case <-time.After(150 * time.Millisecond):
+		}
+	}
+}
+
+// all waits until a condition holds for every host of the last view.
+func (s *story) all(ctx context.Context, what string, holds func(protocol.HostEntry) bool) error {
+	return s.until(ctx, what, func() (bool, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.seen) != len(s.names) {
+			return false, nil
+		}
+		for _, h := range s.seen {
+			if !holds(h) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+func (s *story) host(name string) protocol.HostEntry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.seen {
+		if h.Hostname == name {
+			return h
+		}
+	}
+	return protocol.HostEntry{}
+}
+
+func runs(h protocol.HostEntry, n int) bool {
+	return h.CurrentClosureHash != nil && strings.HasSuffix(*h.CurrentClosureHash, "-"+strconv.Itoa(n)) && *h.CurrentClosureHash == closureOf(h.Hostname, n)
+}
