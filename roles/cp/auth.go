@@ -155,6 +155,10 @@ func (s *server) guard(next http.Handler) http.Handler {
 			w.WriteHeader(status)
 			return
 		}
+		if conn, _ := r.Context().Value(connectionKey).(*connection); conn == nil || conn.state == nil {
+			// One request each: their places are few.
+			w.Header().Set("Connection", "close")
+		}
 		if !withoutCertificate[r.URL.Path] {
 			id, err := s.authorize(r.Context())
 			if err != nil {

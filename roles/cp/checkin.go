@@ -30,12 +30,14 @@ func (s *server) checkin(w http.ResponseWriter, r *http.Request, host string) {
 		return
 	}
 	s.metrics.checkins.Inc()
+	// A held request of this host is over: this one knows more.
+	s.waiters.replace(host)
 	wait := preferredWait(r.Header.Values("Prefer"))
-	o := s.observe(host, &req, wait)
+	c := &contact{host: host, o: s.observe(host, &req), snap: s.snapshot.Load()}
 	s.seen.note(host, &req)
-	d, err := s.decide(r.Context(), host, o)
-	if err == nil && wait > 0 {
-		d, err = s.hold(w, r, host, o, d, wait)
+	d, err := s.decide(r.Context(), c)
+	if err == nil && wait > 0 && d.waits() {
+		d, err = s.hold(w, r, c, d, wait)
 	}
 	if err != nil {
 		s.answerFailure(w, r, err)
@@ -43,6 +45,23 @@ func (s *server) checkin(w http.ResponseWriter, r *http.Request, host string) {
 	}
 	writeJSON(w, http.StatusOK, s.answer(host, d))
 }
+
+// contact is one check-in: what its host said, and the release by which it was
+// understood.
+type contact struct {
+	host string
+	o    rollout.Observation
+	snap *snapshot
+	held *waiter // nil while the request is not held
+}
+
+// decision is an answer and the release that it belongs to.
+type decision struct {
+	rollout.Decision
+	snap *snapshot
+}
+
+func (d decision) waits() bool { return d.Target == nil && d.Rollback == nil }
 
 // preferredWait reads Prefer: wait=N (RFC 7240), N in seconds.
 func preferredWait(headers []string) time.Duration {
@@ -58,91 +77,95 @@ func preferredWait(headers []string) time.Duration {
 }
 
 // decide is one check-in's step of the decision procedure.
-func (s *server) decide(ctx context.Context, host string, o rollout.Observation) (rollout.Decision, error) {
-	var d rollout.Decision
-	err := s.change(ctx, func(w *rollout.World, now time.Time) (c rollout.Change) {
-		if s.store == nil {
-			// Without a database nothing is dispatched: it could not be remembered.
+func (s *server) decide(ctx context.Context, c *contact) (decision, error) {
+	d := decision{snap: c.snap}
+	err := s.change(ctx, func(w *rollout.World, now time.Time) (change rollout.Change) {
+		if s.store == nil || c.held != nil && c.held.gone() {
+			// Without a database nothing is dispatched: it could not be remembered. A
+			// request that a newer one has replaced takes nothing with it.
 			return rollout.Change{}
 		}
-		d, c = w.Checkin(host, o, now)
-		return c
+		if d.snap = s.snapshot.Load(); d.snap != c.snap {
+			c.o.Attested = false // verified for the release before
+		}
+		d.Decision, change = w.Checkin(c.host, c.o, now)
+		return change
 	})
 	if err != nil {
-		return rollout.Decision{}, err
+		return d, err
 	}
 	if d.Target != nil && !d.Target.Resent {
-		s.log.Info().Str("host", host).Str("rollout", d.Target.RolloutID).Str("closure", d.Target.Closure).Int("wave", d.Target.Wave).Msg("dispatch")
+		s.log.Info().Str("host", c.host).Str("rollout", d.Target.RolloutID).Str("closure", d.Target.Closure).Int("wave", d.Target.Wave).Msg("dispatch")
 	}
-	if d.Target == nil && d.Rollback == nil && d.Reason.Gate != "" {
+	if d.waits() && d.Reason.Gate != "" {
 		s.metrics.gateBlocks.WithLabelValues(d.Reason.Gate).Inc()
 	}
 	return d, nil
 }
 
 // hold keeps the request open until the host's decision changes, the time is
-// over or the server stops. Who the caller is is checked anew when it wakes.
-func (s *server) hold(w http.ResponseWriter, r *http.Request, host string, o rollout.Observation, d rollout.Decision, wait time.Duration) (rollout.Decision, error) {
+// over, a newer request of the host comes or the server stops. Who the caller is
+// is checked anew before it is answered.
+func (s *server) hold(w http.ResponseWriter, r *http.Request, c *contact, d decision, wait time.Duration) (decision, error) {
+	if c.held = s.waiters.hold(c.host); c.held == nil {
+		return d, nil
+	}
+	defer s.waiters.release(c.host, c.held)
+	w.Header().Set("Preference-Applied", "wait")
 	control := http.NewResponseController(w)
 	// A held request outlives the deadlines of plain ones. Their errors only mean
 	// that the connection has none.
 	_ = control.SetReadDeadline(time.Time{})
 	_ = control.SetWriteDeadline(time.Now().Add(wait + requestTimeout))
-	deadline := time.NewTimer(wait)
-	defer deadline.Stop()
-	applied := false
-	for d.Target == nil && d.Rollback == nil {
-		woken, ok := s.waiters.hold(host)
-		if !ok {
-			return d, nil
-		}
-		if !applied {
-			w.Header().Set("Preference-Applied", "wait")
-			applied = true
-		}
-		// A decision may have changed between the last look and the registration.
-		if again := look(s, func(w *rollout.World, now time.Time) rollout.Decision { return w.Decide(host, now) }); again.Target != nil || again.Rollback != nil {
-			s.waiters.release(host, woken)
-			var err error
-			if d, err = s.decide(r.Context(), host, o); err != nil || d.Target != nil || d.Rollback != nil {
-				return d, err
-			}
-			continue
-		}
+	until := time.Now().Add(wait)
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	// While it is held the host counts as present; a decision may also have
+	// changed between the look before and the registration.
+	c.held.wake()
+	for last := false; !last; {
 		select {
 		case <-r.Context().Done():
-			s.waiters.release(host, woken)
-			look(s, func(w *rollout.World, now time.Time) bool { w.Gone(host, now); return true })
+			s.left(c, false)
 			return d, r.Context().Err()
-		case <-deadline.C:
-			s.waiters.release(host, woken)
-			look(s, func(w *rollout.World, now time.Time) bool { w.Seen(host, now); return true })
+		case <-c.held.replaced:
 			return d, nil
+		case <-over.C:
+			last = true
 		case <-s.stopping:
-			s.waiters.release(host, woken)
-			return d, nil
-		case <-woken:
+			last = true
+		case <-c.held.woken:
 		}
 		if _, err := s.authorize(r.Context()); err != nil {
 			return d, &unauthorized{err}
 		}
+		if last {
+			break
+		}
+		c.o.Wait = max(0, time.Until(until))
 		var err error
-		if d, err = s.decide(r.Context(), host, o); err != nil {
+		if d, err = s.decide(r.Context(), c); err != nil {
 			return d, err
 		}
-		if !s.stillHeld(host, woken) {
-			return d, nil
-		}
+		last = !d.waits()
 	}
+	s.left(c, true)
 	return d, nil
 }
 
-// stillHeld: no newer request of the host has taken this one's place.
-func (s *server) stillHeld(host string, woken chan struct{}) bool {
-	s.waiters.mu.Lock()
-	defer s.waiters.mu.Unlock()
-	current := s.waiters.held[host]
-	return current == nil || current == woken
+// left notes that nothing holds the host's presence any longer, and that it was
+// there until now when it is answered.
+func (s *server) left(c *contact, answered bool) {
+	if c.held.gone() {
+		return
+	}
+	look(s, func(w *rollout.World, now time.Time) bool {
+		if answered {
+			w.Seen(c.host, now)
+		}
+		w.Gone(c.host, now)
+		return answered
+	})
 }
 
 // unauthorized is a held request whose caller was shut out meanwhile.
@@ -162,9 +185,9 @@ func (s *server) answerFailure(w http.ResponseWriter, r *http.Request, err error
 }
 
 // observe turns a check-in into what decisions depend on.
-func (s *server) observe(host string, req *protocol.CheckinRequest, wait time.Duration) rollout.Observation {
+func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Observation {
 	o := rollout.Observation{
-		Closure: req.CurrentGeneration.ClosureHash, BootID: req.CurrentGeneration.BootID, Wait: wait,
+		Closure: req.CurrentGeneration.ClosureHash, BootID: req.CurrentGeneration.BootID,
 		KnowsLease: req.Phase != nil, RebootPending: req.RebootPending != nil,
 	}
 	if req.PendingGeneration != nil {
@@ -240,9 +263,9 @@ func (s *server) rolloutView(id string) (rollout.RolloutView, bool) {
 }
 
 // answer puts a decision into the wire's words.
-func (s *server) answer(host string, d rollout.Decision) *protocol.CheckinResponse {
+func (s *server) answer(host string, d decision) *protocol.CheckinResponse {
 	out := &protocol.CheckinResponse{NextCheckinSecs: s.nextCheckin()}
-	snap := s.snapshot.Load()
+	snap := d.snap
 	if h := snap.rel.Fleet.Hosts[host]; h != nil {
 		if c := snap.rel.Channels[h.Channel]; c != nil && c.Head != nil {
 			out.Head = &protocol.HeadRef{Channel: c.Channel, Hash: c.HeadFile.Hash}

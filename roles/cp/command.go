@@ -1,7 +1,6 @@
 package cp
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -9,8 +8,6 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
-
-	"nixfleet/store"
 )
 
 // exitError carries the exit code of a command, and a hint.
@@ -54,11 +51,11 @@ func serveCommand() *cli.Command {
 }
 
 func serve(c *cli.Context) error {
-	level, err := zerolog.ParseLevel(logLevel(c))
+	log, err := newLogger(c)
 	if err != nil {
-		return &exitError{fmt.Errorf("--log-level %q: use debug, info, warn or error", c.String("log-level")), 2, ""}
+		return &exitError{err, 2, "nixfleet cp serve --help"}
 	}
-	cfg := configOf(c, newLogger(c.App.Writer, level))
+	cfg := configOf(c, log)
 	if c.Bool("check-config") {
 		if err := cfg.complete(); err != nil {
 			return &exitError{fmt.Errorf("configuration: %w", err), 2, "nixfleet cp serve --help"}
@@ -70,7 +67,7 @@ func serve(c *cli.Context) error {
 		return err
 	}
 	if err := Run(c.Context, cfg); err != nil {
-		return &exitError{err, 2, "nixfleet cp serve --help"}
+		return &exitError{err, 2, "nixfleet cp serve --check-config"}
 	}
 	return nil
 }
@@ -85,29 +82,20 @@ func logLevel(c *cli.Context) string {
 	return c.String("log-level")
 }
 
-func newLogger(w io.Writer, level zerolog.Level) zerolog.Logger {
-	return zerolog.New(zerolog.SyncWriter(w)).Level(level).With().Timestamp().Logger()
-}
-
-const backupTimeout = 10 * time.Minute
-
-func backupCommand() *cli.Command {
-	return &cli.Command{
-		Name:        "backup",
-		Usage:       "copy the state database while the control plane uses it",
-		Description: "Example:\n   nixfleet cp backup --db-path /var/lib/nixfleet-cp/state.db --output /backup/state-$(date +%F).db",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "db-path", Value: defaultStateDir + "/state.db", EnvVars: []string{"NIXFLEET_CP_DB_PATH"}, Usage: "state database `FILE`"},
-			&cli.StringFlag{Name: "output", Required: true, EnvVars: []string{"NIXFLEET_CP_BACKUP_OUTPUT"}, Usage: "write the copy to `FILE`, which must not exist"},
-		},
-		Action: func(c *cli.Context) error {
-			ctx, cancel := context.WithTimeout(c.Context, backupTimeout)
-			defer cancel()
-			if err := store.BackupFile(ctx, c.String("db-path"), c.String("output")); err != nil {
-				return &exitError{err, 1, ""}
-			}
-			_, err := fmt.Fprintf(c.App.Writer, "copied %s to %s\n", c.String("db-path"), c.String("output"))
-			return err
-		},
+// newLogger writes JSON lines, which scripts and recipes match on, or lines
+// for a person.
+func newLogger(c *cli.Context) (zerolog.Logger, error) {
+	level, err := zerolog.ParseLevel(logLevel(c))
+	if err != nil {
+		return zerolog.Nop(), fmt.Errorf("--log-level %q: use debug, info, warn or error", c.String("log-level"))
 	}
+	var to io.Writer = zerolog.SyncWriter(c.App.Writer)
+	switch format := c.String("log-format"); format {
+	case "json":
+	case "pretty":
+		to = zerolog.ConsoleWriter{Out: to, NoColor: true, TimeFormat: time.RFC3339}
+	default:
+		return zerolog.Nop(), fmt.Errorf("--log-format %q: use json or pretty", format)
+	}
+	return zerolog.New(to).Level(level).With().Timestamp().Logger(), nil
 }

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
 )
 
 // pair is a document and its signature at two URLs, as the v1 sources have it.
@@ -69,110 +69,14 @@ type Config struct {
 	MaxAnonymous      int
 	MaxHandshakes     int
 	Version           string
-	Log               zerolog.Logger
+	// Log should write JSON lines; operators match on its messages.
+	Log zerolog.Logger
 }
 
 const (
 	defaultStateDir = "/var/lib/nixfleet-cp"
 	maxPollInterval = 60 * time.Second
 )
-
-func flags() []cli.Flag {
-	env := func(name string) []string { return []string{"NIXFLEET_CP_" + name} }
-	str := func(name, def, usage string) cli.Flag {
-		return &cli.StringFlag{Name: name, Value: def, Usage: usage, EnvVars: env(strings.ToUpper(strings.ReplaceAll(name, "-", "_")))}
-	}
-	num := func(name string, def int, usage string) cli.Flag {
-		return &cli.IntFlag{Name: name, Value: def, Usage: usage, EnvVars: env(strings.ToUpper(strings.ReplaceAll(name, "-", "_")))}
-	}
-	boolean := func(name, usage string) cli.Flag {
-		return &cli.BoolFlag{Name: name, Usage: usage, EnvVars: env(strings.ToUpper(strings.ReplaceAll(name, "-", "_")))}
-	}
-	return []cli.Flag{
-		str("listen", "0.0.0.0:8080", "`ADDRESS`:port to listen on"),
-		str("tls-cert", "", "server certificate `FILE`, PEM"),
-		str("tls-key", "", "its key `FILE`, PEM"),
-		str("client-ca", "", "bundle `FILE` of client CAs: the issuing CA and the fleet root"),
-		str("trust-file", "/etc/nixfleet/cp/trust.json", "trust roots `FILE`"),
-		str("state-dir", defaultStateDir, "`DIR` for the last accepted release and the git mirror"),
-		str("db-path", "", "state database `FILE`; without one nothing is dispatched"),
-		str("audit-log", "", "`FILE` of issued certificates, JSON lines (default: issuance.log in the state directory)"),
-		str("source", "", "where releases come from: git+https://…#branch, git+ssh://…, git+file://… or a `DIR`"),
-		str("source-token-file", "", "`FILE` with the token for git+https"),
-		str("source-ssh-key-file", "", "`FILE` with the deploy key for git+ssh"),
-		str("source-known-hosts-file", "", "known_hosts `FILE` for git+ssh"),
-		str("release-dir", "releases", "`DIR` of releases in the repository"),
-		&cli.DurationFlag{Name: "poll-interval", Value: maxPollInterval, EnvVars: env("POLL_INTERVAL"), Usage: "look at the source this often, 60s at most"},
-		&cli.DurationFlag{Name: "checkin-interval", Value: 60 * time.Second, EnvVars: env("CHECKIN_INTERVAL"), Usage: "told to agents as the time to their next check-in"},
-		str("webhook-token-file", "", "`FILE` with the token of POST /v1/webhook, which announces a commit"),
-		str("artifact", "", "local fleet document `FILE`, used until polling succeeds"),
-		str("signature", "", "its signature `FILE`"),
-		str("observed", "", "accepted for v1 set-ups; the database takes its place (`FILE`)"),
-		num("freshness-window-secs", 2592000, "oldest release that is accepted, in seconds"),
-		num("confirm-deadline-secs", 360, "seconds from the start of an activation to its confirm"),
-		str("channel-refs-artifact-url", "", "`URL` of the fleet document"),
-		str("channel-refs-signature-url", "", "`URL` of its signature"),
-		str("channel-refs-token-file", "", "`FILE` with the bearer token for both"),
-		str("revocations-artifact-url", "", "`URL` of the revocation list"),
-		str("revocations-signature-url", "", "`URL` of its signature"),
-		str("revocations-token-file", "", "`FILE` with the bearer token for both (default: that of channel refs)"),
-		str("bootstrap-nonces-artifact-url", "", "`URL` of the list of bootstrap nonces"),
-		str("bootstrap-nonces-signature-url", "", "`URL` of its signature"),
-		str("bootstrap-nonces-token-file", "", "`FILE` with the bearer token for both (default: that of channel refs)"),
-		str("rollouts-source-artifact-url-template", "", "`URL` of a manifest, with {rolloutId}"),
-		str("rollouts-source-signature-url-template", "", "`URL` of its signature, with {rolloutId}"),
-		str("rollouts-source-token-file", "", "`FILE` with the bearer token for both (default: that of channel refs)"),
-		str("rollouts-dir", "", "`DIR` of manifests, tried before the URL"),
-		str("fleet-ca-cert", "", "certificate `FILE` of the issuing CA"),
-		str("fleet-ca-key", "", "its key `FILE`; without a key nobody can enrol or renew"),
-		str("tpm-ca-pubkey-raw", "", "`FILE` with the 64 raw bytes of the issuing CA's key in the TPM"),
-		str("tpm-ca-sign-wrapper", "", "`PROGRAM` that signs a file with it"),
-		str("agent-cn-suffix", "", "`SUFFIX` of agents' certificate names"),
-		num("agent-cert-validity-secs", 2592000, "validity of agents' certificates in seconds, at least 60"),
-		str("closure-upstream", "", "base `URL` of the binary cache behind /v1/agent/closure"),
-		boolean("strict", "require a client CA, both lists and, on POST, the protocol header"),
-		boolean("single-ca", "agents' and operators' certificates hang under one CA"),
-		&cli.StringSliceFlag{Name: "legacy-hosts", EnvVars: env("LEGACY_HOSTS"), Usage: "`HOST`s that may still use their bare name as certificate name"},
-		boolean("open-reads", "let agents read the fleet-wide views, as v1 does"),
-		num("max-held", 100000, "check-ins held open at once; the rest are answered as plain polls"),
-		num("max-anonymous", 256, "connections without a certificate at once"),
-		num("max-handshakes", 256, "TLS handshakes at once"),
-		str("log-level", "info", "`LEVEL`: debug, info, warn or error"),
-		&cli.BoolFlag{Name: "check-config", Usage: "check the configuration and exit; nothing is opened, written or listened on"},
-	}
-}
-
-func configOf(c *cli.Context, log zerolog.Logger) Config {
-	p := func(name, artifact, signature string) pair {
-		token := c.String(name + "-token-file")
-		if token == "" {
-			token = c.String("channel-refs-token-file")
-		}
-		return pair{c.String(name + "-" + artifact), c.String(name + "-" + signature), token}
-	}
-	secs := func(name string) time.Duration { return time.Duration(c.Int(name)) * time.Second }
-	return Config{
-		Listen: c.String("listen"), TLSCert: c.String("tls-cert"), TLSKey: c.String("tls-key"), ClientCA: c.String("client-ca"),
-		TrustFile: c.String("trust-file"), StateDir: c.String("state-dir"), DBPath: c.String("db-path"), AuditLog: c.String("audit-log"),
-		Source: c.String("source"), SourceTokenFile: c.String("source-token-file"), SourceSSHKeyFile: c.String("source-ssh-key-file"),
-		SourceKnownHosts: c.String("source-known-hosts-file"), ReleaseDir: c.String("release-dir"),
-		Artifact: c.String("artifact"), Signature: c.String("signature"),
-		ChannelRefs:       p("channel-refs", "artifact-url", "signature-url"),
-		RevocationsSource: p("revocations", "artifact-url", "signature-url"),
-		NoncesSource:      p("bootstrap-nonces", "artifact-url", "signature-url"),
-		Rollouts:          p("rollouts-source", "artifact-url-template", "signature-url-template"),
-		RolloutsDir:       c.String("rollouts-dir"),
-		FreshnessWindow:   secs("freshness-window-secs"), ConfirmDeadline: secs("confirm-deadline-secs"),
-		PollInterval: c.Duration("poll-interval"), CheckinInterval: c.Duration("checkin-interval"),
-		FleetCACert: c.String("fleet-ca-cert"), FleetCAKey: c.String("fleet-ca-key"),
-		TPMPubkey: c.String("tpm-ca-pubkey-raw"), TPMWrapper: c.String("tpm-ca-sign-wrapper"),
-		AgentSuffix: c.String("agent-cn-suffix"), AgentValidity: secs("agent-cert-validity-secs"),
-		ClosureUpstream: c.String("closure-upstream"), WebhookTokenFile: c.String("webhook-token-file"),
-		Strict: c.Bool("strict"), SingleCA: c.Bool("single-ca"), LegacyHosts: c.StringSlice("legacy-hosts"), OpenReads: c.Bool("open-reads"),
-		MaxHeld: c.Int("max-held"), MaxAnonymous: c.Int("max-anonymous"), MaxHandshakes: c.Int("max-handshakes"),
-		Version: c.App.Version, Log: log,
-	}
-}
 
 // complete fills in defaults and finds what cannot work, all of it at once.
 func (c *Config) complete() error {
@@ -235,19 +139,27 @@ func (c *Config) complete() error {
 	return errors.Join(problems...)
 }
 
-// readable also opens the files that must be there at start.
+// readable also reads and parses the files that must be there at start, and
+// changes nothing.
 func (c *Config) readable() error {
 	var problems []error
-	for _, path := range []string{c.TLSCert, c.TLSKey, c.ClientCA, c.TrustFile, c.FleetCACert, c.FleetCAKey, c.TPMPubkey, c.SourceTokenFile, c.SourceSSHKeyFile, c.WebhookTokenFile} {
-		if path == "" {
-			continue
-		}
-		f, err := os.Open(path)
-		if err != nil {
+	for _, load := range []func() error{
+		func() error { _, err := loadServerCertificate(c.TLSCert, c.TLSKey)(); return err },
+		func() error { _, err := loadClientCAs(c.ClientCA)(); return err },
+		func() error { _, _, err := pki.LoadTrust(c.TrustFile); return err },
+		func() error { _, err := c.loadCA(); return err },
+	} {
+		problems = append(problems, load())
+	}
+	for _, path := range []string{c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.tokenFile, c.RevocationsSource.tokenFile, c.NoncesSource.tokenFile, c.Rollouts.tokenFile} {
+		if path != "" {
+			_, err := secretFile(path)
 			problems = append(problems, err)
-			continue
 		}
-		f.Close()
+	}
+	if c.SourceSSHKeyFile != "" {
+		_, err := os.Stat(c.SourceSSHKeyFile)
+		problems = append(problems, err)
 	}
 	return errors.Join(problems...)
 }
@@ -270,10 +182,18 @@ func (c *Config) source() (Source, error) {
 	return NewFilesSource(c.Artifact, c.Signature), nil
 }
 
+// localFallback: the local pair stands in until the source has given a release.
+func (c *Config) localFallback() bool { return c.Source != "" || c.ChannelRefs.given() }
+
 // fleetName is the fleet document's name within the source.
 func (c *Config) fleetName() string {
-	if c.Source == "" && !c.ChannelRefs.given() {
-		return filepath.Base(c.Artifact)
+	if c.localFallback() {
+		return fleet.FleetName
 	}
-	return fleet.FleetName
+	return filepath.Base(c.Artifact)
+}
+
+// holdsManifests: there is a place to look for manifests by their id.
+func (c *Config) holdsManifests() bool {
+	return c.Source != "" || c.RolloutsDir != "" || c.Rollouts.given()
 }

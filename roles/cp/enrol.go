@@ -2,6 +2,7 @@ package cp
 
 import (
 	"crypto/subtle"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/time/rate"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -109,7 +111,7 @@ func (s *server) admit(r *http.Request, req *protocol.EnrollRequest) (*protocol.
 	if csr.CommonName != claims.Hostname {
 		return nil, refusedEnrolment(http.StatusUnauthorized, "the request is for %q, the token for %q", csr.CommonName, claims.Hostname)
 	}
-	if csr.Key != nil && subtle.ConstantTimeCompare([]byte(pki.Fingerprint(csr.Key)), []byte(claims.ExpectedPubkeyFingerprint)) != 1 {
+	if subtle.ConstantTimeCompare([]byte(fingerprint(csr)), []byte(claims.ExpectedPubkeyFingerprint)) != 1 {
 		return nil, refusedEnrolment(http.StatusUnauthorized, "the token is for another key")
 	}
 	if err := snap.declares(csr, claims.Hostname); err != nil {
@@ -118,9 +120,9 @@ func (s *server) admit(r *http.Request, req *protocol.EnrollRequest) (*protocol.
 	if err := s.notRevokedSince(r, snap, token); err != nil {
 		return nil, err
 	}
-	ca, _, err := s.ca.get()
-	if ca == nil {
-		return nil, errors.Join(errors.New("no issuing CA"), err)
+	ca, err := s.issuingCA()
+	if err != nil {
+		return nil, err
 	}
 	if err := s.store.UseToken(ctx, claims.Nonce, claims.Hostname, keepUntil); err != nil {
 		if errors.Is(err, store.ErrTokenUsed) {
@@ -182,18 +184,69 @@ func (snap *snapshot) declares(csr *pki.CSR, host string) error {
 	return nil
 }
 
-// notRevokedSince refuses a token that was issued before its host's revocation.
+// fingerprint is that of the request's key, of whatever kind the key is: base64
+// of the SHA-256 of its raw bytes.
+func fingerprint(csr *pki.CSR) string {
+	var spki struct {
+		Algorithm asn1.RawValue
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(csr.Raw.RawSubjectPublicKeyInfo, &spki); err != nil {
+		return ""
+	}
+	return pki.Fingerprint(spki.Key.Bytes)
+}
+
+// tokenBackdate is how much earlier than it was minted a token says that it was
+// issued: minting tools back-date by a minute, since v1 allows no clock skew,
+// and write whole seconds.
+const tokenBackdate = 61 * time.Second
+
+// notRevokedSince refuses a token that was minted before its host's revocation.
+// A certificate's own time is in whole seconds: one of the second in which its
+// host was revoked would be born revoked, so that second is waited for.
 func (s *server) notRevokedSince(r *http.Request, snap *snapshot, token *pki.Token) error {
 	host := token.Claims.Hostname
-	local, ok, err := s.store.RevokedSince(r.Context(), host)
+	revoked, ok, err := s.store.RevokedSince(r.Context(), host)
 	if err != nil {
 		return err
 	}
-	signed, listed := snap.revoked[host]
-	if ok && token.Claims.IssuedAt.Before(local) || listed && token.Claims.IssuedAt.Before(signed) {
+	if signed, listed := snap.revoked[host]; listed && signed.After(revoked) {
+		revoked, ok = signed, true
+	}
+	if !ok {
+		return nil
+	}
+	if token.Claims.IssuedAt.Add(tokenBackdate).Before(revoked) {
 		return refusedEnrolment(http.StatusUnauthorized, "the token was issued before host %q was revoked; mint a new one", host)
 	}
-	return nil
+	now := time.Now()
+	if !now.Truncate(time.Second).Before(revoked) {
+		return nil
+	}
+	if revoked.Sub(now) > time.Second {
+		return refusedEnrolment(http.StatusUnauthorized, "host %q is revoked until %s", host, pki.At(revoked))
+	}
+	timer := time.NewTimer(time.Until(now.Truncate(time.Second).Add(2 * time.Second)))
+	defer timer.Stop()
+	select {
+	case <-r.Context().Done():
+		return r.Context().Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// issuingCA is the signer of agents' certificates.
+func (s *server) issuingCA() (*pki.CA, error) {
+	ca, _, err := s.ca.get()
+	if ca == nil {
+		return nil, errors.Join(errors.New("no issuing CA is configured"), err)
+	}
+	if now := time.Now(); now.After(ca.Cert.NotAfter) {
+		return nil, fmt.Errorf("the issuing CA's certificate ended at %s", pki.At(ca.Cert.NotAfter))
+	}
+	return ca, nil
 }
 
 func (s *server) issue(ca *pki.CA, csr *pki.CSR, host, requester, context string) (*protocol.CertResponse, error) {
@@ -269,21 +322,32 @@ func (s *server) renewed(host string, req *protocol.RenewRequest) (*protocol.Cer
 	if err := s.snapshot.Load().declares(csr, host); err != nil {
 		return nil, err
 	}
-	ca, _, err := s.ca.get()
-	if ca == nil {
-		return nil, errors.Join(errors.New("no issuing CA"), err)
+	ca, err := s.issuingCA()
+	if err != nil {
+		return nil, err
 	}
 	return s.issue(ca, csr, host, pki.AgentName(host, s.cfg.AgentSuffix), "renew/prev:<unknown>")
+}
+
+// withToken bounds the requests that need no certificate, all together.
+func (s *server) withToken(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.tokenLimit.Allow() {
+			tooMany(w)
+			return
+		}
+		next(w, r)
+	}
+}
+
+func tooMany(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "10")
+	w.WriteHeader(http.StatusTooManyRequests)
 }
 
 // bootstrapReport stores what a host without a certificate has to say, for a
 // token that could still enrol it.
 func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
-	if !s.bootstrapLimit.Allow() {
-		w.Header().Set("Retry-After", "10")
-		w.WriteHeader(http.StatusTooManyRequests)
-		return
-	}
 	var req protocol.BootstrapReport
 	if !readJSON(w, r, &req) {
 		return
@@ -291,6 +355,11 @@ func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
 	host, now := req.Token.Claims.Hostname, time.Now()
 	if err := s.mayReport(r, &req, now); err != nil {
 		s.answerEnrolment(w, "bootstrap report", host, err)
+		return
+	}
+	limit, _ := s.reportLimits.LoadOrStore(host, rate.NewLimiter(rate.Every(10*time.Second), 5))
+	if !limit.(*rate.Limiter).Allow() {
+		tooMany(w)
 		return
 	}
 	if _, err := s.storeReport(r, host, nil, req.Event.Event, string(req.Event.Details), "", false); err != nil {
@@ -306,8 +375,8 @@ func (s *server) mayReport(r *http.Request, req *protocol.BootstrapReport, now t
 		return err
 	}
 	event := req.Event.Event
-	if !protocol.KnownEvent(event) || req.Event.Details.Kind() != '{' {
-		return refusedEnrolment(http.StatusBadRequest, "event %.40q is unknown", event)
+	if _, err := protocol.ParseDetails(event, req.Event.Details); err != nil {
+		return refusedEnrolment(http.StatusBadRequest, "%w", err)
 	}
 	if event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {
 		return refusedEnrolment(http.StatusUnprocessableEntity, "event %s needs a certificate", event)

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,11 +22,30 @@ type metrics struct {
 	polls      *prometheus.CounterVec
 	events     *prometheus.CounterVec
 	signedAt   prometheus.Gauge
+
+	mu       sync.Mutex
+	controls map[string]bool // names of compliance controls that are labels
+}
+
+// maxControls bounds the labels that reports can make.
+const maxControls = 500
+
+// control is the label of a compliance control: hosts choose the names.
+func (m *metrics) control(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.controls[id] {
+		if len(m.controls) >= maxControls || len(id) > 128 {
+			return "other"
+		}
+		m.controls[id] = true
+	}
+	return id
 }
 
 func newMetrics(s *server, version, commit string) *metrics {
 	m := &metrics{
-		registry:   prometheus.NewRegistry(),
+		registry: prometheus.NewRegistry(), controls: map[string]bool{},
 		compliance: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_compliance_failure_events_total", Help: "Compliance failures reported."}, []string{"control_id", "host"}),
 		gateErrors: prometheus.NewCounter(prometheus.CounterOpts{Name: "nixfleet_runtime_gate_error_events_total", Help: "Runtime gate errors reported."}),
 		gateBlocks: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_gate_block_total", Help: "Check-ins that a gate held back."}, []string{"gate"}),

@@ -2,12 +2,8 @@ package cp
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
-	"strconv"
 	"time"
-
-	"github.com/go-json-experiment/json"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -90,7 +86,7 @@ func (s *server) revoke(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "hostname is empty", http.StatusUnprocessableEntity)
 		return
 	}
-	notBefore := time.Now().Truncate(time.Second).Add(time.Second)
+	notBefore := time.Now()
 	if req.NotBefore != nil {
 		notBefore = req.NotBefore.Time
 	}
@@ -123,12 +119,13 @@ func (s *server) webhook(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	if !s.webhookLimit.Allow() {
-		w.WriteHeader(http.StatusTooManyRequests)
-		return
-	}
 	if !s.webhookToken(r) {
 		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	if !s.webhookLimit.Allow() {
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusTooManyRequests)
 		return
 	}
 	s.lookNow()
@@ -154,75 +151,4 @@ func planOf(p rollout.PlanView) protocol.Plan {
 		out.Blocked = append(out.Blocked, protocol.PlanBlocked{Host: b.Host, Channel: b.Channel, Wave: uint32(b.Wave), From: text(b.From), To: text(b.To), Reason: *reason(b.Reason)})
 	}
 	return out
-}
-
-const (
-	eventPage = 500
-	// eventKeepalive tells a follower and the proxies between that we are there.
-	eventKeepalive = 15 * time.Second
-)
-
-// events streams the event log as server-sent events, from the first line
-// after the given sequence number on, until the caller leaves.
-func (s *server) events(w http.ResponseWriter, r *http.Request) {
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	after, err := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64)
-	if r.URL.Query().Get("after") != "" && err != nil {
-		w.WriteHeader(http.StatusBadRequest)
-		return
-	}
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{})
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	for {
-		more := s.feed.wait()
-		lines, err := s.store.Events(r.Context(), after, eventPage)
-		if err != nil {
-			s.log.Error().Err(err).Msg("events not read")
-			return
-		}
-		_ = control.SetWriteDeadline(time.Now().Add(requestTimeout))
-		for _, e := range lines {
-			doc, err := json.Marshal(wireEvent(e))
-			if err != nil {
-				s.log.Error().Err(err).Msg("event not encoded")
-				return
-			}
-			if _, err := fmt.Fprintf(w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
-				return
-			}
-			after = e.Seq
-		}
-		if err := control.Flush(); err != nil {
-			return
-		}
-		if len(lines) == eventPage {
-			continue
-		}
-		select {
-		case <-more:
-		case <-time.After(eventKeepalive):
-			if _, err := fmt.Fprint(w, ": still here\n\n"); err != nil {
-				return
-			}
-		case <-r.Context().Done():
-			return
-		case <-s.stopping:
-			return
-		}
-		if _, err := s.authorize(r.Context()); err != nil {
-			return
-		}
-	}
-}
-
-func wireEvent(e rollout.Event) protocol.Event {
-	return protocol.Event{
-		Seq: e.Seq, At: pki.At(e.At), Kind: e.Kind, RolloutID: e.RolloutID, Intent: e.Intent, Channel: e.Channel,
-		Host: e.Host, Actor: e.Actor, Reason: e.Reason, Detail: e.Detail,
-	}
 }

@@ -3,6 +3,7 @@ package cp
 import (
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -21,6 +22,7 @@ func text(s string) *string {
 }
 
 func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
+	version, _ := s.version()
 	var last *protocol.OffsetTime
 	if ms := s.lastTick.Load(); ms > 0 {
 		t := protocol.Offset(time.UnixMilli(ms))
@@ -30,7 +32,7 @@ func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
 		OK       bool                 `json:"ok"`
 		Version  string               `json:"version"`
 		LastTick *protocol.OffsetTime `json:"last_tick_at"`
-	}{true, s.cfg.Version, last})
+	}{true, version, last})
 }
 
 func (s *server) whoami(w http.ResponseWriter, r *http.Request) {
@@ -83,7 +85,7 @@ func (s *server) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 		PendingReboot: v.PendingReboot, QuarantinedClosure: text(v.Quarantined), Online: &v.Online,
 	}
 	for _, f := range v.Failures {
-		if len(f) > 11 && f[:11] == "compliance:" {
+		if strings.HasPrefix(f, "compliance:") {
 			e.OutstandingComplianceFailures++
 		} else {
 			e.OutstandingRuntimeGateErrors++

@@ -13,36 +13,6 @@ import (
 	"nixfleet/store"
 )
 
-func (s *server) confirm(w http.ResponseWriter, r *http.Request, host string) {
-	var req protocol.ConfirmRequest
-	if !readJSON(w, r, &req) {
-		return
-	}
-	if req.Hostname != host {
-		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
-		return
-	}
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	confirmed := false
-	err := s.change(r.Context(), func(w *rollout.World, now time.Time) (c rollout.Change) {
-		confirmed, c = w.Confirm(host, req.Rollout, req.Generation.ClosureHash, now)
-		return c
-	})
-	if err != nil {
-		s.answerFailure(w, r, err)
-		return
-	}
-	s.log.Info().Str("host", host).Str("rollout", req.Rollout).Str("closure", req.Generation.ClosureHash).Bool("accepted", confirmed).Msg("confirm received")
-	if !confirmed {
-		w.WriteHeader(http.StatusGone)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
-}
-
 // newEventID is unique enough to name a report to a person.
 func newEventID(now time.Time) string {
 	const letters = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -62,8 +32,8 @@ func (s *server) report(w http.ResponseWriter, r *http.Request, host string) {
 		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
 		return
 	}
-	if !protocol.KnownEvent(req.Event) || req.Details.Kind() != '{' {
-		http.Error(w, "unknown event or details that are no object", http.StatusUnprocessableEntity)
+	if _, err := protocol.ParseDetails(req.Event, req.Details); err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return
 	}
 	var hostKey *string
@@ -82,7 +52,7 @@ func (s *server) report(w http.ResponseWriter, r *http.Request, host string) {
 		s.answerFailure(w, r, err)
 		return
 	}
-	s.countReport(host, &req)
+	s.countReport(host, &req, verdict)
 	s.log.Info().Str("host", host).Str("event", req.Event).Str("verdict", string(verdict)).Msg("report received")
 	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})
 }
@@ -128,10 +98,13 @@ func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Rep
 	return out
 }
 
-func (s *server) countReport(host string, req *protocol.ReportRequest) {
+func (s *server) countReport(host string, req *protocol.ReportRequest, verdict protocol.Verdict) {
+	if !verdict.Counts() {
+		return
+	}
 	switch req.Event {
 	case protocol.EventComplianceFailure:
-		s.metrics.compliance.WithLabelValues(reportOf(req, "").Reason, host).Inc()
+		s.metrics.compliance.WithLabelValues(s.metrics.control(reportOf(req, verdict).Reason), host).Inc()
 	case protocol.EventRuntimeGateError:
 		s.metrics.gateErrors.Inc()
 	}

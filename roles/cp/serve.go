@@ -2,7 +2,6 @@ package cp
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
 
@@ -46,7 +44,6 @@ type server struct {
 	clientCAs  *reloaded[clientCAs]
 	trust      *reloaded[*pki.Trust]
 	ca         *reloaded[*pki.CA]
-	ticketKey  [32]byte
 
 	snapshot atomic.Pointer[snapshot]
 	floor    *fleet.Release // nothing older is accepted; the poller's own
@@ -64,8 +61,9 @@ type server struct {
 	started  time.Time
 
 	fetcher, cache *http.Client
-	bootstrapLimit *rate.Limiter
+	tokenLimit     *rate.Limiter // requests that come with a token only
 	webhookLimit   *rate.Limiter
+	reportLimits   sync.Map // host -> *rate.Limiter of its bootstrap reports
 	auditMu        sync.Mutex
 }
 
@@ -102,7 +100,7 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(),
 		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
 		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
-		bootstrapLimit: rate.NewLimiter(2, 20), webhookLimit: rate.NewLimiter(1, 5),
+		tokenLimit: rate.NewLimiter(200, 400), webhookLimit: rate.NewLimiter(1, 5),
 	}
 	s.trust = newReloaded(func() (*pki.Trust, error) {
 		t, warnings, err := pki.LoadTrust(cfg.TrustFile)
@@ -111,11 +109,8 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		}
 		return t, err
 	}, cfg.TrustFile)
-	if _, err := rand.Read(s.ticketKey[:]); err != nil {
-		return nil, err
-	}
-	version, commit, _ := strings.Cut(cfg.Version, " ")
-	s.metrics = newMetrics(s, version, strings.Trim(strings.TrimPrefix(commit, "(commit "), ")"))
+	version, commit := s.version()
+	s.metrics = newMetrics(s, version, commit)
 	for _, check := range []func() error{
 		func() error { _, _, err := s.serverCert.get(); return err },
 		func() error { _, _, err := s.clientCAs.get(); return err },
@@ -132,17 +127,22 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		return nil, err
 	}
 	if err := s.loadWorld(ctx); err != nil {
-		return nil, errors.Join(err, s.store.Close())
+		if s.store != nil {
+			err = errors.Join(err, s.store.Close())
+		}
+		return nil, err
 	}
 	return s, nil
 }
 
-func (s *server) run(ctx context.Context) error {
-	// Prime before listening: from disk what was accepted last, from the source
-	// what is new.
-	s.restore()
-	revision := s.poll(ctx, "")
+// version splits "0.1.0 (commit abc)".
+func (s *server) version() (version, commit string) {
+	version, rest, _ := strings.Cut(s.cfg.Version, " ")
+	return version, strings.TrimSuffix(strings.TrimPrefix(rest, "(commit "), ")")
+}
 
+func (s *server) run(ctx context.Context) error {
+	revision := s.prime(ctx)
 	inner := s.cfg.Listener
 	if inner == nil {
 		var err error
@@ -150,7 +150,7 @@ func (s *server) run(ctx context.Context) error {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
-	listener := newLimitedListener(inner, s.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous)
+	listener := newLimitedListener(inner, s.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log)
 	web := &http.Server{
 		Handler: s.handler(), ConnContext: connectionContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
@@ -180,7 +180,6 @@ func (s *server) run(ctx context.Context) error {
 	notify(daemon.SdNotifyStopping)
 	s.log.Info().Msg("control plane stops")
 	close(s.stopping)
-	s.waiters.wakeAll()
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer done()
 	if err := web.Shutdown(stop); err != nil {
@@ -232,85 +231,4 @@ func (s *server) pruneLoop(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// poll looks at the source once and returns the revision that it saw.
-func (s *server) poll(ctx context.Context, known string) string {
-	got, err := s.source.Fetch(ctx, known)
-	if err == nil && got.Unchanged {
-		s.metrics.polls.WithLabelValues("unchanged").Inc()
-		return known
-	}
-	if err == nil {
-		err = s.consider(got)
-	}
-	if err != nil {
-		if ctx.Err() == nil {
-			s.metrics.polls.WithLabelValues("failed").Inc()
-			s.log.Warn().Err(err).Str("source", s.source.String()).Msg("release not accepted")
-		}
-		return known
-	}
-	s.metrics.polls.WithLabelValues("accepted").Inc()
-	return got.Revision
-}
-
-func (s *server) pollLoop(ctx context.Context, revision string) {
-	for {
-		timer := time.NewTimer(s.cfg.PollInterval)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-s.poked:
-			timer.Stop()
-		case <-timer.C:
-		}
-		revision = s.poll(ctx, revision)
-	}
-}
-
-// handler is the API: the checks that every path has, then the paths.
-func (s *server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/enroll", s.enroll)
-	mux.HandleFunc("POST /v1/agent/bootstrap-report", s.bootstrapReport)
-	mux.HandleFunc("POST /v1/webhook", s.webhook)
-	mux.HandleFunc("POST /v1/agent/renew", agentOnly(s.renew))
-	mux.HandleFunc("POST /v1/agent/checkin", agentOnly(s.checkin))
-	mux.HandleFunc("POST /v1/agent/confirm", agentOnly(s.confirm))
-	mux.HandleFunc("POST /v1/agent/report", agentOnly(s.report))
-	mux.HandleFunc("GET /v1/agent/closure/{hash}", s.closure)
-	mux.HandleFunc("GET /v1/heads/{channel}", s.head(false))
-	mux.HandleFunc("GET /v1/heads/{channel}/sig", s.head(true))
-	mux.HandleFunc("GET /v1/heads/{channel}/proof/{host}", s.proof)
-	mux.HandleFunc("GET /v1/rollouts/{id}", s.manifest(false))
-	mux.HandleFunc("GET /v1/rollouts/{id}/sig", s.manifest(true))
-	mux.HandleFunc("GET /v1/whoami", s.whoami)
-	mux.HandleFunc("GET /v1/channels/{name}", s.channel)
-	for pattern, view := range map[string]http.HandlerFunc{
-		"GET /v1/hosts": s.hosts, "GET /v1/deferrals": s.deferrals, "GET /v1/host-reports": s.hostReports,
-		"GET /v1/rollouts": s.rollouts, "GET /v1/rollouts/{id}/lifecycle": s.lifecycle, "GET /v1/rollouts/{id}/trace": s.trace,
-		"GET /metrics": promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP,
-	} {
-		mux.HandleFunc(pattern, s.operatorOnly(true, view))
-	}
-	for pattern, act := range map[string]http.HandlerFunc{
-		"GET /v1/hosts/{name}/explain": s.explain, "GET /v1/plan": s.plan, "GET /v1/events": s.events,
-		"POST /v1/rollouts/{id}/pause": s.holdRollout("pause"), "POST /v1/rollouts/{id}/resume": s.holdRollout("resume"),
-		"POST /v1/rollouts/{id}/cancel": s.holdRollout("cancel"), "POST /v1/revocations": s.revoke,
-		"POST /v1/hosts/{name}/retry": s.retry, "POST /v1/poke": s.poke,
-	} {
-		mux.HandleFunc(pattern, s.operatorOnly(false, act))
-	}
-	return s.guard(deadlines(mux))
-}
-
-// deadlines gives each answer its time: a WriteTimeout of the whole server
-// would cut held requests.
-func deadlines(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTimeout))
-		next.ServeHTTP(w, r)
-	})
 }

@@ -1,9 +1,8 @@
 package cp
 
 import (
+	"context"
 	"crypto/ed25519"
-	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"sync"
@@ -11,6 +10,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/rollout"
 )
 
 // snapshot is one accepted release with what requests look up in it. It is
@@ -60,6 +60,8 @@ func (s *snapshot) key(hostname string) ed25519.PublicKey {
 
 func (s *server) acceptedDir() string { return filepath.Join(s.cfg.StateDir, "accepted") }
 
+// loadOptions say what a release must satisfy now. Only a source of ours
+// promises its manifests; the v1 sources deliver them one by one or not at all.
 func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 	trust, _, err := s.trust.get()
 	if trust == nil {
@@ -69,9 +71,9 @@ func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 		s.log.Error().Err(err).Msg("trust file not reloaded")
 	}
 	return fleet.LoadOptions{
-		Trust: trust, Now: time.Now(), Window: window, FleetName: s.cfg.fleetName(),
+		Trust: trust, Now: time.Now(), Window: window,
 		RequireRevocations: s.cfg.RevocationsSource.given(), RequireNonces: s.cfg.NoncesSource.given(),
-		ManifestsElsewhere: s.cfg.Source == "" && (s.cfg.Rollouts.given() || s.cfg.RolloutsDir != "" || s.cfg.ChannelRefs.given()),
+		ManifestsElsewhere: s.cfg.Source == "",
 	}, nil
 }
 
@@ -88,7 +90,6 @@ func (s *server) restore() {
 			s.log.Error().Err(err).Msg("trust file not loaded")
 			return
 		}
-		o.FleetName = fleet.FleetName
 		rel, err := fleet.LoadRelease(dir, o)
 		if err != nil {
 			s.log.Error().Err(err).Msg("last accepted release not restored")
@@ -105,11 +106,12 @@ func (s *server) restore() {
 }
 
 // consider verifies what a source gave and, when it is newer, puts it in force.
-func (s *server) consider(got Snapshot) error {
+func (s *server) consider(got Snapshot, fleetName string) error {
 	o, err := s.loadOptions(s.cfg.FreshnessWindow)
 	if err != nil {
 		return err
 	}
+	o.FleetName = fleetName
 	rel, err := fleet.LoadRelease(got.FS, o)
 	if err != nil {
 		return err
@@ -117,17 +119,18 @@ func (s *server) consider(got Snapshot) error {
 	if err := rel.Supersedes(s.floor); err != nil {
 		return err
 	}
+	next := newSnapshot(rel, got.Revision, got.FS)
 	if current := s.snapshot.Load(); current != nil && sameRelease(current.rel, rel) {
 		if current.revision == "" {
 			// What was restored from disk is what the source has.
-			s.install(newSnapshot(rel, got.Revision, got.FS))
+			s.snapshot.Store(next)
 		}
 		return nil
 	}
-	if err := Keep(s.acceptedDir(), releaseFiles(rel)); err != nil {
+	if err := Keep(s.acceptedDir(), s.filesToKeep(rel)); err != nil {
 		s.log.Error().Err(err).Msg("accepted release not kept on disk")
 	}
-	s.install(newSnapshot(rel, got.Revision, got.FS))
+	s.install(next)
 	return nil
 }
 
@@ -136,13 +139,17 @@ func sameRelease(a, b *fleet.Release) bool {
 		string(a.FleetFile.Sig) == string(b.FleetFile.Sig)
 }
 
-// releaseFiles are the files of a release under their names.
-func releaseFiles(rel *fleet.Release) map[string][]byte {
+// filesToKeep are the files of a release under their names, and the manifests
+// before it that agents may still ask for.
+func (s *server) filesToKeep(rel *fleet.Release) map[string][]byte {
 	files := map[string][]byte{}
 	add := func(name string, a fleet.Artifact) {
 		if len(a.Body) > 0 {
 			files[name], files[name+fleet.SignatureSuffix] = a.Body, a.Sig
 		}
+	}
+	for id, c := range s.history.inForce(time.Now()) {
+		add(fleet.ManifestName(id), c.ManifestFile)
 	}
 	add(fleet.FleetName, rel.FleetFile)
 	add(fleet.RevocationsName, rel.RevocationsFile)
@@ -154,23 +161,30 @@ func releaseFiles(rel *fleet.Release) map[string][]byte {
 	return files
 }
 
-// install swaps the snapshot, hands the release to the decision procedure and
-// remembers the manifests that agents may still ask for.
+// install swaps the snapshot and hands the release to the decision procedure,
+// both under one lock: no answer mixes two releases.
 func (s *server) install(next *snapshot) {
 	before := s.snapshot.Load()
 	s.floor = next.rel
 	s.remember(next.rel)
-	s.snapshot.Store(next)
-	s.metrics.signedAt.Set(float64(next.rel.SignedAt.Unix()))
-	if before != nil && sameRelease(before.rel, next.rel) {
-		return
-	}
-	if err := s.acceptInWorld(next.rel); err != nil {
+	err := s.change(context.Background(), func(w *rollout.World, now time.Time) rollout.Change {
+		s.snapshot.Store(next)
+		return w.Accept(next.rel, now)
+	})
+	if err != nil {
+		// It is in force all the same; the decisions about it are made again when
+		// they can be stored.
+		s.snapshot.Store(next)
 		s.log.Error().Err(err).Msg("accepted release not stored")
 	}
-	event := s.log.Info().Str("commit", next.rel.Commit).Time("signed_at", next.rel.SignedAt).
-		Int("hosts", len(next.rel.Fleet.Hosts)).Int("channels", len(next.rel.Channels)).Str("revision", next.revision)
-	event.Msg("snapshot refreshed")
+	s.metrics.signedAt.Set(float64(next.rel.SignedAt.Unix()))
+	s.log.Info().Str("commit", next.rel.Commit).Time("signed_at", next.rel.SignedAt).Int("hosts", len(next.rel.Fleet.Hosts)).
+		Int("channels", len(next.rel.Channels)).Str("revision", next.revision).Msg("snapshot refreshed")
+	if before != nil {
+		s.waiters.wakeIf(func(host string) bool {
+			return !next.revoked[host].Equal(before.revoked[host]) || !pki.SameKey(next.key(host), before.key(host))
+		})
+	}
 }
 
 // history keeps manifests of earlier releases while their longest freshness
@@ -210,25 +224,15 @@ func (h *history) find(id string) *fleet.ChannelRelease {
 	return h.byID[id].channel
 }
 
-// storedManifest reads a manifest that only the release directory still has.
-// The id is its canonical hash; the signature is the agent's to check.
-func (s *snapshot) storedManifest(id string) (fleet.Artifact, error) {
-	body, err := fs.ReadFile(s.files, fleet.ManifestName(id))
-	if err != nil {
-		return fleet.Artifact{}, err
+// inForce are the remembered channels by their rollout id.
+func (h *history) inForce(now time.Time) map[string]*fleet.ChannelRelease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	found := map[string]*fleet.ChannelRelease{}
+	for id, r := range h.byID {
+		if now.Before(r.until) {
+			found[id] = r.channel
+		}
 	}
-	sig, err := fs.ReadFile(s.files, fleet.ManifestName(id)+fleet.SignatureSuffix)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fleet.Artifact{}, fmt.Errorf("%w: it has no signature", errUnfit)
-	}
-	if err != nil {
-		return fleet.Artifact{}, err
-	}
-	if hash, err := pki.CanonicalHash(body); err != nil || hash != id {
-		return fleet.Artifact{}, fmt.Errorf("%w: its hash is not its name", errUnfit)
-	}
-	return fleet.Artifact{Body: body, Sig: sig, Hash: id}, nil
+	return found
 }
-
-// errUnfit: a file is there and cannot be served.
-var errUnfit = errors.New("manifest cannot be served")

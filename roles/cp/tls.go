@@ -4,15 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"os"
-	"sync"
-	"time"
 
 	"nixfleet/pki"
 )
-
-const handshakeTimeout = 10 * time.Second
 
 // clientCAs is the bundle that client certificates must chain to.
 type clientCAs struct{ pool *x509.CertPool }
@@ -71,108 +66,8 @@ func (s *server) tlsConfig() *tls.Config {
 		if cas.pool == nil {
 			config.ClientAuth = tls.NoClientCert
 		}
-		config.SetSessionTicketKeys([][32]byte{s.ticketKey})
+		// Tickets are under the keys of base, which rotate.
 		return config, nil
 	}
 	return base
-}
-
-// limitedListener bounds handshakes in flight and connections without a
-// certificate. The handshake is made here, so that a client that stalls holds
-// no more than its place among the handshakes.
-type limitedListener struct {
-	net.Listener
-	config     *tls.Config
-	handshakes chan struct{}
-	anonymous  chan struct{}
-	ready      chan net.Conn
-	done       chan struct{}
-	once       sync.Once
-	failed     error
-}
-
-func newLimitedListener(inner net.Listener, config *tls.Config, handshakes, anonymous int) *limitedListener {
-	l := &limitedListener{
-		Listener: inner, config: config, handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous),
-		ready: make(chan net.Conn), done: make(chan struct{}),
-	}
-	go l.accept()
-	return l
-}
-
-func (l *limitedListener) accept() {
-	for {
-		l.handshakes <- struct{}{}
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			l.stop(err)
-			return
-		}
-		go func() {
-			l.greet(conn)
-			<-l.handshakes
-		}()
-	}
-}
-
-func (l *limitedListener) greet(raw net.Conn) {
-	conn := tls.Server(raw, l.config)
-	conn.SetDeadline(time.Now().Add(handshakeTimeout))
-	if err := conn.Handshake(); err != nil {
-		raw.Close()
-		return
-	}
-	conn.SetDeadline(time.Time{})
-	var out net.Conn = conn
-	if len(conn.ConnectionState().PeerCertificates) == 0 {
-		select {
-		case l.anonymous <- struct{}{}:
-			out = &anonymousConn{Conn: conn, release: sync.OnceFunc(func() { <-l.anonymous })}
-		default:
-			conn.Close()
-			return
-		}
-	}
-	select {
-	case l.ready <- out:
-	case <-l.done:
-		out.Close()
-	}
-}
-
-// Accept gives connections whose handshake is done.
-func (l *limitedListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.ready:
-		return conn, nil
-	case <-l.done:
-		return nil, l.failed
-	}
-}
-
-// Close stops listening.
-func (l *limitedListener) Close() error {
-	err := l.Listener.Close()
-	l.stop(net.ErrClosed)
-	return err
-}
-
-func (l *limitedListener) stop(err error) {
-	l.once.Do(func() {
-		l.failed = err
-		close(l.done)
-	})
-}
-
-// anonymousConn gives its place back when it closes. It hides that it is a TLS
-// connection from net/http, which needs that only for the peer's certificate.
-type anonymousConn struct {
-	net.Conn
-	release func()
-}
-
-// Close closes the connection and frees its place.
-func (c *anonymousConn) Close() error {
-	defer c.release()
-	return c.Conn.Close()
 }

@@ -5,55 +5,89 @@ import "sync"
 // waiters are the check-ins that are held open, one per host.
 type waiters struct {
 	mu    sync.Mutex
-	held  map[string]chan struct{}
+	held  map[string]*waiter
 	limit int
 }
 
-func newWaiters(limit int) *waiters { return &waiters{held: map[string]chan struct{}{}, limit: limit} }
+// waiter is one held check-in. It stays registered until it is answered.
+type waiter struct {
+	woken    chan struct{} // has an element when the decision may have changed
+	replaced chan struct{} // closed when the host has sent a newer check-in
+}
 
-// hold registers a host's request. A second request of the same host ends the
-// first. ok is false when too many are held.
-func (w *waiters) hold(host string) (woken chan struct{}, ok bool) {
+func newWaiters(limit int) *waiters { return &waiters{held: map[string]*waiter{}, limit: limit} }
+
+// replace ends the host's held request: a newer one says more.
+func (w *waiters) replace(host string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.end(host)
+}
+
+func (w *waiters) end(host string) {
 	if before := w.held[host]; before != nil {
-		close(before)
+		close(before.replaced)
 		delete(w.held, host)
 	}
-	if len(w.held) >= w.limit {
-		return nil, false
-	}
-	woken = make(chan struct{})
-	w.held[host] = woken
-	return woken, true
 }
 
-// release forgets a request that ended by itself.
-func (w *waiters) release(host string, woken chan struct{}) {
+// hold registers a host's request and ends the one before. Nil means that too
+// many are held.
+func (w *waiters) hold(host string) *waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.held[host] == woken {
+	w.end(host)
+	if len(w.held) >= w.limit {
+		return nil
+	}
+	h := &waiter{make(chan struct{}, 1), make(chan struct{})}
+	w.held[host] = h
+	return h
+}
+
+// release forgets a request that is being answered.
+func (w *waiters) release(host string, h *waiter) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held[host] == h {
 		delete(w.held, host)
 	}
 }
 
-// wake ends the host's held request, if there is one.
+func (h *waiter) gone() bool {
+	select {
+	case <-h.replaced:
+		return true
+	default:
+		return false
+	}
+}
+
+// wake lets the host's held request look again, if there is one.
 func (w *waiters) wake(host string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if woken := w.held[host]; woken != nil {
-		close(woken)
-		delete(w.held, host)
+	w.held[host].wake()
+}
+
+func (h *waiter) wake() {
+	if h == nil {
+		return
+	}
+	select {
+	case h.woken <- struct{}{}:
+	default:
 	}
 }
 
-// wakeAll ends every held request.
-func (w *waiters) wakeAll() {
+// wakeIf lets those held requests look again whose host it concerns.
+func (w *waiters) wakeIf(concerns func(host string) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for host, woken := range w.held {
-		close(woken)
-		delete(w.held, host)
+	for host, h := range w.held {
+		if concerns(host) {
+			h.wake()
+		}
 	}
 }
 
@@ -61,26 +95,4 @@ func (w *waiters) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.held)
-}
-
-// feed tells followers of the event log that there is more.
-type feed struct {
-	mu   sync.Mutex
-	more chan struct{}
-}
-
-func newFeed() *feed { return &feed{more: make(chan struct{})} }
-
-// wait returns a channel that closes with the next announcement.
-func (f *feed) wait() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.more
-}
-
-func (f *feed) announce() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	close(f.more)
-	f.more = make(chan struct{})
 }

@@ -2,10 +2,10 @@ package cp
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
-	"nixfleet/nixops/fleet"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
 )
@@ -15,6 +15,8 @@ import (
 type world struct {
 	mu sync.Mutex
 	*rollout.World
+	epoch int  // grows when it is loaded anew
+	stale bool // it is ahead of the disk and must be loaded anew
 }
 
 func (s *server) limits() rollout.Limits {
@@ -24,7 +26,7 @@ func (s *server) limits() rollout.Limits {
 	return l
 }
 
-// loadWorld reads the rollouts and, when there is a snapshot, its release.
+// loadWorld reads the rollouts. Its caller holds the lock or is alone.
 func (s *server) loadWorld(ctx context.Context) error {
 	state := rollout.State{Empty: true}
 	if s.store != nil {
@@ -33,51 +35,78 @@ func (s *server) loadWorld(ctx context.Context) error {
 			return err
 		}
 	}
-	s.world.mu.Lock()
 	s.world.World = rollout.New(state, s.limits(), time.Now())
-	s.world.mu.Unlock()
 	return nil
 }
 
 // change runs one step of the decision procedure, puts what it changed on disk,
 // and then wakes whom it concerns. It returns after the commit: nobody is told
-// what is not on disk. A change that cannot be stored is forgotten, by starting
-// again from what is.
+// what is not on disk. A change that cannot be stored is forgotten: the next
+// step starts again from what is.
 func (s *server) change(ctx context.Context, step func(*rollout.World, time.Time) rollout.Change) error {
-	s.world.mu.Lock()
-	c := step(s.world.World, time.Now())
-	if c.Empty() {
-		s.world.mu.Unlock()
-		return nil
+	// A commit is not given up when the caller hangs up: the world has moved on.
+	ctx = context.WithoutCancel(ctx)
+	c, epoch, pending, err := s.take(ctx, step)
+	if err != nil {
+		return err
 	}
-	var pending *store.Pending
-	if s.store != nil {
-		pending = s.store.SubmitRollout(c)
-	}
-	s.world.mu.Unlock()
 	if pending != nil {
-		// The commit is not given up when the caller hangs up: the world has moved on.
-		if err := pending.Wait(context.WithoutCancel(ctx)); err != nil {
-			s.log.Error().Err(err).Msg("rollout change not stored")
-			s.reloadWorld()
+		if err := pending.Wait(ctx); err != nil {
+			s.world.mu.Lock()
+			s.world.stale = s.world.stale || s.world.epoch == epoch
+			s.world.mu.Unlock()
 			return err
 		}
 	}
-	s.published(c)
+	if !c.Empty() {
+		s.published(c)
+	}
 	return nil
 }
 
-// reloadWorld starts again from the database and the release in force.
-func (s *server) reloadWorld() {
-	if err := s.loadWorld(context.Background()); err != nil {
-		s.log.Error().Err(err).Msg("rollouts not reloaded")
-		return
+// take makes the step and queues what it changed.
+func (s *server) take(ctx context.Context, step func(*rollout.World, time.Time) rollout.Change) (c rollout.Change, epoch int, pending *store.Pending, err error) {
+	s.world.mu.Lock()
+	defer s.world.mu.Unlock()
+	if s.world.stale {
+		if err := s.reloadWorld(ctx); err != nil {
+			return c, 0, nil, fmt.Errorf("load rollouts again: %w", err)
+		}
 	}
+	c = step(s.world.World, time.Now())
+	return c, s.world.epoch, s.submit(c), nil
+}
+
+// submit queues the rows of a change; nil when it has none.
+func (s *server) submit(c rollout.Change) *store.Pending {
+	c.Wake = nil
+	if s.store == nil || c.Empty() {
+		return nil
+	}
+	return s.store.SubmitRollout(c)
+}
+
+// reloadWorld starts again from the database and the release in force. Its
+// caller holds the lock, so that nothing is queued meanwhile.
+func (s *server) reloadWorld(ctx context.Context) error {
+	// What is queued comes to its end first.
+	if err := s.store.SubmitRollout(rollout.Change{}).Wait(ctx); err != nil {
+		return err
+	}
+	if err := s.loadWorld(ctx); err != nil {
+		return err
+	}
+	s.world.epoch++
 	if snap := s.snapshot.Load(); snap != nil {
-		s.world.mu.Lock()
-		s.world.Accept(snap.rel, time.Now())
-		s.world.mu.Unlock()
+		if pending := s.submit(s.world.Accept(snap.rel, time.Now())); pending != nil {
+			if err := pending.Wait(ctx); err != nil {
+				return err
+			}
+		}
 	}
+	s.world.stale = false
+	s.log.Warn().Msg("rollouts loaded again after a change that was not stored")
+	return nil
 }
 
 // published tells the waiting, after the commit.
@@ -92,10 +121,6 @@ func (s *server) published(c rollout.Change) {
 		s.feed.announce()
 	}
 	s.kickTimer()
-}
-
-func (s *server) acceptInWorld(rel *fleet.Release) error {
-	return s.change(context.Background(), func(w *rollout.World, now time.Time) rollout.Change { return w.Accept(rel, now) })
 }
 
 // look reads the world under its lock.
@@ -125,6 +150,8 @@ func (s *server) tickLoop(ctx context.Context) {
 		})
 		if err == nil {
 			s.lastTick.Store(time.Now().UnixMilli())
+		} else {
+			s.log.Error().Err(err).Msg("tick failed")
 		}
 		wait := maxTickWait
 		if !next.IsZero() {

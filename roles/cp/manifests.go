@@ -1,0 +1,122 @@
+package cp
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"path"
+	"strings"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
+
+// manifest serves a manifest by its id, in the order of wire.md §8: what was
+// accepted, the release directory, a local directory, the URL source.
+func (s *server) manifest(sig bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id := r.PathValue("id")
+		if !s.cfg.holdsManifests() && !s.snapshot.Load().holdsManifests() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		if !fleet.ValidRolloutID(id) {
+			http.NotFound(w, r)
+			return
+		}
+		a, hosts, status := s.findManifest(r, id)
+		if status != 0 {
+			w.WriteHeader(status)
+			return
+		}
+		if !mayRead(caller(r), a, hosts) {
+			writeRefusal(w, http.StatusForbidden, "not-yours", "the manifest does not name this host")
+			return
+		}
+		writeDocument(w, r, a, sig)
+	}
+}
+
+// holdsManifests: the release came with its manifests.
+func (s *snapshot) holdsManifests() bool {
+	for _, c := range s.rel.Channels {
+		if len(c.ManifestFile.Body) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func mayRead(id pki.Identity, a fleet.Artifact, c *fleet.ChannelRelease) bool {
+	if id.Role != pki.RoleAgent {
+		return true
+	}
+	if c != nil {
+		_, ok := c.Index[id.Name]
+		return ok
+	}
+	m, err := fleet.ParseManifest(a.Body)
+	if err != nil {
+		return false
+	}
+	for _, e := range m.HostSet {
+		if e.Hostname == id.Name {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *server) findManifest(r *http.Request, id string) (fleet.Artifact, *fleet.ChannelRelease, int) {
+	if c := s.history.find(id); c != nil && len(c.ManifestFile.Body) > 0 {
+		return c.ManifestFile, c, 0
+	}
+	snap := s.snapshot.Load()
+	dirs := []fs.FS{snap.files}
+	if s.cfg.RolloutsDir != "" {
+		dirs = append([]fs.FS{flatDir{boundedDir(s.cfg.RolloutsDir)}}, dirs...)
+	}
+	for _, dir := range dirs {
+		a, err := fleet.ReadManifest(dir, id)
+		switch {
+		case err == nil:
+			return a, nil, 0
+		case errors.Is(err, fs.ErrNotExist):
+		default:
+			s.log.Error().Err(err).Str("rollout", id).Msg("manifest not served")
+			return fleet.Artifact{}, nil, http.StatusInternalServerError
+		}
+	}
+	if !s.cfg.Rollouts.given() {
+		return fleet.Artifact{}, nil, http.StatusNotFound
+	}
+	a, err := s.fetchManifest(r, id)
+	if err != nil {
+		s.log.Error().Err(err).Str("rollout", id).Msg("manifest not fetched")
+		return fleet.Artifact{}, nil, http.StatusBadGateway
+	}
+	return a, nil, 0
+}
+
+// flatDir is a directory that holds manifests without the rollouts/ before them.
+type flatDir struct{ boundedDir }
+
+// Open opens the file that has the base of name.
+func (d flatDir) Open(name string) (fs.File, error) { return d.boundedDir.Open(path.Base(name)) }
+
+func (s *server) fetchManifest(r *http.Request, id string) (fleet.Artifact, error) {
+	at := func(template string) string { return strings.ReplaceAll(template, "{rolloutId}", id) }
+	body, _, err := fetch(r.Context(), s.fetcher, at(s.cfg.Rollouts.artifact), s.cfg.Rollouts.tokenFile, "")
+	if err != nil {
+		return fleet.Artifact{}, err
+	}
+	sig, _, err := fetch(r.Context(), s.fetcher, at(s.cfg.Rollouts.signature), s.cfg.Rollouts.tokenFile, "")
+	if err != nil {
+		return fleet.Artifact{}, err
+	}
+	if pki.HashHex(body) != id {
+		return fleet.Artifact{}, fmt.Errorf("manifest %s: %w: it hashes to %s", id, fleet.ErrMembers, pki.HashHex(body))
+	}
+	return fleet.Artifact{Body: body, Sig: sig, Hash: id}, nil
+}

@@ -1,0 +1,76 @@
+package cp
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+)
+
+// firstRetry is the pause after a look that failed; it doubles up to the poll
+// interval.
+const firstRetry = 2 * time.Second
+
+// prime loads a release before anybody is answered: from disk what was accepted
+// last, from the source what is new and, while there is neither, the local pair.
+// It returns the revision that the source gave.
+func (s *server) prime(ctx context.Context) string {
+	s.restore()
+	revision, _ := s.poll(ctx, "")
+	if s.snapshot.Load() == nil && s.cfg.Artifact != "" && s.cfg.localFallback() {
+		local := NewFilesSource(s.cfg.Artifact, s.cfg.Signature)
+		got, err := local.Fetch(ctx, "")
+		if err == nil {
+			err = s.consider(got, filepath.Base(s.cfg.Artifact))
+		}
+		if err != nil {
+			s.log.Warn().Err(err).Str("source", local.String()).Msg("release not accepted")
+		}
+	}
+	return revision
+}
+
+// poll looks at the source once and returns the revision that was accepted last.
+func (s *server) poll(ctx context.Context, known string) (revision string, ok bool) {
+	got, err := s.source.Fetch(ctx, known)
+	if err == nil && got.Unchanged {
+		s.metrics.polls.WithLabelValues("unchanged").Inc()
+		return known, true
+	}
+	if err == nil {
+		err = s.consider(got, s.cfg.fleetName())
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			s.metrics.polls.WithLabelValues("failed").Inc()
+			s.log.Warn().Err(err).Str("source", s.source.String()).Msg("release not accepted")
+		}
+		return known, false
+	}
+	s.metrics.polls.WithLabelValues("accepted").Inc()
+	return got.Revision, true
+}
+
+func (s *server) pollLoop(ctx context.Context, revision string) {
+	retry := time.Duration(0)
+	for {
+		wait := s.cfg.PollInterval
+		if retry > 0 {
+			wait = min(wait, retry)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-s.poked:
+			timer.Stop()
+		case <-timer.C:
+		}
+		var ok bool
+		if revision, ok = s.poll(ctx, revision); ok {
+			retry = 0
+		} else {
+			retry = min(max(firstRetry, 2*retry), maxPollInterval)
+		}
+	}
+}

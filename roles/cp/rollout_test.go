@@ -1,0 +1,115 @@
+package cp
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"nixfleet/roles/protocol"
+)
+
+// confirm tells that a host runs its target.
+func (p *plane) confirm(c *protocol.Client, host string, target *protocol.Target) error {
+	return c.Confirm(context.Background(), &protocol.ConfirmRequest{
+		Hostname: host, Rollout: target.ChannelRef, Generation: protocol.Generation{ClosureHash: target.ClosureHash, BootID: "b0"},
+	})
+}
+
+func TestAReleaseReachesItsHostsWaveByWave(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	a, b := p.agent("a"), p.agent("b")
+
+	if got := p.checkin(b, e.state("b", closureOf("b", 0)), 0); got.Target != nil {
+		t.Fatalf("wave 1 is told its target before wave 0 has soaked: %+v", got.Target)
+	}
+	got := p.checkin(a, e.state("a", closureOf("a", 0)), 0)
+	if got.Target == nil || got.Target.ClosureHash != closureOf("a", 1) {
+		t.Fatalf("wave 0 is not told its target: %+v", got)
+	}
+	target := got.Target
+	switch {
+	case target.ChannelRef != target.RolloutID || target.RolloutID != e.rolloutID():
+		t.Errorf("channelRef %s and rolloutId %s, want both %s", target.ChannelRef, target.RolloutID, e.rolloutID())
+	case target.Activate == nil || target.Activate.ConfirmEndpoint != protocol.ConfirmPath || target.Activate.ConfirmWindowSecs != 360:
+		t.Errorf("activate %+v", target.Activate)
+	case target.FreshnessWindowSecs != 86400 || !target.SignedAt.Equal(e.signed) || target.StartBySecs == nil || *target.StartBySecs == 0:
+		t.Errorf("target %+v", target)
+	}
+	if got.Head == nil || got.Head.Channel != "stable" {
+		t.Errorf("answer names head %+v", got.Head)
+	}
+	if err := p.confirm(a, "a", target); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.confirm(a, "a", target); err != nil {
+		t.Errorf("a repeated confirm is refused: %v", err)
+	}
+	p.checkin(a, e.state("a", closureOf("a", 1)), 0)
+	if got := p.checkin(b, e.state("b", closureOf("b", 0)), 0); got.Target == nil {
+		t.Fatalf("wave 1 is not told its target after wave 0 has soaked:\n%s", p.log)
+	}
+	for _, message := range []string{`"message":"snapshot refreshed"`, `"message":"dispatch"`, `"message":"confirm received"`} {
+		if !strings.Contains(p.log.String(), message) {
+			t.Errorf("the log has no line %s:\n%s", message, p.log)
+		}
+	}
+}
+
+func TestAConfirmThatIsNotOurs(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	a := p.agent("a")
+	target := p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target
+	other := *target
+	other.ClosureHash = closureOf("a", 7)
+	if got := status(t, p.confirm(a, "a", &other)); got != 410 {
+		t.Errorf("a confirm of another closure: %d, want 410", got)
+	}
+	other = *target
+	other.ChannelRef = strings.Repeat("0", 64)
+	if got := status(t, p.confirm(a, "a", &other)); got != 410 {
+		t.Errorf("a confirm of another rollout: %d, want 410", got)
+	}
+	if got := status(t, p.confirm(a, "b", target)); got != 403 {
+		t.Errorf("a confirm for another host: %d, want 403", got)
+	}
+}
+
+func TestHeldRequestIsAnsweredWithinASecondOfADecision(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	a, b := p.agent("a"), p.agent("b")
+	type answered struct {
+		*protocol.CheckinResponse
+		err error
+		at  time.Time
+	}
+	held := make(chan answered, 1)
+	go func() {
+		resp, err := b.Checkin(context.Background(), e.state("b", closureOf("b", 0)), 30*time.Second)
+		held <- answered{resp, err, time.Now()}
+	}()
+	target := p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target
+	if err := p.confirm(a, "a", target); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-held:
+		t.Fatalf("answered before its decision changed: %+v %v", got.CheckinResponse, got.err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	p.checkin(a, e.state("a", closureOf("a", 1)), 0)
+	decided := time.Now()
+	got := <-held
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	if got.Target == nil || !got.Held {
+		t.Fatalf("held request was answered %+v", got.CheckinResponse)
+	}
+	if late := got.at.Sub(decided); late > time.Second {
+		t.Errorf("answered %s after the decision", late)
+	}
+}
