@@ -258,3 +258,12 @@ func (w *World) rollback(h *host) *Rollback {
 	}
 	return rb
 }
+
+// holding is why the host takes no target by itself. A closure that it
+// quarantined is no reason once another is wanted.
+func (h *host) holding() string {
+	if strings.HasPrefix(h.held, "quarantined") && !strings.Contains(h.held, h.closure) {
+		return ""
+	}
+	return h.held
+}

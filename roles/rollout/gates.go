@@ -327,8 +327,8 @@ func gateBackoff(w *World, s subject, now time.Time) *Reason {
 
 // gateHeld: a host that refuses its target is not offered it, unless an operator asked for one more attempt.
 func gateHeld(w *World, s subject, _ time.Time) *Reason {
-	if s.host.held != "" && !s.host.retried() {
-		return w.because(CodeHeld, "nixfleet agent status on the host", "the host takes no target by itself: %s", s.host.held)
+	if held := s.host.holding(); held != "" && !s.host.retried() {
+		return w.because(CodeHeld, "nixfleet agent status on the host", "the host takes no target by itself: %s", held)
 	}
 	return nil
 }

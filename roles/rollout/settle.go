@@ -133,8 +133,8 @@ func (w *World) skip(h *host, away bool, now time.Time) {
 		w.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.seen), now)
 	case away:
 		w.enter(h, Skipped, CodeOffline, "not heard of since the control plane started", now)
-	case h.held != "":
-		w.enter(h, Skipped, CodeHeld, h.held, now)
+	case h.holding() != "":
+		w.enter(h, Skipped, CodeHeld, h.holding(), now)
 	default:
 		for _, e := range h.after {
 			if e.first.run == h.run && e.first.state() == Skipped {
@@ -149,7 +149,7 @@ func (w *World) skip(h *host, away bool, now time.Time) {
 func (w *World) unskip(h *host, away bool, now time.Time) {
 	switch h.rec.Reason {
 	case CodeOffline, CodeHeld:
-		if away || (h.rec.Reason == CodeHeld && h.held != "") {
+		if away || (h.rec.Reason == CodeHeld && h.holding() != "") {
 			return
 		}
 		if h.lease.deferred() && h.lease.Intent == h.run.Intent {
