@@ -1,17 +1,24 @@
 package cp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
 )
 
-const fetchTimeout = 15 * time.Second
+const (
+	fetchTimeout = 15 * time.Second
+	// httpAttempts bounds how often a pair that changed while it was read is
+	// read again at once.
+	httpAttempts = 3
+	maxRedirects = 5
+)
 
 // HTTPConfig names the v1 URLs of a release.
 type HTTPConfig struct {
@@ -29,56 +36,107 @@ type cached struct {
 	body []byte
 }
 
-// NewHTTPSource reads a release from pairs of URLs. A pair that was torn by an
-// upload in between does not verify and is read again at the next poll.
+// NewHTTPSource reads a release from pairs of URLs. A pair that changes while
+// it is read is read again. One that an upload has replaced by half does not
+// verify; it is read again at the next poll.
 func NewHTTPSource(cfg HTTPConfig) Source {
 	return &httpSource{HTTPConfig: cfg, client: &http.Client{Timeout: fetchTimeout}, last: map[string]cached{}}
 }
 
-func (s *httpSource) String() string { return s.Fleet.artifact }
+func (s *httpSource) String() string { return shownURL(s.Fleet.artifact) }
 
 func (s *httpSource) Fetch(ctx context.Context, known string) (Snapshot, error) {
-	files := memory{}
-	var all []byte
+	var files memory
+	for range httpAttempts {
+		var changed bool
+		var err error
+		if files, changed, err = s.read(ctx); err != nil {
+			return Snapshot{}, err
+		}
+		if !changed {
+			break
+		}
+		// The documents once more: nothing new means that none was replaced while
+		// its signature was on the way.
+		if changed, err = s.again(ctx); err != nil {
+			return Snapshot{}, err
+		}
+		if !changed {
+			break
+		}
+	}
+	revision := files.revision()
+	if revision == known {
+		return Snapshot{Revision: revision, Unchanged: true}, nil
+	}
+	return Snapshot{FS: files, Revision: revision}, nil
+}
+
+func (s *httpSource) parts(each func(name string, p pair) error) error {
 	for _, part := range []struct {
 		name string
 		pair pair
 	}{{fleet.FleetName, s.Fleet}, {fleet.RevocationsName, s.Revocations}, {fleet.NoncesName, s.Nonces}} {
-		if !part.pair.given() {
-			continue
-		}
-		for suffix, url := range map[string]string{"": part.pair.artifact, fleet.SignatureSuffix: part.pair.signature} {
-			body, err := s.get(ctx, url, part.pair.tokenFile)
-			if err != nil {
-				return Snapshot{}, err
+		if part.pair.given() {
+			if err := each(part.name, part.pair); err != nil {
+				return err
 			}
-			files[part.name+suffix] = body
 		}
-		all = append(append(all, files[part.name]...), files[part.name+fleet.SignatureSuffix]...)
 	}
-	revision := pki.HashHex(all)
-	return Snapshot{FS: files, Revision: revision, Unchanged: revision == known}, nil
+	return nil
 }
 
-func (s *httpSource) get(ctx context.Context, url, tokenFile string) ([]byte, error) {
-	last := s.last[url]
+// read gets every document and right after it its signature.
+func (s *httpSource) read(ctx context.Context) (files memory, changed bool, err error) {
+	files = memory{}
+	err = s.parts(func(name string, p pair) error {
+		body, bodyChanged, err := s.get(ctx, p.artifact, p.tokenFile)
+		if err != nil {
+			return err
+		}
+		sig, sigChanged, err := s.get(ctx, p.signature, p.tokenFile)
+		if err != nil {
+			return err
+		}
+		files[name], files[name+fleet.SignatureSuffix] = body, sig
+		changed = changed || bodyChanged || sigChanged
+		return nil
+	})
+	return files, changed, err
+}
+
+// again reports whether a document has changed since it was read.
+func (s *httpSource) again(ctx context.Context) (changed bool, err error) {
+	err = s.parts(func(_ string, p pair) error {
+		_, different, err := s.get(ctx, p.artifact, p.tokenFile)
+		changed = changed || different
+		return err
+	})
+	return changed, err
+}
+
+// get is the document at a URL and whether it differs from the last answer.
+func (s *httpSource) get(ctx context.Context, url, tokenFile string) (body []byte, changed bool, err error) {
+	last, had := s.last[url]
 	body, etag, err := fetch(ctx, s.client, url, tokenFile, last.etag)
 	if errors.Is(err, errNotModified) {
-		return last.body, nil
+		return last.body, false, nil
 	}
-	if err == nil {
-		s.last[url] = cached{etag, body}
+	if err != nil {
+		return nil, false, err
 	}
-	return body, err
+	s.last[url] = cached{etag, body}
+	return body, !had || !bytes.Equal(body, last.body), nil
 }
 
 var errNotModified = errors.New("not modified")
 
 // fetch gets one bounded document, with a bearer token that is read anew.
-func fetch(ctx context.Context, client *http.Client, url, tokenFile, etag string) (body []byte, newTag string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func fetch(ctx context.Context, client *http.Client, address, tokenFile, etag string) (body []byte, newTag string, err error) {
+	shown := shownURL(address)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, "", fmt.Errorf("fetch %s: %w", url, err)
+		return nil, "", fmt.Errorf("fetch %s: no URL", shown)
 	}
 	if tokenFile != "" {
 		token, err := secretFile(tokenFile)
@@ -90,20 +148,48 @@ func fetch(ctx context.Context, client *http.Client, url, tokenFile, etag string
 	if etag != "" {
 		req.Header.Set("If-None-Match", etag)
 	}
-	resp, err := client.Do(req)
+	careful := *client
+	careful.CheckRedirect = checkRedirect
+	resp, err := careful.Do(req)
 	if err != nil {
-		return nil, "", fmt.Errorf("fetch %s: %w", url, err)
+		// The error of the client repeats the URL with all that may be secret in it.
+		if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
+		return nil, "", fmt.Errorf("fetch %s: %w", shown, err)
 	}
 	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotModified:
+	switch {
+	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode == http.StatusNotModified && etag != "":
 		return nil, "", errNotModified
 	default:
-		return nil, "", fmt.Errorf("fetch %s: answered %s", url, resp.Status)
+		return nil, "", fmt.Errorf("fetch %s: answered %s", shown, resp.Status)
 	}
-	if body, err = readBounded(resp.Body, url); err != nil {
+	if body, err = readBounded(resp.Body, shown); err != nil {
 		return nil, "", err
 	}
 	return body, resp.Header.Get("ETag"), nil
+}
+
+// checkRedirect follows forges to their storage, never from https to http: the
+// token could go with it.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	switch {
+	case len(via) > maxRedirects:
+		return fmt.Errorf("more than %d redirects", maxRedirects)
+	case via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https":
+		return errors.New("redirected from https to " + req.URL.Scheme)
+	}
+	return nil
+}
+
+// shownURL is a URL without what may be secret in it: user, password, query.
+func shownURL(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "an unreadable URL"
+	}
+	u.User, u.RawQuery, u.Fragment = nil, "", ""
+	return u.String()
 }

@@ -11,34 +11,54 @@ import (
 // Keep writes files of a release into dir, all or none: into a new directory
 // beside it first, flushed, which then takes its place.
 func Keep(dir string, files map[string][]byte) error {
-	next := dir + ".next"
-	if err := os.RemoveAll(next); err != nil {
+	if err := keep(dir, files); err != nil {
 		return fmt.Errorf("keep release: %w", err)
 	}
+	return nil
+}
+
+func keep(dir string, files map[string][]byte) error {
+	next, last := dir+".next", dir+".last"
+	if err := os.RemoveAll(next); err != nil {
+		return err
+	}
+	made := map[string]bool{}
 	for name, data := range files {
+		if !fs.ValidPath(name) {
+			return &fs.PathError{Op: "write", Path: name, Err: fs.ErrInvalid}
+		}
 		path := filepath.Join(next, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-			return fmt.Errorf("keep release: %w", err)
+			return err
 		}
 		if err := writeSynced(path, data); err != nil {
-			return fmt.Errorf("keep release: %w", err)
+			return err
+		}
+		for d := filepath.Dir(path); len(d) >= len(next); d = filepath.Dir(d) {
+			made[d] = true
 		}
 	}
-	last := dir + ".last"
-	if err := os.RemoveAll(last); err != nil {
-		return fmt.Errorf("keep release: %w", err)
+	for d := range made {
+		if err := syncDir(d); err != nil {
+			return err
+		}
 	}
-	if err := os.Rename(dir, last); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("keep release: %w", err)
+	// The one before stays until the new one is there. After a crash between the
+	// two renames it is all there is, so it goes only when dir can take its place.
+	if _, err := os.Lstat(dir); err == nil {
+		if err := os.RemoveAll(last); err != nil {
+			return err
+		}
+		if err := os.Rename(dir, last); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if err := os.Rename(next, dir); err != nil {
-		return fmt.Errorf("keep release: %w", err)
+		return err
 	}
-	parent, err := os.Open(filepath.Dir(dir))
-	if err != nil {
-		return fmt.Errorf("keep release: %w", err)
-	}
-	return errors.Join(parent.Sync(), parent.Close())
+	return syncDir(filepath.Dir(dir))
 }
 
 func writeSynced(path string, data []byte) error {
@@ -48,6 +68,14 @@ func writeSynced(path string, data []byte) error {
 	}
 	_, err = f.Write(data)
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // Kept lists where a kept release may be, the newest first: a crash between

@@ -1,0 +1,191 @@
+package cp
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
+
+// maxReleaseFiles bounds how many files a release directory may hold: a
+// repository keeps the manifests of every release it ever had.
+const maxReleaseFiles = 200_000
+
+// errRelease: the commit is there and its release directory is not fit.
+var errRelease = errors.New("the commit holds no release that can be read")
+
+// gitTree is the release directory of one commit. The documents of its release
+// are in memory; manifests of older ones are read when they are asked for.
+type gitTree struct {
+	source *gitSource
+	mirror string
+	blobs  map[string]gitBlob
+	loaded memory
+}
+
+type gitBlob struct {
+	id   string
+	size int64
+}
+
+// tree reads the release directory of a commit: its listing, and in one go each
+// the documents and the manifests that the heads name.
+func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, error) {
+	blobs, err := s.list(ctx, mirror, commit)
+	if err != nil {
+		return nil, err
+	}
+	t := &gitTree{source: s, mirror: mirror, blobs: blobs, loaded: memory{}}
+	var documents, heads []string
+	for name := range blobs {
+		switch base := strings.TrimSuffix(name, fleet.SignatureSuffix); {
+		case path.Dir(base) == fleet.HeadsDir && strings.HasSuffix(base, ".json"):
+			documents = append(documents, name)
+			if base == name {
+				heads = append(heads, name)
+			}
+		case base == fleet.FleetName || slices.Contains(listedNames, base):
+			documents = append(documents, name)
+		}
+	}
+	if err := t.load(ctx, documents); err != nil {
+		return nil, err
+	}
+	var manifests []string
+	for _, head := range heads {
+		var h struct {
+			RolloutID string `json:"rolloutId"`
+		}
+		// What a head says is verified later; here it only saves runs of git.
+		if pki.Decode(t.loaded[head], &h) != nil || !fleet.ValidRolloutID(h.RolloutID) {
+			continue
+		}
+		for _, name := range []string{fleet.ManifestName(h.RolloutID), fleet.ManifestName(h.RolloutID) + fleet.SignatureSuffix} {
+			if _, ok := blobs[name]; ok && !slices.Contains(manifests, name) {
+				manifests = append(manifests, name)
+			}
+		}
+	}
+	return t, t.load(ctx, manifests)
+}
+
+// list gives the regular files below the release directory.
+func (s *gitSource) list(ctx context.Context, mirror, commit string) (map[string]gitBlob, error) {
+	dir := strings.Trim(filepath.ToSlash(filepath.Clean(s.ReleaseDir)), "/")
+	spec := commit
+	if dir != "" && dir != "." {
+		spec += ":" + dir
+	}
+	out, err := s.git(ctx, gitCall{mirror: mirror, args: []string{"ls-tree", "-r", "-l", "-z", "--full-tree", spec}})
+	if exitCode(err) != 0 {
+		return nil, fmt.Errorf("%w: directory %q: %w", errRelease, dir, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return parseListing(string(out))
+}
+
+// parseListing reads "<mode> blob <id> <size>\t<name>\0" of ls-tree -l -z.
+func parseListing(listing string) (map[string]gitBlob, error) {
+	blobs := map[string]gitBlob{}
+	for line := range strings.SplitSeq(listing, "\x00") {
+		meta, name, ok := strings.Cut(line, "\t")
+		fields := strings.Fields(meta)
+		// Links and submodules are no documents.
+		if !ok || len(fields) != 4 || fields[1] != "blob" || fields[0] == "120000" {
+			continue
+		}
+		size, err := strconv.ParseInt(fields[3], 10, 64)
+		if err != nil || size < 0 {
+			return nil, fmt.Errorf("ls-tree answered %.80q", meta)
+		}
+		if blobs[name] = (gitBlob{fields[2], size}); len(blobs) > maxReleaseFiles {
+			return nil, fmt.Errorf("%w: %w: more than %d files", errRelease, pki.ErrSize, maxReleaseFiles)
+		}
+	}
+	return blobs, nil
+}
+
+// load reads files into memory with one run of git.
+func (t *gitTree) load(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	total := int64(t.loaded.size())
+	var asked bytes.Buffer
+	for _, name := range names {
+		blob := t.blobs[name]
+		if total += blob.size; blob.size > pki.MaxDocument || total > maxReleaseBytes {
+			return fmt.Errorf("%w: %s: %w", errRelease, name, pki.ErrSize)
+		}
+		fmt.Fprintln(&asked, blob.id)
+	}
+	const line = 128 // header and newline of one object
+	out, err := t.source.git(ctx, gitCall{mirror: t.mirror, args: []string{"cat-file", "--batch"}, stdin: &asked, limit: total + int64(line*len(names))})
+	if err != nil {
+		return err
+	}
+	answer := bufio.NewReader(bytes.NewReader(out))
+	for _, name := range names {
+		if t.loaded[name], err = nextBlob(answer, t.blobs[name]); err != nil {
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// nextBlob reads "<id> blob <size>\n<content>\n".
+func nextBlob(r *bufio.Reader, want gitBlob) ([]byte, error) {
+	header, err := r.ReadString('\n')
+	if err != nil {
+		return nil, err
+	}
+	if header != fmt.Sprintf("%s blob %d\n", want.id, want.size) {
+		return nil, fmt.Errorf("cat-file answered %.120q", header)
+	}
+	data := make([]byte, want.size+1)
+	if _, err := io.ReadFull(r, data); err != nil {
+		return nil, err
+	}
+	return data[:want.size:want.size], nil
+}
+
+// Open opens a document.
+func (t *gitTree) Open(name string) (fs.File, error) {
+	data, err := t.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return &document{Reader: bytes.NewReader(data), name: path.Base(name)}, nil
+}
+
+// ReadFile reads a document of the commit.
+func (t *gitTree) ReadFile(name string) ([]byte, error) {
+	if data, ok := t.loaded[name]; ok {
+		return data, nil
+	}
+	blob, ok := t.blobs[name]
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	if blob.size > pki.MaxDocument {
+		return nil, fmt.Errorf("read %s: %w", name, pki.ErrSize)
+	}
+	data, err := t.source.git(context.Background(), gitCall{mirror: t.mirror, args: []string{"cat-file", "blob", blob.id}, limit: blob.size})
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return data, nil
+}
