@@ -153,7 +153,7 @@ func (s *story) broken(ctx context.Context, canary string) error {
 
 func (s *story) revocation(ctx context.Context, name string) error {
 	// A certificate of this very second would outlive its revocation.
-	if _, err := s.command(ctx, "revoke", name, "--reason", "demonstration", "--config", s.config()); err != nil {
+	if _, err := s.command(ctx, "revoke", "--reason", "demonstration", "--config", s.config(), name); err != nil {
 		return err
 	}
 	client, err := s.asHost(name)
