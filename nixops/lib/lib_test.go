@@ -259,3 +259,34 @@ func BenchmarkEvaluate(b *testing.B) {
 		})
 	}
 }
+
+// The hash that buildGoModule wants is the NAR hash of what `go mod vendor`
+// writes; a stale one would break every build with Nix.
+func TestVendorHashIsFresh(t *testing.T) {
+	dir := nix(t)
+	vendor := filepath.Join(t.TempDir(), "vendor")
+	cmd := exec.Command("go", "mod", "vendor", "-o", vendor)
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go mod vendor: %v\n%s", err, out)
+	}
+	cmd = exec.Command(filepath.Join(dir, "bin/nix"), "hash", "path", vendor)
+	cmd.Env = append(os.Environ(), "NIX_CONF_DIR="+filepath.Join(dir, "etc"))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("nix hash path: %v", err)
+	}
+	const file = "../vendor-hash"
+	if *update {
+		if err := os.WriteFile(file, out, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(out) != string(want) {
+		t.Errorf("nixops/vendor-hash is %swant %srun go test ./nixops/lib -update", want, out)
+	}
+}
