@@ -112,7 +112,7 @@ func runFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "defer-on", EnvVars: environment("defer-on"), Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
 		stringFlag("reboot-policy", "never", "`POLICY` for staged updates: never, immediate or window:ONCALENDAR"),
 		stringFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
-		&cli.BoolFlag{Name: "check-config", Usage: "check the configuration and exit; nothing is contacted or written"},
+		boolFlag("check-config", "check the configuration and exit; nothing is contacted or written"),
 	}
 	return append(append(own, stateDirFlag()), hostFlags()...)
 }
