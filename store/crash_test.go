@@ -109,19 +109,20 @@ func TestAcknowledgedRowsAreInTheImageOfAPowerCut(t *testing.T) {
 				return
 			}
 			acknowledged.Store(int64(n + 1))
+			time.Sleep(100 * time.Microsecond) // a fast disk makes no larger test
 		}
 	}()
 	for range 10 {
 		before := acknowledged.Load()
 		file, log := image(t, s)
 		cut := restore(t, file, log)
-		for i := range before {
-			if used, err := cut.TokenUsed(t.Context(), fmt.Sprint(i)); !used || err != nil {
-				t.Errorf("row %d of %d acknowledged is lost: %v", i, before, err)
-				break
-			}
+		var there int64
+		if err := cut.read.QueryRow(`SELECT count(*) FROM token_replay WHERE CAST(nonce AS INTEGER) < ?`, before).Scan(&there); err != nil || there != before {
+			t.Errorf("%d of %d acknowledged rows are there: %v", there, before, err)
 		}
-		cut.Close()
+		if err := cut.Close(); err != nil {
+			t.Error(err)
+		}
 		time.Sleep(2 * time.Millisecond)
 	}
 	close(stop)

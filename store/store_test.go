@@ -281,6 +281,28 @@ func TestAWriteOutlivesItsRequest(t *testing.T) {
 	}
 }
 
+func TestEveryConnectionHasItsPragmas(t *testing.T) {
+	s := fresh(t)
+	ask := func(db *sql.DB, want ...string) {
+		t.Helper()
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		for i, name := range []string{"synchronous", "journal_mode", "foreign_keys", "busy_timeout", "query_only"} {
+			var got string
+			if err := conn.QueryRowContext(t.Context(), "PRAGMA "+name).Scan(&got); err != nil || got != want[i] {
+				t.Errorf("%s is %s, want %s, %v", name, got, want[i], err)
+			}
+		}
+	}
+	ask(s.write, "2", "wal", "1", "10000", "0")
+	for range 2 {
+		ask(s.read, "2", "wal", "1", "10000", "1")
+	}
+}
+
 func TestReportsAreARing(t *testing.T) {
 	s, verified := fresh(t), "verified"
 	for i := range 40 {
@@ -326,6 +348,7 @@ func TestBackupWhileWriting(t *testing.T) {
 				if err := s.UseToken(t.Context(), fmt.Sprint(n), "h", time.Now().Add(time.Hour)); err != nil {
 					t.Error(err)
 				}
+				time.Sleep(100 * time.Microsecond) // a fast disk makes no larger test
 			}
 		}
 	}()
