@@ -31,6 +31,7 @@ var errBeingWritten = errors.New("the release is being written")
 // dirSource reads a local release directory.
 type dirSource struct {
 	dir, fleetName string
+	files          fs.FS  // dir
 	signature      string // file of the fleet document's signature
 }
 
@@ -47,7 +48,8 @@ func NewFilesSource(artifact, signature string) Source {
 	if signature == "" {
 		signature = artifact + fleet.SignatureSuffix
 	}
-	return &dirSource{dir: filepath.Dir(artifact), fleetName: filepath.Base(artifact), signature: signature}
+	dir := filepath.Dir(artifact)
+	return &dirSource{dir: dir, fleetName: filepath.Base(artifact), files: boundedDir(dir), signature: signature}
 }
 
 func (s *dirSource) String() string { return filepath.Join(s.dir, s.fleetName) }
@@ -79,7 +81,7 @@ func (s *dirSource) read(known string) (Snapshot, error) {
 	}
 	files := maps.Clone(sigs)
 	for name := range sigs {
-		if err := files.add(boundedDir(s.dir), strings.TrimSuffix(name, fleet.SignatureSuffix), true); err != nil {
+		if err := files.add(s.files, strings.TrimSuffix(name, fleet.SignatureSuffix), true); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
 				err = fmt.Errorf("%w: %w", errBeingWritten, err)
 			}
@@ -93,7 +95,7 @@ func (s *dirSource) read(known string) (Snapshot, error) {
 	if after != revision {
 		return Snapshot{}, errBeingWritten
 	}
-	return Snapshot{FS: layers{files, manifestsOnly{boundedDir(s.dir)}}, Revision: revision}, nil
+	return Snapshot{FS: layers{files, manifestsOnly{s.files}}, Revision: revision}, nil
 }
 
 // signatures reads all but those of manifests; the revision is a hash of them.
@@ -105,7 +107,7 @@ func (s *dirSource) signatures() (memory, string, error) {
 	}
 	sigs[s.fleetName+fleet.SignatureSuffix] = sig
 	for _, name := range listedNames {
-		if err := sigs.add(boundedDir(s.dir), name+fleet.SignatureSuffix, false); err != nil {
+		if err := sigs.add(s.files, name+fleet.SignatureSuffix, false); err != nil {
 			return nil, "", err
 		}
 	}
@@ -118,7 +120,7 @@ func (s *dirSource) signatures() (memory, string, error) {
 	}
 	for _, head := range heads {
 		if strings.HasSuffix(head.Name(), ".json"+fleet.SignatureSuffix) {
-			if err := sigs.add(boundedDir(s.dir), fleet.HeadsDir+"/"+head.Name(), false); err != nil {
+			if err := sigs.add(s.files, fleet.HeadsDir+"/"+head.Name(), false); err != nil {
 				return nil, "", err
 			}
 		}
