@@ -3,6 +3,7 @@ package pki
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 	"unicode/utf8"
 )
@@ -102,12 +103,17 @@ func VerifyArtifact(slot *KeySlot, body, sig []byte, now time.Time, window time.
 	switch age := now.Sub(signedAt); {
 	case slot.RejectBefore != nil && signedAt.Before(slot.RejectBefore.Time):
 		return Verified{}, refused(ReasonRejectBefore, "signed at %s, before rejectBefore %s", At(signedAt), *slot.RejectBefore)
-	case age > window+ClockSlack:
+	case age > within(window):
 		return Verified{}, refused(ReasonStale, "signed at %s, longer than %s ago", At(signedAt), window)
-	case -age > ClockSlack:
+	case age < -ClockSlack: // never -age: the age of the year 9999 saturates at the least Duration
 		return Verified{}, refused(ReasonFutureDated, "signed at %s, which is in the future", At(signedAt))
 	}
 	return Verified{Canonical: canonical, Hash: HashHex(canonical), SignedAt: signedAt, Key: key}, nil
+}
+
+// within is window and the slack, at most the longest Duration.
+func within(window time.Duration) time.Duration {
+	return min(window, math.MaxInt64-ClockSlack) + ClockSlack
 }
 
 func signedBy(keys []PublicKey, canonical, sig []byte) (PublicKey, error) {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -36,12 +37,21 @@ func newSerial() *big.Int {
 	return new(big.Int).SetBytes(b[:])
 }
 
+// keyID is the left 160 bits of SHA-256 over the key's bit string, method 1 of
+// RFC 7093 §2.
 func keyID(pub crypto.PublicKey) ([]byte, error) {
-	spki, err := x509.MarshalPKIXPublicKey(pub)
+	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(spki)
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &spki); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(spki.Key.Bytes)
 	return sum[:20], nil
 }
 
@@ -59,7 +69,7 @@ func (ca *CA) issue(template *x509.Certificate, pub crypto.PublicKey, self crypt
 		parent, signer = ca.Cert, ca.Signer
 		template.AuthorityKeyId = ca.Cert.SubjectKeyId
 		if len(template.AuthorityKeyId) == 0 {
-			// A CA of an older set-up carries no key id; the method of RFC 5280 §4.2.1.2 gives one.
+			// A CA of an older set-up carries no key id of its own.
 			id, err := keyID(ca.Cert.PublicKey)
 			if err != nil {
 				return nil, nil, fmt.Errorf("issue certificate: %w", err)
@@ -228,7 +238,11 @@ func AgentName(hostname, suffix string) string { return "agent-" + hostname + ".
 
 // IssueAgent issues the certificate of hostname for the request's key. The
 // name comes from the caller, who knows who is asking; of the request only the
-// key, the other subject attributes and a wanted key usage are taken.
+// key, the other subject attributes and a wanted key usage are taken, without
+// the usages of a CA. The certificate does not outlive the CA, so that its
+// holder renews in time, and is not handed out unless it verifies under it: a
+// name outside the CA's name constraint is an error here and not at the next
+// connection.
 func (ca *CA) IssueAgent(csr *CSR, hostname, suffix string, now time.Time, validity time.Duration) ([]byte, *x509.Certificate, error) {
 	if csr.Key == nil {
 		return nil, nil, ErrCSRKey
@@ -237,29 +251,30 @@ func (ca *CA) IssueAgent(csr *CSR, hostname, suffix string, now time.Time, valid
 		return nil, nil, fmt.Errorf("issue certificate of %s: validity %s is below %s", hostname, validity, minValidity)
 	}
 	name := AgentName(hostname, suffix)
-	subject := pkix.Name{}
-	for _, attribute := range csr.Raw.Subject.Names {
-		if !attribute.Type.Equal(oidCommonName) {
-			subject.ExtraNames = append(subject.ExtraNames, attribute)
-		}
-	}
-	subject.ExtraNames = append(subject.ExtraNames, pkix.AttributeTypeAndValue{Type: oidCommonName, Value: name})
-	notBefore := now.Truncate(time.Second)
-	template := &x509.Certificate{
-		Subject:     subject,
-		NotBefore:   notBefore,
-		NotAfter:    notBefore.Add(validity),
-		DNSNames:    []string{name},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	for _, e := range csr.Raw.Extensions {
-		if e.Id.Equal(oidKeyUsage) {
-			template.ExtraExtensions = append(template.ExtraExtensions, e)
-		}
-	}
-	text, cert, err := ca.issue(template, csr.Key, nil)
+	subject, err := encodeName(csr.Raw.RawSubject, name)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	notBefore := now.Truncate(time.Second)
+	notAfter := notBefore.Add(validity)
+	if notAfter.After(ca.Cert.NotAfter) {
+		notAfter = ca.Cert.NotAfter
+	}
+	text, cert, err := ca.issue(&x509.Certificate{
+		RawSubject:  subject,
+		NotBefore:   notBefore,
+		NotAfter:    notAfter,
+		DNSNames:    []string{name},
+		KeyUsage:    csr.usage &^ (x509.KeyUsageCertSign | x509.KeyUsageCRLSign),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, csr.Key, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.Cert)
+	if _, err := VerifyChain([]*x509.Certificate{cert}, roots, x509.ExtKeyUsageClientAuth, now); err != nil {
+		return nil, nil, fmt.Errorf("issue certificate of %s: it would not verify: %w", name, err)
 	}
 	return text, cert, nil
 }

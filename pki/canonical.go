@@ -41,11 +41,12 @@ func Canonicalize(in []byte) ([]byte, error) {
 	if err := refuse(in); err != nil {
 		return nil, err
 	}
-	v := jsontext.Value(append([]byte(nil), in...))
-	if err := v.Canonicalize(); err != nil {
+	out, err := jsontext.AppendFormat(make([]byte, 0, len(in)), in,
+		jsontext.CanonicalizeRawInts(true), jsontext.CanonicalizeRawFloats(true), jsontext.ReorderRawObjects(true))
+	if err != nil {
 		return nil, syntaxError(err)
 	}
-	return v, nil
+	return out, nil
 }
 
 // CanonicalHash is the lower-case hex SHA-256 of a document's canonical form.

@@ -23,6 +23,8 @@ type CSR struct {
 	CommonName string            // of the subject; what the requester claims to be
 	Key        ed25519.PublicKey // nil when the key is of another kind
 	Raw        *x509.CertificateRequest
+
+	usage x509.KeyUsage // as requested; 0 when not requested
 }
 
 var (
@@ -34,7 +36,7 @@ var (
 
 // ParseCSR reads one PEM block CERTIFICATE REQUEST. Requested extensions other
 // than alternative names, key usage and extended key usage are refused, and so
-// is a request without a common name.
+// is a request without exactly one common name.
 func ParseCSR(text []byte) (*CSR, error) {
 	if len(text) > maxSecret {
 		return nil, fmt.Errorf("%w: %w", ErrCSR, ErrSize)
@@ -50,24 +52,98 @@ func ParseCSR(text []byte) (*CSR, error) {
 	if err := raw.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("%w: self-signature: %w", ErrCSR, err)
 	}
+	name, ok := onlyCommonName(raw.Subject)
+	if !ok {
+		return nil, fmt.Errorf("%w: it has not exactly one common name", ErrCSR)
+	}
+	key, isEd25519 := raw.PublicKey.(ed25519.PublicKey)
+	if isEd25519 && !properPoint(key) {
+		return nil, fmt.Errorf("%w: self-signature: the key is of small order", ErrCSR)
+	}
+	c := &CSR{CommonName: name, Key: key, Raw: raw}
 	for _, e := range raw.Extensions {
-		if !e.Id.Equal(oidSubjectAltName) && !e.Id.Equal(oidKeyUsage) && !e.Id.Equal(oidExtKeyUsage) {
-			return nil, fmt.Errorf("%w: extension %s is not supported", ErrCSR, e.Id)
+		if err := c.readExtension(e); err != nil {
+			return nil, err
 		}
 	}
-	if raw.Subject.CommonName == "" {
-		return nil, fmt.Errorf("%w: no common name", ErrCSR)
+	return c, nil
+}
+
+// readExtension keeps a wanted key usage. Wanted names and purposes are only
+// looked at: the issuer decides them.
+func (c *CSR) readExtension(e pkix.Extension) error {
+	var rest []byte
+	var err error
+	switch {
+	case e.Id.Equal(oidSubjectAltName): // x509 has read it
+	case e.Id.Equal(oidExtKeyUsage):
+		var purposes []asn1.ObjectIdentifier
+		rest, err = asn1.Unmarshal(e.Value, &purposes)
+	case e.Id.Equal(oidKeyUsage):
+		var bits asn1.BitString
+		rest, err = asn1.Unmarshal(e.Value, &bits)
+		for i := range 9 {
+			c.usage |= x509.KeyUsage(bits.At(i)) << i
+		}
+	default:
+		return fmt.Errorf("%w: extension %s is not supported", ErrCSR, e.Id)
 	}
-	key, _ := raw.PublicKey.(ed25519.PublicKey)
-	return &CSR{CommonName: raw.Subject.CommonName, Key: key, Raw: raw}, nil
+	if err != nil || len(rest) > 0 {
+		return fmt.Errorf("%w: extension %s is malformed", ErrCSR, e.Id)
+	}
+	return nil
+}
+
+// onlyCommonName is the common name of a subject that has exactly one. Of two,
+// some readers take the first and others the last.
+func onlyCommonName(subject pkix.Name) (string, bool) {
+	count := 0
+	for _, attribute := range subject.Names {
+		if attribute.Type.Equal(oidCommonName) {
+			count++
+		}
+	}
+	return subject.CommonName, count == 1 && subject.CommonName != ""
 }
 
 // NewCSR makes the PEM request of a host: its bare name and nothing else.
 func NewCSR(key crypto.Signer, hostname string) ([]byte, error) {
-	template := &x509.CertificateRequest{Subject: pkix.Name{CommonName: hostname}}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	subject, err := encodeName(nil, hostname)
+	if err != nil {
+		return nil, fmt.Errorf("make certificate request: %w", err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{RawSubject: subject}, key)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate request: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// encodeName is a subject with the attributes of other but its common names,
+// each as it was encoded, and after them cn as UTF8String. other is a DER Name
+// or nothing.
+func encodeName(other []byte, cn string) ([]byte, error) {
+	type attributeSET []struct {
+		Type  asn1.ObjectIdentifier
+		Value asn1.RawValue
+	}
+	var sets, kept []attributeSET
+	if len(other) > 0 {
+		if rest, err := asn1.Unmarshal(other, &sets); err != nil || len(rest) > 0 {
+			return nil, fmt.Errorf("%w: malformed subject", ErrCSR)
+		}
+	}
+	for _, set := range sets {
+		var without attributeSET
+		for _, attribute := range set {
+			if !attribute.Type.Equal(oidCommonName) {
+				without = append(without, attribute)
+			}
+		}
+		if len(without) > 0 {
+			kept = append(kept, without)
+		}
+	}
+	name := attributeSET{{oidCommonName, asn1.RawValue{Tag: asn1.TagUTF8String, Bytes: []byte(cn)}}}
+	return asn1.Marshal(append(kept, name))
 }

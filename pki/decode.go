@@ -30,7 +30,12 @@ func Decode(doc []byte, v any) error {
 	if err := refuse(doc); err != nil {
 		return err
 	}
-	if err := checkShape(jsontext.NewDecoder(bytes.NewBuffer(doc)), reflect.TypeOf(v)); err != nil {
+	// Duplicates are left to json.Unmarshal, which looks at the same names again.
+	d := jsontext.NewDecoder(bytes.NewBuffer(doc), jsontext.AllowDuplicateNames(true))
+	if t := reflect.TypeOf(v); d.PeekKind() == 'n' && t != nil && t.Kind() == reflect.Pointer && !nullable(t.Elem()) {
+		return fmt.Errorf("%w: the document is null", ErrShape)
+	}
+	if err := checkShape(d, reflect.TypeOf(v)); err != nil {
 		return err
 	}
 	if err := json.Unmarshal(doc, v); err != nil {
@@ -45,12 +50,12 @@ func Decode(doc []byte, v any) error {
 type shapeField struct {
 	code byte
 	typ  reflect.Type
-	seen int
+	bit  uint64 // of an R field, in the set of those seen
 }
 
 type shape struct {
 	fields   map[string]shapeField
-	required []string // names of R fields, by their index in `seen`
+	required []string // names of R fields; the bit of the n-th is 1<<n
 }
 
 var shapes sync.Map // reflect.Type -> *shape
@@ -74,7 +79,7 @@ func shapeOf(t reflect.Type) *shape {
 			field.code = code[0]
 		}
 		if field.code == 'R' {
-			field.seen = len(s.required)
+			field.bit = 1 << len(s.required)
 			s.required = append(s.required, name)
 		}
 		s.fields[name] = field
@@ -101,12 +106,20 @@ func leaf(t reflect.Type) bool {
 	return own || ownFrom || t == reflect.TypeFor[jsontext.Value]()
 }
 
+// nullable: null is a value of this type and not the lack of one.
+func nullable(t reflect.Type) bool {
+	return t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface || t == reflect.TypeFor[jsontext.Value]()
+}
+
 // checkShape reads one value of type t from d and finds what json.Unmarshal
 // does not look for: absent members and null where there must be a value. A
 // value of another kind is left for json.Unmarshal to report.
 func checkShape(d *jsontext.Decoder, t reflect.Type) error {
-	for t.Kind() == reflect.Pointer {
+	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
+	}
+	if t == nil {
+		return skip(d) // json.Unmarshal says what is wrong with a nil target
 	}
 	kind := d.PeekKind()
 	switch {
@@ -119,11 +132,14 @@ func checkShape(d *jsontext.Decoder, t reflect.Type) error {
 			if err := skip(d); err != nil {
 				return err
 			}
+			if d.PeekKind() == 'n' && !nullable(t.Elem()) {
+				return fmt.Errorf("%w: %s is null", ErrShape, d.StackPointer())
+			}
 			return checkShape(d, t.Elem())
 		})
 	case kind == '[' && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array):
 		return inside(d, func() error {
-			if d.PeekKind() == 'n' && t.Elem().Kind() != reflect.Pointer {
+			if d.PeekKind() == 'n' && !nullable(t.Elem()) {
 				return fmt.Errorf("%w: %s: null in a list", ErrShape, d.StackPointer())
 			}
 			return checkShape(d, t.Elem())
@@ -133,31 +149,34 @@ func checkShape(d *jsontext.Decoder, t reflect.Type) error {
 }
 
 func checkMembers(d *jsontext.Decoder, s *shape) error {
-	where := d.StackPointer()
-	seen := make([]bool, len(s.required))
+	var seen uint64
 	err := inside(d, func() error {
-		name, err := d.ReadToken()
+		quoted, err := d.ReadValue()
 		if err != nil {
 			return syntaxError(err)
 		}
-		f, known := s.fields[name.String()]
+		name := quoted[1 : len(quoted)-1]
+		if bytes.IndexByte(name, '\\') >= 0 {
+			if name, err = jsontext.AppendUnquote(nil, quoted); err != nil {
+				return syntaxError(err)
+			}
+		}
+		f, known := s.fields[string(name)]
 		if !known {
 			return skip(d)
 		}
 		if d.PeekKind() == 'n' && (f.code == 'R' || f.code == 'D') {
 			return fmt.Errorf("%w: %s is null", ErrShape, d.StackPointer())
 		}
-		if f.code == 'R' {
-			seen[f.seen] = true
-		}
+		seen |= f.bit
 		return checkShape(d, f.typ)
 	})
 	if err != nil {
 		return err
 	}
-	for i, ok := range seen {
-		if !ok {
-			return fmt.Errorf("%w: %s/%s is missing", ErrShape, where, s.required[i])
+	for i, name := range s.required {
+		if seen&(1<<i) == 0 {
+			return fmt.Errorf("%w: %s/%s is missing", ErrShape, d.StackPointer(), name)
 		}
 	}
 	return nil

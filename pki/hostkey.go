@@ -21,7 +21,7 @@ func ParseHostKey(line string) (ed25519.PublicKey, error) {
 	if fields[0] != ssh.KeyAlgoED25519 {
 		return nil, fmt.Errorf("%w: %.20q, need %s", ErrKey, fields[0], ssh.KeyAlgoED25519)
 	}
-	blob, err := base64.StdEncoding.Strict().DecodeString(fields[1])
+	blob, err := decodeBase64(fields[1])
 	if err != nil {
 		return nil, fmt.Errorf("%w: damaged base64", ErrKey)
 	}
@@ -36,14 +36,14 @@ func ParseHostKey(line string) (ed25519.PublicKey, error) {
 	return public, nil
 }
 
-// FormatHostKey is the OpenSSH line of a host's key; the comment may be empty.
+// FormatHostKey is the OpenSSH line of a host's key, without its end; the
+// comment may be empty.
 func FormatHostKey(public ed25519.PublicKey, comment string) string {
 	key, err := ssh.NewPublicKey(public)
 	if err != nil {
 		return ""
 	}
-	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
-	return strings.TrimSpace(line + " " + comment)
+	return strings.Join(append(strings.Fields(string(ssh.MarshalAuthorizedKey(key))), strings.Fields(comment)...), " ")
 }
 
 // Fingerprint names a host's key in a bootstrap token: base64 of SHA-256 over

@@ -44,36 +44,84 @@ type IdentityRules struct {
 	LegacyHosts []string
 }
 
+// maxIntermediates bounds what a peer may make us verify. Ours sends one at most.
+const maxIntermediates = 8
+
+// VerifyChain finds the chains from the first certificate of peer to one of
+// roots, for a purpose, at a time. The others of peer are intermediates.
+func VerifyChain(peer []*x509.Certificate, roots *x509.CertPool, purpose x509.ExtKeyUsage, now time.Time) ([][]*x509.Certificate, error) {
+	if len(peer) == 0 || len(peer) > 1+maxIntermediates {
+		return nil, fmt.Errorf("verify certificate: %d certificates, from 1 to %d are possible", len(peer), 1+maxIntermediates)
+	}
+	intermediates := x509.NewCertPool()
+	for _, c := range peer[1:] {
+		intermediates.AddCert(c)
+	}
+	chains, err := peer[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{purpose},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("verify certificate: %w", err)
+	}
+	return chains, nil
+}
+
 // Identify decides role and name from verified chains, and is the one place
 // that does. An operator's leaf hangs directly under a self-signed root; an
-// agent's hangs under an issuing CA, has a canonical common name, and its only
-// DNS name, if it has one, is the same. A bare name, such as an operator's that
-// equals a host's, is no host unless it is declared.
+// agent's hangs under an issuing CA, has a canonical common name and that name
+// as its only alternative name, which the issuing CA's name constraint has been
+// held against. A bare name, such as an operator's that equals a host's, is no
+// host unless it is declared.
 func (r IdentityRules) Identify(chains [][]*x509.Certificate) (Identity, error) {
-	if len(chains) == 0 || len(chains[0]) < 2 {
-		return Identity{}, fmt.Errorf("%w: no verified chain", ErrIdentity)
+	leaf, underRoot, err := oneIssuer(chains)
+	if err != nil {
+		return Identity{}, err
 	}
-	leaf, issuer := chains[0][0], chains[0][1]
+	cn, one := onlyCommonName(leaf.Subject)
 	id := Identity{
-		Name:       leaf.Subject.CommonName,
-		CommonName: leaf.Subject.CommonName,
+		Name:       cn,
+		CommonName: cn,
 		NotBefore:  leaf.NotBefore,
 		NotAfter:   leaf.NotAfter,
 		Key:        leaf.PublicKey,
 	}
 	host, isHost := r.hostname(leaf)
-	underRoot := bytes.Equal(issuer.RawSubject, issuer.RawIssuer)
 	switch {
-	case id.CommonName == "" || leaf.IsCA:
-		return Identity{}, fmt.Errorf("%w: %q", ErrIdentity, id.CommonName)
+	case !one || leaf.IsCA:
+		return Identity{}, fmt.Errorf("%w: %q", ErrIdentity, cn)
 	case isHost && (!underRoot || r.SingleCA):
 		id.Role, id.Name = RoleAgent, host
 	case !isHost && (underRoot || r.SingleCA) && !r.canonical(id.CommonName):
 		id.Role = RoleOperator
 	default:
-		return Identity{}, fmt.Errorf("%w: %q under %q", ErrIdentity, id.CommonName, issuer.Subject.CommonName)
+		return Identity{}, fmt.Errorf("%w: %q under %q", ErrIdentity, cn, leaf.Issuer.CommonName)
 	}
 	return id, nil
+}
+
+// oneIssuer is the leaf of all chains and whether a self-signed root issued
+// it. Chains that differ in that, as a cross-signed CA makes them, decide
+// nothing.
+func oneIssuer(chains [][]*x509.Certificate) (leaf *x509.Certificate, underRoot bool, err error) {
+	for i, chain := range chains {
+		if len(chain) < 2 {
+			return nil, false, fmt.Errorf("%w: no issuer", ErrIdentity)
+		}
+		under := selfSigned(chain[1])
+		if i > 0 && (under != underRoot || !chain[0].Equal(leaf)) {
+			return nil, false, fmt.Errorf("%w: chains of different kinds", ErrIdentity)
+		}
+		leaf, underRoot = chain[0], under
+	}
+	if leaf == nil {
+		return nil, false, fmt.Errorf("%w: no verified chain", ErrIdentity)
+	}
+	return leaf, underRoot, nil
+}
+
+// selfSigned: the names are compared first, since a signature costs more.
+func selfSigned(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil
 }
 
 // canonical: the name has the form of an agent's.
@@ -90,7 +138,8 @@ func (r IdentityRules) hostname(leaf *x509.Certificate) (string, bool) {
 	if r.Suffix == "" || !r.canonical(cn) || len(cn) <= len("agent-.")+len(r.Suffix) {
 		return "", false
 	}
-	if len(leaf.DNSNames) > 1 || len(leaf.DNSNames) == 1 && leaf.DNSNames[0] != cn {
+	if len(leaf.DNSNames) != 1 || leaf.DNSNames[0] != cn ||
+		len(leaf.IPAddresses)+len(leaf.EmailAddresses)+len(leaf.URIs) > 0 {
 		return "", false
 	}
 	return cn[len("agent-") : len(cn)-len(r.Suffix)-1], true

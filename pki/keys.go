@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"strings"
 
@@ -48,7 +49,7 @@ type PublicKey struct {
 // in 1..n-1, S above n/2 included, since a TPM makes such signatures half of
 // the time. A malformed key or signature is a signature that does not verify.
 func (k PublicKey) Verify(message, sig []byte) bool {
-	raw, err := base64.StdEncoding.Strict().DecodeString(k.Public)
+	raw, err := decodeBase64(k.Public)
 	if err != nil || len(sig) != SignatureSize {
 		return false
 	}
@@ -61,9 +62,31 @@ func (k PublicKey) Verify(message, sig []byte) bool {
 	return false
 }
 
+// decodeBase64 reads the standard alphabet with padding, zero trailing bits and,
+// other than encoding/base64 by itself, no line ends.
+func decodeBase64(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, base64.CorruptInputError(strings.IndexAny(s, "\r\n"))
+	}
+	return base64.StdEncoding.Strict().DecodeString(s)
+}
+
 // known: an algorithm that Verify has.
 func (k PublicKey) known() bool {
 	return k.Algorithm == AlgorithmEd25519 || k.Algorithm == AlgorithmP256
+}
+
+// usable: Verify could succeed with this key.
+func (k PublicKey) usable() bool {
+	raw, err := decodeBase64(k.Public)
+	if err != nil {
+		return false
+	}
+	if k.Algorithm == AlgorithmEd25519 {
+		return len(raw) == ed25519.PublicKeySize && properPoint(raw)
+	}
+	_, err = p256FromRaw(raw)
+	return k.Algorithm == AlgorithmP256 && err == nil
 }
 
 func verifyEd25519(public, message, sig []byte) bool {
@@ -107,13 +130,13 @@ type PrivateKey struct {
 }
 
 // String does not show the secret.
-func (k *PrivateKey) String() string { return "private " + k.Algorithm() + " key" }
+func (k PrivateKey) String() string { return "private " + k.Algorithm() + " key" }
 
-// GoString does not show the secret.
-func (k *PrivateKey) GoString() string { return k.String() }
+// Format does not show the secret, whatever the verb.
+func (k PrivateKey) Format(s fmt.State, _ rune) { io.WriteString(s, k.String()) }
 
 // MarshalZerologObject does not show the secret.
-func (k *PrivateKey) MarshalZerologObject(e *zerolog.Event) { e.Str("algorithm", k.Algorithm()) }
+func (k PrivateKey) MarshalZerologObject(e *zerolog.Event) { e.Str("algorithm", k.Algorithm()) }
 
 // GenerateKey makes a key of AlgorithmEd25519 or AlgorithmP256.
 func GenerateKey(algorithm string) (*PrivateKey, error) {
@@ -141,8 +164,12 @@ func ParsePrivateKey(data []byte) (*PrivateKey, error) {
 	if len(data) == ed25519.SeedSize {
 		return &PrivateKey{ed25519.NewKeyFromSeed(data)}, nil
 	}
-	if block, _ := pem.Decode(data); block != nil {
-		return privateFromPEM(block, data)
+	block, rest := pem.Decode(data)
+	for block != nil && block.Type == "EC PARAMETERS" { // openssl writes it before the key
+		block, rest = pem.Decode(rest)
+	}
+	if block != nil {
+		return privateFromPEM(block)
 	}
 	if seed, err := hex.DecodeString(strings.TrimSpace(string(data))); err == nil && len(seed) == ed25519.SeedSize {
 		return &PrivateKey{ed25519.NewKeyFromSeed(seed)}, nil
@@ -150,7 +177,7 @@ func ParsePrivateKey(data []byte) (*PrivateKey, error) {
 	return nil, fmt.Errorf("%w: neither PEM, OpenSSH, 32 raw bytes nor 64 hexadecimal digits", ErrKey)
 }
 
-func privateFromPEM(block *pem.Block, data []byte) (*PrivateKey, error) {
+func privateFromPEM(block *pem.Block) (*PrivateKey, error) {
 	var key any
 	var err error
 	switch block.Type {
@@ -159,7 +186,7 @@ func privateFromPEM(block *pem.Block, data []byte) (*PrivateKey, error) {
 	case "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
 	case "OPENSSH PRIVATE KEY":
-		key, err = ssh.ParseRawPrivateKey(data)
+		key, err = ssh.ParseRawPrivateKey(pem.EncodeToMemory(block))
 	default:
 		return nil, fmt.Errorf("%w: PEM block %q", ErrKey, block.Type)
 	}
@@ -184,7 +211,7 @@ func privateFromPEM(block *pem.Block, data []byte) (*PrivateKey, error) {
 }
 
 // Algorithm is AlgorithmEd25519 or AlgorithmP256.
-func (k *PrivateKey) Algorithm() string {
+func (k PrivateKey) Algorithm() string {
 	if _, ok := k.signer.(ed25519.PrivateKey); ok {
 		return AlgorithmEd25519
 	}

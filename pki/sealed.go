@@ -44,20 +44,26 @@ func ParseIdentities(data []byte) ([]age.Identity, error) {
 }
 
 // ParseRecipients reads age1… recipients and ssh public keys, one a line;
-// empty lines and # comments are passed over.
+// empty lines and # comments are passed over. Its errors quote no line that
+// could be a private key in the wrong place.
 func ParseRecipients(lines []string) ([]age.Recipient, error) {
 	var out []age.Recipient
-	for _, line := range lines {
+	for i, line := range lines {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
 		var r age.Recipient
 		var err error
-		if strings.HasPrefix(line, "ssh-") {
+		switch {
+		case strings.HasPrefix(line, "ssh-"):
 			r, err = agessh.ParseRecipient(line)
-		} else {
+		case strings.HasPrefix(line, "age1pq1"):
+			r, err = age.ParseHybridRecipient(line)
+		case strings.HasPrefix(line, "age1"):
 			r, err = age.ParseX25519Recipient(line)
+		default:
+			return nil, fmt.Errorf("%w: recipient %d begins neither with age1 nor with ssh-", ErrKey, i+1)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: recipient %.24q: %w", ErrKey, line, err)

@@ -44,7 +44,16 @@ func ParseTimestamp(s string) (Timestamp, error) {
 	if err != nil {
 		return Timestamp{}, fmt.Errorf("%.40q is no time: %w", s, err)
 	}
+	if !writable(t) {
+		return Timestamp{}, fmt.Errorf("%.40q is no time: in UTC its year is not 0000 to 9999", s)
+	}
 	return At(t), nil
+}
+
+// writable: the year in UTC has the four digits that the written form gives it.
+func writable(t time.Time) bool {
+	year := t.UTC().Year()
+	return 0 <= year && year <= 9999
 }
 
 // String is the written form.
@@ -62,7 +71,12 @@ func (t Timestamp) String() string {
 // form trims zeros and whose reader knows one form only.
 
 // MarshalText writes the written form.
-func (t Timestamp) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+func (t Timestamp) MarshalText() ([]byte, error) {
+	if !writable(t.Time) {
+		return nil, fmt.Errorf("time of the year %d cannot be written", t.UTC().Year())
+	}
+	return []byte(t.String()), nil
+}
 
 // UnmarshalText reads every form of ParseTimestamp.
 func (t *Timestamp) UnmarshalText(text []byte) error {
@@ -74,7 +88,13 @@ func (t *Timestamp) UnmarshalText(text []byte) error {
 }
 
 // MarshalJSON writes the written form as a JSON string.
-func (t Timestamp) MarshalJSON() ([]byte, error) { return []byte(`"` + t.String() + `"`), nil }
+func (t Timestamp) MarshalJSON() ([]byte, error) {
+	text, err := t.MarshalText()
+	if err != nil {
+		return nil, err
+	}
+	return []byte(`"` + string(text) + `"`), nil
+}
 
 // UnmarshalJSON reads every form of ParseTimestamp from a JSON string.
 func (t *Timestamp) UnmarshalJSON(doc []byte) error {

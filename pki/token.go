@@ -93,10 +93,13 @@ func (t *Token) VerifySignature(slot *KeySlot, now time.Time) error {
 	if slot.RejectBefore != nil && t.Claims.IssuedAt.Before(slot.RejectBefore.Time) {
 		return fmt.Errorf("%w: issued at %s, before rejectBefore %s", ErrTokenSignature, t.Claims.IssuedAt, *slot.RejectBefore)
 	}
-	sig, err := base64.StdEncoding.Strict().DecodeString(t.Signature)
+	sig, err := decodeBase64(t.Signature)
 	if err != nil {
 		return fmt.Errorf("%w: damaged base64", ErrTokenSignature)
 	}
+	// Signed are exactly the five claims in their written form. Other
+	// implementations re-encode them before they verify, so a token with more
+	// claims, or with times in another form, is refused by all alike.
 	canonical, err := Marshal(t.Claims)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrTokenSignature, err)

@@ -1,7 +1,6 @@
 package pki
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -61,17 +60,25 @@ func (t *tpmSigner) SignMessage(_ io.Reader, message []byte, opts crypto.SignerO
 	defer cancel()
 	cmd := exec.CommandContext(ctx, t.wrapper, file.Name())
 	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
+	var out signatureOutput
 	cmd.Stdout = &out
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("TPM key: run %s: %w", t.wrapper, err)
 	}
-	if out.Len() != SignatureSize || !t.made(message, out.Bytes()) {
-		return nil, fmt.Errorf("TPM key: %s printed %d bytes that are no signature by the declared key", t.wrapper, out.Len())
+	if len(out) != SignatureSize || !t.made(message, out) {
+		return nil, fmt.Errorf("TPM key: what %s printed is no signature by the declared key", t.wrapper)
 	}
 	return asn1.Marshal(struct{ R, S *big.Int }{
-		new(big.Int).SetBytes(out.Bytes()[:32]), new(big.Int).SetBytes(out.Bytes()[32:]),
+		new(big.Int).SetBytes(out[:32]), new(big.Int).SetBytes(out[32:]),
 	})
+}
+
+// signatureOutput keeps one byte more than a signature has and drops the rest.
+type signatureOutput []byte
+
+func (o *signatureOutput) Write(p []byte) (int, error) {
+	*o = append(*o, p[:min(len(p), SignatureSize+1-len(*o))]...)
+	return len(p), nil
 }
 
 func (t *tpmSigner) made(message, sig []byte) bool {

@@ -58,8 +58,10 @@ type Trust struct {
 // trustSpellings are the other names of the PEM members, which the NixOS
 // modules in the field write.
 type trustSpellings struct {
-	RootCAPEM      *string  `json:"rootCAPem"`
-	IssuanceCAPEMs []string `json:"issuanceCAPems"`
+	RootCAPEM *string   `json:"rootCAPem" shape:"N"`
+	Issuers   *[]string `json:"issuanceCAPems" shape:"D"`
+	// The first spelling once more, to tell an empty list from no list.
+	First *[]string `json:"issuanceCaPems" shape:"D"`
 }
 
 var (
@@ -68,8 +70,9 @@ var (
 	keyMembers   = []string{"algorithm", "public"}
 )
 
-// ParseTrust reads trust.json. A schema other than 1 is refused. The warnings
-// name members that nothing reads, so that a misspelt one is heard of.
+// ParseTrust reads trust.json. A schema other than 1 is refused, and so are the
+// two spellings of a member when they disagree. The warnings name members that
+// nothing reads, so that a misspelt one is heard of, and keys without effect.
 func ParseTrust(data []byte) (*Trust, []string, error) {
 	var t Trust
 	if err := Decode(data, &t); err != nil {
@@ -85,16 +88,38 @@ func ParseTrust(data []byte) (*Trust, []string, error) {
 	if t.RootCAPEM != nil && other.RootCAPEM != nil && *t.RootCAPEM != *other.RootCAPEM {
 		return nil, nil, fmt.Errorf("trust file: %w: rootCaPem and rootCAPem disagree", ErrShape)
 	}
-	if len(t.IssuanceCAPEMs) > 0 && len(other.IssuanceCAPEMs) > 0 && !slices.Equal(t.IssuanceCAPEMs, other.IssuanceCAPEMs) {
+	if other.First != nil && other.Issuers != nil && !slices.Equal(*other.First, *other.Issuers) {
 		return nil, nil, fmt.Errorf("trust file: %w: issuanceCaPems and issuanceCAPems disagree", ErrShape)
 	}
 	if t.RootCAPEM == nil {
 		t.RootCAPEM = other.RootCAPEM
 	}
-	if len(t.IssuanceCAPEMs) == 0 {
-		t.IssuanceCAPEMs = other.IssuanceCAPEMs
+	if other.Issuers != nil {
+		t.IssuanceCAPEMs = *other.Issuers
 	}
-	return &t, trustWarnings(data), nil
+	return &t, append(trustWarnings(data), t.ignored()...), nil
+}
+
+// ignored names what is read and then has no effect.
+func (t *Trust) ignored() []string {
+	var warnings []string
+	for _, s := range []struct {
+		name string
+		slot *KeySlot
+	}{{"ciReleaseKey", &t.CIReleaseKey}, {"orgRootKey", t.OrgRootKey}} {
+		if s.slot == nil {
+			continue
+		}
+		if s.slot.Successor != nil && s.slot.RetireAt == nil {
+			warnings = append(warnings, fmt.Sprintf("%q is ignored without retireAt", s.name+".successor"))
+		}
+		for i, k := range []*PublicKey{s.slot.Current, s.slot.Previous, s.slot.Successor} {
+			if k != nil && !k.usable() {
+				warnings = append(warnings, fmt.Sprintf("%q verifies nothing: no %s key, nor any other known here", s.name+"."+slotMembers[i], k.Algorithm))
+			}
+		}
+	}
+	return warnings
 }
 
 // LoadTrust reads the file at path, at most 1 MiB, with ParseTrust.
