@@ -142,6 +142,10 @@ var withoutCertificate = map[string]bool{
 // order.
 func (s *server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if conn, _ := r.Context().Value(connectionKey).(*connection); conn == nil || conn.state == nil {
+			// One request each: their places are few.
+			w.Header().Set("Connection", "close")
+		}
 		if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 			s.healthz(w, r)
 			return
@@ -154,10 +158,6 @@ func (s *server) guard(next http.Handler) http.Handler {
 		if status := s.checkProtocol(r); status != 0 {
 			w.WriteHeader(status)
 			return
-		}
-		if conn, _ := r.Context().Value(connectionKey).(*connection); conn == nil || conn.state == nil {
-			// One request each: their places are few.
-			w.Header().Set("Connection", "close")
 		}
 		if !withoutCertificate[r.URL.Path] {
 			id, err := s.authorize(r.Context())

@@ -63,13 +63,17 @@ type decision struct {
 
 func (d decision) waits() bool { return d.Target == nil && d.Rollback == nil }
 
-// preferredWait reads Prefer: wait=N (RFC 7240), N in seconds.
+// preferredWait reads Prefer: wait=N (RFC 7240 §2), N in seconds.
 func preferredWait(headers []string) time.Duration {
 	for _, h := range headers {
-		for part := range strings.SplitSeq(h, ",") {
-			value, ok := strings.CutPrefix(strings.TrimSpace(part), "wait=")
-			if n, err := strconv.Atoi(strings.TrimSpace(value)); ok && err == nil && n > 0 {
-				return min(time.Duration(n)*time.Second, maxWait)
+		for preference := range strings.SplitSeq(h, ",") {
+			preference, _, _ = strings.Cut(preference, ";")
+			name, value, _ := strings.Cut(preference, "=")
+			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+				continue
+			}
+			if n, err := strconv.Atoi(strings.Trim(value, ` "`)); err == nil && n > 0 {
+				return time.Duration(min(n, int(maxWait/time.Second))) * time.Second
 			}
 		}
 	}

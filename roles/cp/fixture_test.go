@@ -66,6 +66,9 @@ func generate(t testing.TB, algorithm string) *pki.PrivateKey {
 // the rest in wave 1, without soak time.
 func newEstate(t testing.TB, hosts ...string) *estate {
 	t.Helper()
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel()
+	}
 	now := time.Now()
 	e := &estate{
 		t: t, dir: t.TempDir(), ci: generate(t, pki.AlgorithmEd25519), org: generate(t, pki.AlgorithmEd25519),
@@ -73,10 +76,10 @@ func newEstate(t testing.TB, hosts ...string) *estate {
 	}
 	e.release = filepath.Join(e.dir, "releases")
 	var err error
-	if e.root, _, err = pki.NewFleetRoot("fleet root", now.Add(-time.Hour), 24*time.Hour); err != nil {
+	if e.root, _, err = pki.NewFleetRoot("fleet root", now.Add(-48*time.Hour), 96*time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if e.ca, e.caKey, err = e.root.NewIssuingCA(testSuffix, now.Add(-time.Hour), 24*time.Hour); err != nil {
+	if e.ca, e.caKey, err = e.root.NewIssuingCA(testSuffix, now.Add(-48*time.Hour), 96*time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	commit, zero := strings.Repeat("ab", 20), uint32(0)
@@ -305,7 +308,15 @@ func (e *estate) serve(change ...func(*Config)) *plane {
 		}
 	})
 	e.t.Cleanup(p.stop)
-	p.eventually("the control plane listens", func() bool { return strings.Contains(p.log.String(), "control plane listens") })
+	web := p.web(nil)
+	p.eventually("the control plane answers", func() bool {
+		resp, err := web.Get(p.url + "/healthz")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
 	return p
 }
 
@@ -527,4 +538,14 @@ func csrOf(t testing.TB, key *pki.PrivateKey, host string) []byte {
 
 func (e *estate) enrolment(host string, change func(*pki.Claims)) *protocol.EnrollRequest {
 	return &protocol.EnrollRequest{Token: *e.token(host, change), CSRPEM: string(csrOf(e.t, e.hostKeys[host], host))}
+}
+
+// metricOf is the value of the line of a metric, with its labels if any.
+func metricOf(text, name string) string {
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			return strings.TrimSpace(rest)
+		}
+	}
+	return ""
 }

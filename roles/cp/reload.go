@@ -28,7 +28,7 @@ type fileStamp struct {
 }
 
 // recheck bounds how often the files are looked at.
-const recheck = time.Second
+const recheck = 100 * time.Millisecond
 
 func newReloaded[T any](load func() (T, error), paths ...string) *reloaded[T] {
 	return &reloaded[T]{paths: paths, load: load}

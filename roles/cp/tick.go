@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"sort"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -17,26 +15,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
-	"nixfleet/roles/rollout"
 )
-
-// observed is the v1 observed.json, as far as a decision depends on it.
-type observed struct {
-	ChannelRefs    map[string]string       `json:"channelRefs" shape:"R"`
-	LastRolledRefs map[string]string       `json:"lastRolledRefs" shape:"R"`
-	HostState      map[string]observedHost `json:"hostState" shape:"R"`
-	ActiveRollouts []observedRollout       `json:"activeRollouts" shape:"R"`
-}
-
-type observedHost struct {
-	Online            bool    `json:"online" shape:"R"`
-	CurrentGeneration *string `json:"currentGeneration" shape:"N"`
-}
-
-type observedRollout struct {
-	ID      string `json:"id" shape:"R"`
-	Channel string `json:"channel" shape:"R"`
-}
 
 func tickCommand() *cli.Command {
 	return &cli.Command{
@@ -93,7 +72,7 @@ func tick(c *cli.Context, now time.Time) error {
 		}
 		return &exitError{fmt.Errorf("release not accepted: %w", err), 1, "nixfleet verify artifact --help"}
 	}
-	actions := decideTick(rel, trust, &o, now)
+	actions := tickActions(rel, trust, &o, now)
 	signed := protocol.Offset(rel.SignedAt)
 	if err := out.write(struct {
 		Event    string              `json:"event"`
@@ -138,95 +117,5 @@ func tickFiles(artifact, signature string) (fs.FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	return overlay{memory{fleet.FleetName: body, fleet.FleetName + fleet.SignatureSuffix: sig}, beside}, nil
-}
-
-// overlay reads from memory first.
-type overlay struct {
-	memory
-	below boundedDir
-}
-
-// ReadFile reads one document.
-func (o overlay) ReadFile(name string) ([]byte, error) {
-	data, err := o.memory.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return o.below.ReadFile(name)
-	}
-	return data, err
-}
-
-// action is one line of the tick, with the members of its kind.
-type action struct {
-	Action    string   `json:"action"`
-	Channel   string   `json:"channel,omitzero"`
-	Rollout   string   `json:"rollout,omitzero"`
-	Host      string   `json:"host,omitzero"`
-	TargetRef string   `json:"target_ref,omitzero"`
-	BlockedBy string   `json:"blocked_by,omitzero"`
-	Which     string   `json:"which,omitzero"`
-	RetireAt  string   `json:"retire_at,omitzero"`
-	Reason    string   `json:"reason,omitzero"`
-	Hosts     []string `json:"hosts,omitzero"`
-}
-
-// decideTick asks the decision procedure what the observed hosts would be told.
-func decideTick(rel *fleet.Release, trust *pki.Trust, o *observed, now time.Time) []action {
-	actions := []action{}
-	w := rollout.New(rollout.State{}, rollout.DefaultLimits(), now)
-	w.Accept(rel, now)
-	for _, channel := range sorted(o.ChannelRefs) {
-		ref := o.ChannelRefs[channel]
-		open := slices.ContainsFunc(o.ActiveRollouts, func(r observedRollout) bool { return r.Channel == channel })
-		switch {
-		case rel.Channels[channel] == nil && !hasChannel(rel, channel):
-			actions = append(actions, action{Action: "channel_unknown", Channel: channel})
-		case o.LastRolledRefs[channel] != ref && !open:
-			actions = append(actions, action{Action: "open_rollout", Channel: channel, TargetRef: ref})
-		}
-	}
-	for _, d := range w.Deferrals(now) {
-		actions = append(actions, action{Action: "rollout_deferred", Channel: d.Channel, TargetRef: d.TargetRef, BlockedBy: d.BlockedBy, Reason: d.Reason})
-	}
-	var offline []string
-	for _, name := range sorted(o.HostState) {
-		h := o.HostState[name]
-		if !h.Online {
-			offline = append(offline, name)
-			continue
-		}
-		seen := rollout.Observation{KnowsLease: true}
-		if h.CurrentGeneration != nil {
-			seen.Closure = *h.CurrentGeneration
-		}
-		d, _ := w.Checkin(name, seen, now)
-		if t := d.Target; t != nil {
-			actions = append(actions, action{Action: "dispatch_host", Rollout: t.RolloutID, Host: name, TargetRef: t.ChannelRef})
-		} else {
-			actions = append(actions, action{Action: "skip", Host: name, Reason: d.Reason.Code})
-		}
-	}
-	for which, slot := range map[string]*pki.KeySlot{"ciReleaseKey": &trust.CIReleaseKey, "orgRootKey": trust.OrgRootKey} {
-		if slot.RotationDue(now) {
-			actions = append(actions, action{Action: "rotate_trust_root", Which: which, RetireAt: slot.RetireAt.String()})
-		}
-	}
-	if len(offline) > 0 {
-		actions = append(actions, action{Action: "skip_summary", Reason: "offline", Hosts: offline})
-	}
-	return actions
-}
-
-func hasChannel(rel *fleet.Release, name string) bool {
-	_, ok := rel.Fleet.Channels[name]
-	return ok
-}
-
-func sorted[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
+	return layers{memory{fleet.FleetName: body, fleet.FleetName + fleet.SignatureSuffix: sig}, beside}, nil
 }

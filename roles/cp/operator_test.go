@@ -1,0 +1,346 @@
+package cp
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/store"
+)
+
+func TestHoldsAreMadeAndRecorded(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	operator, ctx := p.operator(), context.Background()
+	id := e.rolloutID()
+	if err := operator.Hold(ctx, id, "pause", "maintenance"); err != nil {
+		t.Fatal(err)
+	}
+	a := p.agent("a")
+	if got := p.checkin(a, e.state("a", closureOf("a", 0)), 0); got.Target != nil {
+		t.Errorf("a paused rollout dispatched %+v", got.Target)
+	}
+	why, err := operator.Explain(ctx, "a")
+	if err != nil || why.Reason.Code != "paused" || why.Reason.Text == "" || why.Reason.Next == "" {
+		t.Errorf("explained %+v %v", why, err)
+	}
+	list, err := operator.Rollouts(ctx)
+	if err != nil || list.Rollouts[0].Hold == nil || *list.Rollouts[0].Hold != "pause by operator-jo: maintenance" {
+		t.Errorf("listed %+v %v", list, err)
+	}
+	if err := operator.Hold(ctx, id, "resume", "done"); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.checkin(a, e.state("a", closureOf("a", 0)), 0); got.Target == nil {
+		t.Error("a resumed rollout does not dispatch")
+	}
+	if err := operator.Hold(ctx, id, "cancel", "wrong"); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(t, operator.Hold(ctx, id, "resume", "")); got != 409 {
+		t.Errorf("resume of a cancelled rollout: %d, want 409", got)
+	}
+	if got := status(t, operator.Hold(ctx, strings.Repeat("0", 64), "pause", "")); got != 404 {
+		t.Errorf("pause of no rollout: %d, want 404", got)
+	}
+	if got := status(t, operator.Retry(ctx, "none", "")); got != 404 {
+		t.Errorf("retry of no host: %d, want 404", got)
+	}
+	web := p.web(e.operatorCert("operator-jo"))
+	if got := p.send(web, call{method: "POST", path: "/v1/rollouts/x/pause", body: "{}"}); got.status != 400 {
+		t.Errorf("pause of no id: %d, want 400", got.status)
+	}
+	var seen []protocol.Event
+	stop := errors.New("enough")
+	err = operator.Events(ctx, 0, func(ev protocol.Event) error {
+		seen = append(seen, ev)
+		if ev.Kind == "rollout-cancelled" {
+			return stop
+		}
+		return nil
+	})
+	if !errors.Is(err, stop) {
+		t.Fatal(err)
+	}
+	for _, want := range []protocol.Event{{Kind: "rollout-paused", Actor: "operator-jo", Detail: "maintenance"}, {Kind: "rollout-resumed", Actor: "operator-jo", Detail: "done"}} {
+		found := false
+		for _, ev := range seen {
+			found = found || ev.Kind == want.Kind && ev.Actor == want.Actor && ev.Detail == want.Detail && ev.RolloutID == id
+		}
+		if !found {
+			t.Errorf("no event %+v in %+v", want, seen)
+		}
+	}
+	for i := 1; i < len(seen); i++ {
+		if seen[i].Seq <= seen[i-1].Seq {
+			t.Errorf("event %d comes after %d", seen[i].Seq, seen[i-1].Seq)
+		}
+	}
+	// Nothing is told twice to one who resumes.
+	last := seen[len(seen)-1].Seq
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	_ = operator.Events(short, last, func(ev protocol.Event) error {
+		t.Errorf("told again: %+v", ev)
+		return nil
+	})
+	if got := p.send(web, call{method: "GET", path: "/v1/events?after=x"}); got.status != 400 {
+		t.Errorf("after=x: %d, want 400", got.status)
+	}
+}
+
+func TestEventsArriveWhileTheyHappen(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	dispatched, begun := make(chan struct{}), make(chan struct{}, 100)
+	done := make(chan error, 1)
+	operator := p.operator()
+	go func() {
+		done <- operator.Events(ctx, 0, func(ev protocol.Event) error {
+			begun <- struct{}{}
+			if ev.Kind == "host-dispatched" {
+				close(dispatched)
+				return context.Canceled
+			}
+			return nil
+		})
+	}()
+	<-begun
+	p.checkin(p.agent("a"), e.state("a", closureOf("a", 0)), 0)
+	select {
+	case <-dispatched:
+	case err := <-done:
+		t.Fatalf("the stream ended: %v", err)
+	}
+	<-done
+}
+
+func TestTheWebhookWantsItsToken(t *testing.T) {
+	e := newEstate(t, "a")
+	e.write("webhook", []byte("open sesame\n"))
+	p := e.serve(func(c *Config) { c.WebhookTokenFile = e.path("webhook") })
+	web := p.web(nil)
+	post := func(header map[string]string) int {
+		return p.send(web, call{method: "POST", path: "/v1/webhook", body: "{}", header: header}).status
+	}
+	for _, wrong := range []map[string]string{nil, {"Authorization": "Bearer open"}, {"Authorization": "Bearer "}, {"X-Gitlab-Token": "x"}} {
+		if got := post(wrong); got != 401 {
+			t.Errorf("%v: %d, want 401", wrong, got)
+		}
+	}
+	e.advance(2)
+	if got := post(map[string]string{"X-Gitlab-Token": "open sesame"}); got != 202 {
+		t.Fatalf("with the token: %d", got)
+	}
+	p.eventually("the new release is in force", func() bool { return p.inForce().Equal(e.signed) })
+	// A new token counts at once.
+	e.write("webhook", []byte("other"))
+	if got := post(map[string]string{"Authorization": "Bearer open sesame"}); got != 401 {
+		t.Errorf("with the old token: %d", got)
+	}
+	limited := false
+	for range 20 {
+		limited = limited || post(map[string]string{"Authorization": "Bearer other"}) == 429
+	}
+	if !limited {
+		t.Error("a flood of announcements is not limited")
+	}
+	p.stop()
+	p = e.serve()
+	if got := p.send(p.web(nil), call{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
+		t.Errorf("without a token file: %d, want 404", got.status)
+	}
+}
+
+// report sends an event of a host, signed by key unless that is nil.
+func (p *plane) report(c *protocol.Client, host string, key *pki.PrivateKey, event string, details any) error {
+	p.t.Helper()
+	id := p.rolloutID()
+	doc, err := protocol.SignEvidence(key, host, &id, event, details)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, err = c.Report(context.Background(), &protocol.ReportRequest{
+		Hostname: host, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Rollout: &id, Event: event, Details: doc,
+	})
+	return err
+}
+
+func TestAFailedActivationHaltsTheRollout(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	a, operator := p.agent("a"), p.operator()
+	p.checkin(a, e.state("a", closureOf("a", 0)), 0)
+	failed := protocol.ActivationFailed{Phase: "switch"}
+	// A signature that is not the host's changes nothing.
+	if err := p.report(a, "a", e.hostKeys["b"], protocol.EventActivationFailed, failed); err != nil {
+		t.Fatal(err)
+	}
+	state := func() string {
+		list, err := operator.Rollouts(context.Background())
+		if err != nil || len(list.Rollouts) != 1 {
+			t.Fatalf("%+v %v", list, err)
+		}
+		return list.Rollouts[0].State
+	}
+	if got := state(); got != "Executing" {
+		t.Errorf("after a forged report the rollout is %s", got)
+	}
+	if err := p.report(a, "a", e.hostKeys["a"], protocol.EventActivationFailed, failed); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got != "Halted" {
+		t.Errorf("after a failed activation the rollout is %s", got)
+	}
+	reports, err := operator.HostReports(context.Background(), 2)
+	if err != nil || len(reports.Reports) != 2 {
+		t.Fatalf("%+v %v", reports, err)
+	}
+	for i, want := range []string{"verified", "mismatch"} {
+		if got := reports.Reports[i].SignatureStatus; got == nil || *got != want {
+			t.Errorf("report %d has verdict %v, want %s", i, got, want)
+		}
+	}
+	if err := operator.Retry(context.Background(), "a", "mended"); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.checkin(a, e.state("a", closureOf("a", 0)), 0); got.Target == nil {
+		t.Error("a retry does not offer the target again")
+	}
+}
+
+func TestReportsThatAreNoneOfTheContract(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
+	const head = `{"hostname":"a","agentVersion":"1","occurredAt":"2026-03-01T12:15:00Z","rollout":null,`
+	for body, want := range map[string]int{
+		head + `"event":"other","details":{"kind":"x"}}`:                                   200,
+		head + `"event":"renewal-failed","details":{"reason":"x"}}`:                        200,
+		head + `"event":"nonsense","details":{}}`:                                          422,
+		head + `"event":"other","details":[]}`:                                             422,
+		head + `"event":"other","details":null}`:                                           422,
+		head + `"event":"activation-failed","details":{}}`:                                 422,
+		strings.Replace(head, `"a"`, `"b"`, 1) + `"event":"other","details":{"kind":"x"}}`: 403,
+	} {
+		if got := p.send(web, call{method: "POST", path: "/v1/agent/report", body: body}); got.status != want {
+			t.Errorf("%s: %d, want %d", body, got.status, want)
+		} else if want == 200 && !strings.HasPrefix(got.body, `{"eventId":"evt-`) {
+			t.Errorf("answered %s", got.body)
+		}
+	}
+}
+
+func TestComplianceFailuresAreCounted(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	a := p.agent("a")
+	p.checkin(a, e.state("a", closureOf("a", 0)), 0)
+	failure := protocol.ComplianceFailure{ControlID: "ssh-root", Status: "non-compliant", FrameworkArticles: []string{}, EvidenceCollectedAt: pki.At(time.Now())}
+	for range 2 {
+		if err := p.report(a, "a", e.hostKeys["a"], protocol.EventComplianceFailure, failure); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := p.send(p.web(e.operatorCert("prometheus")), call{method: "GET", path: "/metrics"})
+	if got := metricOf(text.body, `nixfleet_compliance_failure_events_total{control_id="ssh-root",host="a"}`); got != "2" {
+		t.Errorf("metric %q in\n%s", got, text.body)
+	}
+	for _, name := range []string{`nixfleet_cp_build_info{git_commit="test",version="0.0.1"}`, "nixfleet_runtime_gate_error_events_total"} {
+		if metricOf(text.body, name) == "" {
+			t.Errorf("no metric %s", name)
+		}
+	}
+	hosts, err := p.operator().Hosts(context.Background())
+	if err != nil || hosts.Hosts[0].OutstandingComplianceFailures != 1 || hosts.Hosts[0].VerifiedEventCount != 2 {
+		t.Errorf("host a is shown %+v %v", hosts.Hosts[0], err)
+	}
+}
+
+func TestMetricLabelsThatHostsChooseAreBounded(t *testing.T) {
+	m := newMetrics(&server{}, "", "")
+	for range 2 * maxControls {
+		m.control(pki.NewNonce())
+	}
+	if len(m.controls) != maxControls || m.control("one more") != "other" || m.control(strings.Repeat("x", 1000)) != "other" {
+		t.Errorf("%d labels", len(m.controls))
+	}
+}
+
+func TestAnAttestedHostIsHealthyAfterALostDatabase(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	at := pki.At(time.Now().Add(-5 * time.Minute).Truncate(time.Second))
+	sig, err := protocol.SignAttestation(e.hostKeys["a"], "a", at, e.rolloutID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := e.state("a", closureOf("a", 1))
+	req.LastConfirmedAt, req.AttestationSignature = &at, &sig
+	p.checkin(p.agent("a"), req, 0)
+	why, err := p.operator().Explain(context.Background(), "a")
+	if err != nil || why.State == nil || *why.State != "Soaked" && *why.State != "Converged" {
+		t.Errorf("attested host is %+v %v", why, err)
+	}
+}
+
+// An operator's answer and a check-in are given after the change is on disk. A
+// change that cannot be stored is not answered, and is made again once it can.
+func TestAChangeThatCannotBeStoredIsForgotten(t *testing.T) {
+	e := newEstate(t, "a")
+	cfg := e.config()
+	if err := cfg.complete(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := newServer(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.prime(t.Context())
+	healthy := s.store
+	defer healthy.Close()
+	contactOf := func() *contact {
+		return &contact{host: "a", o: s.observe("a", e.state("a", closureOf("a", 0))), snap: s.snapshot.Load()}
+	}
+	// A closed store stands for a disk that takes nothing.
+	broken, err := store.Open(t.Context(), store.Config{Path: e.path("broken.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := broken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.store = broken
+	if d, err := s.decide(t.Context(), contactOf()); err == nil {
+		t.Fatalf("answered %+v although it could not be stored", d.Target)
+	}
+	if _, err := s.decide(t.Context(), contactOf()); err == nil {
+		t.Fatal("went on from a state that is not on disk")
+	}
+	s.store = healthy
+	d, err := s.decide(t.Context(), contactOf())
+	if err != nil || d.Target == nil || d.Target.Resent {
+		t.Fatalf("once it can be stored: %+v %v", d, err)
+	}
+	trace, err := healthy.Trace(t.Context(), e.rolloutID())
+	if err != nil || len(trace) != 1 || trace[0].State != "pending" {
+		t.Errorf("on disk: %+v %v", trace, err)
+	}
+}
+
+func TestWhoAgentsAre(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	for _, path := range []string{checkinPath, "/v1/agent/confirm", "/v1/agent/report", "/v1/agent/renew"} {
+		if got := p.send(p.web(e.operatorCert("operator-jo")), call{method: http.MethodPost, path: path, body: "{}"}); got.status != 403 {
+			t.Errorf("%s for an operator: %d, want 403", path, got.status)
+		}
+	}
+}
