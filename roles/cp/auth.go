@@ -23,6 +23,7 @@ type connection struct {
 
 	mu         sync.Mutex
 	generation uint64
+	until      time.Time // the first of the chain's certificates to end
 	identity   pki.Identity
 	err        error
 }
@@ -69,26 +70,33 @@ func (s *server) identify(ctx context.Context) (pki.Identity, error) {
 	}
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
-	if conn.generation != generation {
-		conn.identity, conn.err = s.verifyChain(conn.state.PeerCertificates, cas.pool)
+	if now := time.Now(); conn.generation != generation || now.After(conn.until) {
+		conn.identity, conn.until, conn.err = s.verifyChain(conn.state.PeerCertificates, cas.pool, now)
 		conn.generation = generation
 	}
 	return conn.identity, conn.err
 }
 
-func (s *server) verifyChain(peer []*x509.Certificate, pool *x509.CertPool) (pki.Identity, error) {
+func (s *server) verifyChain(peer []*x509.Certificate, pool *x509.CertPool, now time.Time) (id pki.Identity, until time.Time, err error) {
 	intermediates := x509.NewCertPool()
 	for _, c := range peer[1:] {
 		intermediates.AddCert(c)
 	}
 	chains, err := peer[0].Verify(x509.VerifyOptions{
-		Roots: pool, Intermediates: intermediates, CurrentTime: time.Now(),
+		Roots: pool, Intermediates: intermediates, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return pki.Identity{}, err
+		return pki.Identity{}, now, err
 	}
-	return s.rules.Identify(chains)
+	until = chains[0][0].NotAfter
+	for _, c := range chains[0] {
+		if c.NotAfter.Before(until) {
+			until = c.NotAfter
+		}
+	}
+	id, err = s.rules.Identify(chains)
+	return id, until, err
 }
 
 // authorize is asked on every request, and again when a held one wakes: a

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -396,18 +395,4 @@ func (s *server) mayReport(r *http.Request, req *protocol.BootstrapReport, now t
 		err = refusedEnrolment(http.StatusUnauthorized, "this token was used before")
 	}
 	return err
-}
-
-// webhookToken reports whether the caller may announce a commit: the token as
-// bearer or as forges send it.
-func (s *server) webhookToken(r *http.Request) bool {
-	want, err := secretFile(s.cfg.WebhookTokenFile)
-	if err != nil || want == "" {
-		return false
-	}
-	given := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if given == "" {
-		given = r.Header.Get("X-Gitlab-Token")
-	}
-	return subtle.ConstantTimeCompare([]byte(given), []byte(want)) == 1
 }

@@ -48,31 +48,33 @@ func (s *snapshot) holdsManifests() bool {
 	return false
 }
 
-func mayRead(id pki.Identity, a fleet.Artifact, c *fleet.ChannelRelease) bool {
+func mayRead(id pki.Identity, a fleet.Artifact, hosts map[string]int) bool {
 	if id.Role != pki.RoleAgent {
 		return true
 	}
-	if c != nil {
-		_, ok := c.Index[id.Name]
+	if hosts != nil {
+		_, ok := hosts[id.Name]
 		return ok
 	}
 	m, err := fleet.ParseManifest(a.Body)
 	if err != nil {
 		return false
 	}
-	for _, e := range m.HostSet {
-		if e.Hostname == id.Name {
-			return true
-		}
-	}
-	return false
+	_, err = m.Entry(id.Name)
+	return err == nil
 }
 
-func (s *server) findManifest(r *http.Request, id string) (fleet.Artifact, *fleet.ChannelRelease, int) {
-	if c := s.history.find(id); c != nil && len(c.ManifestFile.Body) > 0 {
-		return c.ManifestFile, c, 0
-	}
+// findManifest gives the hosts that it names when they are at hand.
+func (s *server) findManifest(r *http.Request, id string) (a fleet.Artifact, hosts map[string]int, status int) {
 	snap := s.snapshot.Load()
+	for _, c := range snap.rel.Channels {
+		if c.RolloutID == id && len(c.ManifestFile.Body) > 0 {
+			return c.ManifestFile, c.Index, 0
+		}
+	}
+	if m, ok := s.history.find(id); ok {
+		return m.file, m.hosts, 0
+	}
 	dirs := []fs.FS{snap.files}
 	if s.cfg.RolloutsDir != "" {
 		dirs = append([]fs.FS{flatDir{boundedDir(s.cfg.RolloutsDir)}}, dirs...)

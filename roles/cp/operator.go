@@ -114,24 +114,6 @@ func (s *server) poke(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *server) webhook(w http.ResponseWriter, r *http.Request) {
-	if s.cfg.WebhookTokenFile == "" {
-		http.NotFound(w, r)
-		return
-	}
-	if !s.webhookToken(r) {
-		w.WriteHeader(http.StatusUnauthorized)
-		return
-	}
-	if !s.webhookLimit.Allow() {
-		w.Header().Set("Retry-After", "1")
-		w.WriteHeader(http.StatusTooManyRequests)
-		return
-	}
-	s.lookNow()
-	w.WriteHeader(http.StatusAccepted)
-}
-
 func (s *server) plan(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, planOf(look(s, func(w *rollout.World, now time.Time) rollout.PlanView {
 		return w.Plan(nil, rollout.PlanOptions{}, now)

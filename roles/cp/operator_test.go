@@ -2,6 +2,9 @@ package cp
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"strings"
@@ -114,12 +117,12 @@ func TestEventsArriveWhileTheyHappen(t *testing.T) {
 	}()
 	<-begun
 	p.checkin(p.agent("a"), e.state("a", closureOf("a", 0)), 0)
+	err := <-done
 	select {
 	case <-dispatched:
-	case err := <-done:
+	default:
 		t.Fatalf("the stream ended: %v", err)
 	}
-	<-done
 }
 
 func TestTheWebhookWantsItsToken(t *testing.T) {
@@ -140,6 +143,16 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 		t.Fatalf("with the token: %d", got)
 	}
 	p.eventually("the new release is in force", func() bool { return p.inForce().Equal(e.signed) })
+	mac := hmac.New(sha256.New, []byte("open sesame"))
+	mac.Write([]byte("{}"))
+	if got := post(map[string]string{"X-Hub-Signature-256": "sha256=" + hex.EncodeToString(mac.Sum(nil))}); got != 202 {
+		t.Errorf("with a signature: %d", got)
+	}
+	for _, wrong := range []string{"sha256=" + hex.EncodeToString(make([]byte, 32)), "sha256=x", "sha256="} {
+		if got := post(map[string]string{"X-Hub-Signature-256": wrong, "Authorization": "Bearer x"}); got != 401 {
+			t.Errorf("with signature %s: %d", wrong, got)
+		}
+	}
 	// A new token counts at once.
 	e.write("webhook", []byte("other"))
 	if got := post(map[string]string{"Authorization": "Bearer open sesame"}); got != 401 {

@@ -10,12 +10,27 @@ import (
 // interval.
 const firstRetry = 2 * time.Second
 
+const (
+	primeTimeout    = 30 * time.Second
+	restoredTimeout = 5 * time.Second
+)
+
 // prime loads a release before anybody is answered: from disk what was accepted
 // last, from the source what is new and, while there is neither, the local pair.
-// It returns the revision that the source gave.
-func (s *server) prime(ctx context.Context) string {
+// It returns the revision that was accepted, and whether the source answered. A
+// forge that hangs delays the start by no more than primeTimeout, and when there
+// is something to serve by no more than restoredTimeout.
+func (s *server) prime(ctx context.Context) (revision string, ok bool) {
 	s.restore()
-	revision, _ := s.poll(ctx, "")
+	patience := primeTimeout
+	if s.snapshot.Load() != nil {
+		patience = restoredTimeout
+	}
+	first, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if revision, ok = s.poll(first, ""); !ok && first.Err() != nil && ctx.Err() == nil {
+		s.log.Warn().Str("source", s.source.String()).Msg("source does not answer")
+	}
 	if s.snapshot.Load() == nil && s.cfg.Artifact != "" && s.cfg.localFallback() {
 		local := NewFilesSource(s.cfg.Artifact, s.cfg.Signature)
 		got, err := local.Fetch(ctx, "")
@@ -26,7 +41,7 @@ func (s *server) prime(ctx context.Context) string {
 			s.log.Warn().Err(err).Str("source", local.String()).Msg("release not accepted")
 		}
 	}
-	return revision
+	return revision, ok
 }
 
 // poll looks at the source once and returns the revision that was accepted last.
@@ -50,8 +65,11 @@ func (s *server) poll(ctx context.Context, known string) (revision string, ok bo
 	return got.Revision, true
 }
 
-func (s *server) pollLoop(ctx context.Context, revision string) {
+func (s *server) pollLoop(ctx context.Context, revision string, ok bool) {
 	retry := time.Duration(0)
+	if !ok {
+		retry = firstRetry
+	}
 	for {
 		wait := s.cfg.PollInterval
 		if retry > 0 {
@@ -66,7 +84,6 @@ func (s *server) pollLoop(ctx context.Context, revision string) {
 			timer.Stop()
 		case <-timer.C:
 		}
-		var ok bool
 		if revision, ok = s.poll(ctx, revision); ok {
 			retry = 0
 		} else {

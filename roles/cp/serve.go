@@ -47,7 +47,7 @@ type server struct {
 
 	snapshot atomic.Pointer[snapshot]
 	floor    *fleet.Release // nothing older is accepted; the poller's own
-	history  history
+	history  *history
 	world    world
 	waiters  *waiters
 	feed     *feed
@@ -96,7 +96,7 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		serverCert: newReloaded(loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
 		clientCAs:  newReloaded(loadClientCAs(cfg.ClientCA), cfg.ClientCA),
 		ca:         newReloaded(cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
-		history:    history{byID: map[string]remembered{}},
+		history:    newHistory(),
 		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(),
 		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
 		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
@@ -142,7 +142,7 @@ func (s *server) version() (version, commit string) {
 }
 
 func (s *server) run(ctx context.Context) error {
-	revision := s.prime(ctx)
+	revision, polled := s.prime(ctx)
 	inner := s.cfg.Listener
 	if inner == nil {
 		var err error
@@ -161,7 +161,7 @@ func (s *server) run(ctx context.Context) error {
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
 	for _, loop := range []func(context.Context){
-		func(ctx context.Context) { s.pollLoop(ctx, revision) }, s.tickLoop, s.pruneLoop, s.watchdog,
+		func(ctx context.Context) { s.pollLoop(ctx, revision, polled) }, s.tickLoop, s.pruneLoop, s.watchdog,
 	} {
 		loops.Go(func() { loop(background) })
 	}

@@ -148,8 +148,8 @@ func (s *server) filesToKeep(rel *fleet.Release) map[string][]byte {
 			files[name], files[name+fleet.SignatureSuffix] = a.Body, a.Sig
 		}
 	}
-	for id, c := range s.history.inForce(time.Now()) {
-		add(fleet.ManifestName(id), c.ManifestFile)
+	for id, m := range s.history.all() {
+		add(fleet.ManifestName(id), m.file)
 	}
 	add(fleet.FleetName, rel.FleetFile)
 	add(fleet.RevocationsName, rel.RevocationsFile)
@@ -166,7 +166,7 @@ func (s *server) filesToKeep(rel *fleet.Release) map[string][]byte {
 func (s *server) install(next *snapshot) {
 	before := s.snapshot.Load()
 	s.floor = next.rel
-	s.remember(next.rel)
+	s.history.add(next.rel, time.Now())
 	err := s.change(context.Background(), func(w *rollout.World, now time.Time) rollout.Change {
 		s.snapshot.Store(next)
 		return w.Accept(next.rel, now)
@@ -185,54 +185,4 @@ func (s *server) install(next *snapshot) {
 			return !next.revoked[host].Equal(before.revoked[host]) || !pki.SameKey(next.key(host), before.key(host))
 		})
 	}
-}
-
-// history keeps manifests of earlier releases while their longest freshness
-// window has not passed.
-type history struct {
-	mu   sync.Mutex
-	byID map[string]remembered
-}
-
-type remembered struct {
-	channel *fleet.ChannelRelease
-	until   time.Time
-}
-
-func (s *server) remember(rel *fleet.Release) {
-	longest := time.Duration(0)
-	for _, c := range rel.Fleet.Channels {
-		longest = max(longest, time.Duration(c.FreshnessWindow)*time.Minute)
-	}
-	h := &s.history
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	now := time.Now()
-	for id, r := range h.byID {
-		if now.After(r.until) {
-			delete(h.byID, id)
-		}
-	}
-	for _, c := range rel.Channels {
-		h.byID[c.RolloutID] = remembered{c, rel.SignedAt.Add(longest + pki.ClockSlack)}
-	}
-}
-
-func (h *history) find(id string) *fleet.ChannelRelease {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.byID[id].channel
-}
-
-// inForce are the remembered channels by their rollout id.
-func (h *history) inForce(now time.Time) map[string]*fleet.ChannelRelease {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	found := map[string]*fleet.ChannelRelease{}
-	for id, r := range h.byID {
-		if now.Before(r.until) {
-			found[id] = r.channel
-		}
-	}
-	return found
 }
