@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -192,7 +194,11 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, id pki.Identity,
 		return
 	}
 	s.metrics.refused.Inc()
-	s.log.Info().Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).Msg("request refused")
+	level := zerolog.InfoLevel
+	if errors.Is(err, errNoCertificate) {
+		level = zerolog.DebugLevel // anybody could fill the disk with it
+	}
+	s.log.WithLevel(level).Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).Msg("request refused")
 	writeRefusal(w, http.StatusUnauthorized, "unauthorized", err.Error())
 }
 

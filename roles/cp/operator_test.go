@@ -308,17 +308,8 @@ func TestAnAttestedHostIsHealthyAfterALostDatabase(t *testing.T) {
 // change that cannot be stored is not answered, and is made again once it can.
 func TestAChangeThatCannotBeStoredIsForgotten(t *testing.T) {
 	e := newEstate(t, "a")
-	cfg := e.config()
-	if err := cfg.complete(); err != nil {
-		t.Fatal(err)
-	}
-	s, err := newServer(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.prime(t.Context())
+	s := e.primed(t)
 	healthy := s.store
-	defer healthy.Close()
 	contactOf := func() *contact {
 		return &contact{host: "a", o: s.observe("a", e.state("a", closureOf("a", 0))), snap: s.snapshot.Load()}
 	}
