@@ -2,6 +2,7 @@ package pki
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 
 	"github.com/transparency-dev/merkle/proof"
@@ -81,7 +82,12 @@ func VerifyInclusion(rootHex string, size, index int, leaf []byte, path []string
 		}
 	}
 	hash := rfc6962.DefaultHasher.HashLeaf(leaf)
-	if err := proof.VerifyInclusion(rfc6962.DefaultHasher, uint64(index), uint64(size), hash, hashes, root); err != nil {
+	err = proof.VerifyInclusion(rfc6962.DefaultHasher, uint64(index), uint64(size), hash, hashes, root)
+	if _, mismatch := errors.AsType[proof.RootMismatchError](err); mismatch {
+		// The library's words are two lists of bytes over several lines.
+		return fmt.Errorf("inclusion proof: leaf %d of %d is not under root %s", index, size, rootHex)
+	}
+	if err != nil {
 		return fmt.Errorf("inclusion proof: %w", err)
 	}
 	return nil
