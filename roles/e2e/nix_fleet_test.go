@@ -6,11 +6,13 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,20 +28,6 @@ import (
 )
 
 const nixSuffix = "fleet.test"
-
-// nixBinary builds the executable once for all tests with a real Nix.
-var nixBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "nixfleet-e2e-nix-")
-	if err != nil {
-		return "", err
-	}
-	file := filepath.Join(dir, "nixfleet")
-	out, err := exec.Command("go", "build", "-o", file, "nixfleet").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build nixfleet: %w\n%s", err, out)
-	}
-	return file, nil
-})
 
 // nixFleet is a whole fleet on one machine: keys, a forge, a checkout of the
 // fleet's repository, a store to build in, a cache over http, a control plane and
@@ -107,11 +95,11 @@ const nixFlake = `{
 // their channel.
 func newNixFleet(t *testing.T, channels map[string]string) *nixFleet {
 	nix := testnix.Find(t)
-	binary, err := nixBinary()
-	if err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	f := &nixFleet{t: t, nix: nix, binary: filepath.Join(dir, "nixfleet"), dir: dir, build: nix.NewStore(t), cache: nix.NewCache(t), hosts: map[string]*nixHost{}}
+	if out, err := exec.Command("go", "build", "-o", f.binary, "nixfleet").CombinedOutput(); err != nil {
+		t.Fatalf("build nixfleet: %v\n%s", err, out)
 	}
-	f := &nixFleet{t: t, nix: nix, binary: binary, dir: t.TempDir(), build: nix.NewStore(t), cache: nix.NewCache(t), hosts: map[string]*nixHost{}}
 	f.foreign = nix.NewKey(t, "cache."+nixSuffix+"-1") // the right name on the wrong key
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -220,15 +208,7 @@ func (f *nixFleet) repository(channels map[string]string) {
 	f.write(f.checkout("fleet.nix"), "{\n  hosts = {\n"+hosts.String()+"  };\n  channels = {\n"+declared.String()+
 		"  };\n  rolloutPolicies.now = { };\n}\n", 0o644)
 	f.write(f.checkout("switch-to-configuration"), string(model), 0o755)
-	f.edit("0", sortedNixHosts(channels)...)
-}
-
-func sortedNixHosts(channels map[string]string) []string {
-	var names []string
-	for name := range channels {
-		names = append(names, name)
-	}
-	return names
+	f.edit("zero", slices.Collect(maps.Keys(channels))...)
 }
 
 // edit changes the configuration of hosts and pushes the commit.
@@ -376,6 +356,16 @@ func (f *nixFleet) hostFlags(h *nixHost) []string {
 }
 
 func (h *nixHost) log() string { return filepath.Join(h.dir, "agent.log") }
+
+// switches counts the activations that the agent began.
+func (h *nixHost) switches(t testing.TB) int {
+	t.Helper()
+	log, err := os.ReadFile(h.log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(log), "switch started")
+}
 
 func (f *nixFleet) startAgent(h *nixHost, more ...string) {
 	f.t.Helper()

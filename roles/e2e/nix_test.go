@@ -135,6 +135,7 @@ func (f *nixFleet) modifiedFleet(names []string) {
 		f.t.Fatal(err)
 	}
 	evil := f.declared("web-2")
+	refreshed := f.snapshots()
 	forged := strings.Replace(string(text), f.declared("web-1"), evil, 1)
 	if forged == string(text) {
 		f.t.Fatal("nothing to forge")
@@ -153,10 +154,23 @@ func (f *nixFleet) modifiedFleet(names []string) {
 		}
 		return "its log does not say so"
 	})
+	if now := f.snapshots(); now != refreshed {
+		f.t.Errorf("the control plane took %d snapshots, %d before the forgery", now, refreshed)
+	}
 	f.converged(names...)
 	f.git("-C", dir, "-c", "user.name=jo", "-c", "user.email=jo@fleet.test", "revert", "--no-edit", "HEAD")
 	f.git("-C", dir, "push", "--quiet", "origin", "HEAD:main")
 	f.git("-C", f.checkout(""), "pull", "--quiet", "--ff-only", "origin", "main")
+}
+
+// snapshots counts the releases that the control plane has taken.
+func (f *nixFleet) snapshots() int {
+	f.t.Helper()
+	log, err := os.ReadFile(f.cpLog())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return strings.Count(string(log), "snapshot refreshed")
 }
 
 // nixHeadFiles is a head with its signature as the wire carries them.
@@ -246,6 +260,7 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 	t := f.t
 	t.Helper()
 	p.set(true, nil)
+	switches := h.switches(t)
 	f.edit("hostile", "web-1", "web-2", "db-1")
 	f.release(f.properly()...)
 	closure := f.declared("db-1")
@@ -311,7 +326,7 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 			return answer
 		},
 		files: map[string][]byte{proofPath: encode(swapped)},
-	}, protocol.EventManifestVerifyFailed, "")
+	}, protocol.EventManifestVerifyFailed, "inclusion proof")
 	p.refused(f, h, &nixLie{answer: func(answer protocol.CheckinResponse) protocol.CheckinResponse {
 		answer.Target.RolloutID = strings.Repeat("ab", 32)
 		return answer
@@ -341,6 +356,10 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 		protocol.EventManifestMismatch, "its id is "+rollout)
 	h.stop()
 	f.startAgent(h)
+
+	if now := h.switches(t); now != switches {
+		t.Errorf("%s began %d switches for lies", h.name, now-switches)
+	}
 
 	// With the truth the host goes where the release wants it.
 	p.set(false, nil)
