@@ -160,6 +160,19 @@ func TestEveryFlagHasItsVariable(t *testing.T) {
 	}
 }
 
+func TestStateIsKeptBesideTheDatabase(t *testing.T) {
+	for _, c := range []struct{ dir, db, want string }{{"", "", defaultStateDir}, {"", "/srv/x/state.db", "/srv/x"}, {"/srv/y", "/srv/x/state.db", "/srv/y"}} {
+		cfg, err := flagged(t, "--state-dir", c.dir, "--db-path", c.db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = cfg.complete() // the rest is missing
+		if cfg.StateDir != c.want || cfg.AuditLog != c.want+"/issuance.log" {
+			t.Errorf("%+v: %s, %s", c, cfg.StateDir, cfg.AuditLog)
+		}
+	}
+}
+
 func TestTheTokenOfChannelRefsIsTheDefault(t *testing.T) {
 	cfg, err := flagged(t, "--channel-refs-token-file", "a", "--bootstrap-nonces-token-file", "b")
 	if err != nil || cfg.RevocationsSource.tokenFile != "a" || cfg.NoncesSource.tokenFile != "b" || cfg.Rollouts.tokenFile != "a" {

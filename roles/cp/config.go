@@ -86,7 +86,11 @@ func (c *Config) complete() error {
 			problems = append(problems, fmt.Errorf(format, args...))
 		}
 	}
-	if c.StateDir == "" {
+	switch {
+	case c.StateDir != "":
+	case c.DBPath != "":
+		c.StateDir = filepath.Dir(c.DBPath)
+	default:
 		c.StateDir = defaultStateDir
 	}
 	if c.AuditLog == "" {

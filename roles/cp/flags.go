@@ -84,7 +84,7 @@ func flags() []cli.Flag {
 		textFlag("tls-key", "", "its key `FILE`, PEM"),
 		textFlag("client-ca", "", "bundle `FILE` of client CAs: the issuing CA and the fleet root"),
 		textFlag("trust-file", "/etc/nixfleet/cp/trust.json", "trust roots `FILE`"),
-		textFlag("state-dir", defaultStateDir, "`DIR` for the last accepted release and the git mirror"),
+		textFlag("state-dir", "", "`DIR` for the last accepted release and the git mirror (default: that of --db-path, or "+defaultStateDir+")"),
 		textFlag("db-path", "", "state database `FILE`; without one nothing is dispatched"),
 		textFlag("audit-log", "", "`FILE` of issued certificates, JSON lines (default: issuance.log in the state directory)"),
 		textFlag("source", "", "where releases come from: git+https://…#branch, git+ssh://…, git+file://… or a `DIR`"),
