@@ -219,7 +219,7 @@ func TestContractToken(t *testing.T) {
 func TestContractEvidence(t *testing.T) {
 	const id = "3c5da1d73cca1c7f21990e857f1ce67ba1025443bffac40d135d6425798df95e"
 	for payload, want := range map[string]string{
-		`{"hostname":"web-02","lastConfirmedAt":"2026-03-01T12:20:05.120Z","rolloutId":"` + id + `"}`: "bz0fmTj0o8vANRuDjsR76J6OWWXX2D15wMoVbtc5hj7OaiWjreY5cxLwadJSV4eOO2xoHBZrw9SFzVMo9hYqCQ==",
+		`{"hostname":"web-02","lastConfirmedAt":"2026-03-01T12:20:05.120Z","rolloutId":"` + id + `"}`:                                                                                      "bz0fmTj0o8vANRuDjsR76J6OWWXX2D15wMoVbtc5hj7OaiWjreY5cxLwadJSV4eOO2xoHBZrw9SFzVMo9hYqCQ==",
 		`{"exitCode":null,"hostname":"web-02","phase":"switch-poll-timeout","rollout":"` + id + `","stderrTailSha256":"12ae32cb1ec02d01eda3581b127c1fee3b0dc53572ed6baf239721a03d82e126"}`: "amgGVVXhK6F3QEf/VjmeBStG14HfsbX3q8GvJoADHsnIxtmm9ajNGflOTUe+Yl3ZWXDC0Kfl6r6MDT16y+yvBQ==",
 	} {
 		canonical, err := Canonicalize([]byte(payload))
