@@ -63,7 +63,10 @@ func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
 	hosts := []FlakeHost{}
 	for _, kind := range []string{KindNixOS, KindDarwin} {
 		attr := flake + "#" + kind + "Configurations"
-		out, err := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", "--apply", "builtins.attrNames", attr).run(ctx)
+		list := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", "--apply", "builtins.attrNames", attr)
+		// That a flake has no machines of one kind is no error to show to anybody.
+		list.lines = nil
+		out, err := list.run(ctx)
 		if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr, "does not provide attribute") {
 			continue
 		}
