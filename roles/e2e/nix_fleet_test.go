@@ -77,7 +77,7 @@ const nixFlake = `{
       system = name: host: derive "nixos-system-${name}" host.system {
         model = builtins.readFile ./switch-to-configuration;
         release = builtins.readFile (./hosts + "/${name}");
-        etc = derive "etc" host.system { text = builtins.readFile (./hosts + "/${name}"); } "mkdir $out; printf %%s \"$text\" >$out/issue";
+        etc = derive "etc-${name}" host.system { text = builtins.readFile (./hosts + "/${name}"); } "mkdir $out; printf %%s \"$text\" >$out/issue";
       } "mkdir -p $out/bin; printf '%%s\n' \"$model\" >$out/bin/switch-to-configuration; chmod 755 $out/bin/switch-to-configuration; ln -s $etc $out/etc; printf %%s \"$release\" >$out/nixos-version";
     in
     {
