@@ -38,6 +38,14 @@ func command(t *testing.T, ctx context.Context, args ...string) (string, int, er
 	return out.String(), -1, err
 }
 
+// serialEstate is for tests of command lines, which do not run beside each
+// other (all applications of the cli package share its help flag), and of what
+// the process or a bubble has only one of.
+func serialEstate(t *testing.T, hosts ...string) *estate {
+	t.Helper()
+	return newEstate(struct{ testing.TB }{t}, hosts...)
+}
+
 // serveFlags are a complete command line.
 func (e *estate) serveFlags() []string {
 	return []string{
@@ -48,7 +56,7 @@ func (e *estate) serveFlags() []string {
 }
 
 func TestServeRunsUntilItIsTold(t *testing.T) {
-	e := newEstate(t, "a")
+	e := serialEstate(t, "a")
 	for _, format := range []string{"json", "pretty"} {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		out, code, err := command(t, ctx, append([]string{"serve", "--log-format", format}, e.serveFlags()...)...)
@@ -63,7 +71,7 @@ func TestServeRunsUntilItIsTold(t *testing.T) {
 }
 
 func TestServeCannotStart(t *testing.T) {
-	e := newEstate(t, "a")
+	e := serialEstate(t, "a")
 	for name, args := range map[string][]string{
 		"no certificate": {"--tls-cert", e.path("none.pem")},
 		"no trust file":  {"--trust-file", e.path("none.json")},
@@ -79,7 +87,7 @@ func TestServeCannotStart(t *testing.T) {
 }
 
 func TestCheckConfigChangesNothing(t *testing.T) {
-	e := newEstate(t, "a")
+	e := serialEstate(t, "a")
 	out, code, err := command(t, t.Context(), append([]string{"serve", "--check-config"}, e.serveFlags()...)...)
 	if code != 0 || out != "configuration is good\n" {
 		t.Errorf("exit %d %v: %s", code, err, out)
@@ -204,7 +212,7 @@ func (e *estate) tick(t *testing.T, observed string, args ...string) ([]map[stri
 const nothingObserved = `{"channelRefs":{},"lastRolledRefs":{},"hostState":{},"activeRollouts":[]}`
 
 func TestTickPlansWhatWasObserved(t *testing.T) {
-	e := newEstate(t, "a", "b", "c")
+	e := serialEstate(t, "a", "b", "c")
 	observed := `{"channelRefs":{"stable":"r2","lost":"x"},"lastRolledRefs":{"stable":"r1"},"activeRollouts":[],"hostState":{
 		"a":{"online":true,"currentGeneration":"` + closureOf("a", 0) + `"},
 		"b":{"online":true,"currentGeneration":"` + closureOf("b", 0) + `"},
@@ -231,7 +239,7 @@ func TestTickPlansWhatWasObserved(t *testing.T) {
 }
 
 func TestTickGoesOnWithAnActiveRollout(t *testing.T) {
-	e := newEstate(t, "a", "b")
+	e := serialEstate(t, "a", "b")
 	observed := func(extra string) string {
 		return `{"channelRefs":{"stable":"r"},"lastRolledRefs":{},"hostState":{
 		"a":{"online":true,"currentGeneration":"` + closureOf("a", 1) + `"},
@@ -258,7 +266,7 @@ func TestTickGoesOnWithAnActiveRollout(t *testing.T) {
 }
 
 func TestTickExitCodes(t *testing.T) {
-	e := newEstate(t, "a")
+	e := serialEstate(t, "a")
 	if lines, code := e.tick(t, nothingObserved); code != 0 || len(lines) != 1 {
 		t.Errorf("nothing observed: exit %d %v", code, lines)
 	}
@@ -285,7 +293,7 @@ func TestTickExitCodes(t *testing.T) {
 }
 
 func TestBackupOfADatabaseInUse(t *testing.T) {
-	e := newEstate(t, "a")
+	e := serialEstate(t, "a")
 	p := e.serve()
 	p.checkin(p.agent("a"), e.state("a", closureOf("a", 0)), 0)
 	out, code, err := command(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output", e.path("copy.db"))

@@ -20,7 +20,7 @@ func TestSystemdIsTold(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", socket)
 	t.Setenv("WATCHDOG_USEC", "100000")
 	t.Setenv("WATCHDOG_PID", "")
-	p := newEstate(struct{ testing.TB }{t}, "a").serve()
+	p := serialEstate(t, "a").serve()
 	told := func() string {
 		t.Helper()
 		buf := make([]byte, 100)

@@ -37,7 +37,7 @@ func at(t *testing.T, f func(*testing.T)) {
 }
 
 func TestAForgeThatHangsDelaysTheStartALittle(t *testing.T) {
-	e := newEstate(struct{ testing.TB }{t}, "a")
+	e := serialEstate(t, "a")
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
 		source := &hangingSource{hang: true}
@@ -60,7 +60,7 @@ func TestAForgeThatHangsDelaysTheStartALittle(t *testing.T) {
 }
 
 func TestAFailedLookIsRepeatedSoonAndThenLessOften(t *testing.T) {
-	e := newEstate(struct{ testing.TB }{t}, "a")
+	e := serialEstate(t, "a")
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
 		source := &hangingSource{}
