@@ -67,9 +67,8 @@ func (ca *CA) issue(template *x509.Certificate, pub crypto.PublicKey, self crypt
 	parent, signer := template, self
 	if ca != nil {
 		parent, signer = ca.Cert, ca.Signer
-		template.AuthorityKeyId = ca.Cert.SubjectKeyId
-		if len(template.AuthorityKeyId) == 0 {
-			// A CA of an older set-up carries no key id of its own.
+		if len(ca.Cert.SubjectKeyId) == 0 {
+			// x509 takes over the CA's key id; one of an older set-up has none.
 			id, err := keyID(ca.Cert.PublicKey)
 			if err != nil {
 				return nil, nil, fmt.Errorf("issue certificate: %w", err)

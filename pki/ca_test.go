@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -12,6 +13,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -161,16 +163,22 @@ func TestAgentCertificate(t *testing.T) {
 	if !SameKey(cert.PublicKey.(ed25519.PublicKey), host.Crypto().Public().(ed25519.PublicKey)) {
 		t.Error("another key")
 	}
+	old := *f.issuing.Cert
+	old.SubjectKeyId = nil
+	if _, cert, err := (&CA{&old, f.issuing.Signer}).IssueAgent(csr, "db-01", suffix, now, day); err != nil || len(cert.AuthorityKeyId) != 20 {
+		t.Errorf("under a CA without key id: %v", err)
+	}
 	serials := map[string]bool{}
-	for range 8 {
+	for range 16 {
 		c := f.agent(t, "db-01")
-		if c.SerialNumber.Sign() <= 0 || len(c.SerialNumber.Bytes()) > 20 {
+		// With the top bit set the encoding has a 21st byte.
+		if c.SerialNumber.Sign() <= 0 || c.SerialNumber.BitLen() > 159 {
 			t.Errorf("serial %x", c.SerialNumber)
 		}
 		serials[c.SerialNumber.String()] = true
 	}
-	if len(serials) != 8 {
-		t.Errorf("%d serials for 8 certificates of one key", len(serials))
+	if len(serials) != 16 {
+		t.Errorf("%d serials for 16 certificates of one key", len(serials))
 	}
 }
 
@@ -379,6 +387,17 @@ func TestLoadCA(t *testing.T) {
 	}
 }
 
+// smallOrderSigner has the identity as its key: one signature fits all messages.
+type smallOrderSigner struct{}
+
+func (smallOrderSigner) Public() crypto.PublicKey {
+	return ed25519.PublicKey(append([]byte{1}, make([]byte, 31)...))
+}
+
+func (smallOrderSigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return universalSignature(), nil
+}
+
 func TestParseCSRRefuses(t *testing.T) {
 	host := seedKey(t, 0x33)
 	request := func(r *x509.CertificateRequest) []byte {
@@ -414,6 +433,10 @@ func TestParseCSRRefuses(t *testing.T) {
 		if csr, err := ParseCSR(text); !errors.Is(err, ErrCSR) {
 			t.Errorf("%s: got %v, %v", what, csr, err)
 		}
+	}
+	weak, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: name}, smallOrderSigner{})
+	if csr, err := ParseCSR(pemOf(t, "CERTIFICATE REQUEST", weak, err)); !errors.Is(err, ErrCSR) {
+		t.Errorf("key of small order: %v, %v", csr, err)
 	}
 	// Both string types of a name that are met in the field.
 	for _, text := range [][]byte{good, nil} {

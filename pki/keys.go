@@ -197,11 +197,17 @@ func privateFromPEM(block *pem.Block) (*PrivateKey, error) {
 		// The parser's own words may quote what it read.
 		return nil, fmt.Errorf("%w: damaged %s", ErrKey, strings.ToLower(block.Type))
 	}
+	if pointer, ok := key.(*ed25519.PrivateKey); ok {
+		key = *pointer
+	}
 	switch key := key.(type) {
 	case ed25519.PrivateKey:
-		return &PrivateKey{key}, nil
-	case *ed25519.PrivateKey:
-		return &PrivateKey{*key}, nil
+		// An OpenSSH file says both halves. Signatures under a public half that
+		// is not the seed's own give the seed away.
+		if whole := ed25519.NewKeyFromSeed(key.Seed()); whole.Equal(key) {
+			return &PrivateKey{whole}, nil
+		}
+		return nil, fmt.Errorf("%w: its public half is another key's", ErrKey)
 	case *ecdsa.PrivateKey:
 		if key.Curve == elliptic.P256() {
 			return &PrivateKey{key}, nil

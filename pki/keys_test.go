@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -14,9 +15,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"filippo.io/edwards25519"
 	"github.com/rs/zerolog"
 	"golang.org/x/crypto/ssh"
 )
@@ -101,7 +104,14 @@ func TestParsePrivateKeyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The file's public half is exchanged, which its parser does not notice.
+	seed := ciKey(t).Crypto().(ed25519.PrivateKey).Seed()
+	mixed, err := ssh.MarshalPrivateKey(ed25519.PrivateKey(append(seed, orgKey(t).Crypto().Public().(ed25519.PublicKey)...)), "")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, data := range map[string][]byte{
+		"halves of two keys":     pem.EncodeToMemory(mixed),
 		"nothing":                nil,
 		"31 bytes":               make([]byte, 31),
 		"33 bytes":               make([]byte, 33),
@@ -204,10 +214,15 @@ func TestVectorsWycheproofP256_T7(t *testing.T) {
 	runWycheproof(t, "ecdsa_secp256r1_sha256_p1363_test.json", AlgorithmP256, 262)
 }
 
-// Under a key of small order a signature exists that fits many messages.
+// universalSignature is R = B, S = 1: under the key of order 1 it fits every
+// message, under one of order 8 every eighth.
+func universalSignature() []byte {
+	one := append([]byte{1}, make([]byte, 31)...)
+	return append(edwards25519.NewGeneratorPoint().Bytes(), one...)
+}
+
 func TestVerifyRefusesSmallOrder(t *testing.T) {
-	identity := make([]byte, 32)
-	identity[0] = 1
+	loose := 0 // what a verifier of the plain equation lets through
 	for _, k := range []string{
 		"0100000000000000000000000000000000000000000000000000000000000000",
 		"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
@@ -223,9 +238,12 @@ func TestVerifyRefusesSmallOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sig := append(bytes.Clone(identity), make([]byte, 32)...)
+		sig := universalSignature()
 		accepted := 0
 		for i := range 64 {
+			if ed25519.Verify(raw, []byte{byte(i)}, sig) {
+				loose++
+			}
 			if (PublicKey{AlgorithmEd25519, base64.StdEncoding.EncodeToString(raw)}).Verify([]byte{byte(i)}, sig) {
 				accepted++
 			}
@@ -234,9 +252,30 @@ func TestVerifyRefusesSmallOrder(t *testing.T) {
 			t.Errorf("key %s verified %d messages", k, accepted)
 		}
 	}
-	// R of small order under a good key: S = hash * a, R = identity.
-	if !properPoint(ciKey(t).Crypto().Public().(ed25519.PublicKey)) || properPoint(identity) {
-		t.Error("points are not told apart")
+	if loose < 64 {
+		t.Errorf("the signature fits %d messages, so nothing is shown", loose)
+	}
+
+	// R of small order under a good key, made by its holder: S = k*a for R = 1.
+	key := ciKey(t).Crypto().(ed25519.PrivateKey)
+	public, message := key.Public().(ed25519.PublicKey), []byte("m")
+	r := append([]byte{1}, make([]byte, 31)...)
+	expanded := sha512.Sum512(key.Seed())
+	a, err := new(edwards25519.Scalar).SetBytesWithClamping(expanded[:32])
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha512.Sum512(slices.Concat(r, public, message))
+	k, err := new(edwards25519.Scalar).SetUniformBytes(digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig := append(r, new(edwards25519.Scalar).Multiply(k, a).Bytes()...)
+	if !ed25519.Verify(public, message, sig) {
+		t.Fatal("the plain equation does not hold, so nothing is shown")
+	}
+	if ciKey(t).Public().Verify(message, sig) {
+		t.Error("R of small order verified")
 	}
 }
 

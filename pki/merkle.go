@@ -71,10 +71,6 @@ func VerifyInclusion(rootHex string, size, index int, leaf []byte, path []string
 	if err != nil || index < 0 || size <= index {
 		return fmt.Errorf("inclusion proof: leaf %d of %d under %.80q is not possible", index, size, rootHex)
 	}
-	// A path longer than a tree of 2^63 leaves has is nonsense of somebody.
-	if len(path) > 63 {
-		return fmt.Errorf("inclusion proof: path of %d hashes", len(path))
-	}
 	hashes := make([][]byte, len(path))
 	for i, p := range path {
 		if hashes[i], err = hex.DecodeString(p); err != nil || len(hashes[i]) != rfc6962.DefaultHasher.Size() {

@@ -99,6 +99,21 @@ func TestTokenForgery(t *testing.T) {
 	if _, err := MintToken(p256, Claims{}); !errors.Is(err, ErrKey) {
 		t.Errorf("minted by a P-256 key: %v", err)
 	}
+	// Only ed25519 keys are tried, also when another kind stands in the slot.
+	token := contractToken(t)
+	claims, err := Marshal(token.Claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := p256.Sign(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token.Signature = base64.StdEncoding.EncodeToString(sig)
+	public := p256.Public()
+	if err := token.Verify(&KeySlot{Current: &public}, now); !errors.Is(err, ErrTokenSignature) {
+		t.Errorf("signed by a P-256 key: %v", err)
+	}
 }
 
 // Other implementations sign and verify the re-encoded five claims: a claim
