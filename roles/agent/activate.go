@@ -391,7 +391,10 @@ func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
 		if boot != j.BootID {
 			return nil, a.undo(ctx, reasonPower, false)
 		}
-		exit, err = a.host.Switch(ctx, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionTest, Unit: j.Units.Switch})
+		exit, err = a.beginSwitch(ctx, j)
+		if errors.Is(err, errMoved) {
+			return nil, err
+		}
 		if errors.Is(err, nixops.ErrLockHeld) {
 			return nil, a.undo(ctx, reasonLocked, false)
 		}
@@ -413,6 +416,48 @@ func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
 		exit = state.Exit
 	}
 	return a.judge(ctx, j, exit)
+}
+
+// beginSwitch starts the switch unit and waits for it. Until the unit is there
+// the journal is locked: a deadline that fires comes before, and nothing is
+// begun, or after, and it stops the unit. Without an armed deadline nothing is
+// begun at all.
+func (a *agent) beginSwitch(ctx context.Context, j *journal) (exit nixops.Exit, err error) {
+	unlock, err := a.dir.lock()
+	if err != nil {
+		return exit, err
+	}
+	now, err := a.dir.journal()
+	if err == nil && (now == nil || now.Step != stepSwitching || now.Units != j.Units) {
+		err = errMoved
+	}
+	if err == nil {
+		var armed bool
+		if armed, err = a.host.DeadlineArmed(ctx, j.Units.Deadline); err == nil && !armed {
+			err = errors.New("the deadline is not armed any more")
+		}
+	}
+	if err != nil {
+		unlock()
+		return exit, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		exit, err = a.host.Switch(ctx, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionTest, Unit: j.Units.Switch})
+	}()
+	for begun := false; !begun; {
+		select {
+		case <-done:
+			begun = true
+		case <-time.After(journalPoll):
+			state, err := a.host.SwitchState(ctx, j.Units.Switch)
+			begun = err == nil && state.Phase != nixops.UnitUnknown
+		}
+	}
+	unlock()
+	<-done
+	return exit, err
 }
 
 // judge tells the exit codes apart. Exit 4 says that some unit failed, which

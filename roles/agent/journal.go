@@ -12,6 +12,9 @@ import (
 	"nixfleet/pki"
 )
 
+// journalPoll is how often a held journal lock is asked for.
+const journalPoll = 50 * time.Millisecond
+
 const (
 	journalFile = "journal.json"
 	lockFile    = "journal.lock"
@@ -101,10 +104,18 @@ func (d directory) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock journal: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock journal: %w", err), f.Close())
+	// Asked again and again rather than waited for: a wait in the kernel ends with
+	// nothing but the lock.
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return func() { f.Close() }, nil
+		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
+			return nil, errors.Join(fmt.Errorf("lock journal: %w", err), f.Close())
+		}
+		time.Sleep(journalPoll)
 	}
-	return func() { f.Close() }, nil
 }
 
 // journal reads the activation under way; nil when there is none.

@@ -23,7 +23,6 @@ type spec struct {
 	budgets  []budgetSpec
 	edges    [][2]string // first, then gated
 	order    [][2]string // channels: first, then gated
-	pins     map[string]string
 }
 
 type channelSpec struct {
