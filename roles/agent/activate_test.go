@@ -308,9 +308,17 @@ type snapshots struct {
 	m     *machine
 	taken []string
 	calls []string
+	stop  func() // instead of a copy, at call number at
+	at    int
 }
 
 func (s *snapshots) take(call string) {
+	if s.stop != nil {
+		if s.calls = append(s.calls, call); len(s.calls) == s.at {
+			s.stop()
+		}
+		return
+	}
 	to := s.m.t.TempDir()
 	if err := os.CopyFS(filepath.Join(to, "host"), os.DirFS(s.m.path(""))); err != nil {
 		s.m.t.Errorf("snapshot: %v", err)
@@ -354,8 +362,42 @@ func (s *snapshots) DisarmDeadline(ctx context.Context, u string) error {
 	return s.Host.DisarmDeadline(ctx, u)
 }
 
-// Killed at any moment, with or without a power cut, the host ends at the
-// proven target, or, when that is bad, at exactly what it had.
+// An agent that is stopped at any moment and started again goes on to the end.
+func TestStoppedAtEveryStepGoesOn(t *testing.T) {
+	for at := 1; ; at++ {
+		more := true
+		bubble(t, func(t *testing.T) {
+			p := newPlane(t)
+			m := newMachine(t, p, good)
+			ctx, cancel := context.WithCancel(context.Background())
+			s := &snapshots{Host: m.sim, m: m, stop: cancel, at: at}
+			done := make(chan error, 1)
+			go func() { done <- Run(ctx, m.config(s)) }()
+			time.Sleep(2 * time.Minute)
+			cancel()
+			<-done
+			if more = len(s.calls) >= at; !more {
+				return
+			}
+			stop := m.start(m.sim)
+			time.Sleep(15 * time.Minute)
+			stop()
+			if m.where() != all(target) {
+				t.Errorf("stopped at %d (%s): ended at %v", at, s.calls[at-1], m.where())
+			}
+		})
+		if !more {
+			if at < 8 {
+				t.Errorf("only %d calls", at)
+			}
+			return
+		}
+	}
+}
+
+// Killed at any moment and found again after its deadline, with or without a
+// power cut, the host ends at the proven target or at exactly what it had, and
+// at the latter when the target is bad.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -395,7 +437,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 					stop := k.start(k.sim)
 					time.Sleep(15 * time.Minute)
 					stop()
-					if k.where() != c.want {
+					if got := k.where(); got != c.want && got != all(before) {
 						t.Errorf("%s: killed at %d (%s), power cut %v: ended at %v, want %v", c.name, i, s.calls[i], power, k.where(), c.want)
 					}
 					p.release(target, time.Now())
