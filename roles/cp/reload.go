@@ -7,14 +7,14 @@ import (
 )
 
 // reloaded is a value read from files and read again when one of them has
-// changed. A file that has become unreadable leaves the last good value in
+// changed. The files are looked at on every use: a key that was taken out must
+// not be believed a moment longer. A file that has become unreadable leaves the last good value in
 // force and gives the error to who asks.
 type reloaded[T any] struct {
 	paths []string
 	load  func() (T, error)
 
 	mu         sync.Mutex
-	checked    time.Time
 	stamps     []fileStamp
 	value      T
 	have       bool
@@ -27,9 +27,6 @@ type fileStamp struct {
 	file     os.FileInfo
 }
 
-// recheck bounds how often the files are looked at.
-const recheck = 100 * time.Millisecond
-
 func newReloaded[T any](load func() (T, error), paths ...string) *reloaded[T] {
 	return &reloaded[T]{paths: paths, load: load}
 }
@@ -38,10 +35,6 @@ func newReloaded[T any](load func() (T, error), paths ...string) *reloaded[T] {
 func (r *reloaded[T]) get() (T, uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.have && time.Since(r.checked) < recheck {
-		return r.value, r.generation, nil
-	}
-	r.checked = time.Now()
 	stamps := make([]fileStamp, 0, len(r.paths))
 	changed := !r.have
 	for i, path := range r.paths {

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// check is the local health gate and one answered check-in. Only the target's
+// own agent may pass it.
+func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
+	if ok, err := a.mayProve(ctx, j); err != nil || !ok {
+		if err == nil {
+			a.waiting("the new generation's own agent has to prove it; this is another")
+		}
+		return nil, err
+	}
+	if current, err := a.host.CurrentSystem(ctx); err != nil {
+		return nil, err
+	} else if !a.runs(ctx, current, j.Closure) {
+		return nil, a.undo(ctx, fmt.Sprintf("switch: %s runs after the switch", current), true)
+	}
+	if !j.GatePassed {
+		a.waiting("watching %s for %s", j.Closure, a.cfg.SettleTime)
+		trouble, err := a.gate(ctx, j)
+		if err != nil {
+			return nil, err
+		}
+		if trouble != "" {
+			return nil, a.undo(ctx, "health-gate: "+trouble, true)
+		}
+		if j, err = a.dir.advance(time.Now(), []step{stepChecking}, stepChecking, func(j *journal) { j.GatePassed = true }); err != nil {
+			return nil, err
+		}
+	}
+	a.waiting("an answer of the control plane to prove that %s reaches it", j.Closure)
+	for {
+		if _, _, err := a.checkin(ctx, 0); err == nil {
+			break
+		} else if ctx.Err() != nil {
+			return nil, ctx.Err()
+		} else if a.windowUsed(j) {
+			return nil, a.undo(ctx, reasonUnreachable, false)
+		}
+		if err := sleep(ctx, floorPause); err != nil {
+			return nil, err
+		}
+	}
+	return a.dir.advance(time.Now(), []step{stepChecking}, stepProven, nil)
+}
+
+// runs: current is the closure or one of its specialisations.
+func (a *agent) runs(ctx context.Context, current, closure string) bool {
+	if current == closure {
+		return true
+	}
+	c, err := a.host.Inspect(ctx, closure)
+	return err == nil && slices.Contains(c.Specialisations, current)
+}
+
+// mayProve: this process is the target closure's own agent.
+func (a *agent) mayProve(ctx context.Context, j *journal) (bool, error) {
+	if a.cfg.AgentOutside {
+		return true, nil
+	}
+	c, err := a.host.Inspect(ctx, j.Closure)
+	if err != nil {
+		return false, err
+	}
+	own, err := os.Executable()
+	if err == nil {
+		own, err = filepath.EvalSymlinks(own)
+	}
+	return own == c.AgentPath, err
+}
+
+// windowUsed: so much of the window is over that we undo by ourselves.
+func (a *agent) windowUsed(j *journal) bool {
+	window := time.Duration(j.WindowSecs) * time.Second
+	return time.Since(j.StartedAt.Time) > window-window/answerMargin
+}
+
+// gate watches units through the settle time and then waits for the probes. It
+// returns what is wrong with the new generation, empty when nothing is.
+func (a *agent) gate(ctx context.Context, j *journal) (string, error) {
+	for end := time.Now().Add(a.cfg.SettleTime); ; {
+		failed, err := a.host.FailedUnits(ctx)
+		if err != nil {
+			return "", err
+		}
+		failed = slices.DeleteFunc(failed, func(u string) bool { return slices.Contains(j.FailedBefore, u) })
+		if len(failed) > 0 {
+			return fmt.Sprintf("units failed that had not before: %v", failed), nil
+		}
+		restarts, err := a.host.Restarts(ctx)
+		if err != nil {
+			return "", err
+		}
+		for unit, n := range restarts {
+			if n > j.Restarts[unit] && !slices.Contains(j.FailedBefore, unit) {
+				return fmt.Sprintf("unit %s was restarted while it was watched", unit), nil
+			}
+		}
+		if !time.Now().Before(end) {
+			break
+		}
+		if err := sleep(ctx, min(gatePoll, time.Until(end)+time.Millisecond)); err != nil {
+			return "", err
+		}
+	}
+	for {
+		failing := a.prober.failing()
+		if len(failing) == 0 {
+			return "", nil
+		}
+		if a.windowUsed(j) {
+			return fmt.Sprintf("probes: %v", failing), nil
+		}
+		a.waiting("probes %v", failing)
+		if err := sleep(ctx, gatePoll); err != nil {
+			return "", err
+		}
+	}
+}
