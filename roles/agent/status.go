@@ -44,8 +44,15 @@ type statusFile struct {
 	turned  time.Time
 }
 
+// openStatus goes on from what the agent before wrote; what cannot be read is
+// written anew.
 func openStatus(dir directory, hostname string) *statusFile {
-	return &statusFile{dir: dir, v: status{Hostname: hostname}, turned: time.Now()}
+	f := &statusFile{dir: dir, turned: time.Now()}
+	if dir.read(statusName, &f.v) != nil {
+		f.v = status{}
+	}
+	f.v.Hostname, f.v.ContactError = hostname, ""
+	return f
 }
 
 // note changes the status. The file is for people: a failure to write it harms
