@@ -206,6 +206,8 @@ func (c *Config) hostArguments() []string {
 	add("supervisor", c.hostConfig.Supervisor)
 	add("nix-bin-dir", c.hostConfig.Nix)
 	add("nix-conf-dir", c.hostConfig.NixConfDir)
+	add("simulated-host", c.simulated)
+	add("simulated-cache", c.simulatedIn)
 	return args
 }
 

@@ -369,6 +369,10 @@ func with(bad nixops.SimClosure) map[string]nixops.SimClosure {
 // TestMain keeps the machines in memory where it can: every step of a journal
 // is flushed, and there are thousands of steps.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "agent" {
+		// A deadline that nobody claimed runs this executable, which is no agent here.
+		os.Exit(1)
+	}
 	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
 		os.Setenv("TMPDIR", "/dev/shm")
 	}
