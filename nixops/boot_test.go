@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -85,6 +86,51 @@ func TestBootDefault(t *testing.T) {
 	write(t, root, map[string]string{"boot/loader/loader.conf": strings.Repeat("#", maxBootConfig+1)})
 	if _, err := (&machine{root: root, platform: "linux"}).BootDefault(t.Context()); err == nil {
 		t.Error("an oversized configuration passed")
+	}
+}
+
+func TestParseElapse(t *testing.T) {
+	for out, want := range map[string]string{
+		"Normalized form: x\n    Next elapse: Sun 2025-11-30 03:00:00 CET\n       (in UTC): Sun 2025-11-30 02:00:00 UTC\n       From now: 5 days left\n": "2025-11-30T02:00:00Z",
+		"    Next elapse: Sun 2025-11-30 02:00:00 UTC\n": "2025-11-30T02:00:00Z",
+		"    Next elapse: never\n":                       "0001-01-01T00:00:00Z",
+	} {
+		if next, err := parseElapse("x", out); err != nil || next.Format(time.RFC3339) != want {
+			t.Errorf("%q: %v, %v", out, next, err)
+		}
+	}
+	for _, out := range []string{"", "Next elapse: soon\n", "Next elapse: Sun 2025-11-30 03:00:00 CET\n"} {
+		if next, err := parseElapse("x", out); err == nil {
+			t.Errorf("%q: %v", out, next)
+		}
+	}
+}
+
+func TestEntryOf(t *testing.T) {
+	root := t.TempDir()
+	entry := func(closure string) string { return "options init=/nix/store/" + closure + "/init\n" }
+	write(t, root, map[string]string{
+		"boot/loader/entries/nixos-generation-7+2-1.conf":                 entry(sysA),
+		"boot/loader/entries/nixos-generation-6.conf":                     entry(sysA),
+		"efi/loader/entries/nixos-nixfleet-staged-generation-1+3.conf":    entry(sysB),
+		"boot/loader/entries/nixos-generation-9.conf.tmp":                 entry(sysB),
+		"boot/loader/entries/memtest.conf":                                "efi /memtest.efi\n",
+		"sys/firmware/efi/efivars/LoaderEntryOneShot" + loaderVendor:      "\x07\x00\x00\x00m\x00e\x00m\x00t\x00e\x00s\x00t\x00\x00\x00",
+		"sys/firmware/efi/efivars/LoaderFeatures" + loaderVendor:          "\x06\x00",
+		"boot/loader/entries/nixos-nixfleet-staged-generation-0.conf.bak": entry(sysB),
+	})
+	m := &machine{root: root, platform: "linux"}
+	for closure, want := range map[string]string{sysA: "nixos-generation-7.conf", sysB: "nixos-nixfleet-staged-generation-1.conf", "none": ""} {
+		if id, err := m.entryOf(closure); err != nil || id != want {
+			t.Errorf("entry of %s: %q, %v; want %q", closure, id, err, want)
+		}
+	}
+	// An entry that starts no closure is nobody's, a truncated variable says nothing.
+	if closure, err := m.BootOnce(t.Context()); err != nil || closure != "" {
+		t.Errorf("boots once: %q, %v", closure, err)
+	}
+	if can, err := m.CanBootOnce(t.Context()); err != nil || can {
+		t.Errorf("truncated features: %v, %v", can, err)
 	}
 }
 

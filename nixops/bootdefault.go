@@ -32,7 +32,7 @@ func (m *machine) BootDefault(ctx context.Context) (string, error) {
 		{"/grub/grub.cfg", grubDefault},
 		{"/extlinux/extlinux.conf", extlinuxDefault},
 	} {
-		for _, dir := range []string{bootDir, "/efi", "/boot/efi"} {
+		for _, dir := range loaderDirs {
 			dir = m.root + dir
 			config, err := readBounded(dir+loader.file, maxBootConfig)
 			if errors.Is(err, fs.ErrNotExist) {

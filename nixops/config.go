@@ -30,5 +30,7 @@ type HostConfig struct {
 	// RunDir holds exit codes and output of units since boot; "" is
 	// /run/nixfleet below Root.
 	RunDir string
-	Log    zerolog.Logger
+	// Bootctl is the program that chooses the entry of one boot; "" is bootctl.
+	Bootctl string
+	Log     zerolog.Logger
 }

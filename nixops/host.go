@@ -39,6 +39,8 @@ var (
 	ErrUnitExists = errors.New("unit is running already")
 	// ErrUnsupported: this kind of host cannot do it.
 	ErrUnsupported = errors.New("not supported on this host")
+	// ErrCalendar: the expression is none of systemd.time(7).
+	ErrCalendar = errors.New("not an OnCalendar expression")
 )
 
 // A Host is one machine as its agent sees it. Implementations: the machine the
@@ -101,6 +103,9 @@ type Host interface {
 
 	// FailedUnits are the sorted units that failed, or are being restarted after a failure.
 	FailedUnits(ctx context.Context) ([]string, error)
+	// ActiveState is systemd's word for a unit, given with its suffix: "active",
+	// "inactive", "activating", "failed" and so on; "not-found" for one that does not exist.
+	ActiveState(ctx context.Context, unit string) (string, error)
 	// Restarts counts the automatic restarts of each unit since it was started; two
 	// readings show a crash loop that no single look does. Units without are left out.
 	Restarts(ctx context.Context) (map[string]uint64, error)
@@ -113,6 +118,22 @@ type Host interface {
 	DisarmDeadline(ctx context.Context, unit string) error
 	// DeadlineArmed says whether the deadline is still to come.
 	DeadlineArmed(ctx context.Context, unit string) (bool, error)
+
+	// CanBootOnce says whether the boot loader can start an entry once and return to
+	// its default by itself, as systemd-boot can.
+	CanBootOnce(ctx context.Context) (bool, error)
+	// SetStaged keeps a closure in a system profile of its own, from which the next
+	// `boot` of any closure makes an entry; "" drops the profile.
+	SetStaged(ctx context.Context, closure string) error
+	// SetBootOnce has the next boot, and only that one, start the closure; "" takes it
+	// back. ErrNotFound when the loader has no entry for it.
+	SetBootOnce(ctx context.Context, closure string) error
+	// BootOnce is the closure that SetBootOnce chose, until it was started.
+	BootOnce(ctx context.Context) (string, error)
+
+	// NextElapse is when an OnCalendar expression (systemd.time(7), in the host's time
+	// zone) comes true for the first time after the given one; zero if never. ErrCalendar.
+	NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error)
 
 	Space(ctx context.Context) (Space, error)
 	Reboot(ctx context.Context) error

@@ -38,7 +38,8 @@ type rig struct {
 	lockExists   func() bool
 	unreachable  func()
 	leaveLists   func()
-	output       string // part of what every activation writes
+	bootsOnce    func(can bool) // the machine has a loader that can, or one that cannot
+	output       string         // part of what every activation writes
 }
 
 // contract is what both machines promise.
@@ -64,6 +65,9 @@ var contract = []struct {
 	{"cache gone", testUnreachable},
 	{"inspect", testInspect},
 	{"stop a switch", testStop},
+	{"state of a unit", testActiveState},
+	{"boot once A10 A11", testBootOnce},
+	{"calendar", testCalendar},
 }
 
 func TestSimulatedHost(t *testing.T) {
@@ -146,6 +150,9 @@ func newSimRig(t *testing.T) *rig {
 	r.lockExists = func() bool { return true }
 	r.unreachable = func() { must(t, os.WriteFile(filepath.Join(cache, "unreachable"), nil, 0o600)) }
 	r.leaveLists = func() {}
+	r.bootsOnce = func(can bool) {
+		must(t, sim.SetLoader(map[bool]string{false: "grub"}[can]))
+	}
 	return r
 }
 
@@ -154,6 +161,8 @@ func newRealRig(t *testing.T, nix testnix.Nix) *rig {
 	store, cache := nix.NewStore(t), nix.NewCache(t)
 	key, foreign := nix.NewKey(t, "cache-1"), nix.NewKey(t, "cache-1")
 	config := nix.Config(root, []*testnix.Cache{cache}, key)
+	config.Bootctl = filepath.Join(t.TempDir(), "bootctl")
+	must(t, os.WriteFile(config.Bootctl, []byte(stubBootctl), 0o755))
 	open := func() nixops.Host {
 		h, err := nixops.NewHost(config)
 		if err != nil {
@@ -167,7 +176,7 @@ func newRealRig(t *testing.T, nix testnix.Nix) *rig {
 		spec := testnix.Spec{
 			Name: name, ExitCode: c.ExitCode, BootExit: c.BootExit, CheckExit: c.CheckExit, NoCheck: c.NoCheck,
 			SwitchSeconds: c.SwitchTime.Seconds(), FailedUnits: c.FailedUnits, TrustJSON: c.TrustJSON, NoSwitch: c.NoSwitch,
-			Files: map[string]string{}, Restarts: map[string]int{},
+			Files: map[string]string{}, Restarts: map[string]int{}, InactiveUnits: c.Inactive,
 		}
 		for _, unit := range c.CrashLoop {
 			spec.Restarts[unit] = 3
@@ -231,6 +240,16 @@ func newRealRig(t *testing.T, nix testnix.Nix) *rig {
 	}
 	r.lockExists = func() bool { _, err := os.Stat(lock); return err == nil }
 	r.unreachable = cache.Stop
+	r.bootsOnce = func(can bool) {
+		// Attributes, then the features: all but the one that counts, or that one only.
+		features := "\x06\x00\x00\x00\xf7\xff\x00\x00\x00\x00\x00\x00"
+		if can {
+			features = "\x06\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00"
+		}
+		dir := filepath.Join(root, "sys/firmware/efi/efivars")
+		must(t, os.MkdirAll(dir, 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "LoaderFeatures-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), []byte(features), 0o600))
+	}
 	r.leaveLists = func() {
 		must(t, os.MkdirAll(filepath.Join(root, "run/nixos"), 0o755))
 		for _, l := range []string{"start-list", "restart-list", "reload-list"} {

@@ -105,6 +105,13 @@ func TestLaunchdSupervisor(t *testing.T) {
 	if err != nil || len(units) != 4 || !units[0].failed || units[1].failed || units[2].failed || units[3].failed {
 		t.Errorf("health %+v, %v", units, err)
 	}
+	for unit, want := range map[string]string{
+		"org.example.good": "active", "org.example.bad": "failed", "org.example.done": "inactive", "org.example.none": "not-found",
+	} {
+		if state, err := l.activeState(ctx, unit); err != nil || state != want {
+			t.Errorf("%s is %q, %v; want %q", unit, state, err, want)
+		}
+	}
 }
 
 func TestPropertyListIsXML(t *testing.T) {

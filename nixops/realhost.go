@@ -20,12 +20,16 @@ type machine struct {
 	nix      nix
 	fetch    []string // options of substitution
 	super    supervisor
+	bootctl  string
 	log      zerolog.Logger
 }
 
 // NewHost is the machine that the configuration describes.
 func NewHost(c HostConfig) (Host, error) {
-	m := &machine{platform: runtime.GOOS, log: c.Log}
+	m := &machine{platform: runtime.GOOS, bootctl: c.Bootctl, log: c.Log}
+	if m.bootctl == "" {
+		m.bootctl = "bootctl"
+	}
 	if c.Root != "" && c.Root != "/" {
 		abs, err := filepath.Abs(c.Root)
 		if err != nil {
@@ -312,27 +316,35 @@ func (m *machine) StopUnit(ctx context.Context, unit string) error {
 }
 
 func (m *machine) SetProfile(ctx context.Context, closure string) error {
+	if now, err := m.Profile(ctx); err == nil && now == closure {
+		return nil
+	}
+	if err := m.setProfile(ctx, systemProfile, closure); err != nil {
+		return fmt.Errorf("set profile: %w", err)
+	}
+	return nil
+}
+
+// setProfile makes a generation of a profile, and looks whether it is there.
+func (m *machine) setProfile(ctx context.Context, profile, closure string) error {
 	path, err := storePath(closure)
 	if err != nil {
 		return err
 	}
-	if now, err := m.Profile(ctx); err == nil && now == closure {
-		return nil
-	}
 	if err := m.nix.valid(ctx, closure); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(m.root+systemProfile), 0o755); err != nil {
-		return fmt.Errorf("set profile: %w", noSpace(err))
+	if err := os.MkdirAll(filepath.Dir(m.root+profile), 0o755); err != nil {
+		return noSpace(err)
 	}
-	c := m.nix.command("nix-env", "--profile", m.root+systemProfile, "--set", path)
+	c := m.nix.command("nix-env", "--profile", m.root+profile, "--set", path)
 	c.args = append(c.args, m.fetch...)
 	c.timeout = quick
 	if _, err := c.run(ctx); err != nil {
-		return fmt.Errorf("set profile: %w", classify(err))
+		return classify(err)
 	}
-	if now, err := m.Profile(ctx); err != nil || now != closure {
-		return fmt.Errorf("set profile: it is %q: %w", now, errors.Join(ErrMismatch, err))
+	if now, err := m.behind(profile); err != nil || now != closure {
+		return fmt.Errorf("it is %q: %w", now, errors.Join(ErrMismatch, err))
 	}
 	return nil
 }
@@ -386,6 +398,17 @@ func (m *machine) FailedUnits(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(failed)
 	return slices.Compact(failed), nil
+}
+
+func (m *machine) ActiveState(ctx context.Context, unit string) (string, error) {
+	if !anyUnit.MatchString(unit) {
+		return "", fmt.Errorf("unit name %q is none", unit)
+	}
+	state, err := m.super.activeState(ctx, unit)
+	if err != nil {
+		return "", fmt.Errorf("state of unit %s: %w", unit, err)
+	}
+	return state, nil
 }
 
 func (m *machine) Restarts(ctx context.Context) (map[string]uint64, error) {

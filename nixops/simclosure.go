@@ -39,12 +39,16 @@ type SimClosure struct {
 	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; a failing check also makes `test` and `switch` exit 1
 	NoCheck    bool          `json:"noCheck,omitzero"`   // does not know `check`
 
+	// What happens when it is booted.
+	NoBoot bool `json:"noBoot,omitzero"` // it hangs, and the next boot is the one that counts
+
 	// What runs afterwards.
 	FailedUnits []string      `json:"failedUnits,omitzero"` // failed once the switch ends; the exit code is then 4 unless ExitCode is set
 	LateUnits   []string      `json:"lateUnits,omitzero"`   // fail LateAfter after the switch, which itself reports success
 	LateAfter   time.Duration `json:"lateAfter,omitzero"`
 	CrashLoop   []string      `json:"crashLoop,omitzero"` // never `failed`, restarted every CrashEvery
 	CrashEvery  time.Duration `json:"crashEvery,omitzero"`
+	Inactive    []string      `json:"inactive,omitzero"`    // neither active nor failed
 	CutsNetwork bool          `json:"cutsNetwork,omitzero"` // Sim.Online is false while it runs
 	AgentBroken bool          `json:"agentBroken,omitzero"` // Sim.AgentStarts is false while it runs
 }

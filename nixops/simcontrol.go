@@ -49,6 +49,7 @@ func (s *Sim) Install(closure string) error {
 	}
 	return s.m.with(func(st *simState) error {
 		st.Current, st.Booted, st.Profile, st.BootDefault = closure, closure, closure, closure
+		st.Entries, st.Staged, st.BootOnce = []string{closure}, "", ""
 		st.Failed, st.Switched = slices.Sorted(slices.Values(c.FailedUnits)), time.Now()
 		return nil
 	})
@@ -73,18 +74,31 @@ func (s *Sim) current() SimClosure {
 	return c
 }
 
-// PowerCycle cuts the power and boots the boot default: whatever ran is gone,
-// what was switched but not made the default too.
+// PowerCycle cuts the power and boots what the loader chooses: whatever ran is
+// gone, what was switched but not made the default too. A closure that hangs is
+// reset once more, as a person or a watchdog does.
 func (s *Sim) PowerCycle() error {
 	var call func(string)
 	var booted string
 	err := s.m.with(func(st *simState) error {
-		c, err := readSimClosure(s.m.dir+"/store", st.BootDefault)
+		next := st.BootDefault
+		if st.BootOnce != "" {
+			next, st.BootOnce = st.BootOnce, ""
+		}
+		c, err := readSimClosure(s.m.dir+"/store", next)
+		if err == nil && c.NoBoot && next != st.BootDefault {
+			st.Boots++
+			next = st.BootDefault
+			c, err = readSimClosure(s.m.dir+"/store", next)
+		}
+		if err == nil && c.NoBoot {
+			err = fmt.Errorf("it hangs")
+		}
 		if err != nil {
-			return fmt.Errorf("boot %q: %w", st.BootDefault, err)
+			return fmt.Errorf("boot %q: %w", next, err)
 		}
 		st.Boots++
-		st.Current, st.Booted, st.Switched = st.BootDefault, st.BootDefault, time.Now()
+		st.Current, st.Booted, st.Switched = next, next, time.Now()
 		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
 		st.Units, st.LockHeld, st.StartList = map[string]simUnit{}, false, false
 		for unit := range st.Deadlines {
@@ -108,6 +122,14 @@ func (s *Sim) HoldLock(held bool) error {
 	})
 }
 
+// SetLoader changes the boot loader: "" is systemd-boot, any other cannot boot once.
+func (s *Sim) SetLoader(name string) error {
+	return s.m.with(func(st *simState) error {
+		st.Loader = name
+		return nil
+	})
+}
+
 // SetSpace sets what is left, in bytes.
 func (s *Sim) SetSpace(free Space) error {
 	return s.m.with(func(st *simState) error {
@@ -126,7 +148,7 @@ func (s *Sim) SwitchByHand(closure string) error {
 		return err
 	}
 	return s.m.with(func(st *simState) error {
-		st.Profile, st.BootDefault = closure, closure
+		st.Profile, st.BootDefault, st.Entries = closure, closure, []string{closure}
 		st.activate(closure, c, time.Now())
 		return nil
 	})
@@ -136,7 +158,7 @@ func (s *Sim) SwitchByHand(closure string) error {
 func (s *Sim) CollectGarbage() ([]string, error) {
 	var gone []string
 	err := s.m.with(func(st *simState) error {
-		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Booted, st.Profile, st.BootDefault)
+		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Booted, st.Profile, st.BootDefault, st.Staged)
 		entries, err := os.ReadDir(s.m.dir + "/store")
 		if err != nil {
 			return err

@@ -381,6 +381,25 @@ func (s *Sim) FailedUnits(ctx context.Context) ([]string, error) {
 	return slices.Compact(failed), err
 }
 
+func (s *Sim) ActiveState(ctx context.Context, unit string) (string, error) {
+	if !anyUnit.MatchString(unit) {
+		return "", fmt.Errorf("unit name %q is none", unit)
+	}
+	failed, err := s.FailedUnits(ctx)
+	c := s.current()
+	switch {
+	case err != nil:
+		return "", err
+	case slices.Contains(failed, unit):
+		return "failed", nil
+	case slices.Contains(c.Inactive, unit):
+		return "inactive", nil
+	case slices.Contains(c.CrashLoop, unit):
+		return "activating", nil
+	}
+	return "active", nil
+}
+
 func (s *Sim) Restarts(ctx context.Context) (map[string]uint64, error) {
 	restarts := map[string]uint64{}
 	err := s.m.with(func(st *simState) error {

@@ -29,6 +29,10 @@ type simState struct {
 	Booted      string                 `json:"booted"`
 	Profile     string                 `json:"profile"`
 	BootDefault string                 `json:"bootDefault"`
+	Staged      string                 `json:"staged"`   // in a profile of its own
+	Entries     []string               `json:"entries"`  // of the boot loader's menu
+	BootOnce    string                 `json:"bootOnce"` // that the next boot starts instead of the default
+	Loader      string                 `json:"loader"`   // "" is systemd-boot; any other cannot boot once
 	Switched    time.Time              `json:"switched"` // when Current took over
 	Failed      []string               `json:"failed"`   // units that failed then
 	Roots       map[string]string      `json:"roots"`
@@ -229,6 +233,7 @@ func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
 			return c.BootExit, false
 		}
 		s.BootDefault = u.Closure
+		s.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Staged})))
 	}
 	switch {
 	case u.Action == ActionBoot:

@@ -27,6 +27,8 @@ type supervisor interface {
 	armed(ctx context.Context, unit string) (bool, error)
 	// health describes every unit of the machine.
 	health(ctx context.Context) ([]unitHealth, error)
+	// activeState is one unit's state in systemd's words.
+	activeState(ctx context.Context, unit string) (string, error)
 	reboot(ctx context.Context) error
 }
 
@@ -43,6 +45,9 @@ const stopGrace = 10 * time.Second
 // unitNames are the names a unit may have here: they become file names and
 // arguments of other programs.
 var unitNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,100}$`)
+
+// anyUnit are the names of systemd.unit(5), escapes included, and of launchd's jobs.
+var anyUnit = regexp.MustCompile(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]{0,254}$`)
 
 func checkUnit(unit string) error {
 	if !unitNames.MatchString(unit) {

@@ -145,20 +145,43 @@ func (l *launchd) armed(ctx context.Context, unit string) (bool, error) {
 // health lists jobs that do not run and whose last run ended badly
 // (`launchctl list`: process, status, label).
 func (l *launchd) health(ctx context.Context) ([]unitHealth, error) {
+	var units []unitHealth
+	err := l.list(ctx, func(name, state string) {
+		units = append(units, unitHealth{name: name, failed: state == "failed"})
+	})
+	return units, err
+}
+
+// list hands on every job with its state in systemd's words.
+func (l *launchd) list(ctx context.Context, each func(name, state string)) error {
 	out, err := command{path: l.ctl, args: []string{"list"}, timeout: toolTimeout}.run(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var units []unitHealth
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for lines.Scan() {
 		f := strings.Fields(lines.Text())
-		if len(f) != 3 || f[0] == "PID" {
-			continue
+		switch {
+		case len(f) != 3 || f[0] == "PID":
+		case f[0] != "-":
+			each(f[2], "active")
+		case f[1] != "0":
+			each(f[2], "failed")
+		default:
+			each(f[2], "inactive")
 		}
-		units = append(units, unitHealth{name: f[2], failed: f[0] == "-" && f[1] != "0"})
 	}
-	return units, lines.Err()
+	return lines.Err()
+}
+
+func (l *launchd) activeState(ctx context.Context, unit string) (string, error) {
+	found := "not-found"
+	err := l.list(ctx, func(name, state string) {
+		if name == unit {
+			found = state
+		}
+	})
+	return found, err
 }
 
 func (l *launchd) reboot(ctx context.Context) error {

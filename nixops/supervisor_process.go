@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -179,6 +180,21 @@ func (p *processes) health(ctx context.Context) ([]unitHealth, error) {
 		}
 	}
 	return units, nil
+}
+
+// activeState takes every unit for active that is not listed as failed or, one
+// per line, in inactive-units.
+func (p *processes) activeState(ctx context.Context, unit string) (string, error) {
+	for kind, state := range map[string]string{"failed-units": "failed", "inactive-units": "inactive"} {
+		text, err := readBounded(p.dir+"/"+kind, maxFact)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		if slices.Contains(strings.Split(string(text), "\n"), unit) {
+			return state, nil
+		}
+	}
+	return "active", nil
 }
 
 func (p *processes) reboot(ctx context.Context) error {

@@ -186,6 +186,17 @@ func unitsOf(blocks []map[string]string) []unitHealth {
 	return units
 }
 
+func (s *systemd) activeState(ctx context.Context, unit string) (string, error) {
+	blocks, err := properties(ctx, []string{"LoadState", "ActiveState"}, unit)
+	if err != nil {
+		return "", err
+	}
+	if len(blocks) == 0 || blocks[0]["LoadState"] == "not-found" && blocks[0]["ActiveState"] == "inactive" {
+		return "not-found", nil
+	}
+	return blocks[0]["ActiveState"], nil
+}
+
 func (s *systemd) reboot(ctx context.Context) error {
 	_, err := command{path: "systemctl", args: []string{"reboot", "--no-ask-password"}, timeout: toolTimeout}.run(ctx)
 	return err

@@ -166,6 +166,13 @@ func TestSystemdSupervisor(t *testing.T) {
 		if !seen["nixops-bad.service"].failed || seen["nixops-good.service"].failed {
 			t.Errorf("bad %+v, good %+v", seen["nixops-bad.service"], seen["nixops-good.service"])
 		}
+		for unit, want := range map[string]string{
+			"nixops-bad.service": "failed", "nixops-good.service": "active", "nixops-none.service": "not-found",
+		} {
+			if state, err := s.activeState(ctx, unit); err != nil || state != want {
+				t.Errorf("%s is %q, %v; want %q", unit, state, err, want)
+			}
+		}
 		if loop := seen["nixops-loop.service"]; loop.restarts < 2 || !loop.failed {
 			t.Errorf("loop %+v", loop)
 		}

@@ -43,6 +43,7 @@ type Spec struct {
 	NoCheck                       bool
 	SwitchSeconds                 float64
 	FailedUnits                   []string // listed as failed once it ran; it then exits 4 unless ExitCode is set
+	InactiveUnits                 []string // listed as neither active nor failed
 	Restarts                      map[string]int
 }
 
@@ -100,6 +101,9 @@ func (s *Store) Build(t testing.TB, spec Spec) string {
 	}
 	if len(spec.FailedUnits) > 0 {
 		files["model/failed-units"] = strings.Join(spec.FailedUnits, "\n") + "\n"
+	}
+	if len(spec.InactiveUnits) > 0 {
+		files["model/inactive-units"] = strings.Join(spec.InactiveUnits, "\n") + "\n"
 	}
 	var restarts strings.Builder
 	for _, unit := range slices.Sorted(maps.Keys(spec.Restarts)) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"time"
 
@@ -325,11 +324,7 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 			return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
 		}
 	}
-	command, err := a.deadlineCommand(ctx, j)
-	if err == nil {
-		err = a.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
-	}
-	if err != nil {
+	if err := a.undoer.armDeadline(ctx, j); err != nil {
 		return nil, errors.Join(err, a.undo(ctx, "preflight: deadline not armed: "+err.Error(), false))
 	}
 	a.report(protocol.EventActivationStarted, &j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
@@ -343,23 +338,6 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 	}
 	a.waiting("switching to %s", j.Closure)
 	return j, nil
-}
-
-// deadlineCommand runs the previous generation's own executable by its store
-// path: the new one's may be what is broken.
-func (a *agent) deadlineCommand(ctx context.Context, j *journal) ([]string, error) {
-	executable := ""
-	if before, err := a.host.Inspect(ctx, j.Before.Current); err == nil {
-		executable = before.AgentPath
-	}
-	if executable == "" {
-		own, err := os.Executable()
-		if err != nil {
-			return nil, err
-		}
-		executable = own
-	}
-	return append([]string{executable, "agent", "undo", "--deadline", "--state-dir", string(a.dir)}, a.cfg.hostArguments()...), nil
 }
 
 // leave ends an activation before anything was changed; the closure stays in

@@ -143,28 +143,6 @@ func TestGoneUndoesBoth(t *testing.T) {
 	})
 }
 
-func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{DBus: "broker"}))
-		stop := m.start(m.sim)
-		time.Sleep(2 * time.Hour)
-		if got := m.where(); got != [3]string{before, target, target} || !p.reported(protocol.EventActivationDeferred) || p.confirms != 0 {
-			t.Errorf("staged: %v, %d confirms, reports %v", got, p.confirms, p.reports)
-		}
-		stop()
-		if err := m.sim.PowerCycle(); err != nil {
-			t.Fatal(err)
-		}
-		stop = m.start(m.sim)
-		time.Sleep(5 * time.Minute)
-		stop()
-		if m.where() != all(target) || p.confirms != 1 {
-			t.Errorf("after the boot: %v, %d confirms", m.where(), p.confirms)
-		}
-	})
-}
-
 func TestRollbackIsHonouredOnceAndOnlyToWhatWasRecorded_A6(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
@@ -350,6 +328,21 @@ func (s *snapshots) SetProfile(ctx context.Context, c string) error {
 	s.take("profile")
 	defer s.take("profile set")
 	return s.Host.SetProfile(ctx, c)
+}
+func (s *snapshots) SetStaged(ctx context.Context, c string) error {
+	s.take("stage")
+	defer s.take("staged")
+	return s.Host.SetStaged(ctx, c)
+}
+func (s *snapshots) SetBootOnce(ctx context.Context, c string) error {
+	s.take("boot once")
+	defer s.take("boots once")
+	return s.Host.SetBootOnce(ctx, c)
+}
+func (s *snapshots) Reboot(ctx context.Context) error {
+	s.take("reboot")
+	defer s.take("rebooted")
+	return s.Host.Reboot(ctx)
 }
 func (s *snapshots) RestoreCurrent(ctx context.Context, c string) error {
 	s.take("restore")

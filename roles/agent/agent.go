@@ -39,6 +39,7 @@ type agent struct {
 	prober    *prober
 	outbox    *outbox
 	undoer    *undoer
+	reboots   rebootPolicy
 	status    *statusFile
 	started   time.Time
 	floor     time.Time // it is at least this late
@@ -107,7 +108,13 @@ func newAgent(cfg Config) (*agent, error) {
 		return nil, err
 	}
 	a.prober = newProber(checks, a.host, a.tellChange)
-	a.undoer = &undoer{a.host, dir, a.log}
+	a.undoer = &undoer{a.host, dir, a.log, cfg.hostArguments()}
+	if a.reboots, err = parseRebootPolicy(cfg.RebootPolicy); err != nil {
+		return nil, err
+	}
+	if err := a.reboots.check(context.Background(), a.host); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
 	a.status = openStatus(dir, cfg.MachineID)
 	a.verifier = &verifier{
 		hostname: cfg.MachineID, trust: a.trust, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
@@ -197,6 +204,7 @@ func (a *agent) run(ctx context.Context) error {
 	defer stop()
 	loops.Go(func() { a.prober.run(background) })
 	loops.Go(func() { a.watchdog(background) })
+	loops.Go(func() { a.rebootLoop(background) })
 
 	// What is under way goes on before anybody is asked anything.
 	a.resume(background)

@@ -80,13 +80,13 @@ func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 	if held := a.heldText(); held != "" {
 		req.Held = &held
 	}
-	a.rebootFacts(ctx, req)
+	pending := a.rebootFacts(ctx, req)
 	if req.Phase, err = a.phase(); err != nil {
 		return nil, err
 	}
 	a.status.note(func(s *status) {
 		s.Running, s.Phase = req.CurrentGeneration.ClosureHash, req.Phase.Name
-		s.Specialisation, s.RebootPending, s.Held = sp.name, text(req.RebootPending), text(req.Held)
+		s.Specialisation, s.RebootPending, s.Held = sp.name, pending, text(req.Held)
 	})
 	return req, nil
 }
@@ -129,28 +129,32 @@ func (a *agent) base(ctx context.Context, current string, sp *specialised) strin
 	return current
 }
 
-// rebootFacts says what waits for a boot.
-func (a *agent) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) {
+// rebootFacts says what waits for a boot, and gives it in words for people here.
+func (a *agent) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) string {
 	if j, err := a.dir.journal(); err == nil && j != nil && j.Step == stepStaged {
 		req.PendingGeneration = &protocol.PendingGeneration{ClosureHash: j.Closure}
 		req.RebootPending = &j.Component
-		return
+		if !j.BootsOnce {
+			return j.Component + "; " + noFallback
+		}
+		return j.Component + "; " + a.reboots.String()
 	}
 	booted, err := a.host.BootedSystem(ctx)
 	if err != nil || booted == "" || booted == req.CurrentGeneration.ClosureHash {
-		return
+		return ""
 	}
 	running, err := a.host.Inspect(ctx, req.CurrentGeneration.ClosureHash)
 	if err != nil {
-		return
+		return ""
 	}
 	was, err := a.host.Inspect(ctx, booted)
 	if err != nil {
-		return
+		return ""
 	}
 	if parts := running.NeedsReboot(was); len(parts) > 0 {
 		req.RebootPending = &parts[0]
 	}
+	return text(req.RebootPending)
 }
 
 // phases are the wire's words for the journal's steps.

@@ -129,22 +129,50 @@ func runCommand(c *cli.Context) error {
 		if err := cfg.complete(); err != nil {
 			return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
 		}
-		_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
+		if err := cfg.makeHost(); err != nil {
+			return err
+		}
+		policy, err := parseRebootPolicy(cfg.RebootPolicy)
+		if err == nil {
+			err = policy.check(c.Context, cfg.Host)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(c.App.Writer, "configuration is good")
 		return err
 	}
 	if err := cfg.makeHost(); err != nil {
 		return err
 	}
 	if sim, ok := cfg.Host.(*nixops.Sim); ok {
-		// A simulated machine has nobody else to run its deadline.
-		u := &undoer{sim, directory(cfg.StateDir), cfg.Log}
-		sim.OnDeadline(func(nixops.Deadline) {
-			if err := u.deadline(context.WithoutCancel(c.Context)); err != nil {
-				cfg.Log.Error().Err(err).Msg("undo failed")
-			}
-		})
+		return runSimulated(c.Context, cfg, sim)
 	}
 	return Run(c.Context, cfg)
+}
+
+// runSimulated does what a real machine does around its agent: its deadline runs
+// by itself, and a reboot ends the agent and starts, after the guard, another.
+func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
+	u := &undoer{sim, directory(cfg.StateDir), cfg.Log, cfg.hostArguments()}
+	sim.OnDeadline(func(nixops.Deadline) {
+		if err := u.deadline(context.WithoutCancel(ctx)); err != nil {
+			cfg.Log.Error().Err(err).Msg("undo failed")
+		}
+	})
+	for {
+		booted, cancel := context.WithCancel(ctx)
+		sim.OnBoot(func(string) { cancel() })
+		err := Run(booted, cfg)
+		again := booted.Err() != nil && ctx.Err() == nil
+		cancel()
+		if !again {
+			return err
+		}
+		if err := u.guard(ctx); err != nil {
+			cfg.Log.Error().Err(err).Msg("guard failed")
+		}
+	}
 }
 
 // onHost runs a command with the host and the state directory of the flags.
@@ -159,7 +187,7 @@ func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 		if err != nil {
 			return &hintError{err, "this needs root"}
 		}
-		return work(c, &undoer{cfg.Host, dir, log})
+		return work(c, &undoer{cfg.Host, dir, log, cfg.hostArguments()})
 	}
 }
 

@@ -27,6 +27,11 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		if err := a.host.SetProfile(work, j.Closure); err != nil {
 			return fmt.Errorf("set profile: %w", err)
 		}
+		if j.BootsOnce {
+			if err := a.host.SetStaged(work, ""); err != nil {
+				a.log.Warn().Err(err).Msg("staged profile not dropped")
+			}
+		}
 		exit, err := a.host.Switch(work, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
 		if err != nil {
 			return fmt.Errorf("boot: %w", err)

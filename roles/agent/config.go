@@ -180,13 +180,8 @@ func (c *Config) complete() error {
 			need(false, "--defer-on %q: use kernel, initrd, kernel-params, systemd or dbus", component)
 		}
 	}
-	policy, window, _ := strings.Cut(c.RebootPolicy, ":")
-	switch policy {
-	case "", "never", "immediate":
-	case "window":
-		need(window != "", "--reboot-policy window needs an OnCalendar expression, as in window:Sun 03:00")
-	default:
-		need(false, "--reboot-policy %q: use never, immediate or window:ONCALENDAR", c.RebootPolicy)
+	if _, err := parseRebootPolicy(c.RebootPolicy); err != nil {
+		problems = append(problems, fmt.Errorf("--reboot-policy: %w", err))
 	}
 	if _, err := loadProbes(c.HealthChecks); err != nil {
 		problems = append(problems, err)

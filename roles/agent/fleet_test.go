@@ -251,6 +251,8 @@ type machine struct {
 	dir string
 	sim *nixops.Sim
 	p   *plane
+
+	adjust func(*Config)
 }
 
 func newMachine(t *testing.T, p *plane, closures map[string]nixops.SimClosure) *machine {
@@ -320,15 +322,66 @@ func (m *machine) open() {
 }
 
 func (m *machine) undoer() *undoer {
-	return &undoer{m.sim, directory(m.path("state")), zerolog.Nop()}
+	return &undoer{m.sim, directory(m.path("state")), zerolog.Nop(), nil}
 }
 
 func (m *machine) config(host nixops.Host) Config {
-	return Config{
+	c := Config{
 		URL: "https://cp", MachineID: testHost, TrustFile: m.path("trust.json"), CACert: m.path("ca.pem"), ClientCert: m.path("cert/agent.pem"),
 		ClientKey: m.path("key"), SSHHostKey: m.path("key"), StateDir: m.path("state"), AllowVolatile: true, PollInterval: 5 * time.Second,
 		Host: host, Dial: m.p.net.dial, Log: zerolog.Nop(),
 	}
+	if m.adjust != nil {
+		m.adjust(&c)
+	}
+	return c
+}
+
+// live runs what the machine runs: an agent, and at each boot the guard and then
+// an agent, unless the running closure's agent is broken.
+func (m *machine) live(host nixops.Host) (stop func()) {
+	m.t.Helper()
+	var mu sync.Mutex
+	end := m.start(host)
+	m.sim.OnBoot(func(string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if end == nil {
+			return
+		}
+		end()
+		end = func() {}
+		if err := m.undoer().guard(context.Background()); err != nil {
+			m.t.Errorf("guard: %v", err)
+		}
+		if m.sim.AgentStarts() {
+			end = m.start(host)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		end()
+		end = nil
+	}
+}
+
+func (m *machine) local() status {
+	m.t.Helper()
+	var s status
+	if err := directory(m.path("state")).read(statusName, &s); err != nil {
+		m.t.Error(err)
+	}
+	return s
+}
+
+func (m *machine) boot() string {
+	m.t.Helper()
+	id, err := m.sim.BootID(context.Background())
+	if err != nil {
+		m.t.Error(err)
+	}
+	return id
 }
 
 // start runs an agent; the returned function stops it.

@@ -68,6 +68,8 @@ type journal struct {
 	FailedBefore []string          `json:"failedBefore" shape:"D"`
 	Restarts     map[string]uint64 `json:"restarts" shape:"D"`
 	Component    string            `json:"component" shape:"D"` // staged: what waits for the boot
+	BootsOnce    bool              `json:"bootsOnce" shape:"D"` // staged: the loader keeps its default and falls back to it
+	Reboots      bool              `json:"reboots" shape:"D"`   // staged: the host's policy lets the agent reboot it
 
 	// GatePassed: the new generation is healthy and only lacks an answered check-in.
 	GatePassed bool `json:"gatePassed" shape:"D"`

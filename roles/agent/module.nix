@@ -253,13 +253,18 @@ in
           "immediate"
         ];
         default = "never";
-        description = "Whether the agent may reboot the host for a staged update.";
+        description = ''
+          Whether the agent may reboot the host for a staged update: never, when its window opens, or at
+          once while it holds its place in the disruption budgets. It reboots only where the boot loader
+          can start an entry once and fall back by itself, as systemd-boot can. A kernel change is switched
+          live and waits for the next boot, unless {option}`services.nixfleet-agent.deferOn` lists it.
+        '';
       };
       window = mkOption {
         type = types.nullOr types.str;
         default = null;
         example = "Sun 03:00";
-        description = "OnCalendar expression of the reboot window.";
+        description = "OnCalendar expression (systemd.time(7)); the window opens then and stays open for an hour.";
       };
     };
 

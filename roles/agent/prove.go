@@ -20,7 +20,7 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 	}
 	if current, err := a.host.CurrentSystem(ctx); err != nil {
 		return nil, err
-	} else if !a.runs(ctx, current, j.Closure) {
+	} else if !a.undoer.runs(ctx, current, j.Closure) {
 		return nil, a.undo(ctx, fmt.Sprintf("switch: %s runs after the switch", current), true)
 	}
 	if !j.GatePassed {
@@ -50,15 +50,6 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 		}
 	}
 	return a.dir.advance(time.Now(), []step{stepChecking}, stepProven, nil)
-}
-
-// runs: current is the closure or one of its specialisations.
-func (a *agent) runs(ctx context.Context, current, closure string) bool {
-	if current == closure {
-		return true
-	}
-	c, err := a.host.Inspect(ctx, closure)
-	return err == nil && slices.Contains(c.Specialisations, current)
 }
 
 // mayProve: this process is the target closure's own agent.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -45,13 +44,21 @@ func (a *agent) resume(ctx context.Context) {
 	case j.Step == stepStaged && !rebooted:
 	case j.Step == stepStaged:
 		a.start(ctx, func(ctx context.Context) { a.afterStagedBoot(ctx, j, current) })
+	case j.Step == stepStaging && rebooted && a.undoer.runs(ctx, current, j.Closure):
+		// Power was lost between choosing what boots once and writing it down.
+		a.start(ctx, func(ctx context.Context) { a.afterStagedBoot(ctx, j, current) })
+	case j.Step == stepStaging && rebooted:
+		if err := a.undoer.undoFrom(ctx, []step{stepStaging}, reasonPower, false); err != nil {
+			a.log.Error().Err(err).Msg("undo failed")
+		}
+		a.settle(ctx)
 	case j.Step == stepFetching:
 		// Nothing was changed; the closure is offered again or was superseded.
 		if err := a.dir.end(stepFetching); err != nil {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
 	case rebooted && slices.Contains([]step{stepArming, stepSwitching, stepChecking, stepProven}, j.Step),
-		rebooted && j.Step == stepCommitting && !a.runs(ctx, current, j.Closure):
+		rebooted && j.Step == stepCommitting && !a.undoer.runs(ctx, current, j.Closure):
 		if err := a.undo(ctx, reasonPower, false); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")
 		}
@@ -114,106 +121,6 @@ func (a *agent) punish(closure, intent, channelRef, reason string, blame bool) {
 			ClosureHash: closure, ChannelRef: channelRef, FailureCount: next.Failures, Reason: reason,
 		})
 	}
-}
-
-// mustWaitForBoot names the component for which the target cannot be switched
-// to live; empty when it can.
-func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error) {
-	target, err := a.host.Inspect(ctx, j.Closure)
-	if err != nil {
-		return "", err
-	}
-	running, err := a.host.Inspect(ctx, j.Before.Current)
-	if err != nil {
-		// A running system that the store does not know has nothing to compare.
-		return "", nil
-	}
-	differs := map[string]bool{
-		"dbus": running.DBus != target.DBus, "switch-inhibitors": running.SwitchInhibitor != target.SwitchInhibitor,
-		"kernel": running.Kernel != target.Kernel, "initrd": running.Initrd != target.Initrd,
-		"kernel-params": running.KernelParams != target.KernelParams, "systemd": running.SystemdPath != target.SystemdPath,
-	}
-	for _, always := range []string{"dbus", "switch-inhibitors"} {
-		if differs[always] {
-			return always, nil
-		}
-	}
-	for _, component := range a.cfg.DeferOn {
-		if differs[component] {
-			return component, nil
-		}
-	}
-	return "", nil
-}
-
-// stage makes a target that cannot be switched to live the boot default, and
-// reports that it waits for a boot.
-func (a *agent) stage(ctx context.Context, j *journal) (*journal, error) {
-	work := context.WithoutCancel(ctx)
-	if err := a.host.AddRoot(work, "staged", j.Closure); err != nil {
-		return nil, err
-	}
-	err := a.host.SetProfile(work, j.Closure)
-	if err == nil {
-		var exit nixops.Exit
-		exit, err = a.host.Switch(work, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
-		if err == nil && !exit.OK() {
-			err = fmt.Errorf("boot: %s", exit)
-		}
-	}
-	if err != nil {
-		return nil, a.undoer.undoFrom(ctx, []step{stepStaging}, "boot: "+err.Error(), true)
-	}
-	component := j.Component
-	switch component {
-	case "dbus", "systemd":
-	default:
-		component = "kernel"
-	}
-	a.report(protocol.EventActivationDeferred, &j.ChannelRef, protocol.ActivationDeferred{ClosureHash: j.Closure, ChannelRef: j.ChannelRef, Component: component})
-	a.waiting("a reboot: %s differs and cannot be switched live", j.Component)
-	_, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaged, nil)
-	return nil, err
-}
-
-// afterStagedBoot proves a staged generation that has been booted, or notes
-// that another was.
-func (a *agent) afterStagedBoot(ctx context.Context, j *journal, current string) {
-	if !a.runs(ctx, current, j.Closure) {
-		if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "boot: "+current+" was booted instead", true); err != nil {
-			a.log.Error().Err(err).Msg("undo failed")
-			return
-		}
-		a.settle(ctx)
-		return
-	}
-	boot, err := a.host.BootID(ctx)
-	if err == nil {
-		a.prober.reset()
-		j, err = a.dir.advance(time.Now(), []step{stepStaged}, stepChecking, func(j *journal) {
-			j.BootID, j.StartedAt, j.GatePassed = boot, pki.At(time.Now().Truncate(time.Millisecond)), false
-		})
-	}
-	if err == nil {
-		var command []string
-		if command, err = a.deadlineCommand(ctx, j); err == nil {
-			err = a.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
-		}
-	}
-	if err != nil {
-		a.log.Error().Err(err).Msg("staged generation not taken on")
-		return
-	}
-	a.advanceFrom(ctx, j)
-}
-
-// supersedeStaged takes a staged generation back before a newer one is begun.
-func (a *agent) supersedeStaged(ctx context.Context, j *journal) {
-	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "superseded: a newer release is wanted", false); err != nil {
-		a.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not taken back")
-		return
-	}
-	a.settle(ctx)
 }
 
 // recalled are the intents for which a rollback was honoured.

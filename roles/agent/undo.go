@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -32,9 +33,36 @@ const (
 // undoer restores what an activation recorded. The agent uses it, and so do
 // the deadline and the boot-time guard, which run without an agent.
 type undoer struct {
-	host nixops.Host
-	dir  directory
-	log  zerolog.Logger
+	host  nixops.Host
+	dir   directory
+	log   zerolog.Logger
+	flags []string // that say where the host is, for the command of a deadline
+}
+
+// armDeadline has the machine run the previous generation's own executable by
+// its store path: the new one's may be what is broken.
+func (u *undoer) armDeadline(ctx context.Context, j *journal) error {
+	executable := ""
+	if before, err := u.host.Inspect(ctx, j.Before.Current); err == nil {
+		executable = before.AgentPath
+	}
+	if executable == "" {
+		var err error
+		if executable, err = os.Executable(); err != nil {
+			return err
+		}
+	}
+	command := append([]string{executable, "agent", "undo", "--deadline", "--state-dir", string(u.dir)}, u.flags...)
+	return u.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
+}
+
+// runs: current is the closure or one of its specialisations.
+func (u *undoer) runs(ctx context.Context, current, closure string) bool {
+	if current == closure {
+		return true
+	}
+	c, err := u.host.Inspect(ctx, closure)
+	return err == nil && slices.Contains(c.Specialisations, current)
 }
 
 // undo takes a revertible activation back; any other it leaves alone. It is
@@ -54,7 +82,25 @@ func (u *undoer) deadline(ctx context.Context) error {
 	if j.GatePassed {
 		return u.undo(ctx, reasonUnreachable, false)
 	}
-	return u.undo(ctx, "deadline: the new generation was not proven within its window", true)
+	const late = "deadline: the new generation was not proven within its window"
+	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {
+		return errors.Join(err, u.undoFrom(ctx, []step{stepStaged}, late, true))
+	}
+	return u.undo(ctx, late, true)
+}
+
+// stagedBoot: what was staged has been booted, and its agent has not begun to
+// prove it.
+func (u *undoer) stagedBoot(ctx context.Context, j *journal) (bool, error) {
+	if j.Step != stepStaged {
+		return false, nil
+	}
+	boot, err := u.host.BootID(ctx)
+	if err != nil || boot == j.BootID {
+		return false, err
+	}
+	current, err := u.host.CurrentSystem(ctx)
+	return err == nil && u.runs(ctx, current, j.Closure), err
 }
 
 func (u *undoer) undoFrom(ctx context.Context, from []step, reason string, blame bool) error {
@@ -85,7 +131,10 @@ func (u *undoer) undoFrom(ctx context.Context, from []step, reason string, blame
 		u.log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
 		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = "third-closure: "+third, false })
 	}
-	if err := u.restore(ctx, j); err != nil {
+	if err := u.restore(ctx, j); errors.Is(err, errRebooting) {
+		u.log.Warn().Msg("rebooting into the previous generation")
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("undo %s: %w", j.Closure, err)
 	}
 	return u.finish(ctx, nil)
@@ -106,10 +155,8 @@ func (u *undoer) thirdClosure(ctx context.Context, j *journal) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("undo: %w", err)
 	}
-	if current == "" || current == j.Closure || current == j.Before.Current {
-		return "", nil
-	}
-	if target, err := u.host.Inspect(ctx, j.Closure); err == nil && slices.Contains(target.Specialisations, current) {
+	// After a reboot the default runs, where a specialisation of it may have run before.
+	if current == "" || current == j.Before.Current || current == j.Before.BootDefault || u.runs(ctx, current, j.Closure) {
 		return "", nil
 	}
 	return current, nil
@@ -125,9 +172,15 @@ func (u *undoer) restore(ctx context.Context, j *journal) error {
 	if err := u.host.ClearSwitchLists(ctx); err != nil {
 		return err
 	}
+	if err := u.unstage(ctx, j); err != nil {
+		return err
+	}
 	untouched, err := u.untouched(ctx, j)
 	if err != nil {
 		return err
+	}
+	if !untouched && j.Reboots && u.rebootBack(ctx, j) {
+		return errRebooting
 	}
 	if !untouched {
 		// The previous closure's own script, since the bad one's may be what is bad;
@@ -145,19 +198,52 @@ func (u *undoer) restore(ctx context.Context, j *journal) error {
 	if err := u.host.RestoreCurrent(ctx, j.Before.Current); err != nil {
 		return err
 	}
+	if err := u.restoreBoot(ctx, j); err != nil {
+		return err
+	}
+	return u.restored(ctx, j)
+}
+
+func (u *undoer) restoreBoot(ctx context.Context, j *journal) error {
 	if err := u.host.SetProfile(ctx, j.Before.Profile); err != nil {
 		return err
 	}
-	if def, err := u.host.BootDefault(ctx); err != nil {
-		return err
-	} else if j.Before.BootDefault != "" && def != j.Before.BootDefault {
-		if _, err := u.host.Switch(ctx, nixops.SwitchRequest{
+	def, err := u.host.BootDefault(ctx)
+	if err == nil && j.Before.BootDefault != "" && def != j.Before.BootDefault {
+		_, err = u.host.Switch(ctx, nixops.SwitchRequest{
 			Closure: j.Before.BootDefault, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot), Env: []string{"NIXOS_NO_CHECK=1"},
-		}); err != nil {
-			return err
-		}
+		})
 	}
-	return u.restored(ctx, j)
+	return err
+}
+
+// unstage takes back what was chosen for one boot.
+func (u *undoer) unstage(ctx context.Context, j *journal) error {
+	if !j.BootsOnce {
+		return nil
+	}
+	return errors.Join(u.host.SetBootOnce(ctx, ""), u.host.SetStaged(ctx, ""))
+}
+
+// errRebooting: the rest of the undo is the boot of what was before.
+var errRebooting = errors.New("the host reboots")
+
+// rebootBack leaves a generation that was booted, because it could not be
+// switched to live, by booting the one before. False when that cannot be done;
+// a live switch is then the next best.
+func (u *undoer) rebootBack(ctx context.Context, j *journal) bool {
+	booted, err := u.host.BootedSystem(ctx)
+	if err != nil || !u.runs(ctx, booted, j.Closure) {
+		return false
+	}
+	err = u.restoreBoot(ctx, j)
+	if err == nil {
+		err = u.host.Reboot(ctx)
+	}
+	if err != nil {
+		u.log.Error().Err(err).Msg("reboot into the previous generation not begun")
+	}
+	return err == nil
 }
 
 // fresh names one more unit of a kind: an undo may be tried several times.
@@ -241,6 +327,10 @@ func (u *undoer) guard(ctx context.Context) error {
 	}
 	if boot == j.BootID || j.Step == stepCommitting && current == j.Closure {
 		return nil
+	}
+	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {
+		// Armed here, since its agent may never start.
+		return errors.Join(err, u.armDeadline(ctx, j))
 	}
 	return u.undo(ctx, reasonPower, false)
 }

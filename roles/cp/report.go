@@ -82,6 +82,7 @@ func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Rep
 		ControlID   string `json:"control_id"`
 		StderrTail  string `json:"stderr_tail"`
 		Component   string `json:"component"`
+		Reboots     string `json:"reboots"`
 	}
 	// Details of another shape than expected give empty members, which say nothing.
 	_ = json.Unmarshal(req.Details, &d)
@@ -93,7 +94,7 @@ func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Rep
 	case protocol.EventComplianceFailure:
 		out.Reason = d.ControlID
 	case protocol.EventActivationDeferred:
-		out.Reason = d.Component
+		out.Reason, out.Reboots = d.Component, d.Reboots == "immediate"
 	}
 	return out
 }

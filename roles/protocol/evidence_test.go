@@ -104,7 +104,7 @@ func allDetails() map[string]any {
 	code, tail, at := int32(-11), "unit \"a\" failed\n\x1b[31m/", pki.At(time.Date(2026, 3, 1, 12, 0, 0, 100_000, time.UTC))
 	return map[string]any{
 		EventActivationStarted:        ActivationStarted{"c", "r"},
-		EventActivationDeferred:       ActivationDeferred{"c", "r", "kernel"},
+		EventActivationDeferred:       ActivationDeferred{"c", "r", "kernel", "immediate"},
 		EventClosureQuarantined:       ClosureQuarantined{"c", "r", 3, "why"},
 		EventActivationFailed:         ActivationFailed{Phase: "switch", ExitCode: &code, StderrTail: &tail},
 		EventRealiseFailed:            RealiseFailed{ClosureHash: "c", Reason: "why"},

@@ -65,6 +65,8 @@ type (
 		ClosureHash string `json:"closure_hash" shape:"R"`
 		ChannelRef  string `json:"channel_ref" shape:"R"`
 		Component   string `json:"component" shape:"R"`
+		// Reboots is ours: window or immediate when the host reboots by itself.
+		Reboots string `json:"reboots,omitzero" shape:"O"`
 	}
 	// ClosureQuarantined is of EventClosureQuarantined.
 	ClosureQuarantined struct {

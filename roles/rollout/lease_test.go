@@ -234,6 +234,35 @@ func TestDeferredUpdateWaitsForPeople_A17_A18(t *testing.T) {
 	b.wantRollout("s", RolloutConverged, 0)
 }
 
+// A host that reboots by itself and at once holds its slot while it is away, and not for ever.
+func TestRebootAtOnceHoldsItsSlot(t *testing.T) {
+	s := spec{
+		channels: []channelSpec{{name: "s", fresh: 100000, waves: []waveSpec{one(time.Minute, "a", "new-a", "b", "new-b")}}},
+		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
+	}
+	for _, back := range []bool{true, false} {
+		b := start(t, s)
+		b.offered("a")
+		b.report("a", Report{Event: "activation-deferred", Closure: "new-a", Reboots: true})
+		b.refused("b", CodeBudget)
+		b.restart()
+		b.checkin("a")
+		b.refused("b", CodeBudget)
+		if back {
+			b.pass(2 * time.Minute)
+			b.refused("b", CodeBudget)
+			b.box("a").boot, b.box("a").running = "boot-2", "new-a"
+			b.checkin("a")
+			if !b.confirm("a") {
+				t.Error("the confirm after the reboot is refused")
+			}
+		} else {
+			b.pass(DefaultLimits().Lease + DefaultLimits().ConfirmWindow + DefaultLimits().Margin)
+		}
+		b.offered("b")
+	}
+}
+
 func TestRebootThatFellBackIsAnAttempt(t *testing.T) {
 	b := start(t, single("s", one(time.Minute, "a", "new-a")))
 	b.checkin("a")

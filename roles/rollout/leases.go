@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// endLease closes the open dispatch. Unless it was confirmed or staged the slot stays held until SlotUntil.
+// endLease closes the open dispatch. Unless it was confirmed the slot stays held until SlotUntil.
 func (w *World) endLease(h *host, state string, now time.Time) {
 	l := h.lease
 	if l == nil {

@@ -45,7 +45,7 @@ func (w *World) report(h *host, r Report, now time.Time) {
 			w.start(h, now)
 		}
 	case "activation-deferred":
-		w.park(h, l, own, now)
+		w.park(h, l, own, r.Reboots, now)
 	case "activation-failed":
 		if hostLocal(r.Phase, r.Reason) {
 			w.attemptEnded(h, l, own, words(r), now)
@@ -85,15 +85,20 @@ func words(r Report) string {
 }
 
 // park keeps a staged target until its host has rebooted: no deadline runs and no slot is held, since nothing
-// is disrupted and people set the pace [A17].
-func (w *World) park(h *host, l *lease, own bool, now time.Time) {
+// is disrupted and people set the pace [A17]. A host that reboots at once is disrupted, and keeps its slot.
+func (w *World) park(h *host, l *lease, own, reboots bool, now time.Time) {
 	if !l.pending() {
 		return
 	}
-	l.State = DispatchDeferred
-	w.saveLease(l)
+	l.State, l.SlotUntil = DispatchDeferred, now
 	h.stagedBoot = h.bootID
-	w.release(h, now)
+	if reboots {
+		l.SlotUntil = now.Add(w.limits.Lease + w.limits.ConfirmWindow + w.limits.Margin)
+		w.hold(h, l.SlotUntil)
+	} else {
+		w.release(h, now)
+	}
+	w.saveLease(l)
 	if own && l.Intent == h.run.Intent {
 		w.enter(h, Deferred, CodeDeferred, "", now)
 	}

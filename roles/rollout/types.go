@@ -194,6 +194,7 @@ type Report struct {
 	Phase     string // activation-failed: phase
 	Reason    string // reason; compliance-failure: control_id
 	Detail    string // for people: stderr tail and the like
+	Reboots   bool   // activation-deferred: the host reboots at once and by itself
 	Counts    bool   // the verdict on its signature allows state changes
 }
 

@@ -250,7 +250,7 @@ func (w *World) load(d Dispatch, now time.Time) {
 		h.lease = l
 		h.slotUntil = later(h.slotUntil, d.SlotUntil)
 	case DispatchDeferred:
-		h.lease, h.slotUntil = l, time.Time{}
+		h.lease, h.slotUntil = l, d.SlotUntil
 	case DispatchConfirmed:
 		h.lease, h.done, h.ended, h.slotUntil = nil, l, nil, time.Time{}
 	default:

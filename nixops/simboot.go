@@ -1,0 +1,80 @@
+package nixops
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The boot loader and the calendar of a simulated machine.
+
+func (s *Sim) CanBootOnce(ctx context.Context) (bool, error) {
+	loader, err := s.read(func(st *simState) string { return st.Loader })
+	return loader == "", err
+}
+
+func (s *Sim) SetStaged(ctx context.Context, closure string) error {
+	if closure != "" {
+		if _, err := s.valid(closure); err != nil {
+			return err
+		}
+	}
+	return s.m.with(func(st *simState) error {
+		st.Staged = closure
+		return nil
+	})
+}
+
+func (s *Sim) SetBootOnce(ctx context.Context, closure string) error {
+	return s.m.with(func(st *simState) error {
+		switch {
+		case st.Loader != "":
+			return fmt.Errorf("boot once with %s: %w", st.Loader, ErrUnsupported)
+		case closure != "" && !slices.Contains(st.Entries, closure):
+			return fmt.Errorf("boot once: the boot loader has no entry for %s: %w", closure, ErrNotFound)
+		}
+		st.BootOnce = closure
+		return nil
+	})
+}
+
+func (s *Sim) BootOnce(ctx context.Context) (string, error) {
+	return s.read(func(st *simState) string { return st.BootOnce })
+}
+
+// NextElapse knows "hourly", "daily", and a time of day with or without days of
+// the week ("03:00", "Mon,Sat 03:00"), all in UTC with or without saying so.
+func (s *Sim) NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error) {
+	bad := fmt.Errorf("calendar %q: %w", calendar, ErrCalendar)
+	after = after.UTC()
+	words := strings.Fields(strings.TrimSuffix(calendar, " UTC"))
+	if len(words) == 1 && words[0] == "hourly" {
+		return after.Truncate(time.Hour).Add(time.Hour), nil
+	}
+	if len(words) == 1 && words[0] == "daily" {
+		words = []string{"00:00"}
+	}
+	var days []string
+	if len(words) == 2 {
+		days, words = strings.Split(words[0], ","), words[1:]
+	}
+	if len(words) != 1 {
+		return time.Time{}, bad
+	}
+	hourText, minuteText, _ := strings.Cut(words[0], ":")
+	hour, err := strconv.Atoi(hourText)
+	minute, errMinute := strconv.Atoi(minuteText)
+	if err != nil || errMinute != nil || hour < 0 || hour > 23 || minute < 0 || minute > 59 {
+		return time.Time{}, bad
+	}
+	for ahead := range 8 {
+		next := time.Date(after.Year(), after.Month(), after.Day()+ahead, hour, minute, 0, 0, time.UTC)
+		if next.After(after) && (len(days) == 0 || slices.Contains(days, next.Weekday().String()[:3])) {
+			return next, nil
+		}
+	}
+	return time.Time{}, bad
+}

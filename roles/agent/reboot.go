@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"nixfleet/nixops"
+)
+
+// What the agent may do by itself about an update that waits for a boot.
+const (
+	rebootNever     = "never"
+	rebootWindow    = "window"
+	rebootImmediate = "immediate"
+)
+
+const (
+	// windowLength is how long a window stays open after the time that its
+	// expression names.
+	windowLength = time.Hour
+	rebootLook   = 5 * time.Second
+	// rebootRetry is the pause after a reboot that could not be begun.
+	rebootRetry = 15 * time.Minute
+)
+
+// rebootPolicy is the host's own word on reboots, from its configuration.
+type rebootPolicy struct {
+	mode   string
+	window string // OnCalendar expression
+}
+
+func parseRebootPolicy(text string) (rebootPolicy, error) {
+	mode, window, colon := strings.Cut(text, ":")
+	switch {
+	case text == "":
+		return rebootPolicy{mode: rebootNever}, nil
+	case mode == rebootWindow && strings.TrimSpace(window) == "":
+		return rebootPolicy{}, errors.New("window needs an OnCalendar expression, as in window:Sun 03:00")
+	case mode == rebootWindow, !colon && (mode == rebootNever || mode == rebootImmediate):
+		return rebootPolicy{mode, strings.TrimSpace(window)}, nil
+	}
+	return rebootPolicy{}, fmt.Errorf("%q: use never, immediate or window:ONCALENDAR", text)
+}
+
+func (p rebootPolicy) String() string {
+	switch p.mode {
+	case rebootWindow:
+		return "this host reboots in its window, " + p.window
+	case rebootImmediate:
+		return "this host reboots now"
+	}
+	return "somebody has to reboot this host"
+}
+
+// check has the machine itself read the window's expression. One that it cannot
+// read is refused; a machine that cannot say is believed.
+func (p rebootPolicy) check(ctx context.Context, host nixops.Host) error {
+	if p.mode != rebootWindow {
+		return nil
+	}
+	next, err := host.NextElapse(ctx, p.window, time.Now())
+	if errors.Is(err, nixops.ErrCalendar) {
+		return &hintError{fmt.Errorf("--reboot-policy: %w", err), "systemd-analyze calendar '" + p.window + "'"}
+	}
+	if err == nil && next.IsZero() {
+		return fmt.Errorf("--reboot-policy: the window %q never comes", p.window)
+	}
+	return nil
+}
+
+// open says whether the window is open, and when it is next worth asking.
+func (p rebootPolicy) open(ctx context.Context, host nixops.Host, now time.Time) (bool, time.Time, error) {
+	if p.mode == rebootImmediate {
+		return true, now, nil
+	}
+	next, err := host.NextElapse(ctx, p.window, now.Add(-windowLength))
+	return err == nil && !next.IsZero() && !next.After(now), next, err
+}
+
+// rebootLoop reboots the host for what is staged, when its policy allows.
+func (a *agent) rebootLoop(ctx context.Context) {
+	if a.reboots.mode == rebootNever {
+		return
+	}
+	var opens time.Time // not worth asking before
+	for {
+		pause := rebootLook
+		if j := a.awaitsReboot(ctx); j == nil {
+			opens = time.Time{}
+		} else if now := time.Now(); !now.Before(opens) {
+			open, next, err := a.reboots.open(ctx, a.host, now)
+			switch {
+			case err != nil:
+				a.log.Error().Err(err).Msg("reboot window not known")
+				opens = now.Add(rebootRetry)
+			case open:
+				if err := a.reboot(ctx, j); err != nil {
+					a.log.Error().Err(err).Msg("reboot not begun")
+					a.waiting("a person to reboot: %v", err)
+					opens = now.Add(rebootRetry)
+				}
+			case next.IsZero():
+				opens = now.Add(rebootRetry)
+			default:
+				opens = next
+				a.waiting("a reboot: %s differs and cannot be switched live; the window opens at %s", j.Component, next.UTC().Format(time.RFC3339))
+			}
+		}
+		if sleep(ctx, pause) != nil {
+			return
+		}
+	}
+}
+
+// awaitsReboot is the staged activation that may be booted now; nil while there
+// is none, root holds the host, or the control plane has not heard of it yet:
+// until then this host has no slot of a budget for being away.
+func (a *agent) awaitsReboot(ctx context.Context) *journal {
+	j, err := a.dir.journal()
+	if err != nil || j == nil || j.Step != stepStaged || !j.Reboots || a.busy.get() || a.hold.get() != nil || a.outbox.waiting() {
+		return nil
+	}
+	if boot, err := a.host.BootID(ctx); err != nil || boot != j.BootID {
+		return nil
+	}
+	return j
+}
+
+// reboot holds the journal's lock until the machine has the order, so that what
+// is staged is not taken back meanwhile.
+func (a *agent) reboot(ctx context.Context, staged *journal) error {
+	unlock, err := a.dir.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	j, err := a.dir.journal()
+	if err != nil || j == nil || j.Step != stepStaged || j.Units != staged.Units {
+		return err
+	}
+	work := context.WithoutCancel(ctx)
+	if err := a.host.SetBootOnce(work, j.Closure); err != nil {
+		return err
+	}
+	a.log.Warn().Str("closure", j.Closure).Str("component", j.Component).Msg("rebooting")
+	a.waiting("the reboot into %s", j.Closure)
+	return a.host.Reboot(work)
+}

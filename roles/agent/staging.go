@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// Updates that cannot be switched to live wait for a boot. A boot loader that can
+// start an entry once gets the target for one boot and keeps its default, so that
+// a target that does not come up is left again by the next reset. With any other
+// loader the target becomes the default at once, and nothing reboots by itself.
+
+// mustWaitForBoot names the component for which the target cannot be switched
+// to live; empty when it can.
+func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error) {
+	target, err := a.host.Inspect(ctx, j.Closure)
+	if err != nil {
+		return "", err
+	}
+	running, err := a.host.Inspect(ctx, j.Before.Current)
+	if err != nil {
+		// A running system that the store does not know has nothing to compare.
+		return "", nil
+	}
+	differs := map[string]bool{
+		"dbus": running.DBus != target.DBus, "switch-inhibitors": running.SwitchInhibitor != target.SwitchInhibitor,
+		"kernel": running.Kernel != target.Kernel, "initrd": running.Initrd != target.Initrd,
+		"kernel-params": running.KernelParams != target.KernelParams, "systemd": running.SystemdPath != target.SystemdPath,
+	}
+	for _, always := range []string{"dbus", "switch-inhibitors"} {
+		if differs[always] {
+			return always, nil
+		}
+	}
+	for _, component := range a.cfg.DeferOn {
+		if differs[component] {
+			return component, nil
+		}
+	}
+	return "", nil
+}
+
+// stage prepares the next boot and reports that it is waited for.
+func (a *agent) stage(ctx context.Context, j *journal) (*journal, error) {
+	work := context.WithoutCancel(ctx)
+	once, err := a.host.CanBootOnce(work)
+	if err != nil {
+		a.log.Warn().Err(err).Msg("boot loader not asked; it is taken for one that cannot fall back")
+	}
+	j, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaging, func(j *journal) {
+		j.BootsOnce, j.Reboots = once, once && a.reboots.mode != rebootNever
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.host.AddRoot(work, "staged", j.Closure); err != nil {
+		return nil, err
+	}
+	if j.BootsOnce {
+		err = a.bootOnce(work, j)
+	} else {
+		err = a.bootAlways(work, j)
+	}
+	if err != nil {
+		reason, blame := "boot: "+err.Error(), !j.BootsOnce
+		switch {
+		case errors.Is(err, nixops.ErrLockHeld):
+			reason, blame = reasonLocked, false
+		case errors.Is(err, nixops.ErrNoSpace):
+			reason, blame = "no-space: "+err.Error(), false
+		case j.BootsOnce:
+			// It was the previous closure's installer that failed.
+			reason = "preflight: staging: " + err.Error()
+		}
+		return nil, a.undoer.undoFrom(ctx, []step{stepStaging}, reason, blame)
+	}
+	a.report(protocol.EventActivationDeferred, &j.ChannelRef, a.deferred(j))
+	if j.BootsOnce {
+		a.waiting("a reboot: %s differs and cannot be switched live; %s", j.Component, a.reboots)
+	} else {
+		a.waiting("a person to reboot: %s differs and cannot be switched live; %s", j.Component, noFallback)
+	}
+	_, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaged, nil)
+	return nil, err
+}
+
+// noFallback is what status says of a staged update that nothing returns from.
+const noFallback = "no automatic fallback"
+
+// deferred is the report of a staged update, in the contract's three words.
+func (a *agent) deferred(j *journal) protocol.ActivationDeferred {
+	d := protocol.ActivationDeferred{ClosureHash: j.Closure, ChannelRef: j.ChannelRef, Component: j.Component}
+	switch d.Component {
+	case "dbus", "systemd":
+	default:
+		d.Component = "kernel"
+	}
+	if j.Reboots {
+		d.Reboots = a.reboots.mode
+	}
+	return d
+}
+
+// bootOnce has the previous closure's own installer make an entry for the target,
+// from a profile of its own, and chooses it for one boot.
+func (a *agent) bootOnce(ctx context.Context, j *journal) error {
+	keep := j.Before.BootDefault
+	if keep == "" {
+		keep = j.Before.Profile
+	}
+	if err := a.host.SetStaged(ctx, j.Closure); err != nil {
+		return err
+	}
+	exit, err := a.host.Switch(ctx, nixops.SwitchRequest{
+		Closure: keep, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot), Env: []string{"NIXOS_NO_CHECK=1"},
+	})
+	if err == nil && !exit.OK() {
+		err = fmt.Errorf("boot of %s: %s", keep, exit)
+	}
+	if err == nil {
+		err = a.host.SetBootOnce(ctx, j.Closure)
+	}
+	return err
+}
+
+// bootAlways makes the target the boot default [A11].
+func (a *agent) bootAlways(ctx context.Context, j *journal) error {
+	if err := a.host.SetProfile(ctx, j.Closure); err != nil {
+		return err
+	}
+	exit, err := a.host.Switch(ctx, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
+	if err == nil && !exit.OK() {
+		err = errors.New(exit.String())
+	}
+	return err
+}
+
+// afterStagedBoot proves a staged generation that has been booted, or notes
+// that another was.
+func (a *agent) afterStagedBoot(ctx context.Context, j *journal, current string) {
+	staged := []step{stepStaging, stepStaged}
+	if !a.undoer.runs(ctx, current, j.Closure) {
+		if err := a.undoer.undoFrom(ctx, staged, "boot: "+current+" was booted instead", true); err != nil {
+			a.log.Error().Err(err).Msg("undo failed")
+			return
+		}
+		a.settle(ctx)
+		return
+	}
+	j, err := a.takeStagedBoot(ctx, j, staged)
+	if err != nil {
+		a.log.Error().Err(err).Msg("staged generation not taken on")
+		return
+	}
+	a.advanceFrom(ctx, j)
+}
+
+// takeStagedBoot begins the proof of what was booted. The guard has armed the
+// deadline already, unless it did not run.
+func (a *agent) takeStagedBoot(ctx context.Context, j *journal, from []step) (*journal, error) {
+	boot, err := a.host.BootID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	restarts, err := a.host.Restarts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if armed, err := a.host.DeadlineArmed(ctx, j.Units.Deadline); err != nil {
+		return nil, err
+	} else if !armed {
+		if err := a.undoer.armDeadline(ctx, j); err != nil {
+			return nil, err
+		}
+	}
+	a.prober.reset()
+	return a.dir.advance(time.Now(), from, stepChecking, func(j *journal) {
+		j.BootID, j.StartedAt, j.GatePassed, j.Restarts = boot, pki.At(time.Now().Truncate(time.Millisecond)), false, restarts
+	})
+}
+
+// supersedeStaged takes a staged generation back before a newer one is begun.
+func (a *agent) supersedeStaged(ctx context.Context, j *journal) {
+	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "superseded: a newer release is wanted", false); err != nil {
+		a.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not taken back")
+		return
+	}
+	a.settle(ctx)
+}
