@@ -13,13 +13,8 @@ import (
 )
 
 const (
-	// fetchLimit is the downloading's own limit: it is no part of the window.
-	fetchLimit = 6 * time.Hour
-	// minStoreFree and minBootFree are the least that must be left, in bytes.
-	minStoreFree = 512 << 20
-	minBootFree  = 16 << 20
-	unitPoll     = 500 * time.Millisecond
-	gatePoll     = 500 * time.Millisecond
+	unitPoll = 500 * time.Millisecond
+	gatePoll = 500 * time.Millisecond
 	// answerMargin is left of the window for undoing by ourselves, before the
 	// deadline does.
 	answerMargin = 4 // a quarter of the window
@@ -76,7 +71,7 @@ func (a *agent) refuses(w *wanted) string {
 		return ""
 	}
 	why := q.blocked(w.closure, a.now())
-	if q != nil && q.Failures > 0 && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
+	if q != nil && (q.Failures > 0 || q.Unreachable > unreachableTries) && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
 		// operator's one retry. A control plane that lies gains one attempt by it.
 		q.Retried = true
@@ -131,7 +126,7 @@ func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal, error) {
 	}
 	j.Since = j.StartedAt
 	if q := a.quarantine.get(); q != nil && q.Closure == w.closure {
-		j.Attempt += q.Failures + q.Unreachable
+		j.Attempt += q.Failures + q.Unreachable + q.Refused
 	}
 	return j, a.recordBefore(ctx, j)
 }
@@ -152,101 +147,6 @@ func (a *agent) recordBefore(ctx context.Context, j *journal) (err error) {
 		j.Before.Profile = j.Before.Current
 	}
 	return nil
-}
-
-// localError is trouble of this host, for which no release is to blame.
-type localError struct {
-	reason string // begins with a word that the control plane knows
-	event  string
-}
-
-func (e *localError) Error() string { return e.reason }
-
-// bring gets the closure into the store, protected from collection, and looks
-// whether it can be activated at all.
-func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
-	if err := a.preflight(ctx); err != nil {
-		return err
-	}
-	limited, cancel := context.WithTimeout(ctx, fetchLimit)
-	defer cancel()
-	err := a.host.Realise(limited, w.closure, func(line string) { a.waiting("downloading %s: %s", w.closure, line) })
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
-		a.report(protocol.EventClosureSignatureMismatch, &w.channelRef, protocol.ClosureSignatureMismatch{ClosureHash: w.closure, StderrTail: tail(err.Error())})
-		return &localError{"realise: " + err.Error(), ""}
-	case err != nil:
-		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
-	}
-	c, err := a.host.Inspect(ctx, w.closure)
-	if err != nil {
-		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
-	}
-	if !c.HasSwitch {
-		return errors.New("the closure has no bin/switch-to-configuration")
-	}
-	if c.AgentPath == "" && !a.cfg.AgentOutside {
-		return errors.New("the closure has no agent of its own, so that nobody could prove it")
-	}
-	if c.TrustJSON != nil {
-		if err := w.trustAdmits(c.TrustJSON, a.now()); err != nil {
-			return err
-		}
-	} else if !a.cfg.AgentOutside {
-		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
-	}
-	return nil
-}
-
-func tail(s string) string { return s[max(0, len(s)-nixops.MaxOutput):] }
-
-// preflight looks for what would make the activation fail half-way.
-func (a *agent) preflight(ctx context.Context) error {
-	space, err := a.host.Space(ctx)
-	if err != nil {
-		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
-	}
-	switch {
-	case space.StoreFree < minStoreFree:
-		return &localError{fmt.Sprintf("no-space: %d MiB are left in the store", space.StoreFree>>20), protocol.EventRealiseFailed}
-	case space.BootFree < minBootFree:
-		return &localError{fmt.Sprintf("no-space: %d MiB are left in /boot", space.BootFree>>20), protocol.EventRealiseFailed}
-	}
-	held, err := a.host.LockHeld(ctx)
-	if err != nil {
-		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
-	}
-	if held {
-		return &localError{reasonLocked, ""}
-	}
-	return nil
-}
-
-// giveUp ends an activation that has changed nothing yet. A download that was
-// cut off by our own end stays in the journal for the next agent.
-func (a *agent) giveUp(w *wanted, err error) {
-	if errors.Is(err, context.Canceled) {
-		return
-	}
-	a.log.Error().Err(err).Str("closure", w.closure).Msg("activation given up")
-	a.waiting("%v", err)
-	if err := a.dir.end(stepFetching); err != nil {
-		a.log.Error().Err(err).Msg("journal not closed")
-		return
-	}
-	var local *localError
-	if errors.As(err, &local) {
-		if local.event != "" {
-			a.report(local.event, &w.channelRef, protocol.RealiseFailed{ClosureHash: w.closure, Reason: local.reason})
-		}
-		a.punish(w.closure, w.intent, w.channelRef, local.reason, false)
-		return
-	}
-	text := err.Error()
-	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: "inspect", StderrTail: &text})
-	a.punish(w.closure, w.intent, w.channelRef, text, true)
 }
 
 // advanceFrom carries an activation on from where its journal stands.
@@ -301,7 +201,8 @@ func (a *agent) undo(ctx context.Context, reason string, blame bool) error {
 // arm records the units, arms the deadline outside of this process, and begins
 // the switch.
 func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
-	if w := a.told.get(); w == nil || w.closure != j.Closure {
+	w := a.told.get()
+	if w == nil || w.closure != j.Closure {
 		return nil, a.leave(ctx, j, "superseded: another closure is wanted by now")
 	} else if !w.startBy.IsZero() && time.Now().After(w.startBy) {
 		return nil, a.leave(ctx, j, "lease-expired: the download outlived the lease; waiting to be offered again")
@@ -310,6 +211,10 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 		return nil, err
 	} else if component != "" {
 		return a.dir.advance(time.Now(), []step{stepFetching}, stepStaging, func(j *journal) { j.Component = component })
+	}
+	if err := a.checkTarget(ctx, j.Closure); err != nil {
+		a.giveUp(w, err)
+		return nil, nil
 	}
 	j, err := a.dir.advance(time.Now(), []step{stepFetching}, stepArming, nil)
 	if err != nil {

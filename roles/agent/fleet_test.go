@@ -253,6 +253,7 @@ type machine struct {
 	p   *plane
 
 	adjust func(*Config)
+	broken string // what an ailing machine cannot do
 }
 
 func newMachine(t *testing.T, p *plane, closures map[string]nixops.SimClosure) *machine {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"sync"
 	"time"
@@ -27,6 +28,7 @@ type quarantine struct {
 	Reason      string        `json:"reason" shape:"R"`
 	Failures    uint32        `json:"failures" shape:"R"`
 	Unreachable uint32        `json:"unreachable" shape:"D"` // undos without blame
+	Refused     uint32        `json:"refused" shape:"D"`     // by this host, before anything was changed
 	Retried     bool          `json:"retried" shape:"D"`     // an operator's one retry was taken
 	At          pki.Timestamp `json:"at" shape:"R"`
 }
@@ -76,10 +78,10 @@ func (q *quarantine) blocked(closure string, now time.Time) string {
 	case q.Failures > 0:
 		return "quarantined: " + q.Reason
 	case q.Unreachable > unreachableTries:
-		return "quarantined: undone again and again because the control plane did not answer"
+		return fmt.Sprintf("quarantined: undone %d times without blame, the last time: %s", q.Unreachable, q.Reason)
 	}
-	if pause := backoff(q.Unreachable); now.Sub(q.At.Time) < pause {
-		return "waits " + pause.String() + " after an undo without blame"
+	if pause := backoff(q.Unreachable + q.Refused); now.Sub(q.At.Time) < pause {
+		return fmt.Sprintf("waits %s after: %s", pause, q.Reason)
 	}
 	return ""
 }

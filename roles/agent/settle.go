@@ -100,27 +100,45 @@ func nonEmpty(s string) *string {
 // punish quarantines a closure that is to blame, and counts an undo without
 // blame, after which it is tried again with patience.
 func (a *agent) punish(closure, intent, channelRef, reason string, blame bool) {
-	q := a.quarantine.get()
-	if q == nil || q.Closure != closure {
-		q = &quarantine{Closure: closure, Intent: intent, ChannelRef: channelRef}
-	}
-	next := *q
-	next.Reason, next.At = reason, pki.At(a.now().Truncate(time.Millisecond))
-	if blame {
-		next.Failures++
-	} else if reason != reasonLocked {
-		next.Unreachable++
-	}
-	if err := a.dir.write(quarantineFile, &next); err != nil {
-		a.log.Error().Err(err).Msg("quarantine not written")
-	}
-	a.quarantine.set(&next)
+	next := a.count(closure, intent, channelRef, reason, func(q *quarantine) {
+		switch {
+		case blame:
+			q.Failures++
+		case reason != reasonLocked:
+			q.Unreachable++
+		}
+	})
 	if blame {
 		a.log.Warn().Str("closure", closure).Str("reason", reason).Msg("closure quarantined")
 		a.report(protocol.EventClosureQuarantined, &channelRef, protocol.ClosureQuarantined{
 			ClosureHash: closure, ChannelRef: channelRef, FailureCount: next.Failures, Reason: reason,
 		})
 	}
+}
+
+// postpone notes that this host could not begin: it tries again for as long as
+// the closure is wanted, less and less often.
+func (a *agent) postpone(closure, intent, channelRef, reason string) {
+	a.count(closure, intent, channelRef, reason, func(q *quarantine) {
+		if reason != reasonLocked {
+			q.Refused++
+		}
+	})
+}
+
+func (a *agent) count(closure, intent, channelRef, reason string, change func(*quarantine)) quarantine {
+	q := a.quarantine.get()
+	if q == nil || q.Closure != closure {
+		q = &quarantine{Closure: closure, Intent: intent, ChannelRef: channelRef}
+	}
+	next := *q
+	next.Reason, next.At = reason, pki.At(a.now().Truncate(time.Millisecond))
+	change(&next)
+	if err := a.dir.write(quarantineFile, &next); err != nil {
+		a.log.Error().Err(err).Msg("quarantine not written")
+	}
+	a.quarantine.set(&next)
+	return next
 }
 
 // recalled are the intents for which a rollback was honoured.

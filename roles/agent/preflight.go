@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+const (
+	// fetchLimit is the downloading's own limit: it is no part of the window.
+	fetchLimit = 6 * time.Hour
+	// minStoreFree and minBootFree are the least that must be left, in bytes.
+	minStoreFree = 512 << 20
+	minBootFree  = 16 << 20
+)
+
+// localError is trouble of this host, for which no release is to blame.
+type localError struct {
+	reason string // begins with a word that the control plane knows
+	event  string
+}
+
+func (e *localError) Error() string { return e.reason }
+
+// bring gets the closure into the store, protected from collection, and looks
+// whether it can be activated at all.
+func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
+	if err := a.preflight(ctx); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, fetchLimit)
+	defer cancel()
+	err := a.host.Realise(limited, w.closure, func(line string) { a.waiting("downloading %s: %s", w.closure, line) })
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
+		a.report(protocol.EventClosureSignatureMismatch, &w.channelRef, protocol.ClosureSignatureMismatch{ClosureHash: w.closure, StderrTail: tail(err.Error())})
+		return &localError{"realise: " + err.Error(), ""}
+	case errors.Is(err, nixops.ErrNoSpace):
+		return &localError{"no-space: " + err.Error(), protocol.EventRealiseFailed}
+	case err != nil:
+		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	c, err := a.host.Inspect(ctx, w.closure)
+	if err != nil {
+		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	if !c.HasSwitch {
+		return errors.New("the closure has no bin/switch-to-configuration")
+	}
+	if c.AgentPath == "" && !a.cfg.AgentOutside {
+		return errors.New("the closure has no agent of its own, so that nobody could prove it")
+	}
+	if c.TrustJSON != nil {
+		if err := w.trustAdmits(c.TrustJSON, a.now()); err != nil {
+			return err
+		}
+	} else if !a.cfg.AgentOutside {
+		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
+	}
+	return nil
+}
+
+func tail(s string) string { return s[max(0, len(s)-nixops.MaxOutput):] }
+
+// preflight looks for what would make the activation fail half-way.
+func (a *agent) preflight(ctx context.Context) error {
+	// What a host confirms and attests carries its own clock's time.
+	if now := time.Now(); a.floor.Sub(now) > pki.ClockSlack {
+		return &localError{
+			fmt.Sprintf("preflight: clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(a.floor)), protocol.EventRealiseFailed,
+		}
+	}
+	space, err := a.host.Space(ctx)
+	if err != nil {
+		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	switch {
+	case space.StoreFree < minStoreFree:
+		return &localError{fmt.Sprintf("no-space: %d MiB are left in the store", space.StoreFree>>20), protocol.EventRealiseFailed}
+	case space.BootFree < minBootFree:
+		return &localError{fmt.Sprintf("no-space: %d MiB are left in /boot", space.BootFree>>20), protocol.EventRealiseFailed}
+	}
+	held, err := a.host.LockHeld(ctx)
+	if err != nil {
+		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
+	}
+	if held {
+		return &localError{reasonLocked, protocol.EventRealiseFailed}
+	}
+	return nil
+}
+
+// checkTarget runs the target's own pre-switch checks, where its script knows them
+// by themselves. What it refuses now it would refuse in the switch.
+func (a *agent) checkTarget(ctx context.Context, closure string) error {
+	knows, err := a.host.SupportsCheck(ctx, closure)
+	if err != nil {
+		a.log.Warn().Err(err).Msg("switch script not asked for its actions; its checks run with the switch")
+		return nil
+	}
+	if !knows {
+		return nil
+	}
+	a.waiting("the pre-switch checks of %s", closure)
+	unit := fresh("nixfleet-check")
+	exit, err := a.host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionCheck, Unit: unit})
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, nixops.ErrLockHeld):
+		return &localError{reasonLocked, protocol.EventRealiseFailed}
+	case err != nil:
+		return &localError{"preflight: check: " + err.Error(), protocol.EventRealiseFailed}
+	case exit.OK():
+		return nil
+	}
+	output, err := a.host.UnitOutput(ctx, unit)
+	if err != nil {
+		output = err.Error()
+	}
+	return fmt.Errorf("the target's pre-switch checks refuse it: %s: %s", exit, tail(output))
+}
+
+// giveUp ends an activation that has changed nothing yet. A download that was
+// cut off by our own end stays in the journal for the next agent.
+func (a *agent) giveUp(w *wanted, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	a.log.Error().Err(err).Str("closure", w.closure).Msg("activation given up")
+	a.waiting("%v", err)
+	if err := a.dir.end(stepFetching); err != nil {
+		a.log.Error().Err(err).Msg("journal not closed")
+		return
+	}
+	var local *localError
+	if errors.As(err, &local) {
+		if local.event != "" {
+			a.report(local.event, &w.channelRef, protocol.RealiseFailed{ClosureHash: w.closure, Reason: local.reason})
+		}
+		a.postpone(w.closure, w.intent, w.channelRef, local.reason)
+		return
+	}
+	text := err.Error()
+	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: "inspect", StderrTail: &text})
+	a.punish(w.closure, w.intent, w.channelRef, text, true)
+}

@@ -1,0 +1,194 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
+)
+
+// refusals are the reports of a kind, as text.
+func (p *plane) refusals(event string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, r := range p.reports {
+		if r.Event == event {
+			out = append(out, string(r.Details))
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// What this host lacks is said and reported before anything is changed, blames no
+// release, and is tried again for as long as it takes.
+func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
+	for name, c := range map[string]struct {
+		harm, mend func(t *testing.T, m *machine)
+		want       string
+	}{
+		"store full A14": {
+			func(t *testing.T, m *machine) { m.space(100<<20, 1<<30) },
+			func(t *testing.T, m *machine) { m.space(1<<40, 1<<30) }, "no-space: 100 MiB are left in the store",
+		},
+		"boot full A14": {
+			func(t *testing.T, m *machine) { m.space(1<<40, 3<<20) },
+			func(t *testing.T, m *machine) { m.space(1<<40, 1<<30) }, "no-space: 3 MiB are left in /boot",
+		},
+		"store too small for it A14": {
+			func(t *testing.T, m *machine) { m.size(1 << 40) },
+			func(t *testing.T, m *machine) { m.size(1) }, "no-space: ",
+		},
+		"lock held A5": {
+			func(t *testing.T, m *machine) { m.must(m.sim.HoldLock(true)) },
+			func(t *testing.T, m *machine) { m.must(m.sim.HoldLock(false)) }, "lock-held",
+		},
+		"cache unreachable A20": {
+			func(t *testing.T, m *machine) {
+				m.must(os.WriteFile(filepath.Join(m.dir, "cache/unreachable"), nil, 0o600))
+			},
+			func(t *testing.T, m *machine) { m.must(os.Remove(filepath.Join(m.dir, "cache/unreachable"))) }, "realise: ",
+		},
+		"no root A13": {
+			func(t *testing.T, m *machine) { m.broken = "realise" },
+			func(t *testing.T, m *machine) { m.broken = "" }, "realise: ",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				m := newMachine(t, p, good)
+				c.harm(t, m)
+				host := &ailing{Sim: m.sim, m: m}
+				stop := m.start(host)
+				// Longer than any number of tries that would give up.
+				time.Sleep(100 * time.Minute)
+				if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, c.want) {
+					t.Errorf("reported %s", got)
+				}
+				if m.where() != all(before) || p.reported(protocol.EventClosureQuarantined) || p.reported(protocol.EventActivationStarted) || host.switched {
+					t.Errorf("at %v, reports %v", m.where(), p.reports)
+				}
+				if s := m.local(); !strings.Contains(s.Waiting, c.want) {
+					t.Errorf("status says %q", s.Waiting)
+				}
+				c.mend(t, m)
+				p.release(target, time.Now())
+				time.Sleep(30 * time.Minute)
+				stop()
+				if m.where() != all(target) {
+					t.Errorf("afterwards: %v, status %+v", m.where(), m.local())
+				}
+			})
+		})
+	}
+}
+
+// ailing is a machine of which something is broken.
+type ailing struct {
+	*nixops.Sim
+	m        *machine
+	switched bool
+}
+
+func (a *ailing) Realise(ctx context.Context, closure string, progress func(string)) error {
+	if a.m.broken == "realise" {
+		return errors.New("root for it: read-only file system")
+	}
+	return a.Sim.Realise(ctx, closure, progress)
+}
+
+func (a *ailing) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit, error) {
+	a.switched = true
+	return a.Sim.Switch(ctx, r)
+}
+
+func (m *machine) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) space(store, boot uint64) {
+	m.t.Helper()
+	m.must(m.sim.SetSpace(nixops.Space{StoreFree: store, BootFree: boot}))
+}
+
+// size is how much of the store the target takes.
+func (m *machine) size(n uint64) {
+	m.t.Helper()
+	m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), target, nixops.SimClosure{Agent: "self", TrustJSON: string(m.p.trust), Size: n}))
+}
+
+// A refusal of the target's own checks comes before anything of it has run.
+func TestTargetsOwnChecksComeFirst(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, with(nixops.SimClosure{CheckExit: 1}))
+		stop := m.start(m.sim)
+		time.Sleep(10 * time.Minute)
+		stop()
+		if p.reported(protocol.EventActivationStarted) || !strings.Contains(p.refusals(protocol.EventActivationFailed), "pre-switch check") {
+			t.Errorf("reports %v", p.reports)
+		}
+		if q := optional[quarantine](directory(m.path("state")), quarantineFile, func(err error) { t.Error(err) }); q == nil || q.Failures == 0 {
+			t.Errorf("not quarantined: %+v", q)
+		}
+	})
+}
+
+// A clock that is behind what is known to have passed would date what the host
+// confirms; nothing is begun under it.
+func TestClockBehindWhatIsKnown_A22(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		// This host had verified its release before it lost the time.
+		later := time.Now().Add(30 * time.Minute)
+		p.release(target, later)
+		head, err := fleet.ParseHead(p.head)
+		m.must(err)
+		dir, err := openDirectory(m.path("state"))
+		m.must(err)
+		m.must(dir.write(markFile, &mark{SignedAt: *head.Meta.SignedAt, Intent: head.Intent}))
+		stop := m.start(m.sim)
+		time.Sleep(20 * time.Minute)
+		if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, "preflight: clock: ") || m.where() != all(before) {
+			t.Errorf("reported %s, at %v", got, m.where())
+		}
+		time.Sleep(40 * time.Minute)
+		stop()
+		if m.where() != all(target) || p.reported(protocol.EventClosureQuarantined) {
+			t.Errorf("with the clock right again: %v", m.where())
+		}
+	})
+}
+
+// On a state directory that a reboot empties the agent does not start.
+func TestVolatileStateIsRefused_A26(t *testing.T) {
+	volatile, _, err := nixops.Volatile("/dev/shm")
+	if err != nil || !volatile {
+		t.Skip("no tmpfs at /dev/shm")
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "nixfleet-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	c := Config{StateDir: filepath.Join(dir, "not", "there", "yet")}
+	if err := c.volatileState(); err == nil || !strings.Contains(err.Error(), "tmpfs") {
+		t.Errorf("accepted: %v", err)
+	}
+	c.AllowVolatile = true
+	if err := c.volatileState(); err != nil {
+		t.Errorf("although allowed: %v", err)
+	}
+}
