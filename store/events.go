@@ -27,17 +27,41 @@ type TraceRow struct {
 	Host, Channel, Closure, ChannelRef, State string
 	Wave                                      int
 	DispatchedAt, ConfirmDeadline             time.Time
-	ConfirmedAt                               *time.Time
+	ConfirmedAt, EndedAt                      *time.Time
+}
+
+// Ended is when a dispatch that is over ended. The rows of releases that did
+// not record it say when it was confirmed, or else when it should have been.
+func (r TraceRow) Ended() time.Time {
+	for _, at := range []*time.Time{r.EndedAt, r.ConfirmedAt} {
+		if at != nil {
+			return *at
+		}
+	}
+	return r.ConfirmDeadline
+}
+
+// Confirmed reports whether the host has confirmed this closure for this
+// rollout, under whichever of its ids.
+func (s *Store) Confirmed(ctx context.Context, hostname, rolloutID, closure string) (confirmed bool, err error) {
+	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pending_confirms LEFT JOIN dispatch_leases USING (id)
+		WHERE hostname = ?1 AND state = 'confirmed' AND target_closure_hash = ?3
+			AND (rollout_id = ?2 OR intent IN (SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?2)))`,
+		hostname, rolloutID, closure).Scan(&confirmed)
+	if err != nil {
+		return false, fmt.Errorf("look up confirm of %s: %w", hostname, err)
+	}
+	return confirmed, nil
 }
 
 // Trace reads the dispatches of a rollout by wave, then time. Every id of a
 // re-signed rollout gives all of them.
 func (s *Store) Trace(ctx context.Context, rolloutID string) ([]TraceRow, error) {
 	rows, err := collect(ctx, s.read, `SELECT hostname, channel, target_closure_hash, target_channel_ref, state, wave, dispatched_at,
-		confirm_deadline, confirmed_at FROM pending_confirms LEFT JOIN dispatch_leases USING (id) WHERE rollout_id = ?1 OR intent IN
+		confirm_deadline, confirmed_at, ended_at FROM pending_confirms LEFT JOIN dispatch_leases USING (id) WHERE rollout_id = ?1 OR intent IN
 		(SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?1) ORDER BY wave, dispatched_at, id`,
 		func(r *TraceRow) []any {
-			return []any{&r.Host, &r.Channel, &r.Closure, &r.ChannelRef, &r.State, &r.Wave, moment{&r.DispatchedAt}, moment{&r.ConfirmDeadline}, maybe{&r.ConfirmedAt}}
+			return []any{&r.Host, &r.Channel, &r.Closure, &r.ChannelRef, &r.State, &r.Wave, moment{&r.DispatchedAt}, moment{&r.ConfirmDeadline}, maybe{&r.ConfirmedAt}, maybe{&r.EndedAt}}
 		}, rolloutID)
 	if err != nil {
 		return nil, fmt.Errorf("trace rollout %s: %w", rolloutID, err)

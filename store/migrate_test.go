@@ -22,6 +22,16 @@ var later = []string{
 	"ALTER TABLE second ADD COLUMN y TEXT NOT NULL DEFAULT 'new'; DROP TABLE audit;",
 }
 
+// known is how many migrations this version has.
+func known(t testing.TB) int {
+	t.Helper()
+	list, err := migrations(embedded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
 // upTo is the embedded migrations and the first n of later.
 func upTo(t testing.TB, n int) fstest.MapFS {
 	t.Helper()
@@ -122,7 +132,7 @@ func TestEachOlderSchemaIsUpgraded(t *testing.T) {
 	for from := 1; from <= len(all); from++ {
 		path := filepath.Join(t.TempDir(), "state.db")
 		old := openWith(t, path, firstOnly(all, from))
-		if err := old.SubmitRollout(change()).Wait(t.Context()); err != nil {
+		if err := fill(t, old, from); err != nil {
 			t.Fatal(err)
 		}
 		old.Close()
@@ -147,12 +157,25 @@ func TestEachOlderSchemaIsUpgraded(t *testing.T) {
 	}
 }
 
+// fill writes a rollout and a dispatch as a program of that schema did.
+func fill(t *testing.T, s *Store, schema int) error {
+	if schema >= known(t) {
+		return s.SubmitRollout(change()).Wait(t.Context())
+	}
+	rows, err := os.ReadFile(fmt.Sprintf("testdata/schema-%d.sql", schema))
+	if err == nil {
+		_, err = s.write.Exec(string(rows))
+	}
+	return err
+}
+
 func TestAFailedMigrationChangesNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	openWith(t, path, nil).Close()
 	bad := upTo(t, 1)
-	bad["0002_m.sql"] = &fstest.MapFile{Data: []byte("CREATE TABLE half (x TEXT); SELECT nonsense;")}
-	if err := refused(t, path, bad); !strings.Contains(err.Error(), "migration 2") {
+	next := known(t) + 1
+	bad[fmt.Sprintf("%04d_m.sql", next)] = &fstest.MapFile{Data: []byte("CREATE TABLE half (x TEXT); SELECT nonsense;")}
+	if err := refused(t, path, bad); !strings.Contains(err.Error(), fmt.Sprintf("migration %d", next)) {
 		t.Fatalf("error %v", err)
 	}
 	s := open(t, path)
@@ -174,7 +197,7 @@ func TestMigrationsAreNumberedWithoutAGap(t *testing.T) {
 	}
 }
 
-// newer is a database of schema 2 or 3 in which things happened that an older
+// newer is a database with one or two migrations more than known, in which things happened that an older
 // nixfleet must not forget.
 func newer(t *testing.T, extra int) string {
 	t.Helper()
@@ -215,7 +238,7 @@ func remembers(t *testing.T, path string, rollouts int) {
 	if _, ok, _ := s.RevokedSince(t.Context(), "forgiven"); ok {
 		t.Error("a revocation that was taken back is in force again (T9)")
 	}
-	if schemaOf(t, path) != 1 {
+	if schemaOf(t, path) != known(t) {
 		t.Errorf("schema %d", schemaOf(t, path))
 	}
 }
@@ -224,17 +247,17 @@ func TestANewerSchemaIsSetAside(t *testing.T) {
 	for extra := 1; extra <= len(later); extra++ {
 		path := newer(t, extra)
 		remembers(t, path, 1)
-		aside := fmt.Sprintf("%s.schema-%d", path, 1+extra)
-		if got := schemaOf(t, aside); got != 1+extra {
+		aside := fmt.Sprintf("%s.schema-%d", path, known(t)+extra)
+		if got := schemaOf(t, aside); got != known(t)+extra {
 			t.Errorf("set aside: schema %d", got)
 		}
 		// Up and down once more: the first file that was set aside stays.
 		openWith(t, path, upTo(t, extra)).Close()
 		remembers(t, path, 1)
-		if got := schemaOf(t, aside+".2"); got != 1+extra {
+		if got := schemaOf(t, aside+".2"); got != known(t)+extra {
 			t.Errorf("second set aside: schema %d", got)
 		}
-		if got := schemaOf(t, aside); got != 1+extra {
+		if got := schemaOf(t, aside); got != known(t)+extra {
 			t.Errorf("first set aside is gone: schema %d", got)
 		}
 	}
@@ -250,7 +273,7 @@ func TestSettingAsideWithoutAWholeCopyStartsEmpty(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := newer(t, 1)
-			if err := spoil(copyBefore(path, 2)); err != nil {
+			if err := spoil(copyBefore(path, known(t)+1)); err != nil {
 				t.Fatal(err)
 			}
 			remembers(t, path, 0)
@@ -266,11 +289,12 @@ func TestSettingAsideIsTakenUpAfterACrash(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Link(path, path+".schema-2"); err != nil {
+	aside := fmt.Sprintf("%s.schema-%d", path, known(t)+1)
+	if err := os.Link(path, aside); err != nil {
 		t.Fatal(err)
 	}
 	remembers(t, path, 1)
-	if again, _ := exists(path + ".schema-2.2"); again {
+	if again, _ := exists(aside + ".2"); again {
 		t.Error("set aside under two names")
 	}
 }
@@ -288,7 +312,7 @@ func TestSettingAsideRefusesToForget(t *testing.T) {
 	if err := refused(t, path, nil); !errors.Is(err, ErrDowngrade) {
 		t.Errorf("error %v", err)
 	}
-	if schemaOf(t, path) != 2 {
+	if schemaOf(t, path) != known(t)+1 {
 		t.Error("the newer file was touched")
 	}
 }

@@ -105,8 +105,8 @@ func insertDispatch(tx *sql.Tx, d rollout.Dispatch) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(`INSERT INTO dispatch_leases (id, intent, start_by, slot_until, knows_lease) VALUES (?,?,?,?,?)`,
-		id, d.Intent, text(d.StartBy), text(d.SlotUntil), d.KnowsLease)
+	_, err = tx.Exec(`INSERT INTO dispatch_leases (id, intent, start_by, slot_until, knows_lease, ended_at) VALUES (?,?,?,?,?,?)`,
+		id, d.Intent, text(d.StartBy), text(d.SlotUntil), d.KnowsLease, textOrNull(d.EndedAt))
 	return err
 }
 
@@ -115,7 +115,8 @@ func updateDispatch(tx *sql.Tx, id int64, d rollout.Dispatch) error {
 		d.RolloutID, d.ChannelRef, d.State, text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt), id); err != nil {
 		return err
 	}
-	_, err := tx.Exec(`UPDATE dispatch_leases SET start_by = ?, slot_until = ?, knows_lease = ? WHERE id = ?`, text(d.StartBy), text(d.SlotUntil), d.KnowsLease, id)
+	_, err := tx.Exec(`UPDATE dispatch_leases SET start_by = ?, slot_until = ?, knows_lease = ?, ended_at = ? WHERE id = ?`,
+		text(d.StartBy), text(d.SlotUntil), d.KnowsLease, textOrNull(d.EndedAt), id)
 	return err
 }
 
@@ -225,12 +226,12 @@ func loadHosts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 
 func loadDispatches(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 	st.Dispatches, err = collect(ctx, tx, `SELECT id, hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
-		dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease FROM pending_confirms JOIN dispatch_leases USING (id)
+		dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease, ended_at FROM pending_confirms JOIN dispatch_leases USING (id)
 		WHERE state IN ('pending', 'deferred-pending-reboot') OR slot_until > ?
 			OR id IN (SELECT max(id) FROM pending_confirms WHERE state = 'confirmed' GROUP BY hostname) ORDER BY id`,
 		func(d *rollout.Dispatch) []any {
 			return []any{&d.ID, &d.Host, &d.RolloutID, &d.Channel, &d.Wave, &d.Closure, &d.ChannelRef, &d.State, moment{&d.DispatchedAt},
-				moment{&d.ConfirmDeadline}, maybe{&d.ConfirmedAt}, &d.Intent, moment{&d.StartBy}, moment{&d.SlotUntil}, &d.KnowsLease}
+				moment{&d.ConfirmDeadline}, maybe{&d.ConfirmedAt}, &d.Intent, moment{&d.StartBy}, moment{&d.SlotUntil}, &d.KnowsLease, maybe{&d.EndedAt}}
 		}, text(time.Now()))
 	return err
 }

@@ -221,6 +221,13 @@ func TestAFailedActivationHaltsTheRollout(t *testing.T) {
 			t.Errorf("report %d has verdict %v, want %s", i, got, want)
 		}
 	}
+	trace, err := operator.Trace(context.Background(), e.rolloutID())
+	if err != nil || len(trace.Events) != 1 {
+		t.Fatalf("%+v %v", trace, err)
+	}
+	if at := trace.Events[0].TerminalAt; at == nil || at.After(time.Now()) {
+		t.Errorf("the failed dispatch ended at %v, which is not over yet", at)
+	}
 	if err := operator.Retry(context.Background(), "a", "mended"); err != nil {
 		t.Fatal(err)
 	}

@@ -263,12 +263,8 @@ func (s *server) trace(w http.ResponseWriter, r *http.Request) {
 			Host: row.Host, Channel: row.Channel, Wave: uint32(row.Wave), TargetClosureHash: row.Closure, TargetChannelRef: row.ChannelRef,
 			DispatchedAt: protocol.TraceTime{OffsetTime: protocol.Offset(row.DispatchedAt)}, TerminalState: text(terminal[row.State]),
 		}
-		switch {
-		case row.ConfirmedAt != nil:
-			at := protocol.Offset(*row.ConfirmedAt)
-			e.TerminalAt = &at
-		case e.TerminalState != nil:
-			at := protocol.Offset(row.ConfirmDeadline)
+		if e.TerminalState != nil {
+			at := protocol.Offset(row.Ended())
 			e.TerminalAt = &at
 		}
 		out.Events = append(out.Events, e)

@@ -77,6 +77,41 @@ func TestAConfirmThatIsNotOurs(t *testing.T) {
 	}
 }
 
+// An agent of v1 may repeat the confirm of a release that others have followed,
+// and takes 410 as the order to roll back.
+func TestAConfirmIsRememberedOverLaterReleases(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	a := p.agent("a")
+	var first *protocol.Target
+	for n := 1; n <= 3; n++ {
+		if n > 1 {
+			e.advance(n)
+			p.poke()
+			p.eventually("the release is in force", func() bool { return p.inForce().Equal(e.signed) })
+		}
+		target := p.checkin(a, e.state("a", closureOf("a", n-1)), 0).Target
+		if target == nil {
+			t.Fatalf("release %d is not offered:\n%s", n, p.log)
+		}
+		if first == nil {
+			first = target
+		}
+		if err := p.confirm(a, "a", target); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.checkin(a, e.state("a", closureOf("a", 3)), 0)
+	if err := p.confirm(a, "a", first); err != nil {
+		t.Errorf("the repeated confirm of a release two before: %v", err)
+	}
+	other := *first
+	other.ClosureHash = closureOf("a", 7)
+	if got := status(t, p.confirm(a, "a", &other)); got != 410 {
+		t.Errorf("an old rollout's confirm with another closure: %d, want 410", got)
+	}
+}
+
 func TestHeldRequestIsAnsweredWithinASecondOfADecision(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	p := e.serve()

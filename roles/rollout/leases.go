@@ -10,7 +10,7 @@ func (w *World) endLease(h *host, state string, now time.Time) {
 	if l == nil {
 		return
 	}
-	l.State = state
+	l.State, l.EndedAt = state, &now
 	w.saveLease(l)
 	h.lease, h.stagedBoot = nil, ""
 	switch state {

@@ -98,7 +98,7 @@ type Dispatch struct {
 	Closure, ChannelRef                               string
 	State                                             string
 	DispatchedAt, ConfirmDeadline, StartBy, SlotUntil time.Time
-	ConfirmedAt                                       *time.Time
+	ConfirmedAt, EndedAt                              *time.Time
 	KnowsLease                                        bool // the agent promised to respect StartBy
 }
 
