@@ -49,6 +49,7 @@ type SimClosure struct {
 	CrashLoop   []string      `json:"crashLoop,omitzero"` // never `failed`, restarted every CrashEvery
 	CrashEvery  time.Duration `json:"crashEvery,omitzero"`
 	Inactive    []string      `json:"inactive,omitzero"`    // neither active nor failed
+	InactiveFor time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 is for ever
 	CutsNetwork bool          `json:"cutsNetwork,omitzero"` // Sim.Online is false while it runs
 	AgentBroken bool          `json:"agentBroken,omitzero"` // Sim.AgentStarts is false while it runs
 }

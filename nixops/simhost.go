@@ -386,13 +386,21 @@ func (s *Sim) ActiveState(ctx context.Context, unit string) (string, error) {
 		return "", fmt.Errorf("unit name %q is none", unit)
 	}
 	failed, err := s.FailedUnits(ctx)
+	if err != nil {
+		return "", err
+	}
 	c := s.current()
+	var since time.Duration
+	err = s.m.with(func(st *simState) error {
+		since = time.Since(st.Switched)
+		return nil
+	})
 	switch {
 	case err != nil:
 		return "", err
 	case slices.Contains(failed, unit):
 		return "failed", nil
-	case slices.Contains(c.Inactive, unit):
+	case slices.Contains(c.Inactive, unit) && (c.InactiveFor == 0 || since < c.InactiveFor):
 		return "inactive", nil
 	case slices.Contains(c.CrashLoop, unit):
 		return "activating", nil

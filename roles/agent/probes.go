@@ -7,9 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
-	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -95,19 +95,45 @@ func loadProbes(path string) (*healthChecks, error) {
 	default:
 		return nil, fmt.Errorf("health checks %s: mode %q: use disabled, permissive or enforce", path, h.Mode)
 	}
+	if err := h.check(); err != nil {
+		return nil, fmt.Errorf("health checks %s: %w", path, err)
+	}
+	return h, nil
+}
+
+// check finds probes that could never pass.
+func (h *healthChecks) check() error {
 	names := map[string]bool{}
 	for _, p := range h.list(nil) {
-		if names[p.name] {
-			return nil, fmt.Errorf("health checks %s: two probes are named %q", path, p.name)
+		switch {
+		case p.name == "":
+			return fmt.Errorf("a probe of kind %s is without a name", p.kind)
+		case names[p.name]:
+			return fmt.Errorf("two probes are named %q", p.name)
 		}
 		names[p.name] = true
 	}
-	for _, p := range h.Exec {
-		if len(p.Command) == 0 {
-			return nil, fmt.Errorf("health checks %s: probe %q has no command", path, p.Name)
+	for _, p := range h.HTTP {
+		if u, err := url.Parse(p.URL); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return fmt.Errorf("probe %q: url %q is none of http or https", p.Name, p.URL)
 		}
 	}
-	return h, nil
+	for _, p := range h.TCP {
+		if p.Port == 0 || p.Port > 65535 {
+			return fmt.Errorf("probe %q: port %d is none", p.Name, p.Port)
+		}
+	}
+	for _, p := range h.Exec {
+		if len(p.Command) == 0 || p.Command[0] == "" {
+			return fmt.Errorf("probe %q has no command", p.Name)
+		}
+	}
+	for _, p := range h.Units {
+		if p.Unit == "" {
+			return fmt.Errorf("probe %q has no unit", p.Name)
+		}
+	}
+	return nil
 }
 
 func readSmall(path string) ([]byte, error) {
@@ -145,13 +171,7 @@ func (h *healthChecks) list(host nixops.Host) []probe {
 		add(p.Name, protocol.ProbeExec, p.probeTimes, 10, p.run)
 	}
 	for _, p := range h.Units {
-		add(p.Name, protocol.ProbeUnit, p.probeTimes, 5, func(ctx context.Context) error {
-			failed, err := host.FailedUnits(ctx)
-			if err == nil && slices.Contains(failed, p.Unit) {
-				err = fmt.Errorf("unit %s has failed", p.Unit)
-			}
-			return err
-		})
+		add(p.Name, protocol.ProbeUnit, p.probeTimes, 5, func(ctx context.Context) error { return p.run(ctx, host) })
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].name < out[j].name })
 	return out
@@ -197,6 +217,20 @@ func (p execProbe) run(ctx context.Context) error {
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out[max(0, len(out)-200):])))
 	}
 	return nil
+}
+
+// run wants the unit to be active: one that was never started, or is started
+// again and again, has not failed either.
+func (p unitProbe) run(ctx context.Context, host nixops.Host) error {
+	state, err := host.ActiveState(ctx, p.Unit)
+	if err != nil {
+		return err
+	}
+	switch state {
+	case "active", "reloading", "refreshing":
+		return nil
+	}
+	return fmt.Errorf("unit %s is %s", p.Unit, state)
 }
 
 // prober runs probes for ever and keeps their last results.
