@@ -456,7 +456,12 @@ func testUndoWithoutChecks(t *testing.T, r *rig) {
 
 func testRoots(t *testing.T, r *rig) {
 	r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	two := r.publish("nixos-system-two+git", nixops.SimClosure{})
+	for _, name := range []string{"", "../x", "a b", "a/b"} {
+		if err := r.host.AddRoot(t.Context(), name, two); err == nil {
+			t.Errorf("root %q was accepted", name)
+		}
+	}
 	// A root may come before its path, and a collection between the two.
 	must(t, r.host.AddRoot(t.Context(), "staged", two))
 	r.gc()

@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"github.com/rs/zerolog"
+
+	"nixfleet/nixops/fleet"
 )
 
 // machine is the Host that commands run on.
@@ -140,13 +142,21 @@ func noSpace(err error) error {
 	return err
 }
 
+// checkRoot: a root is named by a word or after its closure.
+func checkRoot(name string) error {
+	if fleet.ValidClosure(name) || unitNames.MatchString(name) {
+		return nil
+	}
+	return fmt.Errorf("root name %q: only letters, digits and . _ @ -, or a closure", name)
+}
+
 func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 	path, err := storePath(closure)
 	if err != nil {
 		return err
 	}
-	if err := checkUnit(name); err != nil {
-		return fmt.Errorf("root: %w", err)
+	if err := checkRoot(name); err != nil {
+		return err
 	}
 	if err := m.link(name, path); err != nil {
 		return fmt.Errorf("root %s: %w", name, err)
@@ -168,8 +178,8 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 }
 
 func (m *machine) RemoveRoot(ctx context.Context, name string) error {
-	if err := checkUnit(name); err != nil {
-		return fmt.Errorf("root: %w", err)
+	if err := checkRoot(name); err != nil {
+		return err
 	}
 	err := os.Remove(m.root + rootsDir + "/" + name)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -128,8 +128,8 @@ func (s *Sim) AddRoot(ctx context.Context, name, closure string) error {
 	if _, err := storePath(closure); err != nil {
 		return err
 	}
-	if err := checkUnit(name); err != nil {
-		return fmt.Errorf("root: %w", err)
+	if err := checkRoot(name); err != nil {
+		return err
 	}
 	return s.m.with(func(st *simState) error {
 		st.Roots[name] = closure

@@ -44,15 +44,18 @@ type agent struct {
 	started   time.Time
 	floor     time.Time // it is at least this late
 
-	delivering sync.Mutex
-	changed    chan struct{} // something local that the control plane should hear of
-	worker     sync.WaitGroup
-	busy       cache[bool]
-	told       cache[*wanted] // the newest verified target
-	quarantine cache[*quarantine]
-	hold       cache[*holdState]
-	confirmed  cache[*confirmed]
-	fetch      cache[*protocol.FetchOutcome]
+	delivering  sync.Mutex
+	changed     chan struct{} // something local that the control plane should hear of
+	worker      sync.WaitGroup
+	busy        cache[bool]
+	told        cache[*wanted] // the newest verified target
+	quarantine  cache[*quarantine]
+	hold        cache[*holdState]
+	confirmed   cache[*confirmed]
+	fetch       cache[*protocol.FetchOutcome]
+	ahead       cache[*ahead]
+	planned     chan *ahead // the newest plan; only the loop of check-ins sends
+	lookedAhead string      // head that was looked at for it
 
 	spentNonce        string
 	reportedEnrolment bool
@@ -95,7 +98,7 @@ func newAgent(cfg Config) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(), changed: make(chan struct{}, 1)}
+	a := &agent{cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(), changed: make(chan struct{}, 1), planned: make(chan *ahead, 1)}
 	a.identity = &identity{hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now}
 	if a.identity.host, err = pki.ReadPrivateKey(cfg.SSHHostKey); err != nil {
 		a.log.Warn().Err(err).Msg("reports are not signed")
@@ -205,6 +208,7 @@ func (a *agent) run(ctx context.Context) error {
 	loops.Go(func() { a.prober.run(background) })
 	loops.Go(func() { a.watchdog(background) })
 	loops.Go(func() { a.rebootLoop(background) })
+	loops.Go(func() { a.aheadLoop(background) })
 
 	// What is under way goes on before anybody is asked anything.
 	a.resume(background)
@@ -356,6 +360,7 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 		return
 	}
 	if answer.Target == nil {
+		a.planAhead(ctx)
 		a.status.note(func(s *status) {
 			if !a.busy.get() {
 				s.Waiting, s.Next = "nothing: the control plane has no other target for this host", ""

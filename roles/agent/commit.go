@@ -109,7 +109,8 @@ func (a *agent) finish(ctx context.Context, j *journal) error {
 	return nil
 }
 
-// roots keeps the running and the previous closure and lets the rest go.
+// roots keeps the running and the previous closure, and what was fetched ahead,
+// and lets the rest go.
 func (a *agent) roots(ctx context.Context, j *journal) {
 	keep := map[string]string{"current": j.Closure, "previous": j.Before.Current}
 	for name, closure := range keep {
@@ -117,6 +118,9 @@ func (a *agent) roots(ctx context.Context, j *journal) {
 			a.log.Warn().Err(err).Str("root", name).Msg("root not set")
 			return
 		}
+	}
+	if p := a.ahead.get(); p != nil && p.closure != j.Closure {
+		keep[p.closure] = p.closure
 	}
 	have, err := a.host.Roots(ctx)
 	if err != nil {

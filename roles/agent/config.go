@@ -39,6 +39,7 @@ type Config struct {
 	AgentOutside    bool // the agent is no part of the closures: tests and demo
 	DeferOn         []string
 	RebootPolicy    string
+	PrefetchSpread  time.Duration // over which closures are fetched ahead; 0: not at all
 	Version         string
 	Host            nixops.Host
 	Dial            func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -111,6 +112,7 @@ func runFlags() []cli.Flag {
 		boolFlag("agent-outside-closure", "the agent is not part of the systems it activates"),
 		&cli.StringSliceFlag{Name: "defer-on", EnvVars: environment("defer-on"), Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
 		stringFlag("reboot-policy", "never", "`POLICY` for staged updates: never, immediate or window:ONCALENDAR"),
+		&cli.DurationFlag{Name: "prefetch-spread", EnvVars: environment("prefetch-spread"), Usage: "fetch closures before their wave starts, each host at its own time within `DURATION` (default: not at all)"},
 		stringFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		boolFlag("check-config", "check the configuration and exit; nothing is contacted or written"),
 	}
@@ -134,7 +136,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		PollInterval: time.Duration(c.Int("poll-interval")) * time.Second, SettleTime: c.Duration("settle-time"),
 		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"), AllowRollback: c.Bool("allow-remote-rollback"),
 		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"), DeferOn: c.StringSlice("defer-on"),
-		RebootPolicy: c.String("reboot-policy"), Version: c.App.Version, Log: log,
+		RebootPolicy: c.String("reboot-policy"), PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
 		hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache"),
 	}
 	return cfg
@@ -167,6 +169,7 @@ func (c *Config) complete() error {
 	need(c.TrustFile != "", "--trust-file is needed")
 	need(c.ClientCert != "" && c.ClientKey != "", "--client-cert and --client-key are needed")
 	need(c.RenewalFraction > 0 && c.RenewalFraction < 1, "--renewal-threshold-fraction must be between 0 and 1")
+	need(c.PrefetchSpread >= 0 && c.PrefetchSpread <= 24*time.Hour, "--prefetch-spread must be between 0 and 24h")
 	need(c.PollInterval >= time.Second, "--poll-interval must be at least 1")
 	switch c.ComplianceMode {
 	case "", "auto", "disabled", "permissive", "enforce":

@@ -76,6 +76,7 @@ let
       reboot-policy =
         if cfg.rebootPolicy.mode == "window" then "window:${cfg.rebootPolicy.window}" else "immediate";
     }
+    // optionalAttrs (cfg.prefetchSpreadSeconds != null) { prefetch-spread = "${toString cfg.prefetchSpreadSeconds}s"; }
     // optionalAttrs cfg.allowV1ControlPlane { allow-v1-control-plane = true; }
     // optionalAttrs cfg.allowVolatileState { allow-volatile-state = true; }
   );
@@ -266,6 +267,13 @@ in
         example = "Sun 03:00";
         description = "OnCalendar expression (systemd.time(7)); the window opens then and stays open for an hour.";
       };
+    };
+
+    prefetchSpreadSeconds = mkOption {
+      type = types.nullOr (types.ints.between 1 86400);
+      default = null;
+      example = 1800;
+      description = "Fetch closures before their wave starts, each host at its own time within that many seconds; null fetches at activation.";
     };
 
     allowV1ControlPlane = mkOption {

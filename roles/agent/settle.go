@@ -79,8 +79,14 @@ func (a *agent) settle(ctx context.Context) {
 	}
 	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason})
 	a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
-	if err := a.host.RemoveRoot(ctx, "staged"); err != nil {
-		a.log.Warn().Err(err).Msg("root not removed")
+	drop := []string{"staged"}
+	if j.Blame {
+		drop = append(drop, j.Closure)
+	}
+	for _, name := range drop {
+		if err := a.host.RemoveRoot(ctx, name); err != nil {
+			a.log.Warn().Err(err).Str("root", name).Msg("root not removed")
+		}
 	}
 	a.status.note(func(s *status) {
 		s.Waiting, s.Next = "this host is back on "+j.Before.Current+": "+j.Reason, "journalctl -u "+j.Units.Switch

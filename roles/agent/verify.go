@@ -168,20 +168,9 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 	if over, stale := v.stale(); stale {
 		return nil, &verdictError{fmt.Errorf("head of %s: %w by %s", head.Channel, errStale, over.Round(time.Second)), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
 	}
-	proof, err := c.HeadProof(ctx, head.Channel, v.hostname)
+	entry, err := v.entry(ctx, c)
 	if err != nil {
-		return nil, &verdictError{fmt.Errorf("fetch proof: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
-	}
-	leaf, err := pki.Canonicalize(proof.Leaf)
-	if err != nil {
-		return nil, refuse(protocol.EventManifestVerifyFailed, "proof: %w", err)
-	}
-	var entry fleet.HostEntry
-	if err := pki.Decode(leaf, &entry); err != nil {
-		return nil, refuse(protocol.EventManifestVerifyFailed, "proof: %w", err)
-	}
-	if err := pki.VerifyInclusion(head.HostSetRoot, int(head.HostCount), proof.Index, leaf, proof.Path); err != nil {
-		return nil, refuse(protocol.EventManifestVerifyFailed, "%w", err)
+		return nil, err
 	}
 	if err := v.names(entry, t); err != nil {
 		return nil, err
@@ -193,6 +182,29 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 		compliance: stricter(v.onlyLocal(head.ComplianceMode), head.ComplianceMode), failure: head.OnHealthFailure,
 		document: v.headFile.Body, signature: v.headFile.Sig,
 	}, nil
+}
+
+// entry is this host's entry under the head, by a proof that it is in the tree.
+func (v *verifier) entry(ctx context.Context, c fetcher) (entry fleet.HostEntry, err error) {
+	head := v.head
+	proof, err := c.HeadProof(ctx, head.Channel, v.hostname)
+	if err != nil {
+		return entry, &verdictError{fmt.Errorf("fetch proof: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
+	}
+	leaf, err := pki.Canonicalize(proof.Leaf)
+	if err != nil {
+		return entry, refuse(protocol.EventManifestVerifyFailed, "proof: %w", err)
+	}
+	if err := pki.Decode(leaf, &entry); err != nil {
+		return entry, refuse(protocol.EventManifestVerifyFailed, "proof: %w", err)
+	}
+	if err := pki.VerifyInclusion(head.HostSetRoot, int(head.HostCount), proof.Index, leaf, proof.Path); err != nil {
+		return entry, refuse(protocol.EventManifestVerifyFailed, "%w", err)
+	}
+	if entry.Hostname != v.hostname || !fleet.ValidClosure(entry.TargetClosure) {
+		return entry, refuse(protocol.EventVerifyMismatch, "the signed entry is of host %q, closure %.80q", entry.Hostname, entry.TargetClosure)
+	}
+	return entry, nil
 }
 
 // names wants the signed entry to be of this host and to say what the target says.
