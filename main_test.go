@@ -49,6 +49,7 @@ var allowed = map[string][]string{
 	"nixops":         {"pki", "nixops/fleet"},
 	"nixops/testnix": {"pki", "nixops/fleet", "nixops"},
 	"nixops/lib":     {"pki", "nixops/fleet", "nixops/testnix"},
+	"nixops/modules": {"pki", "nixops/testnix"},
 	"roles/protocol": {"pki", "nixops/fleet"},
 	"roles/rollout":  {"pki", "nixops/fleet"},
 	"store":          {"pki", "nixops/fleet", "roles/protocol", "roles/rollout"},

@@ -48,6 +48,11 @@ func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra
 	if err := s.files.prepare(unit, false); err != nil {
 		return err
 	}
+	// A transient unit does not inherit our PATH, and that of PID 1 holds next to
+	// nothing on NixOS: the script and what it runs would find neither mv nor Nix.
+	if path := os.Getenv("PATH"); path != "" {
+		env = append([]string{"PATH=" + path}, env...)
+	}
 	if err := s.files.script(unit, 0, cmd, env); err != nil {
 		return err
 	}

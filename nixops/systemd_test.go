@@ -53,6 +53,13 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Errorf("units %+v, %v: our own are left", units, err)
 		}
 	})
+	t.Run("PATH is ours", func(t *testing.T) {
+		t.Setenv("PATH", os.Getenv("PATH")+":/nowhere/nixops")
+		start(t, "nixops-path", "case $PATH in *:/nowhere/nixops) ;; *) exit 7 ;; esac")
+		if exit := finished(t, "nixops-path"); exit.Code != 0 {
+			t.Errorf("%+v", exit)
+		}
+	})
 	t.Run("output in the journal A2", func(t *testing.T) {
 		start(t, "nixops-out", "echo first; sleep 0.2; echo last; exit 4")
 		finished(t, "nixops-out")

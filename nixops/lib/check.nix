@@ -416,7 +416,7 @@ let
 
   warnings = [
     (each (
-      name: h: when (h.pubkey or null == null) "host '${name}' has no pubkey; it can neither enrol nor prove its reports"
+      name: h: when (h.pubkey or null == null) "host '${name}' has no pubkey; it can neither enrol nor prove its reports: declare the line that 'nixfleet host prepare ${name}' prints"
     ) declared.hosts)
     (each (
       name: c:

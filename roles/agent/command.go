@@ -55,8 +55,8 @@ func Command() *cli.Command {
 			{
 				Name: "guard", Usage: "undo at boot what a power cut left unproven",
 				Description: "Example:\n   nixfleet agent guard --state-dir /var/lib/nixfleet-agent",
-				Flags:       local(),
-				Action:      onHost(func(c *cli.Context, u *undoer) error { return u.guard(c.Context) }),
+				Flags:       local(boolFlag("check-config", "check the flags and exit; nothing is undone or written")),
+				Action:      guardCommand,
 			},
 			{
 				Name: "pause", Usage: "take no targets until resume; a running deadline goes on",
@@ -126,21 +126,7 @@ func runCommand(c *cli.Context) error {
 	}
 	cfg := configOf(c, newLogger(c.App.Writer, level))
 	if c.Bool("check-config") {
-		if err := cfg.complete(); err != nil {
-			return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
-		}
-		if err := cfg.makeHost(); err != nil {
-			return err
-		}
-		policy, err := parseRebootPolicy(cfg.RebootPolicy)
-		if err == nil {
-			err = policy.check(c.Context, cfg.Host)
-		}
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(c.App.Writer, "configuration is good")
-		return err
+		return checkConfig(c, &cfg)
 	}
 	if err := cfg.makeHost(); err != nil {
 		return err

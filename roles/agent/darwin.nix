@@ -15,8 +15,8 @@ let
       "agent"
       "run"
     ]
-    ++ lib.cli.toGNUCommandLine { } (
-      {
+    ++ lib.mapAttrsToList (name: value: "--${name}=${toString value}") (
+      lib.filterAttrs (_: value: value != null) {
         control-plane-url = cfg.controlPlaneUrl;
         machine-id = cfg.machineId;
         poll-interval = cfg.pollInterval;
@@ -25,9 +25,7 @@ let
         client-cert = "${cfg.stateDir}/agent-cert.pem";
         client-key = cfg.sshHostKeyFile;
         ssh-host-key-file = cfg.sshHostKeyFile;
-      }
-      // lib.optionalAttrs (cfg.caCert != null) { ca-cert = cfg.caCert; }
-      // lib.optionalAttrs (cfg.bootstrapTokenFile != null) {
+        ca-cert = cfg.caCert;
         bootstrap-token-file = cfg.bootstrapTokenFile;
       }
     );
@@ -77,6 +75,13 @@ in
   };
 
   config = mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = config.nixfleet.trust.ciReleaseKey.current != null;
+        message = "services.nixfleet-agent trusts nobody: set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed.";
+      }
+    ];
+
     environment.systemPackages = [ cfg.package ];
     environment.etc."nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
     launchd.daemons.nixfleet-agent.serviceConfig = {

@@ -15,6 +15,10 @@ let
     ;
   cfg = config.services.nixfleet-agent;
 
+  # These also become words of unit files and of tmpfiles.d, which have their own
+  # ideas about spaces and percent signs.
+  plainPath = types.strMatching "/[A-Za-z0-9_./-]+";
+
   seconds =
     default: description:
     mkOption {
@@ -46,43 +50,102 @@ let
   checks = cfg.healthChecks;
   hasChecks = checks.http != [ ] || checks.tcp != [ ] || checks.exec != [ ] || checks.units != [ ];
 
-  healthFile = pkgs.writeText "nixfleet-health-checks.json" (
-    builtins.toJSON { inherit (checks) mode http tcp exec units; }
-  );
+  healthJSON = builtins.toJSON { inherit (checks) mode http tcp exec units; };
 
   certificateDirectory = dirOf cfg.tls.clientCert;
-  volatile = path: config.fileSystems ? ${path} && config.fileSystems.${path}.fsType == "tmpfs";
 
-  flags = lib.cli.toGNUCommandLine { } (
-    {
-      control-plane-url = cfg.controlPlaneUrl;
-      machine-id = cfg.machineId;
-      poll-interval = cfg.pollInterval;
-      trust-file = cfg.trustFile;
-      state-dir = cfg.stateDir;
-      client-cert = cfg.tls.clientCert;
-      client-key = cfg.tls.clientKey;
-      ssh-host-key-file = cfg.sshHostKeyFile;
-      compliance-gate-mode = cfg.complianceGate.mode;
-    }
-    // optionalAttrs (cfg.tls.caCert != null) { ca-cert = cfg.tls.caCert; }
-    // optionalAttrs (cfg.bootstrapTokenFile != null) { bootstrap-token-file = cfg.bootstrapTokenFile; }
-    // optionalAttrs (cfg.renewalThresholdFraction != null) {
-      renewal-threshold-fraction = cfg.renewalThresholdFraction;
-    }
-    // optionalAttrs hasChecks { health-checks-config = "/etc/nixfleet/agent/health-checks.json"; }
-    // optionalAttrs (cfg.deferOn != [ ]) { defer-on = lib.concatStringsSep "," cfg.deferOn; }
-    // optionalAttrs (cfg.rebootPolicy.mode != "never") {
-      reboot-policy =
-        if cfg.rebootPolicy.mode == "window" then "window:${cfg.rebootPolicy.window}" else "immediate";
-    }
-    // optionalAttrs (cfg.prefetchSpreadSeconds != null) { prefetch-spread = "${toString cfg.prefetchSpreadSeconds}s"; }
-    // optionalAttrs cfg.allowV1ControlPlane { allow-v1-control-plane = true; }
-    // optionalAttrs cfg.allowVolatileState { allow-volatile-state = true; }
-  );
+  # The file system a path lies on is the one with the longest mount point above it.
+  mountOf =
+    path:
+    lib.foldl' (
+      best: point:
+      if
+        (point == "/" || path == point || lib.hasPrefix "${point}/" path)
+        && lib.stringLength point > lib.stringLength best
+      then
+        point
+      else
+        best
+    ) "" (lib.attrNames config.fileSystems);
+  volatile =
+    path:
+    let
+      point = mountOf path;
+    in
+    point != "" && lib.elem config.fileSystems.${point}.fsType [
+      "tmpfs"
+      "ramfs"
+    ];
 
-  quote = lib.escapeShellArg;
+  ownTrust = cfg.trustFile == "/etc/nixfleet/agent/trust.json";
+
+  inVarLib = lib.hasPrefix "/var/lib/" cfg.stateDir;
+
+  flags = {
+    control-plane-url = cfg.controlPlaneUrl;
+    machine-id = cfg.machineId;
+    poll-interval = cfg.pollInterval;
+    trust-file = cfg.trustFile;
+    state-dir = cfg.stateDir;
+    ca-cert = cfg.tls.caCert;
+    client-cert = cfg.tls.clientCert;
+    client-key = cfg.tls.clientKey;
+    ssh-host-key-file = cfg.sshHostKeyFile;
+    bootstrap-token-file = cfg.bootstrapTokenFile;
+    compliance-gate-mode = cfg.complianceGate.mode;
+    renewal-threshold-fraction = cfg.renewalThresholdFraction;
+    health-checks-config = if hasChecks then "/etc/nixfleet/agent/health-checks.json" else null;
+    defer-on = cfg.deferOn;
+    reboot-policy =
+      {
+        never = null;
+        window = "window:${toString cfg.rebootPolicy.window}";
+        immediate = "immediate";
+      }
+      .${cfg.rebootPolicy.mode};
+    prefetch-spread =
+      if cfg.prefetchSpreadSeconds == null then null else "${toString cfg.prefetchSpreadSeconds}s";
+    max-manifest-age = cfg.maxManifestAge;
+    allow-v1-control-plane = cfg.allowV1ControlPlane;
+    allow-remote-rollback = cfg.allowRemoteRollback;
+    allow-volatile-state = cfg.allowVolatileState;
+    log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
+    nix-bin-dir = "${config.nix.package}/bin";
+  };
+
   nixfleet = lib.getExe cfg.package;
+  execStart = import ../../nixops/execstart.nix lib;
+
+  # The agent is root and activates systems through units of their own, which
+  # inherit nothing of this; what is taken away here neither it, nor Nix, nor the
+  # guard needs. Nix remounts the store writable in a mount namespace of its own.
+  hardening = {
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    NoNewPrivileges = true;
+    PrivateTmp = true;
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHome = "read-only";
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    RestrictAddressFamilies = [
+      "AF_INET"
+      "AF_INET6"
+      "AF_NETLINK"
+      "AF_UNIX"
+    ];
+    RestrictNamespaces = "mnt";
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
+    UMask = "0077";
+    # Of what a cache answered Nix keeps notes; root's home is read-only here.
+    CacheDirectory = "nixfleet-agent";
+    CacheDirectoryMode = "0700";
+  };
+  cache.XDG_CACHE_HOME = "/var/cache/nixfleet-agent";
 in
 {
   imports = [ ../../pki/module.nix ];
@@ -124,7 +187,7 @@ in
         description = "CA bundle that the control plane's certificate must chain to; the only one believed once it is set.";
       };
       clientCert = mkOption {
-        type = types.str;
+        type = plainPath;
         default = "/var/lib/nixfleet/agent-cert.pem";
         description = "Where the agent keeps its certificate. The directory is created.";
       };
@@ -145,7 +208,7 @@ in
       '';
     };
     stateDir = mkOption {
-      type = types.str;
+      type = plainPath;
       default = "/var/lib/nixfleet-agent";
       description = "Journal, mark and quarantine. Must survive a reboot.";
     };
@@ -241,7 +304,15 @@ in
     };
 
     deferOn = mkOption {
-      type = types.listOf types.str;
+      type = types.listOf (
+        types.enum [
+          "kernel"
+          "initrd"
+          "kernel-params"
+          "systemd"
+          "dbus"
+        ]
+      );
       default = [ ];
       example = [ "kernel" ];
       description = "Components whose change is staged for the next boot rather than switched live.";
@@ -281,10 +352,31 @@ in
       default = false;
       description = "Accept answers without signed heads, as a v1 control plane gives them.";
     };
+    allowRemoteRollback = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Honour a rollback that a v1 control plane asks for without a signed head.";
+    };
+    maxManifestAge = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "24h";
+      description = "Oldest manifest that is accepted under a v1 control plane; 24 hours when unset.";
+    };
     allowVolatileState = mkOption {
       type = types.bool;
       default = false;
       description = "Accept a state directory that a reboot empties.";
+    };
+    logLevel = mkOption {
+      type = types.enum [
+        "debug"
+        "info"
+        "warn"
+        "error"
+      ];
+      default = "info";
+      description = "Least level of what is logged.";
     };
   };
 
@@ -303,12 +395,28 @@ in
         message = "services.nixfleet-agent and services.comin would undo each other's work; set services.comin.enable = false.";
       }
       {
-        assertion = cfg.allowVolatileState || !(volatile cfg.stateDir || volatile "/var/lib" || volatile "/var");
-        message = "services.nixfleet-agent.stateDir (${cfg.stateDir}) is on a tmpfs, so that a reboot would lose the certificate and a burnt token; persist it, or set services.nixfleet-agent.allowVolatileState = true.";
+        assertion = cfg.allowVolatileState || !(volatile cfg.stateDir);
+        message = "services.nixfleet-agent.stateDir (${cfg.stateDir}) is on a tmpfs, so that a reboot would lose the journal and the mark; persist it, or set services.nixfleet-agent.allowVolatileState = true.";
       }
       {
-        assertion = config.nixfleet.trust.ciReleaseKey.current != null || cfg.trustFile != "/etc/nixfleet/agent/trust.json";
+        assertion = cfg.allowVolatileState || !(volatile certificateDirectory);
+        message = "services.nixfleet-agent.tls.clientCert (${cfg.tls.clientCert}) is on a tmpfs, so that a reboot would lose the certificate while its token is used up; persist ${certificateDirectory}, or set services.nixfleet-agent.allowVolatileState = true.";
+      }
+      {
+        assertion = config.nixfleet.trust.ciReleaseKey.current != null || !ownTrust;
         message = "services.nixfleet-agent trusts nobody: set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed, or name a trustFile of your own.";
+      }
+      {
+        assertion = lib.hasPrefix "https://" cfg.controlPlaneUrl;
+        message = "services.nixfleet-agent.controlPlaneUrl (${cfg.controlPlaneUrl}) must begin with https://, for example \"https://cp.example.com:8080\".";
+      }
+      {
+        assertion = lib.all (file: file == null || !(lib.hasPrefix builtins.storeDir file)) [
+          cfg.bootstrapTokenFile
+          cfg.tls.clientKey
+          cfg.sshHostKeyFile
+        ];
+        message = "services.nixfleet-agent: a key or token file lies in the Nix store, where every user reads it; give a path at run time, such as one of agenix or sops-nix.";
       }
       {
         assertion = (cfg.rebootPolicy.mode == "window") == (cfg.rebootPolicy.window != null);
@@ -321,9 +429,12 @@ in
     environment.etc = {
       "nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
     }
-    // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".source = healthFile; };
+    // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".text = healthJSON; };
 
-    systemd.tmpfiles.rules = [ "d ${certificateDirectory} 0700 root root -" ];
+    systemd.tmpfiles.rules = [
+      "d ${certificateDirectory} 0700 root root -"
+    ]
+    ++ lib.optional (!inVarLib) "d ${cfg.stateDir} 0700 root root -";
 
     systemd.services.nixfleet-agent = {
       description = "nixfleet agent";
@@ -342,50 +453,33 @@ in
       restartTriggers = [
         config.nixfleet.trust.json
       ]
-      ++ lib.optional hasChecks healthFile;
+      ++ lib.optional hasChecks healthJSON;
 
       path = [
         config.nix.package
         config.systemd.package
         pkgs.openssh
       ];
-      environment = optionalAttrs (cfg.tags != [ ]) { NIXFLEET_TAGS = lib.concatStringsSep "," cfg.tags; };
+      environment =
+        cache // optionalAttrs (cfg.tags != [ ]) { NIXFLEET_TAGS = lib.concatStringsSep "," cfg.tags; };
 
-      serviceConfig = {
-        Type = "notify";
-        NotifyAccess = "main";
-        ExecStart = "${nixfleet} agent run ${lib.escapeShellArgs flags}";
-        Restart = "always";
-        RestartSec = 30;
-        WatchdogSec = 120;
-        TimeoutStopSec = 30;
-        StateDirectory = lib.removePrefix "/var/lib/" cfg.stateDir;
-        StateDirectoryMode = "0700";
-        UMask = "0077";
-
-        # The agent is root and activates systems through units of their own, which
-        # inherit nothing of this; what is taken away here it does not need itself.
-        LockPersonality = true;
-        MemoryDenyWriteExecute = true;
-        NoNewPrivileges = true;
-        PrivateTmp = true;
-        ProtectClock = true;
-        ProtectControlGroups = true;
-        ProtectHome = "read-only";
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        RestrictAddressFamilies = [
-          "AF_INET"
-          "AF_INET6"
-          "AF_NETLINK"
-          "AF_UNIX"
-        ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        SystemCallArchitectures = "native";
-      };
+      # No RuntimeDirectory: stopping the agent would delete /run/nixfleet with the
+      # scripts of switches and deadlines that run on without it.
+      serviceConfig =
+        hardening
+        // {
+          Type = "notify";
+          NotifyAccess = "main";
+          ExecStart = execStart [ nixfleet "agent" "run" ] flags;
+          Restart = "always";
+          RestartSec = 30;
+          WatchdogSec = 120;
+          TimeoutStopSec = 30;
+        }
+        // optionalAttrs inVarLib {
+          StateDirectory = lib.removePrefix "/var/lib/" cfg.stateDir;
+          StateDirectoryMode = "0700";
+        };
     };
 
     # Undoes at boot what a power cut left unconfirmed, before and without the agent.
@@ -393,16 +487,23 @@ in
       description = "nixfleet boot-time guard";
       wantedBy = [ "multi-user.target" ];
       before = [ "nixfleet-agent.service" ];
-      unitConfig.ConditionPathExists = "${cfg.stateDir}/journal.json";
+      unitConfig = {
+        ConditionPathExists = "${cfg.stateDir}/journal.json";
+        RequiresMountsFor = [ cfg.stateDir ];
+      };
       restartIfChanged = false;
       path = [
         config.nix.package
         config.systemd.package
       ];
-      serviceConfig = {
+      environment = cache;
+      serviceConfig = hardening // {
         Type = "oneshot";
         RemainAfterExit = true;
-        ExecStart = "${nixfleet} agent guard --state-dir ${quote cfg.stateDir}";
+        ExecStart = execStart [ nixfleet "agent" "guard" ] {
+          state-dir = cfg.stateDir;
+          nix-bin-dir = "${config.nix.package}/bin";
+        };
         TimeoutStartSec = 600;
       };
     };

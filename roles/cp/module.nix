@@ -45,88 +45,91 @@ let
     bootstrap-nonces-token = cfg.bootstrapNoncesSource.tokenFile;
     rollouts-source-token = cfg.rolloutsSource.tokenFile;
   };
-  credential = name: "%d/${name}";
-  ifCredential = flag: name: optionalAttrs (credentials ? ${name}) { ${flag} = credential name; };
+  credential = name: if credentials ? ${name} then { credential = name; } else null;
 
   pairFlags =
-    prefix: name: s:
-    optionalAttrs (s.artifactUrl != null && s.signatureUrl != null) (
-      {
-        "${prefix}-artifact-url" = s.artifactUrl;
-        "${prefix}-signature-url" = s.signatureUrl;
-      }
-      // ifCredential "${prefix}-token-file" "${name}-token"
-    );
+    name: s:
+    optionalAttrs (s.artifactUrl != null && s.signatureUrl != null) {
+      "${name}-artifact-url" = s.artifactUrl;
+      "${name}-signature-url" = s.signatureUrl;
+      "${name}-token-file" = credential "${name}-token";
+    };
 
-  flags =
-    {
-      listen = cfg.listen;
-      tls-cert = credential "tls-cert";
-      tls-key = credential "tls-key";
-      trust-file = cfg.trustFile;
-      freshness-window-secs = cfg.freshnessWindowMinutes * 60;
-      confirm-deadline-secs = cfg.confirmDeadlineSecs;
-      agent-cn-suffix = cfg.agentCnSuffix;
-      audit-log = cfg.auditLogPath;
-      state-dir = "/var/lib/nixfleet-cp";
-    }
-    // ifCredential "client-ca" "client-ca"
-    // ifCredential "fleet-ca-cert" "fleet-ca-cert"
-    // ifCredential "fleet-ca-key" "fleet-ca-key"
-    // ifCredential "webhook-token-file" "webhook-token"
-    // optionalAttrs (cfg.dbPath != null) { db-path = cfg.dbPath; }
-    // optionalAttrs (cfg.source.url != null) (
+  flags = {
+    inherit (cfg) listen strict;
+    tls-cert = credential "tls-cert";
+    tls-key = credential "tls-key";
+    client-ca = credential "client-ca";
+    fleet-ca-cert = credential "fleet-ca-cert";
+    fleet-ca-key = credential "fleet-ca-key";
+    webhook-token-file = credential "webhook-token";
+    trust-file = cfg.trustFile;
+    freshness-window-secs = cfg.freshnessWindowMinutes * 60;
+    confirm-deadline-secs = cfg.confirmDeadlineSecs;
+    agent-cn-suffix = cfg.agentCnSuffix;
+    agent-cert-validity-secs = cfg.agentCertValiditySecs;
+    audit-log = cfg.auditLogPath;
+    state-dir = "/var/lib/nixfleet-cp";
+    db-path = cfg.dbPath;
+    rollouts-dir = cfg.rolloutsDir;
+    closure-upstream = cfg.closureUpstream;
+    tpm-ca-pubkey-raw = cfg.tpmCaPubkeyRaw;
+    tpm-ca-sign-wrapper = cfg.tpmCaSignWrapper;
+    single-ca = cfg.singleCa;
+    legacy-hosts = cfg.legacyHosts;
+    read-all-agents = cfg.readAllAgents;
+    max-held = cfg.maxHeld;
+    max-anonymous = cfg.maxAnonymous;
+    max-handshakes = cfg.maxHandshakes;
+    log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
+  }
+  // (
+    if cfg.source.url != null then
       {
         source = cfg.source.url;
         release-dir = cfg.source.releaseDir;
-      }
-      // ifCredential "source-token-file" "source-token"
-      // ifCredential "source-ssh-key-file" "source-ssh-key"
-      // optionalAttrs (cfg.source.knownHostsFile != null) {
+        source-token-file = credential "source-token";
+        source-ssh-key-file = credential "source-ssh-key";
         source-known-hosts-file = cfg.source.knownHostsFile;
       }
-    )
-    // optionalAttrs (cfg.source.url == null) {
-      artifact = cfg.artifactPath;
-      signature = cfg.signaturePath;
-      observed = cfg.observedPath;
-    }
-    // pairFlags "channel-refs" "channel-refs" cfg.channelRefsSource
-    // pairFlags "revocations" "revocations" cfg.revocationsSource
-    // pairFlags "bootstrap-nonces" "bootstrap-nonces" cfg.bootstrapNoncesSource
-    //
-      optionalAttrs
-        (cfg.rolloutsSource.artifactUrlTemplate != null && cfg.rolloutsSource.signatureUrlTemplate != null)
-        (
-          {
-            rollouts-source-artifact-url-template = cfg.rolloutsSource.artifactUrlTemplate;
-            rollouts-source-signature-url-template = cfg.rolloutsSource.signatureUrlTemplate;
-          }
-          // ifCredential "rollouts-source-token-file" "rollouts-source-token"
-        )
-    // optionalAttrs (cfg.rolloutsDir != null) { rollouts-dir = cfg.rolloutsDir; }
-    // optionalAttrs (cfg.closureUpstream != null) { closure-upstream = cfg.closureUpstream; }
-    // optionalAttrs (cfg.agentCertValiditySecs != null) {
-      agent-cert-validity-secs = cfg.agentCertValiditySecs;
-    }
-    // optionalAttrs (cfg.tpmCaPubkeyRaw != null) { tpm-ca-pubkey-raw = cfg.tpmCaPubkeyRaw; }
-    // optionalAttrs (cfg.tpmCaSignWrapper != null) { tpm-ca-sign-wrapper = cfg.tpmCaSignWrapper; }
-    // optionalAttrs cfg.strict { strict = true; }
-    // optionalAttrs cfg.singleCa { single-ca = true; };
+    else
+      {
+        artifact = cfg.artifactPath;
+        signature = cfg.signaturePath;
+        observed = cfg.observedPath;
+      }
+  )
+  // pairFlags "channel-refs" cfg.channelRefsSource
+  // pairFlags "revocations" cfg.revocationsSource
+  // pairFlags "bootstrap-nonces" cfg.bootstrapNoncesSource
+  //
+    optionalAttrs
+      (cfg.rolloutsSource.artifactUrlTemplate != null && cfg.rolloutsSource.signatureUrlTemplate != null)
+      {
+        rollouts-source-artifact-url-template = cfg.rolloutsSource.artifactUrlTemplate;
+        rollouts-source-signature-url-template = cfg.rolloutsSource.signatureUrlTemplate;
+        rollouts-source-token-file = credential "rollouts-source-token";
+      };
 
-  # systemd expands %d; every other percent sign is the operator's own.
-  argument =
-    name: value:
-    let
-      text = if builtins.isBool value then "" else "=${toString value}";
-      escaped =
-        if lib.hasPrefix "=%d/" text then text else lib.replaceStrings [ "%" "$" ] [ "%%" "$$" ] text;
-    in
-    lib.escapeShellArg "--${name}${escaped}";
+  execStart = import ../../nixops/execstart.nix lib;
+  tpm = cfg.tpmCaSignWrapper != null;
 
+  count =
+    description:
+    mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      inherit description;
+    };
+
+  ownTrust = cfg.trustFile == "/etc/nixfleet/cp/trust.json";
   port = lib.toInt (lib.last (lib.splitString ":" cfg.listen));
+
+  # Whatever the names of secrets and of files in /etc let one see of it.
   secretsOnThisHost = lib.attrNames (
-    (config.age or { }).secrets or { } // (config.sops or { }).secrets or { }
+    (config.age or { }).secrets or { }
+    // (config.sops or { }).secrets or { }
+    // config.environment.etc
   );
 in
 {
@@ -236,6 +239,30 @@ in
       default = "/var/lib/nixfleet-cp/issuance.log";
       description = "Log of issued certificates, JSON lines.";
     };
+    legacyHosts = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "old-01" ];
+      description = "Hosts whose certificate may still bear their bare name, without prefix and suffix.";
+    };
+    readAllAgents = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Let agents read the fleet-wide views, as a v1 control plane does. Operators always may.";
+    };
+    maxHeld = count "Check-ins held open at once; the rest are answered as plain polls. 100000 when unset.";
+    maxAnonymous = count "Connections without a client certificate at once; 256 when unset.";
+    maxHandshakes = count "TLS handshakes at once; 256 when unset.";
+    logLevel = mkOption {
+      type = types.enum [
+        "debug"
+        "info"
+        "warn"
+        "error"
+      ];
+      default = "info";
+      description = "Least level of what is logged.";
+    };
     dbPath = mkOption {
       type = types.nullOr types.str;
       default = "/var/lib/nixfleet-cp/state.db";
@@ -265,12 +292,46 @@ in
         message = "The private half of the organisation's root key is among the secrets of the control-plane host. Take this host out of its recipients: whoever holds the control plane could admit hosts of his own.";
       }
       {
+        assertion = ((config.nixfleet.operator or { }).orgRootKeyFile or null) == null;
+        message = "The private half of the organisation's root key is on the control-plane host. Unset nixfleet.operator.orgRootKeyFile on this host and keep the key with the operators: whoever holds the control plane could admit hosts of his own.";
+      }
+      {
         assertion = lib.all (file: !(lib.hasPrefix builtins.storeDir (toString file))) (lib.attrValues credentials);
         message = "services.nixfleet-control-plane: a key or token file lies in the Nix store, where every user reads it; give a path at run time, such as one of agenix or sops-nix.";
       }
       {
-        assertion = config.nixfleet.trust.ciReleaseKey.current != null || cfg.trustFile != "/etc/nixfleet/cp/trust.json";
+        assertion = config.nixfleet.trust.ciReleaseKey.current != null || !ownTrust;
         message = "services.nixfleet-control-plane trusts nobody: set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed, or name a trustFile of your own.";
+      }
+      {
+        assertion = lib.all (file: file == null || lib.hasPrefix "/var/lib/nixfleet-cp/" file) [
+          cfg.dbPath
+          cfg.auditLogPath
+        ];
+        message = "services.nixfleet-control-plane: dbPath and auditLogPath must lie in /var/lib/nixfleet-cp, the only directory that the service can write.";
+      }
+      {
+        assertion = cfg.dbPath != null || cfg.revocationsSource.artifactUrl == null;
+        message = "services.nixfleet-control-plane.revocationsSource needs dbPath, for example \"/var/lib/nixfleet-cp/state.db\".";
+      }
+      {
+        assertion = lib.all (s: (s.artifactUrl == null) == (s.signatureUrl == null)) [
+          cfg.channelRefsSource
+          cfg.revocationsSource
+          cfg.bootstrapNoncesSource
+        ];
+        message = "services.nixfleet-control-plane: artifactUrl and signatureUrl of a source stand together; set both or neither.";
+      }
+      {
+        assertion =
+          !cfg.strict
+          ||
+            cfg.tls.clientCa != null
+            && (
+              cfg.source.url != null
+              || cfg.revocationsSource.artifactUrl != null && cfg.bootstrapNoncesSource.artifactUrl != null
+            );
+        message = "services.nixfleet-control-plane.strict needs tls.clientCa, and source.url or the URLs of revocationsSource and bootstrapNoncesSource.";
       }
       {
         assertion = (cfg.tpmCaPubkeyRaw == null) == (cfg.tpmCaSignWrapper == null);
@@ -278,7 +339,18 @@ in
       }
     ];
 
-    environment.systemPackages = [ cfg.package ];
+    warnings =
+      lib.optional (ownTrust && config.nixfleet.trust.orgRootKey.current == null)
+        "services.nixfleet-control-plane: no host can enrol until nixfleet.trust.orgRootKey.current is set to the public half that 'nixfleet keygen' printed."
+      ++
+        lib.optional (cfg.fleetCaKey == null && !tpm)
+          "services.nixfleet-control-plane: no host can enrol or renew without an issuing CA; set fleetCaCert and fleetCaKey to those of 'nixfleet keygen'.";
+
+    # sqlite3 is what the recipes that look into state.db by hand call.
+    environment.systemPackages = [
+      cfg.package
+      pkgs.sqlite
+    ];
     environment.etc."nixfleet/cp/trust.json".text = config.nixfleet.trust.json;
     networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall [ port ];
 
@@ -301,9 +373,7 @@ in
       serviceConfig = {
         Type = "notify";
         NotifyAccess = "main";
-        ExecStart = lib.concatStringsSep " " (
-          [ "${lib.getExe cfg.package} cp serve" ] ++ lib.mapAttrsToList argument flags
-        );
+        ExecStart = execStart [ (lib.getExe cfg.package) "cp" "serve" ] flags;
         Restart = "always";
         RestartSec = 10;
         WatchdogSec = 60;
@@ -313,17 +383,20 @@ in
         StateDirectory = "nixfleet-cp";
         StateDirectoryMode = "0750";
         UMask = "0027";
+        # Each held check-in is a connection; the filter below keeps the process from
+        # raising its own limit.
+        LimitNOFILE = 524288;
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
 
         CapabilityBoundingSet = "";
         DevicePolicy = "closed";
-        DeviceAllow = lib.optional (cfg.tpmCaSignWrapper != null) "/dev/tpmrm0 rw";
+        DeviceAllow = lib.optional tpm "/dev/tpmrm0 rw";
         LockPersonality = true;
         MemoryDenyWriteExecute = true;
         NoNewPrivileges = true;
-        PrivateDevices = cfg.tpmCaSignWrapper == null;
+        PrivateDevices = !tpm;
         PrivateTmp = true;
-        PrivateUsers = true;
+        PrivateUsers = !tpm;
         ProcSubset = "pid";
         ProtectClock = true;
         ProtectControlGroups = true;
@@ -343,6 +416,7 @@ in
         RestrictNamespaces = true;
         RestrictRealtime = true;
         RestrictSUIDSGID = true;
+        SupplementaryGroups = lib.optional tpm "tss";
         SystemCallArchitectures = "native";
         SystemCallErrorNumber = "EPERM";
         SystemCallFilter = [
@@ -353,20 +427,49 @@ in
       };
     };
 
-    # A credential is a copy made at start, so a renewed file must start the service anew.
+    # A credential is a copy made at start, so a renewed file must start the service
+    # anew. Files are renewed several at once: that may not exhaust a start limit.
     systemd.paths.nixfleet-control-plane-credentials = {
+      description = "credentials of the nixfleet control plane";
       wantedBy = [ "multi-user.target" ];
-      pathConfig.PathChanged = lib.attrValues credentials;
+      pathConfig.PathChanged = lib.unique (lib.attrValues credentials);
     };
     systemd.services.nixfleet-control-plane-credentials = {
       description = "restart of the nixfleet control plane after a change of its credentials";
+      startLimitIntervalSec = 0;
       serviceConfig = {
         Type = "oneshot";
         ExecStart = "${config.systemd.package}/bin/systemctl try-restart nixfleet-control-plane.service";
+        CapabilityBoundingSet = "";
+        IPAddressDeny = "any";
+        LockPersonality = true;
+        MemoryDenyWriteExecute = true;
+        NoNewPrivileges = true;
+        PrivateDevices = true;
+        PrivateNetwork = true;
+        PrivateTmp = true;
+        ProcSubset = "pid";
+        ProtectClock = true;
+        ProtectControlGroups = true;
+        ProtectHome = true;
+        ProtectHostname = true;
+        ProtectKernelLogs = true;
+        ProtectKernelModules = true;
+        ProtectKernelTunables = true;
+        ProtectProc = "invisible";
+        ProtectSystem = "strict";
+        RestrictAddressFamilies = "AF_UNIX";
+        RestrictNamespaces = true;
+        RestrictRealtime = true;
+        RestrictSUIDSGID = true;
+        SystemCallArchitectures = "native";
+        SystemCallFilter = [
+          "@system-service"
+          "~@privileged"
+          "~@resources"
+        ];
+        UMask = "0077";
       };
     };
-
-    # What `ssh root@cp sqlite3 …` of the operator's recipes needs.
-    environment.defaultPackages = [ pkgs.sqlite ];
   };
 }

@@ -24,7 +24,25 @@ func connectionFlags() []cli.Flag {
 		&cli.StringFlag{Name: "ca-cert", EnvVars: []string{"NIXFLEET_CA_CERT"}, Usage: "PEM `FILE` with the CA of the control plane"},
 		&cli.StringFlag{Name: "client-cert", EnvVars: []string{"NIXFLEET_CLIENT_CERT"}, Usage: "PEM `FILE` with the operator's certificate"},
 		&cli.StringFlag{Name: "client-key", EnvVars: []string{"NIXFLEET_CLIENT_KEY"}, Usage: "PEM `FILE` with the operator's key"},
+		&cli.BoolFlag{Name: "check-config", Usage: "check the connection's configuration and exit; nothing is contacted"},
 	}
+}
+
+// checkConnection finds what no question could be asked with.
+func checkConnection(c *cli.Context) error {
+	if _, err := connect(c); err != nil {
+		return err
+	}
+	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
+	if err != nil {
+		return fmt.Errorf("load operator certificate: %w", err)
+	}
+	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
+		return hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"), cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
+			"nixfleet mint-operator-cert makes another")
+	}
+	_, err = fmt.Fprintln(c.App.Writer, "configuration is good")
+	return err
 }
 
 // connect makes the client that all questions go through.

@@ -59,6 +59,9 @@ func finish(c *cli.Command, prefix string) {
 	action := c.Action
 	c.Before = fromConfig
 	c.Action = func(ctx *cli.Context) error {
+		if ctx.Bool("check-config") {
+			return checkConnection(ctx)
+		}
 		if c.ArgsUsage == "" && ctx.NArg() > 0 {
 			return usage(ctx.Command.HelpName+" --help", "unexpected argument %q", ctx.Args().First())
 		}

@@ -1,0 +1,10 @@
+# A control plane whose issuing CA lives in a TPM.
+{ lib, ... }:
+{
+  imports = [ ./control-plane.nix ];
+  services.nixfleet-control-plane = {
+    fleetCaKey = lib.mkForce null;
+    tpmCaPubkeyRaw = "/etc/nixfleet/issuing-ca.pub.raw";
+    tpmCaSignWrapper = "/run/current-system/sw/bin/sign-with-tpm";
+  };
+}

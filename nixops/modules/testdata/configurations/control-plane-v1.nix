@@ -1,0 +1,51 @@
+# A control plane with the sources of protocol v1, and every option besides.
+{
+  imports = [
+    ../../../../roles/cp/module.nix
+    ./trust.nix
+  ];
+  services.nixfleet-control-plane = {
+    enable = true;
+    listen = "[::1]:9443";
+    agentCnSuffix = "fleet.example.com";
+    agentCertValiditySecs = 86400;
+    freshnessWindowMinutes = 1440;
+    confirmDeadlineSecs = 120;
+    strict = true;
+    singleCa = true;
+    legacyHosts = [
+      "old-01"
+      "old-02"
+    ];
+    readAllAgents = true;
+    maxHeld = 2000;
+    maxAnonymous = 64;
+    maxHandshakes = 32;
+    logLevel = "warn";
+    tls.cert = "/run/secrets/server.cert.pem";
+    tls.key = "/run/secrets/server.key.pem";
+    tls.clientCa = "/run/secrets/client-ca.pem";
+    fleetCaCert = "/run/secrets/issuing-ca.cert.pem";
+    fleetCaKey = "/run/secrets/issuing-ca.key.pem";
+    closureUpstream = "https://cache.example.com";
+    rolloutsDir = "/var/lib/nixfleet-cp/fleet/releases/rollouts";
+    channelRefsSource = {
+      artifactUrl = "https://forge.example.com/fleet/raw/releases/fleet.resolved.json?ref=main%2Fa";
+      signatureUrl = "https://forge.example.com/fleet/raw/releases/fleet.resolved.json.sig";
+      tokenFile = "/run/secrets/forge-token";
+    };
+    revocationsSource = {
+      artifactUrl = "https://forge.example.com/fleet/raw/releases/revocations.json";
+      signatureUrl = "https://forge.example.com/fleet/raw/releases/revocations.json.sig";
+    };
+    bootstrapNoncesSource = {
+      artifactUrl = "https://forge.example.com/fleet/raw/releases/bootstrap-nonces.json";
+      signatureUrl = "https://forge.example.com/fleet/raw/releases/bootstrap-nonces.json.sig";
+    };
+    rolloutsSource = {
+      artifactUrlTemplate = "https://forge.example.com/fleet/raw/releases/rollouts/{rolloutId}.json";
+      signatureUrlTemplate = "https://forge.example.com/fleet/raw/releases/rollouts/{rolloutId}.json.sig";
+      tokenFile = "/run/secrets/forge-token";
+    };
+  };
+}

@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+)
+
+// checkConfig finds what an agent with this configuration would not start
+// with, all of it at once, and changes nothing.
+func checkConfig(c *cli.Context, cfg *Config) error {
+	if err := cfg.complete(); err != nil {
+		return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
+	}
+	if err := cfg.makeHost(); err != nil {
+		return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
+	}
+	if policy, err := parseRebootPolicy(cfg.RebootPolicy); err != nil {
+		return err
+	} else if err := policy.check(c.Context, cfg.Host); err != nil {
+		return err
+	}
+	if err := cfg.readable(); err != nil {
+		return &hintError{fmt.Errorf("configuration: %w", err), "the files must be there when the agent starts"}
+	}
+	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
+	return err
+}
+
+// readable reads the files that must be there at the start as the agent will.
+func (c *Config) readable() error {
+	a := &agent{cfg: *c}
+	_, trust := a.trust()
+	_, client := a.newClient(nil)
+	_, key := pki.ReadPrivateKey(c.ClientKey)
+	return errors.Join(trust, client, key)
+}
+
+func guardCommand(c *cli.Context) error {
+	if !c.Bool("check-config") {
+		return onHost(func(c *cli.Context, u *undoer) error { return u.guard(c.Context) })(c)
+	}
+	cfg := Config{hostConfig: hostConfigOf(c, newLogger(c.App.ErrWriter, zerolog.InfoLevel)), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
+	if c.String("state-dir") == "" {
+		return &hintError{errors.New("configuration: --state-dir is needed"), "nixfleet agent guard --help"}
+	}
+	if err := cfg.makeHost(); err != nil {
+		return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent guard --help"}
+	}
+	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
+	return err
+}
