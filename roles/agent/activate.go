@@ -25,6 +25,7 @@ const (
 func (a *agent) take(ctx context.Context, w *wanted) {
 	a.told.set(w)
 	a.status.note(func(s *status) { s.Told, s.Rollout = w.closure, w.rolloutID })
+	a.follow(ctx, w.intent)
 	if why := a.refuses(w); why != "" {
 		a.log.Info().Str("closure", w.closure).Str("why", why).Msg("target not taken")
 		a.status.note(func(s *status) { s.Waiting, s.Next = why, "nixfleet agent status; nixfleet agent resume" })
@@ -54,16 +55,8 @@ func (a *agent) start(ctx context.Context, work func(context.Context)) {
 
 // refuses says why a target is not taken; empty when it is.
 func (a *agent) refuses(w *wanted) string {
-	if h := a.hold.get(); h != nil {
-		if h.Kind == "activated" && h.Intent != "" && h.Intent != w.intent {
-			// Root's choice held until something new was wanted.
-			a.hold.set(nil)
-			if err := a.dir.remove(holdFile); err != nil {
-				a.log.Error().Err(err).Msg("hold not removed")
-			}
-		} else {
-			return "held by root: " + a.heldText()
-		}
+	if held := a.hold.get(); held != nil {
+		return "held by root: " + held.text()
 	}
 	q := a.quarantine.get()
 	if q != nil && q.Closure != w.closure {

@@ -207,6 +207,7 @@ func (a *agent) run(ctx context.Context) error {
 	defer stop()
 	loops.Go(func() { a.prober.run(background) })
 	loops.Go(func() { a.watchdog(background) })
+	loops.Go(func() { a.actsLoop(background) })
 	loops.Go(func() { a.rebootLoop(background) })
 	loops.Go(func() { a.aheadLoop(background) })
 
@@ -355,6 +356,9 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 		return
 	}
 	a.reportStale()
+	if a.verifier.head != nil {
+		a.follow(ctx, a.verifier.head.Intent)
+	}
 	if answer.Rollback != nil {
 		a.rollback(ctx, answer.Rollback)
 		return

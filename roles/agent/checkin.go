@@ -77,6 +77,7 @@ func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 			req.AttestationSignature = &sig
 		}
 	}
+	a.respect(req.CurrentGeneration.ClosureHash)
 	if held := a.heldText(); held != "" {
 		req.Held = &held
 	}
@@ -180,14 +181,7 @@ func (a *agent) phase() (*protocol.Phase, error) {
 // heldText says why this host does not follow by itself.
 func (a *agent) heldText() string {
 	if h := a.hold.get(); h != nil {
-		out := h.Kind
-		if h.Closure != "" {
-			out += " " + h.Closure
-		}
-		if h.Reason != "" {
-			out += ": " + h.Reason
-		}
-		return out
+		return h.text()
 	}
 	if q := a.quarantine.get(); q != nil && q.Failures > 0 {
 		return "quarantined " + q.Closure

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops"
-	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -49,7 +47,7 @@ func Command() *cli.Command {
 					if c.Bool("deadline") {
 						return u.deadline(c.Context)
 					}
-					return u.undo(c.Context, "operator-undo: "+c.String("reason"), false)
+					return u.undoByHand(c.Context, c.App.Writer, c.String("reason"))
 				}),
 			},
 			{
@@ -63,7 +61,7 @@ func Command() *cli.Command {
 				Description: "Example:\n   nixfleet agent pause --reason 'disk is being replaced'",
 				Flags:       local(reason),
 				Action: onHost(func(c *cli.Context, u *undoer) error {
-					return holdHost(c, u, holdState{Kind: "paused", Reason: c.String("reason")})
+					return u.pause(c.App.Writer, c.String("reason"))
 				}),
 			},
 			{
@@ -71,23 +69,27 @@ func Command() *cli.Command {
 				Description: "Example:\n   nixfleet agent resume",
 				Flags:       local(),
 				Action: onHost(func(c *cli.Context, u *undoer) error {
-					if err := errors.Join(u.dir.remove(holdFile), u.dir.remove(quarantineFile)); err != nil {
-						return err
-					}
-					return restartHint(c, "this host follows the fleet again")
+					return u.resume(c.Context, c.App.Writer)
 				}),
 			},
 			{
 				Name: "rollback", Usage: "return to the generation before the confirmed one, and stay there",
 				Description: "Example:\n   nixfleet agent rollback --reason 'printing is broken'",
 				Flags:       local(reason),
-				Action:      onHost(rollbackCommand),
+				Action: onHost(func(c *cli.Context, u *undoer) error {
+					return u.rollBack(c.Context, c.App.Writer, c.String("reason"))
+				}),
 			},
 			{
 				Name: "activate", Usage: "run a closure by hand; it holds until resume or a new intent", ArgsUsage: "PATH",
 				Description: "Example:\n   nixfleet agent activate /nix/store/…-nixos-system-web-01-25.11",
 				Flags:       local(reason),
-				Action:      onHost(activateCommand),
+				Action: onHost(func(c *cli.Context, u *undoer) error {
+					if c.NArg() != 1 {
+						return &hintError{errors.New("activate takes one store path; options come before it"), activateHint}
+					}
+					return u.activate(c.Context, c.App.Writer, c.Args().First(), c.String("reason"))
+				}),
 			},
 			{
 				Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
@@ -101,10 +103,11 @@ func Command() *cli.Command {
 					if err := (marks{u.dir, outside}).reset(); err != nil {
 						return err
 					}
-					if err := recordAct(u.dir, protocol.KindMarkReset, c.String("reason")); err != nil {
+					if err := u.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {
 						return err
 					}
-					return restartHint(c, "the mark is forgotten: the next release that verifies is believed, however old")
+					_, err = fmt.Fprintln(c.App.Writer, "the mark is forgotten: the next release that verifies is believed, however old")
+					return err
 				}),
 			},
 		},
@@ -165,6 +168,9 @@ func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
 func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
+		if c.String("simulated-host") == "" && os.Geteuid() != 0 {
+			return &hintError{errors.New("only root may ask or tell the agent"), "sudo nixfleet agent " + c.Command.Name}
+		}
 		cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
 		if err := cfg.makeHost(); err != nil {
 			return err
@@ -190,100 +196,4 @@ func statusCommand(c *cli.Context) error {
 		_, err = fmt.Fprintf(c.App.Writer, "%s\n", doc)
 		return err
 	})(c)
-}
-
-// recordAct queues what root did here; the agent reports it.
-func recordAct(dir directory, kind, what string) error {
-	o, err := openOutbox(dir)
-	if err != nil {
-		return err
-	}
-	detail, err := pki.Marshal(map[string]string{"text": what})
-	if err != nil {
-		return err
-	}
-	details, err := pki.Marshal(protocol.Other{Kind: kind, Detail: detail})
-	if err != nil {
-		return err
-	}
-	var s status
-	if err := dir.read(statusName, &s); err != nil {
-		return &hintError{fmt.Errorf("the agent has not run here yet: %w", err), "systemctl start nixfleet-agent"}
-	}
-	return o.add(protocol.ReportRequest{
-		Hostname: s.Hostname, AgentVersion: "root", OccurredAt: pki.At(time.Now().Truncate(time.Millisecond)),
-		Event: protocol.EventOther, Details: details,
-	})
-}
-
-func restartHint(c *cli.Context, done string) error {
-	_, err := fmt.Fprintf(c.App.Writer, "%s\nrestart the agent so that it takes effect now: systemctl restart nixfleet-agent\n", done)
-	return err
-}
-
-func holdHost(c *cli.Context, u *undoer, h holdState) error {
-	h.At = pki.At(time.Now().Truncate(time.Millisecond))
-	if err := recordAct(u.dir, protocol.KindBreakGlass, h.Kind+" "+h.Closure+": "+h.Reason); err != nil {
-		return err
-	}
-	if err := u.dir.write(holdFile, h); err != nil {
-		return err
-	}
-	return restartHint(c, "this host is "+h.Kind)
-}
-
-// intentInForce is that of the newest verified release.
-func intentInForce(dir directory) string {
-	var m mark
-	if dir.read(markFile, &m) != nil {
-		return ""
-	}
-	return m.Intent
-}
-
-// byHand switches to a closure as root wishes, without a proof and without a
-// deadline: root is there to see.
-func byHand(ctx context.Context, u *undoer, closure string) error {
-	if j, err := u.dir.journal(); err != nil || j != nil && j.Step != stepStaged {
-		return errors.Join(errors.New("an activation is under way; nixfleet agent undo takes it back first"), err)
-	}
-	if err := u.host.AddRoot(ctx, "by-hand", closure); err != nil {
-		return err
-	}
-	if err := u.host.SetProfile(ctx, closure); err != nil {
-		return err
-	}
-	exit, err := u.host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionSwitch, Unit: fresh("nixfleet-by-hand")})
-	if err != nil {
-		return err
-	}
-	if !exit.OK() {
-		return fmt.Errorf("switch to %s: %s", closure, exit)
-	}
-	return nil
-}
-
-func activateCommand(c *cli.Context, u *undoer) error {
-	closure := strings.TrimPrefix(strings.TrimSuffix(c.Args().First(), "/"), "/nix/store/")
-	if c.NArg() != 1 || !fleet.ValidClosure(closure) {
-		return &hintError{errors.New("activate takes the store path of a system"), "nixfleet agent activate /nix/store/…-nixos-system-NAME"}
-	}
-	if _, err := u.host.Inspect(c.Context, closure); err != nil {
-		return err
-	}
-	if err := byHand(c.Context, u, closure); err != nil {
-		return err
-	}
-	return holdHost(c, u, holdState{Kind: "activated", Closure: closure, Intent: intentInForce(u.dir), Reason: c.String("reason")})
-}
-
-func rollbackCommand(c *cli.Context, u *undoer) error {
-	var j journal
-	if err := u.dir.read(committedFile, &j); err != nil {
-		return &hintError{fmt.Errorf("no earlier generation is recorded: %w", err), "nixfleet agent activate PATH"}
-	}
-	if err := byHand(c.Context, u, j.Before.Current); err != nil {
-		return err
-	}
-	return holdHost(c, u, holdState{Kind: "activated", Closure: j.Before.Current, Intent: intentInForce(u.dir), Reason: c.String("reason")})
 }

@@ -11,6 +11,9 @@ import (
 	"nixfleet/roles/protocol"
 )
 
+// errThird: somebody switched by hand before the proven generation was committed.
+var errThird = errors.New("third-closure")
+
 // commit makes the proven generation the boot default. It holds the lock all
 // the while, so that a deadline comes before or after it, never in between.
 func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
@@ -23,6 +26,11 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		defer unlock()
 		if j, err = a.dir.advanceLocked(time.Now(), []step{stepProven, stepCommitting}, stepCommitting, nil); err != nil {
 			return err
+		}
+		if current, err := a.host.CurrentSystem(work); err != nil {
+			return fmt.Errorf("preflight: %w", err)
+		} else if !a.undoer.runs(work, current, j.Closure) {
+			return fmt.Errorf("%w: %s", errThird, current)
 		}
 		if err := a.host.SetProfile(work, j.Closure); err != nil {
 			return fmt.Errorf("set profile: %w", err)
@@ -46,7 +54,7 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		return nil, err
 	}
 	if err != nil {
-		blame := !errors.Is(err, nixops.ErrLockHeld) && !errors.Is(err, nixops.ErrNoSpace)
+		blame := !errors.Is(err, nixops.ErrLockHeld) && !errors.Is(err, nixops.ErrNoSpace) && !errors.Is(err, errThird)
 		return nil, errors.Join(err, a.undo(ctx, err.Error(), blame))
 	}
 	if err := a.host.DisarmDeadline(work, j.Units.Deadline); err != nil {

@@ -165,6 +165,9 @@ func (d directory) advanceLocked(now time.Time, from []step, to step, change fun
 	return j, nil
 }
 
+// errHeld: root's word is in force.
+var errHeld = errors.New("root holds this host")
+
 // begin opens an activation. One that is under way is errMoved.
 func (d directory) begin(j *journal) error {
 	unlock, err := d.lock()
@@ -174,6 +177,9 @@ func (d directory) begin(j *journal) error {
 	defer unlock()
 	if now, err := d.journal(); err != nil || now != nil {
 		return errors.Join(err, errMoved)
+	}
+	if _, err := os.Stat(d.path(holdFile)); err == nil {
+		return errHeld
 	}
 	return d.write(journalFile, j)
 }

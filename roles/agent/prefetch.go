@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
@@ -78,8 +77,6 @@ func (a *agent) aheadLoop(ctx context.Context) {
 		}
 	}
 }
-
-var errHeld = errors.New("root holds this host")
 
 func (a *agent) fetchAhead(ctx context.Context, closure string) error {
 	current, err := a.host.CurrentSystem(ctx)

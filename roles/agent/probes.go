@@ -299,7 +299,7 @@ func (p *prober) once(ctx context.Context, pr probe) {
 	switch {
 	case err == nil:
 		r.Status, r.LastPassAt, r.FailureReason = protocol.ProbePass, &now, nil
-	case now.Sub(p.since) < pr.grace && r.LastPassAt == nil:
+	case pr.grace > 0 && now.Sub(p.since) < pr.grace && r.LastPassAt == nil:
 	default:
 		text := err.Error()
 		text = text[:min(len(text), maxFailureReason)]

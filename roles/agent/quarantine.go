@@ -35,7 +35,7 @@ type quarantine struct {
 
 // holdState is root's word on this host: paused, or held at a closure.
 type holdState struct {
-	Kind    string        `json:"kind" shape:"R"` // paused or activated
+	Kind    string        `json:"kind" shape:"R"`
 	Closure string        `json:"closure" shape:"D"`
 	Intent  string        `json:"intent" shape:"D"` // that was in force when root spoke
 	Reason  string        `json:"reason" shape:"D"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"nixfleet/nixops/fleet"
@@ -79,6 +80,9 @@ func (a *agent) settle(ctx context.Context) {
 	}
 	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason})
 	a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
+	if third, ok := strings.CutPrefix(j.Reason, reasonThird); ok && a.hold.get() == nil {
+		a.holdByHand(third)
+	}
 	drop := []string{"staged"}
 	if j.Blame {
 		drop = append(drop, j.Closure)
@@ -209,6 +213,9 @@ const alreadyBack = "this host is back already"
 func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
 	if a.busy.get() {
 		return nil, "an activation is under way"
+	}
+	if h := a.hold.get(); h != nil {
+		return nil, "held by root: " + h.text()
 	}
 	head := a.verifier.head
 	if head == nil && !a.cfg.AllowRollback {

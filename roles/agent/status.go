@@ -179,6 +179,9 @@ func (l localStatus) print(w io.Writer, now time.Time) error {
 	if j := l.Activation; j != nil {
 		row("activation", "%s of %s since %s", j.Step, j.Closure, ago(j.Since.Time, now))
 	}
+	if h := l.Hold; h != nil {
+		row("hold", "%s, %s; nixfleet agent resume ends it", h.text(), ago(h.At.Time, now))
+	}
 	if c := l.Confirmed; c != nil {
 		row("confirmed", "%s, %s", c.Closure, ago(c.At.Time, now))
 	}

@@ -28,6 +28,7 @@ const (
 	reasonRefused     = "confirm-refused: the control plane answered 410"
 	reasonPower       = "preflight: power was lost before the new generation was proven"
 	reasonInterrupted = "preflight: interrupted before the switch"
+	reasonThird       = "third-closure: " // and which
 )
 
 // undoer restores what an activation recorded. The agent uses it, and so do
@@ -129,7 +130,7 @@ func (u *undoer) undoFrom(ctx context.Context, from []step, reason string, blame
 	} else if third != "" {
 		// Somebody switched by hand meanwhile; that is theirs to keep.
 		u.log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
-		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = "third-closure: "+third, false })
+		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = reasonThird+third, false })
 	}
 	if err := u.restore(ctx, j); errors.Is(err, errRebooting) {
 		u.log.Warn().Msg("rebooting into the previous generation")

@@ -154,5 +154,5 @@ const (
 // are repeated with back-off and quarantine nothing [A5, A25].
 var hostLocalWords = []string{
 	"control-plane-unreachable", "lock-held", "no-space", "preflight", "fetch", "realise",
-	"superseded", "operator-undo", "confirm-refused", "lease-expired",
+	"superseded", "operator-undo", "confirm-refused", "lease-expired", "third-closure",
 }
