@@ -35,7 +35,11 @@ const (
 )
 
 func (c CI) command(timeout, usual time.Duration, tool string, args ...string) command {
-	cmd := nix{bin: c.Nix, confDir: c.NixConfDir, store: c.Store}.command(tool, args...)
+	n := nix{bin: c.Nix, confDir: c.NixConfDir, store: c.Store}
+	if filepath.IsAbs(c.Store) {
+		n.cache = c.Store + "/var/cache" // what is remembered of a store stays with it
+	}
+	cmd := n.command(tool, args...)
 	cmd.lines = c.Progress
 	cmd.timeout = timeout
 	if timeout == 0 {

@@ -15,6 +15,7 @@ type nix struct {
 	confDir string
 	store   string   // --store: a directory or URL, "" is the machine's own
 	cache   string   // XDG_CACHE_HOME, "" leaves it
+	home    string   // HOME, "" leaves it; nix-env leaves links there
 	options []string // added to every command
 }
 
@@ -40,10 +41,14 @@ func (n nix) command(tool string, args ...string) command {
 		c.env = append(c.env, "NIX_STATE_DIR="+n.store+"/nix/var/nix")
 	}
 	if n.confDir != "" {
-		c.env = append(c.env, "NIX_CONF_DIR="+n.confDir)
+		// A directory that was named is all the configuration there is.
+		c.env = append(c.env, "NIX_CONF_DIR="+n.confDir, "NIX_USER_CONF_FILES=")
 	}
 	if n.cache != "" {
 		c.env = append(c.env, "XDG_CACHE_HOME="+n.cache)
+	}
+	if n.home != "" {
+		c.env = append(c.env, "HOME="+n.home)
 	}
 	return c
 }

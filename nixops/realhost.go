@@ -44,7 +44,7 @@ func NewHost(c HostConfig) (Host, error) {
 	}
 	m.nix = nix{bin: c.Nix, confDir: c.NixConfDir, store: m.root}
 	if m.root != "" {
-		m.nix.cache = m.root + "/var/cache"
+		m.nix.cache, m.nix.home = m.root+"/var/cache", m.root+"/root"
 	}
 	m.fetch = substitution(c.Substituters, c.TrustedPublicKeys)
 

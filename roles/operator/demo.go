@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -21,10 +22,14 @@ func demoCommand(roles Roles) *cli.Command {
 		Name:  "demo",
 		Usage: "a whole fleet on this machine, from enrolment to recovery",
 		Description: "Makes keys, a git forge and a fleet; starts the real control plane and one real agent per host over\n" +
-			"mutual TLS on loopback; and tells what happens while it happens. The machines themselves are simulated.\n" +
-			"Exit 0 only if every chapter happened.\n\nExample:\n   nixfleet demo\n   nixfleet demo --hosts 12 --stay",
+			"mutual TLS on loopback; and tells what happens while it happens. The machines themselves are simulated,\n" +
+			"or with --nix directories with a real Nix store each, whose systems are built, signed and fetched from a\n" +
+			"cache. Nothing outside the demonstration's own directory is touched. Exit 0 only if every chapter happened.\n\n" +
+			"Example:\n   nixfleet demo\n   nixfleet demo --hosts 12 --stay\n   nixfleet demo --nix",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "hosts", Value: 6, Usage: "`NUMBER` of machines, 3 to 100"},
+			&cli.BoolFlag{Name: "nix", Usage: "hosts with real private Nix stores"},
+			&cli.StringFlag{Name: "nix-bin-dir", EnvVars: []string{"NIXFLEET_NIX_BIN_DIR"}, Usage: "`DIR` of the Nix programs for --nix (default: on PATH)"},
 			&cli.StringFlag{Name: "dir", Usage: "keep everything in `DIR` (default: a temporary directory, removed at the end)"},
 			&cli.BoolFlag{Name: "stay", Usage: "go on after the last chapter until interrupted"},
 			jsonFlag(),
@@ -47,6 +52,14 @@ func demo(c *cli.Context, roles Roles) error {
 	if roles.ControlPlane == nil || roles.Agent == nil {
 		return errors.New("this build has no control plane and agent to demonstrate")
 	}
+	var nix *nixMachines
+	if c.Bool("nix") {
+		bin, version, err := findNix(c.Context, c.String("nix-bin-dir"))
+		if err != nil {
+			return err
+		}
+		nix = &nixMachines{bin: bin, version: version}
+	}
 	dir, temporary := c.String("dir"), false
 	if dir == "" {
 		var err error
@@ -57,16 +70,27 @@ func demo(c *cli.Context, roles Roles) error {
 	} else if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return usage("give --dir a directory that does not exist yet", "%s is not empty", dir)
 	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(c.Context)
 	file, _ := c.App.ErrWriter.(*os.File)
 	view := newDemoView(c.App.ErrWriter, file != nil && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == "")
 	s := &story{roles: roles, dir: dir, view: view, hosts: n}
+	s.machines = simulatedMachines{s}
+	if nix != nil {
+		nix.s, s.machines = s, nix
+	}
 	// The fleet is stopped before its directory goes.
 	defer func() {
 		stop()
+		s.machines.stop()
 		s.wait()
 		if temporary {
-			os.RemoveAll(dir)
+			if err := removeStores(dir); err != nil {
+				view.say("%s is left over: %v", dir, err)
+			}
 		}
 	}()
 
@@ -100,6 +124,9 @@ func demo(c *cli.Context, roles Roles) error {
 		}
 	}
 	if failed != nil {
+		if hintOf(failed) != "" {
+			return failed
+		}
 		return hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
 	}
 	if c.Bool("stay") {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -17,9 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nix-community/go-nix/pkg/nixbase32"
-
-	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -30,13 +26,14 @@ const demoSuffix = "demo.nixfleet"
 // story is the fleet of a demonstration. Everything is done the way a person
 // would: by the commands of this program.
 type story struct {
-	roles   Roles
-	dir     string
-	view    *demoView
-	hosts   int
-	address string
-	names   []string
-	pubkeys map[string]string
+	roles    Roles
+	dir      string
+	view     *demoView
+	hosts    int
+	address  string
+	machines machines
+	names    []string
+	pubkeys  map[string]string
 
 	running sync.WaitGroup
 	stopCP  func() // stops the control plane and waits for it
@@ -116,6 +113,9 @@ func (s *story) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.machines.install(ctx); err != nil {
+		return err
+	}
 	cert, err := tls.LoadX509KeyPair(s.key("operator.pem"), s.key("operator.key"))
 	if err != nil {
 		return err
@@ -138,13 +138,7 @@ func (s *story) clientOf(cert *tls.Certificate) (*protocol.Client, error) {
 // stable is how many hosts are on channel stable; the rest are on edge.
 func (s *story) stable() int { return s.hosts - max(1, s.hosts/3) }
 
-// closure is the name of what a host runs in one release.
-func closureOf(host string, n int) string {
-	sum := sha256.Sum256([]byte(host + strconv.Itoa(n)))
-	return nixbase32.EncodeToString(sum[:20]) + "-nixos-system-" + host + "-" + strconv.Itoa(n)
-}
-
-// machine makes one simulated machine with an ssh key, running release 0.
+// machine makes a machine's ssh key.
 func (s *story) machine(name string) error {
 	dir := s.path("hosts", name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -166,56 +160,24 @@ func (s *story) machine(name string) error {
 		return errors.New("host key is not ed25519")
 	}
 	s.pubkeys[name] = pki.FormatHostKey(public, "")
-	if err := s.build(name, 0, true); err != nil {
-		return err
-	}
-	sim, err := nixops.NewSim(filepath.Join(dir, "machine"), s.path("cache"))
-	if err != nil {
-		return err
-	}
-	return sim.Install(closureOf(name, 0))
-}
-
-// build puts a host's closure of a release into the cache. A bad one starts a
-// unit that fails.
-func (s *story) build(name string, n int, good bool) error {
-	if err := os.MkdirAll(s.path("cache"), 0o755); err != nil {
-		return err
-	}
-	trust, err := os.ReadFile(s.key("trust.json"))
-	if err != nil {
-		return err
-	}
-	c := nixops.SimClosure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond, SwitchTime: 200 * time.Millisecond, Size: 1 << 20}
-	if !good {
-		c.FailedUnits = []string{"web.service"}
-	}
-	return nixops.WriteSimClosure(s.path("cache"), closureOf(name, n), c)
+	return nil
 }
 
 // publish makes release n of the fleet: want says which release's closure each
-// host gets, bad whose closures of this release are broken.
+// host gets, bad whether those of this release are broken.
 func (s *story) publish(ctx context.Context, want func(host string) int, n int, bad bool) error {
-	closures := map[string]string{}
-	for _, name := range s.names {
-		closures[name] = "/nix/store/" + closureOf(name, want(name))
-		if want(name) == n {
-			if err := s.build(name, n, !bad); err != nil {
-				return err
-			}
-		}
-	}
-	if err := s.writeJSON("closures.json", closures); err != nil {
+	if err := s.writeJSON("fleet/fleet.json", s.declaration()); err != nil {
 		return err
 	}
-	if err := s.writeJSON("fleet.json", s.declaration()); err != nil {
+	flags, err := s.machines.release(ctx, want, n, bad)
+	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.path("fleet", "VERSION"), []byte(strconv.Itoa(n)+"\n"), 0o644); err != nil {
+	if err := s.write("fleet/VERSION", []byte(strconv.Itoa(n)+"\n")); err != nil {
 		return err
 	}
 	for _, args := range [][]string{
-		{"-C", s.path("fleet"), "add", "VERSION"},
+		{"-C", s.path("fleet"), "add", "--all"},
 		{"-C", s.path("fleet"), "commit", "--quiet", "-m", fmt.Sprintf("feat: release %d", n)},
 		{"-C", s.path("fleet"), "push", "--quiet", "origin", "HEAD:main"},
 	} {
@@ -223,9 +185,9 @@ func (s *story) publish(ctx context.Context, want func(host string) int, n int, 
 			return err
 		}
 	}
-	if _, err := s.command(ctx, "release", "--build-flake", s.path("fleet"), "--release-dir", s.path("fleet", "releases"),
-		"--fleet-file", s.path("fleet.json"), "--closures", s.path("closures.json"), "--sign-key", s.key("release.key"), "--trust-file", s.key("trust.json"),
-		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@localhost", "--confirm-window", "60s"); err != nil {
+	if _, err := s.command(ctx, append([]string{"release", "--build-flake", s.path("fleet"), "--release-dir", s.path("fleet", "releases"),
+		"--sign-key", s.key("release.key"), "--trust-file", s.key("trust.json"),
+		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@localhost", "--confirm-window", "60s"}, flags...)...); err != nil {
 		return err
 	}
 	if s.stopCP == nil {
@@ -239,7 +201,16 @@ func (s *story) writeJSON(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(s.path(name), doc, 0o644)
+	return s.write(name, doc)
+}
+
+// write makes a file below the demonstration's directory.
+func (s *story) write(name string, data []byte) error {
+	file := s.path(filepath.FromSlash(name))
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, data, 0o644)
 }
 
 // declaration is what mkFleet would give: two channels, and on stable a canary
@@ -319,12 +290,12 @@ func (s *story) startAgent(ctx context.Context, name string) error {
 	key := filepath.Join(dir, "ssh_host_ed25519_key")
 	s.running.Go(func() {
 		defer log.Close()
-		if err := s.roles.Agent(ctx, []string{
+		if err := s.roles.Agent(ctx, append([]string{
 			"run", "--control-plane-url", "https://" + s.address, "--machine-id", name, "--trust-file", s.key("trust.json"),
 			"--ca-cert", s.key("fleet-root.cert.pem"), "--client-cert", filepath.Join(dir, "agent-cert.pem"), "--client-key", key, "--ssh-host-key-file", key,
 			"--bootstrap-token-file", filepath.Join(dir, "token.json"), "--state-dir", filepath.Join(dir, "state"), "--allow-volatile-state",
-			"--poll-interval", "1", "--settle-time", "500ms", "--simulated-host", filepath.Join(dir, "machine"), "--simulated-cache", s.path("cache"),
-		}, log, log); err != nil {
+			"--poll-interval", "1", "--settle-time", "500ms",
+		}, s.machines.agentFlags(name)...), log, log); err != nil {
 			fmt.Fprintf(log, "agent ended: %v\n", err)
 		}
 	})
@@ -390,5 +361,5 @@ func (s *story) host(name string) protocol.HostEntry {
 }
 
 func runs(h protocol.HostEntry, n int) bool {
-	return h.CurrentClosureHash != nil && strings.HasSuffix(*h.CurrentClosureHash, "-"+strconv.Itoa(n)) && *h.CurrentClosureHash == closureOf(h.Hostname, n)
+	return h.CurrentClosureHash != nil && strings.HasSuffix(*h.CurrentClosureHash, "-"+systemName(h.Hostname, n))
 }

@@ -40,7 +40,7 @@ func (s *story) enrolment(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
-	s.view.say("made the keys, a git forge, and %d machines in two channels", s.hosts)
+	s.view.say("made the keys, a git forge, and %d machines in two channels, %s", s.hosts, s.machines)
 	// Release 1 declares the hosts; their keys are part of it.
 	if err := s.publish(ctx, func(string) int { return 1 }, 1, false); err != nil {
 		return err
@@ -137,7 +137,7 @@ func (s *story) broken(ctx context.Context, canary string) error {
 	if err := s.until(ctx, canary+" is back on release 2", func() (bool, error) { return runs(s.host(canary), 2), nil }); err != nil {
 		return err
 	}
-	s.view.say("%s saw web.service fail, undid the switch, reported, and is back on release 2", canary)
+	s.view.say("%s saw %s fail, undid the switch, reported, and is back on release 2", canary, failingUnit)
 	for _, name := range s.names {
 		if !runs(s.host(name), 2) {
 			return fmt.Errorf("%s does not run release 2 although release 3 had broken the canary", name)

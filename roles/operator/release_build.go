@@ -213,7 +213,10 @@ func (r *releaser) closures(ctx context.Context, d *draft, flake string) error {
 
 // nix is the Nix of this machine, whose words become progress.
 func (r *releaser) nix() nixops.CI {
-	return nixops.CI{Progress: func(line string) { r.say("nix: %s", line) }}
+	return nixops.CI{
+		Nix: r.c.String("nix-bin-dir"), NixConfDir: r.c.String("nix-conf-dir"), Store: r.c.String("store"),
+		Progress: func(line string) { r.say("nix: %s", line) },
+	}
 }
 
 // selectHosts reads --hosts: auto, auto:exclude=a,b or a,b.
@@ -359,9 +362,15 @@ func (r *releaser) push(ctx context.Context, d *draft) error {
 // verify this very release: after the switch the host would believe nobody.
 func (r *releaser) trustOfHosts(d *draft, body, sig []byte) error {
 	for _, name := range sortedKeys(d.closures) {
-		path := filepath.Join(d.closures[name], "etc/nixfleet/agent/trust.json")
-		data, err := os.ReadFile(path)
-		if !filepath.IsAbs(path) || err != nil {
+		closure := d.closures[name]
+		if !filepath.IsAbs(closure) {
+			continue
+		}
+		if store := r.c.String("store"); filepath.IsAbs(store) {
+			closure = filepath.Join(store, closure) // a store in a directory
+		}
+		data, err := os.ReadFile(filepath.Join(closure, "etc/nixfleet/agent/trust.json"))
+		if err != nil {
 			continue
 		}
 		trust, _, err := pki.ParseTrust(data)
