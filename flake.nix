@@ -94,7 +94,7 @@
       };
 
       templates.fleet = {
-        path = ./nixops/template;
+        path = ./nixops/template/fleet;
         description = "A fleet repository with two hosts, ready for keys";
       };
       templates.default = self.templates.fleet;

@@ -21,7 +21,7 @@ buildGoModule {
       ../pki
       ../store
       ../roles
-      (lib.fileset.maybeMissing ../nixops/testdata)
+      ../nixops
     ];
   };
 

@@ -108,27 +108,66 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// readKey reads a private key; identity, when named, opens a sealed one.
-func readKey(path, identity string) (*pki.PrivateKey, error) {
+// readSecret reads a small private file; identity, when named, opens a sealed one.
+func readSecret(path, identity string) ([]byte, error) {
 	data, err := readFile(path, smallFile)
 	if err != nil {
 		return nil, fmt.Errorf("read key: %w", err)
 	}
-	if pki.IsSealed(data) {
-		if identity == "" {
-			return nil, hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
-		}
-		text, err := readFile(identity, smallFile)
-		if err != nil {
-			return nil, fmt.Errorf("read identity: %w", err)
-		}
-		identities, err := pki.ParseIdentities(text)
-		if err != nil {
-			return nil, fmt.Errorf("read identity %s: %w", identity, err)
-		}
-		if data, err = pki.Open(data, identities...); err != nil {
-			return nil, fmt.Errorf("decrypt key %s: %w", path, err)
-		}
+	if !pki.IsSealed(data) {
+		return data, nil
+	}
+	if identity == "" {
+		return nil, hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
+	}
+	text, err := readFile(identity, smallFile)
+	if err != nil {
+		return nil, fmt.Errorf("read identity: %w", err)
+	}
+	identities, err := pki.ParseIdentities(text)
+	if err != nil {
+		return nil, fmt.Errorf("read identity %s: %w", identity, err)
+	}
+	if data, err = pki.Open(data, identities...); err != nil {
+		return nil, fmt.Errorf("decrypt key %s: %w", path, err)
+	}
+	return data, nil
+}
+
+// inTheClear gives a program that knows no encryption the path of a key: the
+// file itself, or while work runs a private copy of what it seals.
+func inTheClear(path, identity string, work func(path string) error) error {
+	if path == "" {
+		return work("")
+	}
+	given, err := readFile(path, smallFile)
+	if err != nil {
+		return fmt.Errorf("read key: %w", err)
+	}
+	if !pki.IsSealed(given) {
+		return work(path)
+	}
+	data, err := readSecret(path, identity)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "nixfleet-key-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	copied := filepath.Join(dir, "key")
+	if err := os.WriteFile(copied, data, 0o600); err != nil {
+		return err
+	}
+	return work(copied)
+}
+
+// readKey reads a private key; identity, when named, opens a sealed one.
+func readKey(path, identity string) (*pki.PrivateKey, error) {
+	data, err := readSecret(path, identity)
+	if err != nil {
+		return nil, err
 	}
 	key, err := pki.ParsePrivateKey(data)
 	if err != nil {

@@ -75,7 +75,7 @@ func keygenCommand() *cli.Command {
 					"Example:\n   nixfleet keygen fleet-ca --dir secrets --suffix fleet.example.com",
 				Flags: append([]cli.Flag{dir, suffix, force, jsonFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
-					return made(c, func(m *minted) error { return m.fleetCA(c.String("dir")) })
+					return made(c, func(m *minted) error { _, err := m.fleetCA(c.String("dir")); return err })
 				},
 			},
 			{
@@ -147,6 +147,7 @@ func recipients(c *cli.Context) ([]age.Recipient, error) {
 type minted struct {
 	c       *cli.Context
 	now     time.Time
+	sealed  []age.Recipient // whom every private half is encrypted to; nobody leaves them in the clear, 0600
 	trust   pki.Trust
 	summary struct {
 		Files      []string       `json:"files"`
@@ -195,7 +196,20 @@ func (m *minted) writeKey(path string, key *pki.PrivateKey) error {
 	if err != nil {
 		return fmt.Errorf("encode key: %w", err)
 	}
-	return m.write(path, text, 0o600)
+	return m.writePrivate(path, text)
+}
+
+// writePrivate writes a private half, encrypted under a name that says so where
+// there is somebody to encrypt it to.
+func (m *minted) writePrivate(path string, text []byte) error {
+	if len(m.sealed) == 0 {
+		return m.write(path, text, 0o600)
+	}
+	sealed, err := pki.Seal(text, m.sealed...)
+	if err != nil {
+		return fmt.Errorf("encrypt key: %w", err)
+	}
+	return m.write(path+".age", sealed, 0o600)
 }
 
 func (m *minted) release(path, algorithm string) error {
@@ -222,7 +236,7 @@ func (m *minted) orgRoot(path string) error {
 	}
 	public := key.Public()
 	m.trust.OrgRootKey, m.summary.OrgRootKey = &pki.KeySlot{Current: &public}, &public
-	if len(to) == 0 {
+	if len(to) == 0 || len(m.sealed) > 0 {
 		return m.writeKey(path, key)
 	}
 	text, err := key.MarshalPEM()
@@ -251,25 +265,25 @@ func (m *minted) cache(path, name string) error {
 	}
 	m.summary.CacheKey = name + ":" + base64.StdEncoding.EncodeToString(public)
 	m.trust.CacheKeys = []string{m.summary.CacheKey}
-	return m.write(path, []byte(name+":"+base64.StdEncoding.EncodeToString(private)), 0o600)
+	return m.writePrivate(path, []byte(name+":"+base64.StdEncoding.EncodeToString(private)))
 }
 
 var dnsSuffix = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
 // fleetCA makes the root and, under it, the issuing CA whose names it confines
 // to the suffix.
-func (m *minted) fleetCA(dir string) error {
+func (m *minted) fleetCA(dir string) (*pki.CA, error) {
 	suffix := m.c.String("suffix")
 	if !dnsSuffix.MatchString(suffix) {
-		return usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
+		return nil, usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
 	}
 	root, rootKey, err := pki.NewFleetRoot("fleet-root."+suffix, m.now, rootDays*day)
 	if err != nil {
-		return fmt.Errorf("make fleet root: %w", err)
+		return nil, fmt.Errorf("make fleet root: %w", err)
 	}
 	issuing, issuingKey, err := root.NewIssuingCA(suffix, m.now, issuingDays*day)
 	if err != nil {
-		return fmt.Errorf("make issuing CA: %w", err)
+		return nil, fmt.Errorf("make issuing CA: %w", err)
 	}
 	rootPEM, issuingPEM := certificatePEM(root.Cert.Raw), certificatePEM(issuing.Cert.Raw)
 	text := string(rootPEM)
@@ -285,10 +299,10 @@ func (m *minted) fleetCA(dir string) error {
 		},
 	} {
 		if err := step(); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return root, nil
 }
 
 func (m *minted) serverFromFiles(dir string) error {
@@ -337,27 +351,27 @@ func keygenAll(c *cli.Context) error {
 	if c.IsSet("recipient") || c.IsSet("recipients-file") {
 		orgRoot = "org-root.age"
 	}
-	return made(c, func(m *minted) error {
-		if err := m.fleetCA(dir); err != nil {
+	return made(c, func(m *minted) error { return m.all(dir, orgRoot) })
+}
+
+// all makes everything that a new fleet needs.
+func (m *minted) all(dir, orgRoot string) error {
+	root, err := m.fleetCA(dir)
+	if err != nil {
+		return err
+	}
+	for _, step := range []func() error{
+		func() error { return m.release(filepath.Join(dir, "release.key"), m.c.String("algorithm")) },
+		func() error { return m.orgRoot(filepath.Join(dir, orgRoot)) },
+		func() error { return m.cache(filepath.Join(dir, "cache.key"), m.c.String("name")) },
+		func() error { return m.server(root, dir, certificateDays*day) },
+		func() error {
+			return m.operator(root, m.c.String("cn"), filepath.Join(dir, "operator.pem"), filepath.Join(dir, "operator.key"), certificateDays*day)
+		},
+	} {
+		if err := step(); err != nil {
 			return err
 		}
-		root, err := loadCA(filepath.Join(dir, rootCertName), filepath.Join(dir, rootKeyName))
-		if err != nil {
-			return err
-		}
-		for _, step := range []func() error{
-			func() error { return m.release(filepath.Join(dir, "release.key"), c.String("algorithm")) },
-			func() error { return m.orgRoot(filepath.Join(dir, orgRoot)) },
-			func() error { return m.cache(filepath.Join(dir, "cache.key"), c.String("name")) },
-			func() error { return m.server(root, dir, certificateDays*day) },
-			func() error {
-				return m.operator(root, c.String("cn"), filepath.Join(dir, "operator.pem"), filepath.Join(dir, "operator.key"), certificateDays*day)
-			},
-		} {
-			if err := step(); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }

@@ -78,14 +78,6 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 	return caFrom(certPath, key)
 }
 
-func loadCA(certPath, keyPath string) (*pki.CA, error) {
-	key, err := signingKey(keyPath, "")
-	if err != nil {
-		return nil, err
-	}
-	return caFrom(certPath, key)
-}
-
 // caFrom joins a CA's certificate and key, which must be P-256 as v1's are.
 func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	cert, err := readFile(certPath, smallFile)

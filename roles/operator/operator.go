@@ -29,7 +29,7 @@ type Roles struct {
 func Commands(roles Roles) []*cli.Command {
 	verbs := []*cli.Command{
 		statusCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
-		releaseCommand(), verifyCommand(), canonicalizeCommand(),
+		initCommand(), releaseCommand(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
 		configCommand(), demoCommand(roles),
 	}

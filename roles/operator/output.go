@@ -95,3 +95,11 @@ func or(s *string) string {
 	}
 	return plain(*s)
 }
+
+// plural counts things.
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -47,7 +47,7 @@ func releaseCommand() *cli.Command {
 			&cli.StringFlag{Name: "cache-key", Usage: "key `FILE` in Nix's form that --copy-to signs every path with"},
 			&cli.StringFlag{Name: "sign-cmd", EnvVars: []string{"NIXFLEET_SIGN_CMD"}, Usage: "`HOOK` that signs one file"},
 			&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"}, Usage: "release key `FILE`, instead of a hook"},
-			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted release key"},
+			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens encrypted keys"},
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` of the fleet: nothing is published that its ciReleaseKey does not verify"},
 			&cli.StringFlag{Name: "signature-algorithm", EnvVars: []string{"NIXFLEET_SIGNATURE_ALGORITHM"}, Usage: "`LABEL` in the artifacts: ed25519 or ecdsa-p256 (default: the key's own)"},
 			&cli.StringFlag{Name: "release-dir", Value: "releases", Usage: "write the release into `DIR`"},

@@ -351,7 +351,10 @@ func (r *releaser) push(ctx context.Context, d *draft) error {
 	if store := r.c.String("copy-to"); store != "" && len(names) > 0 {
 		r.say("copying %d closures to %s", len(names), store)
 		paths := slices.Compact(slices.Sorted(maps.Values(d.closures)))
-		if err := r.nix().Copy(ctx, paths, store, r.c.String("cache-key")); err != nil {
+		err := inTheClear(r.c.String("cache-key"), r.c.String("identity"), func(key string) error {
+			return r.nix().Copy(ctx, paths, store, key)
+		})
+		if err != nil {
 			return fmt.Errorf("copy to %s: %w", store, err)
 		}
 	}

@@ -20,7 +20,7 @@
 
   channels.stable = {
     rolloutPolicy = "canary";
-    freshnessWindow = 1440; # minutes a signature is believed
+    freshnessWindow = 1440; # minutes for which a signature is believed
     signingIntervalMinutes = 60; # how often CI signs anew
   };
 
@@ -47,4 +47,10 @@
       maxInFlight = 1;
     }
   ];
+
+  # Tokens that may be used once, as `nixfleet host prepare` prints them.
+  bootstrapNonces = [ ];
+
+  # { hostname = "web-02"; notBefore = "2026-03-01T12:00:00Z"; reason = "stolen"; }
+  revocations = [ ];
 }

@@ -1,0 +1,42 @@
+# The control plane, and the cache beside it. Neither holds a key that a host
+# believes: a cache key that lay here would let whoever took this machine sign
+# other contents for a released closure.
+{ lib, ... }:
+{
+  services.openssh.enable = true;
+
+  services.nixfleet-control-plane = {
+    enable = true;
+    openFirewall = true;
+    agentCnSuffix = "fleet.example.com";
+
+    # For git+ssh add source.sshKeyFile and source.knownHostsFile.
+    source.url = "git+https://forge.example.com/fleet.git#main";
+
+    # Copied by hand as the README says, or by agenix or sops-nix.
+    tls.cert = "/var/lib/nixfleet-keys/server.cert.pem";
+    tls.key = "/var/lib/nixfleet-keys/server.key.pem";
+    tls.clientCa = "/var/lib/nixfleet-keys/client-ca.pem";
+    fleetCaCert = "/var/lib/nixfleet-keys/issuing-ca.cert.pem";
+    fleetCaKey = "/var/lib/nixfleet-keys/issuing-ca.key.pem";
+  };
+
+  # Serves what `release --copy-to ssh-ng://root@…` put into the store of this
+  # machine, with the signatures that release made.
+  services.nix-serve = {
+    enable = true;
+    openFirewall = true;
+  };
+
+  fileSystems."/" = lib.mkDefault {
+    device = "/dev/disk/by-label/nixos";
+    fsType = "ext4";
+  };
+  fileSystems."/boot" = lib.mkDefault {
+    device = "/dev/disk/by-label/boot";
+    fsType = "vfat";
+  };
+  boot.loader.systemd-boot.enable = lib.mkDefault true;
+
+  system.stateVersion = "25.11";
+}
