@@ -265,7 +265,10 @@ func newMachine(t *testing.T, p *plane, closures map[string]nixops.SimClosure) *
 		}
 	}
 	for name, c := range closures {
-		c.Agent, c.TrustJSON, c.Size, c.SwitchTime = "self", string(p.trust), 1, 2*time.Second
+		c.Agent, c.TrustJSON, c.Size = "self", string(p.trust), 1
+		if c.SwitchTime == 0 {
+			c.SwitchTime = 2 * time.Second
+		}
 		if err := nixops.WriteSimClosure(filepath.Join(dir, "cache"), name, c); err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,10 +22,7 @@ const (
 func (a *agent) resume(ctx context.Context) {
 	j, err := a.dir.journal()
 	if err != nil {
-		// The host is left as it is: nobody knows what was under way.
-		aside, asideErr := a.dir.setAside(journalFile)
-		a.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal not believed")
-		a.other(protocol.KindJournalSetAside, err.Error())
+		a.disbelieve(err)
 		return
 	}
 	if j == nil {
@@ -69,9 +67,28 @@ func (a *agent) resume(ctx context.Context) {
 	}
 }
 
+// disbelieve sets aside a journal that cannot be believed and leaves the host as
+// it is: nobody knows what was under way.
+func (a *agent) disbelieve(err error) {
+	aside, asideErr := a.dir.setAside(journalFile)
+	a.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal not believed")
+	a.other(protocol.KindJournalSetAside, err.Error())
+	a.status.note(func(s *status) {
+		s.Waiting, s.Next = "the journal could not be believed and is kept as "+aside, "compare what runs with the profile and the boot default, above"
+	})
+}
+
 // settle reports an undo that is done and closes its journal.
 func (a *agent) settle(ctx context.Context) {
 	j, err := a.dir.journal()
+	if errors.Is(err, errUnfit) && !a.busy.get() {
+		a.disbelieve(err)
+		return
+	}
+	if err == nil && j != nil && j.Step == stepUndoing && !a.busy.get() && time.Since(j.Since.Time) > undoAgain {
+		a.start(ctx, func(ctx context.Context) { a.advanceFrom(ctx, j) })
+		return
+	}
 	if err != nil || j == nil || j.Step != stepUndone {
 		return
 	}

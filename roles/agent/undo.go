@@ -18,6 +18,8 @@ const (
 	foreignLockWait = 60 * time.Second
 	lockPoll        = time.Second
 	undoTimeout     = 10 * time.Minute
+	// undoAgain is how long the agent leaves an undo that did not succeed.
+	undoAgain = time.Minute
 )
 
 // Reasons of undos for which a release is not to blame. The control plane
