@@ -124,7 +124,7 @@ func TestEventNumbersOnlyGrow(t *testing.T) {
 	if err := s.SubmitRollout(change()).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if events, err := s.Events(t.Context(), 0, 10); err != nil || len(events) != 1 || events[0].Seq != 2 {
+	if events, err := s.Events(t.Context(), "", 0, 10); err != nil || len(events) != 1 || events[0].Seq != 2 {
 		t.Errorf("%+v %v", events, err)
 	}
 }

@@ -326,7 +326,7 @@ func TestEventsResume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if events, err := s.Events(t.Context(), 1, 10); err != nil || len(events) != 2 || events[0].Seq != 2 {
+	if events, err := s.Events(t.Context(), "", 1, 10); err != nil || len(events) != 2 || events[0].Seq != 2 {
 		t.Errorf("%+v %v", events, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
@@ -21,7 +22,8 @@ const (
 )
 
 // events streams the event log as server-sent events, from the first line
-// after the given sequence number on, until the caller leaves.
+// after the given sequence number on, until the caller leaves. rollout=ID asks
+// for that rollout alone, follow=false for what there is now.
 func (s *server) events(w http.ResponseWriter, r *http.Request) {
 	if s.store == nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -32,13 +34,18 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "after: "+err.Error(), http.StatusBadRequest)
 		return
 	}
+	only, follow := r.URL.Query().Get("rollout"), r.URL.Query().Get("follow") != "false"
+	if only != "" && !fleet.ValidRolloutID(only) {
+		http.Error(w, "rollout: not 64 hexadecimal digits", http.StatusBadRequest)
+		return
+	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{})
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	for {
 		more := s.feed.wait()
-		lines, err := s.store.Events(r.Context(), after, eventPage)
+		lines, err := s.store.Events(r.Context(), only, after, eventPage)
 		if err != nil {
 			s.log.Error().Err(err).Msg("events not read")
 			return
@@ -60,6 +67,9 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 		}
 		if len(lines) == eventPage {
 			continue
+		}
+		if !follow {
+			return
 		}
 		select {
 		case <-more:

@@ -141,7 +141,7 @@ func TestStoppingAnswersHeldRequestsC16(t *testing.T) {
 	ready := make(chan struct{})
 	go func() {
 		opened := false
-		followed <- operator.Events(context.Background(), 0, func(protocol.Event) error {
+		followed <- operator.Events(context.Background(), protocol.EventQuery{}, func(protocol.Event) error {
 			if !opened {
 				close(ready)
 			}

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"time"
 
-	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
@@ -112,25 +111,4 @@ func (s *server) poke(w http.ResponseWriter, r *http.Request) {
 		s.lookNow()
 		return nil
 	})
-}
-
-func (s *server) plan(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, planOf(look(s, func(w *rollout.World, now time.Time) rollout.PlanView {
-		return w.Plan(nil, rollout.PlanOptions{}, now)
-	})))
-}
-
-// planOf puts a plan into the wire's words.
-func planOf(p rollout.PlanView) protocol.Plan {
-	out := protocol.Plan{At: pki.At(p.At), Moves: []protocol.PlanMove{}, Waves: []protocol.PlanWave{}, Blocked: []protocol.PlanBlocked{}}
-	for _, m := range p.Moves {
-		out.Moves = append(out.Moves, protocol.PlanMove{At: pki.At(m.At), Host: m.Host, Channel: m.Channel, Wave: uint32(m.Wave), From: text(m.From), To: m.To})
-	}
-	for _, v := range p.Waves {
-		out.Waves = append(out.Waves, protocol.PlanWave{At: pki.At(v.At), Channel: v.Channel, Wave: uint32(v.Wave), Hosts: uint32(v.Hosts), SoakSecs: seconds(v.Soak)})
-	}
-	for _, b := range p.Blocked {
-		out.Blocked = append(out.Blocked, protocol.PlanBlocked{Host: b.Host, Channel: b.Channel, Wave: uint32(b.Wave), From: text(b.From), To: text(b.To), Reason: *reason(b.Reason)})
-	}
-	return out
 }

@@ -60,7 +60,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	}
 	var seen []protocol.Event
 	stop := errors.New("enough")
-	err = operator.Events(ctx, 0, func(ev protocol.Event) error {
+	err = operator.Events(ctx, protocol.EventQuery{}, func(ev protocol.Event) error {
 		seen = append(seen, ev)
 		if ev.Kind == "rollout-cancelled" {
 			return stop
@@ -88,7 +88,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	last := seen[len(seen)-1].Seq
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
-	_ = operator.Events(short, last, func(ev protocol.Event) error {
+	_ = operator.Events(short, protocol.EventQuery{After: last}, func(ev protocol.Event) error {
 		t.Errorf("told again: %+v", ev)
 		return nil
 	})
@@ -106,7 +106,7 @@ func TestEventsArriveWhileTheyHappen(t *testing.T) {
 	done := make(chan error, 1)
 	operator := p.operator()
 	go func() {
-		done <- operator.Events(ctx, 0, func(ev protocol.Event) error {
+		done <- operator.Events(ctx, protocol.EventQuery{}, func(ev protocol.Event) error {
 			begun <- struct{}{}
 			if ev.Kind == "host-dispatched" {
 				close(dispatched)

@@ -235,7 +235,10 @@ func (s *server) lifecycle(w http.ResponseWriter, r *http.Request) {
 		o := protocol.Offset(*t)
 		return &o
 	}
-	writeJSON(w, http.StatusOK, protocol.Lifecycle{RolloutID: id, SupersededAt: at(v.SupersededAt), SupersededBy: text(v.SupersededBy), TerminalAt: at(v.TerminalAt)})
+	writeJSON(w, http.StatusOK, protocol.Lifecycle{
+		RolloutID: id, SupersededAt: at(v.SupersededAt), SupersededBy: text(v.SupersededBy), TerminalAt: at(v.TerminalAt),
+		Channel: v.Channel, State: string(v.State), HaltReason: v.HaltReason,
+	})
 }
 
 // terminal are the words of a trace for a dispatch that has ended.

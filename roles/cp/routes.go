@@ -33,7 +33,7 @@ func (s *server) handler() http.Handler {
 		mux.HandleFunc(pattern, s.operatorOnly(true, view))
 	}
 	for pattern, act := range map[string]http.HandlerFunc{
-		"GET /v1/hosts/{name}/explain": s.explain, "GET /v1/plan": s.plan, "GET /v1/events": s.events,
+		"GET /v1/hosts/{name}/explain": s.explain, "GET /v1/plan": s.plan, "POST /v1/plan": s.planRelease, "GET /v1/events": s.events,
 		"POST /v1/rollouts/{id}/pause": s.holdRollout("pause"), "POST /v1/rollouts/{id}/resume": s.holdRollout("resume"),
 		"POST /v1/rollouts/{id}/cancel": s.holdRollout("cancel"), "POST /v1/revocations": s.revoke,
 		"POST /v1/hosts/{name}/retry": s.retry, "POST /v1/poke": s.poke,

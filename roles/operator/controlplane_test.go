@@ -18,7 +18,8 @@ import (
 )
 
 // startControlPlane serves the files below cp/ of a script's directory over
-// mTLS: cp/GET/v1/hosts answers GET /v1/hosts. A file that begins with "!503 "
+// mTLS: cp/GET/v1/hosts answers GET /v1/hosts, unless there is a file for its
+// very query. A file that begins with "!503 "
 // is that refusal. What is posted is appended to cp/posted. The operator's
 // certificate and configuration lie in op/.
 func startControlPlane(env *testscript.Env) error {
@@ -100,6 +101,9 @@ func recorded(dir string) http.Handler {
 		file := filepath.Join(dir, r.Method, filepath.Clean("/"+r.URL.Path))
 		if info, err := os.Stat(file); err == nil && info.IsDir() {
 			file = filepath.Join(file, "index")
+		}
+		if _, err := os.Stat(file + "?" + r.URL.RawQuery); err == nil {
+			file += "?" + r.URL.RawQuery
 		}
 		answer, err := os.ReadFile(file)
 		if err != nil {

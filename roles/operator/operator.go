@@ -28,7 +28,7 @@ type Roles struct {
 // Commands returns the operator's verbs.
 func Commands(roles Roles) []*cli.Command {
 	verbs := []*cli.Command{
-		statusCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
+		statusCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
 		initCommand(), releaseCommand(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
 		configCommand(), demoCommand(roles),

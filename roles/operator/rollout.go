@@ -3,6 +3,7 @@ package operator
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -10,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
@@ -30,47 +30,59 @@ func rolloutCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			verb("list", "the rollouts that are not done", "nixfleet rollout list", rolloutList),
 			verb("show", "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
-			verb("trace", "every dispatch of a rollout and how it ended", "nixfleet rollout trace stable --json", rolloutTrace),
+			verb("trace", "every dispatch of a rollout and how it ended", "nixfleet rollout trace stable --json\n   nixfleet rollout trace stable --events", rolloutTrace,
+				&cli.BoolFlag{Name: "events", Usage: "print its log instead: who, what, when and why"}),
 			verb("pause", "dispatch no further hosts until resumed", "nixfleet rollout pause stable --reason 'incident 42'", hold("pause", "paused"), reason()),
 			verb("resume", "go on with a paused rollout", "nixfleet rollout resume stable --reason 'incident 42 closed'", hold("resume", "resumed"), reason()),
 			verb("cancel", "end a rollout; hosts that have it keep it", "nixfleet rollout cancel stable --reason 'wrong kernel'", hold("cancel", "cancelled"), reason()),
-			verb("watch", "print what happens, as it happens", "nixfleet rollout watch stable", rolloutWatch,
-				&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: all that is kept)"}),
+			watchCommand(),
 		},
 	}
 	c.Subcommands[0].ArgsUsage = ""
-	c.Subcommands[len(c.Subcommands)-1].ArgsUsage = "[" + rolloutArgs + "]"
 	return c
 }
 
-// findRollout resolves what was typed. A full id is taken as it is: it may
-// belong to a rollout that is done and no longer listed.
-func findRollout(c *cli.Context, client *protocol.Client) (id string, open *protocol.RolloutSummary, err error) {
+// findRollout resolves what was typed: a rollout that is not over before one
+// that is. A full id is taken as it is: it may be no longer listed, or not yet.
+func findRollout(c *cli.Context, client *protocol.Client) (id string, found *protocol.RolloutSummary, err error) {
 	word := c.Args().First()
 	if c.NArg() != 1 || word == "" {
 		return "", nil, usage("nixfleet rollout list", "%s takes one rollout", c.Command.HelpName)
 	}
-	answer, err := client.Rollouts(c.Context)
+	answer, err := client.AllRollouts(c.Context)
 	if err != nil {
 		return "", nil, explained(err, "ask for the rollouts")
 	}
-	var found []*protocol.RolloutSummary
+	var named []*protocol.RolloutSummary
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		if r.RolloutID == word || r.Channel == word || len(word) >= 4 && strings.HasPrefix(r.RolloutID, word) {
-			found = append(found, r)
+			named = append(named, r)
 		}
 	}
 	switch {
-	case len(found) == 0 && fleet.ValidRolloutID(word):
+	case len(named) == 0 && fleet.ValidRolloutID(word):
 		return word, nil, nil
-	case len(found) == 0:
-		return "", nil, hinted(fmt.Errorf("no open rollout is called %q", word), "nixfleet rollout list; one that is done goes by its full id")
-	case len(found) > 1 && found[0].Channel != word:
-		return "", nil, hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(found)), "type more of the id")
+	case len(named) == 0:
+		return "", nil, hinted(fmt.Errorf("no rollout is called %q", word), "nixfleet rollout list; one that was forgotten goes by its full id")
+	case len(named) > 1 && named[0].Channel != word:
+		return "", nil, hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(named)), "type more of the id")
 	}
 	// Of a channel's rollouts the newest comes first.
-	return found[0].RolloutID, found[0], nil
+	if i := slices.IndexFunc(named, func(r *protocol.RolloutSummary) bool { return !over(r.State) }); i >= 0 {
+		return named[i].RolloutID, named[i], nil
+	}
+	return named[0].RolloutID, named[0], nil
+}
+
+// over: nothing more comes of a rollout in this state. A v1 control plane says
+// no state, and lists none that is over.
+func over(state string) bool {
+	switch state {
+	case "Converged", "Reverted", "Cancelled", "Superseded":
+		return true
+	}
+	return false
 }
 
 func rolloutList(c *cli.Context) error {
@@ -187,6 +199,13 @@ func rolloutTrace(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.Bool("events") {
+		err := client.Events(c.Context, protocol.EventQuery{Rollout: id, Past: true}, func(e protocol.Event) error { return printEvent(c, &e) })
+		if !errors.Is(err, io.EOF) {
+			return explained(err, "trace rollout "+short(id))
+		}
+		return nil
+	}
 	trace, err := client.Trace(c.Context, id)
 	if err != nil {
 		var answer *protocol.Error
@@ -229,86 +248,6 @@ func hold(action, past string) cli.ActionFunc {
 		}
 		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s", short(id), past)
 	}
-}
-
-func rolloutWatch(c *cli.Context) error {
-	client, err := connect(c)
-	if err != nil {
-		return err
-	}
-	if c.NArg() > 1 {
-		return usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
-	}
-	id, channel := "", ""
-	if c.NArg() == 1 {
-		var open *protocol.RolloutSummary
-		if id, open, err = findRollout(c, client); err != nil {
-			return err
-		}
-		if open != nil && open.Channel == c.Args().First() {
-			// A channel goes on with its next rollout; so does who watches it.
-			id, channel = "", open.Channel
-		}
-	}
-	if _, err := client.Whoami(c.Context); err != nil {
-		return explained(err, "watch events")
-	}
-	after := c.Int64("after")
-	for {
-		var printing error
-		err := client.Events(c.Context, after, func(e protocol.Event) error {
-			after = e.Seq
-			if id != "" && e.RolloutID != id || channel != "" && e.Channel != channel {
-				return nil
-			}
-			printing = printEvent(c, &e)
-			return printing
-		})
-		var refused *protocol.Error
-		if c.Context.Err() != nil {
-			return c.Context.Err()
-		}
-		if printing != nil {
-			return printing
-		}
-		if errors.As(err, &refused) && refused.Status < 500 {
-			return explained(err, "watch events")
-		}
-		// A control plane that restarts is no reason to look away.
-		progress(c, "the stream ended (%v); asking again after event %d", err, after)
-		select {
-		case <-c.Context.Done():
-			return c.Context.Err()
-		case <-time.After(watchPause):
-		}
-	}
-}
-
-// watchPause is how long to wait before a broken event stream is taken up again.
-const watchPause = 2 * time.Second
-
-func printEvent(c *cli.Context, e *protocol.Event) error {
-	if !c.Bool("json") {
-		_, err := fmt.Fprintln(c.App.Writer, eventLine(e))
-		return err
-	}
-	line, err := pki.Marshal(e)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s\n", line)
-	return err
-}
-
-// eventLine is one event for a person.
-func eventLine(e *protocol.Event) string {
-	parts := []string{when(e.At.Time), plain(e.Kind)}
-	for _, part := range []string{e.Channel, short(e.RolloutID), e.Host, e.Actor, e.Reason, e.Detail} {
-		if part != "" {
-			parts = append(parts, plain(part))
-		}
-	}
-	return strings.Join(slices.Compact(parts), "  ")
 }
 
 func hostExplain(c *cli.Context) error {

@@ -132,6 +132,11 @@ func (c *Client) Rollouts(ctx context.Context) (*RolloutsResponse, error) {
 	return view[RolloutsResponse](ctx, c, "/v1/rollouts")
 }
 
+// AllRollouts lists also those that are over and still remembered.
+func (c *Client) AllRollouts(ctx context.Context) (*RolloutsResponse, error) {
+	return view[RolloutsResponse](ctx, c, "/v1/rollouts?all=true")
+}
+
 // Lifecycle shows when a rollout ended.
 func (c *Client) Lifecycle(ctx context.Context, rolloutID string) (*Lifecycle, error) {
 	path, err := rolloutPath(rolloutID, "/lifecycle")
@@ -158,11 +163,6 @@ func (c *Client) Whoami(ctx context.Context) (*Whoami, error) {
 // Explain says why a host runs what it runs.
 func (c *Client) Explain(ctx context.Context, hostname string) (*Explanation, error) {
 	return ask[Explanation](ctx, c, request{method: http.MethodGet, path: "/v1/hosts/" + url.PathEscape(hostname) + "/explain"})
-}
-
-// Plan says what would happen from now on if all went well.
-func (c *Client) Plan(ctx context.Context) (*Plan, error) {
-	return view[Plan](ctx, c, "/v1/plan")
 }
 
 // Hold pauses, resumes or cancels a rollout.

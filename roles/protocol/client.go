@@ -125,6 +125,7 @@ type request struct {
 	method, path string
 	header       http.Header   // besides those that every request has
 	body         any           // nil: none
+	raw          []byte        // a body that is no JSON; its Content-Type is in header
 	timeout      time.Duration // zero: the client's
 	limit        int64         // of the answer, in bytes; zero: maxAnswer
 }
@@ -156,6 +157,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 			return nil, fmt.Errorf("%s: %w", r, err)
 		}
 		payload = bytes.NewReader(doc)
+	}
+	if r.raw != nil {
+		payload = bytes.NewReader(r.raw)
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, c.base+r.path, payload)
 	if err != nil {

@@ -133,7 +133,7 @@ func TestRequests(t *testing.T) {
 		fmt.Fprint(w, `{"certPem":"","notAfter":"2026-03-01T12:00:00Z","nextCheckinSecs":60,"eventId":"e","leaf":{},"index":0,"path":[],
 			"hosts":[],"name":"","freshness_window_minutes":1,"deferrals":[],"reports":[],"rollouts":[],"rolloutId":"","rollout_id":"","events":[],
 			"cn":"","issuedAt":"2026-03-01T12:00:00+00:00","hostname":"","channel":"","reason":{"code":"","gate":"","text":"","next":""},
-			"at":"2026-03-01T12:00:00Z","moves":[],"waves":[],"blocked":[]}`)
+			"at":"2026-03-01T12:00:00Z","moves":[],"waves":[],"channels":[],"blocked":[]}`)
 	})
 	ctx := t.Context()
 	at := pki.At(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
@@ -166,6 +166,11 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/whoami", "", func() error { _, err := c.Whoami(ctx); return err }},
 		{"GET /v1/hosts/web-01/explain", "", func() error { _, err := c.Explain(ctx, "web-01"); return err }},
 		{"GET /v1/plan", "", func() error { _, err := c.Plan(ctx); return err }},
+		{"POST /v1/plan", "fleet.resolved.json\x00", func() error {
+			_, err := c.PlanRelease(ctx, map[string][]byte{"fleet.resolved.json": []byte("{}")})
+			return err
+		}},
+		{"GET /v1/rollouts?all=true", "", func() error { _, err := c.AllRollouts(ctx); return err }},
 		{"POST /v1/rollouts/" + id + "/pause", `{"reason":"why"}`, func() error { return c.Hold(ctx, id, "pause", "why") }},
 		{"POST /v1/hosts/web-01/retry", `{"reason":"why"}`, func() error { return c.Retry(ctx, "web-01", "why") }},
 		{"POST /v1/revocations", `{"hostname":"web-01","notBefore":"2026-03-01T12:00:00Z","reason":"why"}`, func() error { return c.Revoke(ctx, "web-01", &at, "why") }},
@@ -186,7 +191,14 @@ func TestRequests(t *testing.T) {
 		if got.Header.Get(HeaderProtocol) != "1" || got.Proto != "HTTP/1.1" || got.Header.Get("Accept-Encoding") != "" || got.Header.Get("Prefer") != "" {
 			t.Errorf("%s: %s, header %v", call.want, got.Proto, got.Header)
 		}
-		if kind := got.Header.Get("Content-Type"); (kind == "application/json") != (got.Method == http.MethodPost) {
+		wantKind := ""
+		switch {
+		case call.want == "POST /v1/plan":
+			wantKind = TarType
+		case got.Method == http.MethodPost:
+			wantKind = "application/json"
+		}
+		if kind := got.Header.Get("Content-Type"); kind != wantKind {
 			t.Errorf("%s: content type %q", call.want, kind)
 		}
 	}

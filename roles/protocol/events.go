@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -21,26 +22,43 @@ const maxEvent = 256 << 10
 // comment every 15 seconds.
 const silence = 60 * time.Second
 
-// Events follows the event log from the first event after seq, as server-sent
-// events, until ctx ends, each fails or the connection does. A stream that the
-// control plane ended is io.EOF; to resume, ask again after the last seq that
-// was seen.
-func (c *Client) Events(ctx context.Context, after int64, each func(Event) error) error {
+// EventQuery says which events are asked for.
+type EventQuery struct {
+	After   int64  // the last one that was seen; 0: none
+	Rollout string // any id of the one rollout that they concern; empty: of all
+	Past    bool   // those that there are, instead of following
+}
+
+func (q EventQuery) path() string {
+	values := url.Values{"after": {strconv.FormatInt(q.After, 10)}}
+	if q.Rollout != "" {
+		values.Set("rollout", q.Rollout)
+	}
+	if q.Past {
+		values.Set("follow", "false")
+	}
+	return "/v1/events?" + values.Encode()
+}
+
+// Events follows the event log as server-sent events, until ctx ends, each
+// fails or the connection does. A stream that the control plane ended is io.EOF;
+// to resume, ask again after the last event that was seen.
+func (c *Client) Events(ctx context.Context, q EventQuery, each func(Event) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silent := errors.New("event stream: the control plane fell silent")
 	alarm := time.AfterFunc(c.timeout, func() { cancel(silent) })
 	defer alarm.Stop()
-	err := c.events(ctx, after, func() { alarm.Reset(silence) }, each)
+	err := c.events(ctx, q, func() { alarm.Reset(silence) }, each)
 	if err != nil && context.Cause(ctx) == silent {
 		return silent
 	}
 	return err
 }
 
-func (c *Client) events(ctx context.Context, after int64, alive func(), each func(Event) error) error {
+func (c *Client) events(ctx context.Context, q EventQuery, alive func(), each func(Event) error) error {
 	resp, err := c.send(ctx, request{
-		method: http.MethodGet, path: "/v1/events?after=" + strconv.FormatInt(after, 10),
+		method: http.MethodGet, path: q.path(),
 		header: http.Header{"Accept": {"text/event-stream"}},
 	})
 	if err != nil {

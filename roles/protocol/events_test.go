@@ -33,7 +33,7 @@ func TestEvents(t *testing.T) {
 	}, func(t *testing.T, c *Client) {
 		var seqs []int64
 		start := time.Now()
-		err := c.Events(t.Context(), 41, func(e Event) error {
+		err := c.Events(t.Context(), EventQuery{After: 41}, func(e Event) error {
 			seqs = append(seqs, e.Seq)
 			return nil
 		})

@@ -137,6 +137,11 @@ type Lifecycle struct {
 	SupersededAt *OffsetTime `json:"supersededAt" shape:"N"`
 	SupersededBy *string     `json:"supersededBy" shape:"N"`
 	TerminalAt   *OffsetTime `json:"terminalAt" shape:"N"`
+
+	// Ours, as in RolloutSummary.
+	Channel    string `json:"channel,omitzero" shape:"O"`
+	State      string `json:"state,omitzero" shape:"O"`
+	HaltReason string `json:"haltReason,omitzero" shape:"O"`
 }
 
 // Trace answers GET /v1/rollouts/{id}/trace, by wave, then time.
@@ -224,42 +229,4 @@ type RevokeRequest struct {
 	Hostname  string         `json:"hostname" shape:"R"`
 	NotBefore *pki.Timestamp `json:"notBefore,omitzero" shape:"O"`
 	Reason    string         `json:"reason" shape:"D"`
-}
-
-// Plan answers GET /v1/plan: what would happen from now on if all went well,
-// in time order. Soak times are seconds.
-type Plan struct {
-	At      pki.Timestamp `json:"at" shape:"R"`
-	Moves   []PlanMove    `json:"moves" shape:"R"`
-	Waves   []PlanWave    `json:"waves" shape:"R"`
-	Blocked []PlanBlocked `json:"blocked" shape:"R"`
-}
-
-// PlanMove is a host that gets its target, at the earliest at At.
-type PlanMove struct {
-	At      pki.Timestamp `json:"at" shape:"R"`
-	Host    string        `json:"host" shape:"R"`
-	Channel string        `json:"channel" shape:"R"`
-	Wave    uint32        `json:"wave" shape:"R"`
-	From    *string       `json:"from" shape:"N"`
-	To      string        `json:"to" shape:"R"`
-}
-
-// PlanWave is a wave that opens, at the earliest at At.
-type PlanWave struct {
-	At       pki.Timestamp `json:"at" shape:"R"`
-	Channel  string        `json:"channel" shape:"R"`
-	Wave     uint32        `json:"wave" shape:"R"`
-	Hosts    uint32        `json:"hosts" shape:"R"`
-	SoakSecs uint32        `json:"soakSecs" shape:"R"`
-}
-
-// PlanBlocked is a host that keeps its closure, and why.
-type PlanBlocked struct {
-	Host    string  `json:"host" shape:"R"`
-	Channel string  `json:"channel" shape:"R"`
-	Wave    uint32  `json:"wave" shape:"R"`
-	From    *string `json:"from" shape:"N"`
-	To      *string `json:"to" shape:"N"`
-	Reason  Reason  `json:"reason" shape:"R"`
 }

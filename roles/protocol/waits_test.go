@@ -99,7 +99,7 @@ func TestTimeouts(t *testing.T) {
 			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &CheckinRequest{}, 0); return err })
 			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &CheckinRequest{}, 5*time.Second); return err })
 			elapsed(t, 315*time.Second, func() error { _, err := c.Checkin(t.Context(), &CheckinRequest{}, 300*time.Second); return err })
-			elapsed(t, 30*time.Second, func() error { return c.Events(t.Context(), 0, nil) })
+			elapsed(t, 30*time.Second, func() error { return c.Events(t.Context(), EventQuery{}, nil) })
 		})
 	})
 	t.Run("one byte a second", func(t *testing.T) {
@@ -121,7 +121,7 @@ func TestTimeouts(t *testing.T) {
 			again, cancelAgain := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancelAgain()
 			elapsed(t, 3*time.Second, func() error {
-				err := c.Events(again, 0, nil)
+				err := c.Events(again, EventQuery{}, nil)
 				if !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("events: %v", err)
 				}

@@ -74,7 +74,7 @@ func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) PlanView 
 		return v
 	}
 	p := &planner{
-		w: w.clone(now), now: now, view: &v, step: cmp.Or(o.Activation, time.Minute),
+		w: w.Clone(now), now: now, view: &v, step: cmp.Or(o.Activation, time.Minute),
 		running: map[string]string{}, flying: map[string]bool{}, next: map[*run]int{},
 	}
 	for _, ch := range p.w.channels {
@@ -220,8 +220,8 @@ func (p *planner) conclude(before *World) {
 	slices.SortFunc(p.view.Blocked, func(a, b PlanBlocked) int { return cmp.Compare(a.Host, b.Host) })
 }
 
-// clone copies a World with what it has heard.
-func (w *World) clone(now time.Time) *World {
+// Clone copies a World with what it has heard.
+func (w *World) Clone(now time.Time) *World {
 	c := New(w.State(), w.limits, now)
 	c.started, c.grace, c.born, c.unheard = w.started, w.grace, w.born, w.unheard
 	if !w.unheard.IsZero() {

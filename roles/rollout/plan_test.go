@@ -59,6 +59,29 @@ func TestPlanForesees(t *testing.T) {
 	}
 }
 
+// A wait ends between two milliseconds, a tick does not: one that came back for
+// it at the same moment for ever kept a plan from ending.
+func TestTicksGoOn(t *testing.T) {
+	b := start(t, spec{
+		channels: []channelSpec{{name: "edge", waves: []waveSpec{one(time.Minute, "a", "new", "b", "new")}}},
+		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
+	})
+	for _, h := range []string{"a", "b"} {
+		b.w.Checkin(h, Observation{Closure: "old", KnowsLease: true, Wait: 3*time.Minute + 910903}, b.now)
+	}
+	now, n := b.now, 0
+	for _, next := b.w.Tick(now); !next.IsZero() && n < 100; n++ {
+		if !next.After(now) {
+			t.Fatalf("the tick at %s wants to come back at %s", now, next)
+		}
+		now = next
+		_, next = b.w.Tick(now)
+	}
+	if n < 2 {
+		t.Errorf("only %d ticks", n)
+	}
+}
+
 func TestPlanWithoutControlPlane(t *testing.T) {
 	w := New(State{}, DefaultLimits(), epoch)
 	v := w.Plan(three(time.Minute).release(), PlanOptions{AssumePresent: true}, epoch)

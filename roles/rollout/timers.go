@@ -53,8 +53,11 @@ func (h *timerHeap) Pop() any {
 
 // schedule makes the timer fire at the given time or before.
 func (w *World) schedule(t *timer, due time.Time) {
+	if due.IsZero() {
+		return
+	}
+	due = at(due.Add(time.Millisecond - 1)) // a tick's time is in milliseconds, and must not be before it
 	switch {
-	case due.IsZero():
 	case t.pos == 0:
 		t.at = due
 		heap.Push(&w.timers, t)

@@ -1,0 +1,101 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
+)
+
+func planCommand() *cli.Command {
+	return &cli.Command{
+		Name: "plan", Usage: "what would happen from now on, and when at the earliest",
+		Description: "The control plane drives a copy of what it knows through time, by the same rules that decide in\n" +
+			"earnest: every host that it has heard of takes its update and stays healthy, the others stay away. With\n" +
+			"--release it does so for a signed release that is not published yet; nothing changes by it.\n\n" +
+			"Example:\n   nixfleet plan\n   nixfleet plan --release releases --json",
+		Flags: append(connectionFlags(), jsonFlag(),
+			&cli.StringFlag{Name: "release", Usage: "`DIR` of a signed release, as nixfleet release writes it"}),
+		Action: func(c *cli.Context) error {
+			client, err := connect(c)
+			if err != nil {
+				return err
+			}
+			ask := func() (*protocol.Plan, error) { return client.Plan(c.Context) }
+			if dir := c.String("release"); dir != "" {
+				docs, err := fleet.Documents(os.DirFS(dir))
+				if errors.Is(err, fs.ErrNotExist) {
+					return hinted(fmt.Errorf("read release in %s: %w", dir, err), "nixfleet release --release-dir %s makes one", dir)
+				} else if err != nil {
+					return fmt.Errorf("read release in %s: %w", dir, err)
+				}
+				ask = func() (*protocol.Plan, error) { return client.PlanRelease(c.Context, docs) }
+			}
+			plan, err := ask()
+			if err != nil {
+				return explained(err, "ask for the plan")
+			}
+			if c.Bool("json") {
+				return printDoc(c, plan)
+			}
+			return printPlan(c, plan)
+		},
+	}
+}
+
+// printPlan shows waves, then hosts, both in time order, then who is blocked.
+func printPlan(c *cli.Context, p *protocol.Plan) error {
+	w := c.App.Writer
+	if len(p.Moves)+len(p.Blocked) == 0 {
+		_, err := fmt.Fprintln(w, "nothing would change: every host runs what it should")
+		return err
+	}
+	in := func(t time.Time) string {
+		if d := t.Sub(p.At.Time).Round(time.Second); d > 0 {
+			return "+" + d.String()
+		}
+		return "now"
+	}
+	channels := [][]string{{"CHANNEL", "ROLLOUT", "ENDS", "WHEN", "WHY NOT FURTHER"}}
+	for _, x := range p.Channels {
+		row := []string{plain(x.Channel), plain(short(x.RolloutID)), plain(x.State), "-", ""}
+		if x.ConvergedAt != nil {
+			row[3] = in(x.ConvergedAt.Time)
+		}
+		if x.Reason != nil {
+			row[4] = plain(x.Reason.Text)
+		}
+		channels = append(channels, row)
+	}
+	waves := [][]string{{"OPENS", "CHANNEL", "WAVE", "HOSTS", "SOAK"}}
+	for _, x := range p.Waves {
+		waves = append(waves, []string{in(x.At.Time), plain(x.Channel), fmt.Sprint(x.Wave), fmt.Sprint(x.Hosts), (time.Duration(x.SoakSecs) * time.Second).String()})
+	}
+	moves := [][]string{{"STARTS", "HOST", "CHANNEL", "WAVE", "FROM", "TO"}}
+	for _, x := range p.Moves {
+		moves = append(moves, []string{in(x.At.Time), plain(x.Host), plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(&x.To)})
+	}
+	blocked := [][]string{{"BLOCKED", "CHANNEL", "WAVE", "FROM", "TO", "WHY"}}
+	for _, x := range p.Blocked {
+		blocked = append(blocked, []string{plain(x.Host), plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(x.To),
+			plain(x.Reason.Text) + " [" + plain(x.Reason.Code) + "]"})
+	}
+	between := ""
+	for _, table := range [][][]string{channels, waves, moves, blocked} {
+		if len(table) == 1 {
+			continue
+		}
+		fmt.Fprint(w, between)
+		if err := printTable(w, table); err != nil {
+			return err
+		}
+		between = "\n"
+	}
+	return nil
+}

@@ -1,0 +1,211 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// Exit codes of `rollout watch`, which deploy scripts wait for.
+const (
+	exitFailed     = 3 // halted, reverting or reverted
+	exitCancelled  = 4
+	exitSuperseded = 5
+	exitTimeout    = 6
+)
+
+func watchCommand() *cli.Command {
+	return &cli.Command{
+		Name: "watch", Usage: "print what happens, as it happens", ArgsUsage: "[" + rolloutArgs + "]",
+		Description: "With a ROLLOUT it ends with that rollout, and the exit code tells how: 0 converged, 3 halted or\n" +
+			"reverted, 4 cancelled, 5 superseded by a newer release, 6 still going on after --timeout. An id that is\n" +
+			"not known yet is waited for. Without one it follows the whole fleet.\n\n" +
+			"Example:\n   nixfleet rollout watch\n   nixfleet rollout watch stable --timeout 2h",
+		Flags: append(connectionFlags(), jsonFlag(),
+			&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: all that is kept)"},
+			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `TIME` for the end of the rollout (default: for ever)"}),
+		Action: rolloutWatch,
+	}
+}
+
+// watchPause is how long to wait before a broken event stream is taken up again.
+const watchPause = 2 * time.Second
+
+// errEvent ends a stream at an event that may have ended the rollout.
+var errEvent = errors.New("the rollout may be over")
+
+// endings are the kinds of events after which a rollout may be over.
+var endings = []string{"rollout-converged", "rollout-halted", "rollout-reverting", "rollout-reverted", "rollout-cancelled", "rollout-superseded"}
+
+// watcher follows the event log over restarts of the control plane.
+type watcher struct {
+	c      *cli.Context
+	client *protocol.Client
+	query  protocol.EventQuery
+	missed bool // said that the rollout is not known yet
+}
+
+func rolloutWatch(c *cli.Context) error {
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	if c.NArg() > 1 {
+		return usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
+	}
+	w := &watcher{c: c, client: client, query: protocol.EventQuery{After: c.Int64("after")}}
+	if c.NArg() == 0 {
+		return w.follow(c.Context, "")
+	}
+	id, _, err := findRollout(c, client)
+	if err != nil {
+		return err
+	}
+	ctx := c.Context
+	if limit := c.Duration("timeout"); limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err = w.follow(ctx, id)
+	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
+		return coded(exitTimeout, hinted(fmt.Errorf("rollout %s is not over after %s", short(id), c.Duration("timeout")), "nixfleet rollout show %s", short(id)))
+	}
+	return err
+}
+
+// follow prints events until ctx ends, the control plane refuses, or the
+// rollout, when there is one, is over.
+func (w *watcher) follow(ctx context.Context, id string) error {
+	w.query.Rollout = id
+	for {
+		err := w.round(ctx, id)
+		if err == nil {
+			return nil
+		}
+		var refused *protocol.Error
+		var final *failure
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, errEvent):
+			continue
+		case errors.As(err, &final):
+			return err
+		case errors.As(err, &refused) && refused.Status < 500:
+			return explained(err, "watch events")
+		}
+		// A control plane that restarts is no reason to look away.
+		progress(w.c, "the stream ended (%v); asking again after event %d", err, w.query.After)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchPause):
+		}
+	}
+}
+
+// round asks how the rollout stands, prints what there is, and then what comes.
+// Nil: the rollout has converged.
+func (w *watcher) round(ctx context.Context, id string) error {
+	w.query.Past = id != ""
+	if id != "" {
+		life, err := w.lifecycle(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := w.print(ctx); !errors.Is(err, io.EOF) && !errors.Is(err, errEvent) {
+			return err
+		}
+		if done, err := w.outcome(life); done {
+			return err
+		}
+		w.query.Past = false
+	}
+	return w.print(ctx)
+}
+
+// lifecycle is nil while the control plane does not know the rollout.
+func (w *watcher) lifecycle(ctx context.Context, id string) (*protocol.Lifecycle, error) {
+	life, err := w.client.Lifecycle(ctx, id)
+	var refused *protocol.Error
+	if errors.As(err, &refused) && refused.Status == 404 {
+		if !w.missed {
+			w.missed = true
+			progress(w.c, "rollout %s is not known yet; waiting for it", short(id))
+		}
+		return nil, nil
+	}
+	return life, err
+}
+
+// print prints events until the stream ends; past ones to the last.
+func (w *watcher) print(ctx context.Context) error {
+	return w.client.Events(ctx, w.query, func(e protocol.Event) error {
+		w.query.After = e.Seq
+		if err := printEvent(w.c, &e); err != nil {
+			return &failure{err: err, code: 1}
+		}
+		if w.query.Rollout != "" && !w.query.Past && slices.Contains(endings, e.Kind) {
+			return errEvent
+		}
+		return nil
+	})
+}
+
+// outcome is how a rollout ended, if it did.
+func (w *watcher) outcome(life *protocol.Lifecycle) (done bool, err error) {
+	if life == nil {
+		return false, nil
+	}
+	name := "rollout " + short(life.RolloutID)
+	why := ""
+	if life.HaltReason != "" {
+		why = ": " + plain(life.HaltReason)
+	}
+	switch life.State {
+	case "Converged":
+		progress(w.c, "%s has converged", name)
+		return true, nil
+	case "Halted", "Reverting", "Reverted":
+		return true, coded(exitFailed, hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", short(life.RolloutID)))
+	case "Cancelled":
+		return true, coded(exitCancelled, fmt.Errorf("%s was cancelled", name))
+	case "Superseded":
+		return true, coded(exitSuperseded, hinted(fmt.Errorf("%s was superseded by a newer release", name), "nixfleet rollout watch %s", or(&life.Channel)))
+	}
+	return false, nil
+}
+
+func printEvent(c *cli.Context, e *protocol.Event) error {
+	if !c.Bool("json") {
+		_, err := fmt.Fprintln(c.App.Writer, eventLine(e))
+		return err
+	}
+	line, err := pki.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s\n", line)
+	return err
+}
+
+// eventLine is one event for a person.
+func eventLine(e *protocol.Event) string {
+	parts := []string{when(e.At.Time), plain(e.Kind)}
+	for _, part := range []string{e.Channel, short(e.RolloutID), e.Host, e.Actor, e.Reason, e.Detail} {
+		if part != "" {
+			parts = append(parts, plain(part))
+		}
+	}
+	return strings.Join(slices.Compact(parts), "  ")
+}
