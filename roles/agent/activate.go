@@ -174,7 +174,7 @@ func (a *agent) stepOnce(ctx context.Context, j *journal) (*journal, error) {
 	case stepCommitted:
 		return nil, a.confirm(ctx, j)
 	case stepStaging:
-		return a.stage(ctx, j)
+		return a.stage(ctx)
 	case stepArming, stepUndoing:
 		return nil, a.undo(ctx, reasonInterrupted, false)
 	}

@@ -47,13 +47,13 @@ func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error)
 }
 
 // stage prepares the next boot and reports that it is waited for.
-func (a *agent) stage(ctx context.Context, j *journal) (*journal, error) {
+func (a *agent) stage(ctx context.Context) (*journal, error) {
 	work := context.WithoutCancel(ctx)
 	once, err := a.host.CanBootOnce(work)
 	if err != nil {
 		a.log.Warn().Err(err).Msg("boot loader not asked; it is taken for one that cannot fall back")
 	}
-	j, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaging, func(j *journal) {
+	j, err := a.dir.advance(time.Now(), []step{stepStaging}, stepStaging, func(j *journal) {
 		j.BootsOnce, j.Reboots = once, once && a.reboots.mode != rebootNever
 	})
 	if err != nil {
