@@ -14,7 +14,9 @@
         "x86_64-darwin"
         "aarch64-darwin"
       ];
-      eachSystem = f: lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
+      linux = lib.filter (lib.hasSuffix "-linux") systems;
+      each = systems: f: lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
+      eachSystem = each systems;
 
       # Shown by --version. It changes the executable, not the systems of a fleet that
       # pins this flake.
@@ -33,13 +35,17 @@
       trust = ./pki/module.nix;
     in
     {
-      packages = eachSystem (
-        pkgs:
+      # By the name of the system: to know what there is, nixpkgs need not be evaluated.
+      packages = lib.genAttrs systems (
+        system:
+        let
+          pkgs = nixpkgs.legacyPackages.${system};
+        in
         {
           default = package pkgs;
           nixfleet = package pkgs;
         }
-        // lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
+        // lib.optionalAttrs (lib.elem system linux) {
           nixfleet-static = pkgs.pkgsStatic.callPackage ./nixops/package.nix {
             inherit commit;
             static = true;

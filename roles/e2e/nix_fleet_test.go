@@ -91,43 +91,56 @@ const nixFlake = `{
 }
 `
 
-// newNixFleet makes everything but the first release. channels maps hosts to
-// their channel.
-func newNixFleet(t *testing.T, channels map[string]string) *nixFleet {
+// bareNixFleet is a place for a fleet: the executable, a store to build in, a cache,
+// and an address for the control plane.
+func bareNixFleet(t *testing.T) *nixFleet {
 	nix := testnix.Find(t)
 	dir := t.TempDir()
 	f := &nixFleet{t: t, nix: nix, binary: filepath.Join(dir, "nixfleet"), dir: dir, build: nix.NewStore(t), cache: nix.NewCache(t), hosts: map[string]*nixHost{}}
 	if out, err := exec.Command("go", "build", "-o", f.binary, "nixfleet").CombinedOutput(); err != nil {
 		t.Fatalf("build nixfleet: %v\n%s", err, out)
 	}
-	f.foreign = nix.NewKey(t, "cache."+nixSuffix+"-1") // the right name on the wrong key
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.address = probe.Addr().String()
 	probe.Close()
+	return f
+}
+
+// newNixFleet makes everything but the first release. channels maps hosts to
+// their channel.
+func newNixFleet(t *testing.T, channels map[string]string) *nixFleet {
+	f := bareNixFleet(t)
+	f.foreign = f.nix.NewKey(t, "cache."+nixSuffix+"-1") // the right name on the wrong key
 	f.mustRun(f.dir, "keygen", "all", "--dir", f.key(""), "--suffix", nixSuffix, "--server", "127.0.0.1")
 	for name := range channels {
 		f.hosts[name] = f.newHost(name)
 	}
 	f.repository(channels)
+	f.connect()
+	return f
+}
+
+// connect makes the operator's client.
+func (f *nixFleet) connect() {
+	f.t.Helper()
 	cert, err := tls.LoadX509KeyPair(f.key("operator.pem"), f.key("operator.key"))
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	ca, err := os.ReadFile(f.key("fleet-root.cert.pem"))
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	f.client, err = protocol.NewClient(protocol.ClientConfig{
 		BaseURL: "https://" + f.address, CAPEM: ca, Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 	})
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	t.Cleanup(f.client.CloseIdle)
-	return f
+	f.t.Cleanup(f.client.CloseIdle)
 }
 
 func (f *nixFleet) key(name string) string { return filepath.Join(f.dir, "keys", name) }
@@ -149,7 +162,7 @@ func (f *nixFleet) write(path, text string, mode os.FileMode) {
 // newHost makes a machine that runs a first system which nobody released.
 func (f *nixFleet) newHost(name string) *nixHost {
 	t := f.t
-	h := &nixHost{name: name, root: testnix.TempDir(t), dir: filepath.Join(f.dir, "hosts", name), url: "https://" + f.address}
+	h := f.installed(name)
 	var err error
 	if h.key, err = pki.GenerateKey(pki.AlgorithmEd25519); err != nil {
 		t.Fatal(err)
@@ -162,7 +175,14 @@ func (f *nixFleet) newHost(name string) *nixHost {
 	h.pubkey = pki.FormatHostKey(h.key.Crypto().Public().(ed25519.PublicKey), "")
 	token := f.mustRun(f.dir, "mint-token", "--hostname", name, "--host-pubkey", h.pubkey, "--org-root-key", f.key("org-root.key"))
 	f.write(filepath.Join(h.dir, "token.json"), token, 0o600)
+	return h
+}
 
+// installed is a machine that was just installed, without a key of its own.
+func (f *nixFleet) installed(name string) *nixHost {
+	t := f.t
+	h := &nixHost{name: name, root: testnix.TempDir(t), dir: filepath.Join(f.dir, "hosts", name), url: "https://" + f.address}
+	var err error
 	first := f.build.Build(t, testnix.Spec{Name: "nixos-system-" + name + "-installed"})
 	f.nix.Run(t, "nix", "copy", "--store", f.build.Dir, "--to", h.root, "--no-check-sigs", "/nix/store/"+first)
 	if h.host, err = nixops.NewHost(f.nix.Config(h.root, nil)); err != nil {

@@ -112,7 +112,7 @@ func (h *host) phaseIs(intent, closure string) bool {
 func (w *World) answer(h *host, now time.Time) Decision {
 	d := w.decide(h, now)
 	if d.Target == nil {
-		if d.Reason.Code == CodeBudget {
+		if d.Reason.Code == CodeBudget || d.Reason.Code == CodeBudgetUnheard {
 			w.queueUp(h, now)
 		}
 		return d

@@ -189,6 +189,23 @@ func TestUnheardHostsCountAsInFlightAfterEmptyStart(t *testing.T) {
 	b.offered("a")
 }
 
+// A host that waits because others may be in flight is woken by the first word of
+// the last of them, not at the end of its held request.
+func TestFirstWordOfTheUnheardWakesWhoWaitsForThem(t *testing.T) {
+	b := start(t, spec{
+		channels: []channelSpec{{name: "s", waves: []waveSpec{one(0, "a", "new-a"), one(0, "b", "new-b")}}},
+		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
+	})
+	b.wipe()
+	b.refused("a", CodeBudgetUnheard)
+	woken := b.wakeups["a"]
+	b.checkin("b")
+	if b.wakeups["a"] == woken {
+		t.Error("a is not woken by the first check-in of b")
+	}
+	b.offered("a")
+}
+
 func TestReasonsAreWholeSentences(t *testing.T) {
 	b := start(t, single("s", one(time.Minute, "a", "new-a"), one(time.Minute, "b", "new-b")))
 	b.update("a")
