@@ -110,21 +110,34 @@ func releaseOf(closure *string) string {
 
 // word is the state of a host in a word or two.
 func word(h protocol.HostEntry) string {
+	state := ""
+	if h.RolloutState != nil {
+		state = *h.RolloutState
+	}
 	switch {
 	case h.Online != nil && !*h.Online:
 		return "not heard of"
-	case h.Converged && h.RolloutState != nil && *h.RolloutState == "Healthy":
+	case h.Converged && state == "Healthy":
 		return "soaking"
+	case h.Converged && (state == "Dispatched" || state == "Activating" || state == "ConfirmWindow"):
+		return "confirming"
 	case h.Converged:
 		return "as declared"
 	case h.QuarantinedClosure != nil:
-		return "waits: the declared closure failed and is quarantined"
-	case h.RolloutState != nil && *h.RolloutState != "Queued":
-		return strings.ToLower(*h.RolloutState)
+		return "waits: its new closure failed"
+	case state != "" && state != "Queued":
+		return strings.ToLower(state)
+	case h.Reason != nil && waitsFor[h.Reason.Code] != "":
+		return waitsFor[h.Reason.Code]
 	case h.Reason != nil:
 		return "waits: " + h.Reason.Code
 	}
 	return "waits"
+}
+
+// waitsFor are the reasons of this story in two or three words.
+var waitsFor = map[string]string{
+	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "is told next", "resent": "is told next", "offline": "not heard of",
 }
 
 func colored(h protocol.HostEntry) string {

@@ -57,8 +57,11 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 		return err
 	}
 	in := func(t time.Time) string {
-		if d := t.Sub(p.At.Time).Round(time.Second); d > 0 {
+		switch d := t.Sub(p.At.Time).Round(time.Second); {
+		case d > 0:
 			return "+" + d.String()
+		case d < 0:
+			return "under way"
 		}
 		return "now"
 	}
@@ -66,7 +69,10 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 	for _, x := range p.Channels {
 		row := []string{plain(x.Channel), plain(short(x.RolloutID)), plain(x.State), "-", ""}
 		if x.ConvergedAt != nil {
-			row[3] = in(x.ConvergedAt.Time)
+			row[3] = "done"
+			if x.ConvergedAt.After(p.At.Time) {
+				row[3] = in(x.ConvergedAt.Time)
+			}
 		}
 		if x.Reason != nil {
 			row[4] = plain(x.Reason.Text)

@@ -147,7 +147,7 @@ func (w *World) decide(h *host, now time.Time) Decision {
 		r := w.blocked(resend, s, now)
 		if r == nil {
 			return Decision{Target: w.target(h, now, true), Reason: Reason{
-				Code: CodeResent, Gate: "lease", Text: "it holds a lease and has not started; it is told its target again", Next: nothingToDo,
+				Code: CodeResent, Gate: "lease", Text: "it was told its new closure, has not begun to switch to it, and is told again when it next asks", Next: nothingToDo,
 			}}
 		}
 		return Decision{Reason: *r}
@@ -156,7 +156,7 @@ func (w *World) decide(h *host, now time.Time) Decision {
 		return Decision{Reason: *r}
 	}
 	return Decision{Target: w.target(h, now, false), Reason: Reason{
-		Code: CodeOffered, Gate: "dispatch", Text: "it is offered its target in wave " + fmt.Sprint(h.wave), Next: nothingToDo,
+		Code: CodeOffered, Gate: "dispatch", Text: "it is told its new closure when it next asks; its wave " + fmt.Sprint(h.wave) + " is open", Next: nothingToDo,
 	}}
 }
 

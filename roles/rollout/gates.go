@@ -115,7 +115,7 @@ func gateHealth(w *World, s subject, now time.Time) *Reason {
 	h := s.host
 	switch {
 	case h.running != h.closure || h.healthAt.IsZero() || h.until.Before(s.run.soakEnd(h)):
-		return w.because(CodeAwaitingEvidence, nothingToDo, "no check-in has shown yet that it is well at the end of its soak")
+		return w.because(CodeAwaitingEvidence, nothingToDo, "its soak time is over, and its next check-in has to show that it is healthy")
 	case h.health == failing || h.rec.FailingSince != nil:
 		return w.because(CodeProbesFailing, "look at the probe's failure in nixfleet host explain", "a health probe fails")
 	case h.health == notRun:
@@ -152,9 +152,9 @@ func gateFailure(w *World, s subject, _ time.Time) *Reason {
 	rec := s.host.rec
 	switch s.host.state() {
 	case Failed:
-		return w.because(CodeFailed, "fix it and release, or nixfleet host retry "+s.host.name, "its target failed here (%s) at %s", rec.Reason, clockText(rec.Since))
+		return w.because(CodeFailed, "release a fix, or let it try once more: nixfleet host retry "+s.host.name, "its new closure failed here (%s) at %s", rec.Reason, clockText(rec.Since))
 	case Reverted:
-		return w.because(CodeReverted, "fix it and release, or nixfleet host retry "+s.host.name, "it returned to its previous closure (%s) at %s", rec.Reason, clockText(rec.Since))
+		return w.because(CodeReverted, "release a fix, or let it try once more: nixfleet host retry "+s.host.name, "its new closure failed (%s), and it went back to the one before at %s", rec.Reason, clockText(rec.Since))
 	case Skipped:
 		if rec.Reason == CodeTolerated {
 			return w.because(CodeTolerated, "nixfleet host retry "+s.host.name, "an operator resumed the rollout without this host")
@@ -176,18 +176,18 @@ func gateLease(w *World, s subject, _ time.Time) *Reason {
 		if l.deferred() || (h.knowsLease && l.KnowsLease && !h.busy()) {
 			return nil
 		}
-		return w.because(CodeOldLease, nothingToDo, "it may still be activating the superseded release; its lease ends at %s", clockText(l.ConfirmDeadline))
+		return w.because(CodeOldLease, nothingToDo, "it may still be switching to the closure of the release before, for which it has until %s", clockText(l.ConfirmDeadline))
 	}
 	if l.deferred() {
-		return w.because(CodeDeferred, "reboot the host", "its target is staged and takes effect with the next reboot")
+		return w.because(CodeDeferred, "reboot the host", "its new closure is ready and takes effect with the next reboot")
 	}
 	switch h.state() {
 	case ConfirmWindow:
-		return w.because(CodeConfirmWindow, nothingToDo, "it runs its target and proves its health until %s", clockText(l.ConfirmDeadline))
+		return w.because(CodeConfirmWindow, nothingToDo, "it runs its new closure and has to prove that it is healthy by %s, or it goes back to the one before", clockText(l.ConfirmDeadline))
 	case Activating:
-		return w.because(CodeActivating, nothingToDo, "it activates its target and has to confirm by %s", clockText(l.ConfirmDeadline))
+		return w.because(CodeActivating, nothingToDo, "it is switching to its new closure and has to confirm it by %s, or it goes back to the one before", clockText(l.ConfirmDeadline))
 	}
-	return w.because(CodeLease, nothingToDo, "it was offered its target at %s and has to confirm by %s", clockText(l.DispatchedAt), clockText(l.ConfirmDeadline))
+	return w.because(CodeLease, nothingToDo, "it was told its new closure at %s and has to run and confirm it by %s", clockText(l.DispatchedAt), clockText(l.ConfirmDeadline))
 }
 
 // gateBusy: never offer to a host that says it is in the middle of something.
@@ -225,16 +225,16 @@ func gateHalt(w *World, s subject, _ time.Time) *Reason {
 		if s.host != nil && s.host.retried() {
 			return nil
 		}
-		return w.because(CodeHalted, "fix it and release, or nixfleet rollout resume "+r.RolloutID, "the rollout of channel %s is halted: %s", r.Channel, r.HaltReason)
+		return w.because(CodeHalted, "release a fix, or go on regardless: nixfleet rollout resume "+r.RolloutID, "the rollout of channel %s stopped after a failure and gives nobody the new closure: %s", r.Channel, r.HaltReason)
 	case Reverting, RolloutReverted:
-		return w.because(CodeReverting, "fix it and release", "the rollout of channel %s is recalled: %s", r.Channel, r.HaltReason)
+		return w.because(CodeReverting, "release a fix", "the rollout of channel %s failed, and its hosts go back to the closures before: %s", r.Channel, r.HaltReason)
 	}
 	return nil
 }
 
 func gateQuarantine(w *World, s subject, _ time.Time) *Reason {
 	if q := w.quarantines[quarantineKey{s.run.Channel, s.host.closure}]; q != nil {
-		return w.because(CodeQuarantined, "release another closure, or nixfleet host retry "+s.host.name, "its closure is quarantined on channel %s since %s: %s", q.Channel, clockText(q.Since), q.Reason)
+		return w.because(CodeQuarantined, "release another closure, or nixfleet host retry "+s.host.name, "its new closure failed on channel %s at %s and is given to nobody (quarantine): %s", q.Channel, clockText(q.Since), q.Reason)
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func gateWave(w *World, s subject, now time.Time) *Reason {
 		return &Reason{Code: CodeWave}
 	}
 	next := nothingToDo
-	text := fmt.Sprintf("it is in wave %d and wave %d is open", h.wave, r.Wave)
+	text := fmt.Sprintf("it gets its new closure in wave %d, after wave %d", h.wave, r.Wave)
 	if p := w.blocked(promote, subject{run: r}, now); p != nil {
 		text, next = text+": "+p.Text, p.Next
 	}
@@ -353,7 +353,7 @@ func gateBudget(w *World, s subject, now time.Time) *Reason {
 		if now.Before(w.unheard) && b.unheard > 0 {
 			return w.because(CodeBudgetUnheard, nothingToDo, "%s of the disruption budget for %s %s not reported since the database was lost and may be in flight until %s", countText(b.unheard, "host"), b.label, verb(b.unheard, "has", "have"), clockText(w.unheard))
 		}
-		return w.because(CodeBudget, nothingToDo, "%d of %d allowed hosts of the disruption budget for %s are in flight", b.used, b.limit, b.label)
+		return w.because(CodeBudget, nothingToDo, "the disruption budget for %s lets %d of its hosts change at the same time, and %d do", b.label, b.limit, b.used)
 	}
 	return nil
 }
@@ -374,7 +374,7 @@ func gateWaveSoak(w *World, s subject, now time.Time) *Reason {
 		for _, p := range []struct {
 			n    int
 			word string
-		}{{n(Queued), "queued"}, {working, "activating"}, {n(Healthy), "soaking"}, {n(Deferred), "waiting for a reboot"}} {
+		}{{n(Queued), "not begun"}, {working, "switching"}, {n(Healthy), "healthy and watched for the soak time"}, {n(Deferred), "waiting for a reboot"}} {
 			if p.n > 0 && !w.terse {
 				parts = append(parts, fmt.Sprintf("%d %s", p.n, p.word))
 			}

@@ -28,7 +28,8 @@ type PlanView struct {
 	Blocked  []PlanBlocked // hosts that would not get their target, sorted
 }
 
-// PlanMove is one host that gets its target. At is the earliest start.
+// PlanMove is one host that gets its target. At is the earliest start; one before
+// the plan's own time is of a host that is under way already.
 type PlanMove struct {
 	At            time.Time
 	Host, Channel string
@@ -94,8 +95,10 @@ func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) PlanView 
 		if h.declared && (o.AssumePresent || (h.reported && !p.w.offline(h, now))) {
 			p.running[h.name] = h.running
 			p.queue = append(p.queue, h.name)
+			p.underWay(h)
 		}
 	}
+	slices.SortFunc(v.Moves, func(a, b PlanMove) int { return a.At.Compare(b.At) })
 	p.wait = horizon.Sub(now)
 	p.drive(horizon)
 	p.conclude(w)
@@ -173,6 +176,20 @@ func (p *planner) ask(h string) {
 		p.flights = append(p.flights, m)
 		p.flying[h] = true
 	}
+}
+
+// underWay takes a host that has its target already, and has yet to confirm it, for
+// one that does so a whole activation from now.
+func (p *planner) underWay(h *host) {
+	l := h.lease
+	if l == nil || l.deferred() || h.run == nil || l.Intent != h.run.Intent || h.running == h.closure {
+		return
+	}
+	m := PlanMove{At: l.DispatchedAt, Host: h.name, Channel: h.run.Channel, Wave: h.wave, From: h.running, To: h.closure}
+	p.view.Moves = append(p.view.Moves, m)
+	m.At = p.now
+	p.flights = append(p.flights, m)
+	p.flying[h.name] = true
 }
 
 // land confirms the flights that have lasted long enough.

@@ -109,3 +109,21 @@ func TestPlanShowsWhatBlocks(t *testing.T) {
 		}
 	}
 }
+
+// A host that has its target and has yet to confirm it is under way, not offered it again later.
+func TestPlanKnowsWhoIsUnderWay(t *testing.T) {
+	b := start(t, three(time.Minute))
+	b.offered("a")
+	offered := b.now
+	b.pass(10 * time.Second)
+	b.checkin("b")
+	v := b.w.Plan(nil, PlanOptions{}, b.now)
+	if len(v.Moves) == 0 || v.Moves[0].Host != "a" || !v.Moves[0].At.Equal(offered) {
+		t.Fatalf("moves %+v", v.Moves)
+	}
+	for _, m := range v.Moves[1:] {
+		if m.Host == "a" || m.At.Before(b.now) {
+			t.Errorf("%+v", m)
+		}
+	}
+}
