@@ -23,14 +23,14 @@ func TestGoodReleaseIsProvenAndConfirmed(t *testing.T) {
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
 		stop()
-		if m.where() != all(target) || p.confirms != 1 {
-			t.Errorf("at %v after %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("at %v after %d confirms", m.where(), p.confirmed())
 		}
 		if j, err := directory(m.path("state")).journal(); j != nil || err != nil {
 			t.Errorf("journal left: %+v %v", j, err)
 		}
-		if p.lastSeen.AttestationSignature == nil || p.lastSeen.Phase.Name != protocol.PhaseIdle {
-			t.Errorf("last check-in: %+v", p.lastSeen)
+		if p.seen().AttestationSignature == nil || p.seen().Phase.Name != protocol.PhaseIdle {
+			t.Errorf("last check-in: %+v", p.seen())
 		}
 	})
 }
@@ -60,8 +60,8 @@ func TestBadReleasesAreUndone(t *testing.T) {
 				if m.where() != all(before) {
 					t.Errorf("ended at %v", m.where())
 				}
-				if !p.reported(protocol.EventActivationFailed) || !p.reported(protocol.EventClosureQuarantined) || p.confirms != 0 {
-					t.Errorf("reports %v, %d confirms", p.reports, p.confirms)
+				if !p.reported(protocol.EventActivationFailed) || !p.reported(protocol.EventClosureQuarantined) || p.confirmed() != 0 {
+					t.Errorf("reports %v, %d confirms", p.said(), p.confirmed())
 				}
 			})
 		})

@@ -49,8 +49,8 @@ func TestPauseAndResume(t *testing.T) {
 		m.types("pause", "--reason", "disk is being replaced")
 		p.set(func() { p.noTarget = false })
 		time.Sleep(30 * time.Minute)
-		if m.where() != all(before) || p.lastSeen.Held == nil || *p.lastSeen.Held != "paused: disk is being replaced" {
-			t.Errorf("paused: at %v, check-in says %v", m.where(), p.lastSeen.Held)
+		if m.where() != all(before) || p.seen().Held == nil || *p.seen().Held != "paused: disk is being replaced" {
+			t.Errorf("paused: at %v, check-in says %v", m.where(), p.seen().Held)
 		}
 		if !strings.Contains(p.acts(), "paused: disk is being replaced") {
 			t.Errorf("reported %s", p.acts())
@@ -69,8 +69,8 @@ func TestPauseAndResume(t *testing.T) {
 		m.types("resume")
 		time.Sleep(5 * time.Minute)
 		stop()
-		if m.where() != all(another) || p.lastSeen.Held != nil || !strings.Contains(p.acts(), "resumed") {
-			t.Errorf("resumed: at %v, check-in says %v, reported %s", m.where(), p.lastSeen.Held, p.acts())
+		if m.where() != all(another) || p.seen().Held != nil || !strings.Contains(p.acts(), "resumed") {
+			t.Errorf("resumed: at %v, check-in says %v, reported %s", m.where(), p.seen().Held, p.acts())
 		}
 	})
 }
@@ -117,8 +117,8 @@ func TestActivateHoldsUntilANewIntent(t *testing.T) {
 		// A control plane that gives a held host no target must not keep it held.
 		p.set(func() { p.tamper = func(r *protocol.CheckinResponse) { r.Target = nil } })
 		time.Sleep(30 * time.Minute)
-		if m.where() != all(another) || p.lastSeen.Held == nil || *p.lastSeen.Held != "activated "+another+": try the fix" {
-			t.Errorf("held: at %v, check-in says %v", m.where(), p.lastSeen.Held)
+		if m.where() != all(another) || p.seen().Held == nil || *p.seen().Held != "activated "+another+": try the fix" {
+			t.Errorf("held: at %v, check-in says %v", m.where(), p.seen().Held)
 		}
 		if !strings.Contains(p.acts(), "activated "+another) {
 			t.Errorf("reported %s", p.acts())
@@ -126,13 +126,13 @@ func TestActivateHoldsUntilANewIntent(t *testing.T) {
 		// Signed anew it is the same intent.
 		p.release(target, time.Now())
 		time.Sleep(30 * time.Minute)
-		if p.lastSeen.Held == nil {
+		if p.seen().Held == nil {
 			t.Error("the hold ended with a new signature")
 		}
 		p.release(before, time.Now())
 		time.Sleep(time.Minute)
-		if p.lastSeen.Held != nil || !strings.Contains(p.acts(), "hold ended by a new release") {
-			t.Errorf("a new intent: check-in says %v, reported %s", p.lastSeen.Held, p.acts())
+		if p.seen().Held != nil || !strings.Contains(p.acts(), "hold ended by a new release") {
+			t.Errorf("a new intent: check-in says %v, reported %s", p.seen().Held, p.acts())
 		}
 		p.set(func() { p.tamper = nil })
 		time.Sleep(5 * time.Minute)
@@ -253,11 +253,11 @@ func TestSwitchByHandIsRespected(t *testing.T) {
 				time.Sleep(when)
 				m.must(m.sim.SwitchByHand(third))
 				time.Sleep(time.Hour)
-				if m.where() != all(third) || p.lastSeen.Held == nil || *p.lastSeen.Held != "switched by hand "+third {
-					t.Errorf("at %v, check-in says %v", m.where(), p.lastSeen.Held)
+				if m.where() != all(third) || p.seen().Held == nil || *p.seen().Held != "switched by hand "+third {
+					t.Errorf("at %v, check-in says %v", m.where(), p.seen().Held)
 				}
 				if !strings.Contains(p.acts(), protocol.KindThirdClosure) || p.reported(protocol.EventClosureQuarantined) {
-					t.Errorf("reported %v", p.reports)
+					t.Errorf("reported %v", p.said())
 				}
 				p.release(another, time.Now())
 				time.Sleep(10 * time.Minute)
@@ -280,8 +280,8 @@ func TestSwitchingBackByHandEndsTheHold(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		m.must(m.sim.SwitchByHand(target))
 		time.Sleep(2 * time.Minute)
-		if p.lastSeen.Held != nil || p.lastSeen.AttestationSignature == nil {
-			t.Errorf("check-in says %+v", p.lastSeen)
+		if p.seen().Held != nil || p.seen().AttestationSignature == nil {
+			t.Errorf("check-in says %+v", p.seen())
 		}
 		m.must(m.sim.SwitchByHand(another))
 		time.Sleep(2 * time.Minute)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -231,6 +232,27 @@ func (p *plane) set(change func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change()
+}
+
+// seen is what the last check-in said.
+func (p *plane) seen() protocol.CheckinRequest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lastSeen
+}
+
+// confirmed counts the confirms.
+func (p *plane) confirmed() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.confirms
+}
+
+// said is every report so far.
+func (p *plane) said() []protocol.ReportRequest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.reports)
 }
 
 // reported says whether the host reported an event.

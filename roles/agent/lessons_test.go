@@ -45,7 +45,7 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 				}
 				blamed := c.event == protocol.EventActivationFailed
 				if blamed != p.reported(protocol.EventClosureQuarantined) || (code == 100) != (m.bootsOnce() == target) {
-					t.Errorf("boots %q once, reports %v", m.bootsOnce(), p.reports)
+					t.Errorf("boots %q once, reports %v", m.bootsOnce(), p.said())
 				}
 				if c.event == "" {
 					return
@@ -88,7 +88,7 @@ func TestUndoIsJudgedByThePaths_A7_A8(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		stop()
 		if m.where() != all(before) || !p.reported(protocol.EventRollbackTriggered) || !p.reported(protocol.EventClosureQuarantined) {
-			t.Errorf("ended at %v, reports %v", m.where(), p.reports)
+			t.Errorf("ended at %v, reports %v", m.where(), p.said())
 		}
 		// The way back is the previous closure's own script.
 		for _, r := range s.requests {
@@ -133,8 +133,8 @@ func TestTheLinkIsNoSuccess_A15(t *testing.T) {
 		stop := m.start(s)
 		time.Sleep(20 * time.Minute)
 		stop()
-		if m.where() != all(before) || !p.reported(protocol.EventActivationFailed) || p.confirms != 0 {
-			t.Errorf("ended at %v, %d confirms", m.where(), p.confirms)
+		if m.where() != all(before) || !p.reported(protocol.EventActivationFailed) || p.confirmed() != 0 {
+			t.Errorf("ended at %v, %d confirms", m.where(), p.confirmed())
 		}
 	})
 }
@@ -166,8 +166,8 @@ func TestAgentIsReplacedByItsOwnSwitch_A1(t *testing.T) {
 		m.sim.OnSwitched(func(string) { stop = m.start(m.sim) })
 		time.Sleep(5 * time.Minute)
 		stop()
-		if m.where() != all(target) || p.confirms != 1 {
-			t.Errorf("ended at %v, %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("ended at %v, %d confirms", m.where(), p.confirmed())
 		}
 	})
 }
@@ -228,8 +228,8 @@ func TestRecoveryOutlivesARestartOfTheControlPlane_A19(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		cancel()
 		<-ended
-		if m.where() != all(target) || p.confirms != 1 {
-			t.Errorf("ended at %v after %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("ended at %v after %d confirms", m.where(), p.confirmed())
 		}
 	})
 }
@@ -280,8 +280,8 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 					if m.where() != all(before) || m.bootsOnce() != target {
 						t.Errorf("at %v, boots %q once", m.where(), m.bootsOnce())
 					}
-					if !strings.Contains(p.acts(), protocol.KindJournalSetAside) || p.lastSeen.Phase == nil || p.lastSeen.Phase.Name != protocol.PhaseIdle {
-						t.Errorf("reported %s, phase %+v", p.acts(), p.lastSeen.Phase)
+					if !strings.Contains(p.acts(), protocol.KindJournalSetAside) || p.seen().Phase == nil || p.seen().Phase.Name != protocol.PhaseIdle {
+						t.Errorf("reported %s, phase %+v", p.acts(), p.seen().Phase)
 					}
 				})
 			})

@@ -110,8 +110,8 @@ func TestFetchAheadOutlivesItsCache_A20(t *testing.T) {
 		m.space(1<<20, 1<<30)
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Minute)
-		if m.fetches(target) != 0 || len(p.reports) != 0 {
-			t.Errorf("fetched into a full store, or reported %v", p.reports)
+		if m.fetches(target) != 0 || len(p.said()) != 0 {
+			t.Errorf("fetched into a full store, or reported %v", p.said())
 		}
 		m.space(1<<40, 1<<30)
 		p.release(target, time.Now())

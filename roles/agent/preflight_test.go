@@ -16,10 +16,8 @@ import (
 
 // refusals are the reports of a kind, as text.
 func (p *plane) refusals(event string) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	var out []string
-	for _, r := range p.reports {
+	for _, r := range p.said() {
 		if r.Event == event {
 			out = append(out, string(r.Details))
 		}
@@ -69,12 +67,12 @@ func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
 				host := &ailing{Sim: m.sim, m: m}
 				stop := m.start(host)
 				// Longer than any number of tries that would give up.
-				time.Sleep(100 * time.Minute)
+				time.Sleep(45 * time.Minute)
 				if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, c.want) {
 					t.Errorf("reported %s", got)
 				}
 				if m.where() != all(before) || p.reported(protocol.EventClosureQuarantined) || p.reported(protocol.EventActivationStarted) || host.switched {
-					t.Errorf("at %v, reports %v", m.where(), p.reports)
+					t.Errorf("at %v, reports %v", m.where(), p.said())
 				}
 				if s := m.local(); !strings.Contains(s.Waiting, c.want) {
 					t.Errorf("status says %q", s.Waiting)
@@ -137,7 +135,7 @@ func TestTargetsOwnChecksComeFirst(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		stop()
 		if p.reported(protocol.EventActivationStarted) || !strings.Contains(p.refusals(protocol.EventActivationFailed), "pre-switch check") {
-			t.Errorf("reports %v", p.reports)
+			t.Errorf("reports %v", p.said())
 		}
 		if q := optional[quarantine](directory(m.path("state")), quarantineFile, func(err error) { t.Error(err) }); q == nil || q.Failures == 0 {
 			t.Errorf("not quarantined: %+v", q)

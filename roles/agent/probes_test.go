@@ -136,7 +136,7 @@ func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 					t.Errorf("ended at %v", m.where())
 				}
 				if c.want == all(before) && !strings.Contains(p.refusals(protocol.EventActivationFailed), "probes: [site (fail)]") {
-					t.Errorf("reports %v", p.reports)
+					t.Errorf("reports %v", p.said())
 				}
 			})
 		})
@@ -152,9 +152,7 @@ func TestProbeResultsAreInCheckins(t *testing.T) {
 		m.adjust = func(c *Config) { c.HealthChecks, c.PollInterval = m.path("checks.json"), time.Hour }
 		stop := m.start(m.sim)
 		site := func() string {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			for _, r := range p.lastSeen.HealthProbes {
+			for _, r := range p.seen().HealthProbes {
 				if r.Name == "site" {
 					return r.Status
 				}
@@ -162,7 +160,7 @@ func TestProbeResultsAreInCheckins(t *testing.T) {
 			return "not sent"
 		}
 		time.Sleep(5 * time.Minute)
-		if m.where() != all(target) || site() != protocol.ProbePass || p.lastSeen.HealthCheckMode == nil || *p.lastSeen.HealthCheckMode != "enforce" {
+		if m.where() != all(target) || site() != protocol.ProbePass || p.seen().HealthCheckMode == nil || *p.seen().HealthCheckMode != "enforce" {
 			t.Errorf("at %v, the probe %s", m.where(), site())
 		}
 		time.Sleep(5*time.Minute + 30*time.Second)

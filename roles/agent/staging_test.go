@@ -40,22 +40,22 @@ func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 		m := newMachine(t, p, staged(nixops.SimClosure{}))
 		stop := m.live(m.sim)
 		time.Sleep(2 * time.Hour)
-		if m.where() != all(before) || m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) || p.confirms != 0 {
-			t.Errorf("staged: %v, boots %q once, %d confirms, reports %v", m.where(), m.bootsOnce(), p.confirms, p.reports)
+		if m.where() != all(before) || m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) || p.confirmed() != 0 {
+			t.Errorf("staged: %v, boots %q once, %d confirms, reports %v", m.where(), m.bootsOnce(), p.confirmed(), p.said())
 		}
 		if s := m.local(); !strings.Contains(s.RebootPending, "dbus") || strings.Contains(s.RebootPending, noFallback) {
 			t.Errorf("status says %q", s.RebootPending)
 		}
-		if p.lastSeen.RebootPending == nil || *p.lastSeen.RebootPending != "dbus" || p.lastSeen.PendingGeneration == nil {
-			t.Errorf("check-in says %+v", p.lastSeen)
+		if p.seen().RebootPending == nil || *p.seen().RebootPending != "dbus" || p.seen().PendingGeneration == nil {
+			t.Errorf("check-in says %+v", p.seen())
 		}
 		if err := m.sim.PowerCycle(); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Minute)
 		stop()
-		if m.where() != all(target) || p.confirms != 1 {
-			t.Errorf("after the boot: %v, %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("after the boot: %v, %d confirms", m.where(), p.confirmed())
 		}
 	})
 }
@@ -108,8 +108,8 @@ func TestNothingRebootsWithoutAFallback(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		stop()
-		if m.where() != all(target) || p.confirms != 1 {
-			t.Errorf("after the boot: %v, %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("after the boot: %v, %d confirms", m.where(), p.confirmed())
 		}
 	})
 }
@@ -123,11 +123,11 @@ func TestRebootAtOnce(t *testing.T) {
 		boot := m.boot()
 		time.Sleep(10 * time.Minute)
 		stop()
-		if m.where() != all(target) || p.confirms != 1 || m.boot() == boot {
-			t.Errorf("ended at %v after %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || p.confirmed() != 1 || m.boot() == boot {
+			t.Errorf("ended at %v after %d confirms", m.where(), p.confirmed())
 		}
 		// The control plane knows that this host is away for a moment.
-		for _, r := range p.reports {
+		for _, r := range p.said() {
 			if r.Event == protocol.EventActivationDeferred && !strings.Contains(string(r.Details), `"reboots":"immediate"`) {
 				t.Errorf("report %s", r.Details)
 			}
@@ -155,10 +155,10 @@ func TestKernelIsSwitchedLiveUnlessTheHostDefersIt(t *testing.T) {
 			boot := m.boot()
 			time.Sleep(time.Hour)
 			stop()
-			if m.where() != all(target) || p.confirms != 1 || (m.boot() != boot) != deferred {
+			if m.where() != all(target) || p.confirmed() != 1 || (m.boot() != boot) != deferred {
 				t.Errorf("deferred %v: ended at %v, rebooted %v", deferred, m.where(), m.boot() != boot)
 			}
-			if pending := p.lastSeen.RebootPending; (pending == nil) != deferred {
+			if pending := p.seen().RebootPending; (pending == nil) != deferred {
 				t.Errorf("deferred %v: reboot pending %v", deferred, pending)
 			}
 		})
@@ -187,8 +187,8 @@ func TestRebootInItsWindow(t *testing.T) {
 		stop = m.live(m.sim)
 		time.Sleep(10 * time.Minute)
 		stop()
-		if m.where() != all(target) || m.boot() == boot || p.confirms != 1 {
-			t.Errorf("after the window: %v, %d confirms", m.where(), p.confirms)
+		if m.where() != all(target) || m.boot() == boot || p.confirmed() != 1 {
+			t.Errorf("after the window: %v, %d confirms", m.where(), p.confirmed())
 		}
 	})
 }
@@ -254,8 +254,8 @@ func TestBadStagedReleasesAreLeft(t *testing.T) {
 					if policy == "immediate" && booted != before {
 						t.Errorf("booted is %s", booted)
 					}
-					if !p.reported(protocol.EventClosureQuarantined) || p.confirms != 0 {
-						t.Errorf("reports %v, %d confirms", p.reports, p.confirms)
+					if !p.reported(protocol.EventClosureQuarantined) || p.confirmed() != 0 {
+						t.Errorf("reports %v, %d confirms", p.said(), p.confirmed())
 					}
 				})
 			})
@@ -272,7 +272,7 @@ func TestHeldLockDefersStaging_A5(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		stop()
 		if m.bootsOnce() != target || p.reported(protocol.EventClosureQuarantined) || s.left != 0 {
-			t.Errorf("boots %q once, reports %v", m.bootsOnce(), p.reports)
+			t.Errorf("boots %q once, reports %v", m.bootsOnce(), p.said())
 		}
 	})
 }
