@@ -36,11 +36,15 @@ func TestUnitRecord(t *testing.T) {
 			t.Errorf("%q: %+v, %v, %v", text, got, ok, err)
 		}
 	}
-	for _, text := range []string{"", "exited", "exited x", "killed 9", "0", "\x00\x00", strings.Repeat("exited 0 ", 100)} {
+	for _, text := range []string{"exited", "exited x", "killed 9", "0", "\x00\x00", strings.Repeat("exited 0 ", 100)} {
 		write(t, files.dir, map[string]string{"u.exit": text})
 		if _, ok, err := files.exit("u"); err == nil || ok {
 			t.Errorf("%q passed for a record", text)
 		}
+	}
+	write(t, files.dir, map[string]string{"cut.exit": ""})
+	if _, ok, err := files.exit("cut"); ok || err != nil {
+		t.Errorf("a record that was not written: %v, %v", ok, err)
 	}
 	if _, ok, err := files.exit("none"); ok || err != nil {
 		t.Errorf("no record: %v, %v", ok, err)

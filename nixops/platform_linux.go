@@ -11,8 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// bootIDs are where the id of this boot is read. Through PID 1 first: a container's id
+// is a mount over the file, which a unit with protected control groups (systemd 252)
+// does not see, so that agent and guard would take one boot for two.
+var bootIDs = []string{"/proc/1/root/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/random/boot_id"}
+
 func bootID(ctx context.Context) (string, error) {
-	text, err := readBounded("/proc/sys/kernel/random/boot_id", 128)
+	var text []byte
+	var err error
+	for _, file := range bootIDs {
+		if text, err = readBounded(file, 128); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		return "", fmt.Errorf("boot id: %w", err)
 	}

@@ -43,8 +43,13 @@ func NewHost(c HostConfig) (Host, error) {
 		}
 	}
 	m.nix = nix{bin: c.Nix, confDir: c.NixConfDir, store: m.root}
+	// Nix asks no substituter when it cannot write what they answered, and a unit's
+	// home may be read-only.
+	if m.root != "" || os.Geteuid() == 0 {
+		m.nix.cache = m.root + "/var/cache/nixfleet"
+	}
 	if m.root != "" {
-		m.nix.cache, m.nix.home = m.root+"/var/cache", m.root+"/root"
+		m.nix.home = m.root + "/root"
 	}
 	m.fetch = substitution(c.Substituters, c.TrustedPublicKeys)
 

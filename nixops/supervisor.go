@@ -90,8 +90,9 @@ func exists(path string) bool {
 }
 
 // script writes the shell script of a unit: run the command and record how it
-// ended, in one step. The trap keeps the shell alive through the signal that ends the
-// command, to record that too; descriptor 3 is the supervisor's.
+// ended, in one write. The trap keeps the shell alive through the signal that ends the
+// command, to record that too; descriptor 3 is the supervisor's. The record needs no
+// program but the shell: what NixOS's systemd gives a unit as PATH has none.
 //
 // It is a file because a unit's command line must survive being written down and read
 // again: systemd 252 does that to transient units at every daemon-reload, which
@@ -115,9 +116,7 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	for _, word := range command {
 		b.WriteString(quote(word) + " ")
 	}
-	exit := f.path(unit, "exit")
-	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" >%s && mv %s %s\nexit $code\n",
-		quote(exit+".new"), quote(exit+".new"), quote(exit))
+	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" >%s\nexit $code\n", quote(f.path(unit, "exit")))
 	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
 }
 
@@ -141,13 +140,13 @@ func (f unitFiles) ended(unit string) (UnitState, error) {
 	return UnitState{Phase: UnitUnknown}, nil
 }
 
-// exit reads a record: "exited CODE".
+// exit reads a record: "exited CODE". An empty one was never written.
 func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	text, err := readBounded(f.path(unit, "exit"), 256)
 	if errors.Is(err, os.ErrNotExist) {
 		return Exit{}, false, nil
 	}
-	if err != nil {
+	if err != nil || len(text) == 0 {
 		return Exit{}, false, err
 	}
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")

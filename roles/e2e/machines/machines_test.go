@@ -1,0 +1,95 @@
+// Package machines runs the built executable on whole machines: systemd as PID 1, a
+// store, a network namespace and a boot loader's files for each, the control plane in
+// another namespace, a signed cache over http, and a git forge.
+package machines
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"nixfleet/nixops/testnix"
+)
+
+// Env names the directory where the root file system of the machines is kept; it is
+// made there when it is missing, which takes debootstrap a minute.
+const Env = "NIXFLEET_TEST_MACHINES"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// A scenario waits most of the time, for windows that have a floor of a minute.
+	flag.Set("test.parallel", "64")
+	os.Exit(m.Run())
+}
+
+// prerequisites skips, or gives what the machines are made of.
+func prerequisites(t *testing.T) (base string, nix testnix.Nix) {
+	t.Helper()
+	dir := os.Getenv(Env)
+	switch {
+	case dir == "":
+		t.Skipf("no machines: set %s to a directory for their root file system", Env)
+	case os.Geteuid() != 0:
+		t.Skip("no machines: not root")
+	}
+	for _, program := range []string{"systemd-nspawn", "debootstrap", "nsenter", "ip", "patchelf"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("no machines: %v", err)
+		}
+	}
+	nix = testnix.Find(t)
+	return baseRoot(t, dir, nix), nix
+}
+
+// static builds the executable as it is shipped.
+func static(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "nixfleet")
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", "sqlite_omit_load_extension netgo osusergo",
+		"-ldflags", "-s -w -linkmode external -extldflags -static", "-o", binary, "nixfleet")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build nixfleet: %v\n%s", err, out)
+	}
+	return binary
+}
+
+func TestMachines(t *testing.T) {
+	base, nix := prerequisites(t)
+	g := newGround(t, static(t), base, nix)
+	g.prepare()
+	g.main = g.newControlPlane(t, "main")
+	g.main.start(t)
+	t.Run("all", func(t *testing.T) {
+		for _, s := range scenarios {
+			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
+				s.play(t, g)
+			})
+		}
+	})
+	t.Log("the table of docs/activation.md:\n" + g.table())
+}
+
+// scenario is one line of the list.
+type scenario struct {
+	name string // of the machine too
+	play func(*testing.T, *ground)
+}
+
+// table is what happened, as Markdown.
+func (g *ground) table() string {
+	slices.SortFunc(g.rows, func(a, b row) int { return strings.Compare(a.scenario, b.scenario) })
+	var b strings.Builder
+	b.WriteString("| Scenario | The host ended up with | Took | What the operator saw |\n|---|---|---|---|\n")
+	for _, r := range g.rows {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.scenario, r.runs, r.took.Round(time.Second), r.saw)
+	}
+	return b.String()
+}
