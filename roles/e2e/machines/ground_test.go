@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
@@ -137,6 +138,7 @@ func (g *ground) serveCache() {
 		g.mu.Lock()
 		hook := g.hooks[from]
 		g.mu.Unlock()
+		r = r.WithContext(context.WithValue(r.Context(), cacheDir{}, g.cache.Dir))
 		if hook == nil || !hook(w, r) {
 			files.ServeHTTP(w, r)
 		}

@@ -58,12 +58,13 @@ func newMachine(t testing.TB, n *network, name, base, binary string) *machine {
 	m.write("/etc/hostname", name+"\n", 0o644)
 	// Without an id systemd takes it for the first boot and enables units of its own.
 	m.write("/etc/machine-id", fmt.Sprintf("%032x\n", sha256.Sum256([]byte(m.dir)))[:32]+"\n", 0o444)
+	must(t, os.MkdirAll(m.path("/var/log/journal"), 0o755)) // kept over boots
 	t.Cleanup(func() {
 		m.mu.Lock()
 		m.leaving = true
 		m.mu.Unlock()
 		if t.Failed() {
-			t.Logf("%s: journal of this boot:\n%s", name, m.journal())
+			t.Logf("%s: the end of its journal:\n%s", name, m.journal())
 		}
 		m.cut()
 		m.dropGroups()
@@ -273,7 +274,7 @@ func (m *machine) console() string {
 }
 
 func (m *machine) journal() string {
-	out, err := m.try("journalctl", "--boot", "--no-pager", "-o", "short-precise", "-n", "300", "-u", "nixfleet-*", "-u", "network-*", "-u", "app*", "-u", "init.scope")
+	out, err := m.try("journalctl", "--no-pager", "-o", "short-precise", "-n", "300", "-u", "nixfleet-*", "-u", "network-*", "-u", "app*", "-u", "init.scope")
 	if err != nil {
 		out += m.console()
 	}

@@ -243,18 +243,19 @@ func (p *play) confirmed(closure string) {
 	p.healthy()
 }
 
-// back waits until the machine is where it was, and tells why by its own status.
+// back waits until the control plane has heard why the target was taken back, and finds
+// the machine where it was.
 func (p *play) back(limit time.Duration, reason string, blamed bool) {
 	p.Helper()
-	p.settled(limit, all(p.first))
-	until(p, time.Minute, "the control plane hears why", func() string {
+	until(p, limit, "the control plane hears why", func() string {
 		for _, r := range p.cp.reports(p, p.m.name) {
 			if r.Event == "rollback-triggered" && strings.Contains(string(r.Details), reason) {
 				return ""
 			}
 		}
-		return "no report of a rollback that names " + reason
+		return fmt.Sprintf("no report of a rollback that names %s; it is %+v, step %q", reason, p.outside(), p.m.step())
 	})
+	p.settled(time.Minute, all(p.first))
 	s, err := p.status()
 	must(p, err)
 	switch {
@@ -285,6 +286,22 @@ func (p *play) stays(event, reason string) {
 	})
 	p.settled(time.Minute, all(p.first))
 	p.healthy()
+}
+
+// remembers waits until the machine's own status names a reason for which the target
+// was given up without blame.
+func (p *play) remembers(reason string) {
+	p.Helper()
+	until(p, time.Minute, p.m.name+" notes "+reason, func() string {
+		s, err := p.status()
+		if err != nil {
+			return err.Error()
+		}
+		if s.Quarantine == nil || !strings.Contains(s.Quarantine.Reason, reason) || s.Quarantine.Failures > 0 {
+			return fmt.Sprintf("%+v", s)
+		}
+		return ""
+	})
 }
 
 // at waits until the journal on the machine's disk is at one of the steps.

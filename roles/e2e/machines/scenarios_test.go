@@ -233,16 +233,7 @@ func playLockHeld(t *testing.T, g *ground) {
 		held <- err
 	}()
 	p.release(next)
-	until(p, time.Minute, "the lock is noticed", func() string {
-		s, err := p.status()
-		if err != nil {
-			return err.Error()
-		}
-		if s.Quarantine == nil || !strings.Contains(s.Quarantine.Reason, "lock-held") {
-			return fmt.Sprintf("%+v", s)
-		}
-		return ""
-	})
+	p.remembers("lock-held")
 	must(p, <-held)
 	p.confirmed(next)
 	p.tell("switch lock held for 20 s", onNew, "lock-held: another switch is running; then converged")

@@ -1,0 +1,97 @@
+package machines
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func init() {
+	scenarios = append(scenarios,
+		scenario{"exit-100", playInitChanged},
+		scenario{"inhibited", playInhibited},
+		scenario{"window", playRebootWindow},
+		scenario{"power-staged", playPowerStaged},
+	)
+}
+
+// once gives the machine a loader that can boot an entry once, by a stub.
+func once(m *machine) { m.write("/boot/loader/efi", "a stub of systemd-boot's variables\n", 0o644) }
+
+// staged waits until the machine has staged the target and everybody says so.
+func (p *play) staged(next string) {
+	p.Helper()
+	p.at("staged")
+	until(p, time.Minute, "the control plane shows the pending reboot", func() string {
+		h, err := p.cp.host(p, p.m.name)
+		if err != nil {
+			return err.Error()
+		}
+		if !h.PendingReboot || h.Converged {
+			return fmt.Sprintf("%+v", h)
+		}
+		return ""
+	})
+	if o := p.outside(); o.current != p.first {
+		p.Errorf("a staged update runs already: %+v", o)
+	}
+	heard := false
+	for _, r := range p.cp.reports(p, p.m.name) {
+		heard = heard || r.Event == "activation-deferred" && strings.Contains(string(r.Details), next)
+	}
+	if !heard {
+		p.Errorf("%s did not report that it defers", p.m.name)
+	}
+}
+
+// The deferred update waits for a person, however long that takes (A11, A17, A18).
+func playInitChanged(t *testing.T, g *ground) {
+	p := newPlay(t, g, g.main, "exit-100")
+	next := p.next("next", func(s *system) { s.init = "2\n" })
+	p.release(next)
+	p.staged(next)
+	time.Sleep(5 * time.Second)
+	if p.m.boots != 1 {
+		t.Errorf("%s rebooted without being asked to", p.m.name)
+	}
+	p.m.run("systemctl", "reboot")
+	p.confirmed(next)
+	p.tell("switch-to-configuration ends with 100; then root reboots", "the new generation, after the reboot", "deferred: systemd; pending reboot; then converged")
+}
+
+func inhibitor(text string) change { return file("switch-inhibitors", text+"\n") }
+
+func playInhibited(t *testing.T, g *ground) {
+	p := newPlay(t, g, g.main, "inhibited", inhibitor("one"))
+	next := p.next("next", inhibitor("two"))
+	p.release(next)
+	p.staged(next)
+	p.m.run("systemctl", "reboot")
+	p.confirmed(next)
+	p.tell("deferred update without a reboot window; then root reboots", "the new generation, after the reboot", "deferred; pending reboot; then converged")
+}
+
+func playRebootWindow(t *testing.T, g *ground) {
+	p := newPlayOn(t, g, g.main, "window", "channel-window", once, inhibitor("one"), option("--reboot-policy 'window:*:*'"))
+	next := p.next("next", inhibitor("two"), option("--reboot-policy 'window:*:*'"))
+	p.release(next)
+	p.at("staged")
+	p.confirmed(next)
+	if p.m.boots != 2 {
+		t.Errorf("%s was booted %d times", p.m.name, p.m.boots)
+	}
+	p.tell("deferred update with a reboot window (stub of systemd-boot's variables)", "the new generation, booted once and then for good", "deferred; rebooted in its window; converged")
+}
+
+func playPowerStaged(t *testing.T, g *ground) {
+	p := newPlay(t, g, g.main, "power-staged", inhibitor("one"))
+	next := p.next("next", inhibitor("two"))
+	p.release(next)
+	p.staged(next)
+	if found := p.powerCut(); found != "staged" {
+		t.Fatalf("the power was cut at %q", found)
+	}
+	p.confirmed(next)
+	p.tell("power cut while staged", "the new generation, which that boot was staged for", "deferred; then converged")
+}
