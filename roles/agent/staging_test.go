@@ -245,7 +245,7 @@ func TestBadStagedReleasesAreLeft(t *testing.T) {
 						time.Sleep(time.Minute)
 					}
 					boot := m.boot()
-					time.Sleep(time.Hour)
+					time.Sleep(20 * time.Minute)
 					stop()
 					booted, err := m.sim.BootedSystem(context.Background())
 					if m.where() != all(before) || m.bootsOnce() != "" || m.boot() != boot || err != nil {
