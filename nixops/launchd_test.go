@@ -76,7 +76,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 		t.Error(err)
 	}
 	proof := dir + "/fired"
-	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
+	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}); err != nil {
 		t.Fatal(err)
 	}
 	if armed, err := l.armed(ctx, "deadline-1"); err != nil || !armed {
@@ -87,6 +87,9 @@ func TestLaunchdSupervisor(t *testing.T) {
 	}
 	if state := finished("deadline-1"); !state.Exit.OK() || !exists(proof) {
 		t.Errorf("fired: %+v", state)
+	}
+	if text, err := os.ReadFile(proof); err != nil || strings.TrimSpace(string(text)) != os.Getenv("PATH") {
+		t.Errorf("its tools are on %q, %v; ours on %q", text, err, os.Getenv("PATH"))
 	}
 	os.Remove(proof)
 	if err := l.arm(ctx, Deadline{Unit: "deadline-2", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {

@@ -120,6 +120,10 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
 }
 
+// sameTools lets a deadline's command find what we found: NixOS gives a transient
+// unit a PATH with neither Nix nor systemctl.
+func sameTools() []string { return []string{"PATH=" + os.Getenv("PATH")} }
+
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // quote makes a shell word.

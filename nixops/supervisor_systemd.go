@@ -38,7 +38,7 @@ func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) err
 }
 
 func (s *systemd) arm(ctx context.Context, d Deadline) error {
-	return s.run(ctx, d.Unit, d.Command, nil, fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
+	return s.run(ctx, d.Unit, d.Command, sameTools(), fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
 		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no")
 }
 

@@ -109,7 +109,7 @@ func TestSystemdSupervisor(t *testing.T) {
 	t.Run("deadline A9", func(t *testing.T) {
 		proof := t.TempDir() + "/fired"
 		began := time.Now()
-		d := Deadline{Unit: "nixops-deadline", After: 1500 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}
+		d := Deadline{Unit: "nixops-deadline", After: 1500 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}
 		if err := s.arm(ctx, d); err != nil {
 			t.Fatal(err)
 		}
@@ -121,6 +121,9 @@ func TestSystemdSupervisor(t *testing.T) {
 		}
 		if exit := finished(t, d.Unit); !exit.OK() || !exists(proof) {
 			t.Errorf("fired: %+v", exit)
+		}
+		if text, err := os.ReadFile(proof); err != nil || strings.TrimSpace(string(text)) != os.Getenv("PATH") {
+			t.Errorf("its tools are on %q, %v; ours on %q", text, err, os.Getenv("PATH"))
 		}
 		if took := time.Since(began); took < d.After || took > d.After+4*time.Second {
 			t.Errorf("fired after %v", took)
