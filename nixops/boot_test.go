@@ -106,6 +106,16 @@ func TestParseElapse(t *testing.T) {
 	}
 }
 
+func FuzzParseElapse(f *testing.F) {
+	f.Add("    Next elapse: Sun 2025-11-30 03:00:00 CET\n       (in UTC): Sun 2025-11-30 02:00:00 UTC\n")
+	f.Add("    Next elapse: never\n")
+	f.Fuzz(func(t *testing.T, out string) {
+		if next, err := parseElapse("x", out); err == nil && !next.IsZero() && !strings.Contains(out, next.Format("15:04:05")) {
+			t.Errorf("%q says %v", out, next)
+		}
+	})
+}
+
 func TestEntryOf(t *testing.T) {
 	root := t.TempDir()
 	entry := func(closure string) string { return "options init=/nix/store/" + closure + "/init\n" }

@@ -91,8 +91,9 @@ func exists(path string) bool {
 
 // script writes the shell script of a unit: run the command and record how it
 // ended, in one write. The trap keeps the shell alive through the signal that ends the
-// command, to record that too; descriptor 3 is the supervisor's. The record needs no
-// program but the shell: what NixOS's systemd gives a unit as PATH has none.
+// command, to record that too; descriptor 3 is the supervisor's. The command gets our
+// PATH: that of PID 1 holds next to nothing on NixOS, and a deadline would find neither
+// Nix nor systemctl. The record needs no program but the shell.
 //
 // It is a file because a unit's command line must survive being written down and read
 // again: systemd 252 does that to transient units at every daemon-reload, which
@@ -106,6 +107,9 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 		fmt.Fprintf(&b, "sleep %.3f || exit\nmkdir %s || exit\n", wait.Seconds(), quote(f.path(unit, "fired")))
 	}
 	fmt.Fprintf(&b, "trap : TERM\n: >%s\n", quote(f.path(unit, "started")))
+	if path := os.Getenv("PATH"); path != "" {
+		fmt.Fprintf(&b, "export PATH=%s\n", quote(path))
+	}
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok || !variable.MatchString(name) {
@@ -119,10 +123,6 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" >%s\nexit $code\n", quote(f.path(unit, "exit")))
 	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
 }
-
-// sameTools lets a deadline's command find what we found: NixOS gives a transient
-// unit a PATH with neither Nix nor systemctl.
-func sameTools() []string { return []string{"PATH=" + os.Getenv("PATH")} }
 
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
@@ -152,6 +152,9 @@ func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	}
 	if err != nil || len(text) == 0 {
 		return Exit{}, false, err
+	}
+	if len(text) == 0 {
+		return Exit{}, false, nil // about to be written
 	}
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	code, err := strconv.Atoi(status)

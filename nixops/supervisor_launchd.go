@@ -28,7 +28,7 @@ func (l *launchd) start(ctx context.Context, unit string, cmd, env []string) err
 }
 
 func (l *launchd) arm(ctx context.Context, d Deadline) error {
-	return l.bootstrap(ctx, d.Unit, d.After, d.Command, sameTools())
+	return l.bootstrap(ctx, d.Unit, d.After, d.Command, nil)
 }
 
 func (l *launchd) bootstrap(ctx context.Context, unit string, after time.Duration, cmd, env []string) error {

@@ -29,7 +29,7 @@ func (p *processes) start(ctx context.Context, unit string, command, env []strin
 }
 
 func (p *processes) arm(ctx context.Context, d Deadline) error {
-	return p.launch(ctx, d.Unit, d.After, d.Command, sameTools())
+	return p.launch(ctx, d.Unit, d.After, d.Command, nil)
 }
 
 // launch starts the unit's script at once; one that has to wait does so itself.

@@ -38,25 +38,15 @@ func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) err
 }
 
 func (s *systemd) arm(ctx context.Context, d Deadline) error {
-	return s.run(ctx, d.Unit, d.Command, sameTools(), fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
+	return s.run(ctx, d.Unit, d.Command, nil, fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
 		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no")
 }
 
 // run makes the transient unit. Type=simple, because of a command that fails at
-// once systemd-run would say that it could not be started. It gets the PATH of its
-// caller: NixOS's systemd has its own programs on the default one and no other, so that
-// a deadline would not find Nix.
+// once systemd-run would say that it could not be started.
 func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra ...string) error {
 	if err := s.files.prepare(unit, false); err != nil {
 		return err
-	}
-	// A transient unit does not inherit our PATH, and that of PID 1 holds next to
-	// nothing on NixOS: the script and what it runs would find neither mv nor Nix.
-	if path := os.Getenv("PATH"); path != "" {
-		env = append([]string{"PATH=" + path}, env...)
-	}
-	if path := os.Getenv("PATH"); path != "" {
-		env = append([]string{"PATH=" + path}, env...)
 	}
 	if err := s.files.script(unit, 0, cmd, env); err != nil {
 		return err

@@ -168,7 +168,7 @@ func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
 func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
-		if c.String("simulated-host") == "" && os.Geteuid() != 0 {
+		if c.String("simulated-host") == "" && c.String("root") == "" && os.Geteuid() != 0 {
 			return &hintError{errors.New("only root may ask or tell the agent"), "sudo nixfleet agent " + c.Command.Name}
 		}
 		cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}

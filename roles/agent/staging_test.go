@@ -46,6 +46,9 @@ func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 		if s := m.local(); !strings.Contains(s.RebootPending, "dbus") || strings.Contains(s.RebootPending, noFallback) {
 			t.Errorf("status says %q", s.RebootPending)
 		}
+		if out := m.types("status"); !strings.Contains(out, "boots once") || !strings.Contains(out, "somebody has to reboot") {
+			t.Errorf("status prints %s", out)
+		}
 		if p.seen().RebootPending == nil || *p.seen().RebootPending != "dbus" || p.seen().PendingGeneration == nil {
 			t.Errorf("check-in says %+v", p.seen())
 		}
@@ -363,4 +366,33 @@ func TestUnreadableWindowIsRefused(t *testing.T) {
 			t.Errorf("started: %v", err)
 		}
 	})
+}
+
+// A simulated machine reboots as a whole: its agent ends and another starts.
+func TestSimulatedMachineReboots(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m.adjust = onPolicy("immediate")
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- runSimulated(ctx, m.config(m.sim), m.sim) }()
+		time.Sleep(10 * time.Minute)
+		cancel()
+		if err := <-ended; err != nil || m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("ended with %v at %v after %d confirms", err, m.where(), p.confirmed())
+		}
+	})
+}
+
+func TestCheckConfigReadsTheWindow(t *testing.T) {
+	m := newMachine(t, newPlane(t), good)
+	defer m.p.net.Close()
+	for policy, good := range map[string]bool{"window:Sun 03:00": true, "window:whenever": false, "window:": false, "sometimes": false} {
+		out, err := m.root("run", "--check-config", "--control-plane-url", "https://cp", "--machine-id", testHost,
+			"--trust-file", m.path("trust.json"), "--client-key", m.path("key"), "--reboot-policy", policy)
+		if (err == nil) != good {
+			t.Errorf("%s: %q, %v", policy, out, err)
+		}
+	}
 }

@@ -90,6 +90,7 @@ type localStatus struct {
 	Current    string      `json:"current"` // what runs now
 	Profile    string      `json:"profile"` // what is set
 	Boot       string      `json:"bootDefault"`
+	BootOnce   string      `json:"bootOnce"`   // instead, at the next boot only
 	Activation *journal    `json:"activation"` // under way
 	Confirmed  *confirmed  `json:"confirmed"`
 	Quarantine *quarantine `json:"quarantine"`
@@ -136,7 +137,7 @@ func gather(ctx context.Context, dir directory, host nixops.Host) localStatus {
 		out.Mark = &m
 	}
 	for to, read := range map[*string]func(context.Context) (string, error){
-		&out.Current: host.CurrentSystem, &out.Profile: host.Profile, &out.Boot: host.BootDefault,
+		&out.Current: host.CurrentSystem, &out.Profile: host.Profile, &out.Boot: host.BootDefault, &out.BootOnce: host.BootOnce,
 	} {
 		var err error
 		if *to, err = read(ctx); err != nil {
@@ -161,6 +162,7 @@ func (l localStatus) print(w io.Writer, now time.Time) error {
 	if l.Boot != "" && l.Boot != l.Current {
 		row("boots next", "%s", l.Boot)
 	}
+	row("boots once", "%s", l.BootOnce)
 	if a := l.Agent; a != nil {
 		row("host", "%s", a.Hostname)
 		row("told", "%s", a.Told)
