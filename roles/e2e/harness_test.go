@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -49,13 +50,14 @@ func TestMain(m *testing.M) {
 
 // simFleet is a fleet of simulated machines made by the commands a person types.
 type simFleet struct {
-	t       *testing.T
-	dir     string
-	address string
-	names   []string          // declared hosts
-	pubkeys map[string]string // of every machine, declared or not
-	client  *protocol.Client
-	stopCP  func()
+	t        *testing.T
+	dir      string
+	address  string
+	names    []string          // declared hosts
+	channels map[string]string // of hosts that are not on stable
+	pubkeys  map[string]string // of every machine, declared or not
+	client   *protocol.Client
+	stopCP   func()
 }
 
 func newSimFleet(t *testing.T, names ...string) *simFleet {
@@ -167,15 +169,18 @@ func (f *simFleet) release(n int) {
 	f.t.Helper()
 	f.run("git", "-C", f.path("ci"), "pull", "-q", "--rebase", "origin", "main")
 	declared := &fleet.Fleet{
-		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{}, Waves: map[string][]fleet.Wave{"stable": {}},
+		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{}, Waves: map[string][]fleet.Wave{},
 		RolloutPolicies: map[string]fleet.Policy{"now": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt}},
-		Channels: map[string]fleet.Channel{"stable": {RolloutPolicy: "now", ReconcileIntervalMinutes: 1, FreshnessWindow: 120, SigningIntervalMinutes: 60,
-			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled}}},
+		Channels:        map[string]fleet.Channel{},
 	}
 	closures := map[string]string{}
 	for _, name := range f.names {
 		pubkey := f.pubkeys[name]
-		declared.Hosts[name] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: "stable", Pubkey: &pubkey}
+		channel := cmp.Or(f.channels[name], "stable")
+		declared.Hosts[name] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: channel, Pubkey: &pubkey}
+		declared.Waves[channel] = []fleet.Wave{}
+		declared.Channels[channel] = fleet.Channel{RolloutPolicy: "now", ReconcileIntervalMinutes: 1, FreshnessWindow: 120, SigningIntervalMinutes: 60,
+			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled}}
 		f.build(name, n)
 		closures[name] = "/nix/store/" + simClosureName(name, n)
 	}
@@ -214,11 +219,17 @@ func (f *simFleet) start(log string, args ...string) (stop func()) {
 
 func (f *simFleet) startControlPlane() {
 	f.t.Helper()
-	f.stopCP = f.start("cp.log", "cp", "serve", "--listen", f.address, "--tls-cert", f.path("keys/server.cert.pem"), "--tls-key", f.path("keys/server.key.pem"),
+	f.stopCP = f.serve("--poll-interval", "1s", "--checkin-interval", "1s")
+	f.until("the control plane answers", func() bool { _, err := f.client.Whoami(f.t.Context()); return err == nil })
+}
+
+// serve runs a control plane with more flags.
+func (f *simFleet) serve(flags ...string) (stop func()) {
+	f.t.Helper()
+	return f.start("cp.log", append([]string{"cp", "serve", "--listen", f.address, "--tls-cert", f.path("keys/server.cert.pem"), "--tls-key", f.path("keys/server.key.pem"),
 		"--client-ca", f.path("keys/client-ca.pem"), "--fleet-ca-cert", f.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", f.path("keys/issuing-ca.key.pem"),
 		"--agent-cn-suffix", "e2e.test", "--trust-file", f.path("keys/trust.json"), "--state-dir", f.path("cp"), "--db-path", f.path("cp/state.db"),
-		"--source", "git+file://"+f.path("fleet.git")+"#main", "--poll-interval", "1s", "--checkin-interval", "1s", "--confirm-deadline-secs", "60")
-	f.until("the control plane answers", func() bool { _, err := f.client.Whoami(f.t.Context()); return err == nil })
+		"--source", "git+file://" + f.path("fleet.git") + "#main", "--confirm-deadline-secs", "60"}, flags...)...)
 }
 
 func (f *simFleet) startAgent(name string) (stop func()) {
