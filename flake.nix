@@ -15,22 +15,29 @@
         "aarch64-darwin"
       ];
       linux = lib.filter (lib.hasSuffix "-linux") systems;
-      each = systems: f: lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
-      eachSystem = each systems;
+      eachSystem = f: lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
 
       # Shown by --version. It changes the executable, not the systems of a fleet that
       # pins this flake.
       commit = self.rev or self.dirtyRev or "unknown";
       package = pkgs: pkgs.callPackage ./nixops/package.nix { inherit commit; };
 
-      withOverlay = module: {
-        imports = [ module ];
-        nixpkgs.overlays = [ self.overlays.default ];
+      # A module whose package is built with the nixpkgs of whoever imports it; no overlay
+      # is imposed. The key lets it be imported twice.
+      withPackage = name: path: module: {
+        key = "nixfleet-${name}";
+        imports = [
+          module
+          (
+            { lib, pkgs, ... }:
+            lib.setAttrByPath (path ++ [ "package" ]) (lib.mkDefault (package pkgs))
+          )
+        ];
       };
 
-      agent = withOverlay ./roles/agent/module.nix;
-      control-plane = withOverlay ./roles/cp/module.nix;
-      operator = withOverlay ./roles/operator/module.nix;
+      agent = withPackage "agent" [ "services" "nixfleet-agent" ] ./roles/agent/module.nix;
+      control-plane = withPackage "control-plane" [ "services" "nixfleet-control-plane" ] ./roles/cp/module.nix;
+      operator = withPackage "operator" [ "nixfleet" "operator" ] ./roles/operator/module.nix;
       cache = ./nixops/cache.nix;
       trust = ./pki/module.nix;
     in
@@ -90,7 +97,7 @@
         ];
       };
 
-      darwinModules.agent = withOverlay ./roles/agent/darwin.nix;
+      darwinModules.agent = withPackage "agent" [ "services" "nixfleet-agent" ] ./roles/agent/darwin.nix;
 
       lib = import ./nixops/lib // {
         mkHost = import ./nixops/lib/mkHost.nix {
@@ -104,6 +111,29 @@
         description = "A fleet repository with two hosts, ready for keys";
       };
       templates.default = self.templates.fleet;
+
+      # VM tests need KVM; `nix flake check` runs them all.
+      checks = lib.genAttrs systems (
+        system:
+        {
+          inherit (self.packages.${system}) nixfleet;
+        }
+        // lib.optionalAttrs (lib.elem system linux) (
+          {
+            inherit (self.packages.${system}) nixfleet-static;
+          }
+          // import ./nixops/checks {
+            # The machines of a test cannot set overlays themselves.
+            pkgs = nixpkgs.legacyPackages.${system}.extend self.overlays.default;
+            nixosModule.imports = [
+              ./roles/agent/module.nix
+              ./roles/cp/module.nix
+              ./roles/operator/module.nix
+            ];
+            inherit (self.lib) mkFleet;
+          }
+        )
+      );
 
       devShells = eachSystem (pkgs: {
         default = pkgs.mkShell {

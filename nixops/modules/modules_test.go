@@ -64,7 +64,7 @@ func evaluate(t testing.TB, expression string, into any) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(nix.Bin(), "nix-instantiate"), "--store", "dummy://", "--eval", "--strict", "--json", "--expr", fmt.Sprintf(
 		`let
   lib = import %s;
-  stub = modules: builtins.removeAttrs (import %s/stub.nix { inherit lib modules; }) [ "options" ];
+  stub = modules: builtins.removeAttrs (import %s/stub.nix { inherit lib modules; }) [ "options" "parts" ];
   root = %s;
   configurations = root + "/nixops/modules/testdata/configurations";
 in

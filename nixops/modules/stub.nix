@@ -83,6 +83,10 @@ let
       type = types.lines;
       default = "";
     };
+    script = mkOption {
+      type = types.lines;
+      default = "";
+    };
     restartIfChanged = bool true;
     stopIfChanged = bool true;
     serviceConfig = section;
@@ -126,7 +130,10 @@ let
         options = listOf types.str;
         neededForBoot = bool false;
       };
-      boot = anything { };
+      boot = {
+        kernelParams = listOf types.str;
+        loader = anything { };
+      };
       launchd.daemons = submodules { serviceConfig = section; };
       networking = {
         hostName = mkOption {
@@ -146,6 +153,7 @@ let
       services = {
         comin.enable = bool false;
         nginx.enable = bool false;
+        nginx.virtualHosts = anything { };
         openssh.enable = bool false;
       };
       system = {
@@ -234,6 +242,9 @@ let
       // lib.optionalAttrs (s.preStart != "") {
         ExecStartPre = "/nix/store/00000000000000000000000000000000-unit-script-pre-start";
       }
+      // lib.optionalAttrs (s.script != "") {
+        ExecStart = "/nix/store/00000000000000000000000000000000-unit-script-start";
+      }
       // lib.optionalAttrs (!s.restartIfChanged) { X-RestartIfChanged = false; }
       // lib.optionalAttrs (!s.stopIfChanged) { X-StopIfChanged = false; }
       // s.serviceConfig
@@ -259,4 +270,5 @@ in
   packages = map (p: p.name) config.environment.systemPackages;
   daemons = lib.mapAttrs (_: d: d.serviceConfig) config.launchd.daemons;
   inherit options;
+  parts = { inherit nixos package pkgs; };
 }

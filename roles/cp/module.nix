@@ -163,7 +163,8 @@ in
         example = "git+ssh://git@forge.example.com/fleet.git#main";
         description = ''
           Where releases come from: `git+https://`, `git+ssh://` or `git+file://` with the
-          branch after `#`. Every file of a release is then read from one commit.
+          branch after `#`. Every file of a release is then read from one commit. A directory
+          that something else fills works as well.
         '';
       };
       releaseDir = mkOption {

@@ -1,0 +1,152 @@
+package modules
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"nixfleet/nixops/testnix"
+)
+
+// flake is the outputs of flake.nix for a nixpkgs that is its real lib and
+// packages that nobody has built.
+const flake = `let
+  self = (import (root + "/flake.nix")).outputs {
+    inherit self;
+    nixpkgs = { inherit lib legacyPackages; };
+  };
+  inherit (import (root + "/nixops/modules/stub.nix") { inherit lib; modules = [ ]; }) parts;
+  legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" "x86_64-darwin" "aarch64-darwin" ] (system: let
+    pkgs = parts.pkgs // {
+      inherit system;
+      callPackage = file: arguments: let
+        made = import file ({ inherit lib; stdenv = pkgs.stdenv; buildGoModule = attrs: attrs; } // arguments);
+      in parts.package made.pname // { inherit (made) meta vendorHash; inherit made; };
+      pkgsStatic = pkgs;
+      stdenv.hostPlatform = { inherit system; isLinux = lib.hasSuffix "linux" system; };
+      extend = overlay: pkgs // overlay pkgs pkgs;
+      mkShell = attrs: parts.package "shell";
+      writeShellScriptBin = name: text: parts.package name;
+      go = null; go-tools = null; nixfmt-rfc-style = parts.package "nixfmt";
+      testers.runNixOSTest = test: parts.package test.name;
+      path = root + "/nixops/modules/testdata/nixpkgs";
+    };
+  in pkgs);
+in
+`
+
+func TestFlakeHasItsOutputs(t *testing.T) {
+	nixpkgsLib(t)
+	var got map[string][]string
+	err := evaluate(t, flake+`{
+  top = lib.attrNames (removeAttrs self [ ]);
+  linux = lib.attrNames self.packages.aarch64-linux;
+  darwin = lib.attrNames self.packages.x86_64-darwin;
+  apps = lib.attrNames self.apps.x86_64-linux;
+  programs = lib.mapAttrsToList (_: a: a.program) self.apps.x86_64-linux;
+  nixosModules = lib.attrNames self.nixosModules;
+  darwinModules = lib.attrNames self.darwinModules;
+  overlays = lib.attrNames self.overlays;
+  overlaid = [ (self.overlays.default legacyPackages.x86_64-linux { }).nixfleet.name ];
+  lib = lib.attrNames self.lib;
+  templates = lib.mapAttrsToList (_: t: toString t.path) self.templates;
+  checks = lib.mapAttrsToList (name: c: "${name} ${c}") self.checks.x86_64-linux;
+  darwinChecks = lib.attrNames self.checks.aarch64-darwin;
+  devShells = lib.attrNames self.devShells.x86_64-linux;
+  vendorHash = [ self.packages.x86_64-linux.default.vendorHash ];
+  platforms = lib.optional self.packages.x86_64-linux.nixfleet-static.meta.broken "the static one is broken";
+  tags = self.packages.x86_64-linux.nixfleet-static.made.tags;
+}`, &got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, err := os.ReadFile("../vendor-hash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"top":           "apps checks darwinModules devShells formatter lib nixosModules overlays packages templates",
+		"linux":         "default nixfleet nixfleet-static",
+		"darwin":        "default nixfleet",
+		"apps":          "default demo nixfleet",
+		"nixosModules":  "agent cache control-plane default operator trust",
+		"darwinModules": "agent",
+		"overlays":      "default",
+		"overlaid":      "nixfleet",
+		"lib":           "matches mergeFleets mkFleet mkHost",
+		"templates":     root + "/nixops/template/fleet " + root + "/nixops/template/fleet",
+		"darwinChecks":  "nixfleet",
+		"devShells":     "default",
+		"vendorHash":    strings.TrimSpace(string(hash)),
+		"platforms":     "",
+		"tags":          "sqlite_omit_load_extension netgo osusergo",
+	} {
+		if have := strings.Join(got[name], " "); have != want {
+			t.Errorf("%s: %q, want %q", name, have, want)
+		}
+	}
+	for _, check := range []string{"vm-enrol", "vm-deploy", "vm-rollback", "vm-unbootable", "vm-revoke", "vm-wipe", "nixfleet ", "nixfleet-static"} {
+		if !slices.ContainsFunc(got["checks"], func(c string) bool { return strings.HasPrefix(c, check) }) {
+			t.Errorf("there is no check %s: %q", check, got["checks"])
+		}
+	}
+}
+
+// What a user imports: all modules at once, one of them a second time, and the
+// package of the flake without an overlay.
+func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
+	nixpkgsLib(t)
+	var r rendered
+	err := evaluate(t, flake+`stub [
+  self.nixosModules.default
+  self.nixosModules.agent
+  (configurations + "/trust.nix")
+  { _module.args.pkgs = lib.mkForce (removeAttrs legacyPackages.x86_64-linux [ "nixfleet" ]); }
+  {
+    services.nixfleet-agent = { enable = true; controlPlaneUrl = "https://cp"; };
+    nixfleet.operator.enable = true;
+  }
+]`, &r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Failed) > 0 || !strings.Contains(r.Units["nixfleet-agent.service"], "-nixfleet/bin/nixfleet agent run") {
+		t.Errorf("failed %q, unit %s", r.Failed, r.Units["nixfleet-agent.service"])
+	}
+}
+
+// The source that the package is built from holds all that the build embeds and that
+// its check phase reads.
+func TestPackageSourceIsComplete(t *testing.T) {
+	nix, lib := testnix.Find(t), nixpkgsLib(t)
+	store := nix.NewStore(t)
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	expression := fmt.Sprintf(`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; stdenv = null; buildGoModule = attrs: attrs; }; in`, lib, root)
+	source := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--read-write-mode", "--raw", "--expr", expression+` "${p.src}"`)
+	dir := filepath.Join(t.TempDir(), "source")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(store.Dir, source))); err != nil {
+		t.Fatal(err)
+	}
+	phase := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--raw", "--expr", expression+" p.checkPhase")
+	for _, script := range []string{"go build -o /dev/null .", "runHook() { :; }\n" + phase} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-euc", script)
+		cmd.Dir = dir
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+			return strings.HasPrefix(v, "NIXFLEET_") || strings.HasPrefix(v, "NIXPKGS_")
+		})
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", script, err, out)
+		}
+	}
+}
