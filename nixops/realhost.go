@@ -45,7 +45,7 @@ func NewHost(c HostConfig) (Host, error) {
 	m.nix = nix{bin: c.Nix, confDir: c.NixConfDir, store: m.root}
 	// Nix asks no substituter when it cannot write what they answered, and a unit's
 	// home may be read-only.
-	if m.root != "" || os.Geteuid() == 0 {
+	if m.root != "" || os.Geteuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
 		m.nix.cache = m.root + "/var/cache/nixfleet"
 	}
 	if m.root != "" {

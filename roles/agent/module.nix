@@ -113,6 +113,11 @@ let
     nix-bin-dir = "${config.nix.package}/bin";
   };
 
+  guardFlags = {
+    state-dir = cfg.stateDir;
+    nix-bin-dir = "${config.nix.package}/bin";
+  };
+
   nixfleet = lib.getExe cfg.package;
   execStart = import ../../nixops/execstart.nix lib;
 
@@ -500,10 +505,10 @@ in
       serviceConfig = hardening // {
         Type = "oneshot";
         RemainAfterExit = true;
-        ExecStart = execStart [ nixfleet "agent" "guard" ] {
-          state-dir = cfg.stateDir;
-          nix-bin-dir = "${config.nix.package}/bin";
-        };
+        # First by the generation before a staged one, which this generation's own
+        # executable may have to be guarded against.
+        ExecStartPre = execStart [ "-${cfg.stateDir}/previous-nixfleet" "agent" "guard" ] guardFlags;
+        ExecStart = execStart [ nixfleet "agent" "guard" ] guardFlags;
         TimeoutStartSec = 600;
       };
     };

@@ -62,6 +62,9 @@ func (a *agent) stage(ctx context.Context) (*journal, error) {
 	if err := a.host.AddRoot(work, "staged", j.Closure); err != nil {
 		return nil, err
 	}
+	if err := a.undoer.keepExecutable(work, j); err != nil {
+		return nil, err
+	}
 	if j.BootsOnce {
 		err = a.bootOnce(work, j)
 	} else {

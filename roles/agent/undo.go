@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -45,18 +46,36 @@ type undoer struct {
 // armDeadline has the machine run the previous generation's own executable by
 // its store path: the new one's may be what is broken.
 func (u *undoer) armDeadline(ctx context.Context, j *journal) error {
-	executable := ""
-	if before, err := u.host.Inspect(ctx, j.Before.Current); err == nil {
-		executable = before.AgentPath
-	}
-	if executable == "" {
-		var err error
-		if executable, err = os.Executable(); err != nil {
-			return err
-		}
+	executable, err := u.executableBefore(ctx, j)
+	if err != nil {
+		return err
 	}
 	command := append([]string{executable, "agent", "undo", "--deadline", "--state-dir", string(u.dir)}, u.flags...)
 	return u.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
+}
+
+func (u *undoer) executableBefore(ctx context.Context, j *journal) (string, error) {
+	if before, err := u.host.Inspect(ctx, j.Before.Current); err == nil && before.AgentPath != "" {
+		return before.AgentPath, nil
+	}
+	return os.Executable()
+}
+
+// keptExecutable is a link to the nixfleet of the generation before a staged one. The
+// guard of the generation that is booted runs it before its own, which may be what is
+// broken.
+const keptExecutable = "previous-nixfleet"
+
+func (u *undoer) keepExecutable(ctx context.Context, j *journal) error {
+	executable, err := u.executableBefore(ctx, j)
+	if err != nil {
+		return err
+	}
+	link := u.dir.path(keptExecutable)
+	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(executable, link)
 }
 
 // runs: current is the closure or one of its specialisations.
@@ -332,8 +351,15 @@ func (u *undoer) guard(ctx context.Context) error {
 		return nil
 	}
 	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {
-		// Armed here, since its agent may never start.
-		return errors.Join(err, u.armDeadline(ctx, j))
+		if err != nil {
+			return err
+		}
+		// Armed here, since its agent may never start; not twice, since the generation
+		// before has guarded this boot already where it could.
+		if armed, err := u.host.DeadlineArmed(ctx, j.Units.Deadline); err != nil || armed {
+			return err
+		}
+		return u.armDeadline(ctx, j)
 	}
 	return u.undo(ctx, reasonPower, false)
 }

@@ -12,6 +12,7 @@ func init() {
 		scenario{"exit-100", playInitChanged},
 		scenario{"inhibited", playInhibited},
 		scenario{"window", playRebootWindow},
+		scenario{"staged-bad", playStagedBad},
 		scenario{"power-staged", playPowerStaged},
 	)
 }
@@ -73,8 +74,8 @@ func playInhibited(t *testing.T, g *ground) {
 }
 
 func playRebootWindow(t *testing.T, g *ground) {
-	p := newPlayOn(t, g, g.main, "window", "channel-window", once, inhibitor("one"), option("--reboot-policy 'window:*:*'"))
-	next := p.next("next", inhibitor("two"), option("--reboot-policy 'window:*:*'"))
+	p := newPlayOn(t, g, g.main, "window", "channel-window", once, inhibitor("one"), option("--reboot-policy=window:*:*"))
+	next := p.next("next", inhibitor("two"), option("--reboot-policy=window:*:*"))
 	p.release(next)
 	p.at("staged")
 	p.confirmed(next)
@@ -82,6 +83,15 @@ func playRebootWindow(t *testing.T, g *ground) {
 		t.Errorf("%s was booted %d times", p.m.name, p.m.boots)
 	}
 	p.tell("deferred update with a reboot window (stub of systemd-boot's variables)", "the new generation, booted once and then for good", "deferred; rebooted in its window; converged")
+}
+
+// A staged generation that does not prove itself is left again by a reboot.
+func playStagedBad(t *testing.T, g *ground) {
+	p := newPlayOn(t, g, g.main, "staged-bad", "channel-staged-bad", once, inhibitor("one"), option("--reboot-policy=immediate"))
+	p.release(p.next("next", inhibitor("two"), option("--reboot-policy=immediate"), agentOf(g.broken)))
+	p.at("staged")
+	p.back(4*time.Minute, "deadline", true)
+	p.tell("staged update whose agent is broken (stub of systemd-boot's variables)", onOld, "not proven within its window; rebooted back; quarantined")
 }
 
 func playPowerStaged(t *testing.T, g *ground) {

@@ -45,7 +45,7 @@ func newPlayOn(t *testing.T, g *ground, cp *controlPlane, name, channel string, 
 	p.m.write("/etc/nix/nix.conf", "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\nsubstituters = http://"+hubAddress+":"+cachePort+
 		"\ntrusted-public-keys = "+g.cacheKey+"\n", 0o644)
 	p.m.write("/usr/local/sbin/stage-2", stage2Model, 0o755)
-	p.m.write("/usr/local/bin/bootctl", bootctlStub, 0o755)
+	p.m.write(systemdInside+"/bootctl", bootctlStub, 0o755)
 
 	p.first = p.build(append([]change{labelled("installed")}, changes...)...)
 	p.install(p.first)

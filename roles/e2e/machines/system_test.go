@@ -2,11 +2,13 @@ package machines
 
 import (
 	_ "embed"
-	"fmt"
+	"maps"
+	"os"
 	"strings"
 	"testing"
 
 	"nixfleet/nixops/testnix"
+	"nixfleet/pki"
 )
 
 //go:embed testdata/switch-to-configuration
@@ -21,12 +23,6 @@ var stage2Model string
 //go:embed testdata/bootctl
 var bootctlStub string
 
-//go:embed testdata/nixfleet-agent.service
-var agentUnit string
-
-//go:embed testdata/nixfleet-guard.service
-var guardUnit string
-
 //go:embed testdata/network-eth0.service
 var networkUnit string
 
@@ -36,10 +32,10 @@ const settleTime = "4s"
 // A system is one generation of one machine.
 type system struct {
 	machine *machine
-	label   string // tells generations apart
-	url     string // of the control plane
-	agent   string // a file of the test machine that becomes the closure's nixfleet
-	flags   []string
+	label   string   // tells generations apart
+	url     string   // of the control plane
+	agent   string   // a file of the test machine that becomes the closure's nixfleet
+	flags   []string // of the agent, beyond those that every machine has
 	trust   string
 	address string            // that eth0 gets
 	units   map[string]string // name -> text; the text mask masks it
@@ -76,35 +72,55 @@ func file(name, text string) change {
 }
 func option(text ...string) change { return func(s *system) { s.flags = append(s.flags, text...) } }
 
+// rendered is where the units lie as the modules render them; the machines get those.
+const rendered = "../../../nixops/modules/testdata/rendered/agent/"
+
+// shipped is a unit of ours as NixOS would have it on this machine: with its store
+// paths, and with the flags that belong to the machine.
+func (s *system) shipped(t testing.TB, name, nixfleet string) string {
+	t.Helper()
+	text, err := os.ReadFile(rendered + name)
+	must(t, err)
+	own := []string{"--bootstrap-token-file=/etc/nixfleet/bootstrap-token", "--ca-cert=/etc/nixfleet/fleet-root.cert.pem"}
+	unit := strings.NewReplacer(
+		stub+"nixfleet/bin/nixfleet agent run", nixfleet+" agent run "+strings.Join(append(own, s.flags...), " "),
+		stub+"nixfleet/bin/nixfleet", nixfleet,
+		stub+"nix/bin", nixInside+"/bin", stub+"systemd/bin", systemdInside,
+		"--control-plane-url=https://cp.example.com:8080", "--control-plane-url="+s.url,
+		"--machine-id=web-01", "--machine-id="+s.machine.name, "--poll-interval=60", "--poll-interval=2",
+		"[Service]\n", "[Service]\nEnvironment=NIXFLEET_AGENT_SETTLE_TIME="+settleTime+"\n",
+	).Replace(string(text))
+	_, triggers, _ := strings.Cut(unit, "X-Restart-Triggers=")
+	if old, _, ok := strings.Cut(triggers, "\n"); ok {
+		unit = strings.Replace(unit, old, pki.HashHex([]byte(s.trust)), 1)
+	}
+	return unit
+}
+
+// stub begins the store paths in the rendered units.
+const stub = "/nix/store/00000000000000000000000000000000-"
+
 // spec is the closure of the system.
-func (s *system) spec(nixfleet string) testnix.Spec {
+func (s *system) spec(t testing.TB, nixfleet string) testnix.Spec {
+	t.Helper()
 	units := map[string]string{
-		"nixfleet-agent.service": agentUnit, "nixfleet-guard.service": guardUnit, "network-eth0.service": networkUnit,
+		"nixfleet-agent.service": s.shipped(t, "nixfleet-agent.service", nixfleet), "nixfleet-guard.service": s.shipped(t, "nixfleet-guard.service", nixfleet),
+		"network-eth0.service":        strings.ReplaceAll(networkUnit, "@address@", s.address),
 		"app.service":                 service("/bin/sleep infinity", "Environment=RELEASE="+s.label),
 		"multi-user.target":           "[Unit]\nDescription=Multi-User System\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n",
 		"sysinit-reactivation.target": "[Unit]\nDescription=Reactivate sysinit units\n",
 	}
-	for name, text := range s.units {
-		units[name] = text
-	}
-	flags := append([]string{
-		"--bootstrap-token-file /etc/nixfleet/bootstrap-token", "--ca-cert /etc/nixfleet/fleet-root.cert.pem", "--client-cert /var/lib/nixfleet/agent-cert.pem",
-		"--client-key /etc/ssh/ssh_host_ed25519_key", "--compliance-gate-mode auto", "--control-plane-url " + s.url, "--machine-id " + s.machine.name,
-		"--poll-interval 2", "--ssh-host-key-file /etc/ssh/ssh_host_ed25519_key", "--state-dir /var/lib/nixfleet-agent",
-		"--trust-file /etc/nixfleet/agent/trust.json",
-	}, s.flags...)
+	maps.Copy(units, s.units)
 	spec := testnix.Spec{
 		Name: "nixos-system-" + s.machine.name + "-" + s.label, Agent: s.agent, TrustJSON: s.trust, Script: switchModel, Specialisations: s.special,
 		Links: map[string]string{}, Files: map[string]string{"activate": activateModel, "init-interface-version": s.init, "nixos-version": "25.11.20251101.0000000\n"},
 	}
-	replace := strings.NewReplacer("@nixfleet@", nixfleet, "@settle@", settleTime, "@flags@", strings.Join(flags, " "),
-		"@trigger@", fmt.Sprintf("%x", len(s.trust)), "@address@", s.address)
 	for name, text := range units {
 		if text == mask {
 			spec.Links["etc/systemd/system/"+name] = "/dev/null"
 			continue
 		}
-		spec.Files["etc/systemd/system/"+name] = replace.Replace(text)
+		spec.Files["etc/systemd/system/"+name] = text
 	}
 	for _, name := range append([]string{"nixfleet-agent.service", "nixfleet-guard.service", "network-eth0.service", "app.service"}, s.wanted...) {
 		spec.Links["etc/systemd/system/multi-user.target.wants/"+name] = "../" + name
@@ -112,9 +128,7 @@ func (s *system) spec(nixfleet string) testnix.Spec {
 	for name, value := range s.knobs {
 		spec.Files["model/"+name] = value
 	}
-	for name, text := range s.files {
-		spec.Files[name] = text
-	}
+	maps.Copy(spec.Files, s.files)
 	return spec
 }
 
@@ -128,5 +142,5 @@ func (g *ground) build(t testing.TB, s *system) string {
 		g.agents[s.agent] = nixfleet
 	}
 	g.mu.Unlock()
-	return g.store.Build(t, s.spec(nixfleet))
+	return g.store.Build(t, s.spec(t, nixfleet))
 }
