@@ -123,6 +123,66 @@ func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
 	}
 }
 
+// What init writes is a whole configuration: its hosts and its control plane evaluate
+// through the flake's own mkHost, without a failed assertion or a warning. Without keys
+// it says which are missing.
+func TestInitTreeEvaluates(t *testing.T) {
+	nixpkgsLib(t)
+	binary, dir := build(t), t.TempDir()
+	tree := filepath.Join(dir, "fleet")
+	run := func(args ...string) string {
+		cmd := exec.CommandContext(t.Context(), binary, args...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%q: %v", args, err)
+		}
+		return string(out)
+	}
+	run("init", tree, "--server", "cp.example.com", "--recipient", "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg")
+	expression := flake + `let
+  nixosSystem = { modules, specialArgs ? { } }: lib.evalModules {
+    inherit specialArgs;
+    modules = [ parts.nixos { _module.args.pkgs = legacyPackages.x86_64-linux; } ] ++ modules;
+  };
+  fleet = (import (%s + "/flake.nix")).outputs {
+    self = fleet;
+    nixpkgs.lib = lib // { inherit nixosSystem; };
+    nixfleet = self;
+  };
+in lib.mapAttrs (_: system: parts.render system.config) fleet.nixosConfigurations`
+	var machines map[string]rendered
+	if err := evaluate(t, fmt.Sprintf(expression, tree), &machines); err != nil {
+		t.Fatal(err)
+	}
+	for name, units := range map[string][]string{
+		"web-01": {"nixfleet-agent.service", "nixfleet-guard.service"}, "web-02": {"nixfleet-agent.service"},
+		"control-plane": {"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path"},
+	} {
+		m := machines[name]
+		if len(m.Failed) > 0 || len(m.Warnings) > 0 {
+			t.Errorf("%s: failed %q, warnings %q", name, m.Failed, m.Warnings)
+		}
+		for _, unit := range units {
+			if m.Units[unit] == "" {
+				t.Errorf("%s has no %s", name, unit)
+			}
+		}
+	}
+	web := machines["web-01"]
+	if !strings.Contains(web.Etc["nixfleet/fleet-root.cert.pem"], "BEGIN CERTIFICATE") || !strings.Contains(web.Units["nixfleet-agent.service"], "--machine-id=web-01 ") {
+		t.Errorf("web-01: %+v", web)
+	}
+	bare := filepath.Join(dir, "bare")
+	run("init", bare, "--no-keys")
+	if err := evaluate(t, fmt.Sprintf(expression, bare), &machines); err != nil {
+		t.Fatal(err)
+	}
+	if failed := machines["web-01"].Failed; len(failed) != 1 || !strings.Contains(failed[0], "nixfleet keygen") {
+		t.Errorf("without keys: %q", failed)
+	}
+}
+
 // The source that the package is built from holds all that the build embeds and that
 // its check phase reads.
 func TestPackageSourceIsComplete(t *testing.T) {

@@ -3,6 +3,9 @@
 #
 #   import ./stub.nix { lib, modules } -> { units, etc, failed, warnings, ... }
 #
+# `parts` of the result are the options, the packages, and the rendering of a
+# configuration that something else has evaluated.
+#
 # Units are rendered as nixos/lib/systemd-lib.nix renders them, without what NixOS
 # adds to every unit (its default PATH, LOCALE_ARCHIVE, TZDIR). Packages are store
 # paths that nobody has built.
@@ -154,6 +157,7 @@ let
         comin.enable = bool false;
         nginx.enable = bool false;
         nginx.virtualHosts = anything { };
+        nix-serve = anything { };
         openssh.enable = bool false;
       };
       system = {
@@ -252,23 +256,33 @@ let
     + install s;
 
   path = p: ini "Unit" (unitSection p) + ini "Path" p.pathConfig + install p;
+  render = config: {
+    units =
+      lib.mapAttrs' (name: s: lib.nameValuePair "${name}.service" (service s)) config.systemd.services
+      // lib.mapAttrs' (name: p: lib.nameValuePair "${name}.path" (path p)) config.systemd.paths;
+    preStart = lib.filterAttrs (_: script: script != "") (
+      lib.mapAttrs (_: s: s.preStart) config.systemd.services
+    );
+    etc = lib.mapAttrs (_: e: e.text) (lib.filterAttrs (_: e: e.text != null) config.environment.etc);
+    failed = map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
+    inherit (config) warnings;
+    inherit (config.systemd.tmpfiles) rules;
+    inherit (config.environment) variables;
+    ports = config.networking.firewall.allowedTCPPorts;
+    nix = config.nix.settings;
+    packages = map (p: p.name) config.environment.systemPackages;
+    daemons = lib.mapAttrs (_: d: d.serviceConfig) config.launchd.daemons;
+  };
 in
-{
-  units =
-    lib.mapAttrs' (name: s: lib.nameValuePair "${name}.service" (service s)) config.systemd.services
-    // lib.mapAttrs' (name: p: lib.nameValuePair "${name}.path" (path p)) config.systemd.paths;
-  preStart = lib.filterAttrs (_: script: script != "") (
-    lib.mapAttrs (_: s: s.preStart) config.systemd.services
-  );
-  etc = lib.mapAttrs (_: e: e.text) (lib.filterAttrs (_: e: e.text != null) config.environment.etc);
-  failed = map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
-  inherit (config) warnings;
-  inherit (config.systemd.tmpfiles) rules;
-  inherit (config.environment) variables;
-  ports = config.networking.firewall.allowedTCPPorts;
-  nix = config.nix.settings;
-  packages = map (p: p.name) config.environment.systemPackages;
-  daemons = lib.mapAttrs (_: d: d.serviceConfig) config.launchd.daemons;
+render config
+// {
   inherit options;
-  parts = { inherit nixos package pkgs; };
+  parts = {
+    inherit
+      nixos
+      package
+      pkgs
+      render
+      ;
+  };
 }

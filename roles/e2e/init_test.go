@@ -93,6 +93,8 @@ func TestInitToFirstRollout(t *testing.T) {
 		f.startAgent(h)
 	}
 	f.converged("web-01", "web-02")
+	watching, _, _ := strings.Cut(f.readme("## Watching"), "nixfleet rollout watch")
+	f.shell(strings.ReplaceAll(watching, "https://127.0.0.1:8080", "https://"+f.address))
 
 	// From now on CI does it, with the job that init wrote.
 	f.write(f.checkout("hosts/web-01.nix"), "{ services.nginx.enable = true; services.openssh.enable = true; }\n", 0o644)

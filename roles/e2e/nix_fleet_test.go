@@ -442,7 +442,7 @@ func (h *nixHost) runs(t testing.TB) (current, profile string) {
 // until waits for a condition, which says what it still lacks.
 func (f *nixFleet) until(what string, lacks func() string) {
 	f.t.Helper()
-	deadline := time.Now().Add(25 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		missing := lacks()
 		if missing == "" {

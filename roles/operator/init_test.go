@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"nixfleet/nixops/template"
@@ -50,5 +51,39 @@ func TestInitWithoutKeysIsTheTemplate(t *testing.T) {
 	}
 	if !slices.Equal(have, want) {
 		t.Errorf("wrote %q, the template has %q", have, want)
+	}
+}
+
+// docs/getting-started.md has the commands of the tree's README, which the end-to-end
+// suite runs.
+func TestGettingStartedHasTheCommandsOfTheTree(t *testing.T) {
+	page, err := os.ReadFile("../../docs/getting-started.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := fs.ReadFile(template.Fleet, "fleet/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, steps, ok := strings.Cut(string(readme), "\n## ")
+	if !ok {
+		t.Fatal("README.md has no chapters")
+	}
+	documented := map[string]bool{}
+	for line := range strings.Lines(string(page)) {
+		documented[strings.TrimSpace(line)] = true
+	}
+	commands := 0
+	for line := range strings.Lines(steps) {
+		if !strings.HasPrefix(line, "    ") {
+			continue
+		}
+		commands++
+		if !documented[strings.TrimSpace(line)] {
+			t.Errorf("docs/getting-started.md lacks %q", strings.TrimSpace(line))
+		}
+	}
+	if commands < 15 {
+		t.Errorf("README.md has %d lines of commands", commands)
 	}
 }
