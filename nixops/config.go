@@ -32,5 +32,7 @@ type HostConfig struct {
 	RunDir string
 	// Bootctl is the program that chooses the entry of one boot; "" is bootctl.
 	Bootctl string
-	Log     zerolog.Logger
+	// Launchctl is the program that manages launchd's jobs; "" is launchctl.
+	Launchctl string
+	Log       zerolog.Logger
 }

@@ -26,8 +26,8 @@ type helperJob struct {
 
 // helperConfig is HostConfig without what is not data.
 type helperConfig struct {
-	Root, Nix, NixConfDir, Supervisor, RunDir string
-	Substituters, TrustedPublicKeys           []string
+	Root, Nix, NixConfDir, Supervisor, RunDir, Launchctl string
+	Substituters, TrustedPublicKeys                      []string
 }
 
 type helperOrder struct {
@@ -59,7 +59,7 @@ func help(job string) error {
 	}
 	c := o.Config
 	host, err := nixops.NewHost(nixops.HostConfig{
-		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir,
+		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir, Launchctl: c.Launchctl,
 		Substituters: c.Substituters, TrustedPublicKeys: c.TrustedPublicKeys, Log: zerolog.Nop(),
 	})
 	if err != nil {
@@ -95,7 +95,7 @@ func runHelper(t *testing.T, job helperJob) {
 	t.Helper()
 	c := job.Config
 	o := helperOrder{Switch: job.Switch, Config: helperConfig{
-		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir,
+		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir, Launchctl: c.Launchctl,
 		Substituters: c.Substituters, TrustedPublicKeys: c.TrustedPublicKeys,
 	}}
 	if job.Deadline != nil {

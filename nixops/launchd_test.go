@@ -10,36 +10,20 @@ import (
 	"time"
 )
 
-// fakeLaunchctl runs jobs as launchd would, as far as the supervisor's promises go:
-// bootstrap starts the plist's program apart from the caller, print says whether the job is
-// loaded, bootout ends it.
-const fakeLaunchctl = `#!/bin/sh
-jobs=$(dirname "$0")/jobs; mkdir -p "$jobs"
-case $1 in
-  bootstrap)
-    label=$(sed -n '/<key>Label/{n;s/<[^>]*>//gp;}' "$3")
-    [ ! -e "$jobs/$label" ] || { echo "service already bootstrapped" >&2; exit 37; }
-    setsid python3 -c '
-import plistlib, subprocess, sys
-p = plistlib.load(open(sys.argv[1], "rb"))
-out = open(p["StandardOutPath"], "ab")
-subprocess.run(p["ProgramArguments"], stdout=out, stderr=out)
-' "$3" >/dev/null 2>&1 &
-    echo $! >"$jobs/$label" ;;
-  print) [ -e "$jobs/${2#system/}" ] || exit 113 ;;
-  bootout)
-    kill -TERM -"$(cat "$jobs/${2#system/}")" 2>/dev/null
-    rm -f "$jobs/${2#system/}" ;;
-  list) printf 'PID\tStatus\tLabel\n-\t78\torg.example.bad\n120\t0\torg.example.good\n121\t1\torg.example.restarted\n-\t0\torg.example.done\n' ;;
-esac
-`
-
 func TestLaunchdSupervisor(t *testing.T) {
 	if _, err := os.Stat("/usr/bin/python3"); err != nil {
 		t.Skip("the stand-in for launchctl needs python3")
 	}
 	dir := t.TempDir()
-	if err := os.WriteFile(dir+"/launchctl", []byte(fakeLaunchctl), 0o755); err != nil {
+	script, err := os.ReadFile("testdata/launchctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, map[string]string{
+		"launchctl": string(script),
+		"list":      "-\t78\torg.example.bad\n120\t0\torg.example.good\n121\t1\torg.example.restarted\n-\t0\torg.example.done\n",
+	})
+	if err := os.Chmod(dir+"/launchctl", 0o755); err != nil {
 		t.Fatal(err)
 	}
 	l := &launchd{files: unitFiles{dir: dir + "/units"}, ctl: dir + "/launchctl"}
@@ -47,7 +31,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 	finished := func(unit string) UnitState {
 		t.Helper()
 		var state UnitState
-		err := wait(ctx, 10*time.Second, func() (bool, error) {
+		err := wait(ctx, 30*time.Second, func() (bool, error) {
 			var err error
 			state, err = l.state(ctx, unit)
 			return state.Phase == UnitFinished, err
@@ -76,7 +60,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 		t.Error(err)
 	}
 	proof := dir + "/fired"
-	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}); err != nil {
+	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}); err != nil {
 		t.Fatal(err)
 	}
 	if armed, err := l.armed(ctx, "deadline-1"); err != nil || !armed {
@@ -92,7 +76,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 		t.Errorf("its tools are on %q, %v; ours on %q", text, err, os.Getenv("PATH"))
 	}
 	os.Remove(proof)
-	if err := l.arm(ctx, Deadline{Unit: "deadline-2", After: 300 * time.Millisecond, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
+	if err := l.arm(ctx, Deadline{Unit: "deadline-2", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -100,7 +84,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	time.Sleep(600 * time.Millisecond)
+	time.Sleep(3 * time.Second)
 	if exists(proof) {
 		t.Error("fired although disarmed")
 	}

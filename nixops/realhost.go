@@ -1,6 +1,7 @@
 package nixops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,10 +29,7 @@ type machine struct {
 
 // NewHost is the machine that the configuration describes.
 func NewHost(c HostConfig) (Host, error) {
-	m := &machine{platform: runtime.GOOS, bootctl: c.Bootctl, log: c.Log}
-	if m.bootctl == "" {
-		m.bootctl = "bootctl"
-	}
+	m := &machine{platform: runtime.GOOS, bootctl: cmp.Or(c.Bootctl, "bootctl"), log: c.Log}
 	if c.Root != "" && c.Root != "/" {
 		abs, err := filepath.Abs(c.Root)
 		if err != nil {
@@ -75,7 +73,7 @@ func NewHost(c HostConfig) (Host, error) {
 	case SupervisorProcess:
 		m.super = &processes{files: files, dir: run}
 	case SupervisorLaunchd:
-		m.super = &launchd{files: files, ctl: "launchctl"}
+		m.super = &launchd{files: files, ctl: cmp.Or(c.Launchctl, "launchctl")}
 	default:
 		return nil, fmt.Errorf("supervisor %q: want %s, %s or %s", kind, SupervisorSystemd, SupervisorProcess, SupervisorLaunchd)
 	}

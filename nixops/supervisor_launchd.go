@@ -101,8 +101,11 @@ func (l *launchd) state(ctx context.Context, unit string) (UnitState, error) {
 		return UnitState{Phase: UnitFinished, Exit: exit}, nil
 	}
 	loaded, err := l.loaded(ctx, unit)
-	if err != nil || !loaded || l.files.waiting(unit) {
+	switch {
+	case err != nil || l.files.waiting(unit):
 		return UnitState{Phase: UnitUnknown}, err
+	case !loaded:
+		return l.files.ended(unit)
 	}
 	return UnitState{Phase: UnitRunning}, nil
 }
