@@ -88,7 +88,6 @@ func (a *actors) setup(env *testscript.Env) error {
 	}
 	env.Setenv("KEYS", a.path("keys"))
 	env.Setenv("HOME", env.WorkDir)
-	env.Setenv("CPLOG", a.path("cp.log"))
 	return nil
 }
 

@@ -61,6 +61,7 @@ func (f *simFleet) split(text, at string) (before, after string) {
 
 // TestCookbook follows the recipes that can run on one machine from their own text.
 func TestCookbook(t *testing.T) {
+	t.Parallel()
 	for _, tool := range []string{"sqlite3", "age"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("the cookbook needs %s on PATH", tool)

@@ -108,7 +108,7 @@ func (f *simFleet) read(name string) string {
 }
 
 func (f *simFleet) try(program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.WaitDelay = f.dir, time.Second
@@ -244,7 +244,7 @@ func (f *simFleet) startAgent(name string) (stop func()) {
 
 func (f *simFleet) until(what string, holds func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			f.t.Fatalf("waited for this in vain: %s", what)
 		}

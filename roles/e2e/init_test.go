@@ -57,6 +57,7 @@ const standInNixpkgs = `{
 // TestInitToFirstRollout takes a newcomer's way: what `nixfleet init` writes, and
 // the commands of its README, word for word but for the addresses.
 func TestInitToFirstRollout(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("age"); err != nil {
 		t.Skip("age is not installed")
 	}
@@ -184,7 +185,7 @@ func (f *nixFleet) shell(script string, env ...string) {
 	cmd := exec.CommandContext(f.t.Context(), "sh", "-euc", script)
 	cmd.Dir = f.checkout("")
 	cmd.Env = append(f.environment(), env...)
-	cmd.Env = append(cmd.Env, "PATH="+f.dir+":"+f.nix.Bin()+":"+os.Getenv("PATH"),
+	cmd.Env = append(cmd.Env, "PATH="+filepath.Dir(binary)+":"+f.nix.Bin()+":"+os.Getenv("PATH"),
 		"GIT_AUTHOR_NAME=jo", "GIT_AUTHOR_EMAIL=jo@fleet.test", "GIT_COMMITTER_NAME=jo", "GIT_COMMITTER_EMAIL=jo@fleet.test")
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -263,7 +264,7 @@ func (f *nixFleet) job() func(args ...string) {
 		f.t.Helper()
 		f.shell("git clone --quiet --branch main "+filepath.Join(f.dir, "forge.git")+" ../job && cd ../job && ci/release.sh "+strings.Join(args, " ")+
 			" && cd .. && rm -rf job && git -C fleet pull --quiet --ff-only origin main",
-			"RELEASE_KEY="+read("release.key"), "CACHE_KEY="+read("cache.key"), "COPY_TO="+f.cacheDest(), "NIXFLEET="+f.binary)
+			"RELEASE_KEY="+read("release.key"), "CACHE_KEY="+read("cache.key"), "COPY_TO="+f.cacheDest(), "NIXFLEET="+binary)
 	}
 }
 

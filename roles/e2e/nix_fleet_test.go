@@ -35,7 +35,6 @@ const nixSuffix = "fleet.test"
 type nixFleet struct {
 	t       *testing.T
 	nix     testnix.Nix
-	binary  string
 	dir     string
 	build   *testnix.Store
 	cache   *testnix.Cache
@@ -96,10 +95,7 @@ const nixFlake = `{
 func bareNixFleet(t *testing.T) *nixFleet {
 	nix := testnix.Find(t)
 	dir := t.TempDir()
-	f := &nixFleet{t: t, nix: nix, binary: filepath.Join(dir, "nixfleet"), dir: dir, build: nix.NewStore(t), cache: nix.NewCache(t), hosts: map[string]*nixHost{}}
-	if out, err := exec.Command("go", "build", "-o", f.binary, "nixfleet").CombinedOutput(); err != nil {
-		t.Fatalf("build nixfleet: %v\n%s", err, out)
-	}
+	f := &nixFleet{t: t, nix: nix, dir: dir, build: nix.NewStore(t), cache: nix.NewCache(t), hosts: map[string]*nixHost{}}
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -298,12 +294,12 @@ func (f *nixFleet) git(args ...string) {
 
 func (f *nixFleet) mustRun(dir string, args ...string) string {
 	f.t.Helper()
-	return f.command(dir, f.binary, args...)
+	return f.command(dir, binary, args...)
 }
 
 // environment makes every Nix below use the store that closures are built in.
 func (f *nixFleet) environment() []string {
-	return append(os.Environ(), "PATH="+f.nix.Bin()+":"+os.Getenv("PATH"), "NIX_CONF_DIR="+f.nix.ConfDir(), "NIX_REMOTE="+f.build.Dir,
+	return append(os.Environ(), "PATH="+f.nix.Bin()+":"+filepath.Dir(binary)+":"+os.Getenv("PATH"), "NIX_CONF_DIR="+f.nix.ConfDir(), "NIX_REMOTE="+f.build.Dir,
 		"NIX_STATE_DIR="+f.build.Dir+"/nix/var/nix", "XDG_CACHE_HOME="+filepath.Join(f.dir, "xdg"), "HOME="+f.dir,
 		"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
 }
@@ -329,7 +325,7 @@ func (f *nixFleet) start(log string, args ...string) (stop func()) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	cmd := exec.Command(f.binary, args...)
+	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "HOME="+f.dir)
 	if err := cmd.Start(); err != nil {

@@ -20,6 +20,7 @@ import (
 // private stores, and then attacks each link of the chain. The chapters build on
 // one another.
 func TestNixChain(t *testing.T) {
+	t.Parallel()
 	channels := map[string]string{"web-1": "stable", "web-2": "stable", "db-1": "stable", "old-1": "slow"}
 	f := newNixFleet(t, channels)
 	three := []string{"web-1", "web-2", "db-1"}
