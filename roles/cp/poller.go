@@ -2,6 +2,7 @@ package cp
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 )
@@ -57,7 +58,11 @@ func (s *server) poll(ctx context.Context, known string) (revision string, ok bo
 	if err != nil {
 		if ctx.Err() == nil {
 			s.metrics.polls.WithLabelValues("failed").Inc()
-			s.log.Warn().Err(err).Str("source", s.source.String()).Msg("release not accepted")
+			line := s.log.Warn().Err(err).Str("source", s.source.String())
+			if hinted := interface{ Hint() string }(nil); errors.As(err, &hinted) && hinted.Hint() != "" {
+				line = line.Str("hint", hinted.Hint())
+			}
+			line.Msg("release not accepted")
 		}
 		return known, false
 	}

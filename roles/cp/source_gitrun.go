@@ -74,9 +74,61 @@ func (s *gitSource) git(ctx context.Context, call gitCall) ([]byte, error) {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("git %s: %w", call.args[0], context.Cause(ctx))
 	case err != nil:
-		return nil, fmt.Errorf("git %s: %w: %.300q", call.args[0], err, lastLine(said.String()))
+		text := said.String()
+		return nil, &gitError{fmt.Errorf("git %s: %w: %.300q", call.args[0], err, complaint(text)), gitHint(text)}
 	}
 	return out.Bytes(), nil
+}
+
+// gitError is a failed run of git with what its reader should look at.
+type gitError struct {
+	err  error
+	hint string
+}
+
+func (e *gitError) Error() string { return e.err.Error() }
+func (e *gitError) Unwrap() error { return e.err }
+
+// Hint is one line, empty when git's words say enough.
+func (e *gitError) Hint() string { return e.hint }
+
+// gitHints tell what the words of git 2.39 and OpenSSH 9.2 mean for a source. The
+// first that is found counts.
+var gitHints = []struct{ words, hint string }{
+	{"Host key verification failed", "the forge shows a host key that --source-known-hosts-file does not have: compare ssh-keyscan of its address with what the forge publishes, and write the right line there"},
+	{"bad permissions", "ssh ignores a key that others can read: chmod 600 the file of --source-ssh-key-file"},
+	{"error in libcrypto", "--source-ssh-key-file is no private key in OpenSSH's or PEM form"},
+	{"Permission denied (", "the forge does not take the key of --source-ssh-key-file: add its public half as a deploy key that may read"},
+	{"Authentication failed", "the forge does not take the token of --source-token-file"},
+	{"could not read Username", "the repository is not public: give --source-token-file"},
+	{"does not appear to be a git repository", "is the path in --source right, and may this key or token read it?"},
+	{"not found", "is the path in --source right, and may this key or token read it?"},
+	{"Connection refused", "is the forge up, and are host and port in --source right?"},
+	{"Could not resolve host", "is the host in --source right, and does DNS work here?"},
+	{"timed out", "is the forge up, and are host and port in --source right?"},
+}
+
+func gitHint(said string) string {
+	for _, h := range gitHints {
+		if strings.Contains(said, h.words) {
+			return h.hint
+		}
+	}
+	return ""
+}
+
+// complaint is the line that says what failed. What git adds when ssh fails is
+// the same whatever it was.
+func complaint(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	for i := len(lines) - 1; i > 0; i-- {
+		switch strings.TrimSpace(lines[i]) {
+		case "", "and the repository exists.", "Please make sure you have the correct access rights", "fatal: Could not read from remote repository.":
+		default:
+			return lines[i]
+		}
+	}
+	return lines[0]
 }
 
 func exitCode(err error) int {
@@ -84,11 +136,6 @@ func exitCode(err error) int {
 		return exit.ExitCode()
 	}
 	return 0
-}
-
-func lastLine(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return lines[len(lines)-1]
 }
 
 // boundedBuffer takes so many bytes; then it fails or drops the rest.
