@@ -135,7 +135,7 @@ func newAgent(cfg Config) (*agent, error) {
 }
 
 func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*protocol.Client, error) {
-	cfg := protocol.ClientConfig{BaseURL: a.cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + a.cfg.Version, Dial: a.cfg.Dial}
+	cfg := protocol.ClientConfig{BaseURL: a.cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + a.cfg.Version, Now: a.now, Dial: a.cfg.Dial}
 	if a.cfg.CACert != "" {
 		bundle, err := readSmall(a.cfg.CACert)
 		if err != nil {
@@ -162,15 +162,6 @@ func (a *agent) trust() (*pki.Trust, error) {
 	return t, err
 }
 
-// now is the time, but never before what is known to have passed: boards
-// without a clock of their own start in the past.
-func (a *agent) now() time.Time {
-	if now := time.Now(); now.After(a.floor) {
-		return now
-	}
-	return a.floor
-}
-
 // restoreState reads what the last agent left. What cannot be believed is set
 // aside and said.
 func (a *agent) restoreState() {
@@ -184,16 +175,9 @@ func (a *agent) restoreState() {
 	if e := optional[enrolled](a.dir, enrolledFile, warn); e != nil {
 		a.spentNonce = e.Nonce
 	}
-	var past []time.Time
-	if m, err := a.verifier.marks.load(); err != nil {
+	if err := a.setFloor(context.Background()); err != nil {
 		warn(err)
-	} else if m != nil {
-		past = append(past, m.SignedAt.Add(-pki.ClockSlack))
 	}
-	if cert, err := a.identity.certificate(); err == nil && cert != nil {
-		past = append(past, cert.Leaf.NotBefore)
-	}
-	a.floor = nixops.ClockFloor(past...)
 }
 
 func (a *agent) run(ctx context.Context) error {

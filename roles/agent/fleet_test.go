@@ -81,6 +81,7 @@ type plane struct {
 	net     *pipes
 
 	mu       sync.Mutex
+	pair     *tls.Certificate
 	head     []byte
 	headSig  []byte
 	leaf     []byte
@@ -113,14 +114,7 @@ func newPlane(t *testing.T) *plane {
 	must(err)
 	p.issuing, _, err = p.root.NewIssuingCA(testSuffix, time.Now(), 10000*time.Hour)
 	must(err)
-	key, err := pki.GenerateKey(pki.AlgorithmP256)
-	must(err)
-	cert, err := p.root.IssueServer([]string{"cp"}, key.Crypto().Public(), time.Now(), 10000*time.Hour)
-	must(err)
-	keyPEM, err := key.MarshalPEM()
-	must(err)
-	pair, err := tls.X509KeyPair(cert, keyPEM)
-	must(err)
+	p.serve(time.Now())
 	p.rootPEM = pemOf(p.root.Cert)
 	public, orgPublic := p.ci.Public(), p.org.Public()
 	p.trust, err = (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &public}, OrgRootKey: &pki.KeySlot{Current: &orgPublic}}).Marshal()
@@ -128,10 +122,37 @@ func newPlane(t *testing.T) *plane {
 	pool := x509.NewCertPool()
 	pool.AddCert(p.issuing.Cert)
 	server := &http.Server{Handler: p}
-	go server.Serve(tls.NewListener(p.net, &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}))
+	go server.Serve(tls.NewListener(p.net, &tls.Config{GetCertificate: p.certificate, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}))
 	t.Cleanup(func() { server.Close() })
 	p.release(target, time.Now())
 	return p
+}
+
+// serve takes a certificate that is valid from a time on.
+func (p *plane) serve(from time.Time) {
+	p.t.Helper()
+	key, err := pki.GenerateKey(pki.AlgorithmP256)
+	var cert, keyPEM []byte
+	if err == nil {
+		cert, err = p.root.IssueServer([]string{"cp"}, key.Crypto().Public(), from, 10000*time.Hour)
+	}
+	if err == nil {
+		keyPEM, err = key.MarshalPEM()
+	}
+	var pair tls.Certificate
+	if err == nil {
+		pair, err = tls.X509KeyPair(cert, keyPEM)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.set(func() { p.pair = &pair })
+}
+
+func (p *plane) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pair, nil
 }
 
 // release signs that the host should run closure.

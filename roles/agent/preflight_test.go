@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
@@ -168,6 +169,44 @@ func TestClockBehindWhatIsKnown_A22(t *testing.T) {
 			t.Errorf("with the clock right again: %v", m.where())
 		}
 	})
+}
+
+// A board without a clock of its own starts in the past, where the control plane's
+// certificate is not yet valid. What it knows to have passed lets it in.
+func TestCertificatesAreValidByWhatIsKnown_A22(t *testing.T) {
+	const lost = 100 * 24 * time.Hour
+	for name, c := range map[string]struct {
+		know func(m *machine)
+		in   bool
+	}{
+		"nothing": {func(*machine) {}, false},
+		"a release": {func(m *machine) {
+			dir, err := openDirectory(m.path("state"))
+			m.must(err)
+			m.must(dir.write(markFile, &mark{SignedAt: pki.At(time.Now().Add(lost)), Intent: "i"}))
+		}, true},
+		"the source of its system": {func(m *machine) {
+			version := "25.11." + time.Now().Add(lost).Format("20060102") + ".4f1c0a9"
+			m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), before, nixops.SimClosure{Agent: "self", TrustJSON: string(m.p.trust), Version: version}))
+			m.must(m.sim.Install(before))
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				p.noTarget = true
+				m := newMachine(t, p, good)
+				c.know(m)
+				p.serve(time.Now().Add(lost - 48*time.Hour))
+				stop := m.start(m.sim)
+				time.Sleep(5 * time.Minute)
+				stop()
+				if (p.seen().Hostname == testHost) != c.in {
+					t.Errorf("checked in as %q; status %+v", p.seen().Hostname, m.local())
+				}
+			})
+		})
+	}
 }
 
 // On a state directory that a reboot empties the agent does not start.

@@ -45,9 +45,11 @@ type ClientConfig struct {
 	// Certificate is asked at every handshake, so that a renewed one is used; it
 	// may be nil, and may return nil while there is none.
 	Certificate func() (*tls.Certificate, error)
-	Timeout     time.Duration // of one plain request; default 30 s
-	UserAgent   string
-	Dial        func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Now is the time at which certificates must be valid; nil is the clock's.
+	Now       func() time.Time
+	Timeout   time.Duration // of one plain request; default 30 s
+	UserAgent string
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client speaks protocol version 1 over HTTP/1.1 on kept-alive connections. It
@@ -67,7 +69,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil || base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("control plane URL %q is not https://host:port", cfg.BaseURL)
 	}
-	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
+	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12, Time: cfg.Now}
 	if len(cfg.CAPEM) > 0 {
 		tlsConfig.RootCAs = x509.NewCertPool()
 		if !tlsConfig.RootCAs.AppendCertsFromPEM(cfg.CAPEM) {
