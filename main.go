@@ -62,7 +62,7 @@ func inProcess(command func() *cli.Command) func(context.Context, []string, io.W
 var called = map[string][]string{
 	"nixfleet-control-plane":   {"cp"},
 	"nixfleet-agent":           {"agent"},
-	"nixfleet-release":         {"release"},
+	"nixfleet-release":         {"release", "--allow-unverified"}, // v1 knows no trust file at release
 	"nixfleet-verify-artifact": {"verify"},
 	"nixfleet-canonicalize":    {"canonicalize"},
 }

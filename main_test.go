@@ -199,7 +199,7 @@ func TestCommandLineByName(t *testing.T) {
 		{"nixfleet-agent status", "nixfleet agent status"},
 		{"nixfleet-agent --help", "nixfleet agent --help"},
 		{"nixfleet-agent --version", "nixfleet --version"},
-		{"nixfleet-release --sign-cmd x", "nixfleet release --sign-cmd x"},
+		{"nixfleet-release --sign-cmd x", "nixfleet release --allow-unverified --sign-cmd x"},
 		{"nixfleet-verify-artifact artifact --now x", "nixfleet verify artifact --now x"},
 		{"nixfleet-canonicalize", "nixfleet canonicalize"},
 		{"nixfleet-canonicalize --version", "nixfleet --version"},

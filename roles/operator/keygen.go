@@ -25,16 +25,26 @@ const (
 )
 
 func keygenCommand() *cli.Command {
-	force := &cli.BoolFlag{Name: "force", Usage: "replace files that exist"}
+	force := func() cli.Flag { return &cli.BoolFlag{Name: "force", Usage: "replace files that exist"} }
 	out := func(name string) *cli.StringFlag {
 		return &cli.StringFlag{Name: "out", Value: name, Usage: "write the private half to `FILE` (0600)"}
 	}
-	algorithm := &cli.StringFlag{Name: "algorithm", Value: pki.AlgorithmEd25519, Usage: "`ALGORITHM` of the release key: ed25519 or ecdsa-p256"}
-	dir := &cli.StringFlag{Name: "dir", Value: ".", Usage: "write the files into `DIR`"}
-	suffix := &cli.StringFlag{Name: "suffix", EnvVars: []string{"NIXFLEET_AGENT_CN_SUFFIX"}, Usage: "`SUFFIX` of agents' certificate names, such as fleet.example.com"}
-	name := &cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"}
-	server := &cli.StringSliceFlag{Name: "server", Usage: "DNS `NAME` or address of the control plane; may be given several times"}
-	cn := &cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"}
+	algorithm := func() cli.Flag {
+		return &cli.StringFlag{Name: "algorithm", Value: pki.AlgorithmEd25519, Usage: "`ALGORITHM` of the release key: ed25519 or ecdsa-p256"}
+	}
+	dir := func() cli.Flag { return &cli.StringFlag{Name: "dir", Value: ".", Usage: "write the files into `DIR`"} }
+	suffix := func() cli.Flag {
+		return &cli.StringFlag{Name: "suffix", EnvVars: []string{"NIXFLEET_AGENT_CN_SUFFIX"}, Usage: "`SUFFIX` of agents' certificate names, such as fleet.example.com"}
+	}
+	name := func() cli.Flag {
+		return &cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"}
+	}
+	server := func() cli.Flag {
+		return &cli.StringSliceFlag{Name: "server", Usage: "DNS `NAME` or address of the control plane; may be given several times"}
+	}
+	cn := func() cli.Flag {
+		return &cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"}
+	}
 	return &cli.Command{
 		Name: "keygen", Usage: "make keys and certificates",
 		Description: "Private halves are written 0600 and never printed; the Nix block for the public halves goes to\n" +
@@ -46,14 +56,14 @@ func keygenCommand() *cli.Command {
 					"plane's server certificate, an operator certificate and trust.json. The organisation's root key\n" +
 					"belongs to operators alone: never give it to the control plane.\n\n" +
 					"Example:\n   nixfleet keygen all --dir secrets --suffix fleet.example.com --server cp.example.com",
-				Flags: append([]cli.Flag{dir, suffix, server, algorithm, name, cn, force, jsonFlag()},
+				Flags: append([]cli.Flag{dir(), suffix(), server(), algorithm(), name(), cn(), force(), jsonFlag()},
 					append(trustFlags(), recipientFlags("encrypt the org root key")...)...),
 				Action: keygenAll,
 			},
 			{
 				Name: "release", Usage: "the key that signs releases, the only thing a host obeys",
 				Description: "Example:\n   nixfleet keygen release --out release.key --trust-file trust.json",
-				Flags:       append([]cli.Flag{out("release.key"), algorithm, force, jsonFlag()}, trustFlags()...),
+				Flags:       append([]cli.Flag{out("release.key"), algorithm(), force(), jsonFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.release(c.String("out"), c.String("algorithm")) })
 				},
@@ -63,7 +73,7 @@ func keygenCommand() *cli.Command {
 				Description: "With --trust-file the key that was current becomes the previous one: the grace window of a\n" +
 					"rotation, in which old tokens keep working.\n\n" +
 					"Example:\n   nixfleet keygen org-root --out org-root.age --recipient \"$(cat ~/.ssh/id_ed25519.pub)\" --trust-file trust.json",
-				Flags: append([]cli.Flag{out("org-root.key"), force, jsonFlag()},
+				Flags: append([]cli.Flag{out("org-root.key"), force(), jsonFlag()},
 					append(trustFlags(), recipientFlags("encrypt the key")...)...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.orgRoot(c.String("out")) })
@@ -73,7 +83,7 @@ func keygenCommand() *cli.Command {
 				Name: "fleet-ca", Usage: "the fleet root and the issuing CA of agents' certificates",
 				Description: "The root's key stays with the operators; the control plane gets the issuing CA.\n\n" +
 					"Example:\n   nixfleet keygen fleet-ca --dir secrets --suffix fleet.example.com",
-				Flags: append([]cli.Flag{dir, suffix, force, jsonFlag()}, trustFlags()...),
+				Flags: append([]cli.Flag{dir(), suffix(), force(), jsonFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { _, err := m.fleetCA(c.String("dir")); return err })
 				},
@@ -81,7 +91,7 @@ func keygenCommand() *cli.Command {
 			{
 				Name: "server", Usage: "the control plane's server certificate",
 				Description: "Example:\n   nixfleet keygen server --server cp.example.com --server 10.0.0.5 --dir secrets",
-				Flags:       append([]cli.Flag{dir, server, daysFlag(), force, jsonFlag()}, rootFlags()...),
+				Flags:       append([]cli.Flag{dir(), server(), daysFlag(), force(), jsonFlag()}, rootFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.serverFromFiles(c.String("dir")) })
 				},
@@ -95,7 +105,7 @@ func keygenCommand() *cli.Command {
 			{
 				Name: "cache", Usage: "a binary cache's signing key in Nix's own form",
 				Description: "Example:\n   nixfleet keygen cache --name cache.example.com-1 --out cache.key",
-				Flags:       append([]cli.Flag{out("cache.key"), name, force, jsonFlag()}, trustFlags()...),
+				Flags:       append([]cli.Flag{out("cache.key"), name(), force(), jsonFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.cache(c.String("out"), c.String("name")) })
 				},

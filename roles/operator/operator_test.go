@@ -310,3 +310,21 @@ func FuzzDeclaration(f *testing.F) {
 		}
 	})
 }
+
+// A flag that two commands share would read the variable of one of them in both.
+func TestFlagsBelongToOneCommand(t *testing.T) {
+	owner := map[cli.Flag]string{}
+	var walk func(path string, commands []*cli.Command)
+	walk = func(path string, commands []*cli.Command) {
+		for _, c := range commands {
+			for _, f := range c.Flags {
+				if other := owner[f]; other != "" {
+					t.Errorf("--%s of %s is that of %s", f.Names()[0], path+c.Name, other)
+				}
+				owner[f] = path + c.Name
+			}
+			walk(path+c.Name+" ", c.Subcommands)
+		}
+	}
+	walk("", Commands(Roles{}))
+}

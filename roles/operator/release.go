@@ -26,6 +26,10 @@ func releaseCommand() *cli.Command {
 			"A hook runs as `sh -c`. The push hook, once for each host, has NIXFLEET_HOST, NIXFLEET_PATH and\n" +
 			"NIXFLEET_CLOSURE_HASH. The sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and\n" +
 			"writes the 64 raw bytes of the signature to NIXFLEET_OUTPUT.\n\n" +
+			"Nothing is published that does not verify. The keys to verify with are those of --trust-file, else\n" +
+			"--public-key, else trust.json beside the fleet's flake. With a sign hook and none of them, release refuses to\n" +
+			"begin; nixfleet-release, the name that v1 scripts use, then takes the trust.json that the built systems bring,\n" +
+			"and if they bring none it warns and publishes.\n\n" +
 			"Example:\n   nixfleet release --sign-key release.key --push-cmd 'nix copy --to s3://cache $NIXFLEET_PATH' --git-push origin:main\n" +
 			"   nixfleet release --resign --sign-cmd ./sign-with-tpm --trust-file trust.json --git-push origin:main",
 		Flags: []cli.Flag{
@@ -49,6 +53,8 @@ func releaseCommand() *cli.Command {
 			&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"}, Usage: "release key `FILE`, instead of a hook"},
 			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens encrypted keys"},
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` of the fleet: nothing is published that its ciReleaseKey does not verify"},
+			&cli.StringFlag{Name: "public-key", Usage: "base64 `KEY` that the sign hook's signatures must verify under, where there is no trust file"},
+			&cli.BoolFlag{Name: "allow-unverified", Usage: "publish what a hook signed although nothing says with which key; nixfleet-release does"},
 			&cli.StringFlag{Name: "signature-algorithm", EnvVars: []string{"NIXFLEET_SIGNATURE_ALGORITHM"}, Usage: "`LABEL` in the artifacts: ed25519 or ecdsa-p256 (default: the key's own)"},
 			&cli.StringFlag{Name: "release-dir", Value: "releases", Usage: "write the release into `DIR`"},
 			&cli.StringFlag{Name: "artifact-name", Value: fleet.FleetName, Usage: "`NAME` of the fleet's file"},

@@ -365,18 +365,10 @@ func (r *releaser) push(ctx context.Context, d *draft) error {
 // verify this very release: after the switch the host would believe nobody.
 func (r *releaser) trustOfHosts(d *draft, body, sig []byte) error {
 	for _, name := range sortedKeys(d.closures) {
-		closure := d.closures[name]
-		if !filepath.IsAbs(closure) {
+		trust, err := r.trustOf(d, name)
+		if trust == nil && err == nil {
 			continue
 		}
-		if store := r.c.String("store"); filepath.IsAbs(store) {
-			closure = filepath.Join(store, closure) // a store in a directory
-		}
-		data, err := os.ReadFile(filepath.Join(closure, "etc/nixfleet/agent/trust.json"))
-		if err != nil {
-			continue
-		}
-		trust, _, err := pki.ParseTrust(data)
 		if err == nil {
 			_, _, err = verified(&trust.CIReleaseKey, body, sig, time.Now(), defaultWindow, fleet.ParseFleet)
 		}
@@ -386,6 +378,24 @@ func (r *releaser) trustOfHosts(d *draft, body, sig []byte) error {
 		}
 	}
 	return nil
+}
+
+// trustOf is the trust.json that a host's new system brings, nil when it is not
+// built here or brings none.
+func (r *releaser) trustOf(d *draft, name string) (*pki.Trust, error) {
+	closure := d.closures[name]
+	if !filepath.IsAbs(closure) {
+		return nil, nil
+	}
+	if store := r.c.String("store"); filepath.IsAbs(store) {
+		closure = filepath.Join(store, closure) // a store in a directory
+	}
+	data, err := os.ReadFile(filepath.Join(closure, "etc/nixfleet/agent/trust.json"))
+	if err != nil {
+		return nil, nil
+	}
+	trust, _, err := pki.ParseTrust(data)
+	return trust, err
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -49,6 +49,7 @@ func (r *releaser) publish(ctx context.Context, d *draft) error {
 		return err
 	}
 	defer unlock()
+	r.learn(d)
 	for attempt := 1; ; attempt++ {
 		err := r.tryPublish(ctx, d)
 		if !errors.Is(err, errMoved) {

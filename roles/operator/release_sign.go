@@ -3,6 +3,7 @@ package operator
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"os"
@@ -58,12 +59,9 @@ func newSigner(c *cli.Context) (*signer, error) {
 	default:
 		return nil, usage("", "--signature-algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
 	}
-	trustPath := c.String("trust-file")
-	if trustPath == "" {
-		if s.slot == nil && !c.Bool("dry-run") {
-			progress(c, "warning: without --trust-file the hook's signatures are only measured, not verified")
-		}
-		return s, nil
+	trustPath, err := s.knownKeys(c)
+	if trustPath == "" || err != nil {
+		return s, err
 	}
 	trust, err := loadTrust(c, trustPath)
 	if err != nil {
@@ -77,6 +75,56 @@ func newSigner(c *cli.Context) (*signer, error) {
 	}
 	s.slot = &trust.CIReleaseKey
 	return s, nil
+}
+
+// knownKeys finds what signatures are verified with: the trust file to load, or a
+// key that was given. A hook whose key nobody knows may sign anything.
+func (s *signer) knownKeys(c *cli.Context) (trustPath string, err error) {
+	public := c.String("public-key")
+	switch trustPath = c.String("trust-file"); {
+	case public != "" && (trustPath != "" || s.key != nil):
+		return "", usage("", "--public-key is for a --sign-cmd without --trust-file")
+	case public != "":
+		if raw, err := base64.StdEncoding.DecodeString(public); err != nil || len(raw) != keySize[s.algorithm] {
+			return "", usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key", s.algorithm)
+		}
+		s.slot = &pki.KeySlot{Current: &pki.PublicKey{Algorithm: s.algorithm, Public: public}}
+	case trustPath != "" || s.slot != nil || c.Bool("dry-run"):
+	default:
+		trustPath = filepath.Join(c.String("build-flake"), trustName)
+		if _, err := os.Stat(trustPath); err == nil {
+			progress(c, "verifying signatures with %s", trustPath)
+			return trustPath, nil
+		}
+		trustPath = ""
+		if !c.Bool("allow-unverified") {
+			return "", usage("give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes all the same",
+				"nothing says with which key --sign-cmd signs: hosts might refuse what it makes")
+		}
+	}
+	return trustPath, nil
+}
+
+// trustName is the trust file at the top of a fleet's repository.
+const trustName = "trust.json"
+
+// keySize is the length of a public key in bytes, P-256's without the point's prefix.
+var keySize = map[string]int{pki.AlgorithmEd25519: 32, pki.AlgorithmP256: 64}
+
+// learn takes the keys that hosts will believe from the first system that brings
+// them, when nobody said which they are.
+func (r *releaser) learn(d *draft) {
+	if r.signer.slot != nil || r.c.Bool("dry-run") {
+		return
+	}
+	for _, name := range sortedKeys(d.closures) {
+		if trust, err := r.trustOf(d, name); trust != nil && err == nil {
+			r.say("verifying signatures with the trust.json that %s brings", name)
+			r.signer.slot = &trust.CIReleaseKey
+			return
+		}
+	}
+	r.say("warning: nothing says with which key --sign-cmd signs; its signatures are only measured, not verified: give --trust-file")
 }
 
 func active(slot *pki.KeySlot, key pki.PublicKey) bool {

@@ -29,10 +29,35 @@ func nixfleet(prefix ...string) func() {
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"nixfleet":                 nixfleet(),
-		"nixfleet-release":         nixfleet("release"),
+		"nixfleet-release":         nixfleet("release", "--allow-unverified"),
 		"nixfleet-verify-artifact": nixfleet("verify"),
 		"nixfleet-canonicalize":    nixfleet("canonicalize"),
+		"sign-with":                signWith,
 	})
+}
+
+// signWith is a sign hook, as a person writes one: it signs the input with the key
+// in the file that is named.
+func signWith() {
+	err := func() error {
+		key, err := pki.ReadPrivateKey(os.Args[1])
+		if err != nil {
+			return err
+		}
+		input, err := os.ReadFile(os.Getenv("NIXFLEET_INPUT"))
+		if err != nil {
+			return err
+		}
+		sig, err := key.Sign(input)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(os.Getenv("NIXFLEET_OUTPUT"), sig, 0o600)
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // TestScripts runs what people type: the actors operator, host and attacker
