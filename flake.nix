@@ -142,12 +142,12 @@
             pkgs.git
             pkgs.go
             pkgs.go-tools
-            pkgs.nixfmt-rfc-style
+            pkgs.nixfmt
             pkgs.sqlite
           ];
         };
       });
 
-      formatter = eachSystem (pkgs: pkgs.nixfmt-rfc-style);
+      formatter = eachSystem (pkgs: pkgs.nixfmt-tree);
     };
 }

@@ -31,7 +31,7 @@ const flake = `let
       extend = overlay: pkgs // overlay pkgs pkgs;
       mkShell = attrs: parts.package "shell";
       writeShellScriptBin = name: text: parts.package name;
-      go = null; go-tools = null; nixfmt-rfc-style = parts.package "nixfmt";
+      go = null; go-tools = null; nixfmt = null; nixfmt-tree = parts.package "nixfmt-tree";
       testers.runNixOSTest = test: parts.package test.name;
       path = root + "/nixops/modules/testdata/nixpkgs";
     };
