@@ -34,9 +34,13 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 	if a.busy.get() {
 		return // the lease was renewed; the activation goes on
 	}
-	if j, err := a.dir.journal(); err != nil || j != nil && !(j.Step == stepStaged && j.Closure != w.closure) {
+	switch j, err := a.dir.journal(); {
+	case err != nil || j != nil && j.Step != stepStaged:
 		return
-	} else if j != nil {
+	case j != nil && j.Closure == w.closure:
+		a.stagedAlready(j, w)
+		return
+	case j != nil:
 		// A newer release takes the place of one that still waits for its boot.
 		a.supersedeStaged(ctx, j)
 	}

@@ -188,6 +188,26 @@ func (a *agent) takeStagedBoot(ctx context.Context, j *journal, from []step) (*j
 	})
 }
 
+// stagedAgain is the least time between two reports of the same staged target.
+const stagedAgain = time.Minute
+
+// stagedAlready answers an offer of what is staged: the control plane has not heard
+// of it in time, or a newer release wants the same closure of this host. Its lease
+// would end as a failure [C18].
+func (a *agent) stagedAlready(j *journal, w *wanted) {
+	if a.outbox.waiting() || j.ChannelRef == w.channelRef && time.Since(j.Since.Time) < stagedAgain {
+		return
+	}
+	j, err := a.dir.advance(time.Now(), []step{stepStaged}, stepStaged, func(j *journal) {
+		j.RolloutID, j.Intent, j.Channel, j.ChannelRef, j.Wave = w.rolloutID, w.intent, w.channel, w.channelRef, w.wave
+	})
+	if err != nil {
+		a.log.Error().Err(err).Msg("staged generation not reported again")
+		return
+	}
+	a.report(protocol.EventActivationDeferred, &j.ChannelRef, a.deferred(j))
+}
+
 // supersedeStaged takes a staged generation back before a newer one is begun.
 func (a *agent) supersedeStaged(ctx context.Context, j *journal) {
 	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "superseded: a newer release is wanted", false); err != nil {

@@ -63,6 +63,38 @@ func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 	})
 }
 
+// A release that wants what is staged already gets its report, and its confirm
+// after the boot.
+func TestStagedForOneReleaseServesTheNext_C18(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		stop := m.live(m.sim)
+		time.Sleep(10 * time.Minute)
+		first := p.id
+		p.release(target, time.Now())
+		time.Sleep(10 * time.Minute)
+		told := map[string]int{}
+		for _, r := range p.said() {
+			if r.Event == protocol.EventActivationDeferred {
+				told[*r.Rollout]++
+			}
+		}
+		if told[first] == 0 || told[p.id] == 0 || told[first]+told[p.id] > 25 || first == p.id {
+			t.Errorf("reported as deferred: %v", told)
+		}
+		if err := m.sim.PowerCycle(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		stop()
+		j := optional[journal](directory(m.path("state")), committedFile, func(err error) { t.Error(err) })
+		if m.where() != all(target) || p.confirmed() != 1 || j == nil || j.ChannelRef != p.id {
+			t.Errorf("at %v, confirmed %+v", m.where(), j)
+		}
+	})
+}
+
 // Until the booted target is proven, a power cycle is a rollback.
 func TestPowerCutWhileTheBootedTargetIsProven_A11(t *testing.T) {
 	bubble(t, func(t *testing.T) {
