@@ -27,6 +27,10 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		if j, err = a.dir.advanceLocked(time.Now(), []step{stepProven, stepCommitting}, stepCommitting, nil); err != nil {
 			return err
 		}
+		// A switch by hand that is going on shows what it is only when it is over.
+		if err := a.undoer.waitForLock(work); err != nil {
+			return fmt.Errorf("preflight: %w", err)
+		}
 		if current, err := a.host.CurrentSystem(work); err != nil {
 			return fmt.Errorf("preflight: %w", err)
 		} else if !a.undoer.runs(work, current, j.Closure) {

@@ -146,9 +146,17 @@ func (u *undoer) undoFrom(ctx context.Context, from []step, reason string, blame
 		return err
 	}
 	u.log.Warn().Str("closure", j.Closure).Str("previous", j.Before.Current).Str("reason", j.Reason).Msg("undo begins")
-	if third, err := u.thirdClosure(ctx, j); err != nil {
-		return err
-	} else if third != "" {
+	third, err := u.thirdClosure(ctx, j)
+	if err == nil && third == "" {
+		// A switch by hand that is going on shows what it is only when it is over.
+		if err = u.quiet(ctx, j); err == nil {
+			third, err = u.thirdClosure(ctx, j)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("undo %s: %w", j.Closure, err)
+	}
+	if third != "" {
 		// Somebody switched by hand meanwhile; that is theirs to keep.
 		u.log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
 		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = reasonThird+third, false })
@@ -184,13 +192,15 @@ func (u *undoer) thirdClosure(ctx context.Context, j *journal) (string, error) {
 	return current, nil
 }
 
-func (u *undoer) restore(ctx context.Context, j *journal) error {
+// quiet ends our own switch and waits for one that is not ours.
+func (u *undoer) quiet(ctx context.Context, j *journal) error {
 	if err := u.host.StopUnit(ctx, j.Units.Switch); err != nil {
 		u.log.Warn().Err(err).Msg("switch unit not stopped")
 	}
-	if err := u.waitForLock(ctx); err != nil {
-		return err
-	}
+	return u.waitForLock(ctx)
+}
+
+func (u *undoer) restore(ctx context.Context, j *journal) error {
 	if err := u.host.ClearSwitchLists(ctx); err != nil {
 		return err
 	}

@@ -165,7 +165,8 @@ func playTwoReleases(t *testing.T, g *ground) {
 
 func playByHand(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "by-hand")
-	mine := p.build(labelled("by-hand"))
+	// It holds the lock while the agent wants to commit, and shows what it is late.
+	mine := p.build(labelled("by-hand"), knob("seconds", "8"))
 	p.copyIn(mine)
 	p.release(p.next("next"))
 	p.at("checking")
