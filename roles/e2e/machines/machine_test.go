@@ -243,13 +243,21 @@ func (m *machine) pid() int {
 
 var errOff = errors.New("the machine is off")
 
+// How long a command inside may take, and a whole test.
+const (
+	quick  = 30 * time.Second
+	tested = 3 * time.Minute
+)
+
 // try runs a command inside, as root, and gives what it printed.
-func (m *machine) try(args ...string) (string, error) {
+func (m *machine) try(args ...string) (string, error) { return m.within(quick, args...) }
+
+func (m *machine) within(limit time.Duration, args ...string) (string, error) {
 	leader := m.pid()
 	if leader == 0 {
 		return "", errOff
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(leader), "-m", "-p", "-i", "-u", "-n", "-C", "--"}, args...)...)
 	cmd.Env = []string{"PATH=" + nixInside + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME=/root", "LANG=C"}

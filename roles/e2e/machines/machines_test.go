@@ -23,9 +23,9 @@ const Env = "NIXFLEET_TEST_MACHINES"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	// A scenario waits most of the time, for windows that have a floor of a minute. More
-	// machines at once would want more inotify instances than root has by default.
-	flag.Set("test.parallel", "18")
+	// A scenario waits most of the time, for windows that have a floor of a minute. Many
+	// more machines at once would want more inotify instances than root has by default.
+	flag.Set("test.parallel", "16")
 	os.Exit(m.Run())
 }
 

@@ -177,6 +177,9 @@ type localStatus struct {
 		Failures    int    `json:"failures"`
 		Unreachable int    `json:"unreachable"`
 	} `json:"quarantine"`
+	Mark *struct {
+		Intent string `json:"intent"`
+	} `json:"mark"`
 	Problems []string `json:"problems"`
 }
 

@@ -1,0 +1,207 @@
+package machines
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+func init() { scenarios = append(scenarios, scenario{"recall", playRecall}) }
+
+// puppet is a control plane in somebody's hands: it speaks with the true one as the
+// host, and puts a rollback into the answers.
+type puppet struct {
+	url string
+
+	mu       sync.Mutex
+	machine  *machine
+	rollback *protocol.Rollback
+	gag      bool // no target is let through
+	told     int
+}
+
+func (g *ground) newPuppet(t *testing.T, cp *controlPlane) *puppet {
+	t.Helper()
+	p := &puppet{}
+	upstream, err := url.Parse(cp.url())
+	must(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(g.read("keys/fleet-root.cert.pem")))
+	proxy := &httputil.ReverseProxy{
+		Transport: &http.Transport{
+			DialContext: g.net.dial, DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.certificate() }},
+		},
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(upstream)
+			r.Out.Header.Del("Prefer") // plain polls, so that a demand is heard at once
+			r.Out.Header.Del("Accept-Encoding")
+		},
+		ModifyResponse: p.pass,
+	}
+	cert, err := tls.LoadX509KeyPair(g.path("keys/server.cert.pem"), g.path("keys/server.key.pem"))
+	must(t, err)
+	listener := g.net.listen(t, hubAddress+":0")
+	p.url = "https://" + listener.Addr().String()
+	server := &http.Server{Handler: proxy, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}}
+	go server.ServeTLS(listener, "", "")
+	t.Cleanup(func() { server.Close() })
+	return p
+}
+
+// certificate is the host's own, once it has one.
+func (p *puppet) certificate() (*tls.Certificate, error) {
+	p.mu.Lock()
+	m := p.machine
+	p.mu.Unlock()
+	text, err := os.ReadFile(m.path("/var/lib/nixfleet/agent-cert.pem"))
+	if err != nil {
+		return &tls.Certificate{}, nil
+	}
+	key, err := pki.ReadPrivateKey(m.path("/etc/ssh/ssh_host_ed25519_key"))
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("no certificate of %s", m.name)
+	}
+	return &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key.Crypto()}, nil
+}
+
+func (p *puppet) pass(r *http.Response) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rollback == nil && !p.gag || r.Request.URL.Path != "/v1/agent/checkin" || r.StatusCode != http.StatusOK {
+		return nil
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return err
+	}
+	var answer protocol.CheckinResponse
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return err
+	}
+	answer.Target, answer.Rollback, answer.NextCheckinSecs = nil, p.rollback, 1 // a nil rollback is none
+	if body, err = json.Marshal(answer); err != nil {
+		return err
+	}
+	p.told++
+	r.ContentLength = int64(len(body))
+	r.Header.Del("Content-Length")
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return nil
+}
+
+// demands has the host asked to roll back, nil for nothing.
+func (p *puppet) demands(r *protocol.Rollback) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rollback, p.told = r, 0
+}
+
+func (p *puppet) gagged(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gag = on
+}
+
+// heard waits until the host has been asked several times.
+func (p *puppet) heard(t *testing.T) {
+	t.Helper()
+	until(t, time.Minute, "the host is asked to roll back", func() string {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.told < 4 {
+			return fmt.Sprintf("told %d times", p.told)
+		}
+		return ""
+	})
+}
+
+// A rollback asked for by the control plane is honoured once, only to what the agent
+// recorded, and only for the rollout that is in force (A6).
+func playRecall(t *testing.T, g *ground) {
+	cp := g.newPuppet(t, g.main)
+	through := func(s *system) { s.url = cp.url }
+	g.mu.Lock()
+	g.channels["channel-recall"] = "rollback"
+	g.mu.Unlock()
+	p := newPlayOn(t, g, g.main, "recall", "channel-recall", func(m *machine) {
+		cp.mu.Lock()
+		defer cp.mu.Unlock()
+		cp.machine = m
+	}, through)
+	one := p.next("one", through)
+	p.release(one)
+	p.confirmed(one)
+
+	p.begun = time.Now()
+	rollout := func() string {
+		h, err := p.cp.host(p, p.m.name)
+		must(p, err)
+		if h.LastRolloutID == nil {
+			t.Fatal("the control plane knows no rollout of the host")
+		}
+		return *h.LastRolloutID
+	}
+	cp.demands(&protocol.Rollback{Rollout: rollout(), TargetRef: "whatever", Reason: "test"})
+	p.back(2*time.Minute, "recalled by the control plane", true)
+	p.tell("rollback asked by the control plane", onOld, "recalled by the control plane; quarantined")
+
+	p.begun = time.Now()
+	cp.heard(t)
+	p.settled(time.Minute, all(p.first))
+	p.tell("the same rollback asked again and again", onOld+": not one further back", "already back")
+
+	cp.demands(nil)
+	two := p.next("two", through)
+	p.release(two)
+	p.confirmed(two)
+
+	// A newer release is in force, which the host has not been told to take yet.
+	cp.gagged(true)
+	old := p.intent()
+	second := rollout()
+	three := p.next("three", through)
+	p.release(three)
+	until(t, time.Minute, "the host sees the newer release", func() string {
+		if p.intent() == old {
+			return "its mark is that of the one before"
+		}
+		return ""
+	})
+	cp.demands(&protocol.Rollback{Rollout: second, TargetRef: "whatever", Reason: "test"})
+	cp.heard(t)
+	p.settled(time.Minute, all(two))
+	p.tell("rollback asked for another rollout than the one in force", "the generation it runs", "rollback refused, in the agent's log")
+	cp.demands(nil)
+	cp.gagged(false)
+	p.confirmed(three)
+}
+
+// intent is that of the newest release that the host has seen.
+func (p *play) intent() string {
+	s, err := p.status()
+	must(p, err)
+	if s.Mark == nil {
+		return ""
+	}
+	return s.Mark.Intent
+}
