@@ -109,6 +109,7 @@
       templates.fleet = {
         path = ./nixops/template/fleet;
         description = "A fleet repository with two hosts, ready for keys";
+        welcomeText = "`nixfleet init DIR` writes this tree with keys; README.md says how to make them here.";
       };
       templates.default = self.templates.fleet;
 

@@ -9,7 +9,7 @@ import (
 
 // Each mistake is caught when the configuration is evaluated, by a sentence that
 // says how to mend it.
-func TestAssertionsNameTheFix(t *testing.T) {
+func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 	nixpkgsLib(t)
 	const agent, cp = "agent", "control-plane"
 	for name, c := range map[string]struct {
@@ -68,11 +68,12 @@ func TestAssertionsNameTheFix(t *testing.T) {
 func TestAssertionsLetGoodConfigurationsThrough(t *testing.T) {
 	nixpkgsLib(t)
 	for name, c := range map[string][2]string{
-		"persisted state on a tmpfs root": {"agent", `fileSystems = { "/".fsType = "tmpfs"; "/var/lib/nixfleet-agent".fsType = "none"; "/var/lib/nixfleet".fsType = "none"; };`},
-		"volatile, and meant":             {"agent", `fileSystems."/".fsType = "tmpfs"; services.nixfleet-agent.allowVolatileState = true;`},
-		"a trust file of one's own":       {"agent", `nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-agent.trustFile = "/etc/trust.json";`},
-		"other secrets":                   {"control-plane", "age.secrets.issuing-ca = { };"},
-		"an operator's command line":      {"control-plane", "nixfleet.operator.enable = true;"},
+		"persisted state on a tmpfs root":         {"agent", `fileSystems = { "/".fsType = "tmpfs"; "/var/lib/nixfleet-agent".fsType = "none"; "/var/lib/nixfleet".fsType = "none"; };`},
+		"volatile, and meant":                     {"agent", `fileSystems."/".fsType = "tmpfs"; services.nixfleet-agent.allowVolatileState = true;`},
+		"a trust file of one's own":               {"agent", `nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-agent.trustFile = "/etc/trust.json";`},
+		"a trust file of the control plane's own": {"control-plane", `nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-control-plane.trustFile = "/etc/trust.json";`},
+		"other secrets":                           {"control-plane", "age.secrets.issuing-ca = { };"},
+		"an operator's command line":              {"control-plane", "nixfleet.operator.enable = true;"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var r rendered
@@ -84,6 +85,12 @@ func TestAssertionsLetGoodConfigurationsThrough(t *testing.T) {
 ]`, c[0], c[1]), &r)
 			if err != nil || len(r.Failed) > 0 {
 				t.Errorf("%v, failed: %q", err, r.Failed)
+			}
+			// A trust.json of nobody in the closure would have the agent refuse it.
+			for file, text := range r.Etc {
+				if strings.HasSuffix(file, "trust.json") && strings.Contains(text, `"ciReleaseKey":{"current":null`) {
+					t.Errorf("%s is %s", file, text)
+				}
 			}
 		})
 	}

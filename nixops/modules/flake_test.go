@@ -123,6 +123,32 @@ func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
 	}
 }
 
+// mkHost builds for a Mac with the caller's nix-darwin, and says so when it is missing.
+func TestMkHostForDarwin(t *testing.T) {
+	nixpkgsLib(t)
+	const host = flake + `let
+  host = self.lib.mkHost ({
+    nixpkgs = throw "a Mac needs nix-darwin only";
+    name = "mac-01";
+    system = "aarch64-darwin";
+    modules = [ (configurations + "/trust.nix") { services.nixfleet-agent = { enable = true; controlPlaneUrl = "https://cp"; }; } ];
+  } // %s);
+in parts.render host.config`
+	var r rendered
+	if err := evaluate(t, fmt.Sprintf(host, `{ }`), &r); err == nil || !strings.Contains(err.Error(), "host 'mac-01' is on aarch64-darwin; pass nix-darwin") {
+		t.Errorf("without nix-darwin: %v", err)
+	}
+	err := evaluate(t, fmt.Sprintf(host, `{ nix-darwin.lib.darwinSystem = { modules, specialArgs }: lib.evalModules {
+  modules = [ parts.nixos { _module.args.pkgs = legacyPackages.aarch64-darwin; } ] ++ modules;
+}; }`), &r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if daemon := string(r.Daemons["nixfleet-agent"]); len(r.Failed) > 0 || !strings.Contains(daemon, "--machine-id=mac-01") {
+		t.Errorf("failed %q, daemon %s", r.Failed, daemon)
+	}
+}
+
 // What init writes is a whole configuration: its hosts and its control plane evaluate
 // through the flake's own mkHost, without a failed assertion or a warning. Without keys
 // it says which are missing.

@@ -310,6 +310,30 @@ func TestUnitsLeaveRunningSwitchesAlone(t *testing.T) {
 	}
 }
 
+// An agent holds what it read at its start, so that what restarts it names each of its
+// configuration files: another trust.json or other probes are another unit [A16].
+func TestConfigurationFilesRestartTheAgent_A16(t *testing.T) {
+	triggers := map[string]bool{}
+	for _, name := range []string{"agent", "agent-full"} {
+		text, err := os.ReadFile(filepath.Join(renderedDir(name), "nixfleet-agent.service"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, ok := strings.Cut(string(text), "\nX-Restart-Triggers=")
+		if !ok {
+			t.Fatalf("nothing restarts the agent of %s", name)
+		}
+		line, _, _ := strings.Cut(rest, "\n")
+		triggers[line] = true
+		if strings.Contains(string(text), "X-RestartIfChanged=false") {
+			t.Errorf("the agent of %s is not restarted", name)
+		}
+	}
+	if len(triggers) != 2 {
+		t.Errorf("two configurations have the triggers %v", triggers)
+	}
+}
+
 // rawKey is the public half of the issuing CA as a TPM's wrapper hands it out:
 // the 64 bytes X and Y.
 func rawKey(t testing.TB, keys string) string {

@@ -431,10 +431,11 @@ in
 
     environment.systemPackages = [ cfg.package ];
 
-    environment.etc = {
-      "nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
-    }
-    // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".text = healthJSON; };
+    # With a trustFile of one's own there is none in the closure: the agent refuses a
+    # system whose trust.json does not verify the release that brings it.
+    environment.etc =
+      optionalAttrs ownTrust { "nixfleet/agent/trust.json".text = config.nixfleet.trust.json; }
+      // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".text = healthJSON; };
 
     systemd.tmpfiles.rules = [
       "d ${certificateDirectory} 0700 root root -"
@@ -455,10 +456,7 @@ in
       # running agent has read, so its change restarts as well.
       restartIfChanged = true;
       stopIfChanged = false;
-      restartTriggers = [
-        config.nixfleet.trust.json
-      ]
-      ++ lib.optional hasChecks healthJSON;
+      restartTriggers = lib.optional ownTrust config.nixfleet.trust.json ++ lib.optional hasChecks healthJSON;
 
       path = [
         config.nix.package

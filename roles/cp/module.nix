@@ -352,7 +352,7 @@ in
       cfg.package
       pkgs.sqlite
     ];
-    environment.etc."nixfleet/cp/trust.json".text = config.nixfleet.trust.json;
+    environment.etc = mkIf ownTrust { "nixfleet/cp/trust.json".text = config.nixfleet.trust.json; };
     networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall [ port ];
 
     systemd.services.nixfleet-control-plane = {
@@ -360,7 +360,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      restartTriggers = [ config.nixfleet.trust.json ];
+      restartTriggers = lib.optional ownTrust config.nixfleet.trust.json;
       path = [
         pkgs.gitMinimal
         pkgs.openssh
