@@ -5,6 +5,7 @@ package modules
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"flag"
 	"fmt"
 	"maps"
@@ -137,10 +138,53 @@ func committed(t testing.TB, dir string) map[string]string {
 	return files
 }
 
+// sourcesFile holds the hash of all that the committed files were rendered from.
+const sourcesFile = "testdata/rendered/sources.sha256"
+
+func sourcesHash(t testing.TB) string {
+	t.Helper()
+	sum := sha256.New()
+	for _, pattern := range []string{"../../roles/*/*.nix", "../../pki/*.nix", "../cache.nix", "../execstart.nix", "stub.nix", "testdata/configurations/*.nix"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("%s: %v", pattern, err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(sum, "%s %d\n%s", path, len(text), text)
+		}
+	}
+	return fmt.Sprintf("%x\n", sum.Sum(nil))
+}
+
+// A module that was changed without rendering anew is found where there is no
+// nixpkgs, too.
+func TestCommittedFilesAreOfTheseModules(t *testing.T) {
+	if *update {
+		t.Skip("they are being written anew")
+	}
+	have, err := os.ReadFile(sourcesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != sourcesHash(t) {
+		t.Errorf("a module or a configuration has changed since testdata/rendered was written:\n" +
+			"NIXPKGS_LIB=/path/to/nixpkgs/lib NIXFLEET_TEST_NIX=/path/to/nix go test ./nixops/modules -update")
+	}
+}
+
 // What is committed, and examined where there is no nixpkgs, is what the modules
 // give today.
 func TestCommittedFilesAreWhatTheModulesRender(t *testing.T) {
 	nixpkgsLib(t)
+	if *update {
+		if err := os.WriteFile(sourcesFile, []byte(sourcesHash(t)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, name := range configurations(t) {
 		t.Run(name, func(t *testing.T) {
 			var r rendered
