@@ -3,6 +3,7 @@ package nixops
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,6 +131,12 @@ func TestEntryOf(t *testing.T) {
 		"boot/loader/entries/nixos-nixfleet-staged-generation-0.conf.bak": entry(sysB),
 	})
 	m := &machine{root: root, platform: "linux"}
+	if err := os.MkdirAll(root+"/boot/efi/loader/entries", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if dirs := m.bootDirs(); !slices.Equal(dirs, []string{"/boot", "/efi"}) {
+		t.Errorf("an installer writes to %v", dirs)
+	}
 	for closure, want := range map[string]string{sysA: "nixos-generation-7.conf", sysB: "nixos-nixfleet-staged-generation-1.conf", "none": ""} {
 		if id, err := m.entryOf(closure); err != nil || id != want {
 			t.Errorf("entry of %s: %q, %v; want %q", closure, id, err, want)

@@ -75,6 +75,19 @@ func (m *machine) SetStaged(ctx context.Context, closure string) error {
 // loaderDirs are where an ESP or XBOOTLDR partition is mounted (bootctl(1)).
 var loaderDirs = []string{bootDir, "/efi", "/boot/efi"}
 
+// bootDirs are where an installer writes: /boot, and a partition elsewhere that
+// holds entries. One without may belong to another system, however full it is.
+func (m *machine) bootDirs() []string {
+	dirs := []string{bootDir}
+	for _, dir := range loaderDirs {
+		entries, err := filepath.Glob(m.root + dir + "/loader/entries/*.conf")
+		if err == nil && len(entries) > 0 && dir != bootDir {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
 // tries is the boot counter in the name of an entry, which is no part of its id.
 var tries = regexp.MustCompile(`\+\d+(-\d+)?\.conf$`)
 

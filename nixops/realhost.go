@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -480,11 +481,15 @@ func (m *machine) Space(ctx context.Context) (Space, error) {
 	if err != nil {
 		return Space{}, fmt.Errorf("space of the store: %w", err)
 	}
-	boot, err := freeBytes(m.root + bootDir)
-	if err != nil {
-		return Space{}, fmt.Errorf("space of /boot: %w", err)
+	space := Space{StoreFree: store, BootFree: math.MaxUint64}
+	for _, dir := range m.bootDirs() {
+		free, err := freeBytes(m.root + dir)
+		if err != nil {
+			return Space{}, fmt.Errorf("space of %s: %w", dir, err)
+		}
+		space.BootFree = min(space.BootFree, free)
 	}
-	return Space{StoreFree: store, BootFree: boot}, nil
+	return space, nil
 }
 
 func (m *machine) Reboot(ctx context.Context) error {
