@@ -52,6 +52,20 @@ type Host struct {
 	RebootPolicy jsontext.Value `json:"rebootPolicy,omitzero" shape:"O"`
 }
 
+// Reboots is what a declared reboot policy says, for people: "window", "immediate"
+// or "never" and the window's words. The host acts by the copy in its own closure; a
+// form that is not known here says nothing.
+func (h *Host) Reboots() (mode, window string) {
+	var p struct {
+		Mode   string `json:"mode" shape:"D"`
+		Window string `json:"window" shape:"O"`
+	}
+	if len(h.RebootPolicy) == 0 || pki.Decode(h.RebootPolicy, &p) != nil {
+		return "", ""
+	}
+	return p.Mode, p.Window
+}
+
 // Pin holds a host at another commit.
 type Pin struct {
 	Commit    string         `json:"commit" shape:"R"`

@@ -75,12 +75,18 @@ func (w *World) Accept(rel *fleet.Release, now time.Time) Change {
 // bindHosts notes who is declared, and forgets what the last release said.
 func (w *World) bindHosts(rel *fleet.Release) {
 	for _, h := range w.hosts {
-		h.declared, h.channel, h.pinned, h.after, h.before = false, nil, "", nil, nil
+		h.declared, h.channel, h.pinned, h.reboots, h.after, h.before = false, nil, "", "", nil, nil
 	}
 	for name, declared := range rel.Fleet.Hosts {
 		h := w.host(name)
 		h.declared = true
 		h.channel = w.channel(declared.Channel)
+		switch mode, window := declared.Reboots(); mode {
+		case "window":
+			h.reboots = "in its window, " + window
+		case "immediate":
+			h.reboots = "at once"
+		}
 		if p := declared.Pin; p != nil {
 			h.pinned = "commit " + p.Commit
 			if p.ExpiresAt != nil {

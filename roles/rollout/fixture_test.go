@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"nixfleet/nixops/fleet"
 )
 
@@ -21,8 +23,9 @@ type spec struct {
 	opened   time.Time // zero: signed
 	channels []channelSpec
 	budgets  []budgetSpec
-	edges    [][2]string // first, then gated
-	order    [][2]string // channels: first, then gated
+	edges    [][2]string       // first, then gated
+	order    [][2]string       // channels: first, then gated
+	reboots  map[string]string // host -> declared reboot policy
 }
 
 type channelSpec struct {
@@ -98,7 +101,7 @@ func (s spec) release() *fleet.Release {
 			names := slices.Sorted(maps.Keys(wv.hosts))
 			f.Waves[c.name] = append(f.Waves[c.name], fleet.Wave{Hosts: names, SoakSeconds: ptr(uint32(wv.soak / time.Second))})
 			for _, h := range names {
-				d := &fleet.Host{Channel: c.name}
+				d := &fleet.Host{Channel: c.name, RebootPolicy: jsontext.Value(s.reboots[h])}
 				if closure := wv.hosts[h]; closure != "" {
 					d.ClosureHash = ptr(closure)
 					m.HostSet = append(m.HostSet, fleet.HostEntry{Hostname: h, TargetClosure: closure, WaveIndex: uint32(i)})

@@ -179,6 +179,10 @@ func gateLease(w *World, s subject, _ time.Time) *Reason {
 		return w.because(CodeOldLease, nothingToDo, "it may still be switching to the closure of the release before, for which it has until %s", clockText(l.ConfirmDeadline))
 	}
 	if l.deferred() {
+		if by := s.host.reboots; by != "" {
+			return w.because(CodeDeferred, "nothing, or reboot it where its boot loader has no fallback",
+				"its new closure is ready and takes effect with the next reboot; it reboots by itself %s", by)
+		}
 		return w.because(CodeDeferred, "reboot the host", "its new closure is ready and takes effect with the next reboot")
 	}
 	switch h.state() {

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -232,6 +233,23 @@ func TestDeferredUpdateWaitsForPeople_A17_A18(t *testing.T) {
 	b.checkin("a")
 	b.checkin("b")
 	b.wantRollout("s", RolloutConverged, 0)
+}
+
+// What waits for a reboot says who does it; a policy of an unknown form says nothing.
+func TestDeferredHostSaysWhoReboots(t *testing.T) {
+	for policy, want := range map[string]string{
+		"": "reboot the host", `{"mode":"never"}`: "reboot the host", `{"mode":1}`: "reboot the host", `[]`: "reboot the host",
+		`{"mode":"window","window":"Sun 03:00"}`: "in its window, Sun 03:00", `{"mode":"immediate","window":null}`: "at once",
+	} {
+		s := single("s", one(time.Minute, "a", "new-a"))
+		s.reboots = map[string]string{"a": policy}
+		b := start(t, s)
+		b.offered("a")
+		b.report("a", Report{Event: "activation-deferred", Closure: "new-a"})
+		if r := b.w.Decide("a", b.now).Reason; r.Code != CodeDeferred || !strings.Contains(r.Text+"; "+r.Next, want) {
+			t.Errorf("%s: %+v", policy, r)
+		}
+	}
 }
 
 // A host that reboots by itself and at once holds its slot while it is away, and not for ever.

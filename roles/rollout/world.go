@@ -88,6 +88,7 @@ type host struct {
 	name     string
 	declared bool
 	pinned   string // "commit until time" for people, "" when not pinned
+	reboots  string // when it reboots by itself, for people; "" when it does not
 	channel  *channel
 	run      *run // newest rollout of its channel, when that names the host
 	wave     int
