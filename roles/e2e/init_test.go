@@ -114,6 +114,34 @@ func TestInitToFirstRollout(t *testing.T) {
 	}
 }
 
+// TestNixFlakeInitGivesTheTree: the template of the flake is the tree of init without
+// its keys, hidden files included. (Nix makes none of them executable.)
+func TestNixFlakeInitGivesTheTree(t *testing.T) {
+	t.Parallel()
+	f := bareNixFleet(t)
+	nixpkgs, source := f.inputs()
+	flake, err := os.ReadFile(filepath.Join(source, "flake.nix"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write(filepath.Join(source, "flake.nix"), strings.Replace(string(flake), "github:NixOS/nixpkgs/nixos-unstable", "path:"+nixpkgs, 1), 0o644)
+	absolute, err := filepath.Abs("../../nixops/template/fleet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(source, "nixops/template/fleet")); err != nil {
+		t.Fatal(err)
+	}
+	f.command(f.dir, "cp", "-a", absolute, filepath.Join(source, "nixops/template/fleet"))
+	if err := os.Mkdir(f.checkout(""), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.command(f.checkout(""), filepath.Join(f.nix.Bin(), "nix"), "flake", "init", "--template", "path:"+source+"#fleet")
+	if out := f.command(f.dir, "diff", "--recursive", absolute, f.checkout("")); out != "" {
+		t.Error(out)
+	}
+}
+
 // sshIdentity gives the operator an ssh key, which init finds.
 func (f *nixFleet) sshIdentity() {
 	f.t.Helper()
@@ -262,7 +290,7 @@ func (f *nixFleet) job() func(args ...string) {
 	}
 	return func(args ...string) {
 		f.t.Helper()
-		f.shell("git clone --quiet --branch main "+filepath.Join(f.dir, "forge.git")+" ../job && cd ../job && ci/release.sh "+strings.Join(args, " ")+
+		f.shell("git clone --quiet --branch main "+filepath.Join(f.dir, "forge.git")+" ../job && cd ../job && sh ci/release.sh "+strings.Join(args, " ")+
 			" && cd .. && rm -rf job && git -C fleet pull --quiet --ff-only origin main",
 			"RELEASE_KEY="+read("release.key"), "CACHE_KEY="+read("cache.key"), "COPY_TO="+f.cacheDest(), "NIXFLEET="+binary)
 	}

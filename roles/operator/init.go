@@ -211,11 +211,7 @@ func writeFleet(dir string, names *strings.Replacer, m *minted) error {
 		if err != nil {
 			return err
 		}
-		mode := fs.FileMode(0o644)
-		if strings.HasSuffix(path, ".sh") {
-			mode = 0o755
-		}
-		return os.WriteFile(to, []byte(names.Replace(string(text))), mode)
+		return os.WriteFile(to, []byte(names.Replace(string(text))), 0o644)
 	})
 	if err != nil {
 		return fmt.Errorf("write the tree: %w", err)

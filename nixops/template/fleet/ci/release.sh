@@ -1,6 +1,5 @@
-#!/bin/sh
-# The job of every forge: build, sign and publish a release of the checked out
-# commit; `ci/release.sh --resign` renews the signatures of the present one.
+# The job of every forge, `sh ci/release.sh`: build, sign and publish a release of the
+# checked out commit; with --resign renew the signatures of the present one.
 #
 #   RELEASE_KEY  the private half of nixfleet.trust.ciReleaseKey
 #   CACHE_KEY    that of a key in nixfleet.trust.cacheKeys (not for --resign)
