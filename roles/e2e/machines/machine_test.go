@@ -48,11 +48,12 @@ func newMachine(t testing.TB, n *network, name, base, binary string) *machine {
 	for _, sub := range []string{"upper", "work", "root"} {
 		must(t, os.Mkdir(filepath.Join(dir, sub), 0o755))
 	}
-	must(t, syscall.Mount("overlay", m.root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", base, dir, dir)))
+	must(t, overlay(base, dir))
 	t.Cleanup(func() {
 		if err := syscall.Unmount(m.root, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmount %s: %v", m.root, err)
 		}
+		syscall.Unmount(filepath.Join(m.dir, "memory"), syscall.MNT_DETACH) // if it is there
 	})
 	m.netns, m.port, m.address = n.wire()
 	m.write("/etc/hostname", name+"\n", 0o644)
@@ -70,6 +71,37 @@ func newMachine(t testing.TB, n *network, name, base, binary string) *machine {
 		m.dropGroups()
 	})
 	return m
+}
+
+// overlay mounts dir/root over the shared one.
+func overlay(base, dir string) error {
+	layers := func(at string) string {
+		return fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", base, at, at)
+	}
+	err := syscall.Mount("overlay", dir+"/root", "overlay", 0, layers(dir))
+	if !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	// What this machine has itself is an overlay, as in a container, and cannot be the
+	// upper layer of one.
+	for _, sub := range []string{"upper", "work"} {
+		if err := os.Remove(filepath.Join(dir, sub)); err != nil {
+			return err
+		}
+	}
+	memory := filepath.Join(dir, "memory")
+	if err := os.Mkdir(memory, 0o755); err != nil {
+		return err
+	}
+	if err := syscall.Mount("tmpfs", memory, "tmpfs", 0, ""); err != nil {
+		return err
+	}
+	for _, sub := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(memory, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	return syscall.Mount("overlay", dir+"/root", "overlay", 0, layers(memory))
 }
 
 func (m *machine) path(inside string) string { return m.root + inside }

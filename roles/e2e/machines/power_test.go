@@ -112,6 +112,22 @@ func init() {
 			}
 		}})
 	}
+	scenarios = append(scenarios, scenario{"power-committed", func(t *testing.T, g *ground) {
+		// Only what nobody answers stays there long enough to be seen.
+		cp := g.ownControlPlane(t, "power-committed")
+		p := newPlay(t, g, cp, "power-committed")
+		next := p.next("next", knob("boot-seconds", "2"))
+		p.release(next)
+		p.at("committing")
+		cp.kill()
+		p.at("committed")
+		if found := p.powerCut(); found != "committed" {
+			t.Fatalf("the power was cut at %q", found)
+		}
+		cp.start(t)
+		p.confirmed(next)
+		p.tell("power cut while committed", onNew, "converged")
+	}})
 	scenarios = append(scenarios, scenario{"reboots", func(t *testing.T, g *ground) {
 		p := newPlay(t, g, g.main, "reboots")
 		p.release(p.next("next"))
