@@ -45,6 +45,15 @@ func (s *Store) RevokedSince(ctx context.Context, name string) (notBefore time.T
 	return notBefore, ok, nil
 }
 
+// Revocations is what RevokedSince answers from, by name. It is not to be changed.
+func (s *Store) Revocations(ctx context.Context) (map[string]time.Time, error) {
+	byName, err := s.watch.revocations(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look up revocations: %w", err)
+	}
+	return byName, nil
+}
+
 // watcher keeps the revocations in memory for as long as the database has not
 // been changed by another connection.
 type watcher struct {

@@ -2,7 +2,9 @@ package cp
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"net/http"
 	"testing"
 	"time"
 
@@ -179,4 +181,31 @@ func TestAClientThatLeavesIsForgotten(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	p.eventually("nothing is held", p.held("0"))
+}
+
+// A row inserted by hand also ends a request that was held when it came: its host
+// must not stay connected, nor wait for its next contact to enrol anew.
+func TestRevocationByHandEndsHeldRequest(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	held := p.hold(p.agent("b"), "b", 5*time.Minute)
+	p.eventually("b's request is held", p.held("1"))
+	db, err := sql.Open("sqlite3", "file:"+e.path("state/state.db")+"?_busy_timeout=10000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(`INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by) VALUES ('b', datetime('now'), 'compromised', 'jo')`); err != nil {
+		t.Fatal(err)
+	}
+	// The next tick sees it; something to tick for shortens the wait.
+	p.checkin(p.agent("a"), e.state("a", closureOf("a", 0)), 0)
+	select {
+	case got := <-held:
+		if status(t, got.err) != http.StatusUnauthorized {
+			t.Errorf("the held request of a revoked host: %+v %v", got.CheckinResponse, got.err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the request of a revoked host is still held")
+	}
 }

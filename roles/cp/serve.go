@@ -53,7 +53,8 @@ type server struct {
 	feed     *feed
 	seen     *lastSeen
 	metrics  *metrics
-	lastTick atomic.Int64 // Unix milliseconds
+	lastTick atomic.Int64         // Unix milliseconds
+	revoked  map[string]time.Time // by local rows, at the last tick; the tick loop's own
 
 	kick     chan struct{} // the tick has something to do
 	poked    chan struct{} // look at the source

@@ -3,6 +3,7 @@ package cp
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -137,6 +138,24 @@ func (s *server) kickTimer() {
 	}
 }
 
+// wakeRevoked has held requests look again whose host was revoked since the last
+// tick by a row that somebody inserted by hand: nobody else tells them.
+func (s *server) wakeRevoked(ctx context.Context) {
+	if s.store == nil {
+		return
+	}
+	now, err := s.store.Revocations(ctx)
+	if err != nil {
+		s.log.Error().Err(err).Msg("revocations not read")
+		return
+	}
+	before := s.revoked
+	if s.revoked = now; maps.EqualFunc(now, before, time.Time.Equal) {
+		return
+	}
+	s.waiters.wakeIf(func(host string) bool { return !now[host].Equal(before[host]) })
+}
+
 // maxTickWait bounds the sleep between two ticks: the clock may be set.
 const maxTickWait = 30 * time.Second
 
@@ -153,6 +172,7 @@ func (s *server) tickLoop(ctx context.Context) {
 		} else {
 			s.log.Error().Err(err).Msg("tick failed")
 		}
+		s.wakeRevoked(ctx)
 		wait := maxTickWait
 		if !next.IsZero() {
 			wait = min(max(time.Until(next), time.Millisecond), maxTickWait)

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -17,14 +16,15 @@ import (
 // standIns are the programs of the recipes that one machine does not have. They
 // run the real sqlite3 and age and print the real logs.
 var standIns = map[string]string{
-	"ssh":        `[ "$1" = root@cp ] || export HOST="${1#root@}"; shift; exec bash -c "$*"`,
-	"nix-shell":  `[ "$1 $2 $3" = "-p sqlite --run" ] || exit 64; exec bash -c "$4"`,
-	"journalctl": `case "$2" in nixfleet-control-plane.service) cat "$DIR/cp.log";; *) tail -n 50 "$DIR/hosts/$HOST/agent.log";; esac`,
-	"systemctl":  `echo active`,
-	"readlink":   `[ "$1" = /run/current-system ] || exec command -p readlink "$@"; cat "$DIR/hosts/$HOST/current-system"`,
-	"agenix":     `mkdir -p "$(dirname "$2")" && age -R "$DIR/hosts/newhost/key.pub" -o "$2" && git -C "$(dirname "$2")" add "$2"`,
-	"nix":        `[ "$1 $2 $3 $4" = "flake update secrets -C" ] || exit 64; date +%s%N >"$5/flake.lock"`,
-	"edit":       `date +%s%N >"${1%...}flake.lock"`,
+	"ssh":            `[ "$1" = root@cp ] || export HOST="${1#root@}"; shift; exec bash -c "$*"`,
+	"nix-shell":      `[ "$1 $2 $3" = "-p sqlite --run" ] || exit 64; exec bash -c "$4"`,
+	"journalctl":     `case "$2" in nixfleet-control-plane.service) cat "$DIR/cp.log";; *) tail -n 50 "$DIR/hosts/$HOST/agent.log";; esac`,
+	"systemctl":      `[ "$1 $2" = "is-active nixfleet-agent.service" ] || exit 64; if kill -0 "$(cat "$DIR/hosts/$HOST/agent.log.pid")"; then echo active; else echo inactive; exit 3; fi 2>/dev/null`,
+	"readlink":       `[ "$1" = /run/current-system ] || exec command -p readlink "$@"; cd "$DIR/hosts/$HOST" && nixfleet agent status --json --state-dir "$PWD/state" --simulated-host "$PWD/machine" --simulated-cache "$DIR/cache" | sed -n 's|.*"current":"\([^"]*\)".*|/nix/store/\1|p'`,
+	"nixos-anywhere": `[ "$1" = --flake ] || exit 64; echo "${2#.#} $3" >"$DIR/installed"`,
+	"agenix":         `mkdir -p "$(dirname "$2")" && age -R "$DIR/hosts/newhost/key.pub" -o "$2" && git -C "$(dirname "$2")" add "$2"`,
+	"nix":            `[ "$1 $2 $3 $4" = "flake update secrets -C" ] || exit 64; date +%s%N >"$5/flake.lock"`,
+	"edit":           `date +%s%N >"${1%...}flake.lock"`,
 }
 
 // recipe is the text between one heading of the cookbook and the next.
@@ -39,7 +39,7 @@ func (f *simFleet) recipe(heading, next string) string {
 	if !found {
 		f.t.Fatalf("the cookbook has no recipe %q before %q", heading, next)
 	}
-	return strings.NewReplacer("<fleet>", f.path("fleet"), "<secrets>", f.path("secrets"), "<your-name>", "jo",
+	return strings.NewReplacer("<fleet>", f.path("fleet"), "<secrets>", f.path("secrets"), "<your-name>", "jo", "<bootstrap-ip>", "192.0.2.7",
 		"<SHA-256-base64-of-newhost-pubkey>", f.fingerprint("newhost"), "/run/agenix/org-root-key", f.path("keys/org-root.key"),
 		"/var/lib/nixfleet-cp", f.path("cp")).Replace(text)
 }
@@ -81,20 +81,38 @@ func TestCookbook(t *testing.T) {
 	}
 	f.release(1)
 	f.startControlPlane()
-	f.startAgent("stuckhost")
+	stopAgent := f.startAgent("stuckhost")
 	f.converged(1, "stuckhost")
 
 	// Deploy a fleet change.
 	edit, verify := f.split(f.recipe("Deploy a fleet change", "Mint a bootstrap token for a new host"), "# 3. CI runs")
 	verify, _ = f.split(verify, "If cp gets stuck")
+	// What the recipe's grep shows that it has not shown before.
+	shown := ""
+	grep := func(of string, messages ...string) {
+		t.Helper()
+		log := ""
+		for _, message := range messages {
+			f.until("the recipe's grep finds "+message+" for "+of, func() bool {
+				log = strings.TrimPrefix(f.shell(verify), shown)
+				return strings.Contains(log, `"message":"`+message+`"`)
+			})
+		}
+		shown += log
+	}
+	grep("the first release", "snapshot refreshed", "dispatch", "confirm received")
 	f.shell(edit)
 	f.release(2)
 	f.converged(2, "stuckhost")
-	log := f.shell(verify)
-	for _, message := range []string{"snapshot refreshed", "dispatch", "confirm received"} {
-		if !strings.Contains(log, message) {
-			t.Errorf("the recipe's grep does not find %q in:\n%s", message, log)
-		}
+	grep("a release", "snapshot refreshed", "dispatch", "confirm received")
+	// CI's timer signs it again: one more snapshot, and nobody is told anything.
+	taken := strings.Count(f.read("cp.log"), "snapshot refreshed")
+	f.resign()
+	f.until("the control plane has taken the new signatures", func() bool { return strings.Count(f.read("cp.log"), "snapshot refreshed") > taken })
+	f.converged(2, "stuckhost")
+	grep("a release signed again", "snapshot refreshed")
+	if again := f.shell(verify); strings.Count(again, `"dispatch"`) != 2 {
+		t.Errorf("a release that was signed again was dispatched again:\n%s", again)
 	}
 
 	// Mint a token and add the host, which reads the token sealed for its ssh key.
@@ -106,9 +124,15 @@ func TestCookbook(t *testing.T) {
 	}
 	deployToken()
 	f.names = append(f.names, "newhost")
+	// Signed again before any host has seen it: the three words are there all the same.
+	stopAgent()
 	f.release(3)
+	f.resign()
+	stopAgent = f.startAgent("stuckhost")
+	f.installed("newhost")
 	f.startAgent("newhost")
 	f.converged(3, "stuckhost", "newhost")
+	grep("a release signed again before it arrived", "snapshot refreshed", "dispatch", "confirm received")
 
 	// Revoke by SQL, twice, and enrol again.
 	revoke := f.recipe("Revoke a host’s cert", "Rotate the org root key")
@@ -136,17 +160,28 @@ func TestCookbook(t *testing.T) {
 	onHost, onCP := f.split(diagnosis, "Then check what the CP saw last from this host:\n")
 	_, onCP = f.split(onCP, "ssh root@cp")
 	onCP, _ = f.split(onCP, "Look for:")
-	sim, err := nixops.NewSim(f.path("hosts/stuckhost/machine"), f.path("cache"))
-	f.must(err)
-	defer sim.Close()
-	current, err := sim.CurrentSystem(t.Context())
-	f.must(err)
-	f.write("hosts/stuckhost/current-system", "/nix/store/"+current+"\n")
-	if out := f.shell(onHost); !strings.Contains(out, "confirmed") || !strings.HasSuffix(out, "\n"+simClosureName("stuckhost", 3)+"\n") {
+	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\nactive\n") || !strings.Contains(out, "confirmed") || !strings.HasSuffix(out, "\n"+simClosureName("stuckhost", 3)+"\n") {
 		t.Errorf("the host's log and system: %s", out)
 	}
 	if out := f.shell(onCP); strings.Count(out, "|confirmed|") < 2 {
 		t.Errorf("pending_confirms of stuckhost: %q", out)
+	}
+	// Now it is stuck: its switch does not end, and then its agent dies.
+	f.switching = time.Minute
+	f.build("stuckhost", 4)
+	f.switching = 0
+	f.release(4)
+	f.until("stuckhost is in the middle of a switch", func() bool { return strings.Contains(f.shell(onCP), "|pending|") })
+	f.until("its agent says so", func() bool {
+		h := f.host("stuckhost")
+		return h.RolloutState != nil && *h.RolloutState == "Activating"
+	})
+	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\nactive\n") {
+		t.Errorf("a host in the middle of a switch: %s", out)
+	}
+	stopAgent()
+	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\ninactive\n") || strings.Contains(out, "\nactive\n") {
+		t.Errorf("a host without its agent: %s", out)
 	}
 
 	f.rotation()
@@ -170,7 +205,18 @@ func TestCookbook(t *testing.T) {
 	}
 	f.must(os.Rename(f.path("fleet.git"), f.path("away.git")))
 	f.startControlPlane()
-	f.converged(3, f.names...)
+	f.converged(4, "newhost", "graced", "late")
+}
+
+// installed runs the recipe's line that installs a host, and wants it to be that host.
+func (f *simFleet) installed(name string) {
+	f.t.Helper()
+	_, line := f.split(f.recipe("Add a host to the fleet", "Tag a release"), "nixos-anywhere ")
+	line, _ = f.split(line, ".- New host")
+	f.shell("cd fleet; " + line)
+	if got := f.read("installed"); got != name+" root@192.0.2.7\n" {
+		f.t.Errorf("the recipe installs %q", got)
+	}
 }
 
 func (f *simFleet) mint(name string) {
@@ -182,25 +228,30 @@ func (f *simFleet) mint(name string) {
 // the previous key works until previous is removed.
 func (f *simFleet) rotation() {
 	f.t.Helper()
-	fresh, err := pki.GenerateKey(pki.AlgorithmEd25519)
+	// A new keypair, of which the private half is encrypted to an operator; the
+	// present key moves to previous.
+	f.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f.path("operator-ssh"))
+	before, _, err := pki.ParseTrust([]byte(f.read("keys/trust.json")))
 	f.must(err)
-	private, err := fresh.MarshalPEM()
+	f.write("trust.rotated", f.read("keys/trust.json"))
+	f.run(binary, "keygen", "org-root", "--out", f.path("secrets/org-root-key.age"), "--recipients-file", f.path("operator-ssh.pub"), "--trust-file", f.path("trust.rotated"))
+	trust, _, err := pki.ParseTrust([]byte(f.read("trust.rotated")))
 	f.must(err)
-	f.write("keys/org-root.key", string(private))
-	trust, _, err := pki.ParseTrust([]byte(f.read("keys/trust.json")))
-	f.must(err)
-	public := fresh.Public()
+	if trust.OrgRootKey.Previous == nil || *trust.OrgRootKey.Previous != *before.OrgRootKey.Current || *trust.OrgRootKey.Current == *before.OrgRootKey.Current {
+		f.t.Fatalf("the rotation made %+v of %+v", trust.OrgRootKey, before.OrgRootKey)
+	}
 	deploy := func(previous *pki.PublicKey) {
 		f.t.Helper()
-		trust.OrgRootKey.Previous, trust.OrgRootKey.Current = previous, &public
+		trust.OrgRootKey.Previous = previous
 		doc, err := trust.Marshal()
 		f.must(err)
 		f.write("trust.new", string(doc))
 		f.must(os.Rename(f.path("trust.new"), f.path("keys/trust.json")))
 	}
-	deploy(trust.OrgRootKey.Current)
+	deploy(trust.OrgRootKey.Previous)
+	f.resign()
 	f.startAgent("graced")
-	f.converged(3, "graced")
+	f.converged(4, "graced")
 	deploy(nil)
 	f.startAgent("late")
 	f.until("the token of the removed key is refused", func() bool {
@@ -214,6 +265,7 @@ func (f *simFleet) rotation() {
 	if _, err := os.Stat(f.path("hosts/late/cert.pem")); !errors.Is(err, os.ErrNotExist) {
 		f.t.Errorf("a host enrolled with a token of a removed key: %v", err)
 	}
-	f.mint("late")
-	f.converged(3, "late")
+	f.write("hosts/late/token", f.run(binary, "mint-token", "--hostname", "late", "--host-pubkey", f.pubkeys["late"], "--org-root-key",
+		f.path("secrets/org-root-key.age"), "--identity", f.path("operator-ssh")))
+	f.converged(4, "late")
 }

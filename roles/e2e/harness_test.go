@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,14 +51,15 @@ func TestMain(m *testing.M) {
 
 // simFleet is a fleet of simulated machines made by the commands a person types.
 type simFleet struct {
-	t        *testing.T
-	dir      string
-	address  string
-	names    []string          // declared hosts
-	channels map[string]string // of hosts that are not on stable
-	pubkeys  map[string]string // of every machine, declared or not
-	client   *protocol.Client
-	stopCP   func()
+	t         *testing.T
+	dir       string
+	address   string
+	names     []string          // declared hosts
+	channels  map[string]string // of hosts that are not on stable
+	pubkeys   map[string]string // of every machine, declared or not
+	client    *protocol.Client
+	switching time.Duration // how long switching to what is built from now on takes
+	stopCP    func()
 }
 
 func newSimFleet(t *testing.T, names ...string) *simFleet {
@@ -137,7 +139,9 @@ func simClosureName(host string, n int) string {
 
 func (f *simFleet) build(host string, n int) {
 	f.t.Helper()
-	f.must(nixops.WriteSimClosure(f.path("cache"), simClosureName(host, n), nixops.SimClosure{Agent: "self", TrustJSON: f.read("keys/trust.json"), Size: 1 << 20}))
+	f.must(nixops.WriteSimClosure(f.path("cache"), simClosureName(host, n), nixops.SimClosure{
+		Agent: "self", TrustJSON: f.read("keys/trust.json"), Size: 1 << 20, SwitchTime: f.switching,
+	}))
 }
 
 // machine makes a machine with an ssh key that runs closure 0.
@@ -189,9 +193,20 @@ func (f *simFleet) release(n int) {
 		f.must(err)
 		f.write(file, string(doc))
 	}
-	f.run(binary, "release", "--build-flake", f.path("ci"), "--release-dir", f.path("ci/releases"), "--fleet-file", f.path("declared.json"),
-		"--closures", f.path("closures.json"), "--sign-key", f.path("keys/release.key"), "--trust-file", f.path("keys/trust.json"),
-		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@e2e.test", "--confirm-window", "60s")
+	f.ci("--fleet-file", f.path("declared.json"), "--closures", f.path("closures.json"), "--confirm-window", "60s")
+}
+
+// resign is what CI's timer does: the same release, signed again.
+func (f *simFleet) resign() {
+	f.t.Helper()
+	f.run("git", "-C", f.path("ci"), "pull", "-q", "--rebase", "origin", "main")
+	f.ci("--resign")
+}
+
+func (f *simFleet) ci(flags ...string) {
+	f.t.Helper()
+	f.run(binary, append([]string{"release", "--build-flake", f.path("ci"), "--release-dir", f.path("ci/releases"), "--sign-key", f.path("keys/release.key"),
+		"--trust-file", f.path("keys/trust.json"), "--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@e2e.test"}, flags...)...)
 	f.run("git", "-C", f.path("fleet"), "pull", "-q", "--rebase", "origin", "main")
 }
 
@@ -203,7 +218,9 @@ func (f *simFleet) start(log string, args ...string) (stop func()) {
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr, cmd.Env = out, out, append(os.Environ(), "HOME="+f.dir)
 	f.must(cmd.Start())
+	f.write(log+".pid", strconv.Itoa(cmd.Process.Pid))
 	stop = sync.OnceFunc(func() {
+		os.Remove(f.path(log + ".pid"))
 		cmd.Process.Signal(syscall.SIGTERM)
 		timer := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
 		cmd.Wait()
@@ -244,7 +261,7 @@ func (f *simFleet) startAgent(name string) (stop func()) {
 
 func (f *simFleet) until(what string, holds func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(90 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			f.t.Fatalf("waited for this in vain: %s", what)
 		}
