@@ -84,7 +84,7 @@ func findNix(ctx context.Context, bin string) (dir, version string, err error) {
 	program := filepath.Join(bin, "nix")
 	if bin == "" {
 		if program, err = exec.LookPath("nix"); err != nil {
-			return "", "", hinted(fmt.Errorf("--nix needs a Nix, and there is none on PATH: %w", err), hint)
+			return "", "", hinted(errors.New("--nix needs a Nix, and there is none on PATH"), hint)
 		}
 		program, err = filepath.Abs(program)
 	} else {
