@@ -104,7 +104,7 @@ func gateSoakTime(w *World, s subject, now time.Time) *Reason {
 		return w.because(CodeAwaitingEvidence, nothingToDo, "it has not been healthy in this rollout yet")
 	}
 	if end := s.run.soakEnd(s.host); now.Before(end) {
-		return w.because(CodeSoaking, nothingToDo, "it is healthy and soaks until %s", clockText(end))
+		return w.because(CodeSoaking, nothingToDo, "it is healthy and watched for its soak time, until %s", clockText(end))
 	}
 	return nil
 }
@@ -137,7 +137,7 @@ func gateConvergence(w *World, s subject, now time.Time) *Reason {
 		}
 		return w.because(CodeConverged, nothingToDo, "it runs its declared closure and its rollout is done")
 	case Soaked:
-		return w.because(CodeSoaked, nothingToDo, "it runs its declared closure and has soaked; the rest of its rollout goes on")
+		return w.because(CodeSoaked, nothingToDo, "it runs its declared closure and its soak time is over; the rest of its rollout goes on")
 	case Failed, Reverted:
 		return nil
 	}

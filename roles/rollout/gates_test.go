@@ -214,7 +214,7 @@ func TestReasonsAreWholeSentences(t *testing.T) {
 	if d.Reason.Text != want {
 		t.Errorf("text %q, want %q", d.Reason.Text, want)
 	}
-	if d := b.checkin("a"); d.Reason.Text != "it runs its declared closure: healthy and soaks until 2026-03-01 12:01:05 UTC" {
+	if d := b.checkin("a"); d.Reason.Text != "it runs its declared closure: healthy and watched for its soak time, until 2026-03-01 12:01:05 UTC" {
 		t.Errorf("text %q", d.Reason.Text)
 	}
 }
