@@ -64,5 +64,5 @@ func playClock(t *testing.T, g *ground) {
 		}
 		return ""
 	})
-	p.tell("clock a year back, over a reboot", "the generation that it ran", "realise-failed: preflight: clock: this host's clock says …, but it is at least …")
+	p.tell("clock a year back, over a reboot", "the generation that it ran", "")
 }

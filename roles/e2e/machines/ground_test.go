@@ -284,7 +284,7 @@ func (c *controlPlane) start(t testing.TB) {
 		"--fleet-ca-cert", g.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", g.path("keys/issuing-ca.key.pem"), "--agent-cn-suffix", suffix,
 		"--trust-file", g.path("keys/trust.json"), "--state-dir", dir, "--db-path", dir+"/state.db", "--source", "git+file://"+g.path("forge.git")+"#main",
 		"--poll-interval", "1s", "--checkin-interval", "2s", "--confirm-deadline-secs", "60")
-	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), "HOME="+g.dir)
+	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.SysProcAttr = log, log, append(os.Environ(), "HOME="+g.dir), withUs
 	must(t, cmd.Start())
 	c.mu.Lock()
 	c.cmd = cmd

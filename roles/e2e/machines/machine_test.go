@@ -140,7 +140,7 @@ func (m *machine) start() error {
 	cmd := exec.Command("/bin/sh", "-c", join+`exec "$@"`, "sh", "systemd-nspawn", "-q", "-D", m.root, "--machine="+m.name,
 		"--register=no", "--keep-unit", "--link-journal=no", "--network-namespace-path=/run/netns/"+m.netns, "--console=read-only", "--capability=CAP_NET_ADMIN",
 		"--resolv-conf=off", "--timezone=off", "--bind-ro="+m.binary+":/usr/local/bin/nixfleet", "/usr/local/sbin/stage-2")
-	cmd.Stdout, cmd.Stderr = console, console
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = console, console, withUs
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -161,6 +161,9 @@ func (m *machine) start() error {
 	go m.watch(cmd, gone)
 	return nil
 }
+
+// withUs ends what a test started when the test itself is killed.
+var withUs = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 
 // rebooted is the exit status of systemd-nspawn when the container asked for a reboot.
 const rebooted = 133

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+
+	"nixfleet/roles/protocol"
 )
 
 // play is one scenario: a machine, its control plane, and the closures it goes through.
@@ -21,6 +23,7 @@ type play struct {
 	cp    *controlPlane
 	first string // the closure that it starts with
 	begun time.Time
+	saw   string // the words of the last report that was waited for
 }
 
 // newPlay makes a machine that runs a first system, enrols it, and waits until the
@@ -253,6 +256,7 @@ func (p *play) back(limit time.Duration, reason string, blamed bool) {
 	until(p, limit, "the control plane hears why", func() string {
 		for _, r := range p.cp.reports(p, p.m.name) {
 			if r.Event == "rollback-triggered" && strings.Contains(string(r.Details), reason) {
+				p.saw = words(r)
 				return ""
 			}
 		}
@@ -264,11 +268,38 @@ func (p *play) back(limit time.Duration, reason string, blamed bool) {
 	switch {
 	case s.Quarantine == nil:
 		p.Errorf("%s remembers nothing of the undo", p.m.name)
+		return
+
 	case blamed != (s.Quarantine.Failures > 0):
 		p.Errorf("%s: quarantine %+v, blamed should be %v", p.m.name, *s.Quarantine, blamed)
 	}
+	p.saw += map[bool]string{true: "; quarantined", false: "; to be tried again"}[blamed]
 	p.healthy()
 }
+
+// words are what a report tells a person, without what only this run knows.
+func words(r protocol.HostReport) string {
+	var d struct {
+		Reason     string `json:"reason"`
+		StderrTail string `json:"stderr_tail"`
+	}
+	if err := json.Unmarshal(r.Details, &d); err != nil {
+		return err.Error()
+	}
+	text := strings.TrimSpace(d.Reason)
+	if text == "" {
+		text = strings.TrimSpace(d.StderrTail)
+	}
+	line, _, _ := strings.Cut(hashes.ReplaceAllString(text, "…"), "\n")
+	line, _, _ = strings.Cut(line, ": run nix") // and all that Nix said
+	const most = 170 // characters in a cell of the table
+	if short := []rune(line); len(short) > most {
+		line = string(short[:most]) + "…"
+	}
+	return strings.ReplaceAll(line, "|", "/")
+}
+
+var hashes = regexp.MustCompile(`[0-9a-z]{32}-`)
 
 // stays waits until the control plane has heard of an event that says why the target
 // was not activated, and finds the machine where it was.
@@ -281,11 +312,12 @@ func (p *play) stays(event, reason string) {
 				if r.SignatureStatus == nil || *r.SignatureStatus == "mismatch" {
 					return fmt.Sprintf("the report's signature is %v", r.SignatureStatus)
 				}
+				p.saw = r.Event + ": " + words(r)
 				return ""
 			}
 			heard = append(heard, r.Event+" "+string(r.Details))
 		}
-		return strings.Join(heard, "; ")
+		return fmt.Sprintf("%d other reports: %s", len(heard), strings.Join(heard, "; "))
 	})
 	p.settled(time.Minute, all(p.first))
 	p.healthy()
@@ -303,6 +335,7 @@ func (p *play) remembers(reason string) {
 		if s.Quarantine == nil || !strings.Contains(s.Quarantine.Reason, reason) || s.Quarantine.Failures > 0 {
 			return fmt.Sprintf("%+v", s)
 		}
+		p.saw = s.Quarantine.Reason + "; to be tried again"
 		return ""
 	})
 }
@@ -348,8 +381,12 @@ type row struct {
 	took                time.Duration
 }
 
-// tell adds the scenario to the table.
+// tell adds the scenario to the table; without words of its own, with those of the
+// report that was waited for.
 func (p *play) tell(scenario, runs, saw string) {
+	if saw == "" {
+		saw = p.saw
+	}
 	if p.Failed() {
 		return
 	}

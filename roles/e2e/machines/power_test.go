@@ -105,10 +105,10 @@ func init() {
 				p.tell(what, onNew, "converged")
 			case found == "undoing":
 				p.back(2*time.Minute, "late.service", true)
-				p.tell(what, onOld, "the reason of the undo that was cut off; quarantined")
+				p.tell(what, onOld, "")
 			default:
 				p.back(2*time.Minute, "power was lost", false)
-				p.tell(what, onOld, "preflight: power was lost before the new generation was proven; tried again after a pause")
+				p.tell(what, onOld, "")
 			}
 		}})
 	}
@@ -134,7 +134,7 @@ func init() {
 		p.at("checking")
 		p.m.try("systemctl", "reboot")
 		p.back(2*time.Minute, "power was lost", false)
-		p.tell("reboot during the confirm window", onOld, "preflight: power was lost before the new generation was proven; tried again after a pause")
+		p.tell("reboot during the confirm window", onOld, "")
 	}})
 }
 

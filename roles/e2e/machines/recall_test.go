@@ -163,7 +163,7 @@ func playRecall(t *testing.T, g *ground) {
 	}
 	cp.demands(&protocol.Rollback{Rollout: rollout(), TargetRef: "whatever", Reason: "test"})
 	p.back(2*time.Minute, "recalled by the control plane", true)
-	p.tell("rollback asked by the control plane", onOld, "recalled by the control plane; quarantined")
+	p.tell("rollback asked by the control plane", onOld, "")
 
 	p.begun = time.Now()
 	cp.heard(t)
