@@ -292,7 +292,7 @@ func words(r protocol.HostReport) string {
 	}
 	line, _, _ := strings.Cut(hashes.ReplaceAllString(text, "…"), "\n")
 	line, _, _ = strings.Cut(line, ": run nix") // and all that Nix said
-	const most = 170 // characters in a cell of the table
+	const most = 170                            // characters in a cell of the table
 	if short := []rune(line); len(short) > most {
 		line = string(short[:most]) + "…"
 	}
