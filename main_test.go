@@ -58,7 +58,8 @@ var allowed = map[string][]string{
 	"roles/cp":        {"pki", "nixops/fleet", "roles/protocol", "roles/rollout", "store", "nixops"},
 	"roles/agent":     {"pki", "nixops/fleet", "roles/protocol", "roles/rollout", "store", "nixops"},
 	"roles/operator":  {"pki", "nixops/fleet", "roles/protocol", "roles/rollout", "store", "nixops", "nixops/template"},
-	"roles/e2e":       nil, // tests only, of the built executable
+	"roles/sim":       {"pki", "nixops/fleet", "roles/protocol", "roles/rollout", "store", "nixops", "roles/cp", "roles/agent"}, // tests only
+	"roles/e2e":       nil,                                                                                                      // tests only, of the built executable
 	".":               {"roles/cp", "roles/agent", "roles/operator"},
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -290,17 +289,17 @@ func (a *agent) turn(ctx context.Context) (pause time.Duration, err error) {
 	}
 	next := min(time.Duration(answer.NextCheckinSecs)*time.Second, maxContact)
 	next = max(min(next, a.cfg.PollInterval), floorPause)
-	return next/2 + rand.N(next/2+1), nil
+	return next/2 + a.cfg.Jitter(next/2+1), nil
 }
 
 // failed is how long to wait after a failure: full jitter over a doubling
 // time, and what the control plane asks for, within 15 minutes.
 func (a *agent) failed(err error, failures int) time.Duration {
 	limit := min(a.cfg.PollInterval<<min(failures-1, 3), maxContact)
-	pause := max(floorPause, rand.N(limit)+limit/10)
+	pause := max(floorPause, a.cfg.Jitter(limit)+limit/10)
 	var refused *protocol.Error
 	if errors.As(err, &refused) && refused.RetryAfter > 0 {
-		pause = min(refused.RetryAfter, maxContact)/2 + rand.N(min(refused.RetryAfter, maxContact)/2+1)
+		pause = min(refused.RetryAfter, maxContact)/2 + a.cfg.Jitter(min(refused.RetryAfter, maxContact)/2+1)
 	}
 	a.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", pause).Msg("check-in failed")
 	a.status.note(func(s *status) { s.ContactError = err.Error() })

@@ -143,7 +143,7 @@ func runCommand(c *cli.Context) error {
 // runSimulated does what a real machine does around its agent: its deadline runs
 // by itself, and a reboot ends the agent and starts, after the guard, another.
 func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
-	u := &undoer{sim, directory(cfg.StateDir), cfg.Log, cfg.hostArguments()}
+	u := undoerOf(cfg)
 	sim.OnDeadline(func(nixops.Deadline) {
 		if err := u.deadline(context.WithoutCancel(ctx)); err != nil {
 			cfg.Log.Error().Err(err).Msg("undo failed")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -43,7 +44,9 @@ type Config struct {
 	Version         string
 	Host            nixops.Host
 	Dial            func(ctx context.Context, network, addr string) (net.Conn, error)
-	Log             zerolog.Logger
+	// Jitter is a random time below its argument; the default is fair.
+	Jitter func(time.Duration) time.Duration
+	Log    zerolog.Logger
 
 	// Where the host lives; used to make Host.
 	hostConfig  nixops.HostConfig
@@ -160,6 +163,9 @@ func (c *Config) complete() error {
 		if *d == 0 {
 			*d = def
 		}
+	}
+	if c.Jitter == nil {
+		c.Jitter = rand.N[time.Duration]
 	}
 	if c.RenewalFraction == 0 {
 		c.RenewalFraction = 0.5

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -142,7 +141,7 @@ func (a *agent) enrol(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		pause := wait/2 + rand.N(wait)
+		pause := wait/2 + a.cfg.Jitter(wait)
 		var refused *protocol.Error
 		if errors.As(err, &refused) && refused.NotReady() {
 			pause = notReadyWait

@@ -34,6 +34,18 @@ const (
 	reasonThird       = "third-closure: " // and which
 )
 
+// Deadline is what the timer of an activation runs on the host of the
+// configuration, in a process of its own: what is not proven is undone.
+func Deadline(ctx context.Context, cfg Config) error { return undoerOf(cfg).deadline(ctx) }
+
+// Guard is what runs at boot before the agent: it acts on an activation that a
+// power cut interrupted.
+func Guard(ctx context.Context, cfg Config) error { return undoerOf(cfg).guard(ctx) }
+
+func undoerOf(cfg Config) *undoer {
+	return &undoer{cfg.Host, directory(cfg.StateDir), cfg.Log, cfg.hostArguments()}
+}
+
 // undoer restores what an activation recorded. The agent uses it, and so do
 // the deadline and the boot-time guard, which run without an agent.
 type undoer struct {

@@ -2,7 +2,6 @@ package cp
 
 import (
 	"context"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
@@ -298,7 +297,7 @@ func seconds(d time.Duration) uint32 { return uint32(max(0, min(d/time.Second, 1
 func (s *server) nextCheckin() uint32 {
 	next := s.cfg.CheckinInterval
 	if time.Since(s.started) < spread {
-		next += rand.N(s.cfg.CheckinInterval/2 + 1)
+		next += s.cfg.Jitter(s.cfg.CheckinInterval/2 + 1)
 	}
 	return max(1, seconds(next))
 }

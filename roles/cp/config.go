@@ -3,6 +3,7 @@ package cp
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -69,6 +70,8 @@ type Config struct {
 	MaxAnonymous      int
 	MaxHandshakes     int
 	Version           string
+	// Jitter is a random time below its argument; the default is fair.
+	Jitter func(time.Duration) time.Duration
 	// Log should write JSON lines; operators match on its messages.
 	Log zerolog.Logger
 }
@@ -109,6 +112,9 @@ func (c *Config) complete() error {
 		if *d == 0 {
 			*d = def
 		}
+	}
+	if c.Jitter == nil {
+		c.Jitter = rand.N[time.Duration]
 	}
 	for n, def := range map[*int]int{&c.MaxHeld: 100000, &c.MaxAnonymous: 256, &c.MaxHandshakes: 256} {
 		if *n == 0 {

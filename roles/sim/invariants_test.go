@@ -1,0 +1,344 @@
+package sim
+
+import (
+	"context"
+	"crypto/ed25519"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+)
+
+// The invariants, by the names under which they are reported.
+const (
+	invBudget       = "1 budgets hold"
+	invWaves        = "2 waves in order"
+	invSigned       = "3 only what was signed for the host, never older"
+	invHalt         = "4 a halt holds"
+	invExact        = "5 proven or exactly what was before"
+	invArrives      = "6 everybody arrives or says why"
+	invSoak         = "7 soak is whole"
+	invAcknowledged = "8 acknowledged once and for ever"
+	invReason       = "9 who waits has a reason"
+	invOutage       = "10 an outage quarantines nothing"
+)
+
+func hostLine(h *host) string {
+	return pki.FormatHostKey(h.key.Crypto().Public().(ed25519.PublicKey), h.name)
+}
+
+// begins notes the releases a host knew when it began to fetch.
+func (w *world) begins(h *host, closure string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h.began = h.accepted
+}
+
+// arms and disarms are the ends of an activation.
+func (w *world) arms(h *host, window time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h.armed = time.Now().Add(window)
+}
+
+func (w *world) disarms(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h.armed, h.switching = time.Time{}, false
+}
+
+// acquit: a fault of ours may be why this host fails what it does now.
+func (w *world) acquit(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.forge.releases {
+		h.blameless[r.wanted[h.name]] = true
+	}
+}
+
+// switches is looked at when a switch begins.
+func (w *world) switches(h *host, closure string, back bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if back || w.ended {
+		return
+	}
+	index := w.forge.newest(h.name, closure)
+	switch {
+	case index < 0:
+		w.broken(invSigned, "%s switches to %s, which was never signed for it", h.name, closure)
+	case index < h.began:
+		w.broken(invSigned, "%s switches to %s of release %d, and had accepted release %d", h.name, closure, index, h.began)
+	}
+	h.switching = true
+	for i, b := range w.scenario.budgets {
+		members, allowed := w.forge.member(b, i)
+		var busy []string
+		for _, m := range members {
+			if w.hosts[m].switching {
+				busy = append(busy, m)
+			}
+		}
+		if slices.Contains(members, h.name) && len(busy) > allowed {
+			slices.Sort(busy)
+			w.broken(invBudget, "budget %d allows %d at once, and %s are at it", i, allowed, strings.Join(busy, ", "))
+		}
+	}
+	if index >= 0 {
+		w.mayStart(h, index)
+	}
+}
+
+// mayStart: the wave of the host must have been opened.
+func (w *world) mayStart(h *host, index int) {
+	r := w.forge.releases[index]
+	wave, intent := w.waveOf(h.name, r)
+	if highest, known := w.opened[intent]; intent != "" && (!known || wave > highest) && time.Since(w.emptied) > lease+confirmWindow {
+		w.broken(invWaves, "%s of wave %d starts, and wave %d is the highest that was opened", h.name, wave, highest)
+	}
+}
+
+// waveOf finds the place of a host in a release.
+func (w *world) waveOf(name string, r signedRelease) (wave int, intent string) {
+	for file, doc := range r.files {
+		if !strings.HasPrefix(file, fleet.ManifestsDir+"/") || strings.HasSuffix(file, fleet.SignatureSuffix) {
+			continue
+		}
+		var m fleet.Manifest
+		if !decode(doc, &m) {
+			continue
+		}
+		for _, e := range m.HostSet {
+			if e.Hostname == name {
+				return int(e.WaveIndex), r.intents[m.Channel]
+			}
+		}
+	}
+	return 0, ""
+}
+
+// acknowledged notes what the control plane answered, delivered or not.
+func (w *world) acknowledged(h *host, r *http.Request, body []byte, got *answer) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case r.URL.Path == "/v1/enroll" && got.status == http.StatusOK:
+		h.enrolled, h.enrolment, h.enrolledAt = r, body, time.Now()
+	case r.URL.Path == protocol.ConfirmPath && got.status == http.StatusNoContent:
+		var req protocol.ConfirmRequest
+		if decode(body, &req) {
+			w.acked[[2]string{h.name, req.Rollout}] = req.Generation.ClosureHash
+			if intent := w.forge.intentOf(req.Rollout); h.confirmed[intent].IsZero() {
+				h.confirmed[intent] = time.Now()
+			}
+		}
+	case r.URL.Path == "/v1/agent/checkin" && got.status == http.StatusOK:
+		h.lastContact = time.Now()
+	}
+}
+
+// delivered notes what a host was given.
+func (w *world) delivered(h *host, r *http.Request, got *answer) {
+	channel, ok := strings.CutPrefix(r.URL.Path, "/v1/heads/")
+	if !ok || strings.Contains(channel, "/") || got.status != http.StatusOK {
+		return
+	}
+	var head fleet.Head
+	if !decode(got.body, &head) {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, release := range w.forge.releases {
+		if _, ok := release.ids[head.RolloutID]; ok {
+			h.accepted = max(h.accepted, i)
+		}
+	}
+}
+
+// happened is looked at for each event of the control plane's log.
+func (w *world) happened(e protocol.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events, w.seq = append(w.events, e), e.Seq
+	switch e.Kind {
+	case rollout.EventWaveOpened:
+		w.opens(e)
+	case rollout.EventHalted, rollout.EventReverting:
+		w.halted[e.Intent] = true
+	case rollout.EventResumed, rollout.EventRetry:
+		delete(w.halted, e.Intent)
+	case rollout.EventDispatched:
+		if w.halted[e.Intent] {
+			w.broken(invHalt, "%s is dispatched although its rollout is halted", e.Host)
+		}
+	case rollout.EventQuarantined:
+		w.quarantines(e)
+	}
+}
+
+// opens: each host of the waves before has soaked, or is not there.
+func (w *world) opens(e protocol.Event) {
+	before := w.opened[e.Intent]
+	wave := before + 1
+	if _, known := w.opened[e.Intent]; !known {
+		wave = 0
+	}
+	w.opened[e.Intent] = wave
+	if wave == 0 || w.ended {
+		return
+	}
+	// The newest release of the intent says who is in which wave.
+	var r *signedRelease
+	for i := range w.forge.releases {
+		for _, intent := range w.forge.releases[i].intents {
+			if intent == e.Intent {
+				r = &w.forge.releases[i]
+			}
+		}
+	}
+	if r == nil {
+		return
+	}
+	soaks := w.forge.fleet.Waves[e.Channel]
+	for name, h := range w.hosts {
+		place, intent := w.waveOf(name, *r)
+		if intent != e.Intent || place >= wave {
+			continue
+		}
+		current, err := h.sim.CurrentSystem(context.Background())
+		if err != nil || time.Since(h.lastContact) > 150*time.Second { // it may count as offline by now
+			continue
+		}
+		if current != r.wanted[name] {
+			w.broken(invWaves, "wave %d of %s opens, and %s of wave %d runs %s, heard of %s ago", wave, e.Channel, name, place, current, time.Since(h.lastContact))
+			continue
+		}
+		since := h.confirmed[e.Intent]
+		if since.IsZero() || place >= len(soaks) {
+			continue
+		}
+		if soaked := e.At.Sub(since); soaked < soaks[place].Soak()-2*time.Second {
+			w.broken(invSoak, "wave %d of %s opens %s after %s confirmed; wave %d soaks %s", wave, e.Channel, soaked, name, place, soaks[place].Soak())
+		}
+	}
+}
+
+// quarantines: only what is bad, or met a fault that looks like it.
+func (w *world) quarantines(e protocol.Event) {
+	for closure := range w.forge.bad {
+		if strings.Contains(e.Detail+e.Reason, closure) {
+			return
+		}
+	}
+	if h := w.hosts[e.Host]; h != nil && (len(h.blameless) > 0 || w.forge.bad[w.forge.releases[len(w.forge.releases)-1].wanted[e.Host]]) {
+		return
+	}
+	w.broken(invOutage, "%s: %s %s", e.Host, e.Reason, e.Detail)
+}
+
+// lookEvery is short beside every window.
+const lookEvery = 3 * time.Minute
+
+// look is the invariants that hold at any moment.
+func (w *world) look(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookEvery):
+		}
+		for n := range w.scenario.hosts {
+			w.exact(w.hosts[name(n)])
+		}
+		w.reasons(ctx)
+	}
+}
+
+// undoTime is how long an undo may take after its deadline: a foreign lock is
+// waited for, and a slow disk makes all of it slower.
+const undoTime = 5 * time.Minute
+
+// exact: after its deadline a host is where it was, or proven; and what it
+// runs is what it would boot.
+func (w *world) exact(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h.mu.Lock()
+	gone, sim := h.off || h.severed || h.undoing > 0, h.sim
+	h.mu.Unlock()
+	if gone || w.ended {
+		return
+	}
+	if !h.armed.IsZero() {
+		if late := time.Since(h.armed); late > undoTime {
+			w.broken(invExact, "%s is neither proven nor back %s after its deadline", h.name, late)
+		}
+		return
+	}
+	var at [3]string
+	for i, read := range []func(context.Context) (string, error){sim.CurrentSystem, sim.Profile, sim.BootDefault} {
+		var err error
+		if at[i], err = read(context.Background()); err != nil {
+			return
+		}
+	}
+	if !h.switching && (at[0] != at[1] || at[1] != at[2]) {
+		if h.torn++; h.torn > 3 {
+			w.broken(invExact, "%s runs %s, has set %s and boots %s", h.name, at[0], at[1], at[2])
+		}
+		return
+	}
+	h.torn = 0
+}
+
+// reasons: whoever does not run what it should is told why.
+func (w *world) reasons(ctx context.Context) {
+	if !w.plane.up() {
+		return
+	}
+	hosts, err := w.plane.operator.Hosts(ctx)
+	if err != nil {
+		return
+	}
+	for _, x := range hosts.Hosts {
+		if !x.Converged && (x.Reason == nil || x.Reason.Code == "" || x.Reason.Text == "") {
+			w.violate(invReason, "%s is %v and says nothing of it", x.Hostname, x.RolloutState)
+		}
+	}
+}
+
+// lookBack is what can be said only at the end.
+func (w *world) lookBack() {
+	w.mu.Lock()
+	acked := w.acked
+	w.mu.Unlock()
+	for key, closure := range acked {
+		// A confirm without a dispatch is accepted after a lost database; it leaves no row.
+		trace, err := w.plane.operator.Trace(w.ctx, key[1])
+		if err != nil {
+			continue
+		}
+		states := map[string]bool{}
+		for _, e := range trace.Events {
+			if e.Host == key[0] && e.TargetClosureHash == closure && e.TerminalState != nil {
+				states[*e.TerminalState] = true
+			}
+		}
+		if len(states) > 0 && !states["converged"] {
+			w.violate(invAcknowledged, "the confirm of %s by %s for rollout %s was acknowledged and is recorded as %v", closure, key[0], key[1][:8], states)
+		}
+	}
+}
+
+// renewToken gives a host whose certificate may be over a new one to enrol with.
+func (h *host) renewToken() {
+	h.w.must(os.WriteFile(h.path("token.new"), h.w.forge.token(h.name, h.key), 0o600))
+	h.w.must(os.Rename(h.path("token.new"), h.path("token")))
+}
