@@ -110,11 +110,11 @@ func (u *undoer) undo(ctx context.Context, reason string, blame bool) error {
 // that was healthy and got no answer is not to blame.
 func (u *undoer) deadline(ctx context.Context) error {
 	j, err := u.dir.journal()
-	if err != nil || j == nil {
+	if err != nil || j == nil || broken("the deadline") {
 		return err
 	}
 	if j.GatePassed {
-		return u.undo(ctx, reasonUnreachable, false)
+		return u.undo(ctx, reasonUnreachable, broken("outages are not blamed"))
 	}
 	const late = "deadline: the new generation was not proven within its window"
 	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {

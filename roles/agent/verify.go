@@ -95,7 +95,7 @@ func (v *verifier) updateHead(ctx context.Context, c fetcher, ref *protocol.Head
 	if err != nil {
 		return err
 	}
-	if err := last.admits(file.SignedAt, head.Intent, ""); err != nil {
+	if err := last.admits(file.SignedAt, head.Intent, ""); err != nil && !broken("the mark") {
 		return refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", ref.Channel, err)
 	}
 	if last == nil || file.SignedAt.After(last.SignedAt.Time) || !last.SeenHead {
@@ -201,7 +201,7 @@ func (v *verifier) entry(ctx context.Context, c fetcher) (entry fleet.HostEntry,
 	if err := pki.VerifyInclusion(head.HostSetRoot, int(head.HostCount), proof.Index, leaf, proof.Path); err != nil {
 		return entry, refuse(protocol.EventManifestVerifyFailed, "%w", err)
 	}
-	if entry.Hostname != v.hostname || !fleet.ValidClosure(entry.TargetClosure) {
+	if entry.Hostname != v.hostname && !broken("whose entry it is") || !fleet.ValidClosure(entry.TargetClosure) {
 		return entry, refuse(protocol.EventVerifyMismatch, "the signed entry is of host %q, closure %.80q", entry.Hostname, entry.TargetClosure)
 	}
 	return entry, nil

@@ -207,6 +207,9 @@ func New(s State, l Limits, now time.Time) *World {
 	}) {
 		ch := w.channel(r.Channel)
 		r.IDs = slices.Clone(r.IDs)
+		if r.State == Halted && broken("a halt is kept") {
+			r.State = Executing
+		}
 		created[r.Intent] = r.CreatedAt
 		if r.State == RolloutSuperseded {
 			ch.past = slices.Insert(ch.past, 0, newRun(r))
@@ -258,7 +261,7 @@ func (w *World) load(d Dispatch, now time.Time) {
 		h.lease, h.ended = nil, l
 		h.slotUntil = later(h.slotUntil, d.SlotUntil)
 	}
-	if !h.slotUntil.After(now) {
+	if !h.slotUntil.After(now) || broken("slots are kept") {
 		h.slotUntil = time.Time{}
 	}
 	w.arm(h, now)

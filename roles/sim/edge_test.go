@@ -10,11 +10,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/go-json-experiment/json"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
@@ -30,6 +29,8 @@ type edge struct {
 
 	mu      sync.Mutex
 	clients map[string]*http.Client // by host and certificate
+
+	serving sync.WaitGroup
 }
 
 type hostConn struct {
@@ -55,6 +56,7 @@ func newEdge(w *world) *edge {
 
 func (e *edge) close() {
 	e.server.Close()
+	e.serving.Wait()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, c := range e.clients {
@@ -112,6 +114,8 @@ func (e *edge) ask(ctx context.Context, h *host, r *http.Request, body []byte) (
 }
 
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.serving.Add(1)
+	defer e.serving.Done()
 	h := r.Context().Value(hostKey{}).(*host)
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -124,7 +128,10 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	if lossy && chance.IntN(2) == 0 {
-		time.Sleep(time.Duration(chance.IntN(20)) * time.Second)
+		select {
+		case <-e.w.ctx.Done():
+		case <-time.After(time.Duration(chance.IntN(20)) * time.Second):
+		}
 	}
 	got, err := e.ask(r.Context(), h, r, body)
 	if err != nil {
@@ -159,57 +166,97 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(got.body)
 }
 
-// lie makes the answer of a control plane that was taken over.
+// lie makes the answer of a control plane that was taken over: nonsense, an
+// older release in all its parts, or what was signed for another host.
 func (e *edge) lie(chance *rand.Rand, h *host, r *http.Request, got *answer) {
-	if got.status != http.StatusOK || chance.IntN(2) == 0 {
-		return
-	}
-	if rest, ok := strings.CutPrefix(r.URL.Path, "/v1/heads/"); ok {
-		// An older head, with its own signature.
-		e.w.mu.Lock()
-		old := e.w.forge.releases[chance.IntN(len(e.w.forge.releases))]
-		e.w.mu.Unlock()
-		channel, sig := strings.CutSuffix(rest, "/sig")
-		file := fleet.HeadName(channel)
-		if sig {
-			file += fleet.SignatureSuffix
-		}
-		if doc, ok := old.files[file]; ok {
-			got.body = doc
-		}
-		return
-	}
-	if r.URL.Path != "/v1/agent/checkin" {
-		return
-	}
-	var out protocol.CheckinResponse
-	if err := json.Unmarshal(got.body, &out); err != nil {
+	if got.status != http.StatusOK {
 		return
 	}
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
-	wave, startBy := uint32(chance.IntN(3)), uint32(chance.IntN(2)*4000000000)
-	old := e.w.forge.releases[chance.IntN(len(e.w.forge.releases))]
-	victim := name(chance.IntN(e.w.scenario.hosts))
-	forged := &protocol.Target{
-		ClosureHash: old.wanted[victim], WaveIndex: &wave, EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()), StartBySecs: &startBy,
-		Activate: &protocol.Activate{ConfirmWindowSecs: uint32(chance.IntN(2) * 4000000000), ConfirmEndpoint: "/v1/elsewhere"}, FreshnessWindowSecs: 4000000000,
+	h.mu.Lock()
+	story := stream(e.w.scenario.seed, "lie", h.name, h.until[lie])
+	h.mu.Unlock()
+	plot, old := story.IntN(3), e.w.forge.releases[story.IntN(len(e.w.forge.releases))]
+	below, head := strings.CutPrefix(r.URL.Path, "/v1/heads/")
+	channel, rest, _ := strings.Cut(below, "/")
+	switch {
+	case head && plot == 1 && rest == "":
+		got.body = old.files[fleet.HeadName(channel)]
+	case head && plot == 1 && rest == "sig":
+		got.body = old.files[fleet.HeadName(channel)+fleet.SignatureSuffix]
+	case head && plot > 0 && strings.HasPrefix(rest, "proof/"):
+		if plot == 2 {
+			old = e.w.forge.releases[len(e.w.forge.releases)-1]
+		}
+		m, at := old.entry(channel, h.name)
+		if m == nil {
+			return
+		}
+		if plot == 2 {
+			at = story.IntN(len(m.HostSet))
+		}
+		path, err := fleet.HostTree(m).Proof(at)
+		if err == nil {
+			got.body, err = pki.Marshal(&protocol.Proof{Leaf: fleet.Leaf(m.HostSet[at]), Index: at, Path: path})
+		}
+		e.w.must(err)
+	case r.URL.Path == "/v1/agent/checkin":
+		var out protocol.CheckinResponse
+		if !decode(got.body, &out) {
+			return
+		}
+		e.forge(chance, h, &out, plot, &old)
+		doc, err := pki.Marshal(&out)
+		e.w.must(err)
+		got.body = doc
+	default:
+		return
 	}
-	for id := range old.ids {
-		forged.RolloutID, forged.ChannelRef = id, id
+	got.header.Del("Content-Length")
+}
+
+// forge alters the answer to a check-in. It needs the world's lock.
+func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, plot int, old *signedRelease) {
+	wave, startBy := uint32(0), uint32(300)
+	target := &protocol.Target{
+		ClosureHash: old.wanted[h.name], WaveIndex: &wave, EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()), StartBySecs: &startBy,
+		Activate: &protocol.Activate{ConfirmWindowSecs: 360, ConfirmEndpoint: protocol.ConfirmPath}, FreshnessWindowSecs: 86400,
 	}
-	switch chance.IntN(4) {
-	case 0:
-		out.Target = forged
-	case 1:
-		out.Rollback = &protocol.Rollback{Rollout: forged.RolloutID, TargetRef: forged.ClosureHash, Reason: "because"}
-	case 2:
+	channel := e.w.forge.fleet.Hosts[h.name].Channel
+	m, at := old.entry(channel, h.name)
+	if m != nil {
+		id, _, err := fleet.RolloutID(m)
+		e.w.must(err)
+		wave, target.RolloutID, target.ChannelRef = m.HostSet[at].WaveIndex, id, id
+	}
+	switch {
+	case plot == 1 && m != nil:
+		out.Target, out.Head = target, &protocol.HeadRef{Channel: channel, Hash: pki.HashHex(old.files[fleet.HeadName(channel)])}
+	case plot == 0 && chance.IntN(3) == 0:
+		victim := name(chance.IntN(e.w.scenario.hosts))
+		target.ClosureHash = old.wanted[victim]
+		*target.Activate = protocol.Activate{ConfirmWindowSecs: uint32(chance.IntN(2) * 4000000000), ConfirmEndpoint: "/v1/elsewhere"}
+		startBy = uint32(chance.IntN(2) * 4000000000)
+		out.Target = target
+	case plot == 0 && chance.IntN(3) == 0:
+		out.Rollback = &protocol.Rollback{Rollout: target.RolloutID, TargetRef: target.ClosureHash, Reason: "because"}
+	case plot == 0 && chance.IntN(2) == 0:
 		out.NextCheckinSecs = uint32(chance.IntN(2) * 4000000000)
-	case 3:
+	case plot == 0:
 		out.Target, out.Head = nil, nil
 	}
-	if doc, err := json.Marshal(&out); err == nil {
-		got.body = doc
-		got.header.Del("Content-Length")
+}
+
+// entry finds a host in the manifest of a channel; nil when it is not there.
+func (r *signedRelease) entry(channel, host string) (*fleet.Manifest, int) {
+	for file, doc := range r.files {
+		var m fleet.Manifest
+		if strings.HasPrefix(file, fleet.ManifestsDir+"/") && !strings.HasSuffix(file, fleet.SignatureSuffix) && decode(doc, &m) && m.Channel == channel {
+			if at := slices.IndexFunc(m.HostSet, func(e fleet.HostEntry) bool { return e.Hostname == host }); at >= 0 {
+				return &m, at
+			}
+		}
 	}
+	return nil, 0
 }

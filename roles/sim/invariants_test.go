@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -90,34 +91,34 @@ func (w *world) switches(h *host, closure string, back bool) {
 			w.broken(invBudget, "budget %d allows %d at once, and %s are at it", i, allowed, strings.Join(busy, ", "))
 		}
 	}
-	if index >= 0 {
-		w.mayStart(h, index)
-	}
+	w.mayStart(h, closure)
 }
 
-// mayStart: the wave of the host must have been opened.
-func (w *world) mayStart(h *host, index int) {
-	r := w.forge.releases[index]
-	wave, intent := w.waveOf(h.name, r)
-	if highest, known := w.opened[intent]; intent != "" && (!known || wave > highest) && time.Since(w.emptied) > lease+confirmWindow {
-		w.broken(invWaves, "%s of wave %d starts, and wave %d is the highest that was opened", h.name, wave, highest)
+// mayStart: the host's wave was opened, in some release that wants this closure.
+func (w *world) mayStart(h *host, closure string) {
+	told := ""
+	for i := range w.forge.releases {
+		r := &w.forge.releases[i]
+		if r.wanted[h.name] != closure {
+			continue
+		}
+		wave, intent := w.waveOf(h.name, r)
+		highest, known := w.opened[intent]
+		if known && wave <= highest || intent == "" {
+			return
+		}
+		told = fmt.Sprintf("%s of wave %d starts, and wave %d is the highest that was opened", h.name, wave, highest)
+	}
+	if told != "" && time.Since(w.emptied) > lease+confirmWindow {
+		w.broken(invWaves, "%s", told)
 	}
 }
 
 // waveOf finds the place of a host in a release.
-func (w *world) waveOf(name string, r signedRelease) (wave int, intent string) {
-	for file, doc := range r.files {
-		if !strings.HasPrefix(file, fleet.ManifestsDir+"/") || strings.HasSuffix(file, fleet.SignatureSuffix) {
-			continue
-		}
-		var m fleet.Manifest
-		if !decode(doc, &m) {
-			continue
-		}
-		for _, e := range m.HostSet {
-			if e.Hostname == name {
-				return int(e.WaveIndex), r.intents[m.Channel]
-			}
+func (w *world) waveOf(name string, r *signedRelease) (wave int, intent string) {
+	for channel, intent := range r.intents {
+		if m, at := r.entry(channel, name); m != nil {
+			return int(m.HostSet[at].WaveIndex), intent
 		}
 	}
 	return 0, ""
@@ -208,7 +209,7 @@ func (w *world) opens(e protocol.Event) {
 	}
 	soaks := w.forge.fleet.Waves[e.Channel]
 	for name, h := range w.hosts {
-		place, intent := w.waveOf(name, *r)
+		place, intent := w.waveOf(name, r)
 		if intent != e.Intent || place >= wave {
 			continue
 		}
@@ -230,15 +231,21 @@ func (w *world) opens(e protocol.Event) {
 	}
 }
 
-// quarantines: only what is bad, or met a fault that looks like it.
+// quarantines: only what is bad, was recalled with what is bad, or met a fault
+// on its host that looks like it.
 func (w *world) quarantines(e protocol.Event) {
-	for closure := range w.forge.bad {
-		if strings.Contains(e.Detail+e.Reason, closure) {
+	if h := w.hosts[e.Host]; h != nil && len(h.blameless) > 0 {
+		return
+	}
+	for i := range w.forge.releases {
+		concerned, bad := false, false
+		for _, closure := range w.forge.releases[i].wanted {
+			concerned = concerned || strings.Contains(e.Reason+" "+e.Detail, closure)
+			bad = bad || w.forge.bad[closure]
+		}
+		if concerned && bad {
 			return
 		}
-	}
-	if h := w.hosts[e.Host]; h != nil && (len(h.blameless) > 0 || w.forge.bad[w.forge.releases[len(w.forge.releases)-1].wanted[e.Host]]) {
-		return
 	}
 	w.broken(invOutage, "%s: %s %s", e.Host, e.Reason, e.Detail)
 }

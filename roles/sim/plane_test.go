@@ -138,7 +138,8 @@ func (p *plane) start() {
 	go func() { done <- cp.Run(ctx, cfg) }()
 	p.stop = func() {
 		cancel()
-		if err := <-done; err != nil {
+		// Its listener is closed under it.
+		if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) {
 			p.w.violate("run", "control plane: %v", err)
 		}
 	}

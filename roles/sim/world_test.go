@@ -183,8 +183,9 @@ func (w *world) happen(e event) {
 		})
 	case cut, cutUp, cutDown, lossy, lie, slowDisk:
 		for _, h := range hosts {
-			h.suffer(e.kind, e.last)
-			w.acquit(h)
+			if h.suffer(e.kind, e.last); e.kind == slowDisk || e.kind == lie {
+				w.acquit(h)
+			}
 		}
 	case crash, powerCut:
 		h := hosts[0]
