@@ -175,15 +175,18 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 // report sends an event of a host, signed by key unless that is nil.
 func (p *plane) report(c *protocol.Client, host string, key *pki.PrivateKey, event string, details any) error {
 	p.t.Helper()
+	_, err := c.Report(context.Background(), p.reportOf(host, key, event, details))
+	return err
+}
+
+func (p *plane) reportOf(host string, key *pki.PrivateKey, event string, details any) *protocol.ReportRequest {
+	p.t.Helper()
 	id := p.rolloutID()
 	doc, err := protocol.SignEvidence(key, host, &id, event, details)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	_, err = c.Report(context.Background(), &protocol.ReportRequest{
-		Hostname: host, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Rollout: &id, Event: event, Details: doc,
-	})
-	return err
+	return &protocol.ReportRequest{Hostname: host, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Rollout: &id, Event: event, Details: doc}
 }
 
 func TestAFailedActivationHaltsTheRollout(t *testing.T) {

@@ -2,6 +2,7 @@ package cp
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -247,7 +248,7 @@ func TestTheClosureProxy(t *testing.T) {
 }
 
 func TestCheckinsSpreadAfterAStart(t *testing.T) {
-	s := &server{cfg: Config{CheckinInterval: time.Minute}, started: time.Now()}
+	s := &server{cfg: Config{Jitter: rand.N[time.Duration], CheckinInterval: time.Minute}, started: time.Now()}
 	seen := map[uint32]bool{}
 	for range 200 {
 		next := s.nextCheckin()

@@ -36,6 +36,15 @@ func (s *server) report(w http.ResponseWriter, r *http.Request, host string) {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return
 	}
+	hash, err := hashOf(&req)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	if id, again := s.repeated.find(host, hash); again {
+		writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})
+		return
+	}
 	var hostKey *string
 	if h := s.snapshot.Load().rel.Fleet.Hosts[host]; h != nil {
 		hostKey = h.Pubkey
@@ -52,6 +61,7 @@ func (s *server) report(w http.ResponseWriter, r *http.Request, host string) {
 		s.answerFailure(w, r, err)
 		return
 	}
+	s.repeated.note(host, hash, id)
 	s.countReport(host, &req, verdict)
 	s.log.Info().Str("host", host).Str("event", req.Event).Str("verdict", string(verdict)).Msg("report received")
 	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})

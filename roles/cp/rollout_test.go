@@ -112,6 +112,34 @@ func TestAConfirmIsRememberedOverLaterReleases(t *testing.T) {
 	}
 }
 
+// A report whose answer was lost comes again, here after the next dispatch: it
+// is not about that one.
+func TestARepeatedReportIsTakenOnce(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	a := p.agent("a")
+	p.checkin(a, e.state("a", closureOf("a", 0)), 0)
+	req := p.reportOf("a", e.hostKeys["a"], protocol.EventRollbackTriggered, protocol.Reasoned{Reason: "control-plane-unreachable: x"})
+	first, err := a.Report(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.operator().Retry(t.Context(), "a", "once more"); err != nil {
+		t.Fatal(err)
+	}
+	if p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target == nil {
+		t.Fatalf("the target is not offered again:\n%s", p.log)
+	}
+	again, err := a.Report(t.Context(), req)
+	if err != nil || again.EventID != first.EventID {
+		t.Errorf("the repetition is %+v, %v; the first was %+v", again, err, first)
+	}
+	trace, err := p.operator().Trace(t.Context(), e.rolloutID())
+	if err != nil || len(trace.Events) != 2 || trace.Events[1].TerminalState != nil {
+		t.Errorf("the second dispatch ended by a report about the first: %+v %v", trace, err)
+	}
+}
+
 func TestHeldRequestIsAnsweredWithinASecondOfADecision(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	p := e.serve()

@@ -52,6 +52,7 @@ type server struct {
 	waiters  *waiters
 	feed     *feed
 	seen     *lastSeen
+	repeated *repeated
 	metrics  *metrics
 	lastTick atomic.Int64         // Unix milliseconds
 	revoked  map[string]time.Time // by local rows, at the last tick; the tick loop's own
@@ -98,7 +99,7 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		clientCAs:  newReloaded(loadClientCAs(cfg.ClientCA), cfg.ClientCA),
 		ca:         newReloaded(cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
 		history:    newHistory(),
-		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(),
+		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(), repeated: newRepeated(),
 		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
 		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
 		tokenLimit: rate.NewLimiter(200, 400), webhookLimit: rate.NewLimiter(1, 5),

@@ -261,7 +261,7 @@ func (w *World) load(d Dispatch, now time.Time) {
 		h.lease, h.ended = nil, l
 		h.slotUntil = later(h.slotUntil, d.SlotUntil)
 	}
-	if !h.slotUntil.After(now) || broken("slots are kept") {
+	if !h.slotUntil.After(now) {
 		h.slotUntil = time.Time{}
 	}
 	w.arm(h, now)

@@ -45,7 +45,7 @@ type host struct {
 	confirmed   map[string]time.Time
 	lastContact time.Time
 	blameless   map[string]bool // closures whose activation a fault of ours met
-	recalled    bool            // a control plane that lies may have sent it back
+	recalled    bool            // a control plane that lies may have moved it
 	torn        int             // looks in a row at which what runs is not what boots
 
 	enrolled   *http.Request // the last enrolment that was answered

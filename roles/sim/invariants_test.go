@@ -78,11 +78,15 @@ func (w *world) switches(h *host, closure string, back bool) {
 		w.broken(invSigned, "%s switches to %s of release %d, and had accepted release %d", h.name, closure, index, h.began)
 	}
 	h.switching = true
+	if h.recalled {
+		// Whoever speaks for the control plane decides when a host moves, and not where to.
+		return
+	}
 	for i, b := range w.scenario.budgets {
 		members, allowed := w.forge.member(b, i)
 		var busy []string
 		for _, m := range members {
-			if w.hosts[m].switching {
+			if w.hosts[m].switching && !w.hosts[m].recalled {
 				busy = append(busy, m)
 			}
 		}

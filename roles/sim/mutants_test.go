@@ -4,6 +4,7 @@ package sim
 
 import (
 	"testing"
+	"time"
 
 	"nixfleet/roles/agent"
 	"nixfleet/roles/rollout"
@@ -22,26 +23,30 @@ func TestMutants(t *testing.T) {
 	for _, m := range []struct {
 		name  string
 		apply func() (restore func())
-		finds []string // any of these invariants, first
+		shape func(*scenario) // nil: as drawn
+		finds []string        // any of these invariants, first
 	}{
-		{"no budget gate", gate("budget"), []string{invBudget}},
-		{"unheard hosts take no slot", plane("unheard hosts count"), []string{invBudget}},
-		{"slots are forgotten at a restart", plane("slots are kept"), []string{invBudget}},
-		{"no wave gate", gate("wave"), []string{invWaves}},
-		{"waves do not wait for each other", gate("wave-soak"), []string{invWaves, invSoak}},
-		{"no soak", gate("soak"), []string{invSoak}},
-		{"no halt gate", gate("halt"), []string{invHalt}},
-		{"a halt is forgotten at a restart", plane("a halt is kept"), []string{invHalt}},
-		{"gates that say nothing", rollout.Mute, []string{invReason}},
-		{"no mark", host("the mark"), []string{invSigned}},
-		{"entries of other hosts", host("whose entry it is"), []string{invSigned}},
-		{"no deadline", host("the deadline"), []string{invExact}},
-		{"outages are blamed", host("outages are not blamed"), []string{invOutage}},
+		{"no budget gate", gate("budget"), nil, []string{invBudget}},
+		{"unheard hosts take no slot", plane("unheard hosts count"), restarts, []string{invBudget}},
+		{"no wave gate", gate("wave"), nil, []string{invWaves}},
+		{"waves do not wait for each other", gate("wave-soak"), nil, []string{invWaves, invSoak}},
+		{"no soak", gate("soak"), nil, []string{invSoak}},
+		{"no halt gate", gate("halt"), nil, []string{invHalt}},
+		{"a halt is forgotten at a restart", plane("a halt is kept"), nil, []string{invHalt}},
+		{"gates that say nothing", rollout.Mute, nil, []string{invReason}},
+		{"no mark", host("the mark"), nil, []string{invSigned}},
+		{"entries of other hosts", host("whose entry it is"), nil, []string{invSigned}},
+		{"no deadline", host("the deadline"), nil, []string{invExact}},
+		{"outages are blamed", host("outages are not blamed"), nil, []string{invOutage}},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			defer m.apply()()
 			for seed := number(t, "NIXFLEET_SIM_FIRST", 1); seed <= 60; seed++ {
-				got := run(t, draw(seed), nil)
+				s := draw(seed)
+				if m.shape != nil {
+					m.shape(s)
+				}
+				got := run(t, s, nil)
 				if len(got) == 0 {
 					continue
 				}
@@ -56,4 +61,22 @@ func TestMutants(t *testing.T) {
 			t.Error("not found by 60 seeds")
 		})
 	}
+}
+
+// restarts has the control plane lose its memory again and again while hosts
+// of one budget move.
+func restarts(s *scenario) {
+	s.hosts = 8
+	s.channels = []channelPlan{{waves: 1, soak: []time.Duration{0}}}
+	s.budgets, s.chained, s.events = []budgetPlan{{every: 1, max: 1}}, false, nil
+	r := stream(s.seed, "restarts")
+	for at := time.Duration(0); at < 3*time.Hour; at += 30 * time.Minute {
+		s.events = append(s.events, event{at: at, kind: release})
+		for n := range 8 {
+			k := []kind{wipe, kill}[n%2]
+			s.events = append(s.events, event{at: at + time.Duration(60+120*n+r.IntN(100))*time.Second, kind: k, last: time.Duration(1+r.IntN(5)) * time.Second})
+		}
+		s.events = append(s.events, event{at: at + time.Duration(r.IntN(600))*time.Second, kind: cutDown, host: r.IntN(s.hosts), last: 10 * time.Minute})
+	}
+	s.sort()
 }

@@ -50,7 +50,6 @@ type world struct {
 	halted  map[string]bool      // intents, until a person acts
 	opened  map[string]int       // intent -> highest wave that was opened
 	emptied time.Time            // when the database was lost
-	outages bool                 // no bad release and no lie so far: nothing may be quarantined
 }
 
 func newWorld(s *scenario, dir string, trace io.Writer) *world {
