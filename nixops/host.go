@@ -39,6 +39,8 @@ var (
 	ErrUnitExists = errors.New("unit is running already")
 	// ErrUnsupported: this kind of host cannot do it.
 	ErrUnsupported = errors.New("not supported on this host")
+	// ErrNoCollector: nothing on this host gathers compliance evidence.
+	ErrNoCollector = errors.New("the host has no " + CollectorUnit)
 	// ErrCalendar: the expression is none of systemd.time(7).
 	ErrCalendar = errors.New("not an OnCalendar expression")
 )
@@ -109,6 +111,10 @@ type Host interface {
 	// Restarts counts the automatic restarts of each unit since it was started; two
 	// readings show a crash loop that no single look does. Units without are left out.
 	Restarts(ctx context.Context) (map[string]uint64, error)
+
+	// CollectEvidence runs the host's collector of compliance evidence, for two
+	// minutes at most, and reads what it wrote. ErrNoCollector: the host has none.
+	CollectEvidence(ctx context.Context) (Evidence, error)
 
 	// ArmDeadline has the machine itself run the command after the time has passed,
 	// in a unit of its own, whether the caller then lives or not. Monotonic time.

@@ -43,6 +43,7 @@ var contract = []struct {
 	{"state of a unit", testActiveState},
 	{"boot once A10 A11", testBootOnce},
 	{"calendar", testCalendar},
+	{"compliance evidence", testEvidence},
 }
 
 func TestSimulatedHost(t *testing.T) {

@@ -36,8 +36,9 @@ type rig struct {
 	lockExists   func() bool
 	unreachable  func()
 	leaveLists   func()
-	bootsOnce    func(can bool) // the machine has a loader that can, or one that cannot
-	output       string         // part of what every activation writes
+	bootsOnce    func(can bool)                  // the machine has a loader that can, or one that cannot
+	collector    func(evidence string, exit int) // the machine has a collector that writes it and exits so
+	output       string                          // part of what every activation writes
 }
 
 func newSimRig(t *testing.T) *rig {
@@ -104,6 +105,9 @@ func newSimRig(t *testing.T) *rig {
 	r.leaveLists = func() {}
 	r.bootsOnce = func(can bool) {
 		must(t, sim.SetLoader(map[bool]string{false: "grub"}[can]))
+	}
+	r.collector = func(evidence string, exit int) {
+		must(t, sim.Install(r.publish("nixos-system-collector", nixops.SimClosure{Evidence: evidence, CollectorExit: exit})))
 	}
 	return r
 }
@@ -202,6 +206,13 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 		dir := filepath.Join(root, "sys/firmware/efi/efivars")
 		must(t, os.MkdirAll(dir, 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, "LoaderFeatures-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), []byte(features), 0o600))
+	}
+	r.collector = func(evidence string, exit int) {
+		dir := filepath.Join(root, "var/lib/nixfleet-compliance")
+		must(t, os.MkdirAll(dir, 0o755))
+		must(t, os.MkdirAll(filepath.Join(root, "run/nixfleet"), 0o755))
+		program := fmt.Sprintf("#!/bin/sh\nprintf %%s '%s' >%s\nexit %d\n", evidence, filepath.Join(dir, "evidence.json"), exit)
+		must(t, os.WriteFile(filepath.Join(root, "run/nixfleet", nixops.CollectorUnit), []byte(program), 0o755))
 	}
 	r.leaveLists = func() {
 		must(t, os.MkdirAll(filepath.Join(root, "run/nixos"), 0o755))

@@ -43,15 +43,17 @@ type SimClosure struct {
 	NoBoot bool `json:"noBoot,omitzero"` // it hangs, and the next boot is the one that counts
 
 	// What runs afterwards.
-	FailedUnits []string      `json:"failedUnits,omitzero"` // failed once the switch ends; the exit code is then 4 unless ExitCode is set
-	LateUnits   []string      `json:"lateUnits,omitzero"`   // fail LateAfter after the switch, which itself reports success
-	LateAfter   time.Duration `json:"lateAfter,omitzero"`
-	CrashLoop   []string      `json:"crashLoop,omitzero"` // never `failed`, restarted every CrashEvery
-	CrashEvery  time.Duration `json:"crashEvery,omitzero"`
-	Inactive    []string      `json:"inactive,omitzero"`    // neither active nor failed
-	InactiveFor time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 is for ever
-	CutsNetwork bool          `json:"cutsNetwork,omitzero"` // Sim.Online is false while it runs
-	AgentBroken bool          `json:"agentBroken,omitzero"` // Sim.AgentStarts is false while it runs
+	FailedUnits   []string      `json:"failedUnits,omitzero"` // failed once the switch ends; the exit code is then 4 unless ExitCode is set
+	LateUnits     []string      `json:"lateUnits,omitzero"`   // fail LateAfter after the switch, which itself reports success
+	LateAfter     time.Duration `json:"lateAfter,omitzero"`
+	CrashLoop     []string      `json:"crashLoop,omitzero"` // never `failed`, restarted every CrashEvery
+	CrashEvery    time.Duration `json:"crashEvery,omitzero"`
+	Inactive      []string      `json:"inactive,omitzero"`    // neither active nor failed
+	InactiveFor   time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 is for ever
+	Evidence      string        `json:"evidence,omitzero"`    // that its collector writes, NOW standing for the time; "": no collector
+	CollectorExit int           `json:"collectorExit,omitzero"`
+	CutsNetwork   bool          `json:"cutsNetwork,omitzero"` // Sim.Online is false while it runs
+	AgentBroken   bool          `json:"agentBroken,omitzero"` // Sim.AgentStarts is false while it runs
 }
 
 // durations writes time.Duration as text, which people edit.

@@ -29,6 +29,9 @@ type supervisor interface {
 	health(ctx context.Context) ([]unitHealth, error)
 	// activeState is one unit's state in systemd's words.
 	activeState(ctx context.Context, unit string) (string, error)
+	// collect runs the collector of compliance evidence and says how it exited;
+	// ErrNoCollector when there is none.
+	collect(ctx context.Context) (exit int, err error)
 	reboot(ctx context.Context) error
 }
 

@@ -118,7 +118,7 @@ func (a *agent) waiting(format string, args ...any) {
 func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal, error) {
 	j := &journal{
 		Step: stepFetching, Closure: w.closure, RolloutID: w.rolloutID, Intent: w.intent, Channel: w.channel, ChannelRef: w.channelRef,
-		Wave: w.wave, Attempt: 1, StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.confirm / time.Second),
+		Wave: w.wave, Attempt: 1, Compliance: w.compliance, StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.confirm / time.Second),
 		Units: newUnits(strconv.FormatInt(time.Now().UnixMilli(), 36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
 	}
 	j.Since = j.StartedAt

@@ -71,6 +71,9 @@ type journal struct {
 	BootsOnce    bool              `json:"bootsOnce" shape:"D"` // staged: the loader keeps its default and falls back to it
 	Reboots      bool              `json:"reboots" shape:"D"`   // staged: the host's policy lets the agent reboot it
 
+	// Compliance is the mode of the compliance gate for this activation.
+	Compliance string `json:"compliance" shape:"D"`
+
 	// GatePassed: the new generation is healthy and only lacks an answered check-in.
 	GatePassed bool `json:"gatePassed" shape:"D"`
 

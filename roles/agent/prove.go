@@ -32,6 +32,9 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 		if trouble != "" {
 			return nil, a.undo(ctx, "health-gate: "+trouble, true)
 		}
+		if trouble = a.comply(ctx, j); trouble != "" {
+			return nil, a.undo(ctx, "compliance: "+trouble, true)
+		}
 		if j, err = a.dir.advance(time.Now(), []step{stepChecking}, stepChecking, func(j *journal) { j.GatePassed = true }); err != nil {
 			return nil, err
 		}
