@@ -18,6 +18,8 @@ const (
 	// answerMargin is left of the window for undoing by ourselves, before the
 	// deadline does.
 	answerMargin = 4 // a quarter of the window
+	// sayTime is what the announcement of a switch may take of the window.
+	sayTime = 10 * time.Second
 )
 
 // take begins an activation of a verified target, unless something speaks
@@ -230,7 +232,7 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 		return nil, errors.Join(err, a.undo(ctx, "preflight: deadline not armed: "+err.Error(), false))
 	}
 	a.report(protocol.EventActivationStarted, &j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
-	a.deliver(ctx)
+	a.deliverWithin(ctx, sayTime)
 	j, err = a.dir.advance(time.Now(), []step{stepArming}, stepSwitching, func(j *journal) {
 		j.Before, j.BootID, j.FailedBefore = before.Before, before.BootID, before.FailedBefore
 		j.StartedAt = pki.At(time.Now().Truncate(time.Millisecond))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/semaphore"
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
@@ -43,8 +44,8 @@ type agent struct {
 	started   time.Time
 	floor     time.Time // it is at least this late
 
-	delivering  sync.Mutex
-	changed     chan struct{} // something local that the control plane should hear of
+	delivering  *semaphore.Weighted // held over the network, so not a mutex
+	changed     chan struct{}       // something local that the control plane should hear of
 	worker      sync.WaitGroup
 	busy        cache[bool]
 	told        cache[*wanted] // the newest verified target
@@ -97,7 +98,10 @@ func newAgent(cfg Config) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(), changed: make(chan struct{}, 1), planned: make(chan *ahead, 1)}
+	a := &agent{
+		cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(),
+		delivering: semaphore.NewWeighted(1), changed: make(chan struct{}, 1), planned: make(chan *ahead, 1),
+	}
 	a.identity = &identity{hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now}
 	if a.identity.host, err = pki.ReadPrivateKey(cfg.SSHHostKey); err != nil {
 		a.log.Warn().Err(err).Msg("reports are not signed")

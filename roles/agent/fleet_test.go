@@ -92,6 +92,7 @@ type plane struct {
 	confirm  int  // status of confirms
 	noTarget bool
 	tamper   func(*protocol.CheckinResponse)
+	slow     time.Duration // of every answer to a report
 	confirms int
 	reports  []protocol.ReportRequest
 	lastSeen protocol.CheckinRequest
@@ -199,6 +200,12 @@ func (p *plane) sign(head *fleet.Head) {
 
 func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
+	p.mu.Lock()
+	slow := p.slow
+	p.mu.Unlock()
+	if strings.HasSuffix(r.URL.Path, "/report") {
+		time.Sleep(slow)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	answer := func(v any) {

@@ -105,10 +105,13 @@ func (a *agent) other(kind, text string) {
 }
 
 // deliver sends what is queued, in order. One that the control plane calls
-// wrong would be wrong again, and is dropped.
+// wrong would be wrong again, and is dropped. Who waits for another delivery
+// waits no longer than ctx.
 func (a *agent) deliver(ctx context.Context) {
-	a.delivering.Lock()
-	defer a.delivering.Unlock()
+	if a.delivering.Acquire(ctx, 1) != nil {
+		return
+	}
+	defer a.delivering.Release(1)
 	for {
 		r, ok := a.outbox.first()
 		if !ok {
@@ -127,4 +130,12 @@ func (a *agent) deliver(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// deliverWithin is deliver for who has no time to lose; the rest goes with the
+// next check-in.
+func (a *agent) deliverWithin(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	a.deliver(ctx)
 }
