@@ -80,14 +80,7 @@ func (s *server) identify(ctx context.Context) (pki.Identity, error) {
 }
 
 func (s *server) verifyChain(peer []*x509.Certificate, pool *x509.CertPool, now time.Time) (id pki.Identity, until time.Time, err error) {
-	intermediates := x509.NewCertPool()
-	for _, c := range peer[1:] {
-		intermediates.AddCert(c)
-	}
-	chains, err := peer[0].Verify(x509.VerifyOptions{
-		Roots: pool, Intermediates: intermediates, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
+	chains, err := pki.VerifyChain(peer, pool, x509.ExtKeyUsageClientAuth, now)
 	if err != nil {
 		return pki.Identity{}, now, err
 	}
