@@ -327,7 +327,7 @@ func (p *play) stays(event, reason string) {
 // was given up without blame.
 func (p *play) remembers(reason string) {
 	p.Helper()
-	until(p, time.Minute, p.m.name+" notes "+reason, func() string {
+	until(p, 2*time.Minute, p.m.name+" notes "+reason, func() string {
 		s, err := p.status()
 		if err != nil {
 			return err.Error()

@@ -230,12 +230,13 @@ func playLockHeld(t *testing.T, g *ground) {
 	next := p.next("next")
 	held := make(chan error, 1)
 	go func() {
-		_, err := p.m.try("flock", "-n", "/run/nixos/switch-to-configuration.lock", "sleep", "20")
+		_, err := p.m.within(4*time.Minute, "flock", "-n", "/run/nixos/switch-to-configuration.lock", "sh", "-c", "until test -e /run/let-go; do sleep 1; done")
 		held <- err
 	}()
 	p.release(next)
 	p.remembers("lock-held")
+	p.m.run("touch", "/run/let-go")
 	must(p, <-held)
 	p.confirmed(next)
-	p.tell("switch lock held for 20 s", onNew, "lock-held: another switch is running; then converged")
+	p.tell("switch lock held for a while", onNew, "lock-held: another switch is running; then converged")
 }
