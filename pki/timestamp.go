@@ -18,17 +18,23 @@ type Timestamp struct{ time.Time }
 func At(t time.Time) Timestamp { return Timestamp{t.UTC()} }
 
 var timestampForm = regexp.MustCompile(
-	`^(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(\.\d+)?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)$`)
+	`^(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}):(\d{2})(\.\d+)?(Z|z|UTC|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)$`)
 
 // ParseTimestamp reads RFC 3339 with T, t or one space between date and time,
 // any number of fractional digits (those past the ninth are dropped), and the
-// offset as Z, z, UTC, ±hh:mm, ±hhmm or ±hh. A missing offset is refused.
+// offset as Z, z, UTC, ±hh:mm, ±hhmm or ±hh. A missing offset is refused. A leap
+// second (RFC 3339 §5.6) is read as the second after it, which it shares its
+// number with.
 func ParseTimestamp(s string) (Timestamp, error) {
 	m := timestampForm.FindStringSubmatch(s)
 	if m == nil {
 		return Timestamp{}, fmt.Errorf("%.40q is no time such as 2026-03-01T12:00:00Z", s)
 	}
-	date, clock, fraction, offset := m[1], m[2], m[3], m[4]
+	date, clock, second, fraction, offset := m[1], m[2], m[3], m[4], m[5]
+	leap := second == "60"
+	if leap {
+		second = "59"
+	}
 	if len(fraction) > 10 {
 		fraction = fraction[:10]
 	}
@@ -40,9 +46,15 @@ func ParseTimestamp(s string) (Timestamp, error) {
 	case len(offset) == 5:
 		offset = offset[:3] + ":" + offset[3:]
 	}
-	t, err := time.Parse(time.RFC3339Nano, date+"T"+clock+fraction+offset)
+	t, err := time.Parse(time.RFC3339Nano, date+"T"+clock+":"+second+fraction+offset)
 	if err != nil {
 		return Timestamp{}, fmt.Errorf("%.40q is no time: %w", s, err)
+	}
+	if leap {
+		if u := t.UTC(); u.Hour() != 23 || u.Minute() != 59 {
+			return Timestamp{}, fmt.Errorf("%.40q is no time: a leap second ends a day in UTC", s)
+		}
+		t = t.Add(time.Second)
 	}
 	if !writable(t) {
 		return Timestamp{}, fmt.Errorf("%.40q is no time: in UTC its year is not 0000 to 9999", s)
