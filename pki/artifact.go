@@ -79,10 +79,11 @@ func VerifyArtifact(slot *KeySlot, body, sig []byte, now time.Time, window time.
 		return Verified{}, refused(ReasonParse, "%w", ErrEncoding)
 	}
 	canonical, err := Canonicalize(body)
-	if errors.Is(err, ErrSyntax) {
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrSyntax) || !errors.Is(err, ErrDepth) && !isJSON(body):
 		return Verified{}, &VerifyError{ReasonParse, err}
-	}
-	if err != nil {
+	default:
 		return Verified{}, &VerifyError{ReasonCanonicalize, err}
 	}
 	key, err := signedBy(keys, canonical, sig)

@@ -111,6 +111,11 @@ func refuse(in []byte) error {
 	return nil
 }
 
+// isJSON: the grammar accepts it, whatever Canonicalize says against its values.
+func isJSON(in []byte) bool {
+	return jsontext.Value(in).IsValid(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+}
+
 const maxExactInteger = 1 << 53
 
 func refuseNumber(token []byte) error {

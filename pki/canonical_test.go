@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -273,8 +274,31 @@ func TestVectorsNaughtyStrings(t *testing.T) {
 	}
 }
 
+// largeInteger: RFC 8785 writes numbers below 1e21 without an exponent.
+var largeInteger = regexp.MustCompile(`[0-9]{16,21}`)
+
+// A number with a fraction or an exponent says that it is a double. The one that
+// RFC 8785 writes as a bare integer beyond 2^53 is refused when that form is
+// read: such a document is never published, since what is signed is read first.
+func TestLargeNumbersByExponent(t *testing.T) {
+	for in, want := range map[string]string{
+		"1e15": "1000000000000000", "9.007199254740992e15": "9007199254740992",
+		"1e16": "10000000000000000", "9007199254740993.0": "9007199254740992", "1e20": "100000000000000000000",
+		"1e21": "1e+21", "123456789012345678901234.5": "1.2345678901234569e+23",
+	} {
+		got, err := Canonicalize([]byte(in))
+		if err != nil || string(got) != want {
+			t.Errorf("%s: got %s, %v; want %s", in, got, err, want)
+		}
+		_, err = CanonicalHash(got)
+		if refused := errors.Is(err, ErrNumber); refused != (in == "1e16" || in == "1e20") {
+			t.Errorf("%s, the form of %s: %v", got, in, err)
+		}
+	}
+}
+
 func FuzzCanonicalize(f *testing.F) {
-	for _, s := range []string{`{"b":1,"a":[1.0,-0,1e21]}`, `"\ud83d\ude00\u0000"`, `{"a":1,"a":2}`, `[9007199254740993]`, `[1e400]`, "\xff", `[[[[`, `{"\u0061":1,"a":1}`} {
+	for _, s := range []string{`{"b":1,"a":[1.0,-0,1e21]}`, `"\ud83d\ude00\u0000"`, `{"a":1,"a":2}`, `[9007199254740993]`, `[1e400]`, `[1e20]`, "\xff", `[[[[`, `{"\u0061":1,"a":1}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -290,6 +314,9 @@ func FuzzCanonicalize(f *testing.F) {
 			return
 		}
 		twice, err := Canonicalize(once)
+		if errors.Is(err, ErrNumber) && largeInteger.Match(once) {
+			return // see TestLargeNumbersByExponent
+		}
 		if err != nil || !bytes.Equal(once, twice) {
 			t.Fatalf("%q became %q became %q, %v", in, once, twice, err)
 		}
