@@ -63,7 +63,7 @@ var called = map[string][]string{
 	"nixfleet-control-plane":   {"cp"},
 	"nixfleet-agent":           {"agent"},
 	"nixfleet-release":         {"release", "--allow-unverified"}, // v1 knows no trust file at release
-	"nixfleet-verify-artifact": {"verify"},
+	"nixfleet-verify-artifact": {"verify", "--all-required"},      // v1 has no defaults here
 	"nixfleet-canonicalize":    {"canonicalize"},
 }
 

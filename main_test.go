@@ -201,7 +201,7 @@ func TestCommandLineByName(t *testing.T) {
 		{"nixfleet-agent --help", "nixfleet agent --help"},
 		{"nixfleet-agent --version", "nixfleet --version"},
 		{"nixfleet-release --sign-cmd x", "nixfleet release --allow-unverified --sign-cmd x"},
-		{"nixfleet-verify-artifact artifact --now x", "nixfleet verify artifact --now x"},
+		{"nixfleet-verify-artifact artifact --now x", "nixfleet verify --all-required artifact --now x"},
 		{"nixfleet-canonicalize", "nixfleet canonicalize"},
 		{"nixfleet-canonicalize --version", "nixfleet --version"},
 		{"nixfleet", "nixfleet"},

@@ -1,9 +1,9 @@
 package operator
 
 import (
-	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 
@@ -22,10 +22,10 @@ func canonicalizeCommand() *cli.Command {
 			if err != nil {
 				return coded(2, fmt.Errorf("read standard input: %w", err))
 			}
-			out, err := pki.Canonicalize(in)
-			if errors.Is(err, pki.ErrEncoding) {
-				return coded(2, fmt.Errorf("canonicalize: %w", err))
+			if len(in) <= pki.MaxDocument && !utf8.Valid(in) {
+				return coded(2, fmt.Errorf("canonicalize: %w", pki.ErrEncoding))
 			}
+			out, err := pki.Canonicalize(in)
 			if err != nil {
 				return fmt.Errorf("canonicalize: %w", err)
 			}

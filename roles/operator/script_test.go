@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"nixfleet":                 nixfleet(),
 		"nixfleet-release":         nixfleet("release", "--allow-unverified"),
-		"nixfleet-verify-artifact": nixfleet("verify"),
+		"nixfleet-verify-artifact": nixfleet("verify", "--all-required"),
 		"nixfleet-canonicalize":    nixfleet("canonicalize"),
 		"sign-with":                signWith,
 	})

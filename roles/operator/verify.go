@@ -3,6 +3,7 @@ package operator
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -29,6 +30,10 @@ func verified[T interface{ Metadata() pki.Metadata }](slot *pki.KeySlot, body, s
 	})
 	return doc, v, err
 }
+
+// allRequired is what nixfleet-verify-artifact, the name that v1 scripts use,
+// stands for: nothing is judged by a default that the script did not ask for.
+const allRequired = "all-required"
 
 func verifyCommand() *cli.Command {
 	const exits = "Exit 0: verified; 1: not verified; 2: arguments, unreadable file or bad trust file.\n\n"
@@ -64,6 +69,7 @@ func verifyCommand() *cli.Command {
 	tail := " --trust-file trust.json"
 	return &cli.Command{
 		Name: "verify", Usage: "check signed artifacts without a control plane",
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: allRequired, Hidden: true}},
 		Description: exits + "Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
 		Subcommands: []*cli.Command{
 			artifact("artifact", "artifact", "a fleet snapshot", "nixfleet verify artifact --artifact releases/fleet.resolved.json"+tail, nil, verifyFleet),
@@ -103,13 +109,22 @@ type evidence struct {
 }
 
 func readEvidence(c *cli.Context, file string) (*evidence, error) {
-	e := &evidence{path: c.String(file), now: time.Now(), window: time.Duration(c.Int64("freshness-window-secs")) * time.Second}
+	e := &evidence{path: c.String(file), now: time.Now()}
 	if e.path == "" {
 		return nil, usage(c.Command.HelpName+" --help", "--%s is missing", file)
 	}
-	if s := c.Int64("freshness-window-secs"); s < 0 || s > 1<<32 {
-		return nil, usage("", "--freshness-window-secs must be between 0 and %d", int64(1)<<32)
+	if c.Bool(allRequired) {
+		for _, name := range []string{"signature", "trust-file", "now", "freshness-window-secs"} {
+			if !c.IsSet(name) {
+				return nil, usage("by this name all flags are wanted; nixfleet verify has defaults", "--%s is missing", name)
+			}
+		}
 	}
+	seconds := c.Int64("freshness-window-secs")
+	if seconds < 0 {
+		return nil, usage("", "--freshness-window-secs must not be negative")
+	}
+	e.window = time.Duration(min(seconds, int64(math.MaxInt64/time.Second))) * time.Second
 	trustPath := c.String("trust-file")
 	if trustPath == "" {
 		if trustPath = installedTrust(); trustPath == "" {
@@ -117,7 +132,7 @@ func readEvidence(c *cli.Context, file string) (*evidence, error) {
 		}
 	}
 	var err error
-	if text := c.String("now"); text != "" {
+	if text := c.String("now"); c.IsSet("now") {
 		at, err := pki.ParseTimestamp(text)
 		if err != nil {
 			return nil, usage("write it as 2026-03-01T12:00:00Z", "--now: %w", err)
