@@ -89,7 +89,7 @@ func (c *checker) channels() {
 		default:
 			c.wrong(subject, "use disabled, permissive or enforce", "compliance mode %q is unknown and would act as permissive", ch.Compliance.Mode)
 		}
-		if ch.FreshnessWindow < 2*ch.SigningIntervalMinutes {
+		if uint64(ch.FreshnessWindow) < 2*uint64(ch.SigningIntervalMinutes) {
 			c.wrong(subject, "raise freshnessWindow or sign more often", "freshnessWindow %d is below twice signingIntervalMinutes %d", ch.FreshnessWindow, ch.SigningIntervalMinutes)
 		}
 		if strings.ContainsAny(name, "/\\") || strings.HasPrefix(name, ".") {

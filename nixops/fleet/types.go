@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -161,7 +162,14 @@ func (w Wave) Soak() time.Duration {
 	if w.SoakSeconds != nil {
 		return time.Duration(*w.SoakSeconds) * time.Second
 	}
-	return time.Duration(w.SoakMinutes) * time.Minute
+	return Minutes(w.SoakMinutes)
+}
+
+// Minutes is n minutes, at most as many seconds as a uint32 holds (136 years):
+// what the wire can say, and short enough to be added to a time or a slack. A
+// Duration by itself would wrap around and make the longest soak none at all.
+func Minutes(n uint32) time.Duration {
+	return time.Duration(min(uint64(n)*60, math.MaxUint32)) * time.Second
 }
 
 // Edge holds host Gated until host Gates is Soaked or Converged.

@@ -138,6 +138,7 @@ func TestCheck(t *testing.T) {
 		{"unknown policy", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.RolloutPolicy = "fats" }) }, `"fats"`, true},
 		{"misspelt mode", func(f *Fleet) { channel(f, "stable", func(c *Channel) { c.Compliance.Mode = "enforced" }) }, `"enforced"`, true},
 		{"window too short", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.FreshnessWindow = 119 }) }, "119", true},
+		{"window too short for an interval that wraps around", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.SigningIntervalMinutes = 1 << 31 }) }, "2147483648", true},
 		{"empty channel", func(f *Fleet) { f.Channels["beta"] = f.Channels["edge"] }, "has no host", false},
 		{"channel that is a path", func(f *Fleet) { f.Channels["../x"] = f.Channels["edge"] }, "channel ../x", true},
 		{"wave with a foreign host C11", func(f *Fleet) { f.Waves["edge"] = []Wave{{Hosts: []string{"db-01"}}} }, "never soak", true},

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"encoding/base64"
+	"math"
 	"testing"
 	"time"
 
@@ -147,5 +148,16 @@ func TestSoakSecondsWin(t *testing.T) {
 	}
 	if got := (Wave{SoakMinutes: 2}).Soak(); got != 2*time.Minute {
 		t.Errorf("soak %s", got)
+	}
+	// The largest numbers are the longest times, not times that wrapped around.
+	const longest = math.MaxUint32 * time.Second
+	most := uint32(math.MaxUint32)
+	for _, w := range []Wave{{SoakMinutes: most}, {SoakMinutes: most/60 + 1}, {SoakSeconds: &most}} {
+		if got := w.Soak(); got != longest {
+			t.Errorf("soak of %+v: %s", w, got)
+		}
+	}
+	if got := Minutes(most / 60); got != time.Duration(most/60)*time.Minute {
+		t.Errorf("window %s", got)
 	}
 }

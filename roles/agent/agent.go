@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -394,7 +395,7 @@ func (a *agent) distrust(t *protocol.Target, err error) {
 			age := a.now().Sub(a.verifier.headSigned)
 			a.report(event, &t.ChannelRef, protocol.StaleTarget{
 				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(a.verifier.headSigned),
-				FreshnessWindowSecs: a.verifier.head.FreshnessWindow * 60, AgeSecs: int64(age / time.Second),
+				FreshnessWindowSecs: uint32(fleet.Minutes(a.verifier.head.FreshnessWindow) / time.Second), AgeSecs: int64(age / time.Second),
 			})
 		}
 	case protocol.EventVerifyMismatch:

@@ -256,7 +256,7 @@ func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
 	}
 	window := a.cfg.MaxManifestAge
 	if head != nil {
-		window = time.Duration(head.FreshnessWindow) * time.Minute
+		window = fleet.Minutes(head.FreshnessWindow)
 	}
 	if a.now().Sub(c.At.Time) > window {
 		return nil, "the commit is older than the freshness window"

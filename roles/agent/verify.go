@@ -134,7 +134,7 @@ func (v *verifier) stale() (time.Duration, bool) {
 	if v.head == nil {
 		return 0, false
 	}
-	over := v.now().Sub(v.headSigned) - time.Duration(v.head.FreshnessWindow)*time.Minute - pki.ClockSlack
+	over := v.now().Sub(v.headSigned) - fleet.Minutes(v.head.FreshnessWindow) - pki.ClockSlack
 	return over, over > 0
 }
 
@@ -177,7 +177,7 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 	}
 	return &wanted{
 		closure: entry.TargetClosure, rolloutID: head.RolloutID, channel: head.Channel, intent: head.Intent, wave: entry.WaveIndex,
-		signedAt: v.headSigned, window: time.Duration(head.FreshnessWindow) * time.Minute,
+		signedAt: v.headSigned, window: fleet.Minutes(head.FreshnessWindow),
 		confirm:    clampWindow(time.Duration(head.ConfirmWindowSecs) * time.Second),
 		compliance: stricter(v.onlyLocal(head.ComplianceMode), head.ComplianceMode), failure: head.OnHealthFailure,
 		document: v.headFile.Body, signature: v.headFile.Sig,

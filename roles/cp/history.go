@@ -32,7 +32,7 @@ func newHistory() *history { return &history{byID: map[string]remembered{}} }
 func (h *history) add(rel *fleet.Release, now time.Time) {
 	longest := time.Duration(0)
 	for _, c := range rel.Fleet.Channels {
-		longest = max(longest, time.Duration(c.FreshnessWindow)*time.Minute)
+		longest = max(longest, fleet.Minutes(c.FreshnessWindow))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

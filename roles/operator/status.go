@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
 )
 
@@ -46,7 +47,7 @@ func statusCommand() *cli.Command {
 				}
 				// A channel that cannot be asked costs its stale marks, not the table.
 				if ch, err := client.Channel(c.Context, h.Channel); err == nil {
-					windows[h.Channel] = time.Duration(ch.FreshnessWindowMinutes) * time.Minute
+					windows[h.Channel] = fleet.Minutes(ch.FreshnessWindowMinutes)
 				} else {
 					windows[h.Channel] = 0
 				}

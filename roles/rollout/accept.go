@@ -183,7 +183,7 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 	declared := w.rel.Fleet.Channels[r.Channel]
 	policy := w.rel.Fleet.RolloutPolicies[declared.RolloutPolicy]
 	r.rel, r.signedAt = cr, w.rel.SignedAt
-	r.freshness = time.Duration(declared.FreshnessWindow) * time.Minute
+	r.freshness = fleet.Minutes(declared.FreshnessWindow)
 	r.complianceMode = declared.Compliance.Mode
 	r.revert = policy.OnHealthFailure == fleet.OnFailureRollback
 	r.confirmWindow, r.lease = w.limits.ConfirmWindow, w.limits.Lease
