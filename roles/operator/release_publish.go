@@ -282,6 +282,7 @@ func (r *releaser) stamp(d *draft, signedAt pki.Timestamp, ciCommit *string) (*s
 		}
 		return m
 	}
+	rewriteTimes(d)
 	out := &stampedFiles{}
 	members := map[string]any{"revocations": nil, "bootstrapNonces": nil}
 	if d.revocations != nil {
@@ -321,6 +322,32 @@ func (r *releaser) stamp(d *draft, signedAt pki.Timestamp, ciCommit *string) (*s
 		return nil, fmt.Errorf("encode the fleet: %w", err)
 	}
 	return out, nil
+}
+
+// rewriteTimes puts every declared time into the one written form. Implementations
+// that encode the typed values anew before they hash them would else see other
+// bytes (artifacts.md §1). What is no time is left for the parsers to name.
+func rewriteTimes(d *draft) {
+	rewrite := func(entry any, names ...string) {
+		e, _ := entry.(map[string]any)
+		for _, name := range names {
+			text, _ := e[name].(string)
+			if at, err := pki.ParseTimestamp(text); err == nil {
+				e[name] = at.String()
+			}
+		}
+	}
+	for _, name := range d.hostNames() {
+		rewrite(d.host(name)["pin"], "expiresAt")
+	}
+	for _, list := range []*[]any{d.revocations, d.nonces} {
+		if list == nil {
+			continue
+		}
+		for _, entry := range *list {
+			rewrite(entry, "notBefore", "expiresAt", "mintedAt")
+		}
+	}
 }
 
 // findObsolete lists heads of channels that are no longer released.
