@@ -49,12 +49,11 @@ func (r *releaser) unchanged(ctx context.Context, d *draft, previous *fleet.Flee
 		if !bytes.Equal(had, body) {
 			return false, nil
 		}
-		sig, err := r.file(ctx, name+fleet.SignatureSuffix)
-		if err != nil {
-			return false, err
+		if body == nil {
+			continue
 		}
-		if body != nil && (len(sig) != pki.SignatureSize || r.signer.slot != nil && !verifies(r.signer.slot, body, sig)) {
-			return false, nil
+		if whole, err := r.whole(ctx, name); err != nil || !whole {
+			return false, err
 		}
 	}
 	// A head says more than its fleet: the windows that were asked for.
@@ -69,8 +68,26 @@ func (r *releaser) unchanged(ctx context.Context, d *draft, previous *fleet.Flee
 			time.Duration(h.LeaseSecs)*time.Second != r.c.Duration("lease").Truncate(time.Second) {
 			return false, nil
 		}
+		for _, name := range []string{fleet.ManifestName(h.RolloutID), fleet.HeadName(channel)} {
+			if whole, err := r.whole(ctx, name); err != nil || !whole {
+				return false, err
+			}
+		}
 	}
 	return true, nil
+}
+
+// whole: the file is there with a signature that verifies, where the keys are known.
+func (r *releaser) whole(ctx context.Context, name string) (bool, error) {
+	body, err := r.file(ctx, name)
+	if err != nil || body == nil {
+		return false, err
+	}
+	sig, err := r.file(ctx, name+fleet.SignatureSuffix)
+	if err != nil {
+		return false, err
+	}
+	return len(sig) == pki.SignatureSize && (r.signer.slot == nil || verifies(r.signer.slot, body, sig)), nil
 }
 
 func verifies(slot *pki.KeySlot, body, sig []byte) bool {

@@ -195,7 +195,7 @@ func checkFingerprint(s string) (string, error) {
 			"pass the public key instead: --host-pubkey /etc/ssh/ssh_host_ed25519_key.pub (or - for standard input)")
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(s)
-	if err != nil || len(raw) != sha256.Size {
+	if err != nil || len(raw) != sha256.Size || strings.ContainsAny(s, "\r\n") { // the decoder skips them
 		return "", hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
 	}
 	return s, nil
