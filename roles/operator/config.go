@@ -89,7 +89,7 @@ func readConfig(path string, named bool) (map[string]string, error) {
 // fromConfig sets every flag that neither the command line nor the environment
 // has set from the configuration file.
 func fromConfig(c *cli.Context) error {
-	if c.Command.Name == "init" {
+	if c.Command.Name == "init" || c.Command.Name == "canonicalize" {
 		return nil
 	}
 	path, err := configPath(c)
