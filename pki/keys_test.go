@@ -423,3 +423,23 @@ func FuzzParsePrivateKey(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseHostKey(f *testing.F) {
+	f.Add(FormatHostKey(ciKey(f).Crypto().Public().(ed25519.PublicKey), "root@web-01"))
+	f.Add("ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAAQC3")
+	f.Add("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEgHWll+choVbi4Hmd5cwMUyTcbn6vHN1GJQho7FMhXe\r\nssh-ed25519")
+	f.Fuzz(func(t *testing.T, line string) {
+		k, err := ParseHostKey(line)
+		if err != nil {
+			return
+		}
+		// One key has one line, but for the comment.
+		written := FormatHostKey(k, "")
+		if again, err := ParseHostKey(written); err != nil || !SameKey(again, k) {
+			t.Fatalf("%q was written as %q: %v", line, written, err)
+		}
+		if !slices.Equal(strings.Fields(line)[:2], strings.Fields(written)) {
+			t.Fatalf("%q and %q are one key", line, written)
+		}
+	})
+}

@@ -1,9 +1,11 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -113,4 +115,34 @@ func TestVerifyInclusionRefuses(t *testing.T) {
 	if VerifyInclusion(two.Root(), 1, 0, node, nil) == nil {
 		t.Error("an inner node passes for a leaf")
 	}
+}
+
+// Nothing but the tree's own path leads from a leaf to the root.
+func FuzzVerifyInclusion(f *testing.F) {
+	f.Add(7, 3, []byte(`{"hostname":"host-3"}`), []byte{})
+	f.Add(1, 0, []byte(`{"hostname":"host-0"}`), []byte{})
+	f.Add(100, 99, []byte(`{"hostname":"host-99"}`), []byte("xyz"))
+	f.Fuzz(func(t *testing.T, n, index int, leaf, noise []byte) {
+		if n < 1 || n > 200 {
+			return
+		}
+		data := leaves(n)
+		tree := NewTree(data)
+		path, err := tree.Proof(index)
+		if err != nil {
+			path = []string{hex.EncodeToString(noise)}
+		}
+		for i, b := range noise {
+			if len(path) > 0 && b%8 == 0 {
+				sum := sha256.Sum256(noise[i:])
+				path[int(b/8)%len(path)] = hex.EncodeToString(sum[:])
+			}
+		}
+		if VerifyInclusion(tree.Root(), n, index, leaf, path) != nil {
+			return
+		}
+		if want, err := tree.Proof(index); err != nil || !slices.Equal(path, want) || !bytes.Equal(leaf, data[index]) {
+			t.Fatalf("leaf %q at %d of %d by %q", leaf, index, n, path)
+		}
+	})
 }
