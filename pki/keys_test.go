@@ -85,6 +85,22 @@ func TestParsePrivateKeyForms(t *testing.T) {
 	}
 }
 
+// The two private keys of RFC 8410 §10.3 are one: alone, and with attributes and
+// its public half as tools in Rust write it.
+func TestParsePrivateKeyOfRFC8410(t *testing.T) {
+	for _, text := range []string{
+		"MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC",
+		"MHICAQEwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC" +
+			"oB8wHQYKKoZIhvcNAQkJFDEPDA1DdXJkbGUgQ2hhaXJzgSEAGb9ECWmEzf6FQbrB" +
+			"Z9w7lshQhqowtrbLDFw4rXAxZuE=",
+	} {
+		k, err := ParsePrivateKey(pemOf(t, "PRIVATE KEY", decode64(t, text), nil))
+		if err != nil || k.Public() != (PublicKey{AlgorithmEd25519, "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="}) {
+			t.Errorf("got %v, %v", k, err)
+		}
+	}
+}
+
 func TestParsePrivateKeyRefuses(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
