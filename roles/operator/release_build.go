@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -39,7 +40,9 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 	if err := r.evaluate(ctx, d, flake); err != nil {
 		return nil, err
 	}
-	r.dropExpiredPins(d)
+	if err := r.dropExpiredPins(d); err != nil {
+		return nil, err
+	}
 	if err := r.closures(ctx, d, flake); err != nil {
 		return nil, err
 	}
@@ -136,6 +139,10 @@ func (d *draft) hostNames() []string {
 	return sortedKeys(hosts)
 }
 
+// fullCommit: a pin becomes part of a flake's URL, where a branch would move and
+// anything else would be read as more of the URL.
+var fullCommit = regexp.MustCompile(`^[0-9a-f]{40}$`)
+
 // pinOf reads a host's pin: its commit, and when it ends.
 func (d *draft) pinOf(name string) (commit string, expires *time.Time, ok bool, err error) {
 	pin, ok := d.host(name)["pin"].(map[string]any)
@@ -143,6 +150,9 @@ func (d *draft) pinOf(name string) (commit string, expires *time.Time, ok bool, 
 		return "", nil, false, nil
 	}
 	commit, _ = pin["commit"].(string)
+	if !fullCommit.MatchString(commit) {
+		return "", nil, true, hinted(fmt.Errorf("pin of %s: %.80q is no full commit of 40 hexadecimal digits", name, commit), "git rev-parse REV in the fleet's repository prints it")
+	}
 	if text, isText := pin["expiresAt"].(string); isText {
 		at, err := pki.ParseTimestamp(text)
 		if err != nil {
@@ -153,15 +163,19 @@ func (d *draft) pinOf(name string) (commit string, expires *time.Time, ok bool, 
 	return commit, expires, true, nil
 }
 
-func (r *releaser) dropExpiredPins(d *draft) {
+func (r *releaser) dropExpiredPins(d *draft) error {
 	for _, name := range d.hostNames() {
 		_, expires, pinned, err := d.pinOf(name)
-		if err == nil && pinned && expires != nil && !r.now.Before(*expires) {
+		if err != nil {
+			return err
+		}
+		if pinned && expires != nil && !r.now.Before(*expires) {
 			delete(d.host(name), "pin")
 			r.summary.ExpiredPins = append(r.summary.ExpiredPins, name)
 			r.say("the pin of %s has expired: it follows its channel again", name)
 		}
 	}
+	return nil
 }
 
 // closures finds each host's closure: given in a file, written in the
