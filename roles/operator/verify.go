@@ -70,7 +70,8 @@ func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "verify", Usage: "check signed artifacts without a control plane",
 		Flags:       []cli.Flag{&cli.BoolFlag{Name: allRequired, Hidden: true}},
-		Description: exits + "Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
+		Description: exits + "Called nixfleet-verify-artifact it has no defaults, as v1's tool has none: all flags are wanted.\n\n" +
+			"Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
 		Subcommands: []*cli.Command{
 			artifact("artifact", "artifact", "a fleet snapshot", "nixfleet verify artifact --artifact releases/fleet.resolved.json"+tail, nil, verifyFleet),
 			artifact("rollout-manifest", "manifest", "the manifest of a rollout",
