@@ -69,7 +69,7 @@ func verifyCommand() *cli.Command {
 	tail := " --trust-file trust.json"
 	return &cli.Command{
 		Name: "verify", Usage: "check signed artifacts without a control plane",
-		Flags:       []cli.Flag{&cli.BoolFlag{Name: allRequired, Hidden: true}},
+		Flags: []cli.Flag{&cli.BoolFlag{Name: allRequired, Hidden: true}},
 		Description: exits + "Called nixfleet-verify-artifact it has no defaults, as v1's tool has none: all flags are wanted.\n\n" +
 			"Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
 		Subcommands: []*cli.Command{
