@@ -165,8 +165,14 @@ func (l *loader) fleet() error {
 		return err
 	}
 	for name, h := range r.Fleet.Hosts {
-		if h.ClosureHash != nil && !ValidClosure(*h.ClosureHash) {
+		if h.ClosureHash == nil {
+			continue
+		}
+		if !ValidClosure(*h.ClosureHash) {
 			return fmt.Errorf("%w: host %q: %.80q is no store base name", ErrMembers, name, *h.ClosureHash)
+		}
+		if _, declared := r.Fleet.Channels[h.Channel]; !declared {
+			return fmt.Errorf("%w: host %q is on channel %.80q, which is not declared", ErrMembers, name, h.Channel)
 		}
 	}
 	r.FleetFile, r.FleetHash, r.SignedAt = file, file.Hash, file.SignedAt

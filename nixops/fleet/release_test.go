@@ -105,6 +105,9 @@ func TestReleaseIsRefused(t *testing.T) {
 		{"closure that climbs out of the store", func(t *testing.T, f fstest.MapFS) {
 			resign(t, f, FleetName, sub("0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos", "../../tmp/evil"))
 		}, "", ErrMembers},
+		{"undeclared channel", func(t *testing.T, f fstest.MapFS) {
+			resign(t, f, FleetName, sub(`"channel":"edge","closureHash"`, `"channel":"egde","closureHash"`))
+		}, "", ErrMembers},
 		{"undeclared policy", func(t *testing.T, f fstest.MapFS) {
 			resign(t, f, FleetName, sub(`"rolloutPolicy":"staged"`, `"rolloutPolicy":"stagde"`))
 		}, "", nil},
