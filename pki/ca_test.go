@@ -163,6 +163,10 @@ func TestAgentCertificate(t *testing.T) {
 	if !SameKey(cert.PublicKey.(ed25519.PublicKey), host.Crypto().Public().(ed25519.PublicKey)) {
 		t.Error("another key")
 	}
+	// NixOS lets underscores into host names.
+	if id, err := (IdentityRules{Suffix: suffix}).Identify([][]*x509.Certificate{{f.agent(t, "db_01"), f.issuing.Cert, f.root.Cert}}); err != nil || id.Name != "db_01" {
+		t.Errorf("db_01 is %+v, %v", id, err)
+	}
 	old := *f.issuing.Cert
 	old.SubjectKeyId = nil
 	if _, cert, err := (&CA{&old, f.issuing.Signer}).IssueAgent(csr, "db-01", suffix, now, day); err != nil || len(cert.AuthorityKeyId) != 20 {

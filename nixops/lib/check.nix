@@ -86,7 +86,7 @@ let
       [ "${subject} must be an attribute set" ]
     else
       when (match "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?" name == null)
-        "${subject}: the name must be a host name of letters, digits and inner hyphens, 63 at most"
+        "${subject}: the name must be a host name of letters, digits and inner hyphens or underscores, 63 at most"
       ++ members subject hostMembers h
       ++ when (!isString (h.system or null)) "${subject}: system is missing; write for example system = \"x86_64-linux\""
       ++ when (!strings (h.tags or [ ])) "${subject}: tags must be a list of strings"

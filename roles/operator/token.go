@@ -21,7 +21,8 @@ import (
 // that runs behind (contracts/artifacts.md §10).
 const tokenBackdate = time.Minute
 
-var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+// hostnamePattern is what NixOS takes as networking.hostName, and mkFleet.
+var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$`)
 
 func mintTokenCommand() *cli.Command {
 	return &cli.Command{
