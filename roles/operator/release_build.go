@@ -43,6 +43,7 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 	if err := r.dropExpiredPins(d); err != nil {
 		return nil, err
 	}
+	r.keepOwnHosts(d)
 	if err := r.closures(ctx, d, flake); err != nil {
 		return nil, err
 	}
@@ -176,6 +177,31 @@ func (r *releaser) dropExpiredPins(d *draft) error {
 		}
 	}
 	return nil
+}
+
+// keepOwnHosts takes hosts of other channels out of a channel's waves. v1's mkFleet
+// resolves a wave over the whole fleet, and such a host would never soak there.
+func (r *releaser) keepOwnHosts(d *draft) {
+	waves, _ := d.doc["waves"].(map[string]any)
+	for _, channel := range sortedKeys(waves) {
+		list, _ := waves[channel].([]any)
+		for i, w := range list {
+			wave, _ := w.(map[string]any)
+			hosts, _ := wave["hosts"].([]any)
+			kept := []any{}
+			for _, h := range hosts {
+				name, _ := h.(string)
+				if other, declared := d.host(name)["channel"].(string); declared && other != channel {
+					r.say("wave %d of %s: %s is on channel %s and is left out", i, channel, name, other)
+					continue
+				}
+				kept = append(kept, h)
+			}
+			if len(kept) < len(hosts) {
+				wave["hosts"] = kept
+			}
+		}
+	}
 }
 
 // closures finds each host's closure: given in a file, written in the
