@@ -276,6 +276,15 @@ func TestTickExitCodes(t *testing.T) {
 	if _, code := e.tick(t, nothingObserved, "--trust-file", e.path("none")); code != 2 {
 		t.Errorf("no trust file: exit %d, want 2", code)
 	}
+	trust, err := os.ReadFile(e.path("trust.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.write("typo.json", bytes.Replace(trust, []byte(`"cacheKeys"`), []byte(`"cacheKey"`), 1))
+	out, _, _ := command(t, t.Context(), "tick", "--artifact", e.path("none"), "--signature", e.path("none"), "--trust-file", e.path("typo.json"), "--observed", e.path("observed.json"))
+	if !strings.Contains(out, `"cacheKey" is not read`) {
+		t.Errorf("misspelt member of the trust file (T10): %s", out)
+	}
 	if _, code := e.tick(t, nothingObserved, "--artifact", e.path("none")); code != 2 {
 		t.Errorf("no artifact: exit %d, want 2", code)
 	}

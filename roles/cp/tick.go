@@ -37,9 +37,12 @@ func tickCommand() *cli.Command {
 
 func tick(c *cli.Context, now time.Time) error {
 	input := func(err error) error { return &exitError{err, 2, "nixfleet cp tick --help"} }
-	trust, _, err := pki.LoadTrust(c.String("trust-file"))
+	trust, warnings, err := pki.LoadTrust(c.String("trust-file"))
 	if err != nil {
 		return input(err)
+	}
+	for _, w := range warnings {
+		fmt.Fprintf(c.App.ErrWriter, "warning: %s: %s\n", c.String("trust-file"), w)
 	}
 	doc, err := os.ReadFile(c.String("observed"))
 	if err != nil {

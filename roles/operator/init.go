@@ -225,7 +225,7 @@ func writeFleet(dir string, names *strings.Replacer, m *minted) error {
 	if err := m.all(filepath.Join(dir, "secrets"), "org-root.key"); err != nil {
 		return err
 	}
-	if err := mergeTrust(filepath.Join(dir, "trust.json"), &m.trust); err != nil {
+	if err := mergeTrust(m.c, filepath.Join(dir, "trust.json"), &m.trust); err != nil {
 		return err
 	}
 	blank, err := fs.ReadFile(tree, "trust.nix")

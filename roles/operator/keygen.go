@@ -175,7 +175,7 @@ func made(c *cli.Context, work func(*minted) error) error {
 		return err
 	}
 	if path := c.String("trust-file"); path != "" {
-		if err := mergeTrust(path, &m.trust); err != nil {
+		if err := mergeTrust(c, path, &m.trust); err != nil {
 			return err
 		}
 		m.summary.TrustFile = path

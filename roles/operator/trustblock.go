@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
+
+	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
 )
@@ -14,17 +15,15 @@ import (
 // mergeTrust writes the public halves in made into the trust.json at path. A
 // key that was current becomes previous, so that what it signed stays good
 // until the operator ends the rotation.
-func mergeTrust(path string, made *pki.Trust) error {
-	trust := &pki.Trust{SchemaVersion: 1}
-	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("read trust file: %w", err)
-	default:
-		if trust, _, err = pki.ParseTrust(data); err != nil {
-			return fmt.Errorf("read trust file %s: %w", path, err)
-		}
+//
+// What is not read of the file is named, since it is not written again either.
+func mergeTrust(c *cli.Context, path string, made *pki.Trust) error {
+	trust, err := loadTrust(c, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		trust, err = &pki.Trust{SchemaVersion: 1}, nil
+	}
+	if err != nil {
+		return err
 	}
 	succeed(&trust.CIReleaseKey, made.CIReleaseKey.Current)
 	if made.OrgRootKey != nil {
