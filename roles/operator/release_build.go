@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -44,6 +45,7 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 		return nil, err
 	}
 	r.keepOwnHosts(d)
+	roundSoaks(d)
 	if err := r.closures(ctx, d, flake); err != nil {
 		return nil, err
 	}
@@ -201,6 +203,29 @@ func (r *releaser) keepOwnHosts(d *draft) {
 				wave["hosts"] = kept
 			}
 		}
+	}
+}
+
+// roundSoaks writes the minutes of a wave that declares seconds: their ceiling,
+// for readers that know only minutes (additions.md §3).
+func roundSoaks(d *draft) {
+	round := func(waves any) {
+		list, _ := waves.([]any)
+		for _, w := range list {
+			wave, _ := w.(map[string]any)
+			if seconds, ok := wave["soakSeconds"].(float64); ok {
+				wave["soakMinutes"] = math.Ceil(seconds / 60)
+			}
+		}
+	}
+	waves, _ := d.doc["waves"].(map[string]any)
+	for _, list := range waves {
+		round(list)
+	}
+	policies, _ := d.doc["rolloutPolicies"].(map[string]any)
+	for _, p := range policies {
+		policy, _ := p.(map[string]any)
+		round(policy["waves"])
 	}
 }
 
