@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -147,12 +148,13 @@ func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if trust.OrgRootKey != nil {
-		for _, k := range trust.OrgRootKey.Active(time.Now()) {
-			if k == key.Public() {
-				return key, nil
-			}
+	if slot, now := trust.OrgRootKey, time.Now(); slot != nil && slices.Contains(slot.Active(now), key.Public()) {
+		issued := now.UTC().Truncate(time.Second).Add(-tokenBackdate)
+		if slot.RejectBefore != nil && issued.Before(slot.RejectBefore.Time) {
+			return nil, hinted(fmt.Errorf("orgRootKey of %s refuses tokens issued before %s, and this one would be issued at %s", c.String("trust-file"), slot.RejectBefore, pki.At(issued)),
+				"tokens are dated back by a minute: mint it after %s", pki.At(slot.RejectBefore.Add(tokenBackdate)))
 		}
+		return key, nil
 	}
 	return nil, hinted(fmt.Errorf("org root key %s is not in orgRootKey of %s: no control plane would accept the token", path, c.String("trust-file")),
 		"declare nixfleet.trust.orgRootKey.current = %s", nixString(key.Public().Public))
