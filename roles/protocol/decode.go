@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -19,7 +22,9 @@ import (
 // than any document. What v holds is then of no meaning.
 //
 // Members that are not known are ignored whatever they are: they may repeat and
-// may be numbers that an artifact could not have.
+// may be numbers that an artifact could not have. Where anything may stand, as in
+// a snippet of evidence, an integer beyond 2^53 is taken for the double that the
+// canonical form has for it, which is what its sender has signed.
 func DecodeStrict(body []byte, v any) (status int, err error) {
 	err = decodeObject(body, v)
 	if errors.Is(err, pki.ErrDuplicateKey) || errors.Is(err, pki.ErrNumber) {
@@ -69,10 +74,12 @@ func copyKnown(to *jsontext.Encoder, from *jsontext.Decoder, t reflect.Type) err
 	_, readsItself := reflect.PointerTo(t).MethodByName("UnmarshalJSON")
 	kind := from.PeekKind()
 	switch {
+	case t == reflect.TypeFor[jsontext.Value]():
+		return copyAny(to, from)
 	case readsItself:
 	case kind == '{' && t.Kind() == reflect.Struct:
 		return copyObject(to, from, jsonMembers(t))
-	case kind == '[' && t.Kind() == reflect.Slice && t != reflect.TypeFor[jsontext.Value]():
+	case kind == '[' && t.Kind() == reflect.Slice:
 		return copyList(to, from, t.Elem())
 	}
 	value, err := from.ReadValue()
@@ -119,6 +126,54 @@ func copyList(to *jsontext.Encoder, from *jsontext.Decoder, element reflect.Type
 		}
 	}
 	return copyToken(to, from)
+}
+
+// copyAny copies a value of any shape, its integers beyond 2^53 as doubles.
+func copyAny(to *jsontext.Encoder, from *jsontext.Decoder) error {
+	value, err := from.ReadValue()
+	if err != nil {
+		return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+	}
+	inside := jsontext.NewDecoder(bytes.NewReader(value), jsontext.AllowDuplicateNames(true))
+	for {
+		kind := inside.PeekKind()
+		if kind == '0' {
+			number, err := inside.ReadValue()
+			if err != nil {
+				return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+			}
+			if err := to.WriteValue(exactNumber(number)); err != nil {
+				return err
+			}
+			continue
+		}
+		token, err := inside.ReadToken()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", pki.ErrSyntax, err)
+		}
+		if err := to.WriteToken(token); err != nil {
+			return err
+		}
+	}
+}
+
+// maxExactInteger is where bare integers end that a double holds exactly.
+const maxExactInteger = 1 << 53
+
+// exactNumber is the number in a form that says that it is a double, when it is
+// an integer beyond 2^53.
+func exactNumber(number jsontext.Value) jsontext.Value {
+	if bytes.ContainsAny(number, ".eE") {
+		return number
+	}
+	f, err := strconv.ParseFloat(string(number), 64)
+	if err != nil || math.Abs(f) < maxExactInteger {
+		return number
+	}
+	return strconv.AppendFloat(nil, f, 'e', -1, 64)
 }
 
 func copyToken(to *jsontext.Encoder, from *jsontext.Decoder) error {

@@ -410,3 +410,43 @@ func FuzzVerifyEvidence(f *testing.F) {
 		}
 	})
 }
+
+// TestEvidenceWithIntegersThatNoDoubleHolds: a v1 agent signs the hash of the
+// canonical snippet, in which nanoseconds are rounded to a double.
+func TestEvidenceWithIntegersThatNoDoubleHolds(t *testing.T) {
+	key, line := hostKey(t, 0x32)
+	// The canonical form of {"at":1772368000123456789,"n":[-9007199254740993]}.
+	canonical := `{"at":1772368000123456800,"n":[-9007199254740992]}`
+	payload, err := pki.Marshal(map[string]any{
+		"hostname": "web-02", "rollout": nil, "controlId": "c", "status": "error", "frameworkArticles": []string{},
+		"evidenceCollectedAt": "2026-03-01T12:00:00Z", "evidenceSnippetSha256": pki.HashHex([]byte(canonical)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := key.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := `{"hostname":"web-02","agentVersion":"0.2.0","occurredAt":"2026-03-01T12:00:00Z","rollout":null,"event":"compliance-failure","details":{
+		"control_id":"c","status":"error","framework_articles":[],"evidence_collected_at":"2026-03-01T12:00:00Z",
+		"evidence_snippet":{"at":1772368000123456789,"n":[-9007199254740993]},"signature":"` + base64.StdEncoding.EncodeToString(sig) + `"}}`
+	var req ReportRequest
+	if status, err := DecodeStrict([]byte(body), &req); err != nil {
+		t.Fatalf("%d, %v", status, err)
+	}
+	if _, err := ParseDetails(req.Event, req.Details); err != nil {
+		t.Error(err)
+	}
+	if v, _ := VerifyEvidence(&line, &req); v != VerdictVerified {
+		t.Errorf("verdict %s", v)
+	}
+	// A member with a type of its own is still held against it.
+	body = strings.Replace(body, `"control_id":"c"`, `"control_id":9007199254740993`, 1)
+	if _, err := DecodeStrict([]byte(body), &req); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseDetails(req.Event, req.Details); !errors.Is(err, ErrEvent) {
+		t.Errorf("a number for a text: %v", err)
+	}
+}
