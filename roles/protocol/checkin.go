@@ -1,6 +1,12 @@
 package protocol
 
-import "nixfleet/pki"
+import (
+	"fmt"
+	"slices"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+)
 
 // Paths, headers and bounds of protocol version 1.
 const (
@@ -149,6 +155,27 @@ type CheckinResponse struct {
 	// Preference-Applied header says.
 	Held bool `json:"-"`
 }
+
+// check refuses words that the contract does not have where it names them all.
+func (r *CheckinRequest) check() error {
+	if f := r.LastFetchOutcome; f != nil && !oneOf(f.Result, FetchOK, FetchVerifyFailed, FetchFailed, FetchNone) {
+		return fmt.Errorf("%w: /lastFetchOutcome/result: %.40q", pki.ErrShape, f.Result)
+	}
+	for i, p := range r.HealthProbes {
+		if !oneOf(p.Kind, ProbeHTTP, ProbeTCP, ProbeExec, ProbeUnit) {
+			return fmt.Errorf("%w: /healthProbes/%d/kind: %.40q", pki.ErrShape, i, p.Kind)
+		}
+		if !oneOf(p.Status, ProbeUnknown, ProbePass, ProbeFail) {
+			return fmt.Errorf("%w: /healthProbes/%d/status: %.40q", pki.ErrShape, i, p.Status)
+		}
+	}
+	if m := r.HealthCheckMode; m != nil && !oneOf(*m, fleet.ModeDisabled, fleet.ModePermissive, fleet.ModeEnforce) {
+		return fmt.Errorf("%w: /healthCheckMode: %.40q", pki.ErrShape, *m)
+	}
+	return nil
+}
+
+func oneOf(word string, words ...string) bool { return slices.Contains(words, word) }
 
 // ConfirmRequest says that a host proved its new generation.
 type ConfirmRequest struct {

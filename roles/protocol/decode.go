@@ -34,6 +34,9 @@ func DecodeStrict(body []byte, v any) (status int, err error) {
 			err = decodeObject(known, v)
 		}
 	}
+	if checked, ok := v.(interface{ check() error }); ok && err == nil {
+		err = checked.check()
+	}
 	switch {
 	case err == nil:
 		return http.StatusOK, nil

@@ -85,6 +85,13 @@ func TestDecodeStrictInLists(t *testing.T) {
 		`"status":"pass"`:        {`"status":null`, 422},
 		`"uptimeSecs":4211`:      {`"uptimeSecs":-1`, 422},
 		`"2026-03-01T12:21:00Z"`: {`"2026-03-01T12:21:00"`, 422},
+		// Words are those of the contract, in its case.
+		`"http"`:     {`"icmp"`, 422},
+		`"kind":"h`:  {`"kind":"H`, 422},
+		`"pass"`:     {`"passed"`, 422},
+		`"enforce"`:  {`"auto"`, 422},
+		`"uptimeSe`:  {`"lastFetchOutcome":{"result":"OK"},"uptimeSe`, 422},
+		`,"uptimeSe`: {`,"lastFetchOutcome":{"result":"fetch-failed"},"uptimeSe`, 200},
 	} {
 		changed := strings.Replace(doc, old, c.new, 1)
 		if status, err := DecodeStrict([]byte(changed), new(CheckinRequest)); status != c.status {
