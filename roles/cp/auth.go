@@ -136,9 +136,15 @@ type statusError struct {
 func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
-// withoutCertificate are the paths that a token opens.
-var withoutCertificate = map[string]bool{
-	"/v1/enroll": true, "/v1/agent/bootstrap-report": true, "/v1/webhook": true,
+// tokenOpens reports whether a path wants a token in place of a certificate.
+func (s *server) tokenOpens(path string) bool {
+	switch path {
+	case "/v1/enroll", "/v1/agent/bootstrap-report":
+		return true
+	case "/v1/webhook":
+		return s.cfg.WebhookTokenFile != ""
+	}
+	return false
 }
 
 // guard runs the checks that every path but /healthz has, in the contract's
@@ -162,7 +168,7 @@ func (s *server) guard(next http.Handler) http.Handler {
 			w.WriteHeader(status)
 			return
 		}
-		if !withoutCertificate[r.URL.Path] {
+		if !s.tokenOpens(r.URL.Path) {
 			id, err := s.authorize(r.Context())
 			if err != nil {
 				s.refuse(w, r, id, err)
@@ -192,7 +198,7 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, id pki.Identity,
 		level = zerolog.DebugLevel // anybody could fill the disk with it
 	}
 	s.log.WithLevel(level).Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).Msg("request refused")
-	writeRefusal(w, http.StatusUnauthorized, "unauthorized", err.Error())
+	writeRefusal(w, r, http.StatusUnauthorized, "unauthorized", err.Error())
 }
 
 // checkProtocol is 0, or the status of a wrong or missing protocol header. In
@@ -206,6 +212,9 @@ func (s *server) checkProtocol(r *http.Request) int {
 		return 0
 	}
 	version, err := strconv.Atoi(values[0])
+	if errors.Is(err, strconv.ErrRange) {
+		version, err = 0, nil // an integer, of some version to come
+	}
 	switch {
 	case err != nil || len(values) > 1:
 		return http.StatusBadRequest
@@ -219,21 +228,24 @@ func (s *server) checkProtocol(r *http.Request) int {
 func (s *server) operatorOnly(open bool, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if caller(r).Role != pki.RoleOperator && !(open && s.cfg.OpenReads) {
-			writeRefusal(w, http.StatusForbidden, "operator-only", "only an operator's certificate may do this")
+			writeRefusal(w, r, http.StatusForbidden, "operator-only", "only an operator's certificate may do this")
 			return
 		}
 		next(w, r)
 	}
 }
 
-// agentOnly hands on the host that the certificate speaks for.
-func agentOnly(next func(http.ResponseWriter, *http.Request, string)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		id := caller(r)
-		if id.Role != pki.RoleAgent {
-			writeRefusal(w, http.StatusForbidden, "agent-only", fmt.Sprintf("%q is no host", id.Name))
-			return
-		}
-		next(w, r, id.Name)
+// ownHost answers 403 unless the caller's certificate is that of the host which
+// the body names. It is asked once the body is known to be one: an ill-formed
+// body is answered as such, whoever sent it.
+func ownHost(w http.ResponseWriter, r *http.Request, named string) bool {
+	switch id := caller(r); {
+	case id.Role != pki.RoleAgent:
+		writeRefusal(w, r, http.StatusForbidden, "agent-only", fmt.Sprintf("%q is no host", id.Name))
+	case id.Name != named:
+		writeRefusal(w, r, http.StatusForbidden, "not-yours", "the certificate is of another host")
+	default:
+		return true
 	}
+	return false
 }

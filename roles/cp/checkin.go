@@ -19,15 +19,15 @@ const maxWait = 300 * time.Second
 // spread is how long after the start answers spread the next check-ins.
 const spread = 2 * time.Minute
 
-func (s *server) checkin(w http.ResponseWriter, r *http.Request, host string) {
+func (s *server) checkin(w http.ResponseWriter, r *http.Request) {
 	var req protocol.CheckinRequest
 	if !readJSON(w, r, &req) {
 		return
 	}
-	if req.Hostname != host {
-		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
+	if !ownHost(w, r, req.Hostname) {
 		return
 	}
+	host := req.Hostname
 	s.metrics.checkins.Inc()
 	// A held request of this host is over: this one knows more.
 	s.waiters.replace(host)

@@ -20,7 +20,7 @@ func (s *server) closure(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !closureHash.MatchString(hash) {
-		http.NotFound(w, r)
+		writeNotFound(w, r, "no hash of a store path")
 		return
 	}
 	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, strings.TrimSuffix(s.cfg.ClosureUpstream, "/")+"/"+hash+".narinfo", nil)

@@ -9,15 +9,15 @@ import (
 	"nixfleet/roles/rollout"
 )
 
-func (s *server) confirm(w http.ResponseWriter, r *http.Request, host string) {
+func (s *server) confirm(w http.ResponseWriter, r *http.Request) {
 	var req protocol.ConfirmRequest
 	if !readJSON(w, r, &req) {
 		return
 	}
-	if req.Hostname != host {
-		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
+	if !ownHost(w, r, req.Hostname) {
 		return
 	}
+	host := req.Hostname
 	if s.store == nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return

@@ -58,9 +58,12 @@ func TestChecksComeInTheOrderOfTheContract(t *testing.T) {
 	}{
 		{"no number, no certificate", nobody, call{"GET", "/nowhere", nil, header("one")}, 400},
 		{"other version, no certificate", nobody, call{"GET", "/nowhere", nil, header("2")}, 426},
+		{"a version beyond any", nobody, call{"GET", "/nowhere", nil, header("18446744073709551617")}, 426},
 		{"no certificate before an unknown path", nobody, call{"GET", "/nowhere", nil, nil}, 401},
 		{"no certificate before a wrong method", nobody, call{"DELETE", checkinPath, nil, nil}, 401},
 		{"unknown path", agent, call{"GET", "/nowhere", nil, nil}, 404},
+		{"a path that is written in another way", agent, call{"GET", "//v1/whoami", nil, nil}, 404},
+		{"a path with a slash too many", agent, call{"GET", "/v1/whoami/", nil, nil}, 404},
 		{"wrong method", agent, call{"GET", checkinPath, nil, nil}, 405},
 		{"wrong method on a token path", nobody, call{"GET", "/v1/enroll", nil, nil}, 405},
 		{"no header", agent, call{"POST", checkinPath, good, header("")}, 200},
@@ -81,6 +84,56 @@ func TestChecksComeInTheOrderOfTheContract(t *testing.T) {
 		if got := p.send(c.as, c.call); got.status != c.want {
 			t.Errorf("%s: %d, want %d: %s", c.name, got.status, c.want, got.body)
 		}
+	}
+}
+
+// TestAStatusHasNoBodyUnlessItIsAskedFor: v1 peers get what v1 sends them, ours are told why.
+func TestAStatusHasNoBodyUnlessItIsAskedFor(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	nobody, agent, operator := p.web(nil), p.web(e.agentCert("a", time.Now().Add(-time.Hour))), p.web(e.operatorCert("jo"))
+	for _, c := range []struct {
+		name string
+		as   *http.Client
+		call call
+		want int
+		told bool // why, when JSON is asked for
+	}{
+		{"no certificate", nobody, call{"GET", "/v1/hosts", nil, nil}, 401, true},
+		{"another host", agent, call{"POST", checkinPath, e.state("b", "x"), nil}, 403, true},
+		{"used token", nobody, call{"POST", "/v1/enroll", e.enrolment("a", func(c *pki.Claims) { c.ExpiresAt = c.IssuedAt }), nil}, 401, true},
+		{"no such path", agent, call{"GET", "/nowhere", nil, nil}, 404, false},
+		{"no such method", agent, call{"GET", checkinPath, nil, nil}, 405, false},
+		{"no such manifest", operator, call{"GET", "/v1/rollouts/x", nil, nil}, 404, true},
+		{"no such channel", operator, call{"GET", "/v1/channels/x", nil, nil}, 404, true},
+		{"bad limit", operator, call{"GET", "/v1/host-reports?limit=x", nil, nil}, 400, false},
+	} {
+		for accept, wanted := range map[string]bool{"": false, "*/*": false, "text/html, application/json;q=0.5": c.told} {
+			c.call.header = map[string]string{"Accept": accept}
+			got := p.send(c.as, c.call)
+			if got.status != c.want || (got.body != "") != wanted || wanted && !strings.Contains(got.body, `"error":"`) {
+				t.Errorf("%s, accepting %q: %d %q, want %d", c.name, accept, got.status, got.body, c.want)
+			}
+		}
+	}
+}
+
+func TestOptionsOfEverythingIsNoWayRoundTheChecks(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	roots := x509.NewCertPool()
+	roots.AddCert(e.root.Cert)
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), &tls.Config{RootCAs: roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 401 ") {
+		t.Errorf("%q %v", answer, err)
 	}
 }
 

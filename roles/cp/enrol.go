@@ -2,6 +2,7 @@ package cp
 
 import (
 	"crypto/subtle"
+	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func refusedEnrolment(status int, format string, args ...any) error {
 	return &statusError{status, fmt.Errorf(format, args...)}
 }
 
-func (s *server) answerEnrolment(w http.ResponseWriter, what, host string, err error) {
+func (s *server) answerEnrolment(w http.ResponseWriter, r *http.Request, what, host string, err error) {
 	status := http.StatusInternalServerError
 	if coded := (*statusError)(nil); errors.As(err, &coded) {
 		status = coded.status
@@ -61,7 +62,7 @@ func (s *server) answerEnrolment(w http.ResponseWriter, what, host string, err e
 	if status == http.StatusInternalServerError {
 		text = "the control plane cannot issue certificates; see its log"
 	}
-	writeRefusal(w, status, "enrolment-refused", text)
+	writeRefusal(w, r, status, "enrolment-refused", text)
 }
 
 func (s *server) enroll(w http.ResponseWriter, r *http.Request) {
@@ -72,7 +73,7 @@ func (s *server) enroll(w http.ResponseWriter, r *http.Request) {
 	claims := req.Token.Claims
 	out, err := s.admit(r, &req)
 	if err != nil {
-		s.answerEnrolment(w, "enrolment", claims.Hostname, err)
+		s.answerEnrolment(w, r, "enrolment", claims.Hostname, err)
 		return
 	}
 	s.metrics.enrolments.WithLabelValues("enrolled").Inc()
@@ -80,8 +81,8 @@ func (s *server) enroll(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, out)
 }
 
-// admit runs the checks of an enrolment in the contract's order, with the
-// signer looked at before the token is used up.
+// admit runs the checks of an enrolment in the contract's order, except that the
+// certificate is signed before the token is used up.
 func (s *server) admit(r *http.Request, req *protocol.EnrollRequest) (*protocol.CertResponse, error) {
 	ctx, now, token := r.Context(), time.Now(), &req.Token
 	claims := token.Claims
@@ -123,13 +124,18 @@ func (s *server) admit(r *http.Request, req *protocol.EnrollRequest) (*protocol.
 	if err != nil {
 		return nil, err
 	}
+	// A certificate that cannot be signed must not cost the host its token.
+	issued, err := s.sign(ca, csr, claims.Hostname)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.store.UseToken(ctx, claims.Nonce, claims.Hostname, keepUntil); err != nil {
 		if errors.Is(err, store.ErrTokenUsed) {
 			return nil, refusedEnrolment(http.StatusConflict, "this token was used before; mint a new one")
 		}
 		return nil, err
 	}
-	return s.issue(ca, csr, claims.Hostname, "<enroll>", "enroll/nonce:"+claims.Nonce)
+	return s.issue(issued, "<enroll>", "enroll/nonce:"+claims.Nonce), nil
 }
 
 // listed wants the token on the signed list, where the release has one, and
@@ -160,7 +166,8 @@ func (s *server) verifyToken(token *pki.Token, now time.Time) error {
 		return refusedEnrolment(http.StatusUnauthorized, "%w", err)
 	}
 	trust, _, err := s.trust.get()
-	if trust == nil {
+	if err != nil {
+		// The last good one may hold a key that was taken out since.
 		return err
 	}
 	err = token.VerifySignature(trust.OrgRootKey, now)
@@ -248,17 +255,29 @@ func (s *server) issuingCA() (*pki.CA, error) {
 	return ca, nil
 }
 
-func (s *server) issue(ca *pki.CA, csr *pki.CSR, host, requester, context string) (*protocol.CertResponse, error) {
+// signed is a certificate that nobody has yet.
+type signed struct {
+	text []byte
+	cert *x509.Certificate
+	at   time.Time
+}
+
+func (s *server) sign(ca *pki.CA, csr *pki.CSR, host string) (*signed, error) {
 	now := time.Now()
 	text, cert, err := ca.IssueAgent(csr, host, s.cfg.AgentSuffix, now, s.cfg.AgentValidity)
 	if err != nil {
 		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
 	}
+	return &signed{text, cert, now}, nil
+}
+
+// issue records a certificate and gives it out.
+func (s *server) issue(c *signed, requester, context string) *protocol.CertResponse {
 	s.audit(auditLine{
-		At: pki.At(now), Requester: requester, Issued: cert.Subject.CommonName, NotAfter: pki.At(cert.NotAfter),
+		At: pki.At(c.at), Requester: requester, Issued: c.cert.Subject.CommonName, NotAfter: pki.At(c.cert.NotAfter),
 		Validity: int64(s.cfg.AgentValidity / time.Second), Context: context,
 	})
-	return &protocol.CertResponse{CertPEM: string(text), NotAfter: pki.At(cert.NotAfter)}, nil
+	return &protocol.CertResponse{CertPEM: string(c.text), NotAfter: pki.At(c.cert.NotAfter)}
 }
 
 // auditLine is one line of the issuance log.
@@ -292,14 +311,16 @@ func (s *server) audit(line auditLine) {
 }
 
 // renew takes the name from the caller's certificate, never from the request.
-func (s *server) renew(w http.ResponseWriter, r *http.Request, host string) {
+func (s *server) renew(w http.ResponseWriter, r *http.Request) {
 	var req protocol.RenewRequest
 	if !readJSON(w, r, &req) {
 		return
 	}
-	out, err := s.renewed(host, &req)
+	id := caller(r)
+	host := id.Name
+	out, err := s.renewed(id, &req)
 	if err != nil {
-		s.answerEnrolment(w, "renewal", host, err)
+		s.answerEnrolment(w, r, "renewal", host, err)
 		return
 	}
 	s.metrics.enrolments.WithLabelValues("renewed").Inc()
@@ -307,13 +328,17 @@ func (s *server) renew(w http.ResponseWriter, r *http.Request, host string) {
 	writeJSON(w, http.StatusOK, out)
 }
 
-func (s *server) renewed(host string, req *protocol.RenewRequest) (*protocol.CertResponse, error) {
+func (s *server) renewed(id pki.Identity, req *protocol.RenewRequest) (*protocol.CertResponse, error) {
 	csr, err := pki.ParseCSR([]byte(req.CSRPEM))
 	if err != nil {
 		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
 	}
 	if csr.Key == nil {
 		return nil, refusedEnrolment(http.StatusBadRequest, "%w", pki.ErrCSRKey)
+	}
+	host := id.Name
+	if id.Role != pki.RoleAgent {
+		return nil, refusedEnrolment(http.StatusUnauthorized, "%q is no host", host)
 	}
 	if csr.CommonName != host && csr.CommonName != pki.AgentName(host, s.cfg.AgentSuffix) {
 		return nil, refusedEnrolment(http.StatusUnauthorized, "the request is for %q, the certificate is of %q", csr.CommonName, host)
@@ -325,7 +350,11 @@ func (s *server) renewed(host string, req *protocol.RenewRequest) (*protocol.Cer
 	if err != nil {
 		return nil, err
 	}
-	return s.issue(ca, csr, host, pki.AgentName(host, s.cfg.AgentSuffix), "renew/prev:<unknown>")
+	issued, err := s.sign(ca, csr, host)
+	if err != nil {
+		return nil, err
+	}
+	return s.issue(issued, pki.AgentName(host, s.cfg.AgentSuffix), "renew/prev:<unknown>"), nil
 }
 
 // withToken bounds the requests that need no certificate, all together.
@@ -353,7 +382,7 @@ func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
 	}
 	host, now := req.Token.Claims.Hostname, time.Now()
 	if err := s.mayReport(r, &req, now); err != nil {
-		s.answerEnrolment(w, "bootstrap report", host, err)
+		s.answerEnrolment(w, r, "bootstrap report", host, err)
 		return
 	}
 	limit, _ := s.reportLimits.LoadOrStore(host, rate.NewLimiter(rate.Every(10*time.Second), 5))

@@ -2,6 +2,7 @@ package cp
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -180,6 +181,33 @@ func TestTokensAreNotBurntBeforeTheSignerIsKnownToWorkT4(t *testing.T) {
 	}
 }
 
+func TestATokenIsNotBurntWhenTheSignerFailsT4(t *testing.T) {
+	e := newEstate(t, "a")
+	public := e.caKey.Crypto().Public().(*ecdsa.PublicKey)
+	point, err := public.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.write("tpm.pub", point[1:])
+	e.write("sign", []byte("#!/bin/sh\nexit 1\n"))
+	if err := os.Chmod(e.path("sign"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p := e.serve(func(c *Config) { c.TPMPubkey, c.TPMWrapper = e.path("tpm.pub"), e.path("sign") })
+	req := e.enrolment("a", nil)
+	if _, err := p.client(nil).Enroll(context.Background(), req); status(t, err) != 400 {
+		t.Errorf("the signer fails: %v, want 400", err)
+	}
+	p.stop()
+	p = e.serve()
+	if _, err := p.client(nil).Enroll(context.Background(), req); err != nil {
+		t.Errorf("the same token once the signer works: %v", err)
+	}
+	if log, err := os.ReadFile(e.path("state/issuance.log")); err != nil || strings.Count(string(log), "\n") != 1 {
+		t.Errorf("issuance log: %v\n%s", err, log)
+	}
+}
+
 func TestConcurrentEnrolmentsWithOneTokenT4(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
@@ -256,6 +284,21 @@ func TestATrustFileWithoutOrgRootKeyAnswers500(t *testing.T) {
 	}
 }
 
+func TestATrustFileThatCannotBeReadAnswers500(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	req := e.enrolment("a", nil)
+	trust := e.trust()
+	e.write("trust.json", trust[:len(trust)/2])
+	if _, err := p.client(nil).Enroll(context.Background(), req); status(t, err) != 500 {
+		t.Errorf("%v, want 500", err)
+	}
+	e.write("trust.json", trust)
+	if _, err := p.client(nil).Enroll(context.Background(), req); err != nil {
+		t.Errorf("once it can be read: %v", err)
+	}
+}
+
 func TestRenewalNameFromCertificate_T1(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	p := e.serve()
@@ -291,8 +334,12 @@ func TestBootstrapReports(t *testing.T) {
 	p := e.serve()
 	client := p.client(nil)
 	report := func(token *pki.Token, event, details string) int {
+		var raw []byte
+		if details != "" {
+			raw = []byte(details)
+		}
 		return status(t, client.BootstrapReport(context.Background(), &protocol.BootstrapReport{
-			Token: *token, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Event: protocol.BootstrapEvent{Event: event, Details: []byte(details)},
+			Token: *token, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Event: protocol.BootstrapEvent{Event: event, Details: raw},
 		}))
 	}
 	reason := `{"reason":"server answered 401"}`
@@ -306,6 +353,10 @@ func TestBootstrapReports(t *testing.T) {
 		{"event of enrolled hosts", token, protocol.EventActivationFailed, `{"phase":"x"}`, 422},
 		{"unlisted nonce", e.token("a", nil), protocol.EventTrustError, reason, 401},
 		{"expired", e.token("a", func(c *pki.Claims) { c.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }), protocol.EventTrustError, reason, 401},
+		{"no details, and expired", e.token("a", func(c *pki.Claims) { c.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }), protocol.EventTrustError, "", 401},
+		{"no details", token, protocol.EventTrustError, "", 400},
+		{"no event", token, "", reason, 400},
+		{"details of another event", token, protocol.EventTrustError, `{"phase":"x"}`, 400},
 		{"good", token, protocol.EventEnrollmentFailed, reason, 0},
 	} {
 		if got := report(c.token, c.event, c.details); got != c.want {

@@ -27,7 +27,7 @@ func (s *server) head(sig bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		c := s.channelFor(r)
 		if c == nil || c.Head == nil {
-			http.NotFound(w, r)
+			writeNotFound(w, r, "no such head")
 			return
 		}
 		writeDocument(w, r, c.HeadFile, sig)
@@ -50,17 +50,17 @@ func (s *server) channelFor(r *http.Request) *fleet.ChannelRelease {
 func (s *server) proof(w http.ResponseWriter, r *http.Request) {
 	id, host := caller(r), r.PathValue("host")
 	if id.Role == pki.RoleAgent && id.Name != host {
-		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
+		writeRefusal(w, r, http.StatusForbidden, "not-yours", "the certificate is of another host")
 		return
 	}
 	c := s.channelFor(r)
 	if c == nil {
-		http.NotFound(w, r)
+		writeNotFound(w, r, "no such channel")
 		return
 	}
 	index, ok := c.Index[host]
 	if !ok {
-		http.NotFound(w, r)
+		writeNotFound(w, r, "the channel has no such host")
 		return
 	}
 	path, err := c.Tree.Proof(index)

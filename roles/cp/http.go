@@ -31,8 +31,30 @@ type refusal struct {
 	Code  string `json:"code"`
 }
 
-func writeRefusal(w http.ResponseWriter, status int, code, text string) {
+// writeRefusal says why to those who ask for JSON, as our agents and operators
+// do. In v1 a status has no body.
+func writeRefusal(w http.ResponseWriter, r *http.Request, status int, code, text string) {
+	if !asksForJSON(r.Header) {
+		w.WriteHeader(status)
+		return
+	}
 	writeJSON(w, status, refusal{text, code})
+}
+
+func writeNotFound(w http.ResponseWriter, r *http.Request, what string) {
+	writeRefusal(w, r, http.StatusNotFound, "not-found", what)
+}
+
+func asksForJSON(h http.Header) bool {
+	for _, accept := range h.Values("Accept") {
+		for kind := range strings.SplitSeq(accept, ",") {
+			kind, _, _ = strings.Cut(kind, ";")
+			if strings.EqualFold(strings.TrimSpace(kind), "application/json") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // readJSON reads a request body into v, or answers 415, 413, 400 or 422 and

@@ -22,7 +22,7 @@ func (s *server) manifest(sig bool) http.HandlerFunc {
 			return
 		}
 		if !fleet.ValidRolloutID(id) {
-			http.NotFound(w, r)
+			writeNotFound(w, r, "no rollout id")
 			return
 		}
 		a, hosts, status := s.findManifest(r, id)
@@ -31,7 +31,7 @@ func (s *server) manifest(sig bool) http.HandlerFunc {
 			return
 		}
 		if !mayRead(caller(r), a, hosts) {
-			writeRefusal(w, http.StatusForbidden, "not-yours", "the manifest does not name this host")
+			writeRefusal(w, r, http.StatusForbidden, "not-yours", "the manifest does not name this host")
 			return
 		}
 		writeDocument(w, r, a, sig)

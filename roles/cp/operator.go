@@ -26,9 +26,9 @@ func (s *server) act(w http.ResponseWriter, r *http.Request, action, subject, wh
 		s.log.Info().Str("operator", by).Str("action", action).Str("subject", subject).Str("reason", why).Msg("operator action")
 		w.WriteHeader(http.StatusNoContent)
 	case errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoHost):
-		writeRefusal(w, http.StatusNotFound, "not-found", err.Error())
+		writeRefusal(w, r, http.StatusNotFound, "not-found", err.Error())
 	case errors.Is(err, rollout.ErrOver), errors.Is(err, rollout.ErrRecalled), errors.Is(err, rollout.ErrBusy), errors.Is(err, rollout.ErrAction):
-		writeRefusal(w, http.StatusConflict, "not-possible", err.Error())
+		writeRefusal(w, r, http.StatusConflict, "not-possible", err.Error())
 	default:
 		s.answerFailure(w, r, err)
 	}

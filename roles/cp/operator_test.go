@@ -167,7 +167,11 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 	}
 	p.stop()
 	p = e.serve()
-	if got := p.send(p.web(nil), call{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
+	// It is then a path like any that is not known.
+	if got := p.send(p.web(nil), call{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 401 {
+		t.Errorf("without a token file or a certificate: %d, want 401", got.status)
+	}
+	if got := p.send(p.web(e.operatorCert("jo")), call{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
 		t.Errorf("without a token file: %d, want 404", got.status)
 	}
 }
@@ -252,6 +256,8 @@ func TestReportsThatAreNoneOfTheContract(t *testing.T) {
 		head + `"event":"other","details":null}`:                                           422,
 		head + `"event":"activation-failed","details":{}}`:                                 422,
 		strings.Replace(head, `"a"`, `"b"`, 1) + `"event":"other","details":{"kind":"x"}}`: 403,
+		// The shape is looked at first.
+		strings.Replace(head, `"a"`, `"b"`, 1) + `"event":"other","details":{}}`: 422,
 	} {
 		if got := p.send(web, call{method: "POST", path: "/v1/agent/report", body: body}); got.status != want {
 			t.Errorf("%s: %d, want %d", body, got.status, want)
@@ -352,9 +358,22 @@ func TestAChangeThatCannotBeStoredIsForgotten(t *testing.T) {
 func TestWhoAgentsAre(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
-	for _, path := range []string{checkinPath, "/v1/agent/confirm", "/v1/agent/report", "/v1/agent/renew"} {
-		if got := p.send(p.web(e.operatorCert("operator-jo")), call{method: http.MethodPost, path: path, body: "{}"}); got.status != 403 {
-			t.Errorf("%s for an operator: %d, want 403", path, got.status)
+	operator := p.web(e.operatorCert("operator-jo"))
+	for _, c := range []struct {
+		path string
+		body any
+		want int
+	}{
+		{checkinPath, e.state("a", "x"), 403},
+		{checkinPath, e.state("operator-jo", "x"), 403},
+		{"/v1/agent/confirm", &protocol.ConfirmRequest{Hostname: "a", Generation: protocol.Generation{ClosureHash: "x", BootID: "b"}}, 403},
+		{"/v1/agent/report", p.reportOf("a", nil, protocol.EventOther, protocol.Other{Kind: "x"}), 403},
+		{"/v1/agent/renew", &protocol.RenewRequest{CSRPEM: "garbage"}, 400},
+		{"/v1/agent/renew", &protocol.RenewRequest{CSRPEM: string(csrOf(t, e.hostKeys["a"], "a"))}, 401},
+		{"/v1/agent/confirm", "{}", 422},
+	} {
+		if got := p.send(operator, call{method: http.MethodPost, path: c.path, body: c.body}); got.status != c.want {
+			t.Errorf("%s for an operator: %d, want %d", c.path, got.status, c.want)
 		}
 	}
 }

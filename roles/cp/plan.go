@@ -33,7 +33,7 @@ func (s *server) planRelease(w http.ResponseWriter, r *http.Request) {
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) || errors.Is(err, pki.ErrSize) {
 			status = http.StatusRequestEntityTooLarge
 		}
-		writeRefusal(w, status, "no-release", err.Error())
+		writeRefusal(w, r, status, "no-release", err.Error())
 		return
 	}
 	o, err := s.loadOptions(s.cfg.FreshnessWindow)
@@ -46,7 +46,7 @@ func (s *server) planRelease(w http.ResponseWriter, r *http.Request) {
 		err = rel.Supersedes(s.snapshot.Load().rel)
 	}
 	if err != nil {
-		writeRefusal(w, http.StatusUnprocessableEntity, "release-refused", err.Error())
+		writeRefusal(w, r, http.StatusUnprocessableEntity, "release-refused", err.Error())
 		return
 	}
 	s.answerPlan(w, rel)

@@ -43,7 +43,7 @@ func (s *server) channel(w http.ResponseWriter, r *http.Request) {
 	rel, name := s.snapshot.Load().rel, r.PathValue("name")
 	c, ok := rel.Fleet.Channels[name]
 	if !ok {
-		http.NotFound(w, r)
+		writeNotFound(w, r, "the fleet has no channel "+strconv.Quote(name))
 		return
 	}
 	at := protocol.Offset(rel.SignedAt)
@@ -121,7 +121,7 @@ func (s *server) explain(w http.ResponseWriter, r *http.Request) {
 		return v
 	})
 	if !found {
-		writeRefusal(w, http.StatusNotFound, "no-such-host", "the fleet declares no host "+strconv.Quote(name))
+		writeRefusal(w, r, http.StatusNotFound, "no-such-host", "the fleet declares no host "+strconv.Quote(name))
 		return
 	}
 	e := protocol.Explanation{

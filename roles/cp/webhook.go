@@ -16,7 +16,7 @@ import (
 // believed: the source is asked.
 func (s *server) webhook(w http.ResponseWriter, r *http.Request) {
 	if s.cfg.WebhookTokenFile == "" {
-		http.NotFound(w, r)
+		writeNotFound(w, r, "no webhook token is configured")
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, protocol.MaxBody))

@@ -172,6 +172,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 	req.Header.Set(HeaderProtocol, strconv.Itoa(Version))
 	req.Header.Set("User-Agent", c.agent)
+	if req.Header.Get("Accept") == "" {
+		req.Header.Set("Accept", "application/json") // so that refusals say why
+	}
 	if r.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

@@ -31,8 +31,10 @@ type BootstrapReport struct {
 	Event        BootstrapEvent `json:"event" shape:"R"`
 }
 
-// BootstrapEvent is an event of Events with its details.
+// BootstrapEvent is an event of Events with its details. One without them is no
+// event that is known, rather than a body of another shape: its token is looked
+// at first.
 type BootstrapEvent struct {
-	Event   string         `json:"event" shape:"R"`
-	Details jsontext.Value `json:"details" shape:"R"`
+	Event   string         `json:"event,omitzero" shape:"O"`
+	Details jsontext.Value `json:"details,omitzero" shape:"O"`
 }

@@ -59,7 +59,7 @@ func (c *Client) Events(ctx context.Context, q EventQuery, each func(Event) erro
 func (c *Client) events(ctx context.Context, q EventQuery, alive func(), each func(Event) error) error {
 	resp, err := c.send(ctx, request{
 		method: http.MethodGet, path: q.path(),
-		header: http.Header{"Accept": {"text/event-stream"}},
+		header: http.Header{"Accept": {"text/event-stream, application/json"}},
 	})
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ func TestEvents(t *testing.T) {
 		return fmt.Sprintf(`{"seq":%d,"at":"2026-03-01T12:00:00Z","kind":"dispatch","host":"web-01"}`, seq)
 	}
 	virtual(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.RequestURI != "/v1/events?after=41" || r.Header.Get("Accept") != "text/event-stream" {
+		if r.RequestURI != "/v1/events?after=41" || r.Header.Get("Accept") != "text/event-stream, application/json" {
 			http.NotFound(w, r)
 			return
 		}
