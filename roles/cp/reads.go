@@ -81,9 +81,11 @@ func (s *server) hosts(w http.ResponseWriter, r *http.Request) {
 func (s *server) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	e := protocol.HostEntry{
 		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure), CurrentClosureHash: text(v.Closure),
-		LastRolloutID: text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified, RolloutState: text(string(v.State)),
+		LastRolloutID: text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
 		PendingReboot: v.PendingReboot, QuarantinedClosure: text(v.Quarantined), Online: &v.Online,
 	}
+	v1, ours := stateWords(v.State)
+	e.RolloutState, e.State = text(v1), text(ours)
 	for _, f := range v.Failures {
 		if strings.HasPrefix(f, "compliance:") {
 			e.OutstandingComplianceFailures++
@@ -108,6 +110,19 @@ func (s *server) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 		e.Reason = reason(v.Reason)
 	}
 	return e
+}
+
+// stateWords is a host's state in v1's words, and in ours where v1 has none:
+// readers of v1 know a closed list. What is staged has been dispatched and its
+// pendingReboot is set; what is passed over has yet to begin.
+func stateWords(s rollout.HostState) (v1, ours string) {
+	switch s {
+	case rollout.Deferred:
+		return string(rollout.Dispatched), string(s)
+	case rollout.Skipped:
+		return string(rollout.Queued), string(s)
+	}
+	return string(s), ""
 }
 
 func reason(r rollout.Reason) *protocol.Reason {
@@ -196,7 +211,15 @@ func summary(v rollout.RolloutView, states map[string]rollout.HostState) protoco
 		HostStates: map[string]string{}, State: string(v.State), Intent: v.Intent, HaltReason: v.HaltReason,
 	}
 	for host, state := range states {
-		out.HostStates[host] = string(state)
+		v1, ours := stateWords(state)
+		out.HostStates[host] = v1
+		if ours == "" {
+			continue
+		}
+		if out.States == nil {
+			out.States = map[string]string{}
+		}
+		out.States[host] = ours
 	}
 	if h := v.Hold; h != nil {
 		out.Hold = text(h.Action + " by " + h.By + ": " + h.Reason)

@@ -201,6 +201,38 @@ func TestReadsOfAFleet(t *testing.T) {
 	}
 }
 
+// TestViewsSpeakTheWordsOfV1: a v1 operator's list of states is closed.
+func TestViewsSpeakTheWordsOfV1(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	a := p.agent("a")
+	target := p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target
+	if _, err := a.Report(context.Background(), &protocol.ReportRequest{
+		Hostname: "a", AgentVersion: "1", OccurredAt: pki.At(time.Now()), Rollout: &target.RolloutID, Event: protocol.EventActivationDeferred,
+		Details: []byte(`{"closure_hash":"` + target.ClosureHash + `","channel_ref":"` + target.ChannelRef + `","component":"kernel"}`),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	operator := p.operator()
+	hosts, err := operator.Hosts(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := hosts.Hosts[0]; h.RolloutState == nil || *h.RolloutState != "Dispatched" || !h.PendingReboot || h.Word() != "Deferred" {
+		t.Errorf("a is %v, in our words %s", h.RolloutState, h.Word())
+	}
+	if h := hosts.Hosts[1]; h.RolloutState == nil || *h.RolloutState != "Queued" || h.Word() != "Queued" {
+		t.Errorf("b is %v, in our words %s", h.RolloutState, h.Word())
+	}
+	rollouts, err := operator.Rollouts(context.Background())
+	if err != nil || len(rollouts.Rollouts) != 1 {
+		t.Fatalf("%+v %v", rollouts, err)
+	}
+	if r := rollouts.Rollouts[0]; r.HostStates["a"] != "Dispatched" || r.Words()["a"] != "Deferred" || r.Words()["b"] != "Queued" {
+		t.Errorf("states %v, in our words %v", r.HostStates, r.Words())
+	}
+}
+
 func TestWithoutADatabase(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve(func(c *Config) { c.DBPath = "" })

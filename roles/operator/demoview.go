@@ -110,10 +110,7 @@ func releaseOf(closure *string) string {
 
 // word is the state of a host in a word or two.
 func word(h protocol.HostEntry) string {
-	state := ""
-	if h.RolloutState != nil {
-		state = *h.RolloutState
-	}
+	state := h.Word()
 	switch {
 	case h.Online != nil && !*h.Online:
 		return "not heard of"

@@ -101,7 +101,7 @@ func rolloutList(c *cli.Context) error {
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
-			plain(short(r.RolloutID)), plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.HostStates), when(r.CreatedAt.Time),
+			plain(short(r.RolloutID)), plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.Words()), when(r.CreatedAt.Time),
 		})
 	}
 	if len(rows) == 1 {
@@ -183,8 +183,9 @@ func rolloutShow(c *cli.Context) error {
 		return nil
 	}
 	rows := [][]string{{"HOST", "STATE"}}
-	for _, host := range sortedKeys(open.HostStates) {
-		rows = append(rows, []string{plain(host), plain(open.HostStates[host])})
+	words := open.Words()
+	for _, host := range sortedKeys(words) {
+		rows = append(rows, []string{plain(host), plain(words[host])})
 	}
 	fmt.Fprintln(w)
 	return printTable(w, rows)

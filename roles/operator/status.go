@@ -96,10 +96,7 @@ func statusRows(hosts []protocol.HostEntry, windows map[string]time.Duration, no
 
 // hostStatus is one host in a few words, the worst first.
 func hostStatus(h *protocol.HostEntry) (text, colour string) {
-	state := ""
-	if h.RolloutState != nil {
-		state = plain(string(*h.RolloutState))
-	}
+	state := plain(h.Word())
 	switch {
 	case h.LastCheckinAt == nil && h.CurrentClosureHash == nil:
 		text, colour = "never seen", dim

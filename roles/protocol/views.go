@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"maps"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -60,10 +61,23 @@ type HostEntry struct {
 	Pin                           *HostPin       `json:"pin" shape:"N"`
 	OutstandingHealthFailures     uint32         `json:"outstandingHealthFailures" shape:"D"`
 
-	// Ours: why the host is not further, and whether it has been heard of lately.
+	// Ours: its state where v1 has no word for it, why it is not further, and
+	// whether it has been heard of lately.
+	State  *string `json:"state,omitzero" shape:"O"`
 	Reason *Reason `json:"reason,omitzero" shape:"O"`
 	Online *bool   `json:"online,omitzero" shape:"O"`
 	Held   *string `json:"held,omitzero" shape:"O"`
+}
+
+// Word is the host's state, empty when it is in no rollout.
+func (e *HostEntry) Word() string {
+	switch {
+	case e.State != nil:
+		return *e.State
+	case e.RolloutState != nil:
+		return *e.RolloutState
+	}
+	return ""
 }
 
 // HostPin is a host's active pin.
@@ -124,11 +138,20 @@ type RolloutSummary struct {
 	CreatedAt   OffsetTime        `json:"createdAt" shape:"R"`
 	HostStates  map[string]string `json:"hostStates" shape:"R"`
 
-	// Ours.
-	State      string  `json:"state,omitzero" shape:"O"`
-	Intent     string  `json:"intent,omitzero" shape:"O"`
-	HaltReason string  `json:"haltReason,omitzero" shape:"O"`
-	Hold       *string `json:"hold,omitzero" shape:"O"` // "paused by NAME: REASON"
+	// Ours. States are those for which v1 has no word, by host.
+	States     map[string]string `json:"states,omitzero" shape:"O"`
+	State      string            `json:"state,omitzero" shape:"O"`
+	Intent     string            `json:"intent,omitzero" shape:"O"`
+	HaltReason string            `json:"haltReason,omitzero" shape:"O"`
+	Hold       *string           `json:"hold,omitzero" shape:"O"` // "paused by NAME: REASON"
+}
+
+// Words are the states of the rollout's hosts, by host.
+func (r *RolloutSummary) Words() map[string]string {
+	words := make(map[string]string, len(r.HostStates))
+	maps.Copy(words, r.HostStates)
+	maps.Copy(words, r.States)
+	return words
 }
 
 // Lifecycle answers GET /v1/rollouts/{id}/lifecycle.
