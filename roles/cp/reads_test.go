@@ -186,6 +186,15 @@ func TestReadsOfAFleet(t *testing.T) {
 	if ev := trace["events"].([]any)[0].(map[string]any); ev["host"] != "a" || ev["terminalState"] != "converged" || ev["wave"] != 0. || trace["rollout_id"] != e.rolloutID() {
 		t.Errorf("trace: %v", trace)
 	}
+	before := e.rolloutID()
+	e.advance(2)
+	if err := p.operator().Poke(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("the next release is in force", func() bool { return p.inForce().Equal(e.signed) })
+	if got := read("/v1/rollouts/" + before + "/lifecycle"); got["supersededBy"] != e.rolloutID() || !strings.HasSuffix(got["supersededAt"].(string), "+00:00") || got["terminalAt"] == nil {
+		t.Errorf("lifecycle of the one before: %v, superseded by %s", got, e.rolloutID())
+	}
 	for path, want := range map[string]int{
 		"/v1/rollouts/x/lifecycle": 400, "/v1/rollouts/x/trace": 400,
 		"/v1/rollouts/" + strings.Repeat("0", 64) + "/lifecycle": 404, "/v1/rollouts/" + strings.Repeat("0", 64) + "/trace": 404,

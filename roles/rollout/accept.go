@@ -134,7 +134,7 @@ func (w *World) bindChannel(name string, now time.Time) {
 		}
 	default:
 		if old != nil {
-			w.supersede(ch, cr.Intent, now)
+			w.supersede(ch, cr.RolloutID, now)
 		}
 		opened := cr.OpenedAt
 		if opened.IsZero() {
@@ -151,7 +151,7 @@ func (w *World) bindChannel(name string, now time.Time) {
 	w.bindRun(ch.cur, cr)
 }
 
-// supersede ends the newest rollout of a channel in favour of another intent.
+// supersede ends the newest rollout of a channel in favour of another, by its id.
 func (w *World) supersede(ch *channel, by string, now time.Time) {
 	r := ch.cur
 	for i := range r.waves {

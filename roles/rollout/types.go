@@ -61,7 +61,7 @@ type Rollout struct {
 	// OpenedAt is signedAt of the first release with this intent: no soak clock starts earlier.
 	OpenedAt, CreatedAt      time.Time
 	TerminalAt, SupersededAt *time.Time
-	SupersededBy             string // intent that took over
+	SupersededBy             string // rollout id that took over, as it was then
 	HaltReason               string
 	Hold                     *Hold
 }
