@@ -194,13 +194,36 @@ func TestTheLatestRevocationCountsAndAnUnreadableOneDenies(t *testing.T) {
 	if at, _, err := s.RevokedSince(t.Context(), "a"); err != nil || !at.Equal(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)) {
 		t.Errorf("latest is %v, %v", at, err)
 	}
-	for _, bad := range []any{"next tuesday", "", 7, []byte{0xff}} {
+	for _, bad := range []any{"next tuesday", "", 7, "now", 1772368000123456, []byte{0xff}} {
 		if _, err := db.Exec(`INSERT INTO cert_revocations (hostname, not_before) VALUES ('b', ?)`, bad); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if at, ok, err := s.RevokedSince(t.Context(), "b"); err != nil || !ok || at.Before(time.Now().AddDate(100, 0, 0)) {
 		t.Errorf("unreadable time: %v %v %v", at, ok, err)
+	}
+}
+
+// TestARevocationInEveryFormOfSQLite: datetime() and we read the same moment.
+func TestARevocationInEveryFormOfSQLite(t *testing.T) {
+	s := fresh(t)
+	db := shell(t, s)
+	for _, form := range []string{
+		`datetime('2026-03-01 12:30:15')`, `strftime('%Y-%m-%d %H:%M:%f', '2026-03-01 12:30:15.250')`, `'2026-03-01T12:30:15.250'`, `'2026-03-01 12:30'`,
+		`'2026-03-01T12:30'`, `'2026-03-01'`, `date('2026-03-01')`, `'2026-03-01 12:30:15Z'`, `'2026-03-01 12:30:15+02:00'`, `'2026-03-01 12:30:15 -02:00'`,
+		`'2026-03-01 12:30+02:00'`, `'2026-03-01T12:30Z'`, `'2026-03-01 12:30 '`, `unixepoch('2026-03-01 12:30:15')`, `strftime('%s', '2026-03-01 12:30:15')`,
+		`julianday('2026-03-01 12:30:15')`, `CAST(julianday('2026-03-01 12:30:15') AS TEXT)`,
+	} {
+		if _, err := db.Exec(`DELETE FROM cert_revocations; INSERT INTO cert_revocations (hostname, not_before) VALUES ('a', ` + form + `)`); err != nil {
+			t.Fatal(err)
+		}
+		var want string
+		if err := db.QueryRow(`SELECT strftime('%Y-%m-%d %H:%M:%f', not_before, 'auto') FROM cert_revocations`).Scan(&want); err != nil {
+			t.Fatalf("%s: %v", form, err)
+		}
+		if at, ok, err := s.RevokedSince(t.Context(), "a"); err != nil || !ok || text(at) != want {
+			t.Errorf("%s: %s %v %v, SQLite reads %s", form, text(at), ok, err, want)
+		}
 	}
 }
 

@@ -2,6 +2,9 @@ package store
 
 import (
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"nixfleet/pki"
@@ -28,18 +31,52 @@ func textOrNull(t *time.Time) any {
 	return text(*t)
 }
 
-// parseTime also reads what people write: datetime('now') and RFC 3339.
+// written are the forms of SQLite's datetime() besides those of RFC 3339. A
+// fraction may follow the seconds of each.
+var written = []string{
+	layout, time.DateTime, "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02T15:04", time.DateOnly,
+	"2006-01-02 15:04:05 Z07:00", "2006-01-02 15:04Z07:00", "2006-01-02T15:04Z07:00", "2006-01-02 15:04 Z07:00",
+}
+
+// parseTime also reads what people write: what datetime() reads, the results of
+// unixepoch() and julianday(), and RFC 3339. A word that datetime() would take
+// for another moment each time, such as now, is no time.
 func parseTime(s string) (time.Time, error) {
-	for _, form := range []string{layout, time.DateTime, "2006-01-02T15:04:05", "2006-01-02 15:04", time.DateOnly} {
-		if t, err := time.Parse(form, s); err == nil {
+	tidy := strings.Join(strings.Fields(s), " ")
+	for _, form := range written {
+		if t, err := time.Parse(form, tidy); err == nil {
 			return t, nil
 		}
 	}
-	t, err := pki.ParseTimestamp(s)
+	if t, ok := numericTime(tidy); ok {
+		return t, nil
+	}
+	t, err := pki.ParseTimestamp(tidy)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%.40q is no time", s)
 	}
 	return t.Time, nil
+}
+
+const (
+	unixEpochDay = 2440587.5    // the Julian day of 1970-01-01
+	lastDay      = 5373484.5    // that of 10000-01-01; a greater number is Unix seconds
+	lastSecond   = 253402300800 // of the same day, in Unix seconds
+)
+
+// numericTime reads a number as datetime(…, 'auto') does, from 1970 on.
+func numericTime(s string) (time.Time, bool) {
+	if strings.Trim(s, "0123456789.") != "" {
+		return time.Time{}, false
+	}
+	n, err := strconv.ParseFloat(s, 64)
+	switch {
+	case err != nil || n < unixEpochDay || n >= lastSecond:
+		return time.Time{}, false
+	case n < lastDay:
+		n = (n - unixEpochDay) * 24 * 60 * 60
+	}
+	return time.UnixMilli(int64(math.Round(n * 1000))).UTC(), true
 }
 
 // moment scans a time column into a time.Time.

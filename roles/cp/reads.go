@@ -164,8 +164,8 @@ func (s *server) hostReports(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	limit := 15
-	if given := r.URL.Query().Get("limit"); given != "" {
-		n, err := strconv.Atoi(given)
+	if query := r.URL.Query(); query.Has("limit") {
+		n, err := strconv.Atoi(query.Get("limit"))
 		if err != nil || n < 0 {
 			w.WriteHeader(http.StatusBadRequest)
 			return

@@ -198,7 +198,7 @@ func TestReadsOfAFleet(t *testing.T) {
 	for path, want := range map[string]int{
 		"/v1/rollouts/x/lifecycle": 400, "/v1/rollouts/x/trace": 400,
 		"/v1/rollouts/" + strings.Repeat("0", 64) + "/lifecycle": 404, "/v1/rollouts/" + strings.Repeat("0", 64) + "/trace": 404,
-		"/v1/host-reports?limit=x": 400, "/v1/host-reports?limit=-1": 400, "/v1/host-reports?limit=0": 200, "/v1/host-reports?limit=999": 200,
+		"/v1/host-reports?limit=x": 400, "/v1/host-reports?limit=": 400, "/v1/host-reports?limit=-1": 400, "/v1/host-reports?limit=0": 200, "/v1/host-reports?limit=999": 200,
 		"/v1/hosts/none/explain": 404,
 	} {
 		if got := p.send(web, call{method: "GET", path: path}); got.status != want {
