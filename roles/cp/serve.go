@@ -92,19 +92,22 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o750); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
+	stays := func(what string) func(error) {
+		return func(err error) { cfg.Log.Error().Err(err).Msg(what + " not reloaded, the last good one stays") }
+	}
 	s := &server{
 		cfg: cfg, log: cfg.Log, source: source,
 		rules:      pki.IdentityRules{Suffix: cfg.AgentSuffix, SingleCA: cfg.SingleCA, LegacyHosts: cfg.LegacyHosts},
-		serverCert: newReloaded(loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
-		clientCAs:  newReloaded(loadClientCAs(cfg.ClientCA), cfg.ClientCA),
-		ca:         newReloaded(cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
+		serverCert: newReloaded(stays("server certificate"), loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
+		clientCAs:  newReloaded(stays("client CA"), loadClientCAs(cfg.ClientCA), cfg.ClientCA),
+		ca:         newReloaded(stays("issuing CA"), cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
 		history:    newHistory(),
 		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(), repeated: newRepeated(),
 		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
 		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
 		tokenLimit: rate.NewLimiter(200, 400), webhookLimit: rate.NewLimiter(1, 5),
 	}
-	s.trust = newReloaded(func() (*pki.Trust, error) {
+	s.trust = newReloaded(stays("trust file"), func() (*pki.Trust, error) {
 		t, warnings, err := pki.LoadTrust(cfg.TrustFile)
 		for _, w := range warnings {
 			s.log.Warn().Str("file", cfg.TrustFile).Msg("trust file: " + w)

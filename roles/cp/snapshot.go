@@ -67,9 +67,6 @@ func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 	if trust == nil {
 		return fleet.LoadOptions{}, err
 	}
-	if err != nil {
-		s.log.Error().Err(err).Msg("trust file not reloaded")
-	}
 	return fleet.LoadOptions{
 		Trust: trust, Now: time.Now(), Window: window,
 		RequireRevocations: s.cfg.RevocationsSource.given(), RequireNonces: s.cfg.NoncesSource.given(),
