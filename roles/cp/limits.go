@@ -13,6 +13,9 @@ import (
 
 const (
 	handshakeTimeout = 10 * time.Second
+	// crowdedTimeout is what a handshake gets when all places are taken: more than
+	// one takes over a slow line, so that who only stalls makes room.
+	crowdedTimeout = 2 * time.Second
 	// maxAcceptPause bounds the pause after a connection could not be accepted, as
 	// when there are no file descriptors left.
 	maxAcceptPause = time.Second
@@ -30,13 +33,21 @@ type limitedListener struct {
 	ready      chan net.Conn
 	done       chan struct{}
 	stop       func()
+
+	mu       sync.Mutex
+	greeting map[*greeting]struct{} // the handshakes in flight
+}
+
+type greeting struct {
+	raw   net.Conn
+	began time.Time
 }
 
 func newLimitedListener(inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger) *limitedListener {
 	l := &limitedListener{
 		Listener: inner, config: config, log: log,
 		handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous),
-		ready: make(chan net.Conn), done: make(chan struct{}),
+		ready: make(chan net.Conn), done: make(chan struct{}), greeting: map[*greeting]struct{}{},
 	}
 	l.stop = sync.OnceFunc(func() { close(l.done) })
 	go l.accept()
@@ -48,17 +59,16 @@ func (l *limitedListener) accept() {
 	defer cancel() // ends the handshakes that are under way
 	defer l.stop()
 	for pause := time.Duration(0); ; {
-		select {
-		case l.handshakes <- struct{}{}:
-		case <-l.done:
+		if !l.place() {
 			return
 		}
 		conn, err := l.Listener.Accept()
 		switch {
 		case err == nil:
 			pause = 0
+			g := l.begin(conn)
 			go func() {
-				l.greet(ctx, conn)
+				l.greet(ctx, g)
 				<-l.handshakes
 			}()
 			continue
@@ -76,12 +86,55 @@ func (l *limitedListener) accept() {
 	}
 }
 
-func (l *limitedListener) greet(ctx context.Context, raw net.Conn) {
+// place waits for a place among the handshakes; false means that the listener
+// ends. When there is none, those that have theirs are given less time.
+func (l *limitedListener) place() bool {
+	select {
+	case l.handshakes <- struct{}{}:
+		return true
+	default:
+		l.hurry()
+	}
+	select {
+	case l.handshakes <- struct{}{}:
+		return true
+	case <-l.done:
+		return false
+	}
+}
+
+func (l *limitedListener) hurry() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for g := range l.greeting {
+		// A connection that takes no deadline is closed already.
+		_ = g.raw.SetDeadline(g.began.Add(crowdedTimeout))
+	}
+}
+
+func (l *limitedListener) begin(raw net.Conn) *greeting {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := &greeting{raw, time.Now()}
+	l.greeting[g] = struct{}{}
+	return g
+}
+
+// end takes back what hurry may have set.
+func (l *limitedListener) end(g *greeting) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.greeting, g)
+	return g.raw.SetDeadline(time.Time{})
+}
+
+func (l *limitedListener) greet(ctx context.Context, g *greeting) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	conn := tls.Server(raw, l.config)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		raw.Close()
+	conn := tls.Server(g.raw, l.config)
+	err := conn.HandshakeContext(ctx)
+	if err = errors.Join(err, l.end(g)); err != nil {
+		g.raw.Close()
 		return
 	}
 	var out net.Conn = conn
