@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,8 +24,14 @@ func (e *exitError) Unwrap() error { return e.err }
 // ExitCode is what the process ends with.
 func (e *exitError) ExitCode() int { return e.code }
 
-// Hint is the next thing to type.
-func (e *exitError) Hint() string { return e.hint }
+// Hint is the next thing to type. What failed may know it better than the
+// command.
+func (e *exitError) Hint() string {
+	if cause := interface{ Hint() string }(nil); errors.As(e.err, &cause) && cause.Hint() != "" {
+		return cause.Hint()
+	}
+	return e.hint
+}
 
 // Command is `nixfleet cp`.
 func Command() *cli.Command {

@@ -86,6 +86,16 @@ func TestServeCannotStart(t *testing.T) {
 	}
 }
 
+func TestServeHandsOnTheHintOfWhatFailed(t *testing.T) {
+	e := serialEstate(t, "a")
+	e.write("state/state.db", []byte("this is no database, whatever it is called"))
+	_, code, err := command(t, t.Context(), append([]string{"serve"}, e.serveFlags()...)...)
+	hinted := interface{ Hint() string }(nil)
+	if code != 2 || !errors.As(err, &hinted) || !strings.HasPrefix(hinted.Hint(), "restore a backup") {
+		t.Errorf("exit %d %v, hint %v", code, err, hinted)
+	}
+}
+
 func TestCheckConfigChangesNothing(t *testing.T) {
 	e := serialEstate(t, "a")
 	out, code, err := command(t, t.Context(), append([]string{"serve", "--check-config"}, e.serveFlags()...)...)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -399,6 +401,39 @@ func TestRevocationReachesAnOpenConnection(t *testing.T) {
 		t.Errorf("after the revocation: %d, want 401", got.status)
 	}
 	p.checkin(p.agent("b"), e.state("b", closureOf("b", 0)), 0)
+}
+
+// TestAResumedSessionIsNoWayRoundARevocation: resumption shows no certificate
+// again, and what it once showed must be judged as of now.
+func TestAResumedSessionIsNoWayRoundARevocation(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			e := newEstate(t, "a")
+			p := e.serve()
+			web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
+			transport := web.Transport.(*http.Transport)
+			transport.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+			transport.TLSClientConfig.MinVersion, transport.TLSClientConfig.MaxVersion = version, version
+			transport.DisableKeepAlives = true
+			whoami := func(want int, resumed bool) {
+				t.Helper()
+				resp, err := web.Get(p.url + "/v1/whoami")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				if resp.StatusCode != want || resp.TLS.DidResume != resumed {
+					t.Errorf("%d, resumed %v; want %d, %v", resp.StatusCode, resp.TLS.DidResume, want, resumed)
+				}
+			}
+			whoami(200, false)
+			whoami(200, true)
+			if err := p.operator().Revoke(context.Background(), "a", nil, "stolen"); err != nil {
+				t.Fatal(err)
+			}
+			whoami(401, true)
+		})
+	}
 }
 
 func TestRevocationByHandReachesAnOpenConnection(t *testing.T) {
