@@ -39,7 +39,7 @@ type commandError struct {
 func (e *commandError) Error() string {
 	said := strings.TrimSpace(e.stderr)
 	if len(said) > MaxOutput {
-		said = "… " + said[len(said)-MaxOutput:]
+		said = "… " + legible(said[len(said)-MaxOutput:])
 	}
 	if said == "" {
 		return fmt.Sprintf("run %s: %v", e.name, e.err)
@@ -137,7 +137,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	for _, b := range p {
 		switch {
 		case b == '\n':
-			t.lines(string(t.line))
+			t.lines(legible(string(t.line)))
 			t.line = t.line[:0]
 		case len(t.line) < maxLine:
 			t.line = append(t.line, b)
@@ -151,7 +151,7 @@ func (t *tail) flush() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.lines != nil && len(t.line) > 0 {
-		t.lines(string(t.line))
+		t.lines(legible(string(t.line)))
 		t.line = nil
 	}
 }
@@ -159,5 +159,9 @@ func (t *tail) flush() {
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return string(t.kept)
+	return legible(string(t.kept))
 }
+
+// legible is text that a journal or a report can carry: programs write what they like,
+// and a cut may go through the middle of a character.
+func legible(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }

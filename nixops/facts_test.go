@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func TestExitMeaning_A3(t *testing.T) {
@@ -195,6 +196,11 @@ func TestCommandOutputIsBounded(t *testing.T) {
 	}
 	if len(lines) != 3000 || lines[2999] != "line 2999 is long enough to overflow the tail" {
 		t.Errorf("%d lines", len(lines))
+	}
+	_, err = command{path: "/bin/sh", args: []string{"-c", `printf 'gr\374n\n' >&2; i=0; while [ $i -lt 3000 ]; do printf '●' >&2; i=$((i+1)); done; exit 1`},
+		lines: func(l string) { lines = append(lines, l) }}.run(t.Context())
+	if err == nil || !utf8.ValidString(err.Error()) || lines[3000] != "gr\uFFFDn" || !utf8.ValidString(lines[3001]) {
+		t.Errorf("what is no text: %v, lines %q", err, lines[3000:])
 	}
 	began := time.Now()
 	// An orphan that keeps the pipes open does not hold the caller.

@@ -88,7 +88,8 @@ type Host interface {
 	// SwitchState tells about a unit started by Switch or by a deadline, also by an
 	// earlier process since the last boot.
 	SwitchState(ctx context.Context, unit string) (UnitState, error)
-	// UnitOutput is the end of what a unit wrote, at most MaxOutput bytes.
+	// UnitOutput is the end of what a unit wrote, cut to MaxOutput bytes, with U+FFFD for
+	// what is no UTF-8.
 	UnitOutput(ctx context.Context, unit string) (string, error)
 	// StopUnit ends a unit and all its processes; one that does not run is no error.
 	StopUnit(ctx context.Context, unit string) error

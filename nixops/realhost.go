@@ -319,7 +319,8 @@ func (m *machine) UnitOutput(ctx context.Context, unit string) (string, error) {
 	if err := checkUnit(unit); err != nil {
 		return "", err
 	}
-	return m.super.output(ctx, unit)
+	text, err := m.super.output(ctx, unit)
+	return legible(text), err
 }
 
 func (m *machine) StopUnit(ctx context.Context, unit string) error {

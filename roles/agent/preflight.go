@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"nixfleet/nixops"
@@ -67,7 +68,10 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 	return nil
 }
 
-func tail(s string) string { return s[max(0, len(s)-nixops.MaxOutput):] }
+// tail is the end of a text, cut where it can still be reported.
+func tail(s string) string {
+	return strings.ToValidUTF8(s[max(0, len(s)-nixops.MaxOutput):], "\uFFFD")
+}
 
 // preflight looks for what would make the activation fail half-way.
 func (a *agent) preflight(ctx context.Context) error {

@@ -214,7 +214,7 @@ func (p execProbe) run(ctx context.Context) error {
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out[max(0, len(out)-200):])))
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(strings.ToValidUTF8(string(out[max(0, len(out)-200):]), "\uFFFD")))
 	}
 	return nil
 }
@@ -301,8 +301,9 @@ func (p *prober) once(ctx context.Context, pr probe) {
 		r.Status, r.LastPassAt, r.FailureReason = protocol.ProbePass, &now, nil
 	case pr.grace > 0 && now.Sub(p.since) < pr.grace && r.LastPassAt == nil:
 	default:
+		// A probe prints what it likes; what is no text would make the check-in fail.
 		text := err.Error()
-		text = text[:min(len(text), maxFailureReason)]
+		text = strings.ToValidUTF8(text[:min(len(text), maxFailureReason)], "")
 		r.Status, r.FailureReason = protocol.ProbeFail, &text
 	}
 	p.results[pr.name] = r

@@ -68,7 +68,12 @@ const stateVersion = 1
 
 // write puts v on disk as a whole: file and directory are flushed when it returns.
 func (d directory) write(name string, v any) error {
-	body, err := pki.Marshal(v)
+	// A program's words may be in it: what is no UTF-8 must not keep a step from being
+	// written ahead.
+	body, err := json.Marshal(v, jsontext.AllowInvalidUTF8(true))
+	if err == nil {
+		body, err = pki.Canonicalize(body)
+	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
