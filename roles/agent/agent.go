@@ -353,11 +353,10 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 	}
 	if answer.Target == nil {
 		a.planAhead(ctx)
-		a.status.note(func(s *status) {
-			if !a.busy.get() {
-				s.Waiting, s.Next = "nothing: the control plane has no other target for this host", ""
-			}
-		})
+		// What an activation waits for, a boot or its own agent, is still waited for.
+		if j, err := a.dir.journal(); err == nil && j == nil && !a.busy.get() {
+			a.waiting("nothing: the control plane has no other target for this host")
+		}
 		return
 	}
 	w, err := a.verifier.target(ctx, a.client, answer.Target, answer.Head, sent)

@@ -42,10 +42,11 @@ func Command() *cli.Command {
 			{
 				Name: "undo", Usage: "take an unproven activation back; what the deadline runs",
 				Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
-				Flags:       local(reason, &cli.BoolFlag{Name: "deadline", EnvVars: environment("deadline"), Usage: "the window has passed"}),
+				Flags: local(reason, boolFlag("deadline", "the window has passed"),
+					stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
 				Action: onHost(func(c *cli.Context, u *undoer) error {
 					if c.Bool("deadline") {
-						return u.deadline(c.Context)
+						return u.deadline(c.Context, c.String("unit"))
 					}
 					return u.undoByHand(c.Context, c.App.Writer, c.String("reason"))
 				}),
@@ -144,8 +145,8 @@ func runCommand(c *cli.Context) error {
 // by itself, and a reboot ends the agent and starts, after the guard, another.
 func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
 	u := undoerOf(cfg)
-	sim.OnDeadline(func(nixops.Deadline) {
-		if err := u.deadline(context.WithoutCancel(ctx)); err != nil {
+	sim.OnDeadline(func(d nixops.Deadline) {
+		if err := u.deadline(context.WithoutCancel(ctx), d.Unit); err != nil {
 			cfg.Log.Error().Err(err).Msg("undo failed")
 		}
 	})

@@ -61,20 +61,39 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		blame := !errors.Is(err, nixops.ErrLockHeld) && !errors.Is(err, nixops.ErrNoSpace) && !errors.Is(err, errThird)
 		return nil, errors.Join(err, a.undo(ctx, err.Error(), blame))
 	}
-	if err := a.host.DisarmDeadline(work, j.Units.Deadline); err != nil {
-		a.log.Warn().Err(err).Msg("deadline not disarmed; it will find nothing to undo")
-	}
 	return j, nil
 }
 
 // confirm tells the control plane. The generation is proven: an outage changes
-// nothing about it, and only an answer of 410 takes it back.
+// nothing about it, and only an answer of 410 takes it back. Only the target's own
+// agent confirms, and only while the target runs.
 func (a *agent) confirm(ctx context.Context, j *journal) error {
+	// Here, since the agent before may have ended between commit and this.
+	if err := a.host.DisarmDeadline(ctx, j.Units.Deadline); err != nil && ctx.Err() == nil {
+		a.log.Warn().Err(err).Msg("deadline not disarmed; it will find nothing to undo")
+	}
+	current, err := a.host.CurrentSystem(ctx)
+	if err != nil {
+		return err
+	}
+	if !a.undoer.runs(ctx, current, j.Closure) {
+		return a.elsewhere(j, current)
+	}
+	if ok, err := a.mayProve(ctx, j); err != nil || !ok {
+		if err == nil {
+			a.waiting("the new generation's own agent has to confirm it; this is another")
+		}
+		return err
+	}
+	boot, err := a.host.BootID(ctx)
+	if err != nil {
+		return err
+	}
 	a.waiting("the control plane to accept the confirm of %s", j.Closure)
 	for wait := floorPause; ; wait = min(2*wait, maxContact) {
 		err := a.client.Confirm(ctx, &protocol.ConfirmRequest{
 			Hostname: a.cfg.MachineID, Rollout: j.ChannelRef, Wave: j.Wave,
-			Generation: protocol.Generation{ClosureHash: j.Closure, ChannelRef: &j.ChannelRef, BootID: j.BootID},
+			Generation: protocol.Generation{ClosureHash: j.Closure, ChannelRef: &j.ChannelRef, BootID: boot},
 		})
 		if err == nil {
 			return a.finish(ctx, j)
@@ -90,10 +109,34 @@ func (a *agent) confirm(ctx context.Context, j *journal) error {
 			return nil
 		}
 		a.log.Warn().Err(err).Dur("retry_in", wait).Msg("confirm not delivered")
+		if w := a.told.get(); w != nil && w.closure != j.Closure {
+			return a.unconfirmed(j, "a newer release is wanted")
+		}
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
+}
+
+// elsewhere: what was committed does not run, because somebody booted or switched to
+// another generation before it was confirmed. That is theirs to keep, and nothing
+// that was proven here.
+func (a *agent) elsewhere(j *journal, current string) error {
+	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: reasonThird + current})
+	a.holdByHand(current)
+	return a.unconfirmed(j, current+" runs instead")
+}
+
+// unconfirmed ends an activation that the control plane has accepted by no answer.
+// Nothing is attested of what runs, and root may still return to what was before.
+func (a *agent) unconfirmed(j *journal, why string) error {
+	a.log.Warn().Str("closure", j.Closure).Str("why", why).Msg("not confirmed any more")
+	a.waiting("nothing: %s was not confirmed: %s", j.Closure, why)
+	a.confirmed.set(nil)
+	if err := errors.Join(a.dir.remove(confirmedFile), a.dir.write(committedFile, j)); err != nil {
+		return err
+	}
+	return a.dir.end(stepCommitted)
 }
 
 // finish remembers the confirmed generation, for attestations, for a rollback

@@ -367,8 +367,8 @@ func (m *machine) open() {
 	}
 	m.sim = sim
 	u := m.undoer()
-	sim.OnDeadline(func(nixops.Deadline) {
-		if err := u.deadline(context.Background()); err != nil {
+	sim.OnDeadline(func(d nixops.Deadline) {
+		if err := u.deadline(context.Background(), d.Unit); err != nil {
 			m.t.Errorf("deadline: %v", err)
 		}
 	})

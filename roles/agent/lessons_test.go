@@ -74,7 +74,7 @@ func TestUndoIsJudgedByThePaths_A7_A8(t *testing.T) {
 		u := m.undoer()
 		u.host = s
 		m.sim.OnDeadline(func(nixops.Deadline) {
-			if err := u.deadline(context.Background()); err == nil {
+			if err := u.deadline(context.Background(), ""); err == nil {
 				t.Error("the deadline calls it done")
 			}
 		})
@@ -262,7 +262,7 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 					if !running {
 						u := m.undoer()
 						for who, act := range map[string]func(context.Context) error{
-							"deadline": u.deadline, "guard": u.guard,
+							"deadline": func(ctx context.Context) error { return u.deadline(ctx, "") }, "guard": u.guard,
 							"undo": func(ctx context.Context) error { return u.undo(ctx, "x", false) },
 						} {
 							if err := act(context.Background()); err == nil {
@@ -309,7 +309,7 @@ func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 			m.must(a.dir.begin(j))
 			done := make(chan error, 2)
 			commit := func() { _, err := a.commit(context.Background(), j); done <- err }
-			deadline := func() { done <- a.undoer.deadline(context.Background()) }
+			deadline := func() { done <- a.undoer.deadline(context.Background(), j.Units.Deadline) }
 			want := all(target)
 			if first == "commit" {
 				go commit()

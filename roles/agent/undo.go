@@ -34,9 +34,11 @@ const (
 	reasonThird       = "third-closure: " // and which
 )
 
-// Deadline is what the timer of an activation runs on the host of the
-// configuration, in a process of its own: what is not proven is undone.
-func Deadline(ctx context.Context, cfg Config) error { return undoerOf(cfg).deadline(ctx) }
+// Deadline is what the timer of an activation, a unit of the given name, runs on the
+// host of the configuration, in a process of its own: what is not proven is undone.
+func Deadline(ctx context.Context, cfg Config, unit string) error {
+	return undoerOf(cfg).deadline(ctx, unit)
+}
 
 // Guard is what runs at boot before the agent: it acts on an activation that a
 // power cut interrupted.
@@ -62,7 +64,7 @@ func (u *undoer) armDeadline(ctx context.Context, j *journal) error {
 	if err != nil {
 		return err
 	}
-	command := append([]string{executable, "agent", "undo", "--deadline", "--state-dir", string(u.dir)}, u.flags...)
+	command := append([]string{executable, "agent", "undo", "--deadline", "--unit", j.Units.Deadline, "--state-dir", string(u.dir)}, u.flags...)
 	return u.host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
 }
 
@@ -107,11 +109,17 @@ func (u *undoer) undo(ctx context.Context, reason string, blame bool) error {
 }
 
 // deadline is undo for the timer, which knows only the journal: a generation
-// that was healthy and got no answer is not to blame.
-func (u *undoer) deadline(ctx context.Context) error {
+// that was healthy and got no answer is not to blame. A timer that could not be
+// disarmed is left by an earlier activation, and none of this one's business; an
+// empty unit is anybody's.
+func (u *undoer) deadline(ctx context.Context, unit string) error {
 	j, err := u.dir.journal()
 	if err != nil || j == nil || broken("the deadline") {
 		return err
+	}
+	if unit != "" && unit != j.Units.Deadline {
+		u.log.Info().Str("unit", unit).Str("armed", j.Units.Deadline).Msg("deadline of an earlier activation; nothing to undo")
+		return nil
 	}
 	if j.GatePassed {
 		return u.undo(ctx, reasonUnreachable, broken("outages are not blamed"))

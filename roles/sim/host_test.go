@@ -109,8 +109,9 @@ func (h *host) open() {
 	h.mu.Lock()
 	h.sim = sim
 	h.mu.Unlock()
-	sim.OnDeadline(func(nixops.Deadline) {
-		if err := h.outside(agent.Deadline); err != nil && !errors.Is(err, os.ErrClosed) {
+	sim.OnDeadline(func(d nixops.Deadline) {
+		undo := func(ctx context.Context, cfg agent.Config) error { return agent.Deadline(ctx, cfg, d.Unit) }
+		if err := h.outside(undo); err != nil && !errors.Is(err, os.ErrClosed) {
 			h.w.log(h.name).Warn().Err(err).Msg("deadline")
 		}
 	})
