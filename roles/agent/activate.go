@@ -70,9 +70,10 @@ func (a *agent) refuses(w *wanted) string {
 		return ""
 	}
 	why := q.blocked(w.closure, a.now())
-	if q != nil && (q.Failures > 0 || q.Unreachable > unreachableTries) && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
+	if q != nil && w.byHead && (q.Failures > 0 || q.Unreachable > unreachableTries) && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
-		// operator's one retry. A control plane that lies gains one attempt by it.
+		// operator's one retry. A control plane that lies gains one attempt by it. One of
+		// v1 offers again whatever has failed, and nobody has asked for it.
 		q.Retried = true
 		if err := a.dir.write(quarantineFile, q); err != nil {
 			return err.Error()
@@ -203,7 +204,7 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 	w := a.told.get()
 	if w == nil || w.closure != j.Closure {
 		return nil, a.leave(ctx, j, "superseded: another closure is wanted by now")
-	} else if !w.startBy.IsZero() && time.Now().After(w.startBy) {
+	} else if time.Now().After(w.startBy) {
 		return nil, a.leave(ctx, j, "lease-expired: the download outlived the lease; waiting to be offered again")
 	}
 	if component, err := a.mustWaitForBoot(ctx, j); err != nil {

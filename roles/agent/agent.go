@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,7 +16,6 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"nixfleet/nixops"
-	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -57,6 +57,11 @@ type agent struct {
 	ahead       cache[*ahead]
 	planned     chan *ahead // the newest plan; only the loop of check-ins sends
 	lookedAhead string      // head that was looked at for it
+
+	unfetched   *offer // whose manifest or proof could not be had
+	saidRefusal said   // of a rollback
+	saidDoubt   said   // about an answer
+	saidRenewal said   // that failed
 
 	spentNonce        string
 	reportedEnrolment bool
@@ -347,11 +352,12 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 	if a.verifier.head != nil {
 		a.follow(ctx, a.verifier.head.Intent)
 	}
-	if answer.Rollback != nil {
-		a.rollback(ctx, answer.Rollback)
+	// A rollback that is refused does not keep the host from what mends it.
+	if answer.Rollback != nil && a.rollback(ctx, answer.Rollback) {
 		return
 	}
 	if answer.Target == nil {
+		a.fetchAgain(ctx, answer.Head)
 		a.planAhead(ctx)
 		// What an activation waits for, a boot or its own agent, is still waited for.
 		if j, err := a.dir.journal(); err == nil && j == nil && !a.busy.get() {
@@ -359,17 +365,49 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 		}
 		return
 	}
-	w, err := a.verifier.target(ctx, a.client, answer.Target, answer.Head, sent)
+	a.consider(ctx, &offer{answer.Target, sent}, answer.Head)
+}
+
+// offer is a target as it came, and when it was asked for.
+type offer struct {
+	target *protocol.Target
+	sent   time.Time
+}
+
+// consider verifies a target and takes it.
+func (a *agent) consider(ctx context.Context, o *offer, head *protocol.HeadRef) {
+	a.unfetched = nil
+	w, err := a.verifier.target(ctx, a.client, o.target, head, o.sent)
 	if err != nil {
-		a.distrust(answer.Target, err)
+		if a.distrust(o.target, err) == protocol.FetchFailed {
+			a.unfetched = o
+		}
 		return
 	}
 	a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: &w.rolloutID})
+	if time.Now().After(w.startBy) {
+		return // it is offered again, now that its manifest could be had
+	}
 	a.take(ctx, w)
 }
 
-// distrust notes and reports an answer that did not verify.
-func (a *agent) distrust(t *protocol.Target, err error) {
+// fetchAgain tries once more what could not be fetched for a target. A control plane
+// offers no target again whose fetch has failed, so that nobody else would [A20].
+func (a *agent) fetchAgain(ctx context.Context, head *protocol.HeadRef) {
+	o := a.unfetched
+	if o == nil {
+		return
+	}
+	if head != nil && a.verifier.head.RolloutID != o.target.RolloutID {
+		a.unfetched = nil
+		return
+	}
+	a.consider(ctx, o, head)
+}
+
+// distrust notes and reports an answer that did not verify, and gives the outcome
+// of the fetch.
+func (a *agent) distrust(t *protocol.Target, err error) (result string) {
 	a.log.Error().Err(err).Msg("answer not believed")
 	text := err.Error()
 	outcome := &protocol.FetchOutcome{Result: protocol.FetchVerifyFailed, Error: &text}
@@ -388,13 +426,19 @@ func (a *agent) distrust(t *protocol.Target, err error) {
 	if t != nil {
 		rollout = t.RolloutID
 	}
+	what := event + " " + rollout
+	if event != protocol.EventStaleTarget { // whose text tells the age
+		what += " " + text
+	}
+	if a.saidDoubt.lately(what) {
+		return outcome.Result
+	}
 	switch event {
 	case protocol.EventStaleTarget:
-		if t != nil && a.verifier.head != nil {
-			age := a.now().Sub(a.verifier.headSigned)
+		if old := (*staleError)(nil); t != nil && errors.As(err, &old) {
 			a.report(event, &t.ChannelRef, protocol.StaleTarget{
-				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(a.verifier.headSigned),
-				FreshnessWindowSecs: uint32(fleet.Minutes(a.verifier.head.FreshnessWindow) / time.Second), AgeSecs: int64(age / time.Second),
+				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(old.signedAt),
+				FreshnessWindowSecs: uint32(min(old.window/time.Second, math.MaxUint32)), AgeSecs: int64(old.age / time.Second),
 			})
 		}
 	case protocol.EventVerifyMismatch:
@@ -406,6 +450,7 @@ func (a *agent) distrust(t *protocol.Target, err error) {
 	case protocol.EventManifestMissing, protocol.EventManifestVerifyFailed, protocol.EventManifestMismatch:
 		a.report(event, nil, protocol.ManifestProblem{RolloutID: rollout, Reason: text})
 	}
+	return outcome.Result
 }
 
 // reportStale makes withholding visible: without a head fresher than its

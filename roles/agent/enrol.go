@@ -257,7 +257,9 @@ func (a *agent) renew(ctx context.Context) {
 	if err != nil {
 		if ctx.Err() == nil {
 			a.log.Warn().Err(err).Msg("certificate not renewed")
-			a.report(protocol.EventRenewalFailed, nil, protocol.Reasoned{Reason: err.Error()})
+			if !a.saidRenewal.lately(err.Error()) {
+				a.report(protocol.EventRenewalFailed, nil, protocol.Reasoned{Reason: err.Error()})
+			}
 		}
 		return
 	}

@@ -96,6 +96,7 @@ type plane struct {
 	confirms int
 	reports  []protocol.ReportRequest
 	lastSeen protocol.CheckinRequest
+	v1       *v1Plane // nil: one of ours
 }
 
 func newPlane(t *testing.T) *plane {
@@ -184,6 +185,9 @@ func (p *plane) release(closure string, at time.Time) {
 		p.t.Fatal(err)
 	}
 	p.sign(head)
+	if p.v1 != nil {
+		p.v1.release(p, m)
+	}
 	p.id, p.wanted, p.leaf = id, m.HostSet[0], fleet.Leaf(m.HostSet[0])
 	p.proof = protocol.Proof{Leaf: p.leaf, Index: 0, Path: []string{}}
 }
@@ -231,10 +235,15 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				Activate: &protocol.Activate{ConfirmWindowSecs: 1, ConfirmEndpoint: "/elsewhere"}, FreshnessWindowSecs: 7200, StartBySecs: &startBy,
 			}
 		}
+		if p.v1 != nil {
+			p.v1.answer(p, out)
+		}
 		if p.tamper != nil {
 			p.tamper(out)
 		}
 		answer(out)
+	case p.v1 != nil && strings.HasPrefix(r.URL.Path, "/v1/rollouts/"):
+		p.v1.serve(w, r)
 	case r.URL.Path == "/v1/heads/stable":
 		w.Write(p.head)
 	case r.URL.Path == "/v1/heads/stable/sig":

@@ -81,6 +81,25 @@ func (o *outbox) sent() error {
 	return o.dir.write(reportsFile, outboxFile{o.queue})
 }
 
+// sayAgain is how long the same trouble, found again at every check-in, is not
+// reported again: a control plane keeps the last few reports of a host only.
+const sayAgain = time.Hour
+
+// said is the last thing that was said of some trouble.
+type said struct {
+	what string
+	at   time.Time
+}
+
+// lately says whether this was said a short time ago; if not, it is now.
+func (s *said) lately(what string) bool {
+	if s.what == what && time.Since(s.at) < sayAgain {
+		return true
+	}
+	s.what, s.at = what, time.Now()
+	return false
+}
+
 // report signs an event, where the contract wants it, and queues it.
 func (a *agent) report(event string, rollout *string, details any) {
 	doc, err := protocol.SignEvidence(a.identity.host, a.cfg.MachineID, rollout, event, details)

@@ -178,16 +178,16 @@ const maxRecalled = 64
 // rollback honours what the control plane asks only within its clamps: the
 // signed policy allows it, once per intent, within one freshness window of the
 // commit, and only to the closure that this agent itself recorded.
-func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) {
+//
+// It says whether that is under way, so that a target has to wait.
+func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
+	r.Rollout = strings.ToValidUTF8(r.Rollout[:min(len(r.Rollout), maxReference)], "")
 	j, why := a.mayRollBack(r)
 	if why != "" {
-		a.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
-		if why != alreadyBack {
-			return
-		}
-		a.report(protocol.EventRollbackTriggered, &r.Rollout, protocol.Reasoned{Reason: "recalled by the control plane: already back"})
-		return
+		a.refuseRollback(r, why)
+		return false
 	}
+	r.Reason = strings.ToValidUTF8(r.Reason[:min(len(r.Reason), maxReason)], "")
 	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
 	done := optional[recalled](a.dir, recalledFile, func(error) {})
 	if done == nil {
@@ -202,11 +202,11 @@ func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) {
 	}
 	if err := a.dir.write(recalledFile, done); err != nil {
 		a.log.Error().Err(err).Msg("rollback not begun")
-		return
+		return false
 	}
 	if err := a.dir.begin(&next); err != nil {
 		a.log.Error().Err(err).Msg("rollback not begun")
-		return
+		return false
 	}
 	a.start(ctx, func(ctx context.Context) {
 		if err := a.undoer.undoFrom(ctx, []step{stepCommitted}, "recalled by the control plane: "+r.Reason, false); err != nil {
@@ -221,15 +221,32 @@ func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) {
 			a.log.Error().Err(err).Msg("confirm not forgotten")
 		}
 	})
+	return true
 }
 
-const alreadyBack = "this host is back already"
+const (
+	alreadyBack = "this host is back already"
+	underWay    = "an activation is under way"
+)
+
+// refuseRollback says why a rollback is not honoured, once: it is asked for again and
+// again.
+func (a *agent) refuseRollback(r *protocol.Rollback, why string) {
+	a.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
+	if why == alreadyBack {
+		a.report(protocol.EventRollbackTriggered, &r.Rollout, protocol.Reasoned{Reason: "recalled by the control plane: already back"})
+		return
+	}
+	if text := r.Rollout + ": " + why; why != underWay && !a.saidRefusal.lately(text) {
+		a.other(protocol.KindRollbackRefused, text)
+	}
+}
 
 // mayRollBack gives the journal of the commit that is to be taken back, or why
 // it is not.
 func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
 	if a.busy.get() {
-		return nil, "an activation is under way"
+		return nil, underWay
 	}
 	if h := a.hold.get(); h != nil {
 		return nil, "held by root: " + h.text()
@@ -249,6 +266,8 @@ func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
 		return nil, alreadyBack
 	case j == nil || c == nil || j.Closure != c.Closure:
 		return nil, "nothing is recorded to return to"
+	case head == nil && r.Rollout != j.RolloutID && r.Rollout != j.ChannelRef:
+		return nil, "it names another rollout than that of what runs here"
 	case head != nil && head.Intent != j.Intent:
 		return nil, "what runs here is not of the rollout that the head names"
 	case done != nil && slices.Contains(done.Intents, j.Intent):

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,11 +24,12 @@ type wanted struct {
 	channel    string
 	channelRef string // what confirms and reports name
 	intent     string
+	byHead     bool // false: by a manifest, as a v1 control plane has it
 	wave       uint32
 	signedAt   time.Time
 	window     time.Duration // how long the signature is believed
 	confirm    time.Duration
-	startBy    time.Time // monotonic; zero: no lease
+	startBy    time.Time // monotonic
 	compliance string
 	failure    fleet.FailurePolicy
 	document   []byte // the signed head or manifest, for the target's own trust
@@ -50,6 +52,27 @@ func refuse(event, format string, args ...any) error {
 
 // errStale: signed longer ago than its own window.
 var errStale = errors.New("signed longer ago than its window")
+
+// staleError is errStale with what is reported of it.
+type staleError struct {
+	signedAt time.Time
+	window   time.Duration
+	age      time.Duration
+}
+
+func (e *staleError) Error() string {
+	return fmt.Sprintf("%v by %s", errStale, (e.age - e.window - pki.ClockSlack).Round(time.Second))
+}
+func (e *staleError) Unwrap() error { return errStale }
+
+// expired is why a document that was signed then is not acted on; nil while it is fresh.
+func (v *verifier) expired(what string, signedAt time.Time, window time.Duration) error {
+	age := v.now().Sub(signedAt)
+	if age <= window+pki.ClockSlack {
+		return nil
+	}
+	return &verdictError{fmt.Errorf("%s: %w", what, &staleError{signedAt, window, age}), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
+}
 
 // verifier decides what the agent believes. It holds what was believed before.
 type verifier struct {
@@ -140,8 +163,9 @@ func (v *verifier) stale() (time.Duration, bool) {
 
 // target verifies what an answer asks of this host.
 func (v *verifier) target(ctx context.Context, c fetcher, t *protocol.Target, ref *protocol.HeadRef, sent time.Time) (*wanted, error) {
-	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) {
-		return nil, refuse(protocol.EventVerifyMismatch, "target names rollout %.70q and closure %.80q", t.RolloutID, t.ClosureHash)
+	// The reference ends in journal and reports, and nothing signs it.
+	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) || len(t.ChannelRef) > maxReference {
+		return nil, refuse(protocol.EventVerifyMismatch, "target names rollout %.70q, closure %.80q and reference %.70q", t.RolloutID, t.ClosureHash, t.ChannelRef)
 	}
 	var w *wanted
 	var err error
@@ -153,11 +177,23 @@ func (v *verifier) target(ctx context.Context, c fetcher, t *protocol.Target, re
 	if err != nil {
 		return nil, err
 	}
-	w.channelRef = t.ChannelRef
-	if t.StartBySecs != nil {
-		w.startBy = sent.Add(time.Duration(*t.StartBySecs) * time.Second)
-	}
+	w.channelRef = cmp.Or(t.ChannelRef, t.RolloutID)
+	w.startBy = sent.Add(v.lease(t, w))
 	return w, nil
+}
+
+// lease is how long after the request this host may begin: what the answer says,
+// within what is signed. A v1 control plane gives its target to somebody else, or
+// again, when the confirm window is over.
+func (v *verifier) lease(t *protocol.Target, w *wanted) time.Duration {
+	limit := w.confirm
+	if w.byHead {
+		limit = time.Duration(v.head.LeaseSecs) * time.Second
+	}
+	if t.StartBySecs == nil {
+		return limit
+	}
+	return min(limit, time.Duration(*t.StartBySecs)*time.Second)
 }
 
 func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*wanted, error) {
@@ -165,8 +201,8 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 	if head == nil || head.RolloutID != t.RolloutID {
 		return nil, refuse(protocol.EventManifestMismatch, "target is of rollout %s, which is not the head's", t.RolloutID)
 	}
-	if over, stale := v.stale(); stale {
-		return nil, &verdictError{fmt.Errorf("head of %s: %w by %s", head.Channel, errStale, over.Round(time.Second)), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
+	if err := v.expired("head of "+head.Channel, v.headSigned, time.Duration(head.FreshnessWindow)*time.Minute); err != nil {
+		return nil, err
 	}
 	entry, err := v.entry(ctx, c)
 	if err != nil {
@@ -176,7 +212,7 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 		return nil, err
 	}
 	return &wanted{
-		closure: entry.TargetClosure, rolloutID: head.RolloutID, channel: head.Channel, intent: head.Intent, wave: entry.WaveIndex,
+		closure: entry.TargetClosure, rolloutID: head.RolloutID, channel: head.Channel, intent: head.Intent, byHead: true, wave: entry.WaveIndex,
 		signedAt: v.headSigned, window: fleet.Minutes(head.FreshnessWindow),
 		confirm:    clampWindow(time.Duration(head.ConfirmWindowSecs) * time.Second),
 		compliance: stricter(v.onlyLocal(head.ComplianceMode), head.ComplianceMode), failure: head.OnHealthFailure,
@@ -238,8 +274,8 @@ func (v *verifier) byManifest(ctx context.Context, c fetcher, t *protocol.Target
 		return nil, err
 	}
 	window := min(time.Duration(t.FreshnessWindowSecs)*time.Second, v.maxAge)
-	if over := v.now().Sub(file.SignedAt) - window - pki.ClockSlack; over > 0 {
-		return nil, &verdictError{fmt.Errorf("manifest: %w by %s", errStale, over.Round(time.Second)), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
+	if err := v.expired("manifest", file.SignedAt, window); err != nil {
+		return nil, err
 	}
 	for _, entry := range m.HostSet {
 		if entry.Hostname != v.hostname {
@@ -348,6 +384,9 @@ const (
 	maxWindow  = time.Hour
 	baseWindow = 360 * time.Second
 	maxContact = 15 * time.Minute
+	// maxReference and maxReason bound texts of the control plane, in bytes.
+	maxReference = 256
+	maxReason    = 500
 )
 
 func clampWindow(d time.Duration) time.Duration {

@@ -35,6 +35,7 @@ const (
 	KindMarkReset       = "mark-reset"
 	KindBreakGlass      = "break-glass"
 	KindThirdClosure    = "third-closure"
+	KindRollbackRefused = "rollback-refused"
 )
 
 // ReportRequest is one event of a host.
