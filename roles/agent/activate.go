@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -154,16 +155,40 @@ func (a *agent) advanceFrom(ctx context.Context, j *journal) {
 	for ctx.Err() == nil {
 		next, err := a.stepOnce(ctx, j)
 		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, errMoved) {
-				a.log.Error().Err(err).Str("step", string(j.Step)).Msg("activation does not go on")
+			if ctx.Err() != nil || errors.Is(err, errMoved) {
+				return
 			}
-			return
+			a.log.Error().Err(err).Str("step", string(j.Step)).Msg("activation does not go on")
+			next = a.onceMore(ctx, j)
 		}
 		if next == nil {
 			return
 		}
 		j = next
 		a.tellChange()
+	}
+}
+
+// stepAgain is how long a step waits that this host could not take.
+const stepAgain = 5 * time.Second
+
+// onceMore waits after trouble of this host, such as a systemd that does not answer
+// while it is replaced, and gives the activation to go on with. The deadline bounds
+// it. Nil: the activation is over, or is being undone, which has a pace of its own.
+func (a *agent) onceMore(ctx context.Context, j *journal) *journal {
+	for pause := time.Duration(0); ; pause = stepAgain {
+		if err := sleep(ctx, pause); err != nil {
+			return nil
+		}
+		now, err := a.dir.journal()
+		switch {
+		case errors.Is(err, errUnfit) || err == nil && (now == nil || now.Units != j.Units):
+			return nil
+		case err == nil && slices.Contains([]step{stepStaged, stepUndoing, stepUndone}, now.Step):
+			return nil
+		case err == nil && pause > 0:
+			return now
+		}
 	}
 }
 

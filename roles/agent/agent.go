@@ -257,7 +257,9 @@ func (a *agent) loop(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
 		a.status.turn()
-		a.settle(ctx)
+		if !a.busy.get() { // a worker settles its own, or goes on from it
+			a.settle(ctx)
+		}
 		a.deliver(ctx)
 		a.renew(ctx)
 		pause, err := a.turn(ctx)

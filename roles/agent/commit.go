@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"nixfleet/nixops"
@@ -37,19 +38,15 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 			return fmt.Errorf("%w: %s", errThird, current)
 		}
 		if err := a.host.SetProfile(work, j.Closure); err != nil {
-			return fmt.Errorf("set profile: %w", err)
+			return fmt.Errorf("preflight: set profile: %w", err)
 		}
 		if j.BootsOnce {
 			if err := a.host.SetStaged(work, ""); err != nil {
 				a.log.Warn().Err(err).Msg("staged profile not dropped")
 			}
 		}
-		exit, err := a.host.Switch(work, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
-		if err != nil {
+		if err := a.undoer.boot(work, j, j.Closure, nil); err != nil {
 			return fmt.Errorf("boot: %w", err)
-		}
-		if !exit.OK() {
-			return fmt.Errorf("boot: %s", exit)
 		}
 		j, err = a.dir.advanceLocked(time.Now(), []step{stepCommitting}, stepCommitted, nil)
 		return err
@@ -58,10 +55,28 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		return nil, err
 	}
 	if err != nil {
-		blame := !errors.Is(err, nixops.ErrLockHeld) && !errors.Is(err, nixops.ErrNoSpace) && !errors.Is(err, errThird)
-		return nil, errors.Join(err, a.undo(ctx, err.Error(), blame))
+		reason, blame := bootTrouble(err)
+		return nil, errors.Join(err, a.undo(ctx, reason, blame))
 	}
 	return j, nil
+}
+
+// bootTrouble is why something did not become the boot default, in words that the
+// control plane knows, and whether the closure whose script it was is to blame: only
+// when that script ran and failed.
+func bootTrouble(err error) (reason string, blame bool) {
+	reason = err.Error()
+	switch {
+	case errors.As(err, new(*exitError)):
+		return reason, true
+	case errors.Is(err, nixops.ErrLockHeld):
+		return reasonLocked, false
+	case errors.Is(err, nixops.ErrNoSpace):
+		return "no-space: " + reason, false
+	case errors.Is(err, errThird), strings.HasPrefix(reason, "preflight: "):
+		return reason, false
+	}
+	return "preflight: " + reason, false
 }
 
 // confirm tells the control plane. The generation is proven: an outage changes

@@ -77,9 +77,11 @@ type journal struct {
 	// GatePassed: the new generation is healthy and only lacks an answered check-in.
 	GatePassed bool `json:"gatePassed" shape:"D"`
 
-	// Why it is undone, and whether the release is to blame.
+	// Why it is undone, whether the release is to blame, and whether it is a confirmed
+	// generation that the control plane recalls.
 	Reason   string `json:"reason" shape:"D"`
 	Blame    bool   `json:"blame" shape:"D"`
+	Recalled bool   `json:"recalled" shape:"D"`
 	ExitCode *int32 `json:"exitCode" shape:"N"`
 	Output   string `json:"output" shape:"D"`
 }

@@ -77,45 +77,56 @@ func (a *agent) windowUsed(j *journal) bool {
 	return time.Since(j.StartedAt.Time) > window-window/answerMargin
 }
 
-// gate watches units through the settle time and then waits for the probes. It
-// returns what is wrong with the new generation, empty when nothing is.
+// gate watches units through the settle time, and on until the probes allow the new
+// generation. It returns what is wrong with it, empty when nothing is.
 func (a *agent) gate(ctx context.Context, j *journal) (string, error) {
-	for end := time.Now().Add(a.cfg.SettleTime); ; {
-		failed, err := a.host.FailedUnits(ctx)
-		if err != nil {
-			return "", err
+	for settled := time.Now().Add(a.cfg.SettleTime); ; {
+		watched := !time.Now().Before(settled)
+		if trouble, err := a.unitTrouble(ctx, j, !watched); err != nil || trouble != "" {
+			return trouble, err
 		}
-		failed = slices.DeleteFunc(failed, func(u string) bool { return slices.Contains(j.FailedBefore, u) })
-		if len(failed) > 0 {
-			return fmt.Sprintf("units failed that had not before: %v", failed), nil
-		}
-		restarts, err := a.host.Restarts(ctx)
-		if err != nil {
-			return "", err
-		}
-		for unit, n := range restarts {
-			if n > j.Restarts[unit] && !slices.Contains(j.FailedBefore, unit) {
-				return fmt.Sprintf("unit %s was restarted while it was watched", unit), nil
+		if watched {
+			failing := a.prober.failing()
+			if len(failing) == 0 {
+				return "", nil
 			}
+			if a.windowUsed(j) {
+				return fmt.Sprintf("probes: %v", failing), nil
+			}
+			a.waiting("probes %v", failing)
 		}
-		if !time.Now().Before(end) {
-			break
+		pause := gatePoll
+		if left := time.Until(settled); left > 0 {
+			pause = min(pause, left+time.Millisecond)
 		}
-		if err := sleep(ctx, min(gatePoll, time.Until(end)+time.Millisecond)); err != nil {
+		if err := sleep(ctx, pause); err != nil {
 			return "", err
 		}
 	}
-	for {
-		failing := a.prober.failing()
-		if len(failing) == 0 {
-			return "", nil
-		}
-		if a.windowUsed(j) {
-			return fmt.Sprintf("probes: %v", failing), nil
-		}
-		a.waiting("probes %v", failing)
-		if err := sleep(ctx, gatePoll); err != nil {
-			return "", err
+}
+
+// unitTrouble compares the units with those before the switch; within the settle time
+// none may be restarted either.
+func (a *agent) unitTrouble(ctx context.Context, j *journal, settling bool) (string, error) {
+	failed, err := a.host.FailedUnits(ctx)
+	if err != nil {
+		return "", err
+	}
+	failed = slices.DeleteFunc(failed, func(u string) bool { return slices.Contains(j.FailedBefore, u) })
+	if len(failed) > 0 {
+		return fmt.Sprintf("units failed that had not before: %v", failed), nil
+	}
+	if !settling {
+		return "", nil
+	}
+	restarts, err := a.host.Restarts(ctx)
+	if err != nil {
+		return "", err
+	}
+	for unit, n := range restarts {
+		if n > j.Restarts[unit] && !slices.Contains(j.FailedBefore, unit) {
+			return fmt.Sprintf("unit %s was restarted while it was watched", unit), nil
 		}
 	}
+	return "", nil
 }

@@ -96,7 +96,11 @@ func (a *agent) settle(ctx context.Context) {
 		a.report(protocol.EventActivationFailed, &j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason, ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
 	}
 	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason})
-	a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
+	if j.Recalled {
+		a.forgetRecalled(j)
+	} else {
+		a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
+	}
 	if third, ok := strings.CutPrefix(j.Reason, reasonThird); ok && a.hold.get() == nil {
 		a.holdByHand(third)
 	}
@@ -175,6 +179,22 @@ type recalled struct {
 
 const maxRecalled = 64
 
+// forgetRecalled notes that a generation was taken back at the control plane's wish.
+// It is not taken again until something else is wanted.
+func (a *agent) forgetRecalled(j *journal) {
+	done := optional[recalled](a.dir, recalledFile, func(error) {})
+	if done == nil {
+		done = &recalled{}
+	}
+	done.Intents = append(done.Intents, j.Intent)
+	done.Intents = done.Intents[max(0, len(done.Intents)-maxRecalled):]
+	if err := errors.Join(a.dir.write(recalledFile, done), a.dir.remove(confirmedFile)); err != nil {
+		a.log.Error().Err(err).Msg("rollback not noted")
+	}
+	a.confirmed.set(nil)
+	a.punish(j.Closure, j.Intent, j.ChannelRef, "recalled by the control plane", true)
+}
+
 // rollback honours what the control plane asks only within its clamps: the
 // signed policy allows it, once per intent, within one freshness window of the
 // commit, and only to the closure that this agent itself recorded.
@@ -189,38 +209,18 @@ func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
 	}
 	r.Reason = strings.ToValidUTF8(r.Reason[:min(len(r.Reason), maxReason)], "")
 	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
-	done := optional[recalled](a.dir, recalledFile, func(error) {})
-	if done == nil {
-		done = &recalled{}
-	}
-	done.Intents = append(done.Intents, j.Intent)
-	done.Intents = done.Intents[max(0, len(done.Intents)-maxRecalled):]
 	next := *j
-	next.Step, next.Units, next.ChannelRef = stepCommitted, newUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
+	next.Step, next.Units, next.ChannelRef = stepUndoing, newUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
+	next.Reason, next.Blame, next.Recalled = "recalled by the control plane: "+r.Reason, false, true
+	next.Since = pki.At(time.Now().Truncate(time.Millisecond))
 	if boot, err := a.host.BootID(ctx); err == nil {
 		next.BootID = boot
-	}
-	if err := a.dir.write(recalledFile, done); err != nil {
-		a.log.Error().Err(err).Msg("rollback not begun")
-		return false
 	}
 	if err := a.dir.begin(&next); err != nil {
 		a.log.Error().Err(err).Msg("rollback not begun")
 		return false
 	}
-	a.start(ctx, func(ctx context.Context) {
-		if err := a.undoer.undoFrom(ctx, []step{stepCommitted}, "recalled by the control plane: "+r.Reason, false); err != nil {
-			a.log.Error().Err(err).Msg("rollback failed")
-			return
-		}
-		a.settle(ctx)
-		// It is not taken again until something else is wanted.
-		a.punish(next.Closure, next.Intent, next.ChannelRef, "recalled by the control plane", true)
-		a.confirmed.set(nil)
-		if err := a.dir.remove(confirmedFile); err != nil {
-			a.log.Error().Err(err).Msg("confirm not forgotten")
-		}
-	})
+	a.start(ctx, func(ctx context.Context) { a.advanceFrom(ctx, &next) })
 	return true
 }
 

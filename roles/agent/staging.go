@@ -2,11 +2,9 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -59,27 +57,11 @@ func (a *agent) stage(ctx context.Context) (*journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.host.AddRoot(work, "staged", j.Closure); err != nil {
-		return nil, err
-	}
-	if err := a.undoer.keepExecutable(work, j); err != nil {
-		return nil, err
-	}
-	if j.BootsOnce {
-		err = a.bootOnce(work, j)
-	} else {
-		err = a.bootAlways(work, j)
-	}
-	if err != nil {
-		reason, blame := "boot: "+err.Error(), !j.BootsOnce
-		switch {
-		case errors.Is(err, nixops.ErrLockHeld):
-			reason, blame = reasonLocked, false
-		case errors.Is(err, nixops.ErrNoSpace):
-			reason, blame = "no-space: "+err.Error(), false
-		case j.BootsOnce:
+	if err := a.prepareBoot(work, j); err != nil {
+		reason, blame := bootTrouble(fmt.Errorf("boot: %w", err))
+		if blame && j.BootsOnce {
 			// It was the previous closure's installer that failed.
-			reason = "preflight: staging: " + err.Error()
+			reason, blame = "preflight: staging: "+err.Error(), false
 		}
 		return nil, a.undoer.undoFrom(ctx, []step{stepStaging}, reason, blame)
 	}
@@ -91,6 +73,24 @@ func (a *agent) stage(ctx context.Context) (*journal, error) {
 	}
 	_, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaged, nil)
 	return nil, err
+}
+
+// prepareBoot has the next boot start the target.
+func (a *agent) prepareBoot(ctx context.Context, j *journal) error {
+	if err := a.host.AddRoot(ctx, "staged", j.Closure); err != nil {
+		return err
+	}
+	if err := a.undoer.keepExecutable(ctx, j); err != nil {
+		return err
+	}
+	if j.BootsOnce {
+		return a.bootOnce(ctx, j)
+	}
+	// It becomes the boot default [A11].
+	if err := a.host.SetProfile(ctx, j.Closure); err != nil {
+		return err
+	}
+	return a.undoer.boot(ctx, j, j.Closure, nil)
 }
 
 // noFallback is what status says of a staged update that nothing returns from.
@@ -120,28 +120,10 @@ func (a *agent) bootOnce(ctx context.Context, j *journal) error {
 	if err := a.host.SetStaged(ctx, j.Closure); err != nil {
 		return err
 	}
-	exit, err := a.host.Switch(ctx, nixops.SwitchRequest{
-		Closure: keep, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot), Env: []string{"NIXOS_NO_CHECK=1"},
-	})
-	if err == nil && !exit.OK() {
-		err = fmt.Errorf("boot of %s: %s", keep, exit)
+	if err := a.undoer.boot(ctx, j, keep, noCheck); err != nil {
+		return fmt.Errorf("of %s: %w", keep, err)
 	}
-	if err == nil {
-		err = a.host.SetBootOnce(ctx, j.Closure)
-	}
-	return err
-}
-
-// bootAlways makes the target the boot default [A11].
-func (a *agent) bootAlways(ctx context.Context, j *journal) error {
-	if err := a.host.SetProfile(ctx, j.Closure); err != nil {
-		return err
-	}
-	exit, err := a.host.Switch(ctx, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot)})
-	if err == nil && !exit.OK() {
-		err = errors.New(exit.String())
-	}
-	return err
+	return a.host.SetBootOnce(ctx, j.Closure)
 }
 
 // afterStagedBoot proves a staged generation that has been booted, or notes

@@ -19,6 +19,8 @@ const (
 	foreignLockWait = 60 * time.Second
 	lockPoll        = time.Second
 	undoTimeout     = 10 * time.Minute
+	// bootTimeout bounds the installer of a boot loader.
+	bootTimeout = 5 * time.Minute
 	// undoAgain is how long the agent leaves an undo that did not succeed.
 	undoAgain = time.Minute
 )
@@ -126,15 +128,15 @@ func (u *undoer) deadline(ctx context.Context, unit string) error {
 	}
 	const late = "deadline: the new generation was not proven within its window"
 	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {
-		return errors.Join(err, u.undoFrom(ctx, []step{stepStaged}, late, true))
+		return errors.Join(err, u.undoFrom(ctx, []step{stepStaging, stepStaged}, late, true))
 	}
 	return u.undo(ctx, late, true)
 }
 
 // stagedBoot: what was staged has been booted, and its agent has not begun to
-// prove it.
+// prove it. Power may have been lost before the staging was written down as done.
 func (u *undoer) stagedBoot(ctx context.Context, j *journal) (bool, error) {
-	if j.Step != stepStaged {
+	if j.Step != stepStaging && j.Step != stepStaged {
 		return false, nil
 	}
 	boot, err := u.host.BootID(ctx)
@@ -237,14 +239,12 @@ func (u *undoer) restore(ctx context.Context, j *journal) error {
 	if !untouched {
 		// The previous closure's own script, since the bad one's may be what is bad;
 		// its pre-checks must not keep the host in a bad state.
-		exit, err := u.host.Switch(ctx, nixops.SwitchRequest{
-			Closure: j.Before.Current, Action: nixops.ActionTest, Unit: fresh(j.Units.Undo), Env: []string{"NIXOS_NO_CHECK=1"},
-		})
-		if err != nil {
+		var bad *exitError
+		err := u.run(ctx, nixops.SwitchRequest{Closure: j.Before.Current, Action: nixops.ActionTest, Unit: j.Units.Undo, Env: noCheck})
+		if errors.As(err, &bad) {
+			u.log.Warn().Str("exit", bad.exit.String()).Msg("the previous closure's script did not end well")
+		} else if err != nil {
 			return err
-		}
-		if !exit.OK() {
-			u.log.Warn().Str("exit", exit.String()).Msg("the previous closure's script did not end well")
 		}
 	}
 	if err := u.host.RestoreCurrent(ctx, j.Before.Current); err != nil {
@@ -262,9 +262,44 @@ func (u *undoer) restoreBoot(ctx context.Context, j *journal) error {
 	}
 	def, err := u.host.BootDefault(ctx)
 	if err == nil && j.Before.BootDefault != "" && def != j.Before.BootDefault {
-		_, err = u.host.Switch(ctx, nixops.SwitchRequest{
-			Closure: j.Before.BootDefault, Action: nixops.ActionBoot, Unit: fresh(j.Units.Boot), Env: []string{"NIXOS_NO_CHECK=1"},
-		})
+		err = u.boot(ctx, j, j.Before.BootDefault, noCheck)
+		if errors.As(err, new(*exitError)) {
+			err = nil // what counts is the boot default
+		}
+	}
+	return err
+}
+
+// noCheck has a switch script leave out its pre-switch checks.
+var noCheck = []string{"NIXOS_NO_CHECK=1"}
+
+// exitError: a switch script ran and did not succeed.
+type exitError struct{ exit nixops.Exit }
+
+func (e *exitError) Error() string { return e.exit.String() }
+
+// run runs a switch script in a unit of its own and ends it together with ctx: one that
+// hangs would keep the locks for ever.
+func (u *undoer) run(ctx context.Context, r nixops.SwitchRequest) error {
+	r.Unit = fresh(r.Unit)
+	exit, err := u.host.Switch(ctx, r)
+	switch {
+	case err == nil && !exit.OK():
+		return &exitError{exit}
+	case err != nil && ctx.Err() != nil:
+		return errors.Join(err, u.host.StopUnit(context.WithoutCancel(ctx), r.Unit))
+	}
+	return err
+}
+
+// boot makes a closure the boot default by its own script.
+func (u *undoer) boot(ctx context.Context, j *journal, closure string, env []string) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	err := u.run(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionBoot, Unit: j.Units.Boot, Env: env})
+	if err != nil && ctx.Err() != nil {
+		// It has hung by itself, which is as good as a failure.
+		return fmt.Errorf("%w: %w", &exitError{nixops.Exit{Code: -1, Signal: "TERM"}}, err)
 	}
 	return err
 }
