@@ -12,12 +12,15 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/protocol"
 )
 
 // The configuration file is TOML; its keys are the names of flags with `_` for
-// `-` and its values their text. Every flag may stand in it; the four of the
-// connection are those of v1. It is private (0600): it says where keys lie,
-// and who can write it can point an operator at another control plane.
+// `-` and its values their text, or lists of it for flags that may be repeated.
+// Every flag may stand in it; the four of the connection are those of v1. It is
+// private (0600): it says where keys lie, and who can write it can point an
+// operator at another control plane.
 const (
 	configName     = "config.toml"
 	configMaxBytes = 1 << 20
@@ -42,7 +45,7 @@ func configPath(c *cli.Context) (string, error) {
 
 // readConfig returns the file's values as flag text. A file that does not
 // exist is empty, unless it was named.
-func readConfig(path string, named bool) (map[string]string, error) {
+func readConfig(path string, named bool) (map[string][]string, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return nil, nil
@@ -56,7 +59,7 @@ func readConfig(path string, named bool) (map[string]string, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("configuration %s is not a regular file", path)
+		return nil, hinted(fmt.Errorf("configuration %s is not a regular file", path), "--config names a file, such as %s", configName)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return nil, hinted(fmt.Errorf("configuration %s has mode %04o and is open to others", path, info.Mode().Perm()), "chmod 600 %s", path)
@@ -70,17 +73,22 @@ func readConfig(path string, named bool) (map[string]string, error) {
 	}
 	var raw map[string]any
 	if _, err := toml.Decode(string(text), &raw); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", path, err)
+		return nil, hinted(fmt.Errorf("configuration %s: %w", path, err), "a line reads: cp_url = \"https://cp.example.com:8080\"")
 	}
-	values := map[string]string{}
+	values := map[string][]string{}
 	for key, v := range raw {
-		switch v := v.(type) {
-		case string:
-			values[key] = v
-		case bool, int64, float64:
-			values[key] = fmt.Sprint(v)
-		default:
-			return nil, fmt.Errorf("configuration %s: %s must be text, a number or a boolean", path, key)
+		list, ok := v.([]any)
+		if !ok {
+			list = []any{v}
+		}
+		for _, v := range list {
+			switch v.(type) {
+			case string, bool, int64, float64:
+				values[key] = append(values[key], fmt.Sprint(v))
+			default:
+				return nil, hinted(fmt.Errorf("configuration %s: %s must be text, a number, a boolean or a list of them", path, key),
+					"the file has no sections: its keys are the names of flags with _ for -")
+			}
 		}
 	}
 	return values, nil
@@ -108,12 +116,17 @@ func fromConfig(c *cli.Context) error {
 	}
 	for _, f := range c.Command.Flags {
 		name := f.Names()[0]
-		v, ok := values[strings.ReplaceAll(name, "-", "_")]
-		if !ok || c.IsSet(name) || slices.Contains(neverFromFile, name) || writesTrust(c) && name == "trust-file" {
+		list := values[strings.ReplaceAll(name, "-", "_")]
+		if len(list) == 0 || c.IsSet(name) || slices.Contains(neverFromFile, name) || writesTrust(c) && name == "trust-file" {
 			continue
 		}
-		if err := c.Set(name, v); err != nil {
-			return fmt.Errorf("configuration %s: %s: %w", path, name, err)
+		if _, many := f.(*cli.StringSliceFlag); !many && len(list) > 1 {
+			return hinted(fmt.Errorf("configuration %s: %s takes one value", path, name), "%s --help", c.Command.HelpName)
+		}
+		for _, v := range list {
+			if err := c.Set(name, v); err != nil {
+				return hinted(fmt.Errorf("configuration %s: %s = %q: %w", path, name, v, err), "%s --help", c.Command.HelpName)
+			}
 		}
 	}
 	return nil
@@ -177,7 +190,11 @@ func configInit(c *cli.Context) error {
 		if v == "" {
 			return usage("nixfleet config init --help", "--%s is missing", name)
 		}
-		if key != "cp_url" {
+		if key == "cp_url" {
+			if err := protocol.CheckURL(v); err != nil {
+				return usage("write it as https://cp.example.com:8080", "--cp-url: %w", err)
+			}
+		} else {
 			abs, err := filepath.Abs(v)
 			if err != nil {
 				return fmt.Errorf("resolve %s: %w", v, err)
@@ -222,12 +239,12 @@ func configShow(c *cli.Context) error {
 	for _, key := range connectionKeys {
 		name := strings.ReplaceAll(key, "_", "-")
 		s := setting{Value: c.String(name), Source: "unset"}
-		inFile, isInFile := values[key]
+		inFile := values[key]
 		switch variable := "NIXFLEET_" + strings.ToUpper(key); {
 		case s.Value == "":
 		case os.Getenv(variable) == s.Value:
 			s.Source = variable
-		case isInFile && inFile == s.Value:
+		case len(inFile) == 1 && inFile[0] == s.Value:
 			s.Source = path
 		default:
 			s.Source = "--" + name

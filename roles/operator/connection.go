@@ -1,10 +1,13 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -33,15 +36,7 @@ func checkConnection(c *cli.Context) error {
 	if _, err := connect(c); err != nil {
 		return err
 	}
-	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
-	if err != nil {
-		return fmt.Errorf("load operator certificate: %w", err)
-	}
-	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
-		return hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"), cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
-			"nixfleet mint-operator-cert makes another")
-	}
-	_, err = fmt.Fprintln(c.App.Writer, "configuration is good")
+	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
 	return err
 }
 
@@ -61,7 +56,7 @@ func connect(c *cli.Context) (*protocol.Client, error) {
 	}
 	ca, err := readFile(c.String("ca-cert"), smallFile)
 	if err != nil {
-		return nil, fmt.Errorf("read CA certificate: %w", err)
+		return nil, hinted(fmt.Errorf("read CA certificate: %w", err), "--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
 	}
 	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
 	if err != nil {
@@ -71,13 +66,22 @@ func connect(c *cli.Context) (*protocol.Client, error) {
 		}
 		return nil, hinted(fmt.Errorf("load operator certificate: %w", err), "%s", hint)
 	}
-	return protocol.NewClient(protocol.ClientConfig{
+	// A handshake with it would end in an alert that says less.
+	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
+		return nil, hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"), cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
+			"nixfleet mint-operator-cert --force makes another")
+	} else if now.Before(cert.Leaf.NotBefore) {
+		return nil, hinted(fmt.Errorf("operator certificate %s is valid from %s on", c.String("client-cert"), cert.Leaf.NotBefore.UTC().Format(time.RFC3339)),
+			"is this machine's clock right? it says %s", now.UTC().Format(time.RFC3339))
+	}
+	client, err := protocol.NewClient(protocol.ClientConfig{
 		BaseURL:     c.String("cp-url"),
 		CAPEM:       ca,
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 		Timeout:     requestTimeout,
 		UserAgent:   "nixfleet-operator",
 	})
+	return client, hinted(err, "write --cp-url as https://cp.example.com:8080, and name a PEM file with --ca-cert; nixfleet config show prints both")
 }
 
 // explained gives an error of the control plane its meaning for an operator.
@@ -91,7 +95,7 @@ func explained(err error, doing string) error {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			return wrapped
 		}
-		return hinted(wrapped, "is the control plane up? nixfleet config show prints where this went")
+		return hinted(wrapped, "%s", cmp.Or(distrust(err), "is the control plane up? nixfleet config show prints where this went"))
 	}
 	hint := answer.Hint
 	switch {
@@ -100,8 +104,36 @@ func explained(err error, doing string) error {
 		hint = "the certificate is not accepted: expired, revoked, or not from the fleet root; nixfleet mint-operator-cert"
 	case answer.Status == 403:
 		hint = "this needs an operator's certificate: one made by nixfleet mint-operator-cert"
+	case answer.Status == 404:
+		hint = "nixfleet status lists the hosts, nixfleet rollout list --all the rollouts"
+	case answer.Status == 409:
+		hint = "nixfleet rollout list --all shows how each rollout stands"
 	case answer.Status == 503:
 		hint = "the control plane has not verified a release yet; see its log for `snapshot refreshed`"
 	}
 	return hinted(wrapped, "%s", hint)
+}
+
+// distrust is what to do about a handshake that failed because one side does not
+// accept the other's certificate; empty when that is not why. Asking again does
+// not help.
+func distrust(err error) string {
+	var verification *tls.CertificateVerificationError
+	var name x509.HostnameError
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var alert *net.OpError
+	switch {
+	case errors.As(err, &name):
+		return "--cp-url must use a name or address of the control plane's certificate; nixfleet keygen server --server NAME makes one with another"
+	case errors.As(err, &unknown):
+		return "--ca-cert is not what signed the control plane's certificate: it must be the fleet root's certificate, " + rootCertName
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "the control plane's certificate has expired, or this machine's clock is wrong; nixfleet keygen server --force makes another"
+	case errors.As(err, &verification):
+		return "the control plane's certificate does not serve; nixfleet keygen server makes one that does"
+	case errors.As(err, &alert) && alert.Op == "remote error": // how crypto/tls names an alert of the other side
+		return "the control plane does not accept the operator's certificate: expired, or not from its --client-ca; nixfleet mint-operator-cert makes one under the fleet root"
+	}
+	return ""
 }

@@ -60,6 +60,11 @@ func startControlPlane(env *testscript.Env) error {
 	}); err != nil {
 		return err
 	}
+	if err := issue("expired", func(k *pki.PrivateKey) ([]byte, error) {
+		return root.IssueOperator("operator-jo", k.Crypto().Public(), now.Add(-2*time.Hour), time.Hour)
+	}); err != nil {
+		return err
+	}
 	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), certificatePEM(root.Cert.Raw), 0o600); err != nil {
 		return err
 	}

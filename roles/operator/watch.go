@@ -64,6 +64,11 @@ func rolloutWatch(c *cli.Context) error {
 	}
 	w := &watcher{c: c, client: client, query: protocol.EventQuery{After: c.Int64("after")}}
 	if c.NArg() == 0 {
+		// Whoever answered once is waited for when he falls silent; who never did is
+		// a mistake in the configuration.
+		if _, err := client.Rollouts(c.Context); err != nil {
+			return explained(err, "watch events")
+		}
 		return w.follow(c.Context, "")
 	}
 	id, _, err := findRollout(c, client)
@@ -101,7 +106,7 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 			continue
 		case errors.As(err, &final):
 			return err
-		case errors.As(err, &refused) && refused.Status < 500:
+		case errors.As(err, &refused) && refused.Status < 500, distrust(err) != "":
 			return explained(err, "watch events")
 		}
 		// A control plane that restarts is no reason to look away.

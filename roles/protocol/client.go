@@ -63,11 +63,19 @@ type Client struct {
 	agent     string
 }
 
+// CheckURL says what is wrong with the URL of a control plane.
+func CheckURL(text string) error {
+	base, err := url.Parse(text)
+	if err != nil || base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return fmt.Errorf("control plane URL %q is not https://host:port", text)
+	}
+	return nil
+}
+
 // NewClient checks the configuration and connects to nothing yet.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	base, err := url.Parse(cfg.BaseURL)
-	if err != nil || base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
-		return nil, fmt.Errorf("control plane URL %q is not https://host:port", cfg.BaseURL)
+	if err := CheckURL(cfg.BaseURL); err != nil {
+		return nil, err
 	}
 	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12, Time: cfg.Now}
 	if len(cfg.CAPEM) > 0 {
