@@ -112,7 +112,7 @@ func syncDir(dir string) error {
 func readSecret(path, identity string) ([]byte, error) {
 	data, err := readFile(path, smallFile)
 	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
+		return nil, hinted(fmt.Errorf("read key: %w", err), "nixfleet keygen --help says which key is made how")
 	}
 	if !pki.IsSealed(data) {
 		return data, nil
@@ -120,18 +120,7 @@ func readSecret(path, identity string) ([]byte, error) {
 	if identity == "" {
 		return nil, hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
 	}
-	text, err := readFile(identity, smallFile)
-	if err != nil {
-		return nil, fmt.Errorf("read identity: %w", err)
-	}
-	identities, err := pki.ParseIdentities(text)
-	if err != nil {
-		return nil, fmt.Errorf("read identity %s: %w", identity, err)
-	}
-	if data, err = pki.Open(data, identities...); err != nil {
-		return nil, fmt.Errorf("decrypt key %s: %w", path, err)
-	}
-	return data, nil
+	return theKeyring.open(data, path, identity)
 }
 
 // inTheClear gives a program that knows no encryption the path of a key: the
@@ -171,7 +160,7 @@ func readKey(path, identity string) (*pki.PrivateKey, error) {
 	}
 	key, err := pki.ParsePrivateKey(data)
 	if err != nil {
-		return nil, fmt.Errorf("read key %s: %w", path, err)
+		return nil, hinted(fmt.Errorf("read key %s: %w", path, err), "it must be the private half, and without a passphrase: keys that rest are encrypted with age")
 	}
 	return key, nil
 }

@@ -5,7 +5,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,6 +20,8 @@ import (
 const (
 	rootCertName = "fleet-root.cert.pem"
 	rootKeyName  = "fleet-root.key.pem"
+
+	nameRoot = "name the fleet root with --root-cert and --root-key, or make one: nixfleet keygen fleet-ca"
 )
 
 func certificatePEM(der []byte) []byte {
@@ -73,7 +77,10 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 	}
 	key, err := signingKey(keyPath, c.String("identity"))
 	if err != nil {
-		return nil, hinted(err, "%s", cmp.Or(hintOf(err), "name the fleet root with --root-cert and --root-key, or make one: nixfleet keygen fleet-ca"))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = hinted(err, "%s", nameRoot)
+		}
+		return nil, err
 	}
 	return caFrom(certPath, key)
 }
@@ -82,7 +89,7 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	cert, err := readFile(certPath, smallFile)
 	if err != nil {
-		return nil, fmt.Errorf("read fleet root: %w", err)
+		return nil, hinted(fmt.Errorf("read fleet root: %w", err), "%s", nameRoot)
 	}
 	text, err := key.MarshalPEM()
 	if err != nil {
@@ -90,7 +97,7 @@ func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	}
 	root, err := pki.LoadCA(cert, text)
 	if err != nil {
-		return nil, fmt.Errorf("load fleet root %s: %w", certPath, err)
+		return nil, hinted(fmt.Errorf("load fleet root %s: %w", certPath, err), "--root-cert and --root-key are the two halves of the fleet root, %s and %s", rootCertName, rootKeyName)
 	}
 	if public, ok := root.Signer.Public().(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() {
 		return nil, hinted(fmt.Errorf("the fleet root's key is not P-256"), "make a fleet root with: nixfleet keygen fleet-ca")

@@ -179,6 +179,13 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 	if r.repo, err = openRepository(ctx, dir, c); err != nil {
 		return nil, err
 	}
+	// Needed at the very end only: a key that cannot be opened is found, and a
+	// passphrase asked for, while somebody is there.
+	if path := c.String("cache-key"); path != "" && !c.Bool("resign") && !c.Bool("dry-run") {
+		if _, err := readSecret(path, c.String("identity")); err != nil {
+			return nil, err
+		}
+	}
 	return r, nil
 }
 

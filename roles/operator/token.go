@@ -197,6 +197,14 @@ func checkFingerprint(s string) (string, error) {
 		return "", hinted(fmt.Errorf("%q is a fingerprint of ssh-keygen -lf, which hashes other bytes than the token names", s),
 			"pass the public key instead: --host-pubkey /etc/ssh/ssh_host_ed25519_key.pub (or - for standard input)")
 	}
+	if strings.HasPrefix(s, "ssh-") {
+		return "", hinted(fmt.Errorf("%.24q… is a public key, not its fingerprint", s), "pass it by --host-pubkey")
+	}
+	// ssh-keygen writes base64 without the padding that every fingerprint here has.
+	if raw, err := base64.RawStdEncoding.Strict().DecodeString(s); err == nil && len(raw) == sha256.Size {
+		return "", hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other bytes than the token names", s),
+			"pass the public key instead: --host-pubkey FILE")
+	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(s)
 	if err != nil || len(raw) != sha256.Size || strings.ContainsAny(s, "\r\n") { // the decoder skips them
 		return "", hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
@@ -211,7 +219,7 @@ func hostKey(arg string) (ed25519.PublicKey, error) {
 	if !strings.HasPrefix(arg, "ssh-") {
 		data, err := readFile(arg, smallFile)
 		if err != nil {
-			return nil, fmt.Errorf("read host key: %w", err)
+			return nil, hinted(fmt.Errorf("read host key: %w", err), "name /etc/ssh/ssh_host_ed25519_key.pub of the host, give its line itself, or - for standard input")
 		}
 		text = string(data)
 	}
