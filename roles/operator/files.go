@@ -50,12 +50,16 @@ func writeNew(path string, data []byte, mode fs.FileMode, force bool) error {
 		err = os.Link(tmp, path)
 	}
 	if errors.Is(err, fs.ErrExist) {
-		return hinted(fmt.Errorf("%s exists", path), "give --force to replace it, after you have made sure that nobody needs the old one")
+		return errExists(path)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+func errExists(path string) error {
+	return hinted(fmt.Errorf("%s exists", path), "give --force to replace it, after you have made sure that nobody needs the old one")
 }
 
 // replaceFile puts data in place of path by rename: a reader sees the old

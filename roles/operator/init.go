@@ -225,7 +225,14 @@ func writeFleet(dir string, names *strings.Replacer, m *minted) error {
 	if err := m.all(filepath.Join(dir, "secrets"), "org-root.key"); err != nil {
 		return err
 	}
-	if err := mergeTrust(m.c, filepath.Join(dir, "trust.json"), &m.trust); err != nil {
+	if err := m.flush(); err != nil {
+		return err
+	}
+	merged, err := mergeTrust(m.c, filepath.Join(dir, "trust.json"), &m.trust)
+	if err != nil {
+		return err
+	}
+	if err := writeTrust(filepath.Join(dir, "trust.json"), merged); err != nil {
 		return err
 	}
 	blank, err := fs.ReadFile(tree, "trust.nix")

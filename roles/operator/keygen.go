@@ -159,6 +159,7 @@ type minted struct {
 	now     time.Time
 	sealed  []age.Recipient // whom every private half is encrypted to; nobody leaves them in the clear, 0600
 	trust   pki.Trust
+	pending []pendingFile
 	summary struct {
 		Files      []string       `json:"files"`
 		ReleaseKey *pki.PublicKey `json:"ciReleaseKey,omitzero"`
@@ -168,17 +169,37 @@ type minted struct {
 	}
 }
 
+// pendingFile is made and not yet written.
+type pendingFile struct {
+	path string
+	data []byte
+	mode os.FileMode
+}
+
 // made runs one kind of keygen and prints what is to be declared.
 func made(c *cli.Context, work func(*minted) error) error {
 	m := &minted{c: c, now: time.Now()}
 	if err := work(m); err != nil {
 		return err
 	}
-	if path := c.String("trust-file"); path != "" {
-		if err := mergeTrust(c, path, &m.trust); err != nil {
+	declared := &m.trust
+	path := c.String("trust-file")
+	if path == "" {
+		if err := m.flush(); err != nil {
 			return err
 		}
-		m.summary.TrustFile = path
+	} else {
+		merged, err := mergeTrust(c, path, &m.trust)
+		if err != nil {
+			return err
+		}
+		if err := m.flush(); err != nil {
+			return err
+		}
+		if err := writeTrust(path, merged); err != nil {
+			return err
+		}
+		m.summary.TrustFile, declared = path, touched(merged, &m.trust)
 	}
 	for _, f := range m.summary.Files {
 		progress(c, "wrote %s", f)
@@ -186,18 +207,36 @@ func made(c *cli.Context, work func(*minted) error) error {
 	if c.Bool("json") {
 		return printDoc(c, m.summary)
 	}
-	_, err := fmt.Fprint(c.App.Writer, nixBlock(&m.trust))
+	_, err := fmt.Fprint(c.App.Writer, nixBlock(declared))
 	return err
 }
 
-func (m *minted) write(path string, data []byte, mode os.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", filepath.Dir(path), err)
+func (m *minted) write(path string, data []byte, mode os.FileMode) {
+	m.pending = append(m.pending, pendingFile{path, data, mode})
+}
+
+// flush writes what was made. One file that exists keeps all from being written:
+// a key whose certificate or trust.json is missing is of no use, and would stand
+// in the way the next time.
+func (m *minted) flush() error {
+	force := m.c.Bool("force")
+	if !force {
+		for _, f := range m.pending {
+			if _, err := os.Lstat(f.path); err == nil {
+				return errExists(f.path)
+			}
+		}
 	}
-	if err := writeNew(path, data, mode, m.c.Bool("force")); err != nil {
-		return err
+	for _, f := range m.pending {
+		if err := os.MkdirAll(filepath.Dir(f.path), 0o700); err != nil {
+			return fmt.Errorf("make %s: %w", filepath.Dir(f.path), err)
+		}
+		if err := writeNew(f.path, f.data, f.mode, force); err != nil {
+			return err
+		}
+		m.summary.Files = append(m.summary.Files, f.path)
 	}
-	m.summary.Files = append(m.summary.Files, path)
+	m.pending = nil
 	return nil
 }
 
@@ -213,13 +252,15 @@ func (m *minted) writeKey(path string, key *pki.PrivateKey) error {
 // there is somebody to encrypt it to.
 func (m *minted) writePrivate(path string, text []byte) error {
 	if len(m.sealed) == 0 {
-		return m.write(path, text, 0o600)
+		m.write(path, text, 0o600)
+		return nil
 	}
 	sealed, err := pki.Seal(text, m.sealed...)
 	if err != nil {
 		return fmt.Errorf("encrypt key: %w", err)
 	}
-	return m.write(path+".age", sealed, 0o600)
+	m.write(path+".age", sealed, 0o600)
+	return nil
 }
 
 func (m *minted) release(path, algorithm string) error {
@@ -257,7 +298,8 @@ func (m *minted) orgRoot(path string) error {
 	if err != nil {
 		return fmt.Errorf("encrypt key: %w", err)
 	}
-	return m.write(path, sealed, 0o600)
+	m.write(path, sealed, 0o600)
+	return nil
 }
 
 // cache writes a key as `nix key generate-secret` does: the name, a colon and
@@ -298,20 +340,16 @@ func (m *minted) fleetCA(dir string) (*pki.CA, error) {
 	rootPEM, issuingPEM := certificatePEM(root.Cert.Raw), certificatePEM(issuing.Cert.Raw)
 	text := string(rootPEM)
 	m.trust.RootCAPEM, m.trust.IssuanceCAPEMs = &text, []string{string(issuingPEM)}
-	for _, step := range []func() error{
-		func() error { return m.writeKey(filepath.Join(dir, rootKeyName), rootKey) },
-		func() error { return m.write(filepath.Join(dir, rootCertName), rootPEM, 0o644) },
-		func() error { return m.writeKey(filepath.Join(dir, "issuing-ca.key.pem"), issuingKey) },
-		func() error { return m.write(filepath.Join(dir, "issuing-ca.cert.pem"), issuingPEM, 0o644) },
-		// The control plane's --client-ca: the issuing CA for agents, the root for operators.
-		func() error {
-			return m.write(filepath.Join(dir, "client-ca.pem"), append(append([]byte{}, rootPEM...), issuingPEM...), 0o644)
-		},
-	} {
-		if err := step(); err != nil {
-			return nil, err
-		}
+	if err := m.writeKey(filepath.Join(dir, rootKeyName), rootKey); err != nil {
+		return nil, err
 	}
+	if err := m.writeKey(filepath.Join(dir, "issuing-ca.key.pem"), issuingKey); err != nil {
+		return nil, err
+	}
+	m.write(filepath.Join(dir, rootCertName), rootPEM, 0o644)
+	m.write(filepath.Join(dir, "issuing-ca.cert.pem"), issuingPEM, 0o644)
+	// The control plane's --client-ca: the issuing CA for agents, the root for operators.
+	m.write(filepath.Join(dir, "client-ca.pem"), append(append([]byte{}, rootPEM...), issuingPEM...), 0o644)
 	return root, nil
 }
 
@@ -344,7 +382,8 @@ func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error 
 	if err := m.writeKey(filepath.Join(dir, "server.key.pem"), key); err != nil {
 		return err
 	}
-	return m.write(filepath.Join(dir, "server.cert.pem"), cert, 0o644)
+	m.write(filepath.Join(dir, "server.cert.pem"), cert, 0o644)
+	return nil
 }
 
 func keygenAll(c *cli.Context) error {

@@ -125,6 +125,9 @@ func mintOperatorCert(c *cli.Context) error {
 	if err := m.operator(root, c.String("cn"), certPath, keyPath, time.Duration(c.Int("days"))*day); err != nil {
 		return err
 	}
+	if err := m.flush(); err != nil {
+		return err
+	}
 	for _, f := range m.summary.Files {
 		progress(c, "wrote %s", f)
 	}
@@ -153,9 +156,7 @@ func (m *minted) operator(root *pki.CA, cn, certPath, keyPath string, validity t
 	if err := m.writeKey(keyPath, key); err != nil {
 		return err
 	}
-	if err := m.write(certPath, cert, 0o644); err != nil {
-		return err
-	}
+	m.write(certPath, cert, 0o644)
 	progress(m.c, "operator %s", cn)
 	return nil
 }

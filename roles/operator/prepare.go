@@ -3,7 +3,6 @@ package operator
 import (
 	"crypto/ed25519"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -145,24 +144,15 @@ func prepare(name, dir string, c *cli.Context, org *pki.PrivateKey, now time.Tim
 		Declaration: fmt.Sprintf("hosts.%s = {\n  system = %s;\n  channel = %s;\n  tags = [ ];\n  pubkey = %s;\n};",
 			nixAttribute(name), nixString(c.String("system")), nixString(c.String("channel")), nixString(strings.TrimSpace(line))),
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make %s: %w", dir, err)
+	m := &minted{c: c, pending: []pendingFile{
+		{filepath.Join(dir, "ssh_host_ed25519_key.age"), sealed, 0o600},
+		{filepath.Join(dir, "ssh_host_ed25519_key.pub"), []byte(strings.TrimSpace(line) + "\n"), 0o644},
+		{filepath.Join(dir, "bootstrap-token.age"), sealedToken, 0o600},
+	}}
+	if err := m.flush(); err != nil {
+		return nil, err
 	}
-	for _, f := range []struct {
-		name string
-		data []byte
-		mode os.FileMode
-	}{
-		{"ssh_host_ed25519_key.age", sealed, 0o600},
-		{"ssh_host_ed25519_key.pub", []byte(strings.TrimSpace(line) + "\n"), 0o644},
-		{"bootstrap-token.age", sealedToken, 0o600},
-	} {
-		path := filepath.Join(dir, f.name)
-		if err := writeNew(path, f.data, f.mode, c.Bool("force")); err != nil {
-			return nil, err
-		}
-		p.Files = append(p.Files, path)
-	}
+	p.Files = m.summary.Files
 	p.Command = installCommand(name, p.Files, c.String("identity"), c.String("address"))
 	return p, nil
 }

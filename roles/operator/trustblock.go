@@ -12,18 +12,18 @@ import (
 	"nixfleet/pki"
 )
 
-// mergeTrust writes the public halves in made into the trust.json at path. A
-// key that was current becomes previous, so that what it signed stays good
+// mergeTrust puts the public halves in made into what the trust.json at path says.
+// A key that was current becomes previous, so that what it signed stays good
 // until the operator ends the rotation.
 //
 // What is not read of the file is named, since it is not written again either.
-func mergeTrust(c *cli.Context, path string, made *pki.Trust) error {
+func mergeTrust(c *cli.Context, path string, made *pki.Trust) (*pki.Trust, error) {
 	trust, err := loadTrust(c, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		trust, err = &pki.Trust{SchemaVersion: 1}, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	succeed(&trust.CIReleaseKey, made.CIReleaseKey.Current)
 	if made.OrgRootKey != nil {
@@ -45,11 +45,37 @@ func mergeTrust(c *cli.Context, path string, made *pki.Trust) error {
 			trust.IssuanceCAPEMs = append(trust.IssuanceCAPEMs, ca)
 		}
 	}
+	return trust, nil
+}
+
+func writeTrust(path string, trust *pki.Trust) error {
 	out, err := trust.Marshal()
 	if err != nil {
 		return fmt.Errorf("encode trust file: %w", err)
 	}
 	return replaceFile(path, out, 0o644)
+}
+
+// touched are the members of trust that what was made has changed: with the keys
+// that stay beside the new ones, or the block to paste would end their time.
+func touched(trust, made *pki.Trust) *pki.Trust {
+	t := &pki.Trust{}
+	if made.CIReleaseKey.Current != nil {
+		t.CIReleaseKey = trust.CIReleaseKey
+	}
+	if made.OrgRootKey != nil {
+		t.OrgRootKey = trust.OrgRootKey
+	}
+	if made.CacheKeys != nil {
+		t.CacheKeys = trust.CacheKeys
+	}
+	if made.RootCAPEM != nil {
+		t.RootCAPEM = trust.RootCAPEM
+	}
+	if made.IssuanceCAPEMs != nil {
+		t.IssuanceCAPEMs = trust.IssuanceCAPEMs
+	}
+	return t
 }
 
 func succeed(slot *pki.KeySlot, key *pki.PublicKey) {
@@ -65,11 +91,19 @@ func succeed(slot *pki.KeySlot, key *pki.PublicKey) {
 // nixBlock is what an operator pastes into the fleet's trust.nix.
 func nixBlock(t *pki.Trust) string {
 	var b strings.Builder
-	if k := t.CIReleaseKey.Current; k != nil {
-		fmt.Fprintf(&b, "  ciReleaseKey.current = {\n    algorithm = %s;\n    public = %s;\n  };\n", nixString(k.Algorithm), nixString(k.Public))
+	for _, k := range []struct {
+		name string
+		key  *pki.PublicKey
+	}{{"current", t.CIReleaseKey.Current}, {"previous", t.CIReleaseKey.Previous}} {
+		if k.key != nil {
+			fmt.Fprintf(&b, "  ciReleaseKey.%s = {\n    algorithm = %s;\n    public = %s;\n  };\n", k.name, nixString(k.key.Algorithm), nixString(k.key.Public))
+		}
 	}
 	if t.OrgRootKey != nil && t.OrgRootKey.Current != nil {
 		fmt.Fprintf(&b, "  orgRootKey.current = %s;\n", nixString(t.OrgRootKey.Current.Public))
+		if previous := t.OrgRootKey.Previous; previous != nil {
+			fmt.Fprintf(&b, "  orgRootKey.previous = %s;\n", nixString(previous.Public))
+		}
 	}
 	if len(t.CacheKeys) > 0 {
 		b.WriteString("  cacheKeys = [\n")
