@@ -89,9 +89,22 @@ func keygenCommand() *cli.Command {
 				},
 			},
 			{
+				Name: "issuing-ca", Usage: "another issuing CA under the fleet root, before the present one ends",
+				Description: "Agents renew under the new one as soon as the control plane has it. client-ca.pem keeps the issuing CAs\n" +
+					"that --trust-file names, so that certificates of the present one are accepted until they end.\n\n" +
+					"Example:\n   nixfleet keygen issuing-ca --dir secrets/next --suffix fleet.example.com --root-cert secrets/fleet-root.cert.pem \\\n" +
+					"     --root-key secrets/fleet-root.key.pem --trust-file trust.json",
+				Flags: append(append([]cli.Flag{dir(), suffix(), force(), jsonFlag()}, trustFlags()...),
+					append(rootFlags(), recipientFlags("encrypt the private half")...)...),
+				Action: func(c *cli.Context) error {
+					return made(c, func(m *minted) error { return m.issuingFromFiles(c.String("dir")) })
+				},
+			},
+			{
 				Name: "server", Usage: "the control plane's server certificate",
 				Description: "Example:\n   nixfleet keygen server --server cp.example.com --server 10.0.0.5 --dir secrets",
-				Flags:       append([]cli.Flag{dir(), server(), daysFlag(), force(), jsonFlag()}, rootFlags()...),
+				Flags: append([]cli.Flag{dir(), server(), daysFlag(), force(), jsonFlag()},
+					append(rootFlags(), recipientFlags("encrypt the private half")...)...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.serverFromFiles(c.String("dir")) })
 				},
@@ -333,29 +346,66 @@ func (m *minted) fleetCA(dir string) (*pki.CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make fleet root: %w", err)
 	}
-	issuing, issuingKey, err := root.NewIssuingCA(suffix, m.now, issuingDays*day)
-	if err != nil {
-		return nil, fmt.Errorf("make issuing CA: %w", err)
-	}
-	rootPEM, issuingPEM := certificatePEM(root.Cert.Raw), certificatePEM(issuing.Cert.Raw)
+	rootPEM := certificatePEM(root.Cert.Raw)
 	text := string(rootPEM)
-	m.trust.RootCAPEM, m.trust.IssuanceCAPEMs = &text, []string{string(issuingPEM)}
+	m.trust.RootCAPEM = &text
 	if err := m.writeKey(filepath.Join(dir, rootKeyName), rootKey); err != nil {
 		return nil, err
 	}
-	if err := m.writeKey(filepath.Join(dir, "issuing-ca.key.pem"), issuingKey); err != nil {
-		return nil, err
-	}
 	m.write(filepath.Join(dir, rootCertName), rootPEM, 0o644)
-	m.write(filepath.Join(dir, "issuing-ca.cert.pem"), issuingPEM, 0o644)
-	// The control plane's --client-ca: the issuing CA for agents, the root for operators.
-	m.write(filepath.Join(dir, "client-ca.pem"), append(append([]byte{}, rootPEM...), issuingPEM...), 0o644)
-	return root, nil
+	return root, m.issuingCA(root, dir, nil)
+}
+
+// issuingCA makes an issuing CA under root, and the control plane's --client-ca: the
+// root for operators, the issuing CA for agents, and those before it, whose
+// certificates are still about.
+func (m *minted) issuingCA(root *pki.CA, dir string, before []string) error {
+	issuing, key, err := root.NewIssuingCA(m.c.String("suffix"), m.now, issuingDays*day)
+	if err != nil {
+		return fmt.Errorf("make issuing CA: %w", err)
+	}
+	if err := m.writeKey(filepath.Join(dir, "issuing-ca.key.pem"), key); err != nil {
+		return err
+	}
+	text := certificatePEM(issuing.Cert.Raw)
+	m.trust.IssuanceCAPEMs = []string{string(text)}
+	m.write(filepath.Join(dir, "issuing-ca.cert.pem"), text, 0o644)
+	bundle := append(certificatePEM(root.Cert.Raw), text...)
+	for _, ca := range before {
+		bundle = append(bundle, strings.TrimSpace(ca)+"\n"...)
+	}
+	m.write(filepath.Join(dir, "client-ca.pem"), bundle, 0o644)
+	return nil
+}
+
+func (m *minted) issuingFromFiles(dir string) error {
+	if suffix := m.c.String("suffix"); !dnsSuffix.MatchString(suffix) {
+		return usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
+	}
+	root, err := loadRoot(m.c)
+	if err != nil {
+		return err
+	}
+	if m.sealed, err = recipients(m.c); err != nil {
+		return err
+	}
+	var before []string
+	if path := m.c.String("trust-file"); path != "" {
+		trust, err := loadTrust(m.c, path)
+		if err != nil {
+			return err
+		}
+		before = trust.IssuanceCAPEMs
+	}
+	return m.issuingCA(root, dir, before)
 }
 
 func (m *minted) serverFromFiles(dir string) error {
 	root, err := loadRoot(m.c)
 	if err != nil {
+		return err
+	}
+	if m.sealed, err = recipients(m.c); err != nil {
 		return err
 	}
 	return m.server(root, dir, time.Duration(m.c.Int("days"))*day)
