@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,25 +158,41 @@ func (r *releaser) seal(ctx context.Context, d *draft) (*sealed, error) {
 	r.summary.SignedAt, r.summary.CICommit = &at, d.ciCommit
 	r.summary.FleetHash, r.summary.DryRun = pki.HashHex(stamped.fleet), r.c.Bool("dry-run")
 	r.summary.Changed, r.summary.PrunedNonce = changes(previous, f), stamped.pruned
-	s := &sealed{files: map[string][]byte{}}
-	if err := r.sealChannels(ctx, s, f); err != nil {
-		return nil, err
-	}
-	for _, a := range []struct {
+	// Signed in the order of v1, which a hook may count on.
+	artifacts := []struct {
 		name string
 		body []byte
-	}{{fleet.RevocationsName, stamped.revocations}, {fleet.NoncesName, stamped.nonces}, {r.name, stamped.fleet}} {
+	}{{r.name, stamped.fleet}, {fleet.RevocationsName, stamped.revocations}, {fleet.NoncesName, stamped.nonces}}
+	for _, a := range artifacts {
 		if a.body == nil {
 			if err := r.refuseVanishing(ctx, a.name); err != nil {
 				return nil, err
 			}
+		}
+	}
+	s := &sealed{files: map[string][]byte{}}
+	for _, a := range artifacts {
+		if a.body == nil {
 			continue
 		}
 		if err := r.sign(ctx, s, a.name, a.body); err != nil {
 			return nil, err
 		}
 	}
+	if err := r.sealChannels(ctx, s, f); err != nil {
+		return nil, err
+	}
+	// Written in another: the fleet, which names the rest, comes last.
+	slices.SortStableFunc(s.names, func(a, b string) int { return cmp.Compare(r.rank(a), r.rank(b)) })
 	return s, r.findObsolete(ctx, s)
+}
+
+// rank is 1 for the fleet and its signature, 0 for everything else.
+func (r *releaser) rank(name string) int {
+	if strings.TrimSuffix(name, fleet.SignatureSuffix) == r.name {
+		return 1
+	}
+	return 0
 }
 
 // refuseVanishing: a list that the present release has and this one would not

@@ -28,7 +28,8 @@ type signer struct {
 	hookOut   *lineWriter
 }
 
-// hookPatience bounds one call of a hook: a person may have to touch a token.
+// hookPatience bounds one call of the sign hook: a person may have to touch a
+// token. A push hook has no bound: the first closure of a host is gigabytes.
 const hookPatience = 10 * time.Minute
 
 func newSigner(c *cli.Context) (*signer, error) {
@@ -177,6 +178,8 @@ func (s *signer) callHook(ctx context.Context, canonical []byte) ([]byte, error)
 	if err := os.WriteFile(out, nil, 0o600); err != nil {
 		return nil, err
 	}
+	ctx, stop := context.WithTimeout(ctx, hookPatience)
+	defer stop()
 	if err := runHook(ctx, s.hook, s.hookOut, "NIXFLEET_INPUT="+in, "NIXFLEET_OUTPUT="+out); err != nil {
 		return nil, err
 	}
@@ -186,8 +189,6 @@ func (s *signer) callHook(ctx context.Context, canonical []byte) ([]byte, error)
 // runHook runs a hook as v1 does: sh -c, standard input closed. Its output is
 // the operator's to read; standard output of ours stays clean.
 func runHook(ctx context.Context, command string, out *lineWriter, env ...string) error {
-	ctx, stop := context.WithTimeout(ctx, hookPatience)
-	defer stop()
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = out, out
