@@ -97,6 +97,39 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	}
 }
 
+func TestRevokedHostSaysSo(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	operator, ctx := p.operator(), context.Background()
+	a, b := p.agent("a"), p.agent("b")
+	p.checkin(a, e.state("a", closureOf("a", 0)), 0)
+	p.checkin(b, e.state("b", closureOf("b", 0)), 0)
+	past, soon := pki.At(time.Now().Add(-time.Hour)), pki.At(time.Now().Add(time.Second))
+	for host, at := range map[string]*pki.Timestamp{"a": &soon, "b": &past} {
+		if err := operator.Revoke(ctx, host, at, "stolen"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for host, want := range map[string]bool{"a": true, "b": false} {
+		why, err := operator.Explain(ctx, host)
+		if err != nil || (why.Reason.Code == codeRevoked) != want {
+			t.Errorf("explained %s: %+v %v, revoked: want %t", host, why, err, want)
+		}
+		if want && !strings.Contains(why.Reason.Next, "mint-token --hostname "+host) {
+			t.Errorf("%s is to be let in by %q", host, why.Reason.Next)
+		}
+	}
+	list, err := operator.Hosts(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range list.Hosts {
+		if shut := h.Reason != nil && h.Reason.Code == codeRevoked; shut != (h.Hostname == "a") {
+			t.Errorf("listed %s with reason %+v", h.Hostname, h.Reason)
+		}
+	}
+}
+
 func TestEventsArriveWhileTheyHappen(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"strings"
@@ -73,7 +74,16 @@ func (s *server) hosts(w http.ResponseWriter, r *http.Request) {
 	})
 	out := protocol.HostsResponse{Hosts: make([]protocol.HostEntry, 0, len(views))}
 	for _, v := range views {
-		out.Hosts = append(out.Hosts, s.entry(v, verified[v.Host]))
+		e := s.entry(v, verified[v.Host])
+		shut, err := s.shutOut(r.Context(), v)
+		if err != nil {
+			s.answerFailure(w, r, err)
+			return
+		}
+		if shut != nil {
+			e.Reason = shut
+		}
+		out.Hosts = append(out.Hosts, e)
 	}
 	writeJSON(w, http.StatusOK, out)
 }
@@ -147,7 +157,42 @@ func (s *server) explain(w http.ResponseWriter, r *http.Request) {
 		wave := uint32(v.Wave)
 		e.Wave = &wave
 	}
+	shut, err := s.shutOut(r.Context(), v)
+	if err != nil {
+		s.answerFailure(w, r, err)
+		return
+	}
+	if shut != nil {
+		e.Reason = *shut
+	}
 	writeJSON(w, http.StatusOK, e)
+}
+
+// codeRevoked is the reason of a host that is refused at the door, where no gate
+// of the rollouts is asked.
+const codeRevoked = "revoked"
+
+// shutOut is what a host waits for that was revoked and has not been heard of
+// since: whatever else is true of it, it is old.
+func (s *server) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reason, error) {
+	at, revoked := s.snapshot.Load().revoked[v.Host]
+	if s.store != nil {
+		local, ok, err := s.store.RevokedSince(ctx, v.Host)
+		if err != nil {
+			return nil, err
+		}
+		if ok && local.After(at) {
+			at, revoked = local, true
+		}
+	}
+	if !revoked || v.LastSeen != nil && !v.LastSeen.Before(at) {
+		return nil, nil
+	}
+	return &protocol.Reason{
+		Code: codeRevoked, Gate: "identity",
+		Text: "its certificates from before " + pki.At(at).String() + " are revoked, and it has not been heard of since; what it ran then is shown",
+		Next: "to let it in again: nixfleet mint-token --hostname " + v.Host + ", and put the token on the host",
+	}, nil
 }
 
 func (s *server) deferrals(w http.ResponseWriter, _ *http.Request) {
