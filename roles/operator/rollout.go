@@ -28,7 +28,8 @@ func rolloutCommand() *cli.Command {
 		Name: "rollout", Usage: "releases on their way through the fleet",
 		Description: "ROLLOUT is an id, the beginning of one, or the name of its channel.\n\nExample:\n   nixfleet rollout show stable",
 		Subcommands: []*cli.Command{
-			verb("list", "the rollouts that are not done", "nixfleet rollout list", rolloutList),
+			verb("list", "the rollouts that are not done", "nixfleet rollout list\n   nixfleet rollout list --all", rolloutList,
+				&cli.BoolFlag{Name: "all", Usage: "also those that are over and still remembered"}),
 			verb("show", "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
 			verb("trace", "every dispatch of a rollout and how it ended", "nixfleet rollout trace stable --json\n   nixfleet rollout trace stable --events", rolloutTrace,
 				&cli.BoolFlag{Name: "events", Usage: "print its log instead: who, what, when and why"}),
@@ -90,7 +91,11 @@ func rolloutList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	answer, err := client.Rollouts(c.Context)
+	ask := client.Rollouts
+	if c.Bool("all") {
+		ask = client.AllRollouts
+	}
+	answer, err := ask(c.Context)
 	if err != nil {
 		return explained(err, "ask for the rollouts")
 	}
@@ -106,6 +111,7 @@ func rolloutList(c *cli.Context) error {
 	}
 	if len(rows) == 1 {
 		progress(c, "no rollout is on its way")
+		return nil
 	}
 	return printTable(c.App.Writer, rows)
 }
@@ -211,7 +217,7 @@ func rolloutTrace(c *cli.Context) error {
 	if err != nil {
 		var answer *protocol.Error
 		if errors.As(err, &answer) && answer.Status == 404 {
-			return hinted(fmt.Errorf("rollout %s has dispatched nothing yet", short(id)), "nixfleet rollout show %s", short(id))
+			return hinted(fmt.Errorf("rollout %s has no dispatch on record", short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", short(id), short(id))
 		}
 		return explained(err, "trace rollout "+short(id))
 	}

@@ -20,7 +20,8 @@ const staleAfter = 2
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "what every host runs and what it should run",
-		Description: "A host is marked stale when it has been silent for more than two freshness windows of its channel.\n\n" +
+		Description: "A host is offline when it has missed its check-ins, and marked stale when it has been silent for more\n" +
+			"than two freshness windows of its channel. nixfleet host explain says more of each.\n\n" +
 			"Example:\n   nixfleet status\n   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
 		Flags: append(connectionFlags(), jsonFlag(),
 			&cli.BoolFlag{Name: "no-color", EnvVars: []string{"NIXFLEET_NO_COLOR"}, Usage: "no colours (also NO_COLOR, and when the output is no terminal)"}),
@@ -98,10 +99,12 @@ func statusRows(hosts []protocol.HostEntry, windows map[string]time.Duration, no
 func hostStatus(h *protocol.HostEntry) (text, colour string) {
 	state := plain(h.Word())
 	switch {
-	case h.LastCheckinAt == nil && h.CurrentClosureHash == nil:
+	case h.Reason != nil && h.Reason.Code == "revoked":
+		return "revoked", red
+	case neverSeen(h):
 		text, colour = "never seen", dim
 	case h.QuarantinedClosure != nil:
-		text, colour = cmp.Or(state, "held")+", quarantined", red
+		text, colour = cmp.Or(state, "behind")+", quarantined", red
 	case state == "Failed" || state == "Reverted":
 		text, colour = state, red
 	case h.PendingReboot:
@@ -114,10 +117,29 @@ func hostStatus(h *protocol.HostEntry) (text, colour string) {
 	if h.Pin != nil {
 		text += ", pinned"
 	}
+	held := h.Held != nil
+	if held {
+		text += ", held"
+	}
+	offline := h.Online != nil && !*h.Online && !neverSeen(h)
+	if offline {
+		text += ", offline"
+	}
+	if colour == green && (held || offline) {
+		colour = yellow
+	}
 	return text, colour
 }
 
+// neverSeen: nothing is known of the host but its declaration.
+func neverSeen(h *protocol.HostEntry) bool {
+	return h.LastCheckinAt == nil && h.CurrentClosureHash == nil
+}
+
 func compliance(h *protocol.HostEntry, p palette) string {
+	if neverSeen(h) {
+		return "-"
+	}
 	var failing []string
 	for _, n := range []struct {
 		count uint64
