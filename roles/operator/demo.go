@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"nixfleet/pki"
 )
@@ -75,8 +74,7 @@ func demo(c *cli.Context, roles Roles) error {
 		return err
 	}
 	ctx, stop := context.WithCancel(c.Context)
-	file, _ := c.App.ErrWriter.(*os.File)
-	view := newDemoView(c.App.ErrWriter, file != nil && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == "")
+	view := newDemoView(c.App.ErrWriter)
 	s := &story{roles: roles, dir: dir, view: view, hosts: n}
 	s.machines = simulatedMachines{s}
 	if nix != nil {
@@ -124,7 +122,7 @@ func demo(c *cli.Context, roles Roles) error {
 		}
 	}
 	if failed != nil {
-		if hintOf(failed) != "" {
+		if hintOf(failed) != "" || errors.Is(failed, context.Canceled) {
 			return failed
 		}
 		return hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")

@@ -57,7 +57,11 @@ func (s *story) enrolment(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.all(ctx, "every host has enrolled and checked in", func(h protocol.HostEntry) bool { return h.LastCheckinAt != nil })
+	if err := s.all(ctx, "every host has enrolled and checked in", func(h protocol.HostEntry) bool { return h.LastCheckinAt != nil }); err != nil {
+		return err
+	}
+	s.view.say("every host has enrolled with its own token, and checks in")
+	return nil
 }
 
 func (s *story) converged(ctx context.Context, n int) error {
@@ -176,10 +180,14 @@ func (s *story) revocation(ctx context.Context, name string) error {
 		return err
 	}
 	s.view.say("minted a new token for %s", name)
-	return s.until(ctx, name+" is back", func() (bool, error) {
+	if err := s.until(ctx, name+" is back", func() (bool, error) {
 		h := s.host(name)
 		return h.LastCheckinAt != nil && h.LastCheckinAt.After(at), nil
-	})
+	}); err != nil {
+		return err
+	}
+	s.view.say("%s has enrolled anew, and checks in", name)
+	return nil
 }
 
 func sleepUntil(ctx context.Context, t time.Time) error {

@@ -1,10 +1,16 @@
 package operator
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
+
+	"golang.org/x/term"
 
 	"nixfleet/roles/protocol"
 )
@@ -13,7 +19,8 @@ import (
 // it, elsewhere in plain lines, one a change.
 type demoView struct {
 	w    io.Writer
-	live bool
+	live func() (columns, lines int) // the size of the terminal; nil where there is none
+	p    palette
 
 	mu     sync.Mutex
 	below  int // lines of the table that stand on the screen
@@ -21,8 +28,21 @@ type demoView struct {
 	recent []protocol.HostEntry
 }
 
-func newDemoView(w io.Writer, live bool) *demoView {
-	return &demoView{w: w, live: live, last: map[string]string{}}
+func newDemoView(w io.Writer) *demoView {
+	v := &demoView{w: w, last: map[string]string{}}
+	file, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(file.Fd())) || os.Getenv("TERM") == "dumb" {
+		return v
+	}
+	v.p = palette(os.Getenv("NO_COLOR") == "")
+	v.live = func() (int, int) {
+		columns, lines, err := term.GetSize(int(file.Fd()))
+		if err != nil || columns < 20 || lines < 10 {
+			return 80, 24
+		}
+		return columns, lines
+	}
+	return v
 }
 
 // say prints one line of the story.
@@ -30,19 +50,43 @@ func (v *demoView) say(format string, args ...any) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.clear()
-	fmt.Fprintf(v.w, "  "+format+"\n", args...)
+	text := fmt.Sprintf(format, args...)
+	if v.live != nil {
+		columns, _ := v.live()
+		text = wrap(text, columns-4)
+	}
+	fmt.Fprintf(v.w, "  %s\n", text)
 	v.draw()
+}
+
+// wrap breaks text at spaces into lines of at most width, which begin as the story
+// does. A line that begins with a space is a command to copy.
+func wrap(text string, width int) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if line[0] == ' ' {
+			b.WriteString(line)
+			continue
+		}
+		n := 0
+		for i, word := range strings.SplitAfter(line, " ") {
+			size := utf8.RuneCountInString(strings.TrimRight(word, " \n"))
+			if i > 0 && n+size > width {
+				b.WriteString("\n  ")
+				n = 0
+			}
+			b.WriteString(word)
+			n += utf8.RuneCountInString(word)
+		}
+	}
+	return b.String()
 }
 
 func (v *demoView) title(text string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.clear()
-	if v.live {
-		fmt.Fprintf(v.w, "\n\x1b[1m%s\x1b[0m\n", text)
-	} else {
-		fmt.Fprintf(v.w, "\n%s\n", text)
-	}
+	fmt.Fprintf(v.w, "\n%s\n", v.p.paint(bold, text))
 	v.draw()
 }
 
@@ -51,7 +95,7 @@ func (v *demoView) show(hosts []protocol.HostEntry) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.recent = hosts
-	if v.live {
+	if v.live != nil {
 		v.clear()
 		v.draw()
 		return
@@ -71,7 +115,7 @@ func (v *demoView) end() {
 	defer v.mu.Unlock()
 	v.below = 0
 	v.recent = nil
-	if v.live {
+	if v.live != nil {
 		fmt.Fprintln(v.w)
 	}
 }
@@ -84,20 +128,54 @@ func (v *demoView) clear() {
 }
 
 func (v *demoView) draw() {
-	if !v.live || len(v.recent) == 0 {
+	if v.live == nil || len(v.recent) == 0 {
 		return
 	}
-	var b strings.Builder
+	columns, lines := v.live()
+	hosts, rest := v.fitting(lines - 5)
 	rows := [][]string{{"HOST", "CHANNEL", "RUNS", "SHOULD RUN", "STATE"}}
-	for _, h := range v.recent {
-		rows = append(rows, []string{h.Hostname, h.Channel, releaseOf(h.CurrentClosureHash), releaseOf(h.DeclaredClosureHash), colored(h)})
+	for _, h := range hosts {
+		rows = append(rows, []string{h.Hostname, h.Channel, releaseOf(h.CurrentClosureHash), releaseOf(h.DeclaredClosureHash), v.p.paint(colourOf(h), word(h))})
 	}
+	var table strings.Builder
 	// The table is made for this writer; printing to memory does not fail.
-	_ = printTable(&b, rows)
-	text := "\n" + strings.ReplaceAll(b.String(), "\n", "\n    ")
-	text = strings.TrimRight(text, " ")
-	fmt.Fprint(v.w, strings.Replace(text, "\n", "\n    ", 1))
-	v.below = strings.Count(text, "\n")
+	_ = printTable(&table, rows)
+	if rest != "" {
+		table.WriteString(rest + "\n")
+	}
+	text := "\n"
+	v.below = 1
+	for line := range strings.Lines(table.String()) {
+		text += "    " + line
+		// A line that is too wide for the terminal takes more than one.
+		v.below += 1 + max(0, 4+visible(strings.TrimRight(line, "\n"))-1)/columns
+	}
+	fmt.Fprint(v.w, text)
+}
+
+// fitting are the hosts that a terminal of so many lines has room for, those that
+// are under way before those that have arrived, and a line about the others.
+func (v *demoView) fitting(room int) (hosts []protocol.HostEntry, rest string) {
+	if len(v.recent) <= room {
+		return v.recent, ""
+	}
+	hosts = slices.Clone(v.recent)
+	slices.SortStableFunc(hosts, func(a, b protocol.HostEntry) int {
+		return cmp.Compare(arrived(a), arrived(b))
+	})
+	hosts, left := hosts[:room-1], hosts[room-1:]
+	there := 0
+	for _, h := range left {
+		there += arrived(h)
+	}
+	return hosts, fmt.Sprintf("… and %d more, %d of them as declared", len(left), there)
+}
+
+func arrived(h protocol.HostEntry) int {
+	if word(h) == asDeclared {
+		return 1
+	}
+	return 0
 }
 
 // releaseOf is the short name of a closure of the demonstration.
@@ -107,6 +185,8 @@ func releaseOf(closure *string) string {
 	}
 	return "release " + (*closure)[strings.LastIndexByte(*closure, '-')+1:]
 }
+
+const asDeclared = "as declared"
 
 // word is the state of a host in a word or two.
 func word(h protocol.HostEntry) string {
@@ -119,7 +199,7 @@ func word(h protocol.HostEntry) string {
 	case h.Converged && (state == "Dispatched" || state == "Activating" || state == "ConfirmWindow"):
 		return "confirming"
 	case h.Converged:
-		return "as declared"
+		return asDeclared
 	case h.QuarantinedClosure != nil:
 		return "waits: its new closure failed"
 	case state != "" && state != "Queued":
@@ -137,15 +217,15 @@ var waitsFor = map[string]string{
 	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "is told next", "resent": "is told next", "offline": "not heard of",
 }
 
-func colored(h protocol.HostEntry) string {
+func colourOf(h protocol.HostEntry) string {
 	text := word(h)
 	switch {
-	case text == "as declared":
-		return "\x1b[32m" + text + "\x1b[0m"
+	case text == asDeclared:
+		return green
 	case h.QuarantinedClosure != nil || text == "failed" || text == "reverted":
-		return "\x1b[31m" + text + "\x1b[0m"
+		return red
 	case text == "not heard of":
-		return "\x1b[2m" + text + "\x1b[0m"
+		return dim
 	}
-	return "\x1b[33m" + text + "\x1b[0m"
+	return yellow
 }

@@ -71,6 +71,7 @@ const (
 	green  = "32"
 	yellow = "33"
 	dim    = "2"
+	bold   = "1"
 )
 
 func (p palette) paint(colour, text string) string {
