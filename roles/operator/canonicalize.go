@@ -22,12 +22,14 @@ func canonicalizeCommand() *cli.Command {
 			if err != nil {
 				return coded(2, fmt.Errorf("read standard input: %w", err))
 			}
-			if len(in) <= pki.MaxDocument && !utf8.Valid(in) {
-				return coded(2, fmt.Errorf("canonicalize: %w", pki.ErrEncoding))
-			}
 			out, err := pki.Canonicalize(in)
 			if err != nil {
-				return fmt.Errorf("canonicalize: %w", err)
+				err = fmt.Errorf("canonicalize: %w", err)
+				// A lone surrogate is UTF-8 as long as it is escaped: bad JSON, no bad bytes.
+				if len(in) <= pki.MaxDocument && !utf8.Valid(in) {
+					return coded(2, hinted(err, "JSON is UTF-8; iconv -t UTF-8 converts a file"))
+				}
+				return hinted(err, "no signature is made over a document that readers could understand in two ways")
 			}
 			if c.Bool("hash") {
 				out = []byte(pki.HashHex(out) + "\n")

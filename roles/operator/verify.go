@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -52,11 +53,11 @@ func verifyCommand() *cli.Command {
 			Action: func(c *cli.Context) error {
 				e, err := readEvidence(c, file)
 				if err != nil {
-					return coded(2, err)
+					return coded(2, hinted(err, "%s", cmp.Or(hintOf(err), c.Command.HelpName+" --help")))
 				}
 				doc, line, err := action(c, e)
 				if err != nil {
-					return fmt.Errorf("verify %s %s: %w", name, e.path, err)
+					return hinted(fmt.Errorf("verify %s %s: %w", name, e.path, err), "%s", cmp.Or(hintOf(err), unbelieved(err)))
 				}
 				if c.Bool("json") {
 					return printDoc(c, doc)
@@ -98,6 +99,27 @@ func verifyCommand() *cli.Command {
 			},
 		},
 	}
+}
+
+// unbelieved is what to look at when an artifact is not believed.
+func unbelieved(err error) string {
+	var refused *pki.VerifyError
+	if !errors.As(err, &refused) {
+		return ""
+	}
+	switch refused.Reason {
+	case pki.ReasonNoTrustRoots, pki.ReasonUnsupportedAlgorithm:
+		return "--trust-file has no ciReleaseKey that could verify anything"
+	case pki.ReasonBadSignature:
+		return "is --signature the signature of this very file, and --trust-file that of its fleet?"
+	case pki.ReasonRejectBefore:
+		return "ciReleaseKey.rejectBefore of the trust file refuses what was signed earlier: nixfleet release --resign signs anew"
+	case pki.ReasonStale:
+		return "nixfleet release --resign renews it; --now and --freshness-window-secs say when and by what it is judged"
+	case pki.ReasonFutureDated:
+		return "is this machine's clock right? --now says when it is judged"
+	}
+	return ""
 }
 
 // evidence is what the verify verbs were given.
