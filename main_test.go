@@ -309,3 +309,93 @@ func TestLessonsNameTestsThatExist(t *testing.T) {
 		}
 	}
 }
+
+// TestDocsNameCommandsThatExist holds what people copy to the program: every
+// command in README, docs, the template and the examples of --help, with its
+// flags and variables.
+func TestDocsNameCommandsThatExist(t *testing.T) {
+	flags, variables := map[string][]string{}, map[string]bool{}
+	for _, v := range []string{"NIXFLEET_HOST", "NIXFLEET_PATH", "NIXFLEET_CLOSURE_HASH", "NIXFLEET_INPUT", "NIXFLEET_OUTPUT", "NIXFLEET_TAGS"} {
+		variables[v] = true // of hooks and probes
+	}
+	examples := map[string]string{}
+	walk(application().Commands, "nixfleet", func(path string, c *cli.Command) {
+		flags[path] = []string{"help"}
+		for _, f := range c.Flags {
+			flags[path] = append(flags[path], f.Names()...)
+			if doc, ok := f.(cli.DocGenerationFlag); ok {
+				for _, v := range doc.GetEnvVars() {
+					variables[v] = true
+				}
+			}
+		}
+		_, examples[path+" --help"], _ = strings.Cut(c.Description, "Example:")
+	})
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range append(pages, "README.md", "nixops/template/fleet/README.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		examples[page] = code(string(text))
+	}
+	command := regexp.MustCompile(`(?:^|[\s(|])nixfleet((?: [a-z][a-z-]*)+)([^\n|;#]*)`)
+	flag := regexp.MustCompile(`\s--([a-z][a-z-]*)`)
+	quoted := regexp.MustCompile(`'[^']*'|"[^"]*"`) // a hook, or another program's command
+	variable := regexp.MustCompile(`NIXFLEET_[A-Z_]+[A-Z]`)
+	seen := 0
+	for where, text := range examples {
+		text = strings.ReplaceAll(text, "\\\n", " ")
+		for _, m := range command.FindAllStringSubmatch(text, -1) {
+			path, rest := "nixfleet", m[2]
+			for _, word := range strings.Fields(m[1]) {
+				if _, ok := flags[path+" "+word]; !ok {
+					break
+				}
+				path += " " + word
+			}
+			if path == "nixfleet" {
+				t.Errorf("%s: there is no command %q", where, "nixfleet"+m[1])
+				continue
+			}
+			seen++
+			for _, f := range flag.FindAllStringSubmatch(quoted.ReplaceAllString(rest, ""), -1) {
+				if !slices.Contains(flags[path], f[1]) {
+					t.Errorf("%s: %s has no flag --%s", where, path, f[1])
+				}
+			}
+		}
+		for _, v := range variable.FindAllString(text, -1) {
+			if ours := strings.HasPrefix(v, "NIXFLEET_TEST_") || strings.HasPrefix(v, "NIXFLEET_SIM_"); !variables[v] && !ours {
+				t.Errorf("%s: no flag has the variable %s", where, v)
+			}
+		}
+	}
+	if seen < 80 {
+		t.Errorf("found %d commands in docs", seen)
+	}
+}
+
+// code is what a page sets in fixed width: blocks, and spans on lines of their own.
+func code(page string) string {
+	var b strings.Builder
+	fenced := false
+	for line := range strings.Lines(page) {
+		switch {
+		case strings.HasPrefix(line, "```"):
+			fenced = !fenced
+		case fenced || strings.HasPrefix(line, "    "):
+			b.WriteString(line)
+		default:
+			for i, span := range strings.Split(line, "`") {
+				if i%2 == 1 {
+					b.WriteString(span + "\n")
+				}
+			}
+		}
+	}
+	return b.String()
+}
