@@ -31,7 +31,7 @@ func Commands(roles Roles) []*cli.Command {
 		statusCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
 		initCommand(), releaseCommand(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
-		configCommand(), demoCommand(roles),
+		configCommand(), completionCommand(), demoCommand(roles),
 	}
 	for _, c := range verbs {
 		finish(c, "NIXFLEET")
@@ -209,6 +209,9 @@ func spellOutBooleans(commands []*cli.Command) {
 // arrange moves flags in front of positional words, so that `rollout trace ID
 // --json` means what it says; the flag package stops at the first word.
 func arrange(app *cli.App, args []string) []string {
+	if args[len(args)-1] == completeWord {
+		return args // which must stay the last
+	}
 	commands, flags, at := app.Commands, app.Flags, 1
 	for at < len(args) {
 		i := slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(args[at]) })
