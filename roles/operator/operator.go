@@ -176,7 +176,7 @@ func nearly(a, b string) bool {
 // Run executes one command line (with the program's name as first word),
 // prints its error and returns the exit code of the process.
 func Run(ctx context.Context, app *cli.App, args []string) int {
-	spellOutBooleans(app.Commands)
+	tidyVariables(app.Commands)
 	stderr := io.Writer(os.Stderr)
 	if app.ErrWriter != nil {
 		stderr = app.ErrWriter
@@ -184,21 +184,24 @@ func Run(ctx context.Context, app *cli.App, args []string) int {
 	return report(stderr, app.RunContext(ctx, arrange(app, args)))
 }
 
-// spellOutBooleans accepts yes/no and on/off in the variables of boolean
-// flags, as units in the field write them.
-func spellOutBooleans(commands []*cli.Command) {
+// tidyVariables takes an empty variable for none, as CI hands on what is not set,
+// and accepts yes/no and on/off for boolean flags, as units in the field write them.
+func tidyVariables(commands []*cli.Command) {
 	for _, c := range commands {
-		spellOutBooleans(c.Subcommands)
+		tidyVariables(c.Subcommands)
 		for _, f := range c.Flags {
-			b, ok := f.(*cli.BoolFlag)
+			doc, ok := f.(cli.DocGenerationFlag)
 			if !ok {
 				continue
 			}
-			for _, name := range b.EnvVars {
-				switch strings.ToLower(os.Getenv(name)) {
-				case "yes", "on":
+			_, boolean := f.(*cli.BoolFlag)
+			for _, name := range doc.GetEnvVars() {
+				switch value := strings.ToLower(os.Getenv(name)); {
+				case value == "":
+					os.Unsetenv(name)
+				case boolean && (value == "yes" || value == "on"):
 					os.Setenv(name, "true")
-				case "no", "off":
+				case boolean && (value == "no" || value == "off"):
 					os.Setenv(name, "false")
 				}
 			}
