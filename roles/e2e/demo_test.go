@@ -23,11 +23,51 @@ func demoRun(t *testing.T, path, home string, args ...string) (stdout, stderr st
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, append([]string{"demo"}, args...)...)
 	cmd.WaitDelay = time.Second
-	cmd.Env = []string{"PATH=" + path, "HOME=" + home, "TMPDIR=" + home}
+	// Of an operator who runs another fleet.
+	cmd.Env = []string{"PATH=" + path, "HOME=" + home, "TMPDIR=" + home, "NIXFLEET_SIGN_CMD=false", "NIXFLEET_CP_URL=https://cp.example.com"}
 	var out, said strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &said
 	err = cmd.Run()
 	return out.String(), said.String(), err
+}
+
+func everyChapter(t *testing.T, summary string) {
+	t.Helper()
+	var happened map[string]bool
+	if err := json.Unmarshal([]byte(summary), &happened); err != nil {
+		t.Fatalf("summary %q: %v", summary, err)
+	}
+	for _, chapter := range []string{"enrolment", "converge", "canary", "halt", "repair", "revocation", "recovery"} {
+		if !happened[chapter] {
+			t.Errorf("%s did not happen: %s", chapter, summary)
+		}
+	}
+}
+
+// TestDemoKeepsToItself: the operator's own configuration, variables and files are
+// neither used nor touched, and nothing stays behind.
+func TestDemoKeepsToItself(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	config := filepath.Join(home, ".config/nixfleet/config.toml")
+	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	own := []byte("push_cmd = \"false\"\nrecipient = \"age1lvyvwawkr0mcnnnncaghunadrqkmuf9e6507x9y920xxpp866cnql7dp2z\"\ntrust_file = \"/nonexistent\"\n")
+	if err := os.WriteFile(config, own, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, said, err := demoRun(t, os.Getenv("PATH"), home, "--hosts", "3", "--json")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	everyChapter(t, out)
+	if after, err := os.ReadFile(config); err != nil || string(after) != string(own) {
+		t.Errorf("the operator's configuration is %q now: %v", after, err)
+	}
+	if entries, err := os.ReadDir(home); err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v %v", entries, err)
+	}
 }
 
 // TestDemoNix tells the whole story with a real Nix store in every host.
@@ -40,15 +80,7 @@ func TestDemoNix(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
-	var happened map[string]bool
-	if err := json.Unmarshal([]byte(out), &happened); err != nil {
-		t.Fatalf("summary %q: %v", out, err)
-	}
-	for _, chapter := range []string{"enrolment", "converge", "canary", "halt", "repair", "revocation", "recovery"} {
-		if !happened[chapter] {
-			t.Errorf("%s did not happen: %s", chapter, out)
-		}
-	}
+	everyChapter(t, out)
 	if !strings.Contains(said, "private Nix store") {
 		t.Errorf("it does not say what the machines are:\n%s", said)
 	}

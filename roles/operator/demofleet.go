@@ -77,6 +77,9 @@ func (s *story) prepare(ctx context.Context) error {
 	if err := os.MkdirAll(s.path("keys"), 0o700); err != nil {
 		return err
 	}
+	if err := s.alone(); err != nil {
+		return err
+	}
 	// Any free port; the control plane must keep it over its restart.
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -89,7 +92,7 @@ func (s *story) prepare(ctx context.Context) error {
 	if _, err := s.command(ctx, "keygen", "all", "--dir", s.path("keys"), "--suffix", demoSuffix, "--server", "127.0.0.1"); err != nil {
 		return err
 	}
-	if _, err := s.command(ctx, "config", "init", "--path", s.config(), "--cp-url", "https://"+s.address, "--ca-cert", s.key("fleet-root.cert.pem"),
+	if _, err := s.command(ctx, "config", "init", "--force", "--path", s.config(), "--cp-url", "https://"+s.address, "--ca-cert", s.key("fleet-root.cert.pem"),
 		"--client-cert", s.key("operator.pem"), "--client-key", s.key("operator.key")); err != nil {
 		return err
 	}
@@ -122,6 +125,22 @@ func (s *story) prepare(ctx context.Context) error {
 	}
 	s.client, err = s.clientOf(&cert)
 	return err
+}
+
+// alone keeps the operator's own configuration and variables from the roles that
+// run in this process: they are those of another fleet.
+func (s *story) alone() error {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "NIXFLEET_") {
+			if err := os.Unsetenv(name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.WriteFile(s.config(), nil, 0o600); err != nil {
+		return err
+	}
+	return os.Setenv("NIXFLEET_CONFIG", s.config())
 }
 
 func (s *story) clientOf(cert *tls.Certificate) (*protocol.Client, error) {
