@@ -38,6 +38,16 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 	d := &draft{closures: map[string]string{}}
 	flake := r.c.String("build-flake")
 	d.ciCommit = commitOf(ctx, flake)
+	if d.ciCommit != nil && (r.c.String("fleet-file") == "" || r.c.String("closures") == "") {
+		if changed := uncommitted(ctx, flake, r.dir); len(changed) > 0 {
+			differ := "differ"
+			if len(changed) == 1 {
+				differ = "differs"
+			}
+			r.say("warning: %s %s from commit %s, which the release will name: %s", plural(len(changed), "file"), differ, short(*d.ciCommit),
+				strings.Join(changed[:min(len(changed), listMax)], ", "))
+		}
+	}
 	if err := r.evaluate(ctx, d, flake); err != nil {
 		return nil, err
 	}

@@ -291,14 +291,40 @@ func (r *repository) gitBytes(ctx context.Context, env []string, input string, a
 // commitOf is the commit that a local flake is checked out at; nil when it is
 // in no git repository.
 func commitOf(ctx context.Context, flake string) *string {
-	dir, _, _ := strings.Cut(flake, "#")
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		dir = "."
-	}
-	r := &repository{top: dir}
+	r := &repository{top: checkoutOf(flake)}
 	head, err := r.git(ctx, nil, "rev-parse", "--verify", "HEAD^{commit}")
 	if err != nil {
 		return nil
 	}
 	return &head
+}
+
+// checkoutOf is the directory of a local flake.
+func checkoutOf(flake string) string {
+	dir, _, _ := strings.Cut(flake, "#")
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return "."
+	}
+	return dir
+}
+
+// uncommitted lists the files that Nix builds from although no commit has them as
+// they are; the release directory's are not among them.
+func uncommitted(ctx context.Context, flake, releaseDir string) []string {
+	r := &repository{top: checkoutOf(flake)}
+	scope := []string{"."}
+	if top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel"); err == nil {
+		real, err := filepath.EvalSymlinks(releaseDir)
+		if err != nil {
+			real = releaseDir
+		}
+		if rel, err := filepath.Rel(top, real); err == nil && !strings.HasPrefix(rel, "..") {
+			scope = append(scope, ":(exclude,top)"+filepath.ToSlash(rel))
+		}
+	}
+	out, err := r.git(ctx, nil, append([]string{"diff", "--name-only", "HEAD", "--"}, scope...)...)
+	if err != nil || out == "" {
+		return nil
+	}
+	return strings.Split(out, "\n")
 }
