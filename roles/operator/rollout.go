@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
@@ -213,7 +214,13 @@ func rolloutTrace(c *cli.Context) error {
 		}
 		return nil
 	}
-	trace, err := client.Trace(c.Context, id)
+	var trace *protocol.Trace
+	var body jsontext.Value
+	if c.Bool("json") && fleet.ValidRolloutID(id) {
+		body, err = client.Raw(c.Context, "/v1/rollouts/"+id+"/trace")
+	} else {
+		trace, err = client.Trace(c.Context, id)
+	}
 	if err != nil {
 		var answer *protocol.Error
 		if errors.As(err, &answer) && answer.Status == 404 {
@@ -221,8 +228,8 @@ func rolloutTrace(c *cli.Context) error {
 		}
 		return explained(err, "trace rollout "+short(id))
 	}
-	if c.Bool("json") {
-		return printDoc(c, trace)
+	if body != nil {
+		return printText(c, body)
 	}
 	rows := [][]string{{"WAVE", "HOST", "DISPATCHED", "TERMINAL", "AT"}}
 	for _, e := range trace.Events {
