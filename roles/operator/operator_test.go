@@ -113,10 +113,10 @@ func TestBooleansOfTheEnvironment(t *testing.T) {
 
 func TestTableIgnoresColoursAndControls(t *testing.T) {
 	var out bytes.Buffer
-	if err := printTable(&out, [][]string{{"A", "B"}, {palette(true).paint(red, "xx"), "é"}, {"1234", plain("a\x1b[2Jb\nc")}}); err != nil {
+	if err := printTable(&out, [][]string{{"A", "B"}, {palette(true).paint(red, "xx"), "é"}, {"1234", plain("a\x1b[2Jb\nc\u202ed")}}); err != nil {
 		t.Fatal(err)
 	}
-	want := "A     B\n\x1b[31mxx\x1b[0m    é\n1234  a [2Jb c\n"
+	want := "A     B\n\x1b[31mxx\x1b[0m    é\n1234  a [2Jb c d\n"
 	if out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}

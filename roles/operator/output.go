@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -78,10 +79,11 @@ func visible(cell string) int {
 	}
 }
 
-// plain makes text that came over the network safe for a terminal.
+// plain makes text that came over the network safe for a terminal: nothing in it
+// moves the cursor, and nothing turns the direction of what is read.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r

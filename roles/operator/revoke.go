@@ -1,12 +1,14 @@
 package operator
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 func revokeCommand() *cli.Command {
@@ -45,6 +47,11 @@ func revoke(c *cli.Context) error {
 	}
 	if err := client.Revoke(c.Context, name, &notBefore, c.String("reason")); err != nil {
 		return explained(err, "revoke "+name)
+	}
+	// A name that was mistyped is a row like any other, and refuses nobody.
+	var unknown *protocol.Error
+	if _, err := client.Explain(c.Context, name); errors.As(err, &unknown) && unknown.Code == "no-such-host" {
+		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate is called so, this refuses nobody", name)
 	}
 	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name), nixString(notBefore.String()), nixString(c.String("reason")))
 	if c.Bool("json") {
