@@ -92,7 +92,7 @@ func explained(err error, doing string) error {
 	wrapped := fmt.Errorf("%s: %w", doing, err)
 	var answer *protocol.Error
 	if !errors.As(err, &answer) {
-		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, context.Canceled) {
 			return wrapped
 		}
 		return hinted(wrapped, "%s", cmp.Or(distrust(err), "is the control plane up? nixfleet config show prints where this went"))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 func testApp(t *testing.T) *cli.App {
@@ -91,6 +93,25 @@ func TestExitCodesAndHints(t *testing.T) {
 		var out bytes.Buffer
 		if code := report(&out, c.err); code != c.code || out.String() != c.text {
 			t.Errorf("%v: code %d, %q; want %d, %q", c.err, code, out.String(), c.code, c.text)
+		}
+	}
+}
+
+// A control plane that does not answer at all is no interrupt: net's timeout says
+// that it is a context.DeadlineExceeded.
+func TestSilentControlPlaneHasAHint(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		hint string
+	}{
+		{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, "is the control plane up"},
+		{context.DeadlineExceeded, "is the control plane up"},
+		{context.Canceled, ""},
+		{&protocol.Error{Status: 401}, "the certificate is not accepted"},
+		{&protocol.Error{Status: 409, Hint: "its own"}, "its own"},
+	} {
+		if got := hintOf(explained(c.err, "ask")); !strings.HasPrefix(got, c.hint) || (c.hint == "") != (got == "") {
+			t.Errorf("%v: hint %q, want %q", c.err, got, c.hint)
 		}
 	}
 }
