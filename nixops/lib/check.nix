@@ -4,173 +4,78 @@
 {
   declared,
   facts,
-  unplaced,
-  known,
+  waves,
 }:
 let
   inherit (builtins)
     all
+    any
     attrNames
+    attrValues
     concatLists
     concatMap
     concatStringsSep
     elem
+    elemAt
     filter
+    genList
     groupBy
     hasAttr
-    isAttrs
-    isInt
+    isBool
     isList
     isString
     length
+    listToAttrs
     mapAttrs
     match
+    stringLength
+    typeOf
+    ;
+  inherit (import ./sentences.nix)
+    each
+    hex
+    indexed
+    notText
+    oneOf
+    quoted
+    record
+    said
+    strings
+    text
+    time
+    uint
+    unknown
+    when
     ;
 
   selector = import ./selector.nix;
+  ring = import ./ring.nix;
+  hosts = import ./checkHosts.nix { inherit declared facts; };
+  inherit (hosts) pinProblems;
 
-  when = cond: sentence: if cond then [ sentence ] else [ ];
-  quoted = names: "'${concatStringsSep "', '" names}'";
-  oneOf = names: if names == [ ] then "none is declared" else "declared are ${quoted names}";
-  each = f: set: concatLists (builtins.attrValues (mapAttrs f set));
-  indexed =
-    f: list: concatLists (builtins.genList (i: f i (builtins.elemAt list i)) (length list));
-
-  uint = v: isInt v && v >= 0 && v <= 4294967295;
-  hex = v: isString v && match "[0-9a-f]+" v != null;
-  time =
-    v:
-    isString v
-    && match "[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|UTC|[+-][0-9]{2}:?([0-9]{2})?)" v
-    != null;
-  strings = v: isList v && all isString v;
-
-  members =
-    subject: allowed: set:
-    concatMap (
-      key: when (!elem key allowed) "${subject} has an unknown member '${key}'; known are ${quoted allowed}"
-    ) (attrNames set);
-
-  # ---- hosts
-
-  hostMembers = [
-    "channel"
-    "configuration"
-    "healthChecks"
-    "pin"
-    "pubkey"
-    "rebootPolicy"
-    "system"
-    "tags"
-  ];
-
-  pinProblems =
-    subject: p:
-    if !isAttrs p then
-      [ "${subject}: pin must be { commit, reason, expiresAt? }" ]
-    else
-      members "${subject}: pin" [ "commit" "expiresAt" "reason" ] p
-      ++ when (!(hex (p.commit or null) && builtins.stringLength p.commit == 40))
-        "${subject}: pin.commit must be a full commit of 40 hexadecimal digits; run 'git rev-parse REV' in the fleet repository"
-      ++ when (!isString (p.reason or null)) "${subject}: pin.reason is missing; say why the pin is there"
-      ++ when (p ? expiresAt && p.expiresAt != null && !time p.expiresAt)
-        "${subject}: pin.expiresAt must be a time such as 2026-06-01T00:00:00Z";
-
-  hostProblems =
-    name: h:
-    let
-      subject = "host '${name}'";
-      pinnedTags = filter (t: declared.tags.${t}.pin or null != null) facts.${name}.tags;
-    in
-    if !isAttrs h then
-      [ "${subject} must be an attribute set" ]
-    else
-      when (match "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?" name == null)
-        "${subject}: the name must be a host name of letters, digits and inner hyphens or underscores, 63 at most"
-      ++ members subject hostMembers h
-      ++ when (!isString (h.system or null)) "${subject}: system is missing; write for example system = \"x86_64-linux\""
-      ++ when (!strings (h.tags or [ ])) "${subject}: tags must be a list of strings"
-      ++ (
-        if !isString (h.channel or null) then
-          [ "${subject}: channel is missing; ${oneOf (attrNames declared.channels)}" ]
-        else
-          when (!hasAttr h.channel declared.channels)
-            "${subject} is on channel '${h.channel}', which is not declared; ${oneOf (attrNames declared.channels)}"
-      )
-      ++ when (
-        h.pubkey or null != null
-        && !(isString h.pubkey && match "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}( .*)?" h.pubkey != null)
-      ) "${subject}: pubkey must be an OpenSSH ed25519 line; take it from /etc/ssh/ssh_host_ed25519_key.pub of the host"
-      ++ (if h.pin or null == null then [ ] else pinProblems subject h.pin)
-      ++ when (h.pin or null == null && length pinnedTags > 1)
-        "${subject} holds the pinned tags ${quoted pinnedTags}; give the host a pin of its own or take one tag away"
-      ++ healthProblems subject (h.healthChecks or null)
-      ++ rebootProblems subject (h.rebootPolicy or null);
-
-  probeMembers = {
-    http = [ "expectStatus" "gracePeriodSeconds" "intervalSeconds" "name" "timeoutSeconds" "url" ];
-    tcp = [ "gracePeriodSeconds" "host" "intervalSeconds" "name" "port" "timeoutSeconds" ];
-    exec = [ "command" "gracePeriodSeconds" "intervalSeconds" "name" "timeoutSeconds" ];
-    units = [ "gracePeriodSeconds" "intervalSeconds" "name" "timeoutSeconds" "unit" ];
-  };
-  probeNeeds = {
-    http = "url";
-    tcp = "port";
-    exec = "command";
-    units = "unit";
+  # What mkFleet takes, and as what.
+  kinds = {
+    hosts = "set";
+    tags = "set";
+    channels = "set";
+    rolloutPolicies = "set";
+    edges = "list";
+    channelEdges = "list";
+    disruptionBudgets = "list";
+    revocations = "list";
+    bootstrapNonces = "list";
+    frameworks = "list";
   };
 
-  healthProblems =
-    subject: checks:
-    if checks == null then
-      [ ]
-    else if !isAttrs checks then
-      [ "${subject}: healthChecks must be { mode?, http?, tcp?, exec?, units? }" ]
-    else
-      members "${subject}: healthChecks" ([ "mode" ] ++ attrNames probeMembers) checks
-      ++ when (!elem (checks.mode or "enforce") [ "disabled" "permissive" "enforce" ])
-        "${subject}: healthChecks.mode must be disabled, permissive or enforce"
-      ++ concatMap (
-        kind:
-        indexed (
-          i: p:
-          let
-            probe = "${subject}: healthChecks.${kind}[${toString i}]";
-          in
-          members probe probeMembers.${kind} p
-          ++ when (!isString (p.name or null)) "${probe} has no name"
-          ++ when (!hasAttr probeNeeds.${kind} p) "${probe} has no ${probeNeeds.${kind}}"
-        ) (checks.${kind} or [ ])
-      ) (attrNames probeMembers);
+  misshapen = each (
+    key: kind:
+    when (typeOf declared.${key} != kind) "${key} must be ${
+      if kind == "set" then "an attribute set, { NAME = { … }; }" else "a list, [ … ]"
+    }"
+  ) kinds;
 
-  rebootProblems =
-    subject: p:
-    if p == null then
-      [ ]
-    else if !isAttrs p then
-      [ "${subject}: rebootPolicy must be { mode, window? }" ]
-    else
-      members "${subject}: rebootPolicy" [ "mode" "window" ] p
-      ++ when (!elem (p.mode or null) [ "never" "window" "immediate" ])
-        "${subject}: rebootPolicy.mode must be never, window or immediate"
-      ++ when (p.mode or null == "window" && !isString (p.window or null))
-        "${subject}: rebootPolicy.window is missing; write an OnCalendar expression such as \"Sun 03:00\"";
-
-  sharedKeys =
-    let
-      keyed = filter (n: isString (declared.hosts.${n}.pubkey or null)) (attrNames declared.hosts);
-      # The comment at the end of a line is not part of the key.
-      keyOf =
-        n:
-        let
-          m = match "(ssh-ed25519 [^ ]+).*" declared.hosts.${n}.pubkey;
-        in
-        if m == null then declared.hosts.${n}.pubkey else builtins.head m;
-    in
-    each (
-      _: names:
-      when (length names > 1) "hosts ${quoted names} have the same pubkey; each host needs a key of its own, or one could act as the other"
-    ) (groupBy keyOf keyed);
+  channelsDeclared = oneOf (attrNames declared.channels);
+  set = names: listToAttrs (map (name: { inherit name; value = null; }) names);
 
   # ---- channels and policies
 
@@ -185,11 +90,14 @@ let
         "reconcileIntervalMinutes"
         "signingIntervalMinutes"
       ];
+      compliance = c.compliance or { };
+      mode = compliance.mode or "disabled";
+      frameworks = compliance.frameworks or [ ];
     in
-    if !isAttrs c then
-      [ "${subject} must be an attribute set" ]
-    else
-      members subject [
+    when (match "[A-Za-z0-9][A-Za-z0-9._-]*" name == null)
+      "${subject}: the name becomes part of file names and URLs; use letters, digits, dots, hyphens and underscores"
+    ++ record subject
+      [
         "compliance"
         "description"
         "freshnessWindow"
@@ -197,26 +105,36 @@ let
         "reconcileIntervalMinutes"
         "rolloutPolicy"
         "signingIntervalMinutes"
-      ] c
-      ++ (
-        if !isString (c.rolloutPolicy or null) then
-          [ "${subject}: rolloutPolicy is missing; ${oneOf (attrNames declared.rolloutPolicies)}" ]
-        else
-          when (!hasAttr c.rolloutPolicy declared.rolloutPolicies)
-            "${subject} uses rollout policy '${c.rolloutPolicy}', which is not declared; ${oneOf (attrNames declared.rolloutPolicies)}"
-      )
-      ++ map (key: "${subject}: ${key} must be a whole number of minutes") numbers
-      ++ when (numbers == [ ] && freshness < 2 * signing)
-        "${subject}: freshnessWindow (${toString freshness} minutes) must be at least twice signingIntervalMinutes (${toString signing}), or one missed re-signing makes the release stale"
-      ++ when (!elem (c.compliance.mode or "disabled") [ "disabled" "permissive" "enforce" ])
-        "${subject}: compliance.mode '${toString c.compliance.mode}' is unknown; use disabled, permissive or enforce"
-      ++ members "${subject}: compliance" [ "frameworks" "mode" ] (c.compliance or { })
-      ++ concatMap (
-        f:
-        when (!elem f declared.frameworks)
-          "${subject} asks for compliance framework '${f}', which is not declared; ${oneOf declared.frameworks}"
-      ) (c.compliance.frameworks or [ ])
-      ++ (if c.pin or null == null then [ ] else pinProblems subject c.pin);
+      ]
+      c
+      (
+        (
+          if !isString (c.rolloutPolicy or null) then
+            [ "${subject}: rolloutPolicy is missing; ${oneOf (attrNames declared.rolloutPolicies)}" ]
+          else
+            when (!hasAttr c.rolloutPolicy declared.rolloutPolicies)
+              "${subject} uses rollout policy '${c.rolloutPolicy}', which is not declared; ${oneOf (attrNames declared.rolloutPolicies)}"
+        )
+        ++ map (key: "${subject}: ${key} must be a whole number of minutes") numbers
+        ++ when (numbers == [ ] && signing == 0) "${subject}: signingIntervalMinutes must be 1 or more; it says how often CI signs anew"
+        ++ when (numbers == [ ] && freshness < 2 * signing)
+          "${subject}: freshnessWindow (${toString freshness} minutes) must be at least twice signingIntervalMinutes (${toString signing}), or one missed re-signing makes the release stale"
+        ++ record "${subject}: compliance" [ "frameworks" "mode" ] compliance (
+          when (!elem mode [ "disabled" "permissive" "enforce" ])
+            "${subject}: compliance.mode ${said mode} is unknown; use disabled, permissive or enforce"
+          ++ (
+            if strings frameworks then
+              concatMap (
+                f:
+                when (!elem f declared.frameworks)
+                  "${subject} asks for compliance framework '${f}', which is not declared; ${oneOf (filter isString declared.frameworks)}"
+              ) frameworks
+            else
+              [ "${subject}: compliance.frameworks must be a list of strings" ]
+          )
+        )
+        ++ pinProblems subject (c.pin or null)
+      );
 
   selectorProblems =
     subject: s:
@@ -229,53 +147,52 @@ let
       map (sentence: "${subject} ${sentence}") shape
     else
       map (h: "${subject} names host '${h}', which is not declared") missing
-      ++ map (c: "${subject} names channel '${c}', which is not declared; ${oneOf (attrNames declared.channels)}") channels;
+      ++ map (c: "${subject} names channel '${c}', which is not declared; ${channelsDeclared}") channels;
+
+  needsSelector =
+    subject: v:
+    if v ? selector then selectorProblems "${subject}: selector" v.selector else [ "${subject} has no selector" ];
 
   policyProblems =
     name: p:
     let
       subject = "rollout policy '${name}'";
       gate = p.healthGate or { };
+      failed = gate.systemdFailedUnits or null;
+      probes = gate.complianceProbes or null;
+      strategy = p.strategy or "staged";
+      onFailure = p.onHealthFailure or "halt";
     in
-    if !isAttrs p then
-      [ "${subject} must be an attribute set" ]
-    else
-      members subject [ "description" "healthGate" "onHealthFailure" "strategy" "waves" ] p
-      ++ when (p ? strategy && !elem p.strategy [ "canary" "all-at-once" "staged" ])
-        "${subject}: strategy '${toString p.strategy}' is unknown; use canary, staged or all-at-once"
-      ++ when (!elem (p.onHealthFailure or "halt") [ "halt" "rollback-and-halt" ])
-        "${subject}: onHealthFailure '${toString p.onHealthFailure}' is unknown; use halt or rollback-and-halt"
-      ++ members "${subject}: healthGate" [ "complianceProbes" "systemdFailedUnits" ] gate
-      ++ when (gate.systemdFailedUnits or null != null && !uint (gate.systemdFailedUnits.max or null))
-        "${subject}: healthGate.systemdFailedUnits must be { max = NUMBER; }"
-      ++ when (gate.complianceProbes or null != null && !builtins.isBool (gate.complianceProbes.required or null))
-        "${subject}: healthGate.complianceProbes must be { required = true; } or false"
-      ++ indexed (
-        i: w:
-        let
-          wave = "${subject}: wave ${toString i}";
-        in
-        if !isAttrs w then
-          [ "${wave} must be an attribute set" ]
+    record subject [ "description" "healthGate" "onHealthFailure" "strategy" "waves" ] p (
+      when (!elem strategy [ "canary" "all-at-once" "staged" ])
+        "${subject}: strategy ${said strategy} is unknown; use canary, staged or all-at-once"
+      ++ when (!elem onFailure [ "halt" "rollback-and-halt" ])
+        "${subject}: onHealthFailure ${said onFailure} is unknown; use halt or rollback-and-halt"
+      ++ record "${subject}: healthGate" [ "complianceProbes" "systemdFailedUnits" ] gate (
+        when (failed != null && !(uint (failed.max or null) && attrNames failed == [ "max" ]))
+          "${subject}: healthGate.systemdFailedUnits must be { max = NUMBER; }"
+        ++ when (probes != null && !(isBool (probes.required or null) && attrNames probes == [ "required" ]))
+          "${subject}: healthGate.complianceProbes must be { required = true; } or false"
+      )
+      ++ (
+        if isList (p.waves or [ ]) then
+          indexed (
+            i: w:
+            let
+              wave = "${subject}: wave ${toString i}";
+            in
+            record wave [ "selector" "soakMinutes" "soakSeconds" ] w (
+              needsSelector wave w
+              ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes must be a whole number"
+              ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds must be a whole number"
+            )
+          ) (p.waves or [ ])
         else
-          members wave [ "selector" "soakMinutes" "soakSeconds" ] w
-          ++ (if w ? selector then selectorProblems "${wave}: selector" w.selector else [ "${wave} has no selector" ])
-          ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes must be a whole number"
-          ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds must be a whole number"
-      ) (p.waves or [ ]);
+          [ "${subject}: waves must be a list" ]
+      )
+    );
 
   # ---- order
-
-  # What is left after every edge that cannot be part of a ring was taken away.
-  ring =
-    edges:
-    let
-      on = side: builtins.listToAttrs (map (e: { name = e.${side}; value = null; }) edges);
-      sources = on "gates";
-      sinks = on "gated";
-      left = filter (e: hasAttr e.gated sources && hasAttr e.gates sinks) edges;
-    in
-    if length left == length edges then edges else ring left;
 
   ringProblems =
     what: edges:
@@ -287,19 +204,21 @@ let
         concatStringsSep ", " (map (e: "'${e.gated}' waits for '${e.gates}'") left)
       }; take one edge away";
 
+  sides = [ "gated" "gates" ];
+
   edgeProblems = indexed (
     i: e:
     let
       subject = "edge ${toString i}";
-      ends = filter (side: !isString (e.${side} or null)) [ "gated" "gates" ];
-      missing = filter (side: !hasAttr e.${side} facts) [ "gated" "gates" ];
+      missing = filter (side: !hasAttr e.${side} facts) sides;
     in
-    if ends != [ ] then
+    if !all (side: isString (e.${side} or null)) sides then
       [ "${subject} needs 'gated' (the host held) and 'gates' (the host waited for)" ]
     else if missing != [ ] then
       map (side: "${subject}: host '${e.${side}}' is not declared") missing
     else
-      members subject [ "gated" "gates" "reason" ] e
+      unknown subject (sides ++ [ "reason" ]) e
+      ++ when (!text (e.reason or null)) "${subject}: reason must be a string"
       ++ when (e.gated == e.gates) "${subject}: host '${e.gated}' waits for itself; take the edge away"
       ++ when (facts.${e.gated}.channel != facts.${e.gates}.channel)
         "${subject}: '${e.gated}' (channel ${toString facts.${e.gated}.channel}) and '${e.gates}' (channel ${
@@ -307,7 +226,7 @@ let
         }) are on different channels; use a channel edge"
   ) declared.edges;
 
-  wholeEdges = filter (e: isString (e.gated or null) && isString (e.gates or null)) declared.edges;
+  whole = filter (e: isString (e.gated or null) && isString (e.gates or null) && e.gated != e.gates);
 
   channelEdgeSides = e: {
     gates = e.gates or e.before or null;
@@ -318,24 +237,21 @@ let
     i: e:
     let
       subject = "channel edge ${toString i}";
-      sides = channelEdgeSides e;
-      missing = filter (side: !hasAttr sides.${side} declared.channels) [ "gated" "gates" ];
+      ends = channelEdgeSides e;
+      missing = filter (side: !hasAttr ends.${side} declared.channels) sides;
     in
     when (e ? gates && e ? before) "${subject} says both 'gates' and 'before'; keep 'gates'"
     ++ when (e ? gated && e ? after) "${subject} says both 'gated' and 'after'; keep 'gated'"
-    ++ members subject [ "after" "before" "gated" "gates" "reason" ] e
     ++ (
-      if !isString sides.gates || !isString sides.gated then
+      if !isString ends.gates || !isString ends.gated then
         [ "${subject} needs 'gates' (the channel that goes first) and 'gated' (the channel held)" ]
       else
-        map (side: "${subject}: channel '${sides.${side}}' is not declared; ${oneOf (attrNames declared.channels)}") missing
-        ++ when (sides.gates == sides.gated) "${subject}: channel '${sides.gated}' waits for itself; take the edge away"
+        unknown subject ([ "after" "before" "reason" ] ++ sides) e
+        ++ when (!text (e.reason or null)) "${subject}: reason must be a string"
+        ++ map (side: "${subject}: channel '${ends.${side}}' is not declared; ${channelsDeclared}") missing
+        ++ when (ends.gates == ends.gated) "${subject}: channel '${ends.gated}' waits for itself; take the edge away"
     )
   ) declared.channelEdges;
-
-  wholeChannelEdges = filter (e: isString e.gates && isString e.gated) (
-    map channelEdgeSides declared.channelEdges
-  );
 
   # ---- budgets and lists
 
@@ -346,11 +262,12 @@ let
       max = b.maxInFlight or null;
       pct = b.maxInFlightPct or null;
     in
-    members subject [ "maxInFlight" "maxInFlightPct" "selector" ] b
-    ++ (if b ? selector then selectorProblems "${subject}: selector" b.selector else [ "${subject} has no selector" ])
-    ++ when (max == null && pct == null) "${subject} limits nothing; give maxInFlight or maxInFlightPct"
-    ++ when (max != null && !(uint max && max >= 1)) "${subject}: maxInFlight must be 1 or more; 0 would hold its hosts for ever"
-    ++ when (pct != null && !(uint pct && pct >= 1 && pct <= 100)) "${subject}: maxInFlightPct must be from 1 to 100"
+    record subject [ "maxInFlight" "maxInFlightPct" "selector" ] b (
+      needsSelector subject b
+      ++ when (max == null && pct == null) "${subject} limits nothing; give maxInFlight or maxInFlightPct"
+      ++ when (max != null && !(uint max && max >= 1)) "${subject}: maxInFlight must be 1 or more; 0 would hold its hosts for ever"
+      ++ when (pct != null && !(uint pct && pct >= 1 && pct <= 100)) "${subject}: maxInFlightPct must be from 1 to 100"
+    )
   ) declared.disruptionBudgets;
 
   revocationProblems = indexed (
@@ -358,9 +275,11 @@ let
     let
       subject = "revocation ${toString i}";
     in
-    members subject [ "hostname" "notBefore" "reason" "revokedBy" ] r
-    ++ when (!isString (r.hostname or null)) "${subject} has no hostname"
-    ++ when (!time (r.notBefore or null)) "${subject}: notBefore must be a time such as 2026-03-01T12:00:00Z; certificates issued before it are refused"
+    record subject [ "hostname" "notBefore" "reason" "revokedBy" ] r (
+      when (!isString (r.hostname or null)) "${subject} has no hostname"
+      ++ when (!time (r.notBefore or null)) "${subject}: notBefore must be a time in UTC such as 2026-03-01T12:00:00Z; certificates issued before it are refused"
+      ++ map (key: "${subject}: ${key} must be a string") (notText r [ "reason" "revokedBy" ])
+    )
   ) declared.revocations;
 
   nonceProblems = indexed (
@@ -368,73 +287,117 @@ let
     let
       subject = "bootstrap nonce ${toString i}";
     in
-    members subject [ "expiresAt" "hostname" "mintedAt" "mintedBy" "nonce" ] n
-    ++ when (!(hex (n.nonce or null) && builtins.stringLength n.nonce == 32))
-      "${subject}: nonce must be 32 lower-case hexadecimal digits; take it from the output of 'nixfleet mint-token'"
-    ++ when (!hasAttr (toString (n.hostname or "")) facts) "${subject}: host '${toString (n.hostname or "")}' is not declared"
-    ++ when (!time (n.expiresAt or null)) "${subject}: expiresAt must be a time such as 2026-03-02T12:00:00Z"
+    record subject [ "expiresAt" "hostname" "mintedAt" "mintedBy" "nonce" ] n (
+      when (!(hex (n.nonce or null) && stringLength n.nonce == 32))
+        "${subject}: nonce must be 32 lower-case hexadecimal digits; take it from the output of 'nixfleet mint-token'"
+      ++ (
+        if !isString (n.hostname or null) then
+          [ "${subject} has no hostname" ]
+        else
+          when (!hasAttr n.hostname facts) "${subject}: host '${n.hostname}' is not declared"
+      )
+      ++ when (!time (n.expiresAt or null)) "${subject}: expiresAt must be a time in UTC such as 2026-03-02T12:00:00Z"
+      ++ when (n.mintedAt or null != null && !time n.mintedAt) "${subject}: mintedAt must be a time in UTC such as 2026-03-01T12:00:00Z"
+      ++ map (key: "${subject}: ${key} must be a string") (notText n [ "mintedBy" ])
+    )
   ) declared.bootstrapNonces;
 
   tagProblems =
     name: t:
-    members "tag '${name}'" [ "description" "pin" ] t
-    ++ (if t.pin or null == null then [ ] else pinProblems "tag '${name}'" t.pin);
+    record "tag '${name}'" [ "description" "pin" ] t (pinProblems "tag '${name}'" (t.pin or null));
 
   problems =
-    concatMap (key: when (!elem key known) "mkFleet has no member '${key}'; known are ${quoted known}") (
+    concatMap (key: when (!hasAttr key kinds) "mkFleet has no member '${key}'; known are ${quoted (attrNames kinds)}") (
       attrNames declared
     )
-    ++ each hostProblems declared.hosts
-    ++ sharedKeys
-    ++ each tagProblems declared.tags
-    ++ each channelProblems declared.channels
-    ++ each policyProblems declared.rolloutPolicies
-    ++ edgeProblems
-    ++ ringProblems "hosts" (filter (e: e.gated != e.gates) wholeEdges)
-    ++ channelEdgeProblems
-    ++ ringProblems "channels" (filter (e: e.gated != e.gates) wholeChannelEdges)
-    ++ budgetProblems
-    ++ revocationProblems
-    ++ nonceProblems;
+    ++ (
+      if misshapen != [ ] then
+        misshapen
+      else
+        hosts.problems
+        ++ each tagProblems declared.tags
+        ++ when (!strings declared.frameworks) "frameworks must be a list of strings"
+        ++ each channelProblems declared.channels
+        ++ each policyProblems declared.rolloutPolicies
+        ++ edgeProblems
+        ++ ringProblems "hosts" (whole declared.edges)
+        ++ channelEdgeProblems
+        ++ ringProblems "channels" (whole (map channelEdgeSides declared.channelEdges))
+        ++ budgetProblems
+        ++ revocationProblems
+        ++ nonceProblems
+    );
 
   # ---- what is allowed and yet suspicious
 
-  held = builtins.listToAttrs (
-    map (name: {
-      inherit name;
-      value = null;
-    }) (concatMap (h: h.tags) (builtins.attrValues facts))
-  );
+  held = set (concatMap (h: h.tags) (attrValues facts));
 
-  unheldTags =
+  selectorWarnings =
     subject: s:
     map (t: "${subject} names tag '${t}', which no host holds") (
       filter (t: !hasAttr t held) (selector.named "tags" s ++ selector.named "tagsAny" s)
-    );
+    )
+    ++ map (sentence: "${subject} ${sentence}") (selector.shadowed s);
 
-  used = groupBy (n: toString facts.${n}.channel) (attrNames facts);
+  hostNames = attrNames facts;
+  used = groupBy (n: toString facts.${n}.channel) hostNames;
+
+  policyOf = c: declared.rolloutPolicies.${c.rolloutPolicy}.waves or [ ];
+
+  # The wave that a host is updated with. What matches none goes with the first.
+  waveOf = mapAttrs (
+    _: w:
+    listToAttrs (
+      concatLists (genList (i: map (name: { inherit name; value = i; }) (elemAt w.waves i).hosts) (length w.waves))
+    )
+  ) waves;
+
+  backwards =
+    e:
+    let
+      wave = name: waveOf.${facts.${e.gated}.channel}.${name} or 0;
+    in
+    when (wave e.gated < wave e.gates)
+      "'${e.gated}' (wave ${toString (wave e.gated)}) waits for '${e.gates}' (wave ${toString (wave e.gates)}), whose wave waits for it: neither is ever updated; turn the edge round, or put '${e.gates}' into an earlier wave";
+
+  twice =
+    what: names:
+    each (
+      name: entries: when (length entries > 1) "${what} '${name}' is listed more than once; the last entry counts"
+    ) (groupBy (n: n) names);
 
   warnings = [
-    (each (
-      name: h: when (h.pubkey or null == null) "host '${name}' has no pubkey; it can neither enrol nor prove its reports: declare the line that 'nixfleet host prepare ${name}' prints"
-    ) declared.hosts)
+    hosts.pubkeyWarnings
     (each (
       name: c:
       when (!hasAttr name used) "channel '${name}' has no host"
       ++ when (
-        declared.rolloutPolicies.${c.rolloutPolicy}.waves or [ ] != [ ] && unplaced.${name} != [ ]
-      ) "channel '${name}': ${quoted unplaced.${name}} match no wave and update with wave 0; end the policy with { selector.all = true; }"
+        policyOf c != [ ] && waves.${name}.left != [ ]
+      ) "channel '${name}': ${quoted waves.${name}.left} match no wave and update with wave 0; end the policy with { selector.all = true; }"
+      ++ (
+        if hasAttr name used then
+          indexed (
+            i: w:
+            when (w.hosts == [ ] && i + 1 < length waves.${name}.waves)
+              "channel '${name}': wave ${toString i} of rollout policy '${c.rolloutPolicy}' holds none of its hosts and is passed at once"
+          ) waves.${name}.waves
+        else
+          [ ]
+      )
       ++ when (c.freshnessWindow or 1440 > 43200) "channel '${name}': a freshnessWindow above 30 days is cut by the control plane's own limit"
     ) declared.channels)
     (each (
-      name: p:
-      indexed (i: w: unheldTags "rollout policy '${name}': wave ${toString i}" w.selector) (p.waves or [ ])
+      name: p: indexed (i: w: selectorWarnings "rollout policy '${name}': wave ${toString i}" w.selector) (p.waves or [ ])
     ) declared.rolloutPolicies)
+    (indexed (i: e: map (sentence: "edge ${toString i}: ${sentence}") (backwards e)) declared.edges)
     (indexed (
       i: b:
-      unheldTags "disruption budget ${toString i}" b.selector
+      let
+        protects = selector.matches b.selector;
+      in
+      selectorWarnings "disruption budget ${toString i}" b.selector
       ++ when (
-        all (n: !selector.matches b.selector n facts.${n}) (attrNames facts)
+        !any (n: protects n facts.${n}) hostNames
       ) "disruption budget ${toString i} protects no host"
     ) declared.disruptionBudgets)
     (indexed (
@@ -443,6 +406,7 @@ let
         !hasAttr r.hostname facts
       ) "revocation ${toString i}: '${r.hostname}' is no declared host; that is right only for an operator's certificate"
     ) declared.revocations)
+    (twice "revocation of" (map (r: r.hostname) declared.revocations))
     (each (
       name: _: when (
         declared.tags != { } && !hasAttr name held

@@ -41,6 +41,7 @@ let
 
   selector = import ./selector.nix;
   check = import ./check.nix;
+  inherit (import ./sentences.nix) line setOr strings;
 
   declared = {
     hosts = { };
@@ -53,12 +54,19 @@ let
     revocations = [ ];
     bootstrapNonces = [ ];
     frameworks = [ ];
-  } // args;
+  }
+  // (
+    if builtins.isAttrs args then
+      args
+    else
+      throw "nixfleet: mkFleet takes an attribute set, { hosts = { … }; channels = { … }; … }"
+  );
 
   # Only what a selector may ask for, so that a configuration is never forced by one.
+  # The checks ask for it too, before it is known to be well.
   facts = mapAttrs (_: h: {
-    tags = h.tags or [ ];
-    channel = h.channel or null;
+    tags = if strings (h.tags or null) then h.tags else [ ];
+    channel = if builtins.isString (h.channel or null) then h.channel else null;
   }) declared.hosts;
 
   optional = cond: set: if cond then set else { };
@@ -88,7 +96,7 @@ let
       tags = h.tags or [ ];
       channel = h.channel;
       closureHash = null;
-      pubkey = h.pubkey or null;
+      pubkey = line (h.pubkey or null);
     }
     // optional (pinOf h != null) { pin = pin (pinOf h); }
     // given "healthChecks" h
@@ -134,7 +142,8 @@ let
       step =
         acc: w:
         let
-          hosts = filter (name: selector.matches w.selector name facts.${name}) acc.left;
+          means = selector.matches w.selector;
+          hosts = filter (name: means name facts.${name}) acc.left;
           taken = listToAttrs (
             map (name: {
               inherit name;
@@ -198,22 +207,7 @@ let
     mintedBy = n.mintedBy or null;
   }) declared.bootstrapNonces;
 
-  found = check {
-    inherit declared facts;
-    unplaced = mapAttrs (_: w: w.left) waves;
-    known = [
-      "hosts"
-      "tags"
-      "channels"
-      "rolloutPolicies"
-      "edges"
-      "channelEdges"
-      "disruptionBudgets"
-      "revocations"
-      "bootstrapNonces"
-      "frameworks"
-    ];
-  };
+  found = check { inherit declared facts waves; };
 
   warn = builtins.warn or (message: builtins.trace "warning: ${message}");
 
@@ -226,6 +220,8 @@ let
     else
       foldl' (v: w: warn "nixfleet: ${w}" v) value found.warnings;
 
+  # By name only, so that one host can be built while the declaration of another has
+  # a problem.
   configurations =
     darwin:
     mapAttrs (_: h: h.configuration) (
@@ -233,9 +229,10 @@ let
         filter (
           name:
           let
-            h = declared.hosts.${name};
+            h = setOr declared.hosts.${name};
           in
-          h.configuration or null == null || (builtins.match ".*-darwin" h.system != null) != darwin
+          h.configuration or null == null
+          || (builtins.match ".*-darwin" (toString (h.system or "")) != null) != darwin
         ) (attrNames declared.hosts)
       )
     );

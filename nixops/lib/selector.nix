@@ -15,12 +15,16 @@ let
     all
     any
     attrNames
+    concatMap
+    concatStringsSep
     elem
     filter
+    hasAttr
     isAttrs
     isBool
     isList
     isString
+    listToAttrs
     ;
 
   members = [
@@ -35,22 +39,41 @@ let
 
   isStrings = v: isList v && all isString v;
 
+  has = member: s: s.${member} or null != null;
+
+  # A selector that is asked of many hosts is best applied to them one by one as
+  # `matches s`: the names in it are then sorted once.
   matches =
-    s: name: host:
-    if s ? not then
-      !(matches s.not name host)
-    else if s ? and then
-      all (part: matches part name host) s.and
+    s:
+    if has "not" s then
+      let
+        other = matches s.not;
+      in
+      name: host: !(other name host)
+    else if has "and" s then
+      let
+        parts = map matches s.and;
+      in
+      name: host: all (part: part name host) parts
     else
+      let
+        named = listToAttrs (
+          map (name: {
+            inherit name;
+            value = null;
+          }) (s.hosts or [ ])
+        );
+      in
+      name: host:
       (s.all or false)
-      || (s.channel or null) != null && s.channel == host.channel
-      || elem name (s.hosts or [ ])
+      || has "channel" s && s.channel == host.channel
+      || hasAttr name named
       || (s.tags or [ ]) != [ ] && all (tag: elem tag host.tags) s.tags
       || any (tag: elem tag host.tags) (s.tagsAny or [ ]);
 
   # `and` and `not` exist only here: the signed document knows the five plain rules,
   # and a reader that drops the two keys would empty the selector.
-  isPlain = s: !(s ? not) && !(s ? and);
+  isPlain = s: !(has "not" s) && !(has "and" s);
 
   lower =
     hosts: s:
@@ -63,10 +86,13 @@ let
         all = s.all or false;
       }
     else
+      let
+        means = matches s;
+      in
       {
         tags = [ ];
         tagsAny = [ ];
-        hosts = filter (name: matches s name hosts.${name}) (attrNames hosts);
+        hosts = filter (name: means name hosts.${name}) (attrNames hosts);
         channel = null;
         all = false;
       };
@@ -74,10 +100,10 @@ let
   # All that a selector names, for the check that it exists.
   named =
     member: s:
-    if s ? not then
+    if has "not" s then
       named member s.not
-    else if s ? and then
-      builtins.concatMap (named member) s.and
+    else if has "and" s then
+      concatMap (named member) s.and
     else
       let
         v = s.${member} or [ ];
@@ -95,10 +121,10 @@ let
     if !isAttrs s then
       [ "is not an attribute set; write for example { tags = [ \"web\" ]; }" ]
     else
-      map (key: "has an unknown member '${key}'; known are ${builtins.concatStringsSep ", " members}") (
+      map (key: "has an unknown member '${key}'; known are ${concatStringsSep ", " members}") (
         filter (key: !elem key members) (attrNames s)
       )
-      ++ builtins.concatMap (
+      ++ concatMap (
         key:
         if s ? ${key} && !isStrings s.${key} then [ "'${key}' must be a list of strings" ] else [ ]
       ) [ "tags" "tagsAny" "hosts" ]
@@ -106,21 +132,45 @@ let
         if (s.channel or null) == null || isString s.channel then [ ] else [ "'channel' must be a string" ]
       )
       ++ (if isBool (s.all or false) then [ ] else [ "'all' must be true or false" ])
-      ++ (if s ? not then shape s.not else [ ])
+      ++ (if has "not" s then shape s.not else [ ])
       ++ (
-        if !(s ? and) then
+        if !(has "and" s) then
           [ ]
-        else if isList s.and then
-          builtins.concatMap shape s.and
+        else if isList s.and && s.and != [ ] then
+          concatMap shape s.and
         else
-          [ "'and' must be a list of selectors" ]
+          [ "'and' must be a list of one selector or more; for every host write all = true" ]
       );
+
+  # Rules that stand beside one that wins over them, as a list of sentences.
+  shadowed =
+    s:
+    let
+      beside = winner: others: filter (key: (s.${key} or null) != null && s.${key} != [ ] && s.${key} != false) (
+        filter (key: key != winner) others
+      );
+      sentence =
+        winner: others:
+        if others == [ ] then
+          [ ]
+        else
+          [
+            "has '${winner}', which wins over '${concatStringsSep "', '" others}' beside it; put both into and = [ … ]"
+          ];
+    in
+    if has "not" s then
+      sentence "not" (beside "not" members) ++ shadowed s.not
+    else if has "and" s then
+      sentence "and" (beside "and" members) ++ concatMap shadowed s.and
+    else
+      [ ];
 in
 {
   inherit
     matches
     lower
     named
+    shadowed
     shape
     ;
 }

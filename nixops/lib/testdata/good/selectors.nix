@@ -4,7 +4,7 @@ let
   host = n: tags: channel: {
     system = "x86_64-linux";
     inherit tags channel;
-    pubkey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI${builtins.substring 0 43 (builtins.hashString "sha256" n)}";
+    pubkey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA${builtins.substring 0 42 (builtins.hashString "sha256" n)}";
   };
 in
 mkFleet {

@@ -1,0 +1,201 @@
+# The problems of every host, of its pin, its probes and its reboot policy.
+{ declared, facts }:
+let
+  inherit (builtins)
+    attrNames
+    concatMap
+    elem
+    filter
+    groupBy
+    hasAttr
+    head
+    isAttrs
+    isList
+    isString
+    length
+    match
+    stringLength
+    ;
+  inherit (import ./sentences.nix)
+    each
+    hex
+    indexed
+    line
+    oneOf
+    quoted
+    record
+    said
+    setOr
+    strings
+    time
+    uint
+    when
+    ;
+
+  pinProblems =
+    subject: p:
+    if p == null then
+      [ ]
+    else
+      record "${subject}: pin" [ "commit" "expiresAt" "reason" ] p (
+        when (!(hex (p.commit or null) && stringLength p.commit == 40))
+          "${subject}: pin.commit must be a full commit of 40 hexadecimal digits; run 'git rev-parse REV' in the fleet repository"
+        ++ when (!isString (p.reason or null)) "${subject}: pin.reason is missing; say why the pin is there"
+        ++ when (p.expiresAt or null != null && !time p.expiresAt)
+          "${subject}: pin.expiresAt must be a time in UTC such as 2026-06-01T00:00:00Z"
+      );
+
+  hostProblems =
+    name: h:
+    let
+      subject = "host '${name}'";
+      pubkey = line (h.pubkey or null);
+      pinnedTags = filter (t: (setOr (declared.tags.${t} or null)).pin or null != null) facts.${name}.tags;
+    in
+    record subject
+      [
+        "channel"
+        "configuration"
+        "healthChecks"
+        "pin"
+        "pubkey"
+        "rebootPolicy"
+        "system"
+        "tags"
+      ]
+      h
+      (
+        when (match "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?" name == null)
+          "${subject}: the name must be a host name of letters, digits and inner hyphens or underscores, 63 at most"
+        ++ when (!isString (h.system or null)) "${subject}: system is missing; write for example system = \"x86_64-linux\""
+        ++ when (!strings (h.tags or [ ])) "${subject}: tags must be a list of strings"
+        ++ (
+          if !isString (h.channel or null) then
+            [ "${subject}: channel is missing; ${oneOf (attrNames declared.channels)}" ]
+          else
+            when (!hasAttr h.channel declared.channels)
+              "${subject} is on channel '${h.channel}', which is not declared; ${oneOf (attrNames declared.channels)}"
+        )
+        ++ when (
+          pubkey != null
+          && !(isString pubkey && match "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-P][A-Za-z0-9+/]{42}( [^\n]*)?" pubkey != null)
+        ) "${subject}: pubkey must be an OpenSSH ed25519 line; take it from /etc/ssh/ssh_host_ed25519_key.pub of the host"
+        ++ pinProblems subject (h.pin or null)
+        ++ when (h.pin or null == null && length pinnedTags > 1)
+          "${subject} holds the pinned tags ${quoted pinnedTags}; give the host a pin of its own or take one tag away"
+        ++ healthProblems subject (h.healthChecks or null)
+        ++ rebootProblems subject (h.rebootPolicy or null)
+      );
+
+  # Members of each kind of probe: the one that it needs, what that has to be, and others.
+  probeKinds = {
+    http = {
+      needs = "url";
+      is = isString;
+      numbers = [ "expectStatus" ];
+      words = [ ];
+    };
+    tcp = {
+      needs = "port";
+      is = v: uint v && v >= 1 && v <= 65535;
+      numbers = [ ];
+      words = [ "host" ];
+    };
+    exec = {
+      needs = "command";
+      is = v: strings v && v != [ ];
+      numbers = [ ];
+      words = [ ];
+    };
+    units = {
+      needs = "unit";
+      is = isString;
+      numbers = [ ];
+      words = [ ];
+    };
+  };
+
+  probeProblems =
+    subject: kind: p:
+    let
+      k = probeKinds.${kind};
+      numbers = k.numbers ++ [ "gracePeriodSeconds" "intervalSeconds" "timeoutSeconds" ];
+    in
+    record subject ([ "name" k.needs ] ++ k.words ++ numbers) p (
+      when (!isString (p.name or null)) "${subject} has no name"
+      ++ (
+        if !hasAttr k.needs p then
+          [ "${subject} has no ${k.needs}" ]
+        else
+          when (!k.is p.${k.needs}) "${subject}: ${k.needs} must be ${
+            {
+              url = "a URL, for example \"http://127.0.0.1:80/\"";
+              port = "a port from 1 to 65535";
+              command = "a list of words, for example [ \"/run/current-system/sw/bin/pg_isready\" ]";
+              unit = "the name of a unit, for example \"nginx.service\"";
+            }
+            .${k.needs}
+          }"
+      )
+      ++ concatMap (key: when (hasAttr key p && !uint p.${key}) "${subject}: ${key} must be a whole number") numbers
+      ++ concatMap (key: when (hasAttr key p && !isString p.${key}) "${subject}: ${key} must be a string") k.words
+    );
+
+  healthProblems =
+    subject: checks:
+    if checks == null then
+      [ ]
+    else
+      record "${subject}: healthChecks" ([ "mode" ] ++ attrNames probeKinds) checks (
+        when (!elem (checks.mode or "enforce") [ "disabled" "permissive" "enforce" ])
+          "${subject}: healthChecks.mode must be disabled, permissive or enforce"
+        ++ concatMap (
+          kind:
+          let
+            probes = "${subject}: healthChecks.${kind}";
+          in
+          if isList (checks.${kind} or [ ]) then
+            indexed (i: probeProblems "${probes}[${toString i}]" kind) (checks.${kind} or [ ])
+          else
+            [ "${probes} must be a list" ]
+        ) (attrNames probeKinds)
+      );
+
+  rebootProblems =
+    subject: p:
+    if p == null then
+      [ ]
+    else
+      record "${subject}: rebootPolicy" [ "mode" "window" ] p (
+        when (!elem (p.mode or null) [ "never" "window" "immediate" ])
+          "${subject}: rebootPolicy.mode ${said (p.mode or null)} is unknown; use never, window or immediate"
+        ++ when (p.mode or null == "window" && !isString (p.window or null))
+          "${subject}: rebootPolicy.window is missing; write an OnCalendar expression such as \"Sun 03:00\""
+      );
+
+  sharedKeys =
+    let
+      keyed = filter (n: isString ((setOr declared.hosts.${n}).pubkey or null)) (attrNames declared.hosts);
+      # The comment at the end of a line is not part of the key.
+      keyOf =
+        n:
+        let
+          key = line declared.hosts.${n}.pubkey;
+          m = match "(ssh-ed25519 [^ ]+).*" key;
+        in
+        if m == null then key else head m;
+    in
+    each (
+      _: names:
+      when (length names > 1) "hosts ${quoted names} have the same pubkey; each host needs a key of its own, or one could act as the other"
+    ) (groupBy keyOf keyed);
+in
+{
+  inherit pinProblems;
+  problems = each hostProblems declared.hosts ++ sharedKeys;
+  pubkeyWarnings = each (
+    name: h:
+    when (isAttrs h && h.pubkey or null == null)
+      "host '${name}' has no pubkey; it can neither enrol nor prove its reports: declare the line that 'nixfleet host prepare ${name}' prints"
+  ) declared.hosts;
+}

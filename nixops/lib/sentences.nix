@@ -1,0 +1,80 @@
+# What the checks of a declaration are written with. Nothing here throws, whatever
+# value it is handed: all problems of a fleet are to be seen at once.
+let
+  inherit (builtins)
+    all
+    attrNames
+    attrValues
+    concatLists
+    concatMap
+    concatStringsSep
+    elem
+    elemAt
+    filter
+    genList
+    isAttrs
+    isInt
+    isList
+    isString
+    length
+    mapAttrs
+    match
+    typeOf
+    ;
+
+  when = cond: sentence: if cond then [ sentence ] else [ ];
+  quoted = names: "'${concatStringsSep "', '" names}'";
+
+  # A value as a sentence names it.
+  said = v: if isString v then "'${v}'" else "of type ${typeOf v}";
+
+  # A value as the set that it may turn out not to be; its own check says so.
+  setOr = v: if isAttrs v then v else { };
+  strings = v: isList v && all isString v;
+  unknown =
+    subject: allowed: set:
+    concatMap (
+      key: when (!elem key allowed) "${subject} has an unknown member '${key}'; known are ${quoted allowed}"
+    ) (attrNames set);
+in
+{
+  inherit
+    quoted
+    said
+    setOr
+    strings
+    unknown
+    when
+    ;
+
+  oneOf = names: if names == [ ] then "none is declared" else "declared are ${quoted names}";
+  each = f: set: concatLists (attrValues (mapAttrs f set));
+  indexed = f: list: concatLists (genList (i: f i (elemAt list i)) (length list));
+
+  # The problems of a set with these members. They may take it for one.
+  record =
+    subject: allowed: set: problems:
+    if isAttrs set then unknown subject allowed set ++ problems else [ "${subject} must be an attribute set" ];
+
+  uint = v: isInt v && v >= 0 && v <= 4294967295;
+  hex = v: isString v && match "[0-9a-f]+" v != null;
+  text = v: v == null || isString v;
+
+  # The one form that is written: v1 readers format times anew before they hash them.
+  time =
+    v:
+    isString v
+    && match "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{3}([0-9]{3}){0,2})?Z" v != null
+    && match ".*(000Z)" v == null;
+
+  # A line without the newline that builtins.readFile leaves at its end.
+  line =
+    v:
+    let
+      m = if isString v then match "([^\n]*)\n" v else null;
+    in
+    if m == null then v else elemAt m 0;
+
+  # Members of the set that are there and no strings.
+  notText = set: filter (key: set.${key} or null != null && !isString set.${key});
+}
