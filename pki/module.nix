@@ -134,7 +134,7 @@ in
     nixfleet.trust.json = builtins.toJSON {
       schemaVersion = 1;
       ciReleaseKey = slotJSON cfg.ciReleaseKey;
-      orgRootKey = if cfg.orgRootKey.current == null then null else slotJSON cfg.orgRootKey;
+      orgRootKey = if lib.all (v: v == null) (lib.attrValues cfg.orgRootKey) then null else slotJSON cfg.orgRootKey;
       inherit (cfg) cacheKeys;
       rootCaPem = cfg.rootCAPem;
       rootCAPem = cfg.rootCAPem;

@@ -35,6 +35,16 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 		"org root beside it, sops-nix":        {cp, `sops.secrets."fleet/org-root.key" = { };`, "Take this host out of its recipients"},
 		"org root beside it, operator":        {cp, `nixfleet.operator = { enable = true; orgRootKeyFile = "/run/agenix/key"; };`, "Unset nixfleet.operator.orgRootKeyFile on this host"},
 		"org root file in /etc":               {cp, `environment.etc."secrets/org-root.key".text = "x";`, "Take this host out of its recipients"},
+		"org root under another name":         {cp, `age.secrets.orgRoot = { };`, "(orgRoot). Take this host out of its recipients"},
+		"org root behind another name":        {cp, `age.secrets.x.file = "/secrets/org-root.key.age";`, "(org-root.key.age). Take this host out of its recipients"},
+		"org root as another key of sops":     {cp, `sops.secrets.x.key = "org_root";`, "(org_root). Take this host out of its recipients"},
+		"deploy key in the store":             {cp, `services.nixfleet-control-plane.source.sshKeyFile = lib.mkForce "${builtins.storeDir}/aaa-key";`, "give a path at run time"},
+		"token in a URL":                      {cp, `services.nixfleet-control-plane.source.url = lib.mkForce "git+https://oauth2:glpat-1@forge.example.com/fleet.git";`, "write it into a file and name that as tokenFile"},
+		"token alone in a URL":                {cp, `services.nixfleet-control-plane.channelRefsSource = { artifactUrl = "https://ghp_1@forge.example.com/a"; signatureUrl = "https://forge.example.com/b"; };`, "write it into a file"},
+		"token in a query":                    {cp, `services.nixfleet-control-plane.rolloutsSource.artifactUrlTemplate = "https://forge.example.com/{rolloutId}?private_token=x";`, "write it into a file"},
+		"password for the cache":              {cp, `services.nixfleet-control-plane.closureUpstream = "https://u:p@cache.example.com";`, "write it into a file"},
+		"launchd agent over plain http":       {"darwin", `services.nixfleet-agent.controlPlaneUrl = lib.mkForce "http://cp";`, "must begin with https://"},
+		"launchd agent's token in the store":  {"darwin", `services.nixfleet-agent.bootstrapTokenFile = lib.mkForce "${builtins.storeDir}/aaa-token";`, "give a path at run time"},
 		"key in the store":                    {cp, `services.nixfleet-control-plane.tls.key = lib.mkForce "${builtins.storeDir}/aaa-key";`, "give a path at run time"},
 		"control plane without release key":   {cp, "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;", "set nixfleet.trust.ciReleaseKey.current"},
 		"half a TPM":                          {cp, `services.nixfleet-control-plane.tpmCaPubkeyRaw = "/etc/raw";`, "stand together; set both or neither"},
@@ -73,6 +83,10 @@ func TestAssertionsLetGoodConfigurationsThrough(t *testing.T) {
 		"a trust file of one's own":               {"agent", `nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-agent.trustFile = "/etc/trust.json";`},
 		"a trust file of the control plane's own": {"control-plane", `nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-control-plane.trustFile = "/etc/trust.json";`},
 		"other secrets":                           {"control-plane", "age.secrets.issuing-ca = { };"},
+		"certificates in the store":               {"control-plane", `services.nixfleet-control-plane = { tls.cert = lib.mkForce "${builtins.storeDir}/aaa-cert"; tls.clientCa = lib.mkForce "${builtins.storeDir}/aaa-ca"; fleetCaCert = lib.mkForce "${builtins.storeDir}/aaa-issuing"; };`},
+		"the public half of the org root":         {"control-plane", `environment.etc."nixfleet/org-root.pub".text = "x";`},
+		"a forge's user without a secret":         {"control-plane", `services.nixfleet-control-plane.source.url = lib.mkForce "ssh://git@forge.example.com:2222/fleet.git#main";`},
+		"defaults of v1":                          {"agent", `services.nixfleet-agent.tls = { clientCert = null; clientKey = null; };`},
 		"an operator's command line":              {"control-plane", "nixfleet.operator.enable = true;"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -158,5 +172,63 @@ func TestOptionsReachNixOS(t *testing.T) {
 	}
 	if o := read("operator"); o.Variables["NIXFLEET_OPERATOR_ORG_ROOT_KEY"] != "/run/agenix/org-root" || !slices.Contains(o.Packages, "nixfleet") {
 		t.Errorf("operator: %v, %v", o.Variables, o.Packages)
+	}
+}
+
+// What a unit reads only at its start and this configuration writes to /etc restarts it
+// when it changes [A16].
+func TestFilesInEtcRestartTheirReaders_A16(t *testing.T) {
+	nixpkgsLib(t)
+	trigger := func(base, unit, change string) string {
+		t.Helper()
+		var r rendered
+		if err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/%s.nix") ({ lib, ... }: { %s }) ]`, base, change), &r); err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(r.Units[unit], "\nX-Restart-Triggers=")
+		line, _, _ := strings.Cut(rest, "\n")
+		return line
+	}
+	for _, c := range [][3]string{
+		{"agent", "nixfleet-agent.service", `services.nixfleet-agent.tls.caCert = "/etc/nixfleet/ca.pem"; environment.etc."nixfleet/ca.pem".text = "%s";`},
+		{"agent", "nixfleet-agent.service", `services.nixfleet-agent.trustFile = "/etc/own/trust.json"; environment.etc."own/trust.json".source = "${builtins.storeDir}/aaa-trust-%s";`},
+		{"control-plane", "nixfleet-control-plane.service", `environment.etc."nixfleet/known_hosts".text = "%s";`},
+		{"control-plane", "nixfleet-control-plane.service", `services.nixfleet-control-plane.tls.clientCa = lib.mkForce "/etc/nixfleet/ca.pem"; environment.etc."nixfleet/ca.pem".text = "%s";`},
+	} {
+		one, other := trigger(c[0], c[1], fmt.Sprintf(c[2], "one")), trigger(c[0], c[1], fmt.Sprintf(c[2], "other"))
+		if one == "" || one == other {
+			t.Errorf("%s has the triggers %q and %q with %s", c[1], one, other, c[2])
+		}
+	}
+}
+
+// A directory that the operating system shares keeps its mode when a certificate is put
+// into it.
+func TestCertificateDirectoryIsMadeAndNotTaken(t *testing.T) {
+	nixpkgsLib(t)
+	var r rendered
+	if err := evaluate(t, `stub [ (configurations + "/agent.nix") { services.nixfleet-agent.tls.clientCert = "/var/lib/agent-cert.pem"; } ]`, &r); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(r.Rules, []string{"d /var/lib :0700 :root :root -"}) {
+		t.Errorf("tmpfiles: %q", r.Rules)
+	}
+	if unit := r.Units["nixfleet-agent.service"]; !strings.Contains(unit, "RequiresMountsFor=/var/lib/nixfleet-agent\nRequiresMountsFor=/var/lib\n") {
+		t.Errorf("the agent may start before its directories are mounted:\n%s", unit)
+	}
+}
+
+// A root of tokens that is only announced, or only closed, reaches trust.json as well.
+func TestOrgRootWithoutCurrentIsKept_T10(t *testing.T) {
+	nixpkgsLib(t)
+	var r rendered
+	err := evaluate(t, `stub [ (configurations + "/agent.nix") ({ lib, ... }: {
+  nixfleet.trust.orgRootKey = { current = lib.mkForce null; rejectBefore = "2026-03-01T00:00:00Z"; };
+}) ]`, &r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := r.Etc["nixfleet/agent/trust.json"]; !strings.Contains(text, `"orgRootKey":{"current":null,"previous":null,"rejectBefore":"2026-03-01T00:00:00Z"`) {
+		t.Errorf("trust.json is %s", text)
 	}
 }

@@ -80,12 +80,25 @@ in
         assertion = config.nixfleet.trust.ciReleaseKey.current != null;
         message = "services.nixfleet-agent trusts nobody: set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed.";
       }
+      {
+        assertion = lib.hasPrefix "https://" cfg.controlPlaneUrl;
+        message = "services.nixfleet-agent.controlPlaneUrl (${cfg.controlPlaneUrl}) must begin with https://, for example \"https://cp.example.com:8080\".";
+      }
+      {
+        assertion = lib.all (file: file == null || !(lib.hasPrefix builtins.storeDir file)) [
+          cfg.bootstrapTokenFile
+          cfg.sshHostKeyFile
+        ];
+        message = "services.nixfleet-agent: a key or token file lies in the Nix store, where every user reads it; give a path at run time.";
+      }
     ];
 
     environment.systemPackages = [ cfg.package ];
     environment.etc."nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
     launchd.daemons.nixfleet-agent.serviceConfig = {
       ProgramArguments = arguments;
+      # Nix is nix-darwin's, or that of an installer which nix-darwin leaves alone.
+      EnvironmentVariables.PATH = "/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/bin:/bin:/usr/sbin:/sbin";
       KeepAlive = true;
       RunAtLoad = true;
       ThrottleInterval = 30;

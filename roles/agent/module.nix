@@ -31,7 +31,8 @@ let
 
   healthJSON = builtins.toJSON { inherit (checks) mode http tcp exec units; };
 
-  certificateDirectory = dirOf cfg.tls.clientCert;
+  clientCert = lib.defaultTo "/var/lib/nixfleet/agent-cert.pem" cfg.tls.clientCert;
+  certificateDirectory = dirOf clientCert;
 
   # The file system a path lies on is the one with the longest mount point above it.
   mountOf =
@@ -67,7 +68,7 @@ let
     trust-file = cfg.trustFile;
     state-dir = cfg.stateDir;
     ca-cert = cfg.tls.caCert;
-    client-cert = cfg.tls.clientCert;
+    client-cert = clientCert;
     client-key = cfg.tls.clientKey;
     ssh-host-key-file = cfg.sshHostKeyFile;
     bootstrap-token-file = cfg.bootstrapTokenFile;
@@ -99,6 +100,7 @@ let
 
   nixfleet = lib.getExe cfg.package;
   execStart = import ../../nixops/execstart.nix lib;
+  etcTriggers = import ../../nixops/etc.nix lib config;
 
   # The agent is root and activates systems through units of their own, which
   # inherit nothing of this; what is taken away here neither it, nor Nix, nor the
@@ -171,14 +173,17 @@ in
         description = "CA bundle that the control plane's certificate must chain to; the only one believed once it is set.";
       };
       clientCert = mkOption {
-        type = plainPath;
+        type = types.nullOr plainPath;
         default = "/var/lib/nixfleet/agent-cert.pem";
-        description = "Where the agent keeps its certificate. The directory is created.";
+        description = "Where the agent keeps its certificate; null is the default. The directory is created.";
       };
       clientKey = mkOption {
-        type = types.str;
+        type = types.nullOr types.str;
         default = "/etc/ssh/ssh_host_ed25519_key";
-        description = "The host's ssh key, which is also the key of its certificate. It never leaves the host.";
+        description = ''
+          The host's ssh key, which is also the key of its certificate; null is
+          {option}`services.nixfleet-agent.sshHostKeyFile`. It never leaves the host.
+        '';
       };
     };
 
@@ -317,7 +322,7 @@ in
       }
       {
         assertion = cfg.allowVolatileState || !(volatile certificateDirectory);
-        message = "services.nixfleet-agent.tls.clientCert (${cfg.tls.clientCert}) is on a tmpfs, so that a reboot would lose the certificate while its token is used up; persist ${certificateDirectory}, or set services.nixfleet-agent.allowVolatileState = true.";
+        message = "services.nixfleet-agent.tls.clientCert (${clientCert}) is on a tmpfs, so that a reboot would lose the certificate while its token is used up; persist ${certificateDirectory}, or set services.nixfleet-agent.allowVolatileState = true.";
       }
       {
         assertion = config.nixfleet.trust.ciReleaseKey.current != null || !ownTrust;
@@ -349,8 +354,10 @@ in
       optionalAttrs ownTrust { "nixfleet/agent/trust.json".text = config.nixfleet.trust.json; }
       // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".text = healthJSON; };
 
+    # A directory that is there already keeps its mode: the certificate is no secret,
+    # and the directory may be one that others use.
     systemd.tmpfiles.rules = [
-      "d ${certificateDirectory} 0700 root root -"
+      "d ${certificateDirectory} :0700 :root :root -"
     ]
     ++ lib.optional (!inVarLib) "d ${cfg.stateDir} 0700 root root -";
 
@@ -362,13 +369,21 @@ in
         "network-online.target"
         "nixfleet-guard.service"
       ];
+      unitConfig.RequiresMountsFor = [
+        cfg.stateDir
+        certificateDirectory
+      ];
 
       # The switch that brings a new agent restarts it at the end, in one step; the
       # journal carries the activation over. A configuration file is part of what a
       # running agent has read, so its change restarts as well.
       restartIfChanged = true;
       stopIfChanged = false;
-      restartTriggers = lib.optional ownTrust config.nixfleet.trust.json ++ lib.optional hasChecks healthJSON;
+      restartTriggers = etcTriggers [
+        cfg.trustFile
+        cfg.tls.caCert
+        "/etc/nixfleet/agent/health-checks.json"
+      ];
 
       path = [
         config.nix.package

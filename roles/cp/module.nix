@@ -45,6 +45,14 @@ let
     bootstrap-nonces-token = cfg.bootstrapNoncesSource.tokenFile;
     rollouts-source-token = cfg.rolloutsSource.tokenFile;
   };
+  # Certificates are public; all else of it is not.
+  secretFiles = lib.attrValues (
+    removeAttrs credentials [
+      "tls-cert"
+      "client-ca"
+      "fleet-ca-cert"
+    ]
+  );
   credential = name: if credentials ? ${name} then { credential = name; } else null;
 
   pairFlags =
@@ -112,6 +120,7 @@ let
       };
 
   execStart = import ../../nixops/execstart.nix lib;
+  etcTriggers = import ../../nixops/etc.nix lib config;
   tpm = cfg.tpmCaSignWrapper != null;
 
   count =
@@ -125,12 +134,48 @@ let
   ownTrust = cfg.trustFile == "/etc/nixfleet/cp/trust.json";
   port = lib.toInt (lib.last (lib.splitString ":" cfg.listen));
 
-  # Whatever the names of secrets and of files in /etc let one see of it.
-  secretsOnThisHost = lib.attrNames (
-    (config.age or { }).secrets or { }
-    // (config.sops or { }).secrets or { }
-    // config.environment.etc
+  # URLs become part of the unit. Over ssh the name before the @ is no secret.
+  urls = lib.filter (url: url != null) (
+    [
+      cfg.source.url
+      cfg.closureUpstream
+      cfg.rolloutsSource.artifactUrlTemplate
+      cfg.rolloutsSource.signatureUrlTemplate
+    ]
+    ++ lib.concatMap (s: [ s.artifactUrl s.signatureUrl ]) [
+      cfg.channelRefsSource
+      cfg.revocationsSource
+      cfg.bootstrapNoncesSource
+    ]
   );
+  holdsSecret =
+    url:
+    lib.any (pattern: builtins.match pattern url != null) [
+      "(git[+])?https?://[^/]*@.*"
+      "[a-z+]+://[^/@]*:[^/@]*@.*"
+      ".*[?&][a-z_]*token=.*"
+    ];
+
+  # Whatever the names of secrets, of the files behind them and of files in /etc let
+  # one see of the organisation's root key. Its public half may lie anywhere.
+  secretNames = lib.concatLists (
+    lib.mapAttrsToList (
+      name: secret:
+      [ name ]
+      ++ map (file: baseNameOf (toString file)) (
+        lib.filter (file: file != null) [
+          (secret.file or null)
+          (secret.sopsFile or null)
+          (secret.key or null)
+        ]
+      )
+    ) ((config.age or { }).secrets or { } // (config.sops or { }).secrets or { })
+  );
+  isOrgRoot =
+    name:
+    lib.hasInfix "orgroot" (lib.replaceStrings [ "-" "_" "." ] [ "" "" "" ] (lib.toLower name))
+    && !(lib.hasSuffix ".pub" name);
+  orgRootsHere = lib.unique (lib.filter isOrgRoot (secretNames ++ lib.attrNames config.environment.etc));
 in
 {
   imports = [ ../../pki/module.nix ];
@@ -289,16 +334,20 @@ in
         message = "services.nixfleet-control-plane.tls.cert and .key are needed; 'nixfleet keygen' makes both.";
       }
       {
-        assertion = !(lib.any (lib.hasInfix "org-root") secretsOnThisHost);
-        message = "The private half of the organisation's root key is among the secrets of the control-plane host. Take this host out of its recipients: whoever holds the control plane could admit hosts of his own.";
+        assertion = orgRootsHere == [ ];
+        message = "The private half of the organisation's root key is among the secrets of the control-plane host (${lib.concatStringsSep ", " orgRootsHere}). Take this host out of its recipients: whoever holds the control plane could admit hosts of his own.";
       }
       {
         assertion = ((config.nixfleet.operator or { }).orgRootKeyFile or null) == null;
         message = "The private half of the organisation's root key is on the control-plane host. Unset nixfleet.operator.orgRootKeyFile on this host and keep the key with the operators: whoever holds the control plane could admit hosts of his own.";
       }
       {
-        assertion = lib.all (file: !(lib.hasPrefix builtins.storeDir (toString file))) (lib.attrValues credentials);
+        assertion = lib.all (file: !(lib.hasPrefix builtins.storeDir file)) secretFiles;
         message = "services.nixfleet-control-plane: a key or token file lies in the Nix store, where every user reads it; give a path at run time, such as one of agenix or sops-nix.";
+      }
+      {
+        assertion = !(lib.any holdsSecret urls);
+        message = "services.nixfleet-control-plane: a URL holds a password or token, which every user reads in the Nix store; write it into a file and name that as tokenFile.";
       }
       {
         assertion = config.nixfleet.trust.ciReleaseKey.current != null || !ownTrust;
@@ -360,7 +409,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      restartTriggers = lib.optional ownTrust config.nixfleet.trust.json;
+      restartTriggers = etcTriggers ([ cfg.trustFile cfg.source.knownHostsFile ] ++ lib.attrValues credentials);
       path = [
         pkgs.gitMinimal
         pkgs.openssh
