@@ -1,7 +1,8 @@
 # The job of every forge, `sh ci/release.sh`: build, sign and publish a release of the
 # checked out commit; with --resign renew the signatures of the present one.
 #
-#   RELEASE_KEY  the private half of nixfleet.trust.ciReleaseKey
+#   RELEASE_KEY  the private half of nixfleet.trust.ciReleaseKey; in base64 it is one
+#                line, which every forge can mask in its logs
 #   CACHE_KEY    that of a key in nixfleet.trust.cacheKeys (not for --resign)
 #   COPY_TO      where closures go, for `nix copy --to` (not for --resign)
 #   NIXFLEET     the executable, if not the one that flake.lock pins
@@ -9,8 +10,12 @@ set -eu
 umask 077
 keys=$(mktemp -d)
 trap 'rm -rf "$keys"' EXIT
+trap 'exit 1' HUP INT TERM
 
-printf '%s\n' "$RELEASE_KEY" >"$keys/release.key"
+case $RELEASE_KEY in
+  LS0tLS1CRUdJT*) printf '%s' "$RELEASE_KEY" | base64 -d >"$keys/release.key" ;; # -----BEGIN
+  *) printf '%s\n' "$RELEASE_KEY" >"$keys/release.key" ;;
+esac
 case " $* " in
   *" --resign "*) ;;
   *)
@@ -19,6 +24,8 @@ case " $* " in
       --revocations-attr fleet.revocations --bootstrap-nonces-attr fleet.bootstrapNonces
     ;;
 esac
+# What evaluates and builds the fleet does not inherit them.
+unset RELEASE_KEY CACHE_KEY
 
 if [ -n "${NIXFLEET-}" ]; then
   nixfleet() { "$NIXFLEET" "$@"; }
