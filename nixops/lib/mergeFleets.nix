@@ -32,6 +32,10 @@ let
 
   unknown = concatMap (p: filter (key: !builtins.elem key (maps ++ lists)) (attrNames p)) parts;
 
+  wrong =
+    concatMap (p: filter (key: p ? ${key} && !isAttrs p.${key}) maps) parts
+    ++ concatMap (p: filter (key: p ? ${key} && !isList p.${key}) lists) parts;
+
   merge =
     kind: left: right:
     let
@@ -58,5 +62,9 @@ if !isList parts || !builtins.all isAttrs parts then
   throw "nixfleet: mergeFleets takes a list of attribute sets, as mkFleet takes one"
 else if unknown != [ ] then
   throw "nixfleet: mergeFleets: unknown member '${builtins.head unknown}'; known are ${concatStringsSep ", " (maps ++ lists)}"
+else if wrong != [ ] then
+  throw "nixfleet: mergeFleets: ${builtins.head wrong} must be ${
+    if builtins.elem (builtins.head wrong) maps then "an attribute set" else "a list"
+  } in every part"
 else
   named maps mapOf // named lists listOf

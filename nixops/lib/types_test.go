@@ -105,6 +105,33 @@ func TestWrongTypesAreNamed(t *testing.T) {
 	}
 }
 
+// The same holds for what teams declare apart.
+func TestMergeFleetsNamesWhatItRefuses(t *testing.T) {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for parts, want := range map[string]string{
+		`{ hosts = { }; }`:                      "mergeFleets takes a list of attribute sets",
+		`[ 1 ]`:                                 "mergeFleets takes a list of attribute sets",
+		`[ { } { host = { }; } ]`:               "mergeFleets: unknown member 'host'; known are hosts, tags,",
+		`[ { hosts = [ ]; } ]`:                  "mergeFleets: hosts must be an attribute set in every part",
+		`[ { edges = [ ]; } { edges = { }; } ]`: "mergeFleets: edges must be a list in every part",
+		`[ { tags.a = { }; } { tags.b = { }; tags.a = 1; } ]`:                     "mergeFleets: tags 'a' is declared in more than one part; keep one",
+		`[ { channels.x = 1; } { } { channels.x = 1; } ]`:                         "mergeFleets: channels 'x' is declared in more than one part",
+		`[ { rolloutPolicies.p = 1; } { rolloutPolicies = { p = 1; q = 1; }; } ]`: "mergeFleets: rolloutPolicies 'p' is declared in more than one part",
+	} {
+		out, said, err := evaluate(t, fmt.Sprintf("(import %s).mergeFleets %s", dir, parts))
+		if err == nil || !strings.Contains(said, want) {
+			t.Errorf("%s gives %s, said %q\nwant %q", parts, out, said, want)
+		}
+	}
+	out, said, err := evaluate(t, fmt.Sprintf(`(import %s).mergeFleets [ { hosts.a = 1; edges = [ 1 ]; } { } { hosts.b = 2; edges = [ 2 ]; } ]`, dir))
+	if err != nil || !strings.Contains(string(out), `"edges":[1,2]`) || !strings.Contains(string(out), `"hosts":{"a":1,"b":2}`) {
+		t.Errorf("merged to %s: %v\n%s", out, err, said)
+	}
+}
+
 // A key may be read from the file that ssh-keygen wrote; what is emitted is the line.
 func TestPubkeyOfAFile(t *testing.T) {
 	dir, err := os.Getwd()
