@@ -15,6 +15,12 @@ import (
 // Close stops the machine's clockwork in this process; its memory stays.
 func (s *Sim) Close() { s.m.close() }
 
+// Alone promises that no other process opens this machine until Close: what it
+// remembers is then read from disk once, and only written later.
+func (s *Sim) Alone() {
+	s.m.alone.Store(true)
+}
+
 // OnDeadline has a deadline call f instead of executing its command. f runs in a
 // goroutine of its own; while it does, the deadline's unit is running.
 func (s *Sim) OnDeadline(f func(Deadline)) {
@@ -67,7 +73,7 @@ func (s *Sim) current() SimClosure {
 	if err != nil || name == "" {
 		return SimClosure{}
 	}
-	c, err := readSimClosure(s.m.dir+"/store", name)
+	c, err := s.m.closure(name)
 	if err != nil {
 		return SimClosure{}
 	}
@@ -85,11 +91,11 @@ func (s *Sim) PowerCycle() error {
 		if st.BootOnce != "" {
 			next, st.BootOnce = st.BootOnce, ""
 		}
-		c, err := readSimClosure(s.m.dir+"/store", next)
+		c, err := s.m.closure(next)
 		if err == nil && c.NoBoot && next != st.BootDefault {
 			st.Boots++
 			next = st.BootDefault
-			c, err = readSimClosure(s.m.dir+"/store", next)
+			c, err = s.m.closure(next)
 		}
 		if err == nil && c.NoBoot {
 			err = fmt.Errorf("it hangs")
@@ -168,6 +174,7 @@ func (s *Sim) CollectGarbage() ([]string, error) {
 			if !ok || slices.Contains(live, name) {
 				continue
 			}
+			s.m.closures.Delete(name)
 			if err := os.Remove(s.m.stored(name)); err != nil {
 				return err
 			}
@@ -181,7 +188,7 @@ func (s *Sim) CollectGarbage() ([]string, error) {
 // Fetches says how often a closure came from the cache.
 func (s *Sim) Fetches(closure string) (int, error) {
 	n := 0
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		n = st.Fetched[closure]
 		return nil
 	})

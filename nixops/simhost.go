@@ -35,7 +35,7 @@ func (m *simMachine) stored(closure string) string { return m.dir + "/store/" + 
 // read gives one value of the state.
 func (s *Sim) read(f func(*simState) string) (string, error) {
 	var v string
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		v = f(st)
 		return nil
 	})
@@ -146,7 +146,7 @@ func (s *Sim) RemoveRoot(ctx context.Context, name string) error {
 
 func (s *Sim) Roots(ctx context.Context) (map[string]string, error) {
 	var roots map[string]string
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		roots = maps.Clone(st.Roots)
 		return nil
 	})
@@ -158,7 +158,7 @@ func (s *Sim) valid(closure string) (SimClosure, error) {
 	if _, err := storePath(closure); err != nil {
 		return SimClosure{}, err
 	}
-	c, err := readSimClosure(s.m.dir+"/store", closure)
+	c, err := s.m.closure(closure)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, fmt.Errorf("%s: %w", closure, ErrNotClosure)
 	}
@@ -263,7 +263,7 @@ func (s *simState) locked() bool {
 func (s *Sim) SwitchState(ctx context.Context, unit string) (UnitState, error) {
 	state := UnitState{Phase: UnitUnknown}
 	known := false
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		u, ok := st.Units[unit]
 		known = ok
 		switch {
@@ -354,7 +354,7 @@ func (s *Sim) ClearSwitchLists(ctx context.Context) error {
 
 func (s *Sim) LockHeld(ctx context.Context) (bool, error) {
 	held := false
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		held = st.locked()
 		return nil
 	})
@@ -363,7 +363,7 @@ func (s *Sim) LockHeld(ctx context.Context) (bool, error) {
 
 func (s *Sim) FailedUnits(ctx context.Context) ([]string, error) {
 	failed := []string{}
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		failed = append(failed, st.Failed...)
 		if st.Current == "" {
 			return nil
@@ -391,7 +391,7 @@ func (s *Sim) ActiveState(ctx context.Context, unit string) (string, error) {
 	}
 	c := s.current()
 	var since time.Duration
-	err = s.m.with(func(st *simState) error {
+	err = s.m.look(func(st *simState) error {
 		since = time.Since(st.Switched)
 		return nil
 	})
@@ -410,7 +410,7 @@ func (s *Sim) ActiveState(ctx context.Context, unit string) (string, error) {
 
 func (s *Sim) Restarts(ctx context.Context) (map[string]uint64, error) {
 	restarts := map[string]uint64{}
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		if st.Current == "" {
 			return nil
 		}
@@ -456,7 +456,7 @@ func (s *Sim) DisarmDeadline(ctx context.Context, unit string) error {
 
 func (s *Sim) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
 	armed := false
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		_, armed = st.Deadlines[unit]
 		return nil
 	})
@@ -465,7 +465,7 @@ func (s *Sim) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
 
 func (s *Sim) Space(ctx context.Context) (Space, error) {
 	var free Space
-	err := s.m.with(func(st *simState) error {
+	err := s.m.look(func(st *simState) error {
 		free = Space{StoreFree: st.StoreFree, BootFree: st.BootFree}
 		return nil
 	})

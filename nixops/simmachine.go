@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -70,6 +71,10 @@ type simMachine struct {
 
 	mu         sync.Mutex
 	closed     bool
+	alone      atomic.Bool // no other process has it open
+	kept       *simState   // what is on disk, when alone; nil until it was read
+	keptText   []byte
+	closures   sync.Map               // of the store, by name, when alone
 	timers     map[string]*time.Timer // of deadlines, by unit; of switches, by "switch " and unit
 	onDeadline func(Deadline)
 	onSwitched func(closure string)
@@ -151,40 +156,37 @@ func (m *simMachine) with(f func(*simState) error) error {
 	if m.closed {
 		return fmt.Errorf("simulated machine %s: %w", m.dir, fs.ErrClosed)
 	}
-	lock, err := os.OpenFile(filepath.Join(m.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if !m.alone.Load() {
+		lock, err := os.OpenFile(filepath.Join(m.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+			return err
+		}
+	}
+	s, was, err := m.load()
 	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return err
-	}
-	path := filepath.Join(m.dir, "state.json")
-	s := simState{
-		StoreFree: 64 << 30, BootFree: 512 << 20, Boots: 1,
-		Roots: map[string]string{}, Units: map[string]simUnit{},
-		Deadlines: map[string]simDeadline{}, Fetched: map[string]int{},
-	}
-	was, err := readBounded(path, maxSimFile)
-	if err == nil {
-		err = json.Unmarshal(was, &s, durations)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("simulated machine %s: %w", m.dir, err)
 	}
-	activated, err := m.advance(&s, time.Now())
+	activated, err := m.advance(s, time.Now())
 	if err != nil {
 		return err
 	}
-	failed := f(&s)
-	is, err := json.Marshal(s, durations, json.Deterministic(true))
+	failed := f(s)
+	is, err := json.Marshal(*s, durations, json.Deterministic(true))
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(is, was) {
-		if err := replaceFile(path, is); err != nil {
+		if err := replaceFile(filepath.Join(m.dir, "state.json"), is); err != nil {
+			m.kept = nil
 			return err
 		}
+	}
+	if m.alone.Load() {
+		m.kept, m.keptText = s, is
 	}
 	if call := m.onSwitched; call != nil {
 		for _, closure := range activated {
@@ -192,6 +194,61 @@ func (m *simMachine) with(f func(*simState) error) error {
 		}
 	}
 	return failed
+}
+
+// look is with for who changes nothing: a machine that is open here alone, and to
+// which nothing has happened meanwhile, is not read again.
+func (m *simMachine) look(f func(*simState) error) error {
+	m.mu.Lock()
+	if m.kept == nil || m.closed || m.kept.due(time.Now()) {
+		m.mu.Unlock()
+		return m.with(f)
+	}
+	defer m.mu.Unlock()
+	return f(m.kept)
+}
+
+// due says whether a switch has ended that nobody has taken note of.
+func (s *simState) due(now time.Time) bool {
+	for _, u := range s.Units {
+		if !u.Done && !u.End.After(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// load reads the state, and its text as it is on disk. It needs m.mu and, unless
+// the machine is open here alone, the lock of all processes.
+func (m *simMachine) load() (*simState, []byte, error) {
+	if m.kept != nil {
+		return m.kept, m.keptText, nil
+	}
+	s := simState{
+		StoreFree: 64 << 30, BootFree: 512 << 20, Boots: 1,
+		Roots: map[string]string{}, Units: map[string]simUnit{},
+		Deadlines: map[string]simDeadline{}, Fetched: map[string]int{},
+	}
+	text, err := readBounded(filepath.Join(m.dir, "state.json"), maxSimFile)
+	if err == nil {
+		err = json.Unmarshal(text, &s, durations)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return &s, text, err
+}
+
+// closure reads one of the machine's store. They never change.
+func (m *simMachine) closure(name string) (SimClosure, error) {
+	if c, ok := m.closures.Load(name); ok {
+		return c.(SimClosure), nil
+	}
+	c, err := readSimClosure(m.dir+"/store", name)
+	if err == nil && m.alone.Load() {
+		m.closures.Store(name, c)
+	}
+	return c, err
 }
 
 // advance brings about what has happened by now and names the closures that were
@@ -203,7 +260,7 @@ func (m *simMachine) advance(s *simState, now time.Time) ([]string, error) {
 		if u.Done || u.End.After(now) {
 			continue
 		}
-		c, err := readSimClosure(m.dir+"/store", u.Closure)
+		c, err := m.closure(u.Closure)
 		if err != nil {
 			return nil, fmt.Errorf("unit %s: %w", name, err)
 		}

@@ -23,8 +23,8 @@ import (
 
 const (
 	actsDir = "acts"
-	// actsPoll is how often a running agent looks for notes.
-	actsPoll = 2 * time.Second
+	// defaultActsPoll is how often a running agent looks for notes.
+	defaultActsPoll = 2 * time.Second
 
 	holdPaused    = "paused"
 	holdActivated = "activated"
@@ -236,7 +236,7 @@ func (u *undoer) switchByHand(ctx context.Context, closure string) error {
 func (a *agent) actsLoop(ctx context.Context) {
 	for {
 		a.takeActs(ctx)
-		if sleep(ctx, actsPoll) != nil {
+		if sleep(ctx, a.cfg.ActsPoll) != nil {
 			return
 		}
 	}

@@ -67,7 +67,7 @@ func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 		mode := a.prober.mode
 		req.HealthCheckMode, req.HealthProbes = &mode, a.prober.snapshot()
 	}
-	if c := a.confirmed.get(); c != nil && c.Closure == req.CurrentGeneration.ClosureHash && !c.At.After(time.Now()) {
+	if c := a.confirmed.get(); c != nil && c.Closure == req.CurrentGeneration.ClosureHash && !c.At.After(a.now()) {
 		req.LastConfirmedAt = &c.At
 		if a.identity.host != nil {
 			sig, err := protocol.SignAttestation(a.identity.host, a.cfg.MachineID, c.At, c.RolloutID)

@@ -12,7 +12,7 @@ import (
 // a clock of their own start in the past, and would find every certificate not yet
 // valid. From that floor on time passes as the machine measures it.
 func (a *agent) now() time.Time {
-	now, earliest := time.Now(), a.floor.Add(time.Since(a.started))
+	now, earliest := a.cfg.Clock(), a.floor.Add(time.Since(a.started))
 	if now.After(earliest) {
 		return now
 	}
@@ -37,7 +37,7 @@ func (a *agent) setFloor(ctx context.Context) error {
 		}
 	}
 	a.floor = nixops.ClockFloor(past...)
-	if behind := time.Until(a.floor); behind > pki.ClockSlack {
+	if behind := a.floor.Sub(a.cfg.Clock()); behind > pki.ClockSlack {
 		a.log.Warn().Time("at_least", a.floor).Dur("behind", behind).Msg("this host's clock is behind; set it, for example by NTP")
 	}
 	return err

@@ -44,6 +44,10 @@ type Config struct {
 	Version         string
 	Host            nixops.Host
 	Dial            func(ctx context.Context, network, addr string) (net.Conn, error)
+	ActsPoll        time.Duration // how often notes of root's acts are looked for
+	// Clock is the machine's own; the default is time.Now. What it says is never
+	// taken for longer or shorter than time really runs.
+	Clock func() time.Time
 	// Jitter is a random time below its argument; the default is fair.
 	Jitter func(time.Duration) time.Duration
 	Log    zerolog.Logger
@@ -159,10 +163,13 @@ func (c *Config) complete() error {
 	if c.ClientKey == "" {
 		c.ClientKey = c.SSHHostKey
 	}
-	for d, def := range map[*time.Duration]time.Duration{&c.PollInterval: defaultPoll, &c.SettleTime: defaultSettle, &c.MaxManifestAge: 24 * time.Hour} {
+	for d, def := range map[*time.Duration]time.Duration{&c.PollInterval: defaultPoll, &c.SettleTime: defaultSettle, &c.MaxManifestAge: 24 * time.Hour, &c.ActsPoll: defaultActsPoll} {
 		if *d == 0 {
 			*d = def
 		}
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
 	}
 	if c.Jitter == nil {
 		c.Jitter = rand.N[time.Duration]

@@ -76,7 +76,7 @@ func tail(s string) string {
 // preflight looks for what would make the activation fail half-way.
 func (a *agent) preflight(ctx context.Context) error {
 	// What a host confirms and attests carries its own clock's time.
-	if now := time.Now(); a.floor.Sub(now) > pki.ClockSlack {
+	if now := a.cfg.Clock(); a.floor.Sub(now) > pki.ClockSlack {
 		return &localError{
 			fmt.Sprintf("preflight: clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(a.floor)), protocol.EventRealiseFailed,
 		}

@@ -106,6 +106,7 @@ func (h *host) install() {
 func (h *host) open() {
 	sim, err := nixops.NewSim(h.path("machine"), h.w.forge.cache)
 	h.w.must(err)
+	sim.Alone()
 	h.mu.Lock()
 	h.sim = sim
 	h.mu.Unlock()
@@ -138,7 +139,7 @@ func (h *host) config(mortal bool) agent.Config {
 	var mu sync.Mutex
 	return agent.Config{
 		URL: "https://cp", MachineID: h.name, TrustFile: h.path("trust.json"), CACert: h.path("ca.pem"), ClientCert: h.path("cert/agent.pem"),
-		ClientKey: h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"), AllowVolatile: true,
+		ClientKey: h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"), AllowVolatile: true, ActsPoll: time.Hour,
 		Host: &watched{h.sim, h, mortal}, Dial: h.dial, Log: *h.w.log(h.name),
 		Jitter: func(d time.Duration) time.Duration {
 			mu.Lock()
