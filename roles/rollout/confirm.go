@@ -50,11 +50,13 @@ func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
 	if h.run != nil && closure == h.closure && slices.Contains(h.run.IDs, id) {
 		switch st := h.state(); {
 		case st == Healthy || st == Soaked || st == Converged:
+			if h.done == nil || h.done.Intent != h.run.Intent {
+				w.recover(h, id, now)
+			}
 			return true
 		case recalled || st == Reverted || w.quarantines[quarantineKey{h.run.Channel, closure}] != nil:
 		default:
-			w.endLease(h, DispatchConfirmed, now)
-			w.release(h, now)
+			w.recover(h, id, now)
 			w.becomeHealthy(h, now)
 			return true
 		}
@@ -66,6 +68,24 @@ func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
 		}
 	}
 	return false
+}
+
+// recover keeps what a confirm without a dispatch that could take it says: the dispatch ended before the host
+// got through, or was lost with the database. Its answer may be lost, too, and the host then says it again when
+// a newer release is in force.
+func (w *World) recover(h *host, id string, now time.Time) {
+	if l := h.lease; l != nil && l.Intent == h.run.Intent && l.Closure == h.closure {
+		w.endLease(h, DispatchConfirmed, now)
+		return
+	}
+	w.endLease(h, DispatchCancelled, now)
+	w.release(h, now)
+	h.done = &lease{Dispatch: Dispatch{
+		Host: h.name, RolloutID: id, Intent: h.run.Intent, Channel: h.run.Channel, Wave: h.wave, Closure: h.closure,
+		ChannelRef: h.run.ChannelRef, State: DispatchConfirmed, DispatchedAt: now, StartBy: now, ConfirmDeadline: now, SlotUntil: now,
+		ConfirmedAt: &now, EndedAt: &now, KnowsLease: h.knowsLease,
+	}}
+	w.saveLease(h.done)
 }
 
 // becomeHealthy starts the soak clock of a host that confirmed.

@@ -184,6 +184,71 @@ func TestRepeatedConfirmAfterNewerRelease(t *testing.T) {
 	}
 }
 
+// A confirm that came too late for its dispatch, or after the database was lost, is remembered like any other: its
+// answer may be lost, and 410 to what is said again would roll a healthy host back.
+func TestLateConfirmIsRemembered(t *testing.T) {
+	for name, before := range map[string]func(*bench){
+		"its dispatch had ended": func(b *bench) { b.pass(time.Hour) },
+		"the database was lost":  (*bench).wipe,
+		"it was found on its target": func(b *bench) {
+			b.wipe()
+			b.checkin("a")
+			b.state("a", Healthy)
+		},
+	} {
+		b := start(t, pair())
+		b.offered("a")
+		b.box("a").running = "new-a"
+		id := b.id("a")
+		before(b)
+		if !b.confirm("a") {
+			t.Fatalf("%s: the late confirm is refused", name)
+		}
+		b.state("a", Healthy)
+		confirmed := 0
+		for _, d := range b.disk.dispatches {
+			if d.Host == "a" && d.State == DispatchConfirmed && d.ConfirmedAt != nil && d.RolloutID == id {
+				confirmed++
+			}
+		}
+		if confirmed != 1 {
+			t.Errorf("%s: %d rows say that it confirmed: %v", name, confirmed, b.disk.dispatches)
+		}
+		if b.confirm("a"); len(b.last.Dispatches) > 0 {
+			t.Errorf("%s: said again it makes another row", name)
+		}
+		next := single("s", one(time.Minute, "a", "newer-a"), one(time.Minute, "b", "newer-b"))
+		next.signed = b.now
+		b.accept(next)
+		if ok, _ := b.w.Confirm("a", id, "new-a", b.now); !ok {
+			t.Errorf("%s: refused after a newer release", name)
+		}
+		b.restart()
+		if ok, _ := b.w.Confirm("a", id, "new-a", b.now); !ok {
+			t.Errorf("%s: refused after a newer release and a restart", name)
+		}
+	}
+}
+
+// The dispatch of a release before is not what a host confirms that runs what the current one declares.
+func TestConfirmOfCurrentLeavesOldDispatchUnconfirmed(t *testing.T) {
+	b := start(t, pair())
+	b.box("a").v1 = true
+	b.offered("a")
+	next := single("s", one(time.Minute, "a", "newer-a"))
+	next.signed = b.now
+	b.accept(next)
+	b.box("a").running = "newer-a" // by hand, say
+	if !b.confirm("a") {
+		t.Fatal("refused")
+	}
+	for _, d := range b.disk.dispatches {
+		if want := map[string]string{"new-a": DispatchCancelled, "newer-a": DispatchConfirmed}[d.Closure]; d.State != want {
+			t.Errorf("the dispatch of %s is %s, want %s", d.Closure, d.State, want)
+		}
+	}
+}
+
 // A confirm that names an older id of the same intent counts (additions.md §2).
 func TestConfirmAcrossResigning_T12(t *testing.T) {
 	b := start(t, pair())
