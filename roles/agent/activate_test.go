@@ -35,6 +35,36 @@ func TestGoodReleaseIsProvenAndConfirmed(t *testing.T) {
 	})
 }
 
+// A clock that is behind would make the attested soak look longer than it was:
+// the control plane's own time of the confirm counts where it is later.
+func TestAttestedTimeOfASlowClock(t *testing.T) {
+	for _, behind := range []time.Duration{0, 50 * time.Second, -50 * time.Second} {
+		bubble(t, func(t *testing.T) {
+			p := newPlane(t)
+			m := newMachine(t, p, good)
+			m.adjust = func(c *Config) { c.Clock = func() time.Time { return time.Now().Add(-behind) } }
+			stop := m.start(m.sim)
+			const look = 100 * time.Millisecond
+			for range 2000 {
+				if p.confirmed() > 0 {
+					break
+				}
+				time.Sleep(look)
+			}
+			confirmed := time.Now()
+			time.Sleep(2 * time.Minute)
+			stop()
+			at := p.seen().LastConfirmedAt
+			if at == nil || p.seen().AttestationSignature == nil {
+				t.Fatalf("a clock behind by %s attests nothing: %+v", behind, p.seen())
+			}
+			if early := confirmed.Sub(at.Time); early > look {
+				t.Errorf("with a clock behind by %s the attested time is %s before the confirm", behind, early)
+			}
+		})
+	}
+}
+
 // Whatever is wrong with the new generation, the host ends where it was, and
 // does not try the same again.
 func TestBadReleasesAreUndone(t *testing.T) {

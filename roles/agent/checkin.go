@@ -68,9 +68,10 @@ func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 		req.HealthCheckMode, req.HealthProbes = &mode, a.prober.snapshot()
 	}
 	if c := a.confirmed.get(); c != nil && c.Closure == req.CurrentGeneration.ClosureHash && !c.At.After(a.now()) {
-		req.LastConfirmedAt = &c.At
+		at := c.attested()
+		req.LastConfirmedAt = &at
 		if a.identity.host != nil {
-			sig, err := protocol.SignAttestation(a.identity.host, a.cfg.MachineID, c.At, c.RolloutID)
+			sig, err := protocol.SignAttestation(a.identity.host, a.cfg.MachineID, at, c.RolloutID)
 			if err != nil {
 				return nil, err
 			}

@@ -106,12 +106,12 @@ func (a *agent) confirm(ctx context.Context, j *journal) error {
 	}
 	a.waiting("the control plane to accept the confirm of %s", j.Closure)
 	for wait := floorPause; ; wait = min(2*wait, maxContact) {
-		err := a.client.Confirm(ctx, &protocol.ConfirmRequest{
+		taken, err := a.client.Confirm(ctx, &protocol.ConfirmRequest{
 			Hostname: a.cfg.MachineID, Rollout: j.ChannelRef, Wave: j.Wave,
 			Generation: protocol.Generation{ClosureHash: j.Closure, ChannelRef: &j.ChannelRef, BootID: boot},
 		})
 		if err == nil {
-			return a.finish(ctx, j)
+			return a.finish(ctx, j, taken)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -155,9 +155,13 @@ func (a *agent) unconfirmed(j *journal, why string) error {
 }
 
 // finish remembers the confirmed generation, for attestations, for a rollback
-// that the control plane may ask for, and against garbage collection.
-func (a *agent) finish(ctx context.Context, j *journal) error {
+// that the control plane may ask for, and against garbage collection. taken is
+// when the control plane took the confirm, by its clock.
+func (a *agent) finish(ctx context.Context, j *journal, taken time.Time) error {
 	c := &confirmed{Closure: j.Closure, RolloutID: j.RolloutID, Intent: j.Intent, At: pki.At(a.now().Truncate(time.Millisecond))}
+	if taken.After(c.At.Time) {
+		c.Taken = pki.At(taken.Add(time.Second))
+	}
 	if err := a.dir.write(confirmedFile, c); err != nil {
 		return err
 	}

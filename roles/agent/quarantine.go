@@ -48,6 +48,19 @@ type confirmed struct {
 	RolloutID string        `json:"rolloutId" shape:"R"`
 	Intent    string        `json:"intent" shape:"D"`
 	At        pki.Timestamp `json:"at" shape:"R"`
+	// Taken is when the control plane took it, where this host's clock was behind;
+	// the second is whole. Only attestations use it: nobody can shorten by it what
+	// is limited from here on.
+	Taken pki.Timestamp `json:"taken,omitzero" shape:"D"`
+}
+
+// attested is the time to attest: a clock that is behind would have made the soak
+// look longer than it was.
+func (c *confirmed) attested() pki.Timestamp {
+	if c.Taken.After(c.At.Time) {
+		return c.Taken
+	}
+	return c.At
 }
 
 // optional reads a document that may be missing; one that cannot be believed is

@@ -11,9 +11,10 @@ import (
 
 // confirm tells that a host runs its target.
 func (p *plane) confirm(c *protocol.Client, host string, target *protocol.Target) error {
-	return c.Confirm(context.Background(), &protocol.ConfirmRequest{
+	_, err := c.Confirm(context.Background(), &protocol.ConfirmRequest{
 		Hostname: host, Rollout: target.ChannelRef, Generation: protocol.Generation{ClosureHash: target.ClosureHash, BootID: "b0"},
 	})
+	return err
 }
 
 func TestAReleaseReachesItsHostsWaveByWave(t *testing.T) {

@@ -52,9 +52,15 @@ func (c *Client) Checkin(ctx context.Context, r *CheckinRequest, wait time.Durat
 }
 
 // Confirm says that the new generation proved itself. A 410 is an *Error: the
-// host must return.
-func (c *Client) Confirm(ctx context.Context, r *ConfirmRequest) error {
-	return c.tell(ctx, ConfirmPath, r)
+// host must return. Taken is when, by the control plane's clock in whole seconds; zero when it does
+// not say.
+func (c *Client) Confirm(ctx context.Context, r *ConfirmRequest) (taken time.Time, err error) {
+	header, _, err := c.do(ctx, request{method: http.MethodPost, path: ConfirmPath, body: r})
+	if err != nil {
+		return time.Time{}, err
+	}
+	taken, _ = http.ParseTime(header.Get("Date"))
+	return taken, nil
 }
 
 // Report sends one event.

@@ -149,7 +149,7 @@ func TestRequests(t *testing.T) {
 			return c.BootstrapReport(ctx, &BootstrapReport{OccurredAt: at, Event: BootstrapEvent{EventTrustError, []byte(`{}`)}})
 		}},
 		{"POST /v1/agent/checkin", `"healthProbes":[]`, func() error { _, err := c.Checkin(ctx, &CheckinRequest{}, 0); return err }},
-		{"POST /v1/agent/confirm", `"wave":0`, func() error { return c.Confirm(ctx, &ConfirmRequest{}) }},
+		{"POST /v1/agent/confirm", `"wave":0`, func() error { _, err := c.Confirm(ctx, &ConfirmRequest{}); return err }},
 		{"POST /v1/agent/report", `"rollout":null`, func() error {
 			_, err := c.Report(ctx, &ReportRequest{OccurredAt: at, Details: []byte(`{}`)})
 			return err
