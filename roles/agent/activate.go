@@ -223,14 +223,23 @@ func (a *agent) undo(ctx context.Context, reason string, blame bool) error {
 	return nil
 }
 
+// mayBegin says why an activation must not begin now, empty when it may.
+func (a *agent) mayBegin(j *journal) (w *wanted, why string) {
+	switch w = a.told.get(); {
+	case w == nil || w.closure != j.Closure:
+		return w, "superseded: another closure is wanted by now"
+	case time.Now().After(w.startBy) && !broken("the lease ends"):
+		return w, "lease-expired: fetching and checking took longer than the lease; waiting to be offered again"
+	}
+	return w, ""
+}
+
 // arm records the units, arms the deadline outside of this process, and begins
 // the switch.
 func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
-	w := a.told.get()
-	if w == nil || w.closure != j.Closure {
-		return nil, a.leave(ctx, j, "superseded: another closure is wanted by now")
-	} else if time.Now().After(w.startBy) {
-		return nil, a.leave(ctx, j, "lease-expired: the download outlived the lease; waiting to be offered again")
+	w, why := a.mayBegin(j)
+	if why != "" {
+		return nil, a.leave(ctx, j, why)
 	}
 	if component, err := a.mustWaitForBoot(ctx, j); err != nil {
 		return nil, err
@@ -240,6 +249,9 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 	if err := a.checkTarget(ctx, j.Closure); err != nil {
 		a.giveUp(w, err)
 		return nil, nil
+	}
+	if _, why := a.mayBegin(j); why != "" { // the checks take their time, too
+		return nil, a.leave(ctx, j, why)
 	}
 	j, err := a.dir.advance(time.Now(), []step{stepFetching}, stepArming, nil)
 	if err != nil {
