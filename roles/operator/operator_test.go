@@ -304,6 +304,7 @@ func FuzzConfigFile(f *testing.F) {
 // becomes a document that can be stamped, or is refused.
 func FuzzDeclaration(f *testing.F) {
 	f.Add([]byte(`{"hosts":{"a":{"closureHash":null,"pin":{"commit":"x","expiresAt":"2020-01-01T00:00:00Z"}}},"meta":{}}`))
+	f.Add([]byte(exampleArtifacts["fleet.resolved.json"]))
 	f.Add([]byte(`{"hosts":[],"meta":null}`))
 	f.Add([]byte(`{"hosts":{"a":null,"b":{"pin":7}}}`))
 	f.Add([]byte(`null`))
@@ -324,10 +325,16 @@ func FuzzDeclaration(f *testing.F) {
 		d.nonces = nil
 		stamped, err := r.stamp(d, pki.At(r.now), nil)
 		if err != nil {
-			t.Fatal(err)
+			return
 		}
 		if again, err := pki.Canonicalize(stamped.fleet); err != nil || !bytes.Equal(again, stamped.fleet) {
 			t.Fatalf("not canonical: %s (%v)", stamped.fleet, err)
+		}
+		if d.doc, err = object(stamped.fleet); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := r.stamp(d, pki.At(r.now), nil); err != nil || !bytes.Equal(again.fleet, stamped.fleet) {
+			t.Fatalf("%s is stamped again as %s (%v)", stamped.fleet, again.fleet, err)
 		}
 	})
 }

@@ -299,14 +299,10 @@ func (r *releaser) stamp(d *draft, signedAt pki.Timestamp, ciCommit *string) (*s
 		}
 		return m
 	}
-	rewriteTimes(d)
 	out := &stampedFiles{}
 	members := map[string]any{"revocations": nil, "bootstrapNonces": nil}
 	if d.revocations != nil {
-		body, err := pki.Marshal(map[string]any{"schemaVersion": 1, "revocations": *d.revocations, "meta": meta(nil)})
-		if err == nil {
-			_, err = fleet.ParseRevocations(body)
-		}
+		body, err := written(map[string]any{"schemaVersion": 1, "revocations": *d.revocations, "meta": meta(nil)}, fleet.ParseRevocations)
 		if err != nil {
 			return nil, fmt.Errorf("list of revocations: %w", err)
 		}
@@ -323,10 +319,7 @@ func (r *releaser) stamp(d *draft, signedAt pki.Timestamp, ciCommit *string) (*s
 		if kept == nil {
 			kept = []any{}
 		}
-		body, err := pki.Marshal(map[string]any{"schemaVersion": 1, "bootstrapNonces": kept, "meta": meta(nil)})
-		if err == nil {
-			_, err = fleet.ParseNonces(body)
-		}
+		body, err := written(map[string]any{"schemaVersion": 1, "bootstrapNonces": kept, "meta": meta(nil)}, fleet.ParseNonces)
 		if err != nil {
 			return nil, fmt.Errorf("list of bootstrap nonces: %w", err)
 		}
@@ -335,36 +328,10 @@ func (r *releaser) stamp(d *draft, signedAt pki.Timestamp, ciCommit *string) (*s
 	doc := maps.Clone(d.doc)
 	doc["meta"], doc["members"] = meta(d.doc["meta"]), members
 	var err error
-	if out.fleet, err = pki.Marshal(doc); err != nil {
-		return nil, fmt.Errorf("encode the fleet: %w", err)
+	if out.fleet, err = written(doc, fleet.ParseFleet); err != nil {
+		return nil, fmt.Errorf("the stamped fleet: %w", err)
 	}
 	return out, nil
-}
-
-// rewriteTimes puts every declared time into the one written form. Implementations
-// that encode the typed values anew before they hash them would else see other
-// bytes (artifacts.md §1). What is no time is left for the parsers to name.
-func rewriteTimes(d *draft) {
-	rewrite := func(entry any, names ...string) {
-		e, _ := entry.(map[string]any)
-		for _, name := range names {
-			text, _ := e[name].(string)
-			if at, err := pki.ParseTimestamp(text); err == nil {
-				e[name] = at.String()
-			}
-		}
-	}
-	for _, name := range d.hostNames() {
-		rewrite(d.host(name)["pin"], "expiresAt")
-	}
-	for _, list := range []*[]any{d.revocations, d.nonces} {
-		if list == nil {
-			continue
-		}
-		for _, entry := range *list {
-			rewrite(entry, "notBefore", "expiresAt", "mintedAt")
-		}
-	}
 }
 
 // findObsolete lists heads of channels that are no longer released.
