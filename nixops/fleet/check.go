@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"sort"
@@ -190,9 +191,14 @@ func (c *checker) policies() {
 	}
 }
 
-// lowered wants a selector in the five rules that a signed document carries.
+// lowered wants a selector in the five rules that a signed document carries. An
+// evaluator that fills in what was not given says null for `not` and may say an
+// empty list for `and`.
 func (c *checker) lowered(subject string, s Selector) {
-	if given := func(v jsontext.Value) bool { return v != nil && v.Kind() != 'n' }; given(s.And) || given(s.Not) {
+	given := func(v jsontext.Value) bool {
+		return v != nil && v.Kind() != 'n' && !(v.Kind() == '[' && bytes.Equal(bytes.Join(bytes.Fields(v), nil), []byte("[]")))
+	}
+	if given(s.And) || given(s.Not) {
 		c.wrong(subject, "lower the selector to a list of hosts", "uses `and` or `not`, which a signed document cannot carry: it would mean other hosts, or none")
 	}
 }

@@ -156,7 +156,7 @@ func TestCheck(t *testing.T) {
 		{"budget of 101 %", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlightPct = number(101) }, "101", true},
 		{"budget that protects nobody C14", func(f *Fleet) { f.DisruptionBudgets[0].Selector = Selector{} }, "protects no host", false},
 		{"budget with not C14", func(f *Fleet) { f.DisruptionBudgets[0].Selector.Not = []byte(`{"all":true}`) }, "lower the selector", true},
-		{"policy wave with and C14", func(f *Fleet) { f.RolloutPolicies["staged"].Waves[1].Selector.And = []byte(`[]`) }, "wave 1 of policy staged", true},
+		{"policy wave with and C14", func(f *Fleet) { f.RolloutPolicies["staged"].Waves[1].Selector.And = []byte(`[{"all":true}]`) }, "wave 1 of policy staged", true},
 	} {
 		f, _ := vectorFleet(t)
 		c.change(f)
@@ -170,15 +170,19 @@ func TestCheck(t *testing.T) {
 }
 
 // TestSelectorLanguageIsDropped_C14: `and` and `not` of a hand-made document are
-// seen by Check and reach no manifest; null is as good as absent.
+// seen by Check and reach no manifest; null and an empty `and` are as good as absent.
 func TestSelectorLanguageIsDropped_C14(t *testing.T) {
-	doc := strings.Replace(string(vector(t, "fleet.json")), `"maxInFlightPct":null,"selector":{"all":false`, `"maxInFlightPct":null,"selector":{"not":{"tags":["db"]},"and":null,"all":false`, 1)
+	doc := strings.Replace(string(vector(t, "fleet.json")), `"maxInFlightPct":null,"selector":{"all":false`, `"maxInFlightPct":null,"selector":{"not":{"tags":["db"]},"and":[ ],"all":false`, 1)
 	f, err := ParseFleet([]byte(doc))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if problems := Check(f); len(problems) != 1 || !problems[0].Fatal {
 		t.Errorf("problems %v", problems)
+	}
+	f.DisruptionBudgets[0].Selector.Not = []byte("null")
+	if problems := Check(f); len(problems) != 0 {
+		t.Errorf("what was not given: problems %v", problems)
 	}
 	id, _, err := RolloutID(mustProject(t, f, "stable"))
 	if err != nil || id != stableVectorID {

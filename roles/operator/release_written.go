@@ -56,7 +56,8 @@ func withUnknown(known, declared any) any {
 			}
 		}
 		for _, name := range optionalMembers {
-			if value, ok := k[name]; ok && value == nil {
+			value, ok := k[name]
+			if list, isList := value.([]any); ok && (value == nil || name == "and" && isList && len(list) == 0) {
 				delete(k, name)
 			}
 		}

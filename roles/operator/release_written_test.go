@@ -49,7 +49,7 @@ func TestWrittenFillsIn(t *testing.T) {
 	for name, with := range map[string][]string{
 		"absent": {"EXTRA", "", "WAVE", "", "SELECTOR", "", "GATE", "", "ALGORITHM", ""},
 		"null": {"EXTRA", `,"pin":null,"closureHash":null,"healthChecks":null,"rebootPolicy":null`, "WAVE", `,"soakSeconds":null`,
-			"SELECTOR", `"channel":null,"and":null,"not":null`, "GATE", `,"healthGate":{"systemdFailedUnits":null}`, "ALGORITHM", `,"signatureAlgorithm":null`},
+			"SELECTOR", `"channel":null,"and":[],"not":null`, "GATE", `,"healthGate":{"systemdFailedUnits":null}`, "ALGORITHM", `,"signatureAlgorithm":null`},
 	} {
 		doc, err := object([]byte(strings.NewReplacer(with...).Replace(sparse)))
 		if err != nil {
