@@ -32,16 +32,20 @@ func (s *Store) Revoke(ctx context.Context, r Revocation) error {
 	return nil
 }
 
-// RevokedSince gives the latest local not_before of a name. A row inserted by
+// RevokedSince gives the latest local not_before of any of names. A row inserted by
 // anybody, the sqlite3 shell included, counts from the next call on. A time that
 // cannot be read denies. Nothing is written and, while nobody writes, nothing
 // is read from the file but its change counter.
-func (s *Store) RevokedSince(ctx context.Context, name string) (notBefore time.Time, ok bool, err error) {
+func (s *Store) RevokedSince(ctx context.Context, names ...string) (notBefore time.Time, ok bool, err error) {
 	byName, err := s.watch.revocations(ctx)
 	if err != nil {
-		return time.Time{}, false, fmt.Errorf("look up revocation of %s: %w", name, err)
+		return time.Time{}, false, fmt.Errorf("look up revocation of %s: %w", names, err)
 	}
-	notBefore, ok = byName[name]
+	for _, name := range names {
+		if at, found := byName[name]; found && !at.Before(notBefore) {
+			notBefore, ok = at, true
+		}
+	}
 	return notBefore, ok, nil
 }
 

@@ -106,17 +106,12 @@ func (s *server) authorize(ctx context.Context) (pki.Identity, error) {
 		return id, errExpired
 	}
 	snap := s.snapshot.Load()
-	if revoked, ok := snap.revoked[id.Name]; ok && id.NotBefore.Before(revoked) {
-		return id, errRevoked
+	revoked, err := s.revokedSince(ctx, snap, id.Name)
+	if err != nil {
+		return id, &statusError{http.StatusInternalServerError, err}
 	}
-	if s.store != nil {
-		revoked, ok, err := s.store.RevokedSince(ctx, id.Name)
-		if err != nil {
-			return id, &statusError{http.StatusInternalServerError, err}
-		}
-		if ok && id.NotBefore.Before(revoked) {
-			return id, errRevoked
-		}
+	if id.NotBefore.Before(revoked) {
+		return id, errRevoked
 	}
 	if id.Role == pki.RoleAgent {
 		key, _ := id.Key.(ed25519.PublicKey)
@@ -125,6 +120,32 @@ func (s *server) authorize(ctx context.Context) (pki.Identity, error) {
 		}
 	}
 	return id, nil
+}
+
+// revokedSince is the latest not_before of a host or operator, of the signed list
+// and the local rows; zero is none. A host may stand there under the name in its
+// certificate too, which is what people read in a log.
+func (s *server) revokedSince(ctx context.Context, snap *snapshot, name string) (time.Time, error) {
+	since := s.revokedIn(snap.revoked, name)
+	if s.store == nil {
+		return since, nil
+	}
+	row, ok, err := s.store.RevokedSince(ctx, name, pki.AgentName(name, s.cfg.AgentSuffix))
+	if ok && row.After(since) {
+		since = row
+	}
+	return since, err
+}
+
+func (s *server) revokedIn(list map[string]time.Time, name string) time.Time {
+	if len(list) == 0 {
+		return time.Time{}
+	}
+	since := list[name]
+	if at := list[pki.AgentName(name, s.cfg.AgentSuffix)]; at.After(since) {
+		since = at
+	}
+	return since
 }
 
 // statusError is a failure with the status it is answered with.

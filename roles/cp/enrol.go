@@ -213,15 +213,9 @@ const tokenBackdate = 61 * time.Second
 // host was revoked would be born revoked, so that second is waited for.
 func (s *server) notRevokedSince(r *http.Request, snap *snapshot, token *pki.Token) error {
 	host := token.Claims.Hostname
-	revoked, ok, err := s.store.RevokedSince(r.Context(), host)
-	if err != nil {
+	revoked, err := s.revokedSince(r.Context(), snap, host)
+	if err != nil || revoked.IsZero() {
 		return err
-	}
-	if signed, listed := snap.revoked[host]; listed && signed.After(revoked) {
-		revoked, ok = signed, true
-	}
-	if !ok {
-		return nil
 	}
 	if token.Claims.IssuedAt.Add(tokenBackdate).Before(revoked) {
 		return refusedEnrolment(http.StatusUnauthorized, "the token was issued before host %q was revoked; mint a new one", host)

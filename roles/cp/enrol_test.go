@@ -456,6 +456,27 @@ func TestRevocationByHandReachesAnOpenConnection(t *testing.T) {
 	}
 }
 
+// TestAHostRevokedByItsCertificatesName: whoever copies the name from a log
+// must not believe in vain that the host is out.
+func TestAHostRevokedByItsCertificatesName(t *testing.T) {
+	e := newEstate(t, "a", "b", "c")
+	e.revocations.Revocations = []fleet.Revocation{{Hostname: pki.AgentName("a", testSuffix), NotBefore: pki.At(time.Now())}}
+	e.publish()
+	p := e.serve()
+	if err := p.operator().Revoke(context.Background(), pki.AgentName("b", testSuffix), nil, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]int{"a": 401, "b": 401, "c": 200} {
+		if got := p.send(p.web(e.agentCert(host, time.Now().Add(-time.Hour))), call{method: "GET", path: "/v1/whoami"}); got.status != want {
+			t.Errorf("%s: %d, want %d", host, got.status, want)
+		}
+	}
+	old := e.enrolment("b", func(c *pki.Claims) { c.IssuedAt = pki.At(time.Now().Add(-time.Hour)) })
+	if _, err := p.client(nil).Enroll(context.Background(), old); status(t, err) != 401 {
+		t.Errorf("a token of before: %v, want 401", err)
+	}
+}
+
 func TestASignedRevocationAndItsEndT9(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()

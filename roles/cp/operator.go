@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
@@ -92,7 +93,9 @@ func (s *server) revoke(w http.ResponseWriter, r *http.Request) {
 	s.act(w, r, "revoke", req.Hostname, req.Reason, func(by string) error {
 		err := s.store.Revoke(r.Context(), store.Revocation{Hostname: req.Hostname, NotBefore: notBefore, Reason: req.Reason, RevokedBy: by})
 		if err == nil {
-			s.waiters.wake(req.Hostname)
+			s.waiters.wakeIf(func(host string) bool {
+				return host == req.Hostname || pki.AgentName(host, s.cfg.AgentSuffix) == req.Hostname
+			})
 		}
 		return err
 	})

@@ -179,7 +179,7 @@ func (s *server) install(next *snapshot) {
 		Int("channels", len(next.rel.Channels)).Str("revision", next.revision).Msg("snapshot refreshed")
 	if before != nil {
 		s.waiters.wakeIf(func(host string) bool {
-			return !next.revoked[host].Equal(before.revoked[host]) || !pki.SameKey(next.key(host), before.key(host))
+			return !s.revokedIn(next.revoked, host).Equal(s.revokedIn(before.revoked, host)) || !pki.SameKey(next.key(host), before.key(host))
 		})
 	}
 }

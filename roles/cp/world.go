@@ -153,7 +153,7 @@ func (s *server) wakeRevoked(ctx context.Context) {
 	if s.revoked = now; maps.EqualFunc(now, before, time.Time.Equal) {
 		return
 	}
-	s.waiters.wakeIf(func(host string) bool { return !now[host].Equal(before[host]) })
+	s.waiters.wakeIf(func(host string) bool { return !s.revokedIn(now, host).Equal(s.revokedIn(before, host)) })
 }
 
 // maxTickWait bounds the sleep between two ticks: the clock may be set.
