@@ -219,7 +219,7 @@ func ask[T any](ctx context.Context, c *Client, r request) (*T, error) {
 
 func answerOf[T any](r request, answer []byte) (*T, error) {
 	out := new(T)
-	if err := decodeObject(answer, out); err != nil {
+	if err := decodeKnown(answer, out); err != nil {
 		return nil, fmt.Errorf("%s: answer: %w", r, err)
 	}
 	return out, nil

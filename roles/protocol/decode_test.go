@@ -100,6 +100,25 @@ func TestDecodeStrictInLists(t *testing.T) {
 	}
 }
 
+// TestAnswersOfOthers: what a control plane adds that we do not know is ignored,
+// and a v1 one hands on the numbers of its hosts.
+func TestAnswersOfOthers(t *testing.T) {
+	for _, c := range []struct {
+		answer string
+		good   bool
+	}{
+		{`{"reports":[],"new":18446744073709551615}`, true},
+		{`{"new":{"a":1,"a":2},"reports":[],"new":1}`, true},
+		{`{"reports":[{"hostname":"a","eventId":"e","receivedAt":"2026-03-01T12:00:00+00:00","eventKind":"other","event":"other","details":{"kind":"k","detail":1772368000123456789}}]}`, true},
+		{`{"reports":[],"reports":[]}`, false},
+		{`{"new":1,"new":2}`, false},
+	} {
+		if _, err := answerOf[HostReportsResponse](request{}, []byte(c.answer)); (err == nil) != c.good {
+			t.Errorf("%s: %v", c.answer, err)
+		}
+	}
+}
+
 func FuzzDecodeStrict(f *testing.F) {
 	for _, name := range []string{"checkin", "confirm", "report", "hosts", "checkin-answer"} {
 		f.Add(example(f, name))
