@@ -212,7 +212,7 @@ func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Obse
 		}
 	}
 	if req.Held != nil {
-		o.Held = *req.Held
+		o.Held = brief(*req.Held)
 	}
 	if p := req.Phase; p != nil {
 		o.Phase = &rollout.Phase{Name: p.Name, Intent: p.Intent, Closure: p.ClosureHash, Attempt: int(p.Attempt)}
@@ -222,6 +222,16 @@ func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Obse
 	}
 	s.attest(host, req, &o)
 	return o
+}
+
+// maxWords bounds a sentence of a host that ends in rows and views, in bytes.
+const maxWords = 500
+
+func brief(s string) string {
+	if len(s) > maxWords {
+		s = strings.ToValidUTF8(s[:maxWords], "") + " …"
+	}
+	return s
 }
 
 // attest believes lastConfirmedAt when the host signed it for an id of the

@@ -384,7 +384,7 @@ func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
 		tooMany(w)
 		return
 	}
-	if _, err := s.storeReport(r, host, nil, req.Event.Event, string(req.Event.Details), "", false); err != nil {
+	if _, err := s.storeReport(r, host, nil, req.Event.Event, req.Event.Details, "", false); err != nil {
 		s.answerFailure(w, r, err)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -297,6 +298,36 @@ func TestReportsThatAreNoneOfTheContract(t *testing.T) {
 		} else if want == 200 && !strings.HasPrefix(got.body, `{"eventId":"evt-`) {
 			t.Errorf("answered %s", got.body)
 		}
+	}
+}
+
+// TestAHostCannotFillTheViews: what it reports is bounded where it is kept.
+func TestAHostCannotFillTheViews(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	a := p.agent("a")
+	long := strings.Repeat("x", 100_000)
+	state := e.state("a", closureOf("a", 0))
+	state.Held = &long
+	p.checkin(a, state, 0)
+	for i := range 205 {
+		failure := protocol.ComplianceFailure{ControlID: fmt.Sprint(i, long), Status: "error", FrameworkArticles: []string{}, EvidenceCollectedAt: pki.At(time.Now())}
+		if err := p.report(a, "a", nil, protocol.EventComplianceFailure, failure); err != nil {
+			t.Fatal(err)
+		}
+	}
+	operator := p.web(e.operatorCert("operator-jo"))
+	hosts := p.send(operator, call{method: "GET", path: "/v1/hosts"})
+	if len(hosts.body) > 5000 || !strings.Contains(hosts.body, `"outstandingComplianceFailures":200,`) {
+		t.Errorf("hosts: %d bytes: %.2000s", len(hosts.body), hosts.body)
+	}
+	reports := p.send(operator, call{method: "GET", path: "/v1/host-reports?limit=200"})
+	if len(reports.body) > 100_000 || strings.Count(reports.body, `"_truncated_":true`) != 32 {
+		t.Errorf("reports: %d bytes", len(reports.body))
+	}
+	events := p.send(operator, call{method: "GET", path: "/v1/events?follow=false"})
+	if len(events.body) > 200_000 {
+		t.Errorf("events: %d bytes", len(events.body))
 	}
 }
 

@@ -4,10 +4,13 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
@@ -50,7 +53,7 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 		hostKey = h.Pubkey
 	}
 	verdict, signed := protocol.VerifyEvidence(hostKey, &req)
-	id, err := s.storeReport(r, host, req.Rollout, req.Event, string(req.Details), verdict, signed)
+	id, err := s.storeReport(r, host, req.Rollout, req.Event, req.Details, verdict, signed)
 	if err != nil {
 		s.answerFailure(w, r, err)
 		return
@@ -67,18 +70,38 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})
 }
 
-func (s *server) storeReport(r *http.Request, host string, rolloutID *string, event, details string, verdict protocol.Verdict, signed bool) (string, error) {
+// maxDetails bounds the details that are kept of a report, in bytes: 200 of them
+// are one answer.
+const maxDetails = 64 << 10
+
+// kept is what is stored of details: all of them, or of larger ones their size
+// and beginning, as the contract shortens a snippet of evidence.
+func kept(details jsontext.Value) (string, error) {
+	if len(details) <= maxDetails {
+		return string(details), nil
+	}
+	doc, err := pki.Marshal(map[string]any{
+		"_truncated_": true, "_original_size_bytes_": len(details), "_preview_": strings.ToValidUTF8(string(details[:900]), ""),
+	})
+	return string(doc), err
+}
+
+func (s *server) storeReport(r *http.Request, host string, rolloutID *string, event string, details jsontext.Value, verdict protocol.Verdict, signed bool) (string, error) {
 	id := newEventID(time.Now())
 	if s.store == nil {
 		return id, nil
 	}
 	var stored *string
 	if signed {
-		text := string(verdict)
-		stored = &text
+		word := string(verdict)
+		stored = &word
+	}
+	text, err := kept(details)
+	if err != nil {
+		return id, err
 	}
 	return id, s.store.AddReport(r.Context(), store.Report{
-		EventID: id, Hostname: host, Event: event, ReceivedAt: time.Now(), Rollout: rolloutID, Verdict: stored, Details: details,
+		EventID: id, Hostname: host, Event: event, ReceivedAt: time.Now(), Rollout: rolloutID, Verdict: stored, Details: text,
 	})
 }
 

@@ -34,7 +34,11 @@ func newLastSeen() *lastSeen {
 }
 
 func (l *lastSeen) note(host string, req *protocol.CheckinRequest) {
-	s := sighting{at: time.Now(), uptime: req.UptimeSecs, held: req.Held}
+	s := sighting{at: time.Now(), uptime: req.UptimeSecs}
+	if req.Held != nil {
+		held := brief(*req.Held)
+		s.held = &held
+	}
 	if req.PendingGeneration != nil {
 		s.pending = req.PendingGeneration.ClosureHash
 	}

@@ -77,12 +77,20 @@ func words(r Report) string {
 			parts = append(parts, p)
 		}
 	}
-	s := strings.Join(parts, ": ")
+	return brief(strings.Join(parts, ": "))
+}
+
+// brief bounds what a host may put into rows and events, in bytes.
+func brief(s string) string {
 	if len(s) > 200 {
 		s = strings.ToValidUTF8(s[:200], "") + "..."
 	}
 	return s
 }
+
+// maxFailures bounds the outstanding failures of a host that are told apart: it
+// names them itself.
+const maxFailures = 200
 
 // park keeps a staged target until its host has rebooted: no deadline runs and no slot is held, since nothing
 // is disrupted and people set the pace [A17]. A host that reboots at once is disrupted, and keeps its slot.
@@ -165,7 +173,8 @@ func (w *World) rolledBack(h *host, l *lease, own bool, r Report, now time.Time)
 // noncompliant counts distinct outstanding failures, however often they are told [C15]. They are settled by a new
 // intent or by a retry.
 func (w *World) noncompliant(h *host, own bool, key string, now time.Time) {
-	if !own || (h.rec != nil && slices.Contains(h.rec.Failures, key)) {
+	key = brief(key)
+	if !own || (h.rec != nil && (len(h.rec.Failures) >= maxFailures || slices.Contains(h.rec.Failures, key))) {
 		return
 	}
 	w.edit(h, now, func(r *record) {
