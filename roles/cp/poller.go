@@ -47,6 +47,9 @@ func (s *server) prime(ctx context.Context) (revision string, ok bool) {
 
 // poll looks at the source once and returns the revision that was accepted last.
 func (s *server) poll(ctx context.Context, known string) (revision string, ok bool) {
+	if s.unkept != nil {
+		s.keep(s.unkept)
+	}
 	got, err := s.source.Fetch(ctx, known)
 	if err == nil && got.Unchanged {
 		s.metrics.polls.WithLabelValues("unchanged").Inc()

@@ -47,6 +47,7 @@ type server struct {
 
 	snapshot atomic.Pointer[snapshot]
 	floor    *fleet.Release // nothing older is accepted; the poller's own
+	unkept   *fleet.Release // accepted and not on disk yet; the poller's own
 	history  *history
 	world    world
 	waiters  *waiters

@@ -124,11 +124,21 @@ func (s *server) consider(got Snapshot, fleetName string) error {
 		}
 		return nil
 	}
-	if err := Keep(s.acceptedDir(), s.filesToKeep(rel)); err != nil {
-		s.log.Error().Err(err).Msg("accepted release not kept on disk")
-	}
+	s.keep(rel)
 	s.install(next)
 	return nil
+}
+
+// keep puts the accepted release on disk. It is in force also when that fails,
+// as on a full disk; then every look at the source tries again, for without it
+// a restart would go back to the one before.
+func (s *server) keep(rel *fleet.Release) {
+	if err := Keep(s.acceptedDir(), s.filesToKeep(rel)); err != nil {
+		s.unkept = rel
+		s.log.Error().Err(err).Msg("accepted release not kept on disk")
+		return
+	}
+	s.unkept = nil
 }
 
 func sameRelease(a, b *fleet.Release) bool {

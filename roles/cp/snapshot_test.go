@@ -329,3 +329,31 @@ func TestV1LocalPairStandsInUntilTheSourceAnswers(t *testing.T) {
 	up.set(e.sign())
 	p.eventually("the source's release is in force", func() bool { return p.inForce().Equal(e.signed) })
 }
+
+func TestAReleaseThatCouldNotBeKeptIsKeptLater(t *testing.T) {
+	e := newEstate(t, "a")
+	s := e.primed(t)
+	kept := func() *fleet.Release {
+		t.Helper()
+		o, err := s.loadOptions(anyAge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rel, err := fleet.LoadRelease(Kept(e.path("state/accepted"))[0], o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rel
+	}
+	good := s.cfg.StateDir
+	s.cfg.StateDir = e.path("server.pem/none") // as good as a full disk
+	e.advance(2)
+	revision, ok := s.poll(t.Context(), "")
+	if !ok || !s.snapshot.Load().rel.SignedAt.Equal(e.signed) || kept().SignedAt.Equal(e.signed) {
+		t.Fatalf("polled %v, in force %s, kept %s", ok, s.snapshot.Load().rel.SignedAt, kept().SignedAt)
+	}
+	s.cfg.StateDir = good
+	if _, ok := s.poll(t.Context(), revision); !ok || !kept().SignedAt.Equal(e.signed) {
+		t.Errorf("polled %v, kept %s, accepted %s", ok, kept().SignedAt, e.signed)
+	}
+}
