@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,7 +26,7 @@ func (s *server) manifest(sig bool) http.HandlerFunc {
 			writeNotFound(w, r, "no rollout id")
 			return
 		}
-		a, hosts, status := s.findManifest(r, id)
+		a, hosts, status := s.findManifest(id)
 		if status != 0 {
 			w.WriteHeader(status)
 			return
@@ -65,7 +66,7 @@ func mayRead(id pki.Identity, a fleet.Artifact, hosts map[string]int) bool {
 }
 
 // findManifest gives the hosts that it names when they are at hand.
-func (s *server) findManifest(r *http.Request, id string) (a fleet.Artifact, hosts map[string]int, status int) {
+func (s *server) findManifest(id string) (a fleet.Artifact, hosts map[string]int, status int) {
 	snap := s.snapshot.Load()
 	for _, c := range snap.rel.Channels {
 		if c.RolloutID == id && len(c.ManifestFile.Body) > 0 {
@@ -93,12 +94,13 @@ func (s *server) findManifest(r *http.Request, id string) (a fleet.Artifact, hos
 	if !s.cfg.Rollouts.given() {
 		return fleet.Artifact{}, nil, http.StatusNotFound
 	}
-	a, err := s.fetchManifest(r, id)
+	// The agents of a wave ask at once: those who wait for the same one share it.
+	got, err, _ := s.fetches.Do(id, func() (any, error) { return s.fetchManifest(id) })
 	if err != nil {
 		s.log.Error().Err(err).Str("rollout", id).Msg("manifest not fetched")
 		return fleet.Artifact{}, nil, http.StatusBadGateway
 	}
-	return a, nil, 0
+	return got.(fleet.Artifact), nil, 0
 }
 
 // flatDir is a directory that holds manifests without the rollouts/ before them.
@@ -107,13 +109,17 @@ type flatDir struct{ boundedDir }
 // Open opens the file that has the base of name.
 func (d flatDir) Open(name string) (fs.File, error) { return d.boundedDir.Open(path.Base(name)) }
 
-func (s *server) fetchManifest(r *http.Request, id string) (fleet.Artifact, error) {
+// fetchManifest asks the URL source, on behalf of all who wait for the manifest:
+// it does not end with the request of one.
+func (s *server) fetchManifest(id string) (fleet.Artifact, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*fetchTimeout)
+	defer cancel()
 	at := func(template string) string { return strings.ReplaceAll(template, "{rolloutId}", id) }
-	body, _, err := fetch(r.Context(), s.fetcher, at(s.cfg.Rollouts.artifact), s.cfg.Rollouts.tokenFile, "")
+	body, _, err := fetch(ctx, s.fetcher, at(s.cfg.Rollouts.artifact), s.cfg.Rollouts.tokenFile, "")
 	if err != nil {
 		return fleet.Artifact{}, err
 	}
-	sig, _, err := fetch(r.Context(), s.fetcher, at(s.cfg.Rollouts.signature), s.cfg.Rollouts.tokenFile, "")
+	sig, _, err := fetch(ctx, s.fetcher, at(s.cfg.Rollouts.signature), s.cfg.Rollouts.tokenFile, "")
 	if err != nil {
 		return fleet.Artifact{}, err
 	}

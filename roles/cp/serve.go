@@ -17,6 +17,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"nixfleet/nixops/fleet"
@@ -64,7 +65,8 @@ type server struct {
 	started  time.Time
 
 	fetcher, cache *http.Client
-	tokenLimit     *rate.Limiter // requests that come with a token only
+	fetches        singleflight.Group // of manifests, by id
+	tokenLimit     *rate.Limiter      // requests that come with a token only
 	webhookLimit   *rate.Limiter
 	reportLimits   sync.Map // host -> *rate.Limiter of its bootstrap reports
 	auditMu        sync.Mutex
