@@ -261,5 +261,5 @@ func takesValue(flags []cli.Flag, name string) bool {
 
 // progress says on stderr what takes its time.
 func progress(c *cli.Context, format string, args ...any) {
-	fmt.Fprintf(c.App.ErrWriter, format+"\n", args...)
+	fmt.Fprintf(newLineWriter(c, ""), format+"\n", args...)
 }

@@ -79,15 +79,14 @@ func releaseCommand() *cli.Command {
 
 // releaser is one run of release.
 type releaser struct {
-	c        *cli.Context
-	out      io.Writer
-	dir      string // the release directory, absolute
-	name     string // of the fleet's file
-	repo     *repository
-	signer   *signer
-	now      time.Time
-	jsonLogs bool
-	summary  releaseSummary
+	c       *cli.Context
+	out     io.Writer
+	dir     string // the release directory, absolute
+	name    string // of the fleet's file
+	repo    *repository
+	signer  *signer
+	now     time.Time
+	summary releaseSummary
 }
 
 // releaseSummary is what --json prints.
@@ -120,15 +119,7 @@ type hostChange struct {
 	To   *string `json:"to"`
 }
 
-func (r *releaser) say(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	if r.jsonLogs {
-		if line, err := pki.Marshal(map[string]string{"level": "info", "time": pki.At(time.Now().Truncate(time.Second)).String(), "message": text}); err == nil {
-			text = string(line)
-		}
-	}
-	fmt.Fprintln(r.out, text)
-}
+func (r *releaser) say(format string, args ...any) { fmt.Fprintf(r.out, format+"\n", args...) }
 
 func release(c *cli.Context) error {
 	ctx := c.Context
@@ -156,7 +147,7 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", c.String("release-dir"), err)
 	}
-	r := &releaser{c: c, out: &lineWriter{w: c.App.ErrWriter}, dir: dir, name: c.String("artifact-name"), now: time.Now(), jsonLogs: c.String("log-format") == "json"}
+	r := &releaser{c: c, out: newLineWriter(c, ""), dir: dir, name: c.String("artifact-name"), now: time.Now()}
 	switch {
 	case c.String("log-format") != "json" && c.String("log-format") != "pretty":
 		return nil, usage("", "--log-format must be pretty or json")

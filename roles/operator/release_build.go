@@ -410,7 +410,7 @@ func (r *releaser) check(d *draft) error {
 func (r *releaser) push(ctx context.Context, d *draft) error {
 	names := sortedKeys(d.closures)
 	if hook := r.c.String("push-cmd"); hook != "" {
-		out := &lineWriter{w: r.c.App.ErrWriter, prefix: "push: "}
+		out := newLineWriter(r.c, "push: ")
 		for i, name := range names {
 			r.say("pushing %s (%d of %d)", name, i+1, len(names))
 			path := d.closures[name]

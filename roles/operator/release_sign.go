@@ -33,7 +33,7 @@ type signer struct {
 const hookPatience = 10 * time.Minute
 
 func newSigner(c *cli.Context) (*signer, error) {
-	s := &signer{hook: c.String("sign-cmd"), algorithm: c.String("signature-algorithm"), hookOut: &lineWriter{w: c.App.ErrWriter, prefix: "sign: "}}
+	s := &signer{hook: c.String("sign-cmd"), algorithm: c.String("signature-algorithm"), hookOut: newLineWriter(c, "sign: ")}
 	path := c.String("sign-key")
 	switch {
 	case path != "" && s.hook != "":
@@ -213,12 +213,34 @@ func firstLine(s string) string {
 }
 
 // lineWriter passes whole lines on, each with a prefix, so that what parallel
-// builds say does not mix.
+// builds say does not mix; with --log-format json each as an object.
 type lineWriter struct {
 	w      io.Writer
 	prefix string
+	json   bool
 	mu     sync.Mutex
 	rest   []byte
+}
+
+func newLineWriter(c *cli.Context, prefix string) *lineWriter {
+	return &lineWriter{w: c.App.ErrWriter, prefix: prefix, json: c.String("log-format") == "json"}
+}
+
+// format is a whole line, with its end, as it is passed on.
+func (l *lineWriter) format(line []byte) []byte {
+	text := append([]byte(l.prefix), line...)
+	if !l.json {
+		return text
+	}
+	level, message := "info", strings.ToValidUTF8(strings.TrimSpace(string(text)), "?")
+	if rest, ok := strings.CutPrefix(message, "warning: "); ok {
+		level, message = "warn", rest
+	}
+	doc, err := pki.Marshal(map[string]string{"level": level, "time": pki.At(time.Now().Truncate(time.Second)).String(), "message": message})
+	if err != nil {
+		return text
+	}
+	return append(doc, '\n')
 }
 
 // end passes on a last line that has no end of its own.
@@ -240,7 +262,7 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 		if i < 0 {
 			return len(p), nil
 		}
-		if _, err := l.w.Write(append([]byte(l.prefix), l.rest[:i+1]...)); err != nil {
+		if _, err := l.w.Write(l.format(l.rest[:i+1])); err != nil {
 			return 0, err
 		}
 		l.rest = l.rest[i+1:]
