@@ -104,6 +104,8 @@ func explained(err error, doing string) error {
 		hint = "the certificate is not accepted: expired, revoked, or not from the fleet root; nixfleet mint-operator-cert"
 	case answer.Status == 403:
 		hint = "this needs an operator's certificate: one made by nixfleet mint-operator-cert"
+	case answer.Status == 404 && answer.Code == "":
+		hint = "there is no such name (nixfleet status, nixfleet rollout list --all), or the control plane is of protocol v1 and does not know the question"
 	case answer.Status == 404:
 		hint = "nixfleet status lists the hosts, nixfleet rollout list --all the rollouts"
 	case answer.Status == 409:
