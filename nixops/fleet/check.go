@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -93,13 +94,19 @@ func (c *checker) channels() {
 		if uint64(ch.FreshnessWindow) < 2*uint64(ch.SigningIntervalMinutes) {
 			c.wrong(subject, "raise freshnessWindow or sign more often", "freshnessWindow %d is below twice signingIntervalMinutes %d", ch.FreshnessWindow, ch.SigningIntervalMinutes)
 		}
-		if strings.ContainsAny(name, "/\\") || strings.HasPrefix(name, ".") {
+		if !fileName(name) {
 			c.wrong(subject, "use letters, digits, hyphens and underscores", "the name cannot be a file's name")
 		}
 		if !used[name] {
 			c.warn(subject, "take it out or put hosts on it", "has no host")
 		}
 	}
+}
+
+// fileName: a channel's head is a file of its name, in a release directory and in git.
+func fileName(name string) bool {
+	unfit := func(r rune) bool { return r == '/' || r == '\\' || !unicode.IsPrint(r) }
+	return name != "" && len(name) <= 200 && !strings.HasPrefix(name, ".") && !strings.ContainsFunc(name, unfit)
 }
 
 func (c *checker) waves() {

@@ -141,6 +141,8 @@ func TestCheck(t *testing.T) {
 		{"window too short for an interval that wraps around", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.SigningIntervalMinutes = 1 << 31 }) }, "2147483648", true},
 		{"empty channel", func(f *Fleet) { f.Channels["beta"] = f.Channels["edge"] }, "has no host", false},
 		{"channel that is a path", func(f *Fleet) { f.Channels["../x"] = f.Channels["edge"] }, "channel ../x", true},
+		{"channel without a name", func(f *Fleet) { f.Channels[""] = f.Channels["edge"] }, "channel ", true},
+		{"channel of two lines", func(f *Fleet) { f.Channels["a\nb"] = f.Channels["edge"] }, "channel a\nb", true},
 		{"wave with a foreign host C11", func(f *Fleet) { f.Waves["edge"] = []Wave{{Hosts: []string{"db-01"}}} }, "never soak", true},
 		{"wave with an unknown host", func(f *Fleet) { f.Waves["edge"] = []Wave{{Hosts: []string{"db-9"}}} }, `"db-9"`, true},
 		{"waves of an unknown channel", func(f *Fleet) { f.Waves["egde"] = []Wave{} }, "waves of egde", true},

@@ -155,6 +155,8 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 		return nil, usage("", "--smoke-verify must be true or false")
 	case r.name == "" || filepath.Base(r.name) != r.name || strings.HasPrefix(r.name, "."):
 		return nil, usage("", "--artifact-name must be a plain file name")
+	case r.name == fleet.RevocationsName || r.name == fleet.NoncesName || strings.HasSuffix(r.name, fleet.SignatureSuffix):
+		return nil, usage("", "--artifact-name %s is the name of another file of a release", r.name)
 	case c.Duration("confirm-window") < time.Second || c.Duration("lease") < time.Second:
 		return nil, usage("agents hold a confirm window between 1 and 60 minutes", "--confirm-window and --lease must be at least a second")
 	case c.Int("jobs") < 1:
