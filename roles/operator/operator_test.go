@@ -246,7 +246,7 @@ func TestNixStringsHoldAnything(t *testing.T) {
 			t.Errorf("%q: %s, want %s", in, got, want)
 		}
 	}
-	for in, want := range map[string]string{"web-01": "web-01", "01-web": `"01-web"`, "a.b": `"a.b"`} {
+	for in, want := range map[string]string{"web-01": "web-01", "01-web": `"01-web"`, "a.b": `"a.b"`, "in": `"in"`} {
 		if got := nixAttribute(in); got != want {
 			t.Errorf("%q: %s, want %s", in, got, want)
 		}

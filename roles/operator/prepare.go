@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -187,8 +188,14 @@ func shellWord(s string) string {
 	return head + "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
+// keywords of Nix, which are no attribute names as they are.
+var keywords = []string{"assert", "else", "if", "in", "inherit", "let", "rec", "then", "with"}
+
 // nixAttribute is a name as Nix takes it in an attribute path.
 func nixAttribute(name string) string {
+	if slices.Contains(keywords, name) {
+		return nixString(name)
+	}
 	for i, r := range name {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '_'
 		if !letter && (i == 0 || !(r >= '0' && r <= '9' || r == '-')) {
