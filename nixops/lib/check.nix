@@ -52,6 +52,7 @@ let
   ring = import ./ring.nix;
   hosts = import ./checkHosts.nix { inherit declared facts; };
   inherit (hosts) pinProblems;
+  compliance = import ./compliance.nix { inherit declared facts; };
 
   # What mkFleet takes, and as what.
   kinds = {
@@ -64,8 +65,8 @@ let
     disruptionBudgets = "list";
     revocations = "list";
     bootstrapNonces = "list";
-    frameworks = "list";
   };
+  known = attrNames kinds ++ [ "frameworks" ];
 
   misshapen = each (
     key: kind:
@@ -90,9 +91,9 @@ let
         "reconcileIntervalMinutes"
         "signingIntervalMinutes"
       ];
-      compliance = c.compliance or { };
-      mode = compliance.mode or "disabled";
-      frameworks = compliance.frameworks or [ ];
+      asked = c.compliance or { };
+      mode = asked.mode or "disabled";
+      frameworks = asked.frameworks or [ ];
     in
     when (match "[A-Za-z0-9][A-Za-z0-9._-]*" name == null)
       "${subject}: the name becomes part of file names and URLs; use letters, digits, dots, hyphens and underscores"
@@ -119,15 +120,15 @@ let
         ++ when (numbers == [ ] && signing == 0) "${subject}: signingIntervalMinutes must be 1 or more; it says how often CI signs anew"
         ++ when (numbers == [ ] && freshness < 2 * signing)
           "${subject}: freshnessWindow (${toString freshness} minutes) must be at least twice signingIntervalMinutes (${toString signing}), or one missed re-signing makes the release stale"
-        ++ record "${subject}: compliance" [ "frameworks" "mode" ] compliance (
+        ++ record "${subject}: compliance" [ "frameworks" "mode" ] asked (
           when (!elem mode [ "disabled" "permissive" "enforce" ])
             "${subject}: compliance.mode ${said mode} is unknown; use disabled, permissive or enforce"
           ++ (
             if strings frameworks then
               concatMap (
                 f:
-                when (!elem f declared.frameworks)
-                  "${subject} asks for compliance framework '${f}', which is not declared; ${oneOf (filter isString declared.frameworks)}"
+                when (!elem f compliance.names)
+                  "${subject} asks for compliance framework '${f}', which is not declared; ${oneOf compliance.names}"
               ) frameworks
             else
               [ "${subject}: compliance.frameworks must be a list of strings" ]
@@ -306,8 +307,8 @@ let
     name: t:
     record "tag '${name}'" [ "description" "pin" ] t (pinProblems "tag '${name}'" (t.pin or null));
 
-  problems =
-    concatMap (key: when (!hasAttr key kinds) "mkFleet has no member '${key}'; known are ${quoted (attrNames kinds)}") (
+  mistakes =
+    concatMap (key: when (!elem key known) "mkFleet has no member '${key}'; known are ${quoted known}") (
       attrNames declared
     )
     ++ (
@@ -316,7 +317,7 @@ let
       else
         hosts.problems
         ++ each tagProblems declared.tags
-        ++ when (!strings declared.frameworks) "frameworks must be a list of strings"
+        ++ compliance.problems
         ++ each channelProblems declared.channels
         ++ each policyProblems declared.rolloutPolicies
         ++ edgeProblems
@@ -327,6 +328,8 @@ let
         ++ revocationProblems
         ++ nonceProblems
     );
+
+  problems = if mistakes == [ ] then compliance.failures else mistakes;
 
   # ---- what is allowed and yet suspicious
 
@@ -368,6 +371,7 @@ let
 
   warnings = [
     hosts.pubkeyWarnings
+    compliance.warnings
     (each (
       name: c:
       when (!hasAttr name used) "channel '${name}' has no host"

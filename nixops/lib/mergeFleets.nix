@@ -6,6 +6,7 @@
 parts:
 let
   inherit (builtins)
+    all
     attrNames
     concatMap
     concatStringsSep
@@ -27,14 +28,15 @@ let
     "disruptionBudgets"
     "revocations"
     "bootstrapNonces"
-    "frameworks"
   ];
+  known = maps ++ lists ++ [ "frameworks" ];
 
-  unknown = concatMap (p: filter (key: !builtins.elem key (maps ++ lists)) (attrNames p)) parts;
+  unknown = concatMap (p: filter (key: !builtins.elem key known) (attrNames p)) parts;
 
   wrong =
     concatMap (p: filter (key: p ? ${key} && !isAttrs p.${key}) maps) parts
-    ++ concatMap (p: filter (key: p ? ${key} && !isList p.${key}) lists) parts;
+    ++ concatMap (p: filter (key: p ? ${key} && !isList p.${key}) lists) parts
+    ++ concatMap (p: filter (_: !(isList (p.frameworks or [ ]) || isAttrs p.frameworks)) [ "frameworks" ]) parts;
 
   merge =
     kind: left: right:
@@ -49,6 +51,17 @@ let
   mapOf = kind: foldl' (merge kind) { } (map (p: p.${kind} or { }) parts);
   listOf = kind: concatMap (p: p.${kind} or [ ]) parts;
 
+  # Names alone, or with controls: where one part has controls the names of the
+  # others have none.
+  frameworks =
+    let
+      declared = map (p: p.frameworks or [ ]) parts;
+    in
+    if all isList declared then
+      concatMap (f: f) declared
+    else
+      named (concatMap (f: f) (filter isList declared)) (_: { }) // foldl' (merge "frameworks") { } (filter isAttrs declared);
+
   named =
     keys: value:
     builtins.listToAttrs (
@@ -58,13 +71,13 @@ let
       }) keys
     );
 in
-if !isList parts || !builtins.all isAttrs parts then
+if !isList parts || !all isAttrs parts then
   throw "nixfleet: mergeFleets takes a list of attribute sets, as mkFleet takes one"
 else if unknown != [ ] then
-  throw "nixfleet: mergeFleets: unknown member '${builtins.head unknown}'; known are ${concatStringsSep ", " (maps ++ lists)}"
+  throw "nixfleet: mergeFleets: unknown member '${builtins.head unknown}'; known are ${concatStringsSep ", " known}"
 else if wrong != [ ] then
   throw "nixfleet: mergeFleets: ${builtins.head wrong} must be ${
     if builtins.elem (builtins.head wrong) maps then "an attribute set" else "a list"
   } in every part"
 else
-  named maps mapOf // named lists listOf
+  named maps mapOf // named lists listOf // { inherit frameworks; }

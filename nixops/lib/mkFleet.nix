@@ -10,7 +10,7 @@
 #     disruptionBudgets = [ { selector, maxInFlight, maxInFlightPct } ];
 #     revocations = [ { hostname, notBefore, reason, revokedBy } ];
 #     bootstrapNonces = [ { nonce, hostname, expiresAt, mintedAt, mintedBy } ];
-#     frameworks = [ "nis2" ];
+#     frameworks = [ "nis2" ];     # or with controls, see compliance.nix
 #   }
 #
 # gives

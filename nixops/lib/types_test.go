@@ -25,28 +25,32 @@ func TestWrongTypesAreNamed(t *testing.T) {
 		return "base // { rolloutPolicies.staged = { " + member + " }; }"
 	}
 	for declaration, want := range map[string]string{
-		`[ ]`:                                       "mkFleet takes an attribute set",
-		`base // { hosts = [ ]; }`:                  "hosts must be an attribute set, { NAME = { … }; }",
-		`base // { tags = [ ]; }`:                   "tags must be an attribute set",
-		`base // { channels = [ ]; }`:               "channels must be an attribute set",
-		`base // { rolloutPolicies = [ ]; }`:        "rolloutPolicies must be an attribute set",
-		`base // { edges = { }; }`:                  "edges must be a list",
-		`base // { channelEdges = { }; }`:           "channelEdges must be a list",
-		`base // { disruptionBudgets = { }; }`:      "disruptionBudgets must be a list",
-		`base // { revocations = { }; }`:            "revocations must be a list",
-		`base // { bootstrapNonces = { }; }`:        "bootstrapNonces must be a list",
-		`base // { frameworks = "nis2"; }`:          "frameworks must be a list",
-		`base // { frameworks = [ 1 ]; }`:           "frameworks must be a list of strings",
-		`base // { hosts.web-01 = null; }`:          "host 'web-01' must be an attribute set",
-		`base // { tags.web = "x"; }`:               "tag 'web' must be an attribute set",
-		`base // { tags.web.pin = "x"; }`:           "tag 'web': pin must be an attribute set",
-		`base // { channels.stable = null; }`:       "channel 'stable' must be an attribute set",
-		`base // { rolloutPolicies.staged = "x"; }`: "rollout policy 'staged' must be an attribute set",
+		`[ ]`:                                                                         "mkFleet takes an attribute set",
+		`base // { hosts = [ ]; }`:                                                    "hosts must be an attribute set, { NAME = { … }; }",
+		`base // { tags = [ ]; }`:                                                     "tags must be an attribute set",
+		`base // { channels = [ ]; }`:                                                 "channels must be an attribute set",
+		`base // { rolloutPolicies = [ ]; }`:                                          "rolloutPolicies must be an attribute set",
+		`base // { edges = { }; }`:                                                    "edges must be a list",
+		`base // { channelEdges = { }; }`:                                             "channelEdges must be a list",
+		`base // { disruptionBudgets = { }; }`:                                        "disruptionBudgets must be a list",
+		`base // { revocations = { }; }`:                                              "revocations must be a list",
+		`base // { bootstrapNonces = { }; }`:                                          "bootstrapNonces must be a list",
+		`base // { frameworks = "nis2"; }`:                                            "frameworks must be a list of names, or an attribute set",
+		`base // { frameworks = [ 1 ]; }`:                                             "frameworks must be a list of names, or an attribute set",
+		`base // { frameworks.nis2 = 1; }`:                                            "framework 'nis2' must be an attribute set",
+		`base // { frameworks.nis2.controls = [ ]; }`:                                 "framework 'nis2': controls must be an attribute set",
+		`base // { frameworks.nis2.controls.x = true; }`:                              "framework 'nis2': control 'x' must be an attribute set",
+		`base // { frameworks.nis2.controls.x.check = true; }`:                        "framework 'nis2': control 'x': check must be a function",
+		`base // { hosts.web-01 = null; }`:                                            "host 'web-01' must be an attribute set",
+		`base // { tags.web = "x"; }`:                                                 "tag 'web' must be an attribute set",
+		`base // { tags.web.pin = "x"; }`:                                             "tag 'web': pin must be an attribute set",
+		`base // { channels.stable = null; }`:                                         "channel 'stable' must be an attribute set",
+		`base // { rolloutPolicies.staged = "x"; }`:                                   "rollout policy 'staged' must be an attribute set",
 		`base // { channels = base.channels // { "../x" = base.channels.stable; }; }`: "channel '../x': the name becomes part of file names and URLs",
-		host(`tags = "web";`):                    "host 'web-01': tags must be a list of strings",
-		host(`tags = [ 1 ];`):                    "host 'web-01': tags must be a list of strings",
-		host(`tags = null;`):                     "host 'web-01': tags must be a list of strings",
-		host(`system = 3; configuration = { };`): "host 'web-01': system is missing",
+		host(`tags = "web";`):                                                         "host 'web-01': tags must be a list of strings",
+		host(`tags = [ 1 ];`):                                                         "host 'web-01': tags must be a list of strings",
+		host(`tags = null;`):                                                          "host 'web-01': tags must be a list of strings",
+		host(`system = 3; configuration = { };`):                                      "host 'web-01': system is missing",
 		host(`pubkey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI4814d92093ac8a0f4a2163ab87dee509ba306a58f58";`): "host 'web-01': pubkey must be an OpenSSH ed25519 line",
 		host(`pubkey = base.hosts.web-01.pubkey + "\nssh-rsa AAAA";`):                                        "host 'web-01': pubkey must be an OpenSSH ed25519 line",
 		host(`pubkey = { };`):                                              "host 'web-01': pubkey must be an OpenSSH ed25519 line",
@@ -202,6 +206,50 @@ func TestWarnings(t *testing.T) {
 		if got := strings.TrimSpace(string(out)); got != want {
 			t.Errorf("%s\nwarns %s\nwant  %s", declaration, got, want)
 		}
+	}
+}
+
+// Controls that can be seen in a configuration: a host that fails one is refused where
+// its channel enforces the framework, warned of where it is permissive, and not even
+// evaluated elsewhere.
+func TestStaticCompliance(t *testing.T) {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const fleet = `let
+  base = import %[1]s/testdata/base.nix;
+  controls = {
+    disk-encryption = { description = "disks are encrypted at rest"; check = config: config.luks; };
+    audit.check = config: config.audit;
+  };
+  fleet = (import %[1]s).mkFleet (base // {
+    hosts = {
+      web-01 = base.hosts.web-01 // { configuration.config = { luks = %[3]s; audit = true; }; };
+      web-02 = base.hosts.web-02 // { channel = "lab"; configuration.config = throw "a host of the lab is evaluated"; };
+    };
+    frameworks.nis2 = { inherit controls; };
+    channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "%[2]s"; }; };
+    channels.lab = base.channels.stable // { compliance.frameworks = [ "nis2" ]; };
+  });
+in { inherit (fleet.resolved.channels.stable) compliance; inherit (fleet) warnings; }`
+	for _, c := range [][3]string{
+		{"enforce", "true", `"mode":"enforce"`},
+		{"enforce", "false", `host 'web-01' fails control 'disk-encryption' (disks are encrypted at rest) of framework 'nis2', which channel 'stable' enforces; mend its configuration`},
+		{"permissive", "false", `"warnings":["host 'web-01' fails control 'disk-encryption' (disks are encrypted at rest) of framework 'nis2', which channel 'stable' would refuse`},
+		{"disabled", `throw "it is evaluated"`, `"warnings":[]`},
+	} {
+		out, said, err := evaluate(t, fmt.Sprintf(fleet, dir, c[0], c[1]))
+		if !strings.Contains(string(out)+said, c[2]) || (err == nil) != strings.HasPrefix(c[2], `"`) {
+			t.Errorf("%s, luks = %s: %v\n%s\n%s\nwant %q", c[0], c[1], err, out, said, c[2])
+		}
+	}
+	// Names of one team and controls of another.
+	out, said, err := evaluate(t, fmt.Sprintf(`builtins.mapAttrs (_: f: builtins.attrNames (f.controls or { })) ((import %s).mergeFleets [
+  { frameworks = [ "nis2" "iso" ]; } { } { frameworks.nis2.controls.a.check = _: true; }
+]).frameworks`, dir))
+	if err != nil || strings.TrimSpace(string(out)) != `{"iso":[],"nis2":["a"]}` {
+		t.Errorf("merged to %s: %v\n%s", out, err, said)
 	}
 }
 
