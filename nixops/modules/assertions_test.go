@@ -45,6 +45,7 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 		"password for the cache":              {cp, `services.nixfleet-control-plane.closureUpstream = "https://u:p@cache.example.com";`, "write it into a file"},
 		"launchd agent over plain http":       {"darwin", `services.nixfleet-agent.controlPlaneUrl = lib.mkForce "http://cp";`, "must begin with https://"},
 		"launchd agent's token in the store":  {"darwin", `services.nixfleet-agent.bootstrapTokenFile = lib.mkForce "${builtins.storeDir}/aaa-token";`, "give a path at run time"},
+		"TPM without its group":               {"control-plane-tpm", "users.groups = lib.mkForce { };", "set security.tpm2.enable = true"},
 		"key in the store":                    {cp, `services.nixfleet-control-plane.tls.key = lib.mkForce "${builtins.storeDir}/aaa-key";`, "give a path at run time"},
 		"control plane without release key":   {cp, "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;", "set nixfleet.trust.ciReleaseKey.current"},
 		"half a TPM":                          {cp, `services.nixfleet-control-plane.tpmCaPubkeyRaw = "/etc/raw";`, "stand together; set both or neither"},

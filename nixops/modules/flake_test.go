@@ -123,6 +123,25 @@ func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
 	}
 }
 
+// A module that is imported on the other kind of system says so, rather than that some
+// option of it does not exist.
+func TestModulesAreOfTheirKindOfSystem(t *testing.T) {
+	nixpkgsLib(t)
+	for module, class := range map[string]string{
+		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin", "nixosModules.operator": "darwin",
+		"darwinModules.agent": "nixos",
+	} {
+		err := evaluate(t, flake+fmt.Sprintf(`(lib.evalModules { class = "%s"; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.%s ]; }).config.assertions`, class, module), nil)
+		if err == nil || !strings.Contains(err.Error(), "cannot be imported into a module evaluation that expects class") {
+			t.Errorf("%s in a %s system: %v", module, class, err)
+		}
+	}
+	err := evaluate(t, flake+`map (class: (lib.evalModules { inherit class; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.nixosModules.trust ]; }).config.assertions) [ "nixos" "darwin" ]`, nil)
+	if err != nil {
+		t.Errorf("the trust module is for both: %v", err)
+	}
+}
+
 // mkHost builds for a Mac with the caller's nix-darwin, and says so when it is missing.
 func TestMkHostForDarwin(t *testing.T) {
 	nixpkgsLib(t)

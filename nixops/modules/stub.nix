@@ -171,6 +171,7 @@ let
         services = submodules serviceOptions;
         tmpfiles.rules = listOf types.str;
       };
+      users.groups = anything { };
     };
   };
 

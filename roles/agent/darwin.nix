@@ -31,6 +31,7 @@ let
     );
 in
 {
+  _class = "darwin";
   imports = [ ../../pki/module.nix ];
 
   options.services.nixfleet-agent = {

@@ -134,6 +134,7 @@ let
   cache.XDG_CACHE_HOME = "/var/cache/nixfleet-agent";
 in
 {
+  _class = "nixos";
   imports = [ ../../pki/module.nix ];
 
   options.services.nixfleet-agent = {

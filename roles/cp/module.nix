@@ -178,6 +178,7 @@ let
   orgRootsHere = lib.unique (lib.filter isOrgRoot (secretNames ++ lib.attrNames config.environment.etc));
 in
 {
+  _class = "nixos";
   imports = [ ../../pki/module.nix ];
 
   options.services.nixfleet-control-plane = {
@@ -386,6 +387,10 @@ in
       {
         assertion = (cfg.tpmCaPubkeyRaw == null) == (cfg.tpmCaSignWrapper == null);
         message = "services.nixfleet-control-plane: tpmCaPubkeyRaw and tpmCaSignWrapper stand together; set both or neither.";
+      }
+      {
+        assertion = !tpm || config.users.groups ? tss;
+        message = "services.nixfleet-control-plane.tpmCaSignWrapper needs the group tss, which may use the TPM; set security.tpm2.enable = true.";
       }
     ];
 

@@ -16,6 +16,8 @@ let
     };
 in
 {
+  _class = "nixos";
+
   options.nixfleet.operator = {
     enable = lib.mkEnableOption "the nixfleet command line for operators";
     package = lib.mkPackageOption pkgs "nixfleet" { };

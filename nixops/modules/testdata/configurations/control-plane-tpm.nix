@@ -2,6 +2,7 @@
 { lib, ... }:
 {
   imports = [ ./control-plane.nix ];
+  users.groups.tss = { }; # as security.tpm2.enable makes it
   services.nixfleet-control-plane = {
     fleetCaKey = lib.mkForce null;
     tpmCaPubkeyRaw = "/etc/nixfleet/issuing-ca.pub.raw";
