@@ -147,12 +147,12 @@ let
     if shape != [ ] then
       map (sentence: "${subject} ${sentence}") shape
     else
-      map (h: "${subject} names host '${h}', which is not declared") missing
+      map (h: "${subject} names host '${h}', which is not declared; correct the name or declare the host") missing
       ++ map (c: "${subject} names channel '${c}', which is not declared; ${channelsDeclared}") channels;
 
   needsSelector =
     subject: v:
-    if v ? selector then selectorProblems "${subject}: selector" v.selector else [ "${subject} has no selector" ];
+    if v ? selector then selectorProblems "${subject}: selector" v.selector else [ "${subject} has no selector; write for example selector.tags = [ \"web\" ]" ];
 
   policyProblems =
     name: p:
@@ -184,8 +184,8 @@ let
             in
             record wave [ "selector" "soakMinutes" "soakSeconds" ] w (
               needsSelector wave w
-              ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes must be a whole number"
-              ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds must be a whole number"
+              ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes must be a whole number of minutes"
+              ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds must be a whole number of seconds"
             )
           ) (p.waves or [ ])
         else
@@ -216,10 +216,10 @@ let
     if !all (side: isString (e.${side} or null)) sides then
       [ "${subject} needs 'gated' (the host held) and 'gates' (the host waited for)" ]
     else if missing != [ ] then
-      map (side: "${subject}: host '${e.${side}}' is not declared") missing
+      map (side: "${subject}: host '${e.${side}}' is not declared; correct the name or take the edge away") missing
     else
       unknown subject (sides ++ [ "reason" ]) e
-      ++ when (!text (e.reason or null)) "${subject}: reason must be a string"
+      ++ when (!text (e.reason or null)) "${subject}: reason must be a string that says why the order counts"
       ++ when (e.gated == e.gates) "${subject}: host '${e.gated}' waits for itself; take the edge away"
       ++ when (facts.${e.gated}.channel != facts.${e.gates}.channel)
         "${subject}: '${e.gated}' (channel ${toString facts.${e.gated}.channel}) and '${e.gates}' (channel ${
@@ -248,7 +248,7 @@ let
         [ "${subject} needs 'gates' (the channel that goes first) and 'gated' (the channel held)" ]
       else
         unknown subject ([ "after" "before" "reason" ] ++ sides) e
-        ++ when (!text (e.reason or null)) "${subject}: reason must be a string"
+        ++ when (!text (e.reason or null)) "${subject}: reason must be a string that says why the order counts"
         ++ map (side: "${subject}: channel '${ends.${side}}' is not declared; ${channelsDeclared}") missing
         ++ when (ends.gates == ends.gated) "${subject}: channel '${ends.gated}' waits for itself; take the edge away"
     )
@@ -277,7 +277,7 @@ let
       subject = "revocation ${toString i}";
     in
     record subject [ "hostname" "notBefore" "reason" "revokedBy" ] r (
-      when (!isString (r.hostname or null)) "${subject} has no hostname"
+      when (!isString (r.hostname or null)) "${subject} has no hostname; name the host, or the operator by the name in his certificate"
       ++ when (!time (r.notBefore or null)) "${subject}: notBefore must be a time in UTC such as 2026-03-01T12:00:00Z; certificates issued before it are refused"
       ++ map (key: "${subject}: ${key} must be a string") (notText r [ "reason" "revokedBy" ])
     )
@@ -293,9 +293,9 @@ let
         "${subject}: nonce must be 32 lower-case hexadecimal digits; take it from the output of 'nixfleet mint-token'"
       ++ (
         if !isString (n.hostname or null) then
-          [ "${subject} has no hostname" ]
+          [ "${subject} has no hostname; name the host that the token is for" ]
         else
-          when (!hasAttr n.hostname facts) "${subject}: host '${n.hostname}' is not declared"
+          when (!hasAttr n.hostname facts) "${subject}: host '${n.hostname}' is not declared; declare it or take the entry away"
       )
       ++ when (!time (n.expiresAt or null)) "${subject}: expiresAt must be a time in UTC such as 2026-03-02T12:00:00Z"
       ++ when (n.mintedAt or null != null && !time n.mintedAt) "${subject}: mintedAt must be a time in UTC such as 2026-03-01T12:00:00Z"

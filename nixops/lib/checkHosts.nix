@@ -122,10 +122,10 @@ let
       numbers = k.numbers ++ [ "gracePeriodSeconds" "intervalSeconds" "timeoutSeconds" ];
     in
     record subject ([ "name" k.needs ] ++ k.words ++ numbers) p (
-      when (!isString (p.name or null)) "${subject} has no name"
+      when (!isString (p.name or null)) "${subject} has no name; reports show it by its name"
       ++ (
         if !hasAttr k.needs p then
-          [ "${subject} has no ${k.needs}" ]
+          [ "${subject} has no ${k.needs}; a probe of this kind needs it" ]
         else
           when (!k.is p.${k.needs}) "${subject}: ${k.needs} must be ${
             {
