@@ -52,6 +52,7 @@ type watcher struct {
 	client *protocol.Client
 	query  protocol.EventQuery
 	missed bool // said that the rollout is not known yet
+	last   *protocol.Event
 }
 
 func rolloutWatch(c *cli.Context) error {
@@ -122,6 +123,16 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 // round asks how the rollout stands, prints what there is, and then what comes.
 // Nil: the rollout has converged.
 func (w *watcher) round(ctx context.Context, id string) error {
+	if w.last != nil {
+		goes, err := continues(ctx, w.client, w.last)
+		if err != nil {
+			return err
+		}
+		if !goes {
+			progress(w.c, "event %d is not in the log any more: the control plane has lost its database; beginning with its first event", w.last.Seq)
+			w.query.After, w.last = 0, nil
+		}
+	}
 	w.query.Past = id != ""
 	if id != "" {
 		life, err := w.lifecycle(ctx, id)
@@ -137,6 +148,21 @@ func (w *watcher) round(ctx context.Context, id string) error {
 		w.query.Past = false
 	}
 	return w.print(ctx)
+}
+
+// continues says whether the log still has the last event that was printed. A
+// control plane that lost its database counts anew, and would have nothing to say
+// until it comes to that number.
+func continues(ctx context.Context, client *protocol.Client, last *protocol.Event) (bool, error) {
+	goes := false
+	err := client.Events(ctx, protocol.EventQuery{After: last.Seq - 1, Past: true}, func(e protocol.Event) error {
+		goes = e == *last
+		return io.EOF
+	})
+	if !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	return goes, nil
 }
 
 // lifecycle is nil while the control plane does not know the rollout.
@@ -156,7 +182,7 @@ func (w *watcher) lifecycle(ctx context.Context, id string) (*protocol.Lifecycle
 // print prints events until the stream ends; past ones to the last.
 func (w *watcher) print(ctx context.Context) error {
 	return w.client.Events(ctx, w.query, func(e protocol.Event) error {
-		w.query.After = e.Seq
+		w.query.After, w.last = e.Seq, &e
 		if err := printEvent(w.c, &e); err != nil {
 			return &failure{err: err, code: 1}
 		}
