@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -22,6 +23,9 @@ type Problem struct {
 }
 
 func (p Problem) String() string { return fmt.Sprintf("%s: %s; %s", p.Subject, p.Text, p.Mend) }
+
+// hostForm is wider than what NixOS takes, for fleets whose names have dots.
+var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
 
 type checker struct {
 	f        *Fleet
@@ -54,6 +58,9 @@ func (c *checker) hosts() {
 	owner := map[string]string{}
 	for _, name := range sortedKeys(c.f.Hosts) {
 		h, subject := c.f.Hosts[name], "host "+name
+		if !hostForm.MatchString(name) {
+			c.wrong(subject, "use letters, digits and inner hyphens", "the name cannot stand in a certificate or a path")
+		}
 		if _, ok := c.f.Channels[h.Channel]; !ok {
 			c.wrong(subject, "declare the channel or correct the name", "is on channel %q, which is not declared", h.Channel)
 		}

@@ -131,6 +131,8 @@ func TestCheck(t *testing.T) {
 		fatal  bool
 	}{
 		{"unknown channel", func(f *Fleet) { f.Hosts["web-01"].Channel = "egde" }, `"egde"`, true},
+		{"host that is a path", func(f *Fleet) { f.Hosts["../x"] = f.Hosts["web-01"] }, "host ../x", true},
+		{"host without a name", func(f *Fleet) { f.Hosts[""] = f.Hosts["web-01"] }, "cannot stand", true},
 		{"short closure C3", func(f *Fleet) { f.Hosts["web-01"].ClosureHash = text("0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r") }, "full base name", true},
 		{"no pubkey", func(f *Fleet) { f.Hosts["web-01"].Pubkey = nil }, "neither enrol", false},
 		{"bad pubkey", func(f *Fleet) { f.Hosts["web-01"].Pubkey = text("ssh-ed25519 AAAA") }, "host web-01", true},
@@ -140,6 +142,7 @@ func TestCheck(t *testing.T) {
 		{"window too short", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.FreshnessWindow = 119 }) }, "119", true},
 		{"window too short for an interval that wraps around", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.SigningIntervalMinutes = 1 << 31 }) }, "2147483648", true},
 		{"empty channel", func(f *Fleet) { f.Channels["beta"] = f.Channels["edge"] }, "has no host", false},
+		{"channel without a name", func(f *Fleet) { f.Channels[""] = f.Channels["edge"] }, "cannot be a file's name", true},
 		{"channel that is a path", func(f *Fleet) { f.Channels["../x"] = f.Channels["edge"] }, "channel ../x", true},
 		{"channel without a name", func(f *Fleet) { f.Channels[""] = f.Channels["edge"] }, "channel ", true},
 		{"channel of two lines", func(f *Fleet) { f.Channels["a\nb"] = f.Channels["edge"] }, "channel a\nb", true},
