@@ -86,6 +86,7 @@ type releaser struct {
 	repo    *repository
 	signer  *signer
 	now     time.Time
+	warned  map[string]bool // of trust files, said once
 	summary releaseSummary
 }
 
@@ -147,7 +148,7 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", c.String("release-dir"), err)
 	}
-	r := &releaser{c: c, out: newLineWriter(c, ""), dir: dir, name: c.String("artifact-name"), now: time.Now()}
+	r := &releaser{c: c, out: newLineWriter(c, ""), dir: dir, name: c.String("artifact-name"), now: time.Now(), warned: map[string]bool{}}
 	switch {
 	case c.String("log-format") != "json" && c.String("log-format") != "pretty":
 		return nil, usage("", "--log-format must be pretty or json")

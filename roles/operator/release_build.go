@@ -469,7 +469,13 @@ func (r *releaser) trustOf(d *draft, name string) (*pki.Trust, error) {
 	if err != nil {
 		return nil, nil
 	}
-	trust, _, err := pki.ParseTrust(data)
+	trust, warnings, err := pki.ParseTrust(data)
+	for _, w := range warnings {
+		if !r.warned[w] { // the same file is in every system
+			r.warned[w] = true
+			r.say("warning: the trust.json that %s brings: %s", name, w)
+		}
+	}
 	return trust, err
 }
 
