@@ -20,6 +20,10 @@ const (
 	MaxDocument = 64 << 20
 	// MaxDepth is the deepest nesting of arrays and objects.
 	MaxDepth = 127
+	// MaxMembers is the largest number of members of one object: ten times the
+	// hosts of a large fleet. Sorting more takes gigabytes before any signature is
+	// looked at.
+	MaxMembers = 1 << 20
 )
 
 // What makes a document refused; test with errors.Is.
@@ -35,8 +39,8 @@ var (
 // Canonicalize returns the RFC 8785 form of one JSON document. It refuses what
 // RFC 8785 leaves open or lets through: duplicate keys, lone surrogates, bare
 // integers beyond 2^53 (two of them could have one canonical form), numbers that
-// overflow, nesting beyond MaxDepth, and documents beyond MaxDocument. The input
-// is not changed.
+// overflow, nesting beyond MaxDepth, objects beyond MaxMembers, and documents
+// beyond MaxDocument. The input is not changed.
 func Canonicalize(in []byte) ([]byte, error) {
 	if err := refuse(in); err != nil {
 		return nil, err
@@ -84,6 +88,7 @@ func refuse(in []byte) error {
 		return ErrEncoding
 	}
 	depth := 0
+	var members [MaxDepth + 1]int // of the object that is open at each depth
 	for i := 0; i < len(in); i++ {
 		switch c := in[i]; {
 		case c == '"':
@@ -95,6 +100,13 @@ func refuse(in []byte) error {
 		case c == '[' || c == '{':
 			if depth++; depth > MaxDepth {
 				return fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
+			}
+			if depth > 0 { // below it are more ends than beginnings: no JSON
+				members[depth] = 0
+			}
+		case c == ':' && depth > 0:
+			if members[depth]++; members[depth] > MaxMembers {
+				return fmt.Errorf("%w: an object of more than %d members", ErrSize, MaxMembers)
 			}
 		case c == ']' || c == '}':
 			depth--

@@ -51,6 +51,16 @@ func TestCanonicalizeForm(t *testing.T) {
 	}
 }
 
+// hugeObject has n members.
+func hugeObject(n int) string {
+	var b strings.Builder
+	b.WriteString(`{"":0`)
+	for i := range n - 1 {
+		b.WriteString(`,"` + strconv.Itoa(i) + `":0`)
+	}
+	return b.String() + "}"
+}
+
 func TestCanonicalizeRefuses(t *testing.T) {
 	nest := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 	for _, c := range []struct {
@@ -89,6 +99,9 @@ func TestCanonicalizeRefuses(t *testing.T) {
 		{"depth", nest(MaxDepth + 1), ErrDepth},
 		{"depth of objects", strings.Repeat(`{"a":`, MaxDepth+1) + "1" + strings.Repeat("}", MaxDepth+1), ErrDepth},
 		{"depth without an end", strings.Repeat("[", 1<<20), ErrDepth},
+		{"members", hugeObject(MaxMembers + 1), ErrSize},
+		{"members deep inside", `[{"a":[` + hugeObject(MaxMembers+1) + `]}]`, ErrSize},
+		{"ends before beginnings", `]]}}{"a":1}`, ErrSyntax},
 		{"size", `"` + strings.Repeat("a", MaxDocument) + `"`, ErrSize},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -103,6 +116,10 @@ func TestCanonicalizeRefuses(t *testing.T) {
 	}
 	if _, err := Canonicalize([]byte(nest(MaxDepth))); err != nil {
 		t.Errorf("depth %d: %v", MaxDepth, err)
+	}
+	// Members are counted by object, and a colon in a string is none.
+	if err := refuse([]byte(`[` + hugeObject(MaxMembers/2+1) + `,` + hugeObject(MaxMembers/2+1) + `,{"` + strings.Repeat(":", MaxMembers+1) + `":0}]`)); err != nil {
+		t.Error(err)
 	}
 	// Brackets and digits inside strings are text.
 	if _, err := Canonicalize([]byte(`["` + strings.Repeat("[", 1000) + `","9007199254740993","\"1e400"]`)); err != nil {
