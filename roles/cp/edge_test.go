@@ -361,6 +361,43 @@ func TestConnectionsWithoutCertificateAreBounded(t *testing.T) {
 	})
 }
 
+func TestConnectionsOfOneKeyAreBounded(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	roots := x509.NewCertPool()
+	roots.AddCert(e.root.Cert)
+	cert := e.agentCert("a", time.Now().Add(-time.Hour))
+	var open []*tls.Conn
+	var closed atomic.Int32
+	for range maxPerKey + 3 {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{*cert}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		open = append(open, conn)
+		go func() {
+			if _, err := conn.Read(make([]byte, 1)); err == io.EOF {
+				closed.Add(1)
+			}
+		}()
+	}
+	p.eventually("those beyond the bound are closed", func() bool { return closed.Load() == 3 })
+	// Another host is not concerned.
+	p.checkin(p.agent("b"), e.state("b", closureOf("b", 0)), 0)
+	for _, conn := range open {
+		conn.Close()
+	}
+	p.eventually("there is room again", func() bool {
+		resp, err := p.web(cert).Get(p.url + "/v1/whoami")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == 200
+	})
+}
+
 func TestHandshakesThatStallAreBounded(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve(func(c *Config) { c.MaxHandshakes = 3 })

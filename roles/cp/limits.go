@@ -21,8 +21,8 @@ const (
 	maxAcceptPause = time.Second
 )
 
-// limitedListener bounds handshakes in flight and connections without a
-// certificate. The handshake is made here, so that a client that stalls holds
+// limitedListener bounds handshakes in flight, connections without a
+// certificate, and those of one certificate's key. The handshake is made here, so that a client that stalls holds
 // no more than its place among the handshakes.
 type limitedListener struct {
 	net.Listener
@@ -30,6 +30,7 @@ type limitedListener struct {
 	log        zerolog.Logger
 	handshakes chan struct{}
 	anonymous  chan struct{}
+	known      *crowd
 	ready      chan net.Conn
 	done       chan struct{}
 	stop       func()
@@ -46,7 +47,7 @@ type greeting struct {
 func newLimitedListener(inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger) *limitedListener {
 	l := &limitedListener{
 		Listener: inner, config: config, log: log,
-		handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous),
+		handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous), known: newCrowd(maxPerKey),
 		ready: make(chan net.Conn), done: make(chan struct{}), greeting: map[*greeting]struct{}{},
 	}
 	l.stop = sync.OnceFunc(func() { close(l.done) })
@@ -146,6 +147,9 @@ func (l *limitedListener) greet(ctx context.Context, g *greeting) {
 			conn.Close()
 			return
 		}
+	} else if !l.known.enter(conn) {
+		conn.Close()
+		return
 	}
 	select {
 	case l.ready <- out:

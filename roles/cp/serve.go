@@ -162,6 +162,7 @@ func (s *server) run(ctx context.Context) error {
 	web := &http.Server{
 		Handler: s.handler(), ConnContext: connectionContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		ConnState:                    listener.known.leave,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a path like others
 		// Handshakes that fail are the peers' noise, not ours.
 		ErrorLog: stdlog.New(io.Discard, "", 0),
