@@ -49,7 +49,14 @@ func copyDatabase(ctx context.Context, db *sql.DB, to string) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_, err := db.ExecContext(ctx, "VACUUM INTO ?", tmp)
+	// SQLite fills an empty file; one of its own making others could read.
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = f.Close(); err == nil {
+		_, err = db.ExecContext(ctx, "VACUUM INTO ?", tmp)
+	}
 	if err == nil {
 		err = publish(tmp, to)
 	}

@@ -30,6 +30,7 @@ type Config struct {
 // Store is an open database. It is safe for concurrent use.
 type Store struct {
 	path  string
+	file  os.FileInfo // that is open
 	read  *sql.DB
 	write *sql.DB
 	watch watcher
@@ -98,8 +99,18 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := s.watch.open(ctx, s.read); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.read.Close(), s.write.Close())
 	}
+	if s.file, err = os.Stat(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("open database: %w", err), s.watch.close(), s.read.Close(), s.write.Close())
+	}
 	go s.writer()
 	return s, nil
+}
+
+// Displaced reports whether another file, or none, stands where the open one
+// was: rows that somebody inserts there by hand are not seen.
+func (s *Store) Displaced() bool {
+	now, err := os.Stat(s.path)
+	return err != nil || !os.SameFile(now, s.file)
 }
 
 // Close commits what is queued and closes the database.

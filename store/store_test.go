@@ -448,3 +448,29 @@ func BenchmarkRevokedSince(b *testing.B) {
 		}
 	}
 }
+
+func TestAFileThatWasReplacedIsNoticed(t *testing.T) {
+	s := fresh(t)
+	if s.Displaced() {
+		t.Error("displaced from the beginning")
+	}
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	if err := s.Backup(t.Context(), backup); err != nil {
+		t.Fatal(err)
+	}
+	if s.Displaced() {
+		t.Error("displaced by a backup")
+	}
+	if err := os.Rename(backup, s.path); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Displaced() {
+		t.Error("a backup in its place is not noticed")
+	}
+	if err := os.Remove(s.path); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Displaced() {
+		t.Error("its absence is not noticed")
+	}
+}

@@ -59,6 +59,8 @@ type server struct {
 	lastTick atomic.Int64         // Unix milliseconds
 	revoked  map[string]time.Time // by local rows, at the last tick; the tick loop's own
 
+	displaced bool // the database's file is gone, and that was said; the tick loop's own
+
 	kick     chan struct{} // the tick has something to do
 	poked    chan struct{} // look at the source
 	stopping chan struct{}

@@ -357,3 +357,24 @@ func TestAReleaseThatCouldNotBeKeptIsKeptLater(t *testing.T) {
 		t.Errorf("polled %v, kept %s, accepted %s", ok, kept().SignedAt, e.signed)
 	}
 }
+
+func TestADatabaseThatWasTakenAwayIsComplainedOfOnce(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	a := p.agent("a")
+	if err := os.Remove(e.path("state/state.db")); err != nil {
+		t.Fatal(err)
+	}
+	// A dispatch is a reason for a tick.
+	if p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target == nil {
+		t.Error("nothing is dispatched any more")
+	}
+	complaints := func() int { return strings.Count(p.log.String(), "database file was replaced or removed") }
+	p.eventually("it is complained of", func() bool { return complaints() == 1 })
+	if err := p.confirm(a, "a", p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target); err != nil {
+		t.Fatal(err)
+	}
+	if n := complaints(); n != 1 {
+		t.Errorf("complained of %d times", n)
+	}
+}

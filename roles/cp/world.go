@@ -156,6 +156,16 @@ func (s *server) wakeRevoked(ctx context.Context) {
 	s.waiters.wakeIf(func(host string) bool { return !s.revokedIn(now, host).Equal(s.revokedIn(before, host)) })
 }
 
+// warnDisplaced says once that the database's file was taken away, as when a
+// backup is put in its place: a revocation inserted there would count for nobody.
+func (s *server) warnDisplaced() {
+	if s.store == nil || s.displaced || !s.store.Displaced() {
+		return
+	}
+	s.displaced = true
+	s.log.Error().Str("file", s.cfg.DBPath).Str("hint", "restart the control plane").Msg("database file was replaced or removed, rows inserted by hand are not seen")
+}
+
 // maxTickWait bounds the sleep between two ticks: the clock may be set.
 const maxTickWait = 30 * time.Second
 
@@ -173,6 +183,7 @@ func (s *server) tickLoop(ctx context.Context) {
 			s.log.Error().Err(err).Msg("tick failed")
 		}
 		s.wakeRevoked(ctx)
+		s.warnDisplaced()
 		wait := maxTickWait
 		if !next.IsZero() {
 			wait = min(max(time.Until(next), time.Millisecond), maxTickWait)
