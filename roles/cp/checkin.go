@@ -3,7 +3,6 @@ package cp
 import (
 	"context"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -256,17 +255,10 @@ func (s *server) attest(host string, req *protocol.CheckinRequest, o *rollout.Ob
 		ids = view.IDs
 	}
 	signature := *req.AttestationSignature
-	if id, ok := s.seen.attested(host, signature, at); ok && slices.Contains(ids, id) {
-		o.Attested, o.AttestedRollout = true, id
-		return
-	}
-	for _, id := range ids {
-		if protocol.VerifyAttestation(*h.Pubkey, host, pki.At(at), id, signature) {
-			s.seen.noteAttested(host, signature, at, id)
-			o.Attested, o.AttestedRollout = true, id
-			return
-		}
-	}
+	o.AttestedRollout = s.seen.attested(host, *h.Pubkey, signature, at, ids, func(id string) bool {
+		return protocol.VerifyAttestation(*h.Pubkey, host, pki.At(at), id, signature)
+	})
+	o.Attested = o.AttestedRollout != ""
 }
 
 func (s *server) rolloutView(id string) (rollout.RolloutView, bool) {

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -15,11 +16,13 @@ type lastSeen struct {
 	attestations map[string]attestation
 }
 
-// attestation is the last one of a host that verified: an idle host repeats it
-// at every check-in.
+// attestation is the last one of a host: an idle host repeats it at every
+// check-in. It verified for rolloutID or, when that is empty, for no id up to
+// newest: a host that has nothing to do in a rollout attests an older one.
 type attestation struct {
-	signature, rolloutID string
-	at                   time.Time
+	key, signature    string
+	at                time.Time
+	rolloutID, newest string
 }
 
 type sighting struct {
@@ -54,16 +57,25 @@ func (l *lastSeen) of(host string) (sighting, bool) {
 	return s, ok
 }
 
-// attested gives the rollout id of an attestation that verified before.
-func (l *lastSeen) attested(host, signature string, at time.Time) (rolloutID string, ok bool) {
+// attested gives the one of ids, oldest first, for which verifies holds, empty
+// when there is none. What was found before is not looked for again.
+func (l *lastSeen) attested(host, key, signature string, at time.Time, ids []string, verifies func(id string) bool) string {
+	l.mu.Lock()
+	a, known := l.attestations[host]
+	l.mu.Unlock()
+	untried := ids
+	if known && a.key == key && a.signature == signature && a.at.Equal(at) {
+		if slices.Contains(ids, a.rolloutID) {
+			return a.rolloutID
+		}
+		untried = ids[slices.Index(ids, a.newest)+1:]
+	}
+	a = attestation{key: key, signature: signature, at: at, newest: ids[len(ids)-1]}
+	if i := slices.IndexFunc(untried, verifies); i >= 0 {
+		a.rolloutID = untried[i]
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a, ok := l.attestations[host]
-	return a.rolloutID, ok && a.signature == signature && a.at.Equal(at)
-}
-
-func (l *lastSeen) noteAttested(host, signature string, at time.Time, rolloutID string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.attestations[host] = attestation{signature, rolloutID, at}
+	l.attestations[host] = a
+	return a.rolloutID
 }
