@@ -348,7 +348,7 @@ func (s *server) renewed(id pki.Identity, req *protocol.RenewRequest) (*protocol
 	if err != nil {
 		return nil, err
 	}
-	return s.issue(issued, pki.AgentName(host, s.cfg.AgentSuffix), "renew/prev:<unknown>"), nil
+	return s.issue(issued, id.CommonName, "renew/prev:<unknown>"), nil
 }
 
 // withToken bounds the requests that need no certificate, all together.
