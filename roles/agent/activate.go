@@ -35,7 +35,8 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 		return
 	}
 	if a.busy.get() {
-		return // the lease was renewed; the activation goes on
+		a.overtake(w)
+		return
 	}
 	switch j, err := a.dir.journal(); {
 	case err != nil || j != nil && j.Step != stepStaged:
@@ -48,6 +49,32 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 		a.supersedeStaged(ctx, j)
 	}
 	a.start(ctx, func(ctx context.Context) { a.activate(ctx, w) })
+}
+
+// overtake: a target comes while an activation is under way. One of the same closure
+// renews its lease; another is kept, since it may be sent only once, and what is still
+// being downloaded gives way to it.
+func (a *agent) overtake(w *wanted) {
+	a.missed = nil
+	if j, err := a.dir.journal(); err != nil || j == nil || j.Closure == w.closure {
+		return
+	}
+	a.missed = w
+	if give := a.fetching.get(); give != nil {
+		give()
+	}
+}
+
+// takeMissed takes a target that came during an activation which is over by now.
+func (a *agent) takeMissed(ctx context.Context) {
+	w := a.missed
+	if w == nil || a.busy.get() {
+		return
+	}
+	a.missed = nil
+	if a.told.get() == w && time.Now().Before(w.startBy) {
+		a.take(ctx, w)
+	}
 }
 
 // start runs one activation beside the check-ins.
@@ -71,7 +98,7 @@ func (a *agent) refuses(w *wanted) string {
 		return ""
 	}
 	why := q.blocked(w.closure, a.now())
-	if q != nil && w.byHead && (q.Failures > 0 || q.Unreachable > unreachableTries) && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
+	if q != nil && w.byHead && q.over() && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
 		// operator's one retry. A control plane that lies gains one attempt by it. One of
 		// v1 offers again whatever has failed, and nobody has asked for it.
@@ -107,12 +134,26 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 	}
 	a.waiting("downloading %s", w.closure)
 	a.tellChange()
-	if err := a.bring(ctx, w, j); err != nil {
+	fetch, giveWay := context.WithCancelCause(ctx)
+	defer giveWay(nil)
+	a.fetching.set(func() { giveWay(errOvertaken) })
+	err = a.bring(fetch, w, j)
+	a.fetching.set(nil)
+	switch {
+	case ctx.Err() == nil && errors.Is(context.Cause(fetch), errOvertaken):
+		a.log.Info().Str("closure", w.closure).Err(errOvertaken).Msg("activation left")
+		if err := a.dir.end(stepFetching); err != nil {
+			a.log.Error().Err(err).Msg("journal not closed")
+		}
+	case err != nil:
 		a.giveUp(w, err)
-		return
+	default:
+		a.advanceFrom(ctx, j)
 	}
-	a.advanceFrom(ctx, j)
 }
+
+// errOvertaken: another closure is wanted by now.
+var errOvertaken = errors.New("superseded: another closure is wanted by now")
 
 func (a *agent) waiting(format string, args ...any) {
 	a.status.note(func(s *status) { s.Waiting, s.Next = fmt.Sprintf(format, args...), "" })

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -54,14 +53,16 @@ type agent struct {
 	hold        cache[*holdState]
 	confirmed   cache[*confirmed]
 	fetch       cache[*protocol.FetchOutcome]
+	fetching    cache[func()] // gives up the download that is going on
 	ahead       cache[*ahead]
 	planned     chan *ahead // the newest plan; only the loop of check-ins sends
 	lookedAhead string      // head that was looked at for it
 
-	unfetched   *offer // whose manifest or proof could not be had
-	saidRefusal said   // of a rollback
-	saidDoubt   said   // about an answer
-	saidRenewal said   // that failed
+	unfetched   *offer  // whose manifest or proof could not be had
+	missed      *wanted // came while another closure was being fetched
+	saidRefusal said    // of a rollback
+	saidDoubt   said    // about an answer
+	saidRenewal said    // that failed
 
 	spentNonce        string
 	reportedEnrolment bool
@@ -128,6 +129,7 @@ func newAgent(cfg Config) (*agent, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	a.status = openStatus(dir, cfg.MachineID)
+	a.status.note(func(s *status) { s.MarkCopy = string(outside) })
 	a.verifier = &verifier{
 		hostname: cfg.MachineID, trust: a.trust, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
 		maxAge: cfg.MaxManifestAge, onlyLocal: func(string) string { return cfg.ComplianceMode }, manifests: manifests,
@@ -260,7 +262,8 @@ func (a *agent) loop(ctx context.Context) {
 		if !a.busy.get() { // a worker settles its own, or goes on from it
 			a.settle(ctx)
 		}
-		a.deliver(ctx)
+		a.takeMissed(ctx)
+		a.deliverWithin(ctx, deliverTime)
 		a.renew(ctx)
 		pause, err := a.turn(ctx)
 		switch {
@@ -271,17 +274,28 @@ func (a *agent) loop(ctx context.Context) {
 		case err != nil:
 			failures++
 			pause = a.failed(err, failures)
-			if a.mayEnrolAnew(err) {
-				if err := a.enrol(ctx); err != nil && ctx.Err() == nil {
-					a.log.Error().Err(err).Msg("not enrolled again")
-				}
+			if err := a.enrolAnew(ctx, err); err != nil && ctx.Err() == nil {
+				a.log.Error().Err(err).Msg("not enrolled again")
 			}
 		default:
 			failures = 0
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
+		if a.rest(ctx, pause) != nil {
+			return
+		}
+	}
+}
+
+// rest sleeps, and lets systemd know meanwhile that this is what the loop does.
+func (a *agent) rest(ctx context.Context, pause time.Duration) error {
+	for end := time.Now().Add(pause); ; {
+		a.status.turn()
+		left := time.Until(end)
+		if left <= 0 {
+			return ctx.Err()
+		}
+		if err := sleep(ctx, min(left, time.Minute)); err != nil {
+			return err
 		}
 	}
 }
@@ -319,39 +333,39 @@ func (a *agent) failed(err error, failures int) time.Duration {
 	return pause
 }
 
-// mayEnrolAnew: the certificate is not accepted, or is over, and there is a
-// token that has not been used.
-func (a *agent) mayEnrolAnew(err error) bool {
-	if a.cfg.TokenFile == "" {
-		return false
-	}
+// enrolAnew gets another certificate when this one is not accepted, or is over, and
+// there is a token that has not been used. One that is still valid is kept until there is
+// another: it may be the control plane that is wrong.
+func (a *agent) enrolAnew(ctx context.Context, err error) error {
+	valid := a.identity.usable() != nil
 	var refused *protocol.Error
-	if a.identity.usable() != nil && !(errors.As(err, &refused) && refused.Status == 401) {
-		return false
+	if a.cfg.TokenFile == "" || valid && !(errors.As(err, &refused) && refused.Status == 401) {
+		return nil
 	}
-	token, err := a.identity.readToken(a.cfg.SSHHostKey)
-	if err != nil || token.Claims.Nonce == a.spentNonce {
-		return false
+	if token, err := a.identity.readToken(a.cfg.SSHHostKey); err != nil || token.Claims.Nonce == a.spentNonce {
+		return nil
 	}
-	if a.identity.usable() != nil {
-		if err := os.Remove(a.identity.certPath); err != nil {
-			return false
-		}
-		a.client.CloseIdle()
+	if !valid {
+		return a.enrol(ctx)
 	}
-	return true
+	return a.enrolOnce(ctx)
 }
 
 // handle verifies an answer and acts on it.
 func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, sent time.Time) {
 	a.status.note(func(s *status) { s.LastContact, s.ContactError = pki.At(time.Now()), "" })
+	known := a.verifier.headHash
 	if err := a.verifier.updateHead(ctx, a.client, answer.Head); err != nil {
 		a.distrust(answer.Target, err)
 		a.reportStale()
 		return
 	}
+	if f := a.fetch.get(); a.verifier.headHash != known && f != nil && f.Result != protocol.FetchOK {
+		// What failed before was of an older release, or has been had by now.
+		a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: &a.verifier.head.RolloutID})
+	}
 	a.reportStale()
-	if a.verifier.head != nil {
+	if a.verifier.mine {
 		a.follow(ctx, a.verifier.head.Intent)
 	}
 	// A rollback that is refused does not keep the host from what mends it.
@@ -410,6 +424,10 @@ func (a *agent) fetchAgain(ctx context.Context, head *protocol.HeadRef) {
 // distrust notes and reports an answer that did not verify, and gives the outcome
 // of the fetch.
 func (a *agent) distrust(t *protocol.Target, err error) (result string) {
+	if errors.Is(err, errReplaced) {
+		a.log.Info().Err(err).Msg("answer is out of date")
+		return ""
+	}
 	a.log.Error().Err(err).Msg("answer not believed")
 	text := err.Error()
 	outcome := &protocol.FetchOutcome{Result: protocol.FetchVerifyFailed, Error: &text}

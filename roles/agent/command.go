@@ -94,10 +94,15 @@ func Command() *cli.Command {
 			},
 			{
 				Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
-				Description: "Example:\n   nixfleet agent reset-mark --client-cert /var/lib/nixfleet/agent-cert.pem",
-				Flags:       local(reason, stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies")),
+				Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
+				Flags:       local(reason, stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies; the agent that ran here last has left word of it")),
 				Action: onHost(func(c *cli.Context, u *undoer) error {
-					outside, err := openDirectory(outsideDirectory(string(u.dir), c.String("client-cert")))
+					place := outsideDirectory(string(u.dir), c.String("client-cert"))
+					var s status
+					if !c.IsSet("client-cert") && u.dir.read(statusName, &s) == nil && s.MarkCopy != "" {
+						place = s.MarkCopy
+					}
+					outside, err := openDirectory(place)
 					if err != nil {
 						return err
 					}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,7 +140,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		URL: c.String("control-plane-url"), MachineID: c.String("machine-id"), TrustFile: c.String("trust-file"), CACert: c.String("ca-cert"),
 		ClientCert: c.String("client-cert"), ClientKey: c.String("client-key"), SSHHostKey: c.String("ssh-host-key-file"),
 		TokenFile: c.String("bootstrap-token-file"), StateDir: c.String("state-dir"), ComplianceMode: c.String("compliance-gate-mode"),
-		HealthChecks: c.String("health-checks-config"), RenewalFraction: c.Float64("renewal-threshold-fraction"),
+		HealthChecks: c.String("health-checks-config"), RenewalFraction: cmp.Or(c.Float64("renewal-threshold-fraction"), -1),
 		PollInterval: time.Duration(c.Int("poll-interval")) * time.Second, SettleTime: c.Duration("settle-time"),
 		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"), AllowRollback: c.Bool("allow-remote-rollback"),
 		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"), DeferOn: c.StringSlice("defer-on"),
@@ -237,13 +238,20 @@ func (c *Config) makeHost() error {
 	return err
 }
 
-// volatileState refuses a state directory that a reboot empties: certificate
-// and used token would be lost, and the host locked out.
+// volatileState refuses to keep state or certificate where a reboot empties it: both
+// and the used token would be lost, and the host locked out.
 func (c *Config) volatileState() error {
 	if c.AllowVolatile {
 		return nil
 	}
-	dir := c.StateDir
+	if err := lasts("state directory", c.StateDir); err != nil {
+		return err
+	}
+	return lasts("certificate directory", filepath.Dir(c.ClientCert))
+}
+
+func lasts(what, path string) error {
+	dir := path
 	for {
 		if _, err := os.Stat(dir); err == nil {
 			break
@@ -252,10 +260,10 @@ func (c *Config) volatileState() error {
 	}
 	volatile, kind, err := nixops.Volatile(dir)
 	if err != nil {
-		return fmt.Errorf("state directory: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	if volatile {
-		return &hintError{fmt.Errorf("state directory %s is on %s and does not survive a reboot", c.StateDir, kind), "keep it on a disk, or give --allow-volatile-state"}
+		return &hintError{fmt.Errorf("%s %s is on %s and does not survive a reboot", what, path, kind), "keep it on a disk, or give --allow-volatile-state"}
 	}
 	return nil
 }

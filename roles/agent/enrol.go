@@ -85,7 +85,12 @@ func (i *identity) prepare() error {
 	if err != nil {
 		return fmt.Errorf("certificate directory: %w", err)
 	}
-	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+	// A full disk makes an empty file all the same.
+	_, err = probe.Write(make([]byte, certificateRoom))
+	if err = errors.Join(err, probe.Sync(), probe.Close(), os.Remove(probe.Name())); err != nil {
+		return fmt.Errorf("certificate directory: %w", err)
+	}
+	return nil
 }
 
 // readToken reads the bootstrap token, opened with the host's ssh key when it
@@ -112,8 +117,9 @@ func (i *identity) readToken(sshKeyFile string) (*pki.Token, error) {
 }
 
 const (
-	notReadyWait = 10 * time.Second
-	maxEnrolWait = 5 * time.Minute
+	certificateRoom = 16 << 10 // bytes, more than any certificate and its new file take
+	notReadyWait    = 10 * time.Second
+	maxEnrolWait    = 5 * time.Minute
 )
 
 // errNoToken: there is neither a valid certificate nor a token to get one.
@@ -148,7 +154,7 @@ func (a *agent) enrol(ctx context.Context) error {
 		}
 		a.log.Warn().Err(err).Dur("retry_in", pause).Msg("not enrolled yet")
 		a.status.note(func(s *status) { s.Waiting, s.Next = "enrolment: "+err.Error(), hintOf(err) })
-		if err := sleep(ctx, pause); err != nil {
+		if err := a.rest(ctx, pause); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -97,6 +98,8 @@ type plane struct {
 	reports  []protocol.ReportRequest
 	lastSeen protocol.CheckinRequest
 	v1       *v1Plane // nil: one of ours
+	routes   map[string]http.HandlerFunc
+	foreign  [2][]byte // head of channel "beta", which the host is not in, and its signature
 }
 
 func newPlane(t *testing.T) *plane {
@@ -219,7 +222,10 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Write(doc)
 	}
-	switch {
+	switch route := p.routes[r.URL.Path]; {
+	case route != nil:
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		route(w, r)
 	case p.away:
 		w.WriteHeader(http.StatusBadGateway)
 	case r.URL.Path == "/v1/agent/checkin":
@@ -248,6 +254,10 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Write(p.head)
 	case r.URL.Path == "/v1/heads/stable/sig":
 		w.Write(p.headSig)
+	case r.URL.Path == "/v1/heads/beta" && p.foreign[0] != nil:
+		w.Write(p.foreign[0])
+	case r.URL.Path == "/v1/heads/beta/sig":
+		w.Write(p.foreign[1])
 	case r.URL.Path == "/v1/heads/stable/proof/"+testHost:
 		answer(p.proof)
 	case r.URL.Path == protocol.ConfirmPath:

@@ -19,6 +19,17 @@ type mark struct {
 	Intent   string        `json:"intent" shape:"R"`
 	Closure  string        `json:"closure" shape:"D"`  // what it meant for this host, when that is known
 	SeenHead bool          `json:"seenHead" shape:"D"` // the control plane has shown a head before
+	Channel  string        `json:"channel" shape:"D"`  // of that head; this host is in it
+	Window   uint32        `json:"window" shape:"D"`   // its freshness window, in minutes
+}
+
+// follows: a head of the channel that this host is known to be in.
+func (m *mark) follows(channel string) bool { return m != nil && m.SeenHead && m.Channel == channel }
+
+// sameTime: another release than the mark's that was signed at the same time, so that
+// only what it means for this host can tell whether it may follow.
+func (m *mark) sameTime(signedAt time.Time, intent string) bool {
+	return m != nil && signedAt.Equal(m.SignedAt.Time) && intent != m.Intent
 }
 
 // errOlder: the release is older than one that was verified before.
@@ -68,6 +79,17 @@ func (m marks) load() (*mark, error) {
 
 func (m marks) store(v *mark) error {
 	return errors.Join(m.state.write(markFile, v), m.outside.write(markFile, v))
+}
+
+// means notes what the release of the mark means for this host.
+func (m marks) means(signedAt time.Time, intent, closure string) error {
+	last, err := m.load()
+	if err != nil || last == nil || !signedAt.Equal(last.SignedAt.Time) || last.Intent != intent || last.Closure == closure {
+		return err
+	}
+	next := *last
+	next.Closure = closure
+	return m.store(&next)
 }
 
 func (m marks) reset() error {

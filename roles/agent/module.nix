@@ -349,10 +349,14 @@ in
 
     environment.systemPackages = [ cfg.package ];
 
-    # With a trustFile of one's own there is none in the closure: the agent refuses a
-    # system whose trust.json does not verify the release that brings it.
+    # The agent refuses a system whose trust.json does not verify the release that brings
+    # it, or that brings none where the running one did. A file outside of the store is
+    # the operator's to keep.
     environment.etc =
       optionalAttrs ownTrust { "nixfleet/agent/trust.json".text = config.nixfleet.trust.json; }
+      // optionalAttrs (!ownTrust && lib.hasPrefix builtins.storeDir (toString cfg.trustFile)) {
+        "nixfleet/agent/trust.json".source = cfg.trustFile;
+      }
       // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".text = healthJSON; };
 
     # A directory that is there already keeps its mode: the certificate is no secret,

@@ -31,7 +31,7 @@ func spread(hostname, closure string, over time.Duration) time.Duration {
 
 // planAhead looks at each new head for what it means for this host.
 func (a *agent) planAhead(ctx context.Context) {
-	if a.cfg.PrefetchSpread == 0 || a.verifier.head == nil || a.verifier.headHash == a.lookedAhead {
+	if a.cfg.PrefetchSpread == 0 || !a.verifier.mine || a.verifier.headHash == a.lookedAhead {
 		return
 	}
 	entry, err := a.verifier.entry(ctx, a.client)
@@ -109,15 +109,16 @@ func (a *agent) fetchAhead(ctx context.Context, closure string) error {
 
 // dropAhead lets go what was fetched before and is wanted by nothing any more.
 func (a *agent) dropAhead(ctx context.Context, keep string) error {
+	// The roots first: an activation that begins meanwhile makes its own afterwards.
+	roots, err := a.host.Roots(ctx)
+	if err != nil {
+		return err
+	}
 	wanted := map[string]bool{keep: true}
 	if j, err := a.dir.journal(); err != nil {
 		return err
 	} else if j != nil {
 		wanted[j.Closure] = true
-	}
-	roots, err := a.host.Roots(ctx)
-	if err != nil {
-		return err
 	}
 	for name := range roots {
 		if !fleet.ValidClosure(name) || wanted[name] {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -62,11 +63,17 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 		if err := w.trustAdmits(c.TrustJSON, a.now()); err != nil {
 			return err
 		}
-	} else if !a.cfg.AgentOutside {
+	} else if own, err := filepath.EvalSymlinks(a.cfg.TrustFile); err != nil {
+		return &localError{"preflight: trust file: " + err.Error(), protocol.EventRealiseFailed}
+	} else if !a.cfg.AgentOutside && inStore(own) {
+		// One that no closure brings stays as it is, and has verified this release.
 		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
 	}
 	return nil
 }
+
+// inStore: a release may bring another file in its place.
+func inStore(path string) bool { return strings.HasPrefix(path, "/nix/store/") }
 
 // tail is the end of a text, cut where it can still be reported.
 func tail(s string) string {

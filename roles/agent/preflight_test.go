@@ -224,6 +224,10 @@ func TestVolatileStateIsRefused_A26(t *testing.T) {
 	if err := c.volatileState(); err == nil || !strings.Contains(err.Error(), "tmpfs") {
 		t.Errorf("accepted: %v", err)
 	}
+	c = Config{StateDir: "/", ClientCert: filepath.Join(dir, "agent-cert.pem")}
+	if err := c.volatileState(); err == nil || !strings.Contains(err.Error(), "certificate directory") {
+		t.Errorf("accepted: %v", err)
+	}
 	c.AllowVolatile = true
 	if err := c.volatileState(); err != nil {
 		t.Errorf("although allowed: %v", err)

@@ -83,6 +83,9 @@ func optional[T any](dir directory, name string, warn func(error)) *T {
 	return nil
 }
 
+// over: it is not tried again by itself.
+func (q *quarantine) over() bool { return q.Failures > 0 || q.Unreachable > unreachableTries }
+
 // blocked says why a closure is not tried now; empty when it may be.
 func (q *quarantine) blocked(closure string, now time.Time) string {
 	switch {

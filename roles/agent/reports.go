@@ -151,6 +151,9 @@ func (a *agent) deliver(ctx context.Context) {
 	}
 }
 
+// deliverTime is what the loop of check-ins spends on reports at a time.
+const deliverTime = 2 * time.Minute
+
 // deliverWithin is deliver for who has no time to lose; the rest goes with the
 // next check-in.
 func (a *agent) deliverWithin(ctx context.Context, limit time.Duration) {

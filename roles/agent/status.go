@@ -32,6 +32,7 @@ type status struct {
 	Stale          string        `json:"stale" shape:"D"`
 	LastContact    pki.Timestamp `json:"lastContact" shape:"R"`
 	ContactError   string        `json:"contactError" shape:"D"`
+	MarkCopy       string        `json:"markCopy" shape:"D"` // directory of the second copy of the mark
 }
 
 // statusFile writes the status when it changes, at most a few times a second.
@@ -187,7 +188,7 @@ func (l localStatus) print(w io.Writer, now time.Time) error {
 	if c := l.Confirmed; c != nil {
 		row("confirmed", "%s, %s", c.Closure, ago(c.At.Time, now))
 	}
-	if q := l.Quarantine; q != nil && q.Failures > 0 {
+	if q := l.Quarantine; q != nil && q.over() {
 		row("quarantined", "%s: %s", q.Closure, q.Reason)
 	}
 	for _, p := range l.Problems {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"time"
 
 	"nixfleet/nixops/fleet"
@@ -88,6 +89,7 @@ type verifier struct {
 	headHash   string
 	headFile   fleet.Artifact
 	headSigned time.Time
+	mine       bool // the head is of this host's channel
 }
 
 // fetcher is the part of the client that verification needs.
@@ -118,16 +120,44 @@ func (v *verifier) updateHead(ctx context.Context, c fetcher, ref *protocol.Head
 	if err != nil {
 		return err
 	}
-	if err := last.admits(file.SignedAt, head.Intent, ""); err != nil && !broken("the mark") {
+	mine, closure, err := v.concerns(ctx, c, head, file.SignedAt, last)
+	if err != nil {
+		return err
+	}
+	if err := last.admits(file.SignedAt, head.Intent, closure); err != nil && !broken("the mark") {
 		return refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", ref.Channel, err)
 	}
-	if last == nil || file.SignedAt.After(last.SignedAt.Time) || !last.SeenHead {
-		if err := v.marks.store(&mark{SignedAt: pki.At(file.SignedAt), Intent: head.Intent, SeenHead: true}); err != nil {
+	next := &mark{SignedAt: pki.At(file.SignedAt), Intent: head.Intent, Closure: closure, SeenHead: true, Channel: head.Channel, Window: head.FreshnessWindow}
+	if closure == "" && last != nil && last.Intent == head.Intent {
+		next.Closure = last.Closure
+	}
+	if mine && (last == nil || *next != *last) {
+		if err := v.marks.store(next); err != nil {
 			return err
 		}
 	}
-	v.head, v.headHash, v.headFile, v.headSigned = head, file.Hash, file, file.SignedAt
+	v.head, v.headHash, v.headFile, v.headSigned, v.mine = head, file.Hash, file, file.SignedAt, mine
 	return nil
+}
+
+// concerns says whether a head is of this host's channel, and which closure it means
+// for this host where that had to be asked. A head of another channel is as well signed,
+// and must neither move the mark, nor end a hold, nor look fresh in place of ours: the
+// channel is believed when its tree holds this host's entry.
+func (v *verifier) concerns(ctx context.Context, c fetcher, head *fleet.Head, signedAt time.Time, last *mark) (mine bool, closure string, err error) {
+	if last.follows(head.Channel) && !last.sameTime(signedAt, head.Intent) {
+		return true, "", nil
+	}
+	entry, err := v.entryOf(ctx, c, head)
+	var refused *protocol.Error
+	switch {
+	case err == nil:
+		return true, entry.TargetClosure, nil
+	case errors.As(err, &refused) && refused.Status == http.StatusNotFound && (last == nil || !last.SeenHead):
+		// A host without a closure has no entry, and nothing to lose.
+		return false, "", nil
+	}
+	return false, "", err
 }
 
 func (v *verifier) verifyHead(channel string, body, sig []byte) (*fleet.Head, fleet.Artifact, error) {
@@ -153,11 +183,19 @@ func (v *verifier) verifyHead(channel string, body, sig []byte) (*fleet.Head, fl
 
 // stale says how long the newest verified head is past its window; zero while
 // it is fresh.
+//
+// A control plane that shows no head to an agent that was started anew withholds as
+// well: the mark knows of the last one.
 func (v *verifier) stale() (time.Duration, bool) {
-	if v.head == nil {
+	signed, window := v.headSigned, uint32(0)
+	if v.head != nil {
+		window = v.head.FreshnessWindow
+	} else if last, err := v.marks.load(); err == nil && last != nil && last.SeenHead && last.Window > 0 {
+		signed, window = last.SignedAt.Time, last.Window
+	} else {
 		return 0, false
 	}
-	over := v.now().Sub(v.headSigned) - fleet.Minutes(v.head.FreshnessWindow) - pki.ClockSlack
+	over := v.now().Sub(signed) - fleet.Minutes(window) - pki.ClockSlack
 	return over, over > 0
 }
 
@@ -170,7 +208,7 @@ func (v *verifier) target(ctx context.Context, c fetcher, t *protocol.Target, re
 	var w *wanted
 	var err error
 	if ref != nil {
-		w, err = v.byHead(ctx, c, t)
+		w, err = v.byHead(ctx, c, t, ref)
 	} else {
 		w, err = v.byManifest(ctx, c, t)
 	}
@@ -196,8 +234,17 @@ func (v *verifier) lease(t *protocol.Target, w *wanted) time.Duration {
 	return min(limit, time.Duration(*t.StartBySecs)*time.Second)
 }
 
-func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*wanted, error) {
+// errReplaced: a newer release has come between the answer and what was fetched for
+// it. The next answer is of that.
+var errReplaced = errors.New("a newer release has come meanwhile")
+
+func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target, ref *protocol.HeadRef) (*wanted, error) {
 	head := v.head
+	switch {
+	case head == nil || head.RolloutID == t.RolloutID:
+	case v.headHash != ref.Hash:
+		return nil, errReplaced
+	}
 	if head == nil || head.RolloutID != t.RolloutID {
 		return nil, refuse(protocol.EventManifestMismatch, "target is of rollout %s, which is not the head's", t.RolloutID)
 	}
@@ -206,9 +253,15 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 	}
 	entry, err := v.entry(ctx, c)
 	if err != nil {
+		if v.replaced(ctx, c) {
+			err = errReplaced
+		}
 		return nil, err
 	}
 	if err := v.names(entry, t); err != nil {
+		return nil, err
+	}
+	if err := v.marks.means(v.headSigned, head.Intent, entry.TargetClosure); err != nil {
 		return nil, err
 	}
 	return &wanted{
@@ -220,9 +273,23 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target) (*
 	}, nil
 }
 
-// entry is this host's entry under the head, by a proof that it is in the tree.
-func (v *verifier) entry(ctx context.Context, c fetcher) (entry fleet.HostEntry, err error) {
-	head := v.head
+// replaced says whether the control plane has a newer head by now.
+func (v *verifier) replaced(ctx context.Context, c fetcher) bool {
+	body, sig, err := c.Head(ctx, v.head.Channel)
+	if err != nil {
+		return false
+	}
+	_, file, err := v.verifyHead(v.head.Channel, body, sig)
+	return err == nil && file.SignedAt.After(v.headSigned)
+}
+
+// entry is this host's entry under the head.
+func (v *verifier) entry(ctx context.Context, c fetcher) (fleet.HostEntry, error) {
+	return v.entryOf(ctx, c, v.head)
+}
+
+// entryOf is this host's entry under a head, by a proof that it is in the tree.
+func (v *verifier) entryOf(ctx context.Context, c fetcher, head *fleet.Head) (entry fleet.HostEntry, err error) {
 	proof, err := c.HeadProof(ctx, head.Channel, v.hostname)
 	if err != nil {
 		return entry, &verdictError{fmt.Errorf("fetch proof: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
@@ -287,7 +354,10 @@ func (v *verifier) byManifest(ctx context.Context, c fetcher, t *protocol.Target
 		if err := last.admits(file.SignedAt, t.RolloutID, entry.TargetClosure); err != nil {
 			return nil, refuse(protocol.EventManifestVerifyFailed, "manifest: %w", err)
 		}
-		next := &mark{SignedAt: pki.At(file.SignedAt), Intent: t.RolloutID, Closure: entry.TargetClosure, SeenHead: last != nil && last.SeenHead}
+		next := &mark{SignedAt: pki.At(file.SignedAt), Intent: t.RolloutID, Closure: entry.TargetClosure}
+		if last != nil {
+			next.SeenHead, next.Channel, next.Window = last.SeenHead, last.Channel, last.Window
+		}
 		if err := v.marks.store(next); err != nil {
 			return nil, err
 		}
