@@ -232,10 +232,18 @@ func (u *undoer) switchByHand(ctx context.Context, closure string) error {
 	return nil
 }
 
-// actsLoop takes up notes while the agent runs.
+// actsLoop takes up notes while the agent runs, and notices another generation: both
+// are for the control plane to hear of at once.
 func (a *agent) actsLoop(ctx context.Context) {
+	running := ""
 	for {
 		a.takeActs(ctx)
+		if now, err := a.host.CurrentSystem(ctx); err == nil && now != running {
+			if running != "" {
+				a.tellChange()
+			}
+			running = now
+		}
 		if sleep(ctx, a.cfg.ActsPoll) != nil {
 			return
 		}

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops"
@@ -361,5 +363,39 @@ func TestStatusOfRoot(t *testing.T) {
 		if err := pki.Decode([]byte(m.types("status", "--json")), &s); err != nil || s.Current != target || s.Confirmed == nil {
 			t.Errorf("%+v, %v", s, err)
 		}
+	})
+}
+
+// A generation that somebody switches to is told at once, also while the control plane
+// holds a check-in.
+func TestSwitchByHandEndsAHeldCheckin(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		var said []string
+		p.set(func() {
+			p.routes = map[string]http.HandlerFunc{"/v1/agent/checkin": func(w http.ResponseWriter, r *http.Request) {
+				var req protocol.CheckinRequest
+				if err := json.UnmarshalRead(r.Body, &req); err != nil {
+					t.Error(err)
+				}
+				said = append(said, req.CurrentGeneration.ClosureHash)
+				p.mu.Unlock()
+				defer p.mu.Lock()
+				<-r.Context().Done()
+			}}
+		})
+		m := newMachine(t, p, good)
+		m.must(m.sim.Realise(context.Background(), another, nil))
+		stop := m.start(m.sim)
+		time.Sleep(time.Minute)
+		_, err := m.sim.Switch(context.Background(), nixops.SwitchRequest{Closure: another, Action: nixops.ActionSwitch, Unit: "by-hand"})
+		m.must(err)
+		time.Sleep(10 * time.Second)
+		stop()
+		p.set(func() {
+			if len(said) != 2 || said[1] != another {
+				t.Errorf("said %v", said)
+			}
+		})
 	})
 }

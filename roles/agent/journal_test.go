@@ -182,6 +182,9 @@ func TestQuarantineHoldsUntilAnotherClosure_A12(t *testing.T) {
 	if q.blocked("c", now) == "" || q.blocked("c", now.Add(time.Hour)) != "" {
 		t.Error("no patience after an undo without blame (A25)")
 	}
+	if why := q.blocked("c", now.Add(-48*time.Hour)); why != "" {
+		t.Errorf("after the clock was set back: %s", why)
+	}
 	q.Unreachable = unreachableTries + 1
 	if q.blocked("c", now.Add(time.Hour)) == "" {
 		t.Error("no end of tries")

@@ -84,6 +84,10 @@ func loadProbes(path string) (*healthChecks, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return h, nil
 	}
+	if err == nil {
+		// Its commands are run by root.
+		err = ownOnly(path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("health checks: %w", err)
 	}

@@ -171,6 +171,23 @@ func TestProbeResultsAreInCheckins(t *testing.T) {
 	})
 }
 
+// The commands of probes are run by root, and are root's alone to write.
+func TestProbesThatOthersCouldWrite(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "checks.json")
+	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadProbes(file); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(file, 0o622); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadProbes(file); err == nil || !strings.Contains(err.Error(), "written by others") {
+		t.Errorf("accepted: %v", err)
+	}
+}
+
 func TestModesOfProbes(t *testing.T) {
 	for mode, want := range map[string]int{"enforce": 2, "permissive": 1, "disabled": 0} {
 		p := newProber(&healthChecks{Mode: mode, Exec: []execProbe{

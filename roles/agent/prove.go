@@ -45,7 +45,7 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 			break
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
-		} else if a.windowUsed(j) {
+		} else if a.windowUsed(ctx, j) {
 			return nil, a.undo(ctx, reasonUnreachable, false)
 		}
 		if err := sleep(ctx, floorPause); err != nil {
@@ -71,10 +71,16 @@ func (a *agent) mayProve(ctx context.Context, j *journal) (bool, error) {
 	return own == c.AgentPath, err
 }
 
-// windowUsed: so much of the window is over that we undo by ourselves.
-func (a *agent) windowUsed(j *journal) bool {
-	window := time.Duration(j.WindowSecs) * time.Second
-	return time.Since(j.StartedAt.Time) > window-window/answerMargin
+// windowUsed: so much of the window is over that we undo by ourselves. The clock may
+// have been set meanwhile: when it says that even the deadline has passed, which is
+// monotonic and still to come, the deadline is believed.
+func (a *agent) windowUsed(ctx context.Context, j *journal) bool {
+	used, window := time.Since(j.StartedAt.Time), time.Duration(j.WindowSecs)*time.Second
+	if used > window {
+		armed, err := a.host.DeadlineArmed(ctx, j.Units.Deadline)
+		return err != nil || !armed
+	}
+	return used > window-window/answerMargin
 }
 
 // gate watches units through the settle time, and on until the probes allow the new
@@ -90,7 +96,7 @@ func (a *agent) gate(ctx context.Context, j *journal) (string, error) {
 			if len(failing) == 0 {
 				return "", nil
 			}
-			if a.windowUsed(j) {
+			if a.windowUsed(ctx, j) {
 				return fmt.Sprintf("probes: %v", failing), nil
 			}
 			a.waiting("probes %v", failing)

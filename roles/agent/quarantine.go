@@ -96,7 +96,8 @@ func (q *quarantine) blocked(closure string, now time.Time) string {
 	case q.Unreachable > unreachableTries:
 		return fmt.Sprintf("quarantined: undone %d times without blame, the last time: %s", q.Unreachable, q.Reason)
 	}
-	if pause := backoff(q.Unreachable + q.Refused); now.Sub(q.At.Time) < pause {
+	// A clock that was set back since then would make it wait for as long.
+	if pause, since := backoff(q.Unreachable+q.Refused), now.Sub(q.At.Time); since >= 0 && since < pause {
 		return fmt.Sprintf("waits %s after: %s", pause, q.Reason)
 	}
 	return ""

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -133,6 +135,29 @@ func (d directory) remove(name string) error {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return syncDir(string(d))
+}
+
+// keepNewest removes all but the newest n files.
+func (d directory) keepNewest(n int) error {
+	entries, err := os.ReadDir(string(d))
+	if err != nil || len(entries) <= n {
+		return err
+	}
+	written := make(map[string]time.Time, len(entries))
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		written[e.Name()] = info.ModTime()
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return written[b.Name()].Compare(written[a.Name()]) })
+	for _, e := range entries[n:] {
+		if err := os.Remove(d.path(e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setAside keeps a file that cannot be believed for people to look at.

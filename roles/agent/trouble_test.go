@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
@@ -226,6 +227,35 @@ func TestPowerLostWhileStagingABrokenAgent(t *testing.T) {
 		time.Sleep(15 * time.Minute)
 		if m.where() != all(before) {
 			t.Errorf("ended at %v", m.where())
+		}
+	})
+}
+
+// A clock that is set in the middle of an activation, as a board without one does when
+// it reaches its time server, ends no window early.
+func TestClockThatIsSetMeanwhile_A22(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		a, err := newAgent(m.config(m.sim))
+		m.must(err)
+		defer a.client.CloseIdle()
+		j := anyJournal()
+		j.WindowSecs = 400
+		ctx := context.Background()
+		m.must(m.sim.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Hour, Command: []string{"/bin/true"}}))
+		for _, c := range []struct {
+			ago  time.Duration
+			used bool
+		}{{0, false}, {299 * time.Second, false}, {301 * time.Second, true}, {400 * 24 * time.Hour, false}} {
+			j.StartedAt = pki.At(time.Now().Add(-c.ago))
+			if got := a.windowUsed(ctx, j); got != c.used {
+				t.Errorf("begun %s ago: %v", c.ago, got)
+			}
+		}
+		m.must(m.sim.DisarmDeadline(ctx, j.Units.Deadline))
+		if !a.windowUsed(ctx, j) {
+			t.Error("without a deadline the window is never used")
 		}
 	})
 }

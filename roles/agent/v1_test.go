@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -256,4 +257,22 @@ func TestReferencesAreBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A v1 fleet has a new manifest with every signing; few are kept.
+func TestManifestsDoNotPileUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newV1Plane(t)
+		m := newMachine(t, p, good)
+		stop := m.start(m.sim)
+		for i := range 3 * maxManifests {
+			p.release([]string{target, another}[i%2], time.Now())
+			time.Sleep(2 * time.Minute)
+		}
+		stop()
+		kept, err := os.ReadDir(m.path("state/rollouts"))
+		if err != nil || len(kept) != 2*maxManifests {
+			t.Errorf("%d files, %v", len(kept), err)
+		}
+	})
 }

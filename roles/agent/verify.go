@@ -399,8 +399,15 @@ func (v *verifier) manifest(ctx context.Context, c fetcher, id string) (*fleet.M
 	if err == nil {
 		err = replace(v.manifests.path(id+".json.sig"), sig, 0o600)
 	}
+	if err == nil {
+		err = v.manifests.keepNewest(2 * maxManifests)
+	}
 	return m, file, err
 }
+
+// maxManifests bounds how many verified manifests are kept: a v1 fleet has a new one
+// with every signing.
+const maxManifests = 8
 
 func (v *verifier) keptManifest(id string) (body, sig []byte) {
 	body, err := readSmall(v.manifests.path(id + ".json"))
