@@ -63,6 +63,8 @@ type agent struct {
 	saidRefusal said    // of a rollback
 	saidDoubt   said    // about an answer
 	saidRenewal said    // that failed
+	saidMetrics said
+	metricsFile metricsFile
 
 	spentNonce        string
 	reportedEnrolment bool
@@ -128,6 +130,7 @@ func newAgent(cfg Config) (*agent, error) {
 	if err := a.reboots.check(context.Background(), a.host); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
+	a.metricsFile.path = cfg.MetricsFile
 	a.status = openStatus(dir, cfg.MachineID)
 	a.status.note(func(s *status) { s.MarkCopy = string(outside) })
 	a.verifier = &verifier{
@@ -280,6 +283,7 @@ func (a *agent) loop(ctx context.Context) {
 		default:
 			failures = 0
 		}
+		a.writeMetrics()
 		if a.rest(ctx, pause) != nil {
 			return
 		}

@@ -41,6 +41,7 @@ type Config struct {
 	AgentOutside    bool // the agent is no part of the closures: tests and demo
 	DeferOn         []string
 	RebootPolicy    string
+	MetricsFile     string        // for a textfile collector; empty: none
 	PrefetchSpread  time.Duration // over which closures are fetched ahead; 0: not at all
 	Version         string
 	Host            nixops.Host
@@ -121,6 +122,7 @@ func runFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "defer-on", EnvVars: environment("defer-on"), Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
 		stringFlag("reboot-policy", "never", "`POLICY` for staged updates: never, immediate or window:ONCALENDAR"),
 		&cli.DurationFlag{Name: "prefetch-spread", EnvVars: environment("prefetch-spread"), Usage: "fetch closures before their wave starts, each host at its own time within `DURATION` (default: not at all)"},
+		stringFlag("metrics-file", "", "`FILE` of metrics for the textfile collector of node_exporter, written while the agent runs (default: none)"),
 		stringFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		boolFlag("check-config", "check the configuration and exit; nothing is contacted or written"),
 	}
@@ -144,7 +146,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		PollInterval: time.Duration(c.Int("poll-interval")) * time.Second, SettleTime: c.Duration("settle-time"),
 		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"), AllowRollback: c.Bool("allow-remote-rollback"),
 		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"), DeferOn: c.StringSlice("defer-on"),
-		RebootPolicy: c.String("reboot-policy"), PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
+		RebootPolicy: c.String("reboot-policy"), MetricsFile: c.String("metrics-file"), PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
 		hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache"),
 	}
 	return cfg

@@ -89,6 +89,7 @@ let
     allow-v1-control-plane = cfg.allowV1ControlPlane;
     allow-remote-rollback = cfg.allowRemoteRollback;
     allow-volatile-state = cfg.allowVolatileState;
+    metrics-file = cfg.metricsFile;
     log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
     nix-bin-dir = "${config.nix.package}/bin";
   };
@@ -290,6 +291,12 @@ in
       type = types.bool;
       default = false;
       description = "Accept a state directory that a reboot empties.";
+    };
+    metricsFile = mkOption {
+      type = types.nullOr plainPath;
+      default = null;
+      example = "/var/lib/node-exporter/nixfleet.prom";
+      description = "Metrics for the textfile collector of Prometheus's node_exporter; its directory must exist.";
     };
     logLevel = mkOption {
       type = types.enum [
