@@ -10,15 +10,20 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+
+	"nixfleet/pki"
 )
 
 // CI runs Nix as a build machine does. The zero value uses the Nix on PATH and
 // its own configuration.
 type CI struct {
-	Nix        string       // directory of the Nix binaries, "" is PATH
-	NixConfDir string       // NIX_CONF_DIR, "" leaves it
-	Store      string       // --store, "" is the machine's own
-	Progress   func(string) // gets Nix's words line by line, may be nil; must be safe for concurrent calls
+	Nix        string // directory of the Nix binaries, "" is PATH
+	NixConfDir string // NIX_CONF_DIR, "" leaves it
+	Store      string // --store, "" is the machine's own
+	// Roots is a directory of links that keep what is built from being collected
+	// before it is copied [A13]; "" keeps nothing. Who made it removes it.
+	Roots    string
+	Progress func(string) // gets Nix's words line by line, may be nil; must be safe for concurrent calls
 	// EvalTimeout and BuildTimeout bound one call; 0 is 30 minutes and 6 hours.
 	EvalTimeout, BuildTimeout time.Duration
 }
@@ -101,7 +106,12 @@ func (c CI) Build(ctx context.Context, flake string, host FlakeHost) (string, er
 
 // BuildAttr builds what a flake reference names and gives its one store path.
 func (c CI) BuildAttr(ctx context.Context, installable string) (string, error) {
-	out, err := c.command(c.BuildTimeout, 6*time.Hour, "nix", "build", "--no-link", "--print-out-paths", installable).run(ctx)
+	link := []string{"--no-link"}
+	if c.Roots != "" {
+		link = []string{"--out-link", filepath.Join(c.Roots, pki.HashHex([]byte(installable))[:32])}
+	}
+	build := append(append([]string{"build"}, link...), "--print-out-paths", installable)
+	out, err := c.command(c.BuildTimeout, 6*time.Hour, "nix", build...).run(ctx)
 	if err != nil {
 		return "", fmt.Errorf("build %s: %w", installable, classify(err))
 	}

@@ -64,6 +64,23 @@ func TestCI(t *testing.T) {
 	if _, err := ci.Eval(t.Context(), ref, "fleet.missing"); err == nil || !strings.Contains(err.Error(), "fleet.missing") {
 		t.Errorf("eval of what is not there: %v", err)
 	}
+	// What is built stays while its link does, whoever collects garbage meanwhile.
+	kept := ci
+	kept.Roots = t.TempDir()
+	first, err := kept.Build(t.Context(), ref, hosts[0])
+	must(t, err)
+	collect := func() bool {
+		nix.Run(t, "nix-store", "--store", store.Dir, "--gc", "--quiet")
+		_, err := os.Lstat(store.Dir + first)
+		return err == nil
+	}
+	if !collect() {
+		t.Errorf("%s was collected although it is wanted", first)
+	}
+	must(t, os.RemoveAll(kept.Roots))
+	if collect() {
+		t.Errorf("%s is kept although nobody wants it", first)
+	}
 	var paths []string
 	for _, h := range hosts {
 		path, err := ci.Build(t.Context(), ref, h)

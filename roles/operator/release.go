@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -85,6 +86,7 @@ type releaser struct {
 	name    string // of the fleet's file
 	repo    *repository
 	signer  *signer
+	roots   string // links to what is built, until it is pushed; "" when nothing is
 	now     time.Time
 	warned  map[string]bool // of trust files, said once
 	summary releaseSummary
@@ -132,6 +134,11 @@ func release(c *cli.Context) error {
 	if c.Bool("resign") {
 		d, err = r.present(ctx)
 	} else {
+		// An hour lies between the first build and the push.
+		if r.roots, err = os.MkdirTemp("", "nixfleet-roots-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(r.roots)
 		d, err = r.declare(ctx)
 	}
 	if err != nil {

@@ -289,7 +289,7 @@ func (r *releaser) closures(ctx context.Context, d *draft, flake string) error {
 // nix is the Nix of this machine, whose words become progress.
 func (r *releaser) nix() nixops.CI {
 	return nixops.CI{
-		Nix: r.c.String("nix-bin-dir"), NixConfDir: r.c.String("nix-conf-dir"), Store: r.c.String("store"),
+		Nix: r.c.String("nix-bin-dir"), NixConfDir: r.c.String("nix-conf-dir"), Store: r.c.String("store"), Roots: r.roots,
 		Progress: func(line string) { r.say("nix: %s", line) },
 	}
 }
