@@ -56,6 +56,11 @@ func verifyCommand() *cli.Command {
 					return coded(2, hinted(err, "%s", cmp.Or(hintOf(err), c.Command.HelpName+" --help")))
 				}
 				doc, line, err := action(c, e)
+				if err != nil && exitCode(err) == 1 && c.Bool("json") {
+					if err := printDoc(c, refusalOf(err)); err != nil {
+						return err
+					}
+				}
 				if err != nil {
 					return hinted(fmt.Errorf("verify %s %s: %w", name, e.path, err), "%s", cmp.Or(hintOf(err), unbelieved(err)))
 				}
@@ -182,6 +187,23 @@ type outcome struct {
 	Hash     string `json:"hash"`
 	SignedAt string `json:"signedAt"`
 	Document any    `json:"document"`
+}
+
+// refused is what --json prints for one that is not; reason is empty where it is
+// none of those of contracts/artifacts.md §3.
+type refused struct {
+	Verified bool   `json:"verified"`
+	Reason   string `json:"reason"`
+	Error    string `json:"error"`
+}
+
+func refusalOf(err error) refused {
+	r := refused{Error: err.Error()}
+	var why *pki.VerifyError
+	if errors.As(err, &why) {
+		r.Reason = string(why.Reason)
+	}
+	return r
 }
 
 func outcomeOf(v pki.Verified, doc any) outcome {
