@@ -114,6 +114,10 @@ func hostStatus(h *protocol.HostEntry) (text, colour string) {
 		text, colour = cmp.Or(state, "Converged"), green
 	default:
 		text, colour = cmp.Or(state, "behind"), yellow
+		// What it waits for, in the word that host explain has a sentence for.
+		if h.Reason != nil && h.Reason.Code != "" && (state == "" || state == "Queued") {
+			text += ": " + plain(h.Reason.Code)
+		}
 	}
 	if h.Pin != nil {
 		text += ", pinned"
