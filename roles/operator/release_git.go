@@ -14,7 +14,12 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-const gitPatience = 2 * time.Minute
+// gitPatience bounds one call of git; transferPatience one that moves objects over a
+// network, of which a fleet's history has many.
+const (
+	gitPatience      = 2 * time.Minute
+	transferPatience = 15 * time.Minute
+)
 
 // errMoved: the remote branch is no longer where it was when we read it.
 var errMoved = errors.New("the branch has moved")
@@ -270,7 +275,11 @@ func (r *repository) gitInput(ctx context.Context, env []string, input string, a
 }
 
 func (r *repository) gitBytes(ctx context.Context, env []string, input string, args ...string) ([]byte, error) {
-	ctx, stop := context.WithTimeout(ctx, gitPatience)
+	patience := gitPatience
+	if args[0] == "push" || args[0] == "fetch" {
+		patience = transferPatience
+	}
+	ctx, stop := context.WithTimeout(ctx, patience)
 	defer stop()
 	cmd := exec.CommandContext(ctx, "git", append([]string{"-C", r.top}, args...)...)
 	cmd.Env = append(append(os.Environ(), "GIT_TERMINAL_PROMPT=0", "LC_ALL=C"), env...)
