@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -81,7 +82,8 @@ func (r *releaser) evaluate(ctx context.Context, d *draft, flake string) error {
 			ref = flake
 		}
 		r.say("evaluating %s#%s", ref, attr)
-		return r.nix().Eval(ctx, ref, attr)
+		raw, err := r.nix().Eval(ctx, ref, attr)
+		return raw, hinted(err, "%s", withoutNix(err, "nix eval --json "+shellWord(ref+"#"+attr)+" shows it by itself; --build-flake names the fleet's flake"))
 	})
 	if err != nil {
 		return fmt.Errorf("read the fleet's declaration: %w", err)
@@ -115,6 +117,14 @@ func (r *releaser) evaluate(ctx context.Context, d *draft, flake string) error {
 		*list.into = &entries
 	}
 	return nil
+}
+
+// withoutNix is the hint of a machine that has no Nix, or another one.
+func withoutNix(err error, other string) string {
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		return "name the directory of Nix with --nix-bin-dir, or hand on what was made elsewhere: --fleet-file FILE --closures FILE"
+	}
+	return other
 }
 
 // source reads the file of a flag, or asks Nix when there is none.
@@ -318,7 +328,7 @@ func selectHosts(wanted string, known []string) ([]string, error) {
 func (r *releaser) build(ctx context.Context, d *draft, flake string) error {
 	found, err := r.nix().ListHosts(ctx, flake)
 	if err != nil {
-		return fmt.Errorf("list hosts of %s: %w", flake, err)
+		return hinted(fmt.Errorf("list hosts of %s: %w", flake, err), "%s", withoutNix(err, "nix flake show "+shellWord(flake)+" shows it by itself"))
 	}
 	byName := map[string]nixops.FlakeHost{}
 	for _, h := range found {
@@ -348,7 +358,7 @@ func (r *releaser) build(ctx context.Context, d *draft, flake string) error {
 			r.say("building %s", name)
 			path, err := r.nix().Build(ctx, sources[i], byName[name])
 			if err != nil {
-				return fmt.Errorf("build %s: %w", name, err)
+				return hinted(fmt.Errorf("build %s: %w", name, err), "%s", withoutNix(err, "what Nix said is above; --hosts "+name+" builds this host alone"))
 			}
 			paths[i] = path
 			r.say("built %s in %s (%d of %d): %s", name, time.Since(started).Round(time.Second), done.Add(1), len(names), path)

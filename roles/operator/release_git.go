@@ -217,7 +217,7 @@ func (r *repository) commit(ctx context.Context, staged string, files, obsolete 
 		if tip, tipErr := r.tip(ctx); tipErr == nil && tip != r.expected {
 			return "", errMoved
 		}
-		return "", fmt.Errorf("push to %s: %w", r.remote, err)
+		return "", hinted(fmt.Errorf("push to %s: %w", r.remote, err), "may whoever runs this push to %s? a protected branch must let the job do so", r.branch)
 	}
 	return commit, nil
 }

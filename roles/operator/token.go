@@ -291,7 +291,7 @@ func installedTrust() string {
 func loadTrust(c *cli.Context, path string) (*pki.Trust, error) {
 	data, err := readFile(path, smallFile)
 	if err != nil {
-		return nil, fmt.Errorf("read trust file: %w", err)
+		return nil, hinted(fmt.Errorf("read trust file: %w", err), "it is the fleet's trust.json, which nixfleet keygen writes and every NixOS host of the fleet has in /etc/nixfleet")
 	}
 	trust, warnings, err := pki.ParseTrust(data)
 	if err != nil {
