@@ -165,8 +165,12 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 		return nil, usage("", "--artifact-name must be a plain file name")
 	case r.name == fleet.RevocationsName || r.name == fleet.NoncesName || strings.HasSuffix(r.name, fleet.SignatureSuffix):
 		return nil, usage("", "--artifact-name %s is the name of another file of a release", r.name)
-	case c.Duration("confirm-window") < time.Second || c.Duration("lease") < time.Second:
-		return nil, usage("agents hold a confirm window between 1 and 60 minutes", "--confirm-window and --lease must be at least a second")
+	case c.Duration("confirm-window") < time.Minute || c.Duration("confirm-window") > time.Hour:
+		// contracts/additions.md §4: agents clamp it, and would then wait for another
+		// time than the control plane.
+		return nil, usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
+	case c.Duration("lease") < time.Second:
+		return nil, usage("", "--lease must be at least a second")
 	case c.Int("jobs") < 1:
 		return nil, usage("", "--jobs must be at least 1")
 	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
