@@ -364,3 +364,17 @@ func readCertificate(t testing.TB, path string) []byte {
 	}
 	return point[1:]
 }
+
+// With ProcSubset=pid Go cannot read net.core.somaxconn, and lets 128 connections wait to
+// be accepted instead of thousands.
+func TestControlPlaneReadsHowManyMayWait(t *testing.T) {
+	for _, unit := range units(t, "service") {
+		text, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if filepath.Base(unit) == "nixfleet-control-plane.service" && strings.Contains(string(text), "ProcSubset=pid") {
+			t.Errorf("%s hides /proc/sys", unit)
+		}
+	}
+}

@@ -452,7 +452,8 @@ in
         PrivateDevices = !tpm;
         PrivateTmp = true;
         PrivateUsers = !tpm;
-        ProcSubset = "pid";
+        # Not ProcSubset = "pid": Go reads in /proc/sys how many connections may wait to
+        # be accepted, and without it takes 128, too few for a fleet that comes back.
         ProtectClock = true;
         ProtectControlGroups = true;
         ProtectHome = true;
