@@ -345,6 +345,8 @@ let
   hostNames = attrNames facts;
   used = groupBy (n: toString facts.${n}.channel) hostNames;
 
+  # The channels of each policy.
+  users = groupBy (channel: declared.channels.${channel}.rolloutPolicy) (attrNames declared.channels);
   policyOf = c: declared.rolloutPolicies.${c.rolloutPolicy}.waves or [ ];
 
   # The wave that a host is updated with. What matches none goes with the first.
@@ -378,20 +380,22 @@ let
       ++ when (
         policyOf c != [ ] && waves.${name}.left != [ ]
       ) "channel '${name}': ${quoted waves.${name}.left} match no wave and update with wave 0; end the policy with { selector.all = true; }"
-      ++ (
-        if hasAttr name used then
-          indexed (
-            i: w:
-            when (w.hosts == [ ] && i + 1 < length waves.${name}.waves)
-              "channel '${name}': wave ${toString i} of rollout policy '${c.rolloutPolicy}' holds none of its hosts and is passed at once"
-          ) waves.${name}.waves
-        else
-          [ ]
-      )
       ++ when (c.freshnessWindow or 1440 > 43200) "channel '${name}': a freshnessWindow above 30 days is cut by the control plane's own limit"
     ) declared.channels)
     (each (
-      name: p: indexed (i: w: selectorWarnings "rollout policy '${name}': wave ${toString i}" w.selector) (p.waves or [ ])
+      name: p:
+      indexed (
+        i: w:
+        let
+          wave = "rollout policy '${name}': wave ${toString i}";
+          # The last one is for whatever is left.
+          passing = filter (
+            channel: i + 1 < length (policyOf declared.channels.${channel}) && (elemAt waves.${channel}.waves i).hosts == [ ]
+          ) (filter (channel: hasAttr channel used) (users.${name} or [ ]));
+        in
+        selectorWarnings wave w.selector
+        ++ when (passing != [ ]) "${wave} holds no host of ${quoted passing} and is passed at once there"
+      ) (p.waves or [ ])
     ) declared.rolloutPolicies)
     (indexed (i: e: map (sentence: "edge ${toString i}: ${sentence}") (backwards e)) declared.edges)
     (indexed (

@@ -194,7 +194,7 @@ func TestWarnings(t *testing.T) {
   channels = base.channels // { edge.rolloutPolicy = "staged"; };
   hosts = base.hosts // { web-02 = base.hosts.web-02 // { channel = "edge"; }; };
   rolloutPolicies.staged.waves = [ { selector.hosts = [ "web-01" ]; } { selector.all = true; } ];
-}`: `["channel 'edge': wave 0 of rollout policy 'staged' holds none of its hosts and is passed at once"]`,
+}`: `["rollout policy 'staged': wave 0 holds no host of 'edge' and is passed at once there"]`,
 		`base // { disruptionBudgets = [ { selector = { not.tags = [ "db" ]; tags = [ "web" ]; }; maxInFlight = 1; } ]; }`: `["disruption budget 0 names tag 'db', which no host holds",` +
 			`"disruption budget 0 has 'not', which wins over 'tags' beside it; put both into and = [ … ]"]`,
 		`base // { revocations = [ { hostname = "web-01"; notBefore = "2026-03-01T00:00:00Z"; } { hostname = "web-01"; notBefore = "2026-02-01T00:00:00Z"; } ]; }`: `["revocation of 'web-01' is listed more than once; the last entry counts"]`,
