@@ -149,6 +149,10 @@ func (c *checker) edges() {
 			c.wrong(subject, "use a channel edge", "%q and %q are on different channels", e.Gated, e.Gates)
 		default:
 			next[e.Gates] = append(next[e.Gates], e.Gated)
+			if held, first := c.wave(e.Gated), c.wave(e.Gates); held < first {
+				c.warn(subject, "turn the edge round, or put "+e.Gates+" into an earlier wave",
+					"%s (wave %d) waits for %s (wave %d), whose wave waits for it: neither is ever updated", e.Gated, held, e.Gates, first)
+			}
 		}
 	}
 	c.ring("edges", next)
@@ -167,6 +171,11 @@ func (c *checker) edges() {
 		}
 	}
 	c.ring("channel edges", next)
+}
+
+// wave is the wave that a host is updated with; what no wave lists goes with the first.
+func (c *checker) wave(host string) int {
+	return max(0, slices.IndexFunc(c.f.Waves[c.f.Hosts[host].Channel], func(w Wave) bool { return slices.Contains(w.Hosts, host) }))
 }
 
 // ring reports one ring of a graph, by depth-first search with an explicit
