@@ -186,6 +186,9 @@ func TestFilesInEtcRestartTheirReaders_A16(t *testing.T) {
 		if err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/%s.nix") ({ lib, ... }: { %s }) ]`, base, change), &r); err != nil {
 			t.Fatal(err)
 		}
+		if base == "darwin" {
+			return string(r.Daemons[unit])
+		}
 		_, rest, _ := strings.Cut(r.Units[unit], "\nX-Restart-Triggers=")
 		line, _, _ := strings.Cut(rest, "\n")
 		return line
@@ -193,6 +196,8 @@ func TestFilesInEtcRestartTheirReaders_A16(t *testing.T) {
 	for _, c := range [][3]string{
 		{"agent", "nixfleet-agent.service", `services.nixfleet-agent.tls.caCert = "/etc/nixfleet/ca.pem"; environment.etc."nixfleet/ca.pem".text = "%s";`},
 		{"agent", "nixfleet-agent.service", `services.nixfleet-agent.trustFile = "/etc/own/trust.json"; environment.etc."own/trust.json".source = "${builtins.storeDir}/aaa-trust-%s";`},
+		{"darwin", "nixfleet-agent", `environment.etc."nixfleet/fleet-root.cert.pem".text = "%s";`},
+		{"darwin", "nixfleet-agent", `nixfleet.trust.orgRootKey.previous = "%s";`},
 		{"control-plane", "nixfleet-control-plane.service", `environment.etc."nixfleet/known_hosts".text = "%s";`},
 		{"control-plane", "nixfleet-control-plane.service", `services.nixfleet-control-plane.tls.clientCa = lib.mkForce "/etc/nixfleet/ca.pem"; environment.etc."nixfleet/ca.pem".text = "%s";`},
 	} {

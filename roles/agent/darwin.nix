@@ -8,6 +8,7 @@
 let
   inherit (lib) mkEnableOption mkIf mkOption types;
   cfg = config.services.nixfleet-agent;
+  etcTriggers = import ../../nixops/etc.nix lib config;
 
   arguments =
     [
@@ -98,8 +99,14 @@ in
     environment.etc."nixfleet/agent/trust.json".text = config.nixfleet.trust.json;
     launchd.daemons.nixfleet-agent.serviceConfig = {
       ProgramArguments = arguments;
-      # Nix is nix-darwin's, or that of an installer which nix-darwin leaves alone.
-      EnvironmentVariables.PATH = "/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+      EnvironmentVariables = {
+        # Nix is nix-darwin's, or that of an installer which nix-darwin leaves alone.
+        PATH = "/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+        # launchd restarts what has another plist; nothing reads this.
+        NIXFLEET_CONFIGURATION = builtins.hashString "sha256" (
+          toString (etcTriggers [ "/etc/nixfleet/agent/trust.json" cfg.caCert ])
+        );
+      };
       KeepAlive = true;
       RunAtLoad = true;
       ThrottleInterval = 30;
