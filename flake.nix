@@ -60,23 +60,29 @@
         }
       );
 
-      apps = eachSystem (pkgs: rec {
-        nixfleet = {
-          type = "app";
-          program = lib.getExe (package pkgs);
-          meta.description = "The operator's command line";
-        };
-        default = nixfleet;
-        demo = {
-          type = "app";
-          program = lib.getExe (
-            pkgs.writeShellScriptBin "nixfleet-demo" ''
-              exec ${lib.getExe (package pkgs)} demo "$@"
-            ''
-          );
-          meta.description = "A fleet in one process, from enrolment to recovery";
-        };
-      });
+      apps = eachSystem (
+        pkgs:
+        let
+          nixfleet = {
+            type = "app";
+            program = lib.getExe (package pkgs);
+            meta.description = "The operator's command line";
+          };
+        in
+        {
+          inherit nixfleet;
+          default = nixfleet;
+          demo = {
+            type = "app";
+            program = lib.getExe (
+              pkgs.writeShellScriptBin "nixfleet-demo" ''
+                exec ${lib.getExe (package pkgs)} demo "$@"
+              ''
+            );
+            meta.description = "A fleet in one process, from enrolment to recovery";
+          };
+        }
+      );
 
       overlays.default = final: _: { nixfleet = package final; };
 

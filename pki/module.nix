@@ -48,13 +48,13 @@ let
       successor = mkOption {
         type = types.nullOr keyType;
         default = null;
-        description = "The key that comes next, believed only before {option}`retireAt`.";
+        description = "The key that comes next, believed only before `retireAt`.";
       };
       retireAt = mkOption {
         type = types.nullOr time;
         default = null;
         example = "2027-01-01T00:00:00Z";
-        description = "When the rotation to {option}`successor` is due. Nothing is promoted by itself.";
+        description = "When the rotation to `successor` is due. Nothing is promoted by itself.";
       };
       rejectBefore = mkOption {
         type = types.nullOr time;

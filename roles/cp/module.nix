@@ -26,7 +26,7 @@ let
   pair = what: {
     artifactUrl = path "URL of ${what}.";
     signatureUrl = path "URL of the detached signature of ${what}.";
-    tokenFile = path "Path at run time of the bearer token for both URLs; falls back to that of {option}`channelRefsSource`.";
+    tokenFile = path "Path at run time of the bearer token for both URLs; falls back to {option}`services.nixfleet-control-plane.channelRefsSource.tokenFile`.";
   };
 
   # Files that belong to other users reach the service as credentials: it runs under
@@ -193,7 +193,7 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Open the port of {option}`listen` in the firewall.";
+      description = "Open the port of {option}`services.nixfleet-control-plane.listen` in the firewall.";
     };
 
     tls = {
@@ -227,7 +227,7 @@ in
     artifactPath = mkOption {
       type = types.str;
       default = "/var/lib/nixfleet-cp/fleet/releases/fleet.resolved.json";
-      description = "Local release, used when no {option}`source.url` is set.";
+      description = "Local release, used when no {option}`services.nixfleet-control-plane.source.url` is set.";
     };
     signaturePath = mkOption {
       type = types.str;
