@@ -208,6 +208,33 @@ func TestFilesInEtcRestartTheirReaders_A16(t *testing.T) {
 	}
 }
 
+// The token of the fleet document serves the lists that name none of their own, also when
+// the document itself is read from elsewhere.
+func TestOneTokenForAllSources(t *testing.T) {
+	nixpkgsLib(t)
+	var r rendered
+	err := evaluate(t, `stub [ (configurations + "/control-plane.nix") {
+  services.nixfleet-control-plane = {
+    channelRefsSource.tokenFile = "/run/agenix/forge";
+    revocationsSource = { artifactUrl = "https://forge/r"; signatureUrl = "https://forge/r.sig"; };
+    bootstrapNoncesSource = { artifactUrl = "https://forge/n"; signatureUrl = "https://forge/n.sig"; tokenFile = "/run/agenix/own"; };
+    rolloutsSource = { artifactUrlTemplate = "https://forge/{rolloutId}"; signatureUrlTemplate = "https://forge/{rolloutId}.sig"; };
+  };
+} ]`, &r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := r.Units["nixfleet-control-plane.service"]
+	for _, want := range []string{
+		"--revocations-token-file=%d/channel-refs-token", "--bootstrap-nonces-token-file=%d/bootstrap-nonces-token",
+		"--rollouts-source-token-file=%d/channel-refs-token", "LoadCredential=channel-refs-token:/run/agenix/forge",
+	} {
+		if !strings.Contains(unit, want) {
+			t.Errorf("the unit has no %s:\n%s", want, unit)
+		}
+	}
+}
+
 // A directory that the operating system shares keeps its mode when a certificate is put
 // into it.
 func TestCertificateDirectoryIsMadeAndNotTaken(t *testing.T) {

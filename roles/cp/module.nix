@@ -55,12 +55,15 @@ let
   );
   credential = name: if credentials ? ${name} then { credential = name; } else null;
 
+  # One token may be for all sources, also where the fleet document comes from elsewhere.
+  tokenOf = name: lib.findFirst (c: c != null) null (map credential [ "${name}-token" "channel-refs-token" ]);
+
   pairFlags =
     name: s:
     optionalAttrs (s.artifactUrl != null && s.signatureUrl != null) {
       "${name}-artifact-url" = s.artifactUrl;
       "${name}-signature-url" = s.signatureUrl;
-      "${name}-token-file" = credential "${name}-token";
+      "${name}-token-file" = tokenOf name;
     };
 
   flags = {
@@ -116,7 +119,7 @@ let
       {
         rollouts-source-artifact-url-template = cfg.rolloutsSource.artifactUrlTemplate;
         rollouts-source-signature-url-template = cfg.rolloutsSource.signatureUrlTemplate;
-        rollouts-source-token-file = credential "rollouts-source-token";
+        rollouts-source-token-file = tokenOf "rollouts-source";
       };
 
   execStart = import ../../nixops/execstart.nix lib;
