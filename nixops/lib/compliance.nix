@@ -61,27 +61,37 @@ let
   # A channel may list no more than names that are declared; that is checked before.
   channelOf = name: setOr declared.channels.${facts.${name}.channel};
 
-  # The sentences about all controls that fail on the channels of a mode.
+  # The sentences about all controls that fail on the channels of a mode. Of other
+  # hosts the configuration is not even asked for.
   failing =
     mode: verb:
     concatMap (
       host:
       let
         compliance = (channelOf host).compliance or { };
+        asked =
+          if (compliance.mode or "disabled") == mode then
+            filter (framework: controlsOf framework != { }) (compliance.frameworks or [ ])
+          else
+            [ ];
+        configuration = declared.hosts.${host}.configuration or null;
       in
-      concatMap (
-        framework:
-        let
-          controls = controlsOf framework;
-        in
-        map (
-          control:
-          "host '${host}' fails control '${control}'${
-            if isString (controls.${control}.description or null) then " (${controls.${control}.description})" else ""
-          } of framework '${framework}', which channel '${facts.${host}.channel}' ${verb}"
-        ) (filter (control: !(controls.${control}.check declared.hosts.${host}.configuration.config)) (attrNames controls))
-      ) (if (compliance.mode or "disabled") == mode then compliance.frameworks or [ ] else [ ])
-    ) (filter (host: declared.hosts.${host}.configuration or null != null) (attrNames facts));
+      if asked == [ ] || configuration == null then
+        [ ]
+      else
+        concatMap (
+          framework:
+          let
+            controls = controlsOf framework;
+          in
+          map (
+            control:
+            "host '${host}' fails control '${control}'${
+              if isString (controls.${control}.description or null) then " (${controls.${control}.description})" else ""
+            } of framework '${framework}', which channel '${facts.${host}.channel}' ${verb}"
+          ) (filter (control: !(controls.${control}.check configuration.config)) (attrNames controls))
+        ) asked
+    ) (attrNames facts);
 in
 {
   names = if isAttrs frameworks then attrNames frameworks else filter isString frameworks;
