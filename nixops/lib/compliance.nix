@@ -89,7 +89,7 @@ let
             "host '${host}' fails control '${control}'${
               if isString (controls.${control}.description or null) then " (${controls.${control}.description})" else ""
             } of framework '${framework}', which channel '${facts.${host}.channel}' ${verb}"
-          ) (filter (control: !(controls.${control}.check configuration.config)) (attrNames controls))
+          ) (filter (control: controls.${control}.check configuration.config != true) (attrNames controls))
         ) asked
     ) (attrNames facts);
 in
