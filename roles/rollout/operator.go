@@ -96,7 +96,8 @@ func (w *World) resume(r *run, by, reason string, now time.Time) {
 }
 
 // Retry gives one host one more attempt at its target: it clears its failure and the quarantine of its closure,
-// and lets this host pass a halt. Nothing else starts because of it.
+// and lets this host pass a halt. Nothing else starts because of it. A host that has not had its turn yet still
+// waits for its wave.
 func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error) {
 	now = at(now)
 	h := w.hosts[hostname]
@@ -116,8 +117,12 @@ func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error
 	if q := w.quarantines[quarantineKey{h.run.Channel, h.closure}]; q != nil {
 		w.clearQuarantine(q, CodeRetry, by, now)
 	}
-	switch h.state() {
-	case Healthy, Soaked, Converged, Dispatched, Deferred:
+	switch st := h.state(); {
+	case (st == Queued || st == Skipped) && h.wave > h.run.Wave:
+		if h.rec != nil {
+			w.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
+		}
+	case st == Healthy || st == Soaked || st == Converged || st == Dispatched || st == Deferred:
 		if h.rec.Failures != nil {
 			w.edit(h, now, func(r *record) { r.Failures = nil })
 		}

@@ -439,3 +439,42 @@ func TestAcceptAgain(t *testing.T) {
 	b.state("a", Queued)
 	checkCounters(t, b.w)
 }
+
+// The strategy's name takes no declared wave or soak time away, and nothing waits for a reconcile interval: what is
+// due is done when it is due. Both are v1's, which does not read them either.
+func TestStrategyAndReconcileIntervalHoldNobody(t *testing.T) {
+	for _, strategy := range []string{"canary", "staged", "all-at-once"} {
+		for _, minutes := range []uint32{1, 100000} {
+			b := &bench{t: t, now: epoch, disk: newDisk(), boxes: map[string]*box{}, wakeups: map[string]int{}}
+			b.w = New(State{}, DefaultLimits(), b.now)
+			b.rel = pair().release()
+			for name, c := range b.rel.Fleet.Channels {
+				p := b.rel.Fleet.RolloutPolicies[c.RolloutPolicy]
+				c.ReconcileIntervalMinutes, p.Strategy = minutes, strategy
+				b.rel.Fleet.Channels[name], b.rel.Fleet.RolloutPolicies[c.RolloutPolicy] = c, p
+			}
+			b.took(b.w.Accept(b.rel, b.now))
+			b.update("a")
+			b.refused("b", CodeWave)
+			soak := b.rel.Fleet.Waves["s"][0].Soak()
+			b.pass(soak - time.Second)
+			b.checkin("a")
+			b.refused("b", CodeWave)
+			b.pass(time.Second)
+			b.checkin("a")
+			b.offered("b")
+		}
+	}
+}
+
+// An operator's retry is for a host that had its turn; it lets nobody in before its wave.
+func TestRetryWaitsForTheWave(t *testing.T) {
+	b := start(t, pair())
+	b.refused("b", CodeWave)
+	b.retry("b")
+	b.refused("b", CodeWave)
+	b.update("a")
+	b.pass(time.Minute)
+	b.checkin("a")
+	b.offered("b")
+}
