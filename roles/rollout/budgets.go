@@ -138,7 +138,7 @@ func (w *World) hold(h *host, until time.Time) {
 
 // release gives the slots of a host back and wakes those who may take them.
 func (w *World) release(h *host, now time.Time) {
-	if h.slotUntil.IsZero() {
+	if h.slotUntil.IsZero() || broken("slots come back") {
 		return
 	}
 	slots := h.slots

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -138,7 +137,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	e.w.acknowledged(h, r, body, got)
-	if lossy && chance.IntN(2) == 0 && r.Method == http.MethodPost && !strings.HasSuffix(r.URL.Path, "/checkin") {
+	if lossy && chance.IntN(2) == 0 && r.Method == http.MethodPost {
 		// Said twice, the second time much later or at once.
 		again := r.Clone(context.Background())
 		wait := time.Duration(chance.IntN(2)*chance.IntN(3600)) * time.Second
@@ -250,13 +249,8 @@ func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, 
 
 // entry finds a host in the manifest of a channel; nil when it is not there.
 func (r *signedRelease) entry(channel, host string) (*fleet.Manifest, int) {
-	for file, doc := range r.files {
-		var m fleet.Manifest
-		if strings.HasPrefix(file, fleet.ManifestsDir+"/") && !strings.HasSuffix(file, fleet.SignatureSuffix) && decode(doc, &m) && m.Channel == channel {
-			if at := slices.IndexFunc(m.HostSet, func(e fleet.HostEntry) bool { return e.Hostname == host }); at >= 0 {
-				return &m, at
-			}
-		}
+	if p, ok := r.entries[host]; ok && p.manifest.Channel == channel {
+		return p.manifest, p.at
 	}
 	return nil, 0
 }

@@ -49,7 +49,15 @@ type signedRelease struct {
 	wanted  map[string]string // host -> closure
 	files   map[string][]byte
 	ids     map[string]string // rollout id -> intent
+	entries map[string]place  // host -> where it stands
 	intents map[string]string // channel -> intent
+}
+
+// place is a host's entry in a manifest.
+type place struct {
+	manifest *fleet.Manifest
+	at       int
+	intent   string
 }
 
 func newForge(w *world) *forge {
@@ -62,9 +70,10 @@ func newForge(w *world) *forge {
 		*key, err = pki.GenerateKey(pki.AlgorithmEd25519)
 		w.must(err)
 	}
-	f.root, _, err = pki.NewFleetRoot("root", time.Now(), century)
+	// Hosts whose clocks are behind have to believe them, too.
+	f.root, _, err = pki.NewFleetRoot("root", time.Now().Add(-24*time.Hour), century)
 	w.must(err)
-	f.ca, f.caKey, err = f.root.NewIssuingCA(suffix, time.Now(), century)
+	f.ca, f.caKey, err = f.root.NewIssuingCA(suffix, time.Now().Add(-24*time.Hour), century)
 	w.must(err)
 	f.declare()
 	return f
@@ -99,7 +108,7 @@ func (f *forge) declare() {
 		}
 		f.fleet.Channels[channel] = fleet.Channel{
 			RolloutPolicy: channel, ReconcileIntervalMinutes: 1, FreshnessWindow: 180, SigningIntervalMinutes: 60,
-			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled},
+			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: c.comply},
 		}
 		f.fleet.RolloutPolicies[channel] = fleet.Policy{Strategy: "staged", Waves: []fleet.PolicyWave{}, OnHealthFailure: failure}
 	}
@@ -111,6 +120,11 @@ func (f *forge) declare() {
 			budget.MaxInFlight = &b.max
 		}
 		f.fleet.DisruptionBudgets = append(f.fleet.DisruptionBudgets, budget)
+	}
+	if s.edged {
+		for i := range s.channels {
+			f.fleet.Edges = append(f.fleet.Edges, fleet.Edge{Gates: name(i), Gated: name(i + len(s.channels))})
+		}
 	}
 	if s.chained {
 		f.fleet.ChannelEdges = append(f.fleet.ChannelEdges, fleet.ChannelEdge{Gates: "c0", Gated: "c1"})
@@ -139,12 +153,20 @@ func (f *forge) member(b budgetPlan, index int) (hosts []string, allowed int) {
 	return hosts, allowed
 }
 
+// compliant and its opposite are what collectors find.
+const (
+	compliant    = `{"timestamp":"NOW","controls":[{"control":"disks","status":"compliant"}]}`
+	notCompliant = `{"timestamp":"NOW","controls":[{"control":"disks","status":"non-compliant"}]}`
+)
+
 // advance declares the next system of every host; those for which fails says so
-// get one that does not work.
-func (f *forge) advance(fails func(host string) bool) {
+// get one that does not work, those for which boots does one that only a boot
+// brings.
+func (f *forge) advance(fails, boots func(host string) bool) {
+	web := []string{"web.service"}
 	broken := []nixops.SimClosure{
-		{FailedUnits: []string{"web.service"}}, {LateUnits: []string{"web.service"}, LateAfter: 5 * time.Second},
-		{CrashLoop: []string{"web.service"}, CrashEvery: 3 * time.Second}, {ExitCode: 2}, {BootExit: 1}, {CutsNetwork: true},
+		{FailedUnits: web}, {LateUnits: web, LateAfter: 5 * time.Second}, {CrashLoop: web, CrashEvery: 3 * time.Second},
+		{ExitCode: 2}, {BootExit: 1}, {CutsNetwork: true}, {Evidence: notCompliant}, {LateUnits: web, LateAfter: 3 * time.Minute},
 	}
 	for _, host := range slices.Sorted(maps.Keys(f.fleet.Hosts)) {
 		f.system[host]++
@@ -154,6 +176,12 @@ func (f *forge) advance(fails func(host string) bool) {
 		if fails != nil && fails(host) {
 			c = broken[r.IntN(len(broken))]
 			f.bad[closure] = true
+		}
+		if boots != nil && boots(host) {
+			c.ExitCode = 100
+		}
+		if c.Evidence == "" {
+			c.Evidence = compliant
 		}
 		c.Agent, c.TrustJSON, c.Size = "self", string(f.trust()), 1
 		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(20))*time.Second, time.Duration(r.IntN(90))*time.Second
@@ -186,7 +214,7 @@ func (f *forge) waves() {
 func (f *forge) publish() {
 	f.waves()
 	f.signed = latest(f.signed.Add(time.Second), time.Now().Truncate(time.Second))
-	r := signedRelease{at: time.Now(), wanted: map[string]string{}, files: map[string][]byte{}, ids: map[string]string{}, intents: map[string]string{}}
+	r := signedRelease{at: time.Now(), wanted: map[string]string{}, files: map[string][]byte{}, ids: map[string]string{}, entries: map[string]place{}, intents: map[string]string{}}
 	put := func(file string, v any) string {
 		doc, err := pki.Marshal(v)
 		f.w.must(err)
@@ -213,6 +241,9 @@ func (f *forge) publish() {
 		put(fleet.HeadName(channel), head)
 		f.heads[channel] = head
 		r.ids[id], r.intents[channel] = head.Intent, head.Intent
+		for i, e := range m.HostSet {
+			r.entries[e.Hostname] = place{m, i, head.Intent}
+		}
 	}
 	for host, h := range f.fleet.Hosts {
 		r.wanted[host] = *h.ClosureHash
@@ -254,6 +285,18 @@ func (f *forge) intentOf(id string) string {
 	for i := len(f.releases) - 1; i >= 0; i-- {
 		if intent, ok := f.releases[i].ids[id]; ok {
 			return intent
+		}
+	}
+	return ""
+}
+
+// rolloutOf is the id of a channel's newest rollout. It needs the world's lock.
+func (f *forge) rolloutOf(channel string) string {
+	for _, p := range f.releases[len(f.releases)-1].entries {
+		if p.manifest.Channel == channel {
+			if id, _, err := fleet.RolloutID(p.manifest); err == nil {
+				return id
+			}
 		}
 	}
 	return ""

@@ -24,6 +24,8 @@ type host struct {
 	name     string
 	key      *pki.PrivateKey
 	requests atomic.Uint64
+	reboots  string        // its policy
+	drift    time.Duration // of its clock, always
 
 	life latch // held while the agent or the machine starts or stops
 
@@ -35,7 +37,8 @@ type host struct {
 	off     bool
 	undoing int // deadlines and guards that run
 	doomed  doom
-	until   map[kind]time.Time // faults of its network and disk
+	until   map[kind]time.Time // faults of its network, disk and clock
+	wrong   time.Duration      // how far its clock is off, while it is
 
 	// What is true of it, whatever anybody says.
 	switching   bool      // between the start of a switch and its proof or undo
@@ -43,6 +46,7 @@ type host struct {
 	began       int       // the newest release that it had accepted when it began the activation
 	accepted    int       // the newest release the head of which it was given
 	confirmed   map[string]time.Time
+	ran, well   map[string]bool // closures that it confirmed; and of which it said that all probes pass
 	lastContact time.Time
 	blameless   map[string]bool // closures whose activation a fault of ours met
 	recalled    bool            // a control plane that lies may have moved it
@@ -77,11 +81,15 @@ type doom struct {
 func newHost(w *world, n int) *host {
 	h := &host{
 		w: w, name: name(n), conns: map[net.Conn]bool{}, until: map[kind]time.Time{}, confirmed: map[string]time.Time{},
+		ran: map[string]bool{}, well: map[string]bool{},
 		life: make(latch, 1), blameless: map[string]bool{}, accepted: -1, began: -1,
 	}
 	var err error
 	h.key, err = pki.GenerateKey(pki.AlgorithmEd25519)
 	w.must(err)
+	r := stream(w.scenario.seed, "machine", h.name)
+	h.reboots = []string{"never", "never", "never", "never", "immediate"}[r.IntN(5)]
+	h.drift = time.Duration(r.IntN(41)-20) * time.Second
 	return h
 }
 
@@ -92,7 +100,7 @@ func (h *host) path(name string) string { return h.w.path("hosts", h.name, name)
 func (h *host) install() {
 	key, err := h.key.MarshalOpenSSH("")
 	h.w.must(err)
-	for file, data := range map[string][]byte{"key": key, "trust.json": h.w.forge.trust(), "ca.pem": certPEM(h.w.forge.root.Cert), "token": h.w.forge.token(h.name, h.key)} {
+	for file, data := range map[string][]byte{"key": key, "trust.json": h.w.forge.trust(), "ca.pem": certPEM(h.w.forge.root.Cert), "token": h.w.forge.token(h.name, h.key), "health.json": h.w.health()} {
 		h.w.must(os.MkdirAll(filepath.Dir(h.path(file)), 0o700))
 		h.w.must(os.WriteFile(h.path(file), data, 0o600))
 	}
@@ -140,6 +148,7 @@ func (h *host) config(mortal bool) agent.Config {
 	return agent.Config{
 		URL: "https://cp", MachineID: h.name, TrustFile: h.path("trust.json"), CACert: h.path("ca.pem"), ClientCert: h.path("cert/agent.pem"),
 		ClientKey: h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"), AllowVolatile: true, ActsPoll: time.Hour,
+		HealthChecks: h.path("health.json"), RebootPolicy: h.reboots, Clock: h.clock,
 		Host: &watched{h.sim, h, mortal}, Dial: h.dial, Log: *h.w.log(h.name),
 		Jitter: func(d time.Duration) time.Duration {
 			mu.Lock()
@@ -164,45 +173,6 @@ func (h *host) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	defer h.mu.Unlock()
 	h.conns[conn] = true
 	return conn, nil
-}
-
-// faults are those of the moment.
-type faults struct{ up, down, lossy, lie, slow bool }
-
-func (h *host) faults(now time.Time) faults {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	is := func(k kind) bool { return now.Before(h.until[k]) }
-	return faults{is(cut) || is(cutUp), is(cut) || is(cutDown), is(lossy), is(lie), is(slowDisk)}
-}
-
-// suffer begins a fault; what is open breaks when the network does.
-func (h *host) suffer(k kind, last time.Duration) {
-	h.mu.Lock()
-	h.until[k] = latest(h.until[k], time.Now().Add(last))
-	if k == lie {
-		h.recalled = true
-	}
-	h.mu.Unlock()
-	if k == cut {
-		h.hangUp()
-	}
-}
-
-func (h *host) hangUp() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for c := range h.conns {
-		c.Close()
-	}
-	clear(h.conns)
-}
-
-// cutOff: what it runs lets nothing through.
-func (h *host) cutOff() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.severed || !h.sim.Online()
 }
 
 // start and halt need h.life.
@@ -410,6 +380,11 @@ func (m *watched) step(ctx context.Context) error {
 	if d.steps == 1 && m.h.die(d) || severed {
 		return errDead
 	}
+	return nil
+}
+
+func (m *watched) Reboot(context.Context) error {
+	m.h.poweroff(time.Minute)
 	return nil
 }
 

@@ -19,9 +19,9 @@ import (
 // The invariants, by the names under which they are reported.
 const (
 	invBudget       = "1 budgets hold"
-	invWaves        = "2 waves in order"
+	invWaves        = "2 waves and edges in order"
 	invSigned       = "3 only what was signed for the host, never older"
-	invHalt         = "4 a halt holds"
+	invHalt         = "4 a halt, a hold and a quarantine hold"
 	invExact        = "5 proven or exactly what was before"
 	invArrives      = "6 everybody arrives or says why"
 	invSoak         = "7 soak is whole"
@@ -107,6 +107,9 @@ func (w *world) mayStart(h *host, closure string) {
 			continue
 		}
 		wave, intent := w.waveOf(h.name, r)
+		if told = w.comesFirst(h, r); told != "" {
+			continue
+		}
 		highest, known := w.opened[intent]
 		if known && wave <= highest || intent == "" {
 			return
@@ -116,6 +119,21 @@ func (w *world) mayStart(h *host, closure string) {
 	if told != "" && time.Since(w.emptied) > lease+confirmWindow {
 		w.broken(invWaves, "%s", told)
 	}
+}
+
+// comesFirst says which host has to run what a release wants of it before this
+// one does, and never did; empty: none.
+func (w *world) comesFirst(h *host, r *signedRelease) string {
+	for _, e := range w.forge.fleet.Edges {
+		first, wants := w.hosts[e.Gates], r.wanted[e.Gates]
+		if e.Gated != h.name || r.entries[e.Gates].intent != r.entries[h.name].intent || first.ran[wants] {
+			continue
+		}
+		if runs, err := first.sim.CurrentSystem(context.Background()); err == nil && runs != wants {
+			return fmt.Sprintf("%s starts before %s, which comes first, has confirmed %s", h.name, e.Gates, wants)
+		}
+	}
+	return ""
 }
 
 // waveOf finds the place of a host in a release.
@@ -139,13 +157,22 @@ func (w *world) acknowledged(h *host, r *http.Request, body []byte, got *answer)
 		var req protocol.ConfirmRequest
 		if decode(body, &req) {
 			w.acked[[2]string{h.name, req.Rollout}] = req.Generation.ClosureHash
+			h.ran[req.Generation.ClosureHash] = true
 			if intent := w.forge.intentOf(req.Rollout); h.confirmed[intent].IsZero() {
 				h.confirmed[intent] = time.Now()
 			}
 		}
 	case r.URL.Path == "/v1/agent/checkin" && got.status == http.StatusOK:
 		h.lastContact = time.Now()
+		var req protocol.CheckinRequest
+		if w.scenario.probed && decode(body, &req) && allPass(req.HealthProbes) {
+			h.well[req.CurrentGeneration.ClosureHash] = true
+		}
 	}
+}
+
+func allPass(probes []protocol.ProbeResult) bool {
+	return len(probes) > 0 && !slices.ContainsFunc(probes, func(p protocol.ProbeResult) bool { return p.Status != protocol.ProbePass })
 }
 
 // delivered notes what a host was given.
@@ -173,18 +200,57 @@ func (w *world) happened(e protocol.Event) {
 	defer w.mu.Unlock()
 	w.events, w.seq = append(w.events, e), e.Seq
 	switch e.Kind {
+	case rollout.EventOpened:
+		w.newest[e.Channel] = e.Intent
+		delete(w.converged, e.Intent)
+		delete(w.halted, e.Intent)
+		delete(w.opened, e.Intent)
+	case rollout.EventConverged:
+		w.converged[e.Intent] = true
 	case rollout.EventWaveOpened:
 		w.opens(e)
-	case rollout.EventHalted, rollout.EventReverting:
-		w.halted[e.Intent] = true
-	case rollout.EventResumed, rollout.EventRetry:
-		delete(w.halted, e.Intent)
-	case rollout.EventDispatched:
-		if w.halted[e.Intent] {
-			w.broken(invHalt, "%s is dispatched although its rollout is halted", e.Host)
+	case rollout.EventHalted, rollout.EventReverting, rollout.EventPaused, rollout.EventCancelled:
+		w.halted[e.Intent] = e.Kind
+		if e.Kind == rollout.EventReverting {
+			w.recalled[e.Intent] = true
 		}
+	case rollout.EventResumed:
+		delete(w.halted, e.Intent)
+	case rollout.EventRetry:
+		w.retried[[2]string{e.Intent, e.Host}] = true
+	case rollout.EventHost:
+		w.moves(e)
+	case rollout.EventDispatched:
+		w.dispatches(e)
 	case rollout.EventQuarantined:
+		w.bad[[2]string{e.Channel, e.Detail}] = true
 		w.quarantines(e)
+	case rollout.EventQuarantineCleared:
+		delete(w.bad, [2]string{e.Channel, e.Detail})
+	}
+}
+
+// moves notes who is not waited for, and why.
+func (w *world) moves(e protocol.Event) {
+	key := [2]string{e.Intent, e.Host}
+	if delete(w.skipped, key); strings.Contains(e.Detail, " to "+string(rollout.Skipped)) {
+		w.skipped[key] = e.Reason
+	}
+}
+
+// dispatches: nobody gets what is held back, but for the one attempt that a
+// person asked for.
+func (w *world) dispatches(e protocol.Event) {
+	key := [2]string{e.Intent, e.Host}
+	retried := w.retried[key]
+	delete(w.retried, key)
+	switch why := w.halted[e.Intent]; {
+	case why == rollout.EventHalted && retried:
+	case why != "":
+		w.broken(invHalt, "%s is dispatched after %s", e.Host, why)
+	}
+	if _, closure, _ := strings.Cut(e.Detail, ", "); w.bad[[2]string{e.Channel, closure}] {
+		w.broken(invHalt, "%s is given %s, which is quarantined on %s", e.Host, closure, e.Channel)
 	}
 }
 
@@ -196,7 +262,13 @@ func (w *world) opens(e protocol.Event) {
 		wave = 0
 	}
 	w.opened[e.Intent] = wave
-	if wave == 0 || w.ended {
+	if w.ended {
+		return
+	}
+	if first := w.newest["c0"]; wave == 0 && w.scenario.chained && e.Channel == "c1" && first != "" && !w.converged[first] {
+		w.broken(invWaves, "channel c1 begins, and c0, which comes first, has not converged")
+	}
+	if wave == 0 {
 		return
 	}
 	// The newest release of the intent says who is in which wave.
@@ -213,8 +285,14 @@ func (w *world) opens(e protocol.Event) {
 	}
 	soaks := w.forge.fleet.Waves[e.Channel]
 	for name, h := range w.hosts {
+		// Hosts of earlier waves had soaked or were passed over when those ended.
 		place, intent := w.waveOf(name, r)
-		if intent != e.Intent || place >= wave {
+		if intent != e.Intent || place != wave-1 {
+			continue
+		}
+		switch w.skipped[[2]string{e.Intent, name}] {
+		case "", rollout.CodeOffline: // whether it is will be seen
+		default:
 			continue
 		}
 		current, err := h.sim.CurrentSystem(context.Background())
@@ -224,6 +302,9 @@ func (w *world) opens(e protocol.Event) {
 		if current != r.wanted[name] {
 			w.broken(invWaves, "wave %d of %s opens, and %s of wave %d runs %s, heard of %s ago", wave, e.Channel, name, place, current, time.Since(h.lastContact))
 			continue
+		}
+		if w.scenario.probed && !h.well[current] {
+			w.broken(invSoak, "wave %d of %s opens, and %s of wave %d has never said that all its probes pass", wave, e.Channel, name, place)
 		}
 		since := h.confirmed[e.Intent]
 		if since.IsZero() || place >= len(soaks) {
@@ -243,9 +324,9 @@ func (w *world) quarantines(e protocol.Event) {
 	}
 	for i := range w.forge.releases {
 		concerned, bad := false, false
-		for _, closure := range w.forge.releases[i].wanted {
+		for host, closure := range w.forge.releases[i].wanted {
 			concerned = concerned || strings.Contains(e.Reason+" "+e.Detail, closure)
-			bad = bad || w.forge.bad[closure]
+			bad = bad || w.forge.bad[closure] || w.recalled[w.forge.releases[i].entries[host].intent]
 		}
 		if concerned && bad {
 			return
@@ -346,6 +427,14 @@ func (w *world) lookBack() {
 			w.violate(invAcknowledged, "the confirm of %s by %s for rollout %s was acknowledged and is recorded as %v", closure, key[0], key[1][:8], states)
 		}
 	}
+}
+
+// health is what the hosts' probes are.
+func (w *world) health() []byte {
+	if !w.scenario.probed {
+		return []byte(`{"mode":"disabled"}`)
+	}
+	return []byte(`{"mode":"enforce","units":[{"name":"web","unit":"web.service","intervalSeconds":30}]}`)
 }
 
 // renewToken gives a host whose certificate may be over a new one to enrol with.

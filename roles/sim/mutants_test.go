@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/agent"
 	"nixfleet/roles/rollout"
 )
@@ -28,11 +29,20 @@ func TestMutants(t *testing.T) {
 	}{
 		{"no budget gate", gate("budget"), nil, []string{invBudget}},
 		{"unheard hosts take no slot", plane("unheard hosts count"), restarts, []string{invBudget}},
+		{"silent hosts lose their slot", plane("silence keeps its slot"), absent, []string{invBudget}},
+		{"leases without an end", host("the lease ends"), absent, []string{invBudget}},
 		{"no wave gate", gate("wave"), nil, []string{invWaves}},
+		{"no channel edges", gate("channel-edge"), nil, []string{invWaves}},
+		{"no host edges", gate("host-edge"), nil, []string{invWaves}},
 		{"waves do not wait for each other", gate("wave-soak"), nil, []string{invWaves, invSoak}},
 		{"no soak", gate("soak"), nil, []string{invSoak}},
+		{"no health gate", gate("health"), nil, []string{invSoak}},
 		{"no halt gate", gate("halt"), nil, []string{invHalt}},
+		{"no quarantine gate", gate("quarantine"), nil, []string{invHalt}},
+		{"no operator gate", gate("operator"), nil, []string{invHalt}},
 		{"a halt is forgotten at a restart", plane("a halt is kept"), nil, []string{invHalt}},
+		{"slots are not given back", plane("slots come back"), nil, []string{invArrives}},
+		{"late confirms are not kept", plane("late confirms are kept"), nil, []string{invAcknowledged}},
 		{"gates that say nothing", rollout.Mute, nil, []string{invReason}},
 		{"no mark", host("the mark"), nil, []string{invSigned}},
 		{"entries of other hosts", host("whose entry it is"), nil, []string{invSigned}},
@@ -63,12 +73,31 @@ func TestMutants(t *testing.T) {
 	}
 }
 
+// absent has hosts of one budget vanish from the control plane's sight while
+// they are at it.
+func absent(s *scenario) {
+	s.hosts = 6
+	s.channels = []channelPlan{{waves: 1, soak: []time.Duration{0}, comply: fleet.ModeDisabled}}
+	s.budgets, s.chained, s.edged, s.probed, s.events = []budgetPlan{{every: 1, max: 1}}, false, false, false, nil
+	r := stream(s.seed, "absent")
+	for at := time.Duration(0); at < 4*time.Hour; at += time.Hour {
+		s.events = append(s.events, event{at: at, kind: release})
+		for n := range 6 {
+			s.events = append(s.events, event{
+				at: at + time.Duration(60+90*n+r.IntN(60))*time.Second, kind: []kind{cut, cutDown, slowDisk}[r.IntN(3)], host: r.IntN(s.hosts),
+				last: time.Duration(2+r.IntN(8)) * time.Minute,
+			})
+		}
+	}
+	s.sort()
+}
+
 // restarts has the control plane lose its memory again and again while hosts
 // of one budget move.
 func restarts(s *scenario) {
 	s.hosts = 8
-	s.channels = []channelPlan{{waves: 1, soak: []time.Duration{0}}}
-	s.budgets, s.chained, s.events = []budgetPlan{{every: 1, max: 1}}, false, nil
+	s.channels = []channelPlan{{waves: 1, soak: []time.Duration{0}, comply: fleet.ModeDisabled}}
+	s.budgets, s.chained, s.edged, s.probed, s.events = []budgetPlan{{every: 1, max: 1}}, false, false, false, nil
 	r := stream(s.seed, "restarts")
 	for at := time.Duration(0); at < 3*time.Hour; at += 30 * time.Minute {
 		s.events = append(s.events, event{at: at, kind: release})

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/fleet"
 )
 
 // A scenario is all that is decided by chance, so that it can be run again and
@@ -17,6 +19,8 @@ type scenario struct {
 	channels []channelPlan
 	budgets  []budgetPlan
 	chained  bool          // the first channel goes before the second
+	edged    bool          // the first host of each channel goes before its second
+	probed   bool          // hosts run a health probe
 	away     time.Duration // how long a host that vanishes may be gone; certificates end after 20 hours
 	events   []event
 }
@@ -27,6 +31,7 @@ type channelPlan struct {
 	waves  int
 	soak   []time.Duration
 	recall bool // rollback-and-halt
+	comply string
 }
 
 // budgetPlan bounds the hosts of a tag, whatever their channel.
@@ -63,6 +68,12 @@ const (
 	reboot      kind = "reboot"      // by a person
 	lie         kind = "lie"         // the control plane says what is not so
 	slowDisk    kind = "slow disk"   // everything the host does takes longer
+	skew        kind = "skew"        // the host's clock is wrong
+	staged      kind = "staged"      // a release that one host of n takes only with a reboot
+	pause       kind = "pause"       // a person holds a channel's rollout, for a while
+	cancel      kind = "cancel"      // or ends it
+	retry       kind = "retry"       // or lets a host try once more
+	resume      kind = "resume"      // or goes on after a halt
 	replayToken kind = "replay a token"
 )
 
@@ -78,30 +89,35 @@ func stream(seed uint64, words ...any) *rand.Rand {
 // kinds are drawn in proportion to how often they are named.
 var kinds = []kind{
 	release, release, release, badRelease, badRelease, resign, move, kill, wipe, cut, cut, cutUp, cutDown, lossy, lossy,
-	crash, crash, crash, powerCut, powerCut, vanish, reboot, lie, slowDisk, replayToken,
+	crash, crash, crash, powerCut, powerCut, vanish, reboot, lie, slowDisk, replayToken, skew, skew, staged, staged,
+	pause, cancel, retry, resume,
 }
 
 // draw makes the scenario of a seed.
 func draw(seed uint64) *scenario {
 	r := stream(seed, "scenario")
-	s := &scenario{seed: seed, hosts: 3 + r.IntN(6), away: 3 * time.Hour}
-	hours := 3 + r.IntN(5)
+	s := &scenario{seed: seed, hosts: 5 + r.IntN(4), away: 3 * time.Hour}
+	hours, upsets := 3+r.IntN(4), 8+r.IntN(14)
 	switch {
+	case seed%200 == 50:
+		s.hosts, hours, upsets = 300, 2, 30
 	case seed%100 == 99:
 		s.hosts, s.away = 2, 21*24*time.Hour
 	case seed%25 == 24:
 		s.hosts, s.away = 3, 40*time.Hour
 	case seed%10 == 9:
-		s.hosts = 20
+		s.hosts = 9 + r.IntN(12)
 	}
 	for range 1 + r.IntN(2) {
 		c := channelPlan{waves: 1 + r.IntN(3), recall: r.IntN(3) == 0}
+		c.comply = []string{fleet.ModeDisabled, fleet.ModeDisabled, fleet.ModePermissive, fleet.ModeEnforce}[r.IntN(4)]
 		for range c.waves {
 			c.soak = append(c.soak, time.Duration(r.IntN(4))*150*time.Second)
 		}
 		s.channels = append(s.channels, c)
 	}
 	s.chained = len(s.channels) == 2 && r.IntN(2) == 0
+	s.edged, s.probed = r.IntN(3) == 0, r.IntN(2) == 0
 	for range r.IntN(3) {
 		b := budgetPlan{every: 1 + r.IntN(2), max: uint32(1 + r.IntN(3))}
 		if r.IntN(3) == 0 {
@@ -109,7 +125,7 @@ func draw(seed uint64) *scenario {
 		}
 		s.budgets = append(s.budgets, b)
 	}
-	for range 6 + r.IntN(14) {
+	for range upsets {
 		e := event{at: time.Duration(r.IntN(hours*3600)) * time.Second, kind: kinds[r.IntN(len(kinds))], host: r.IntN(s.hosts), n: 1 + r.IntN(20)}
 		e.last = time.Duration(30+r.IntN(1500)) * time.Second
 		switch e.kind {
@@ -159,16 +175,16 @@ func (s *scenario) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %d hosts", s.seed, s.hosts)
 	for i, c := range s.channels {
-		fmt.Fprintf(&b, "; channel c%d, %d waves, soak %v, recall %v", i, c.waves, c.soak, c.recall)
+		fmt.Fprintf(&b, "; channel c%d, %d waves, soak %v, recall %v, compliance %s", i, c.waves, c.soak, c.recall, c.comply)
 	}
 	for _, x := range s.budgets {
 		fmt.Fprintf(&b, "; budget of every %d, max %d, %d %%", x.every, x.max, x.pct)
 	}
-	fmt.Fprintf(&b, "; chained %v\n", s.chained)
+	fmt.Fprintf(&b, "; chained %v, edged %v, probed %v\n", s.chained, s.edged, s.probed)
 	for _, e := range s.events {
 		fmt.Fprintf(&b, "  %8s  %s", e.at, e.kind)
 		switch e.kind {
-		case release, badRelease, resign, kill, wipe:
+		case release, badRelease, resign, kill, wipe, pause, cancel, resume:
 		default:
 			fmt.Fprintf(&b, "  h%02d", e.host)
 		}

@@ -18,7 +18,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain keeps the machines in memory where it can.
+// TestMain keeps the machines in memory where it can. Key exchanges are the
+// classical ones (tlsmlkem=0), which cost half.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "agent" {
 		// A deadline that nobody claimed runs this executable, which is no agent here.
@@ -108,6 +109,7 @@ func TestSeeds(t *testing.T) {
 					fmt.Printf("seed %d, %d hosts\n", s.seed, s.hosts)
 				}
 				if got := run(t, s, nil); len(got) > 0 {
+					fmt.Printf("seed %d: %s\n", s.seed, got[0])
 					failed.Store(s.seed, got)
 				}
 			}

@@ -46,14 +46,21 @@ type world struct {
 	seq        int64 // of the last event of this database
 
 	// What the control plane acknowledged since its database was last lost.
-	acked   map[[2]string]string // host and rollout id -> closure
-	halted  map[string]bool      // intents, until a person acts
-	opened  map[string]int       // intent -> highest wave that was opened
-	emptied time.Time            // when the database was lost
+	acked     map[[2]string]string // host and rollout id -> closure
+	halted    map[string]string    // intents, until a person acts, and why
+	retried   map[[2]string]bool   // intent and host: may be given one more attempt
+	bad       map[[2]string]bool   // channel and closure: quarantined
+	opened    map[string]int       // intent -> highest wave that was opened
+	newest    map[string]string    // channel -> intent
+	converged map[string]bool      // intents
+	skipped   map[[2]string]string // intent and host -> why it is not waited for
+	emptied   time.Time            // when the database was lost
+
+	recalled map[string]bool // intents, ever
 }
 
 func newWorld(s *scenario, dir string, trace io.Writer) *world {
-	w := &world{scenario: s, dir: dir, trace: trace, began: time.Now(), hosts: map[string]*host{}}
+	w := &world{scenario: s, dir: dir, trace: trace, began: time.Now(), hosts: map[string]*host{}, recalled: map[string]bool{}}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.wiped()
 	w.forge = newForge(w)
@@ -70,7 +77,8 @@ func newWorld(s *scenario, dir string, trace io.Writer) *world {
 
 // wiped forgets what only the database knew. It needs the lock.
 func (w *world) wiped() {
-	w.acked, w.halted, w.opened, w.seq, w.emptied = map[[2]string]string{}, map[string]bool{}, map[string]int{}, 0, time.Now()
+	w.acked, w.halted, w.opened, w.seq, w.emptied = map[[2]string]string{}, map[string]string{}, map[string]int{}, 0, time.Now()
+	w.retried, w.bad, w.newest, w.converged, w.skipped = map[[2]string]bool{}, map[[2]string]bool{}, map[string]string{}, map[string]bool{}, map[[2]string]string{}
 }
 
 func (w *world) locked(f func()) {
@@ -114,7 +122,7 @@ func (w *world) play() {
 	for _, h := range w.hosts {
 		h.install()
 	}
-	w.forge.advance(nil)
+	w.forge.advance(nil, nil)
 	w.plane.start()
 	w.later(w.plane.follow)
 	w.later(w.look)
@@ -156,10 +164,14 @@ func (w *world) happen(e event) {
 	}
 	switch e.kind {
 	case release:
-		w.forge.advance(nil)
+		w.forge.advance(nil, nil)
 	case badRelease:
-		w.forge.advance(func(host string) bool {
-			return stream(w.scenario.seed, "bad", e.at, host).IntN(1+e.n/4) == 0
+		w.forge.advance(w.some("bad", e), nil)
+	case staged:
+		w.forge.advance(nil, w.some("staged", e))
+		w.later(func(ctx context.Context) {
+			hosts[0].wait(ctx, e.last)
+			hosts[0].poweroff(time.Minute)
 		})
 	case resign:
 		w.forge.publish()
@@ -180,8 +192,11 @@ func (w *world) happen(e event) {
 				w.plane.start()
 			}
 		})
-	case cut, cutUp, cutDown, lossy, lie, slowDisk:
+	case cut, cutUp, cutDown, lossy, lie, slowDisk, skew:
 		for _, h := range hosts {
+			if e.kind == skew {
+				h.misset(time.Duration(e.n-10) * 4 * time.Minute)
+			}
 			if h.suffer(e.kind, e.last); e.kind == slowDisk || e.kind == lie {
 				w.acquit(h)
 			}
@@ -199,7 +214,33 @@ func (w *world) happen(e event) {
 		hosts[0].poweroff(down)
 	case replayToken:
 		w.replay(hosts[0])
+	case pause, cancel, resume, retry:
+		w.person(e, hosts)
 	}
+}
+
+// some are the hosts of one in a few.
+func (w *world) some(what string, e event) func(host string) bool {
+	return func(host string) bool { return stream(w.scenario.seed, what, e.at, host).IntN(1+e.n/4) == 0 }
+}
+
+// person has an operator act. What comes of it shows in the log of events.
+func (w *world) person(e event, hosts []*host) {
+	w.later(func(ctx context.Context) {
+		if e.kind == retry {
+			for _, h := range hosts {
+				_ = w.plane.operator.Retry(ctx, h.name, "simulated")
+			}
+			return
+		}
+		w.mu.Lock()
+		id := w.forge.rolloutOf(fmt.Sprint("c", e.n%len(w.scenario.channels)))
+		w.mu.Unlock()
+		if w.plane.operator.Hold(ctx, id, string(e.kind), "simulated") == nil && e.kind == pause {
+			hosts[0].wait(ctx, e.last)
+			_ = w.plane.operator.Hold(ctx, id, "resume", "simulated")
+		}
+	})
 }
 
 // replay offers a token that was used.
@@ -248,7 +289,7 @@ func (w *world) settle() {
 	for _, h := range w.hosts {
 		h.renewToken()
 	}
-	w.forge.advance(nil)
+	w.forge.advance(nil, nil)
 	var left []string
 	for range 6 {
 		for range 12 {
