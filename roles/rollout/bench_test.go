@@ -105,7 +105,7 @@ func BenchmarkAcceptRenewal(b *testing.B) {
 }
 
 func BenchmarkPlan(b *testing.B) {
-	for _, n := range sizes[:2] {
+	for _, n := range sizes {
 		w := New(State{}, DefaultLimits(), epoch)
 		rel := large(n).release()
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

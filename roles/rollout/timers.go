@@ -15,18 +15,31 @@ type timer struct {
 	run  *run
 }
 
+// less orders by time; at the same time the World comes first, then hosts by name, then rollouts.
 func (t *timer) less(o *timer) bool {
-	return cmp.Or(t.at.Compare(o.at), cmp.Compare(t.name(), o.name())) < 0
-}
-
-func (t *timer) name() string {
+	if c := t.at.Compare(o.at); c != 0 {
+		return c < 0
+	}
+	if c := cmp.Compare(t.rank(), o.rank()); c != 0 {
+		return c < 0
+	}
 	switch {
 	case t.host != nil:
-		return "h " + t.host.name
+		return t.host.name < o.host.name
 	case t.run != nil:
-		return "r " + t.run.Channel + " " + t.run.Intent
+		return cmp.Or(cmp.Compare(t.run.Channel, o.run.Channel), cmp.Compare(t.run.Intent, o.run.Intent)) < 0
 	}
-	return ""
+	return false
+}
+
+func (t *timer) rank() int {
+	switch {
+	case t.host != nil:
+		return 1
+	case t.run != nil:
+		return 2
+	}
+	return 0
 }
 
 type timerHeap []*timer
