@@ -332,6 +332,10 @@ func (l *loader) head(c *ChannelRelease) error {
 	if err != nil {
 		return err
 	}
+	if !file.SignedAt.Equal(l.rel.SignedAt) {
+		return fmt.Errorf("%w: %s: its meta.signedAt is %s, that of the fleet document %s; sign both with nixfleet release, or remove %s/ where another tool signs",
+			ErrMembers, name, pki.At(file.SignedAt), pki.At(l.rel.SignedAt), HeadsDir)
+	}
 	channel := l.rel.Fleet.Channels[c.Channel]
 	policy := l.rel.Fleet.RolloutPolicies[channel.RolloutPolicy]
 	for _, part := range []struct {
@@ -352,7 +356,6 @@ func (l *loader) head(c *ChannelRelease) error {
 		{"confirmWindowSecs", h.ConfirmWindowSecs > 0},
 		{"leaseSecs", h.LeaseSecs > 0},
 		{"openedAt", !h.OpenedAt.After(file.SignedAt)},
-		{"meta.signedAt", file.SignedAt.Equal(l.rel.SignedAt)},
 	} {
 		if !part.same {
 			return fmt.Errorf("%w: %s: %s is not that of the fleet document", ErrMembers, name, part.name)
