@@ -52,6 +52,7 @@ func (s *server) poll(ctx context.Context, known string) (revision string, ok bo
 	}
 	got, err := s.source.Fetch(ctx, known)
 	if err == nil && got.Unchanged {
+		s.verifyAgain()
 		s.metrics.polls.WithLabelValues("unchanged").Inc()
 		return known, true
 	}

@@ -49,6 +49,7 @@ type server struct {
 	snapshot atomic.Pointer[snapshot]
 	floor    *fleet.Release // nothing older is accepted; the poller's own
 	unkept   *fleet.Release // accepted and not on disk yet; the poller's own
+	trusted  uint64         // generation of the trust file that it was verified by; the poller's own
 	history  *history
 	world    world
 	waiters  *waiters

@@ -141,6 +141,26 @@ func (s *server) keep(rel *fleet.Release) {
 	s.unkept = nil
 }
 
+// verifyAgain holds the release in force against a trust file that has changed.
+// One that would not be accepted now stays, since hosts judge by themselves and
+// without any nobody could be answered; but a restart would not serve it.
+func (s *server) verifyAgain() {
+	o, err := s.loadOptions(anyAge)
+	snap := s.snapshot.Load()
+	_, generation, _ := s.trust.get()
+	if err != nil || snap == nil || generation == s.trusted {
+		return
+	}
+	s.trusted = generation
+	file := snap.rel.FleetFile
+	_, err = pki.VerifyArtifact(&o.Trust.CIReleaseKey, file.Body, file.Sig, o.Now, anyAge, func([]byte) (pki.Metadata, error) {
+		return snap.rel.Fleet.Metadata(), nil
+	})
+	if err != nil {
+		s.log.Error().Err(err).Str("hint", "sign and publish a release with a key that is trusted").Msg("release in force does not verify any more")
+	}
+}
+
 func sameRelease(a, b *fleet.Release) bool {
 	return a.FleetHash == b.FleetHash && a.RevocationsFile.Hash == b.RevocationsFile.Hash && a.NoncesFile.Hash == b.NoncesFile.Hash &&
 		string(a.FleetFile.Sig) == string(b.FleetFile.Sig)

@@ -378,3 +378,21 @@ func TestADatabaseThatWasTakenAwayIsComplainedOfOnce(t *testing.T) {
 		t.Errorf("complained of %d times", n)
 	}
 }
+
+func TestAReleaseThatTheTrustFileNoLongerKnowsIsComplainedOf(t *testing.T) {
+	e := newEstate(t, "a")
+	p := e.serve(func(c *Config) { c.PollInterval = 20 * time.Millisecond })
+	complaints := func() int { return strings.Count(p.log.String(), "release in force does not verify any more") }
+	before := e.ci
+	e.ci = generate(t, pki.AlgorithmEd25519)
+	e.write("trust.json", e.trust())
+	p.eventually("it is complained of", func() bool { return complaints() == 1 })
+	p.checkin(p.agent("a"), e.state("a", closureOf("a", 0)), 0)
+	e.ci = before
+	e.write("trust.json", e.trust())
+	e.advance(2)
+	p.eventually("the next release is in force", func() bool { return p.inForce().Equal(e.signed) })
+	if n := complaints(); n != 1 {
+		t.Errorf("complained of %d times", n)
+	}
+}
