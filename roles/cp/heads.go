@@ -2,6 +2,7 @@ package cp
 
 import (
 	"net/http"
+	"strings"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
@@ -15,11 +16,24 @@ func writeDocument(w http.ResponseWriter, r *http.Request, a fleet.Artifact, sig
 	}
 	w.Header().Set("ETag", tag)
 	w.Header().Set("Content-Type", kind)
-	if r.Header.Get("If-None-Match") == tag {
+	if alreadyHas(r.Header, tag) {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
 	w.Write(body)
+}
+
+// alreadyHas compares weakly (RFC 9110 §13.1.2): what is between may have
+// weakened a tag, and a client may name several.
+func alreadyHas(h http.Header, tag string) bool {
+	for _, line := range h.Values("If-None-Match") {
+		for given := range strings.SplitSeq(line, ",") {
+			if given = strings.TrimSpace(given); given == "*" || strings.TrimPrefix(given, "W/") == tag {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // head serves a channel's head to its own hosts and to operators.
