@@ -186,14 +186,15 @@ func (s *server) answerFailure(w http.ResponseWriter, r *http.Request, err error
 	w.WriteHeader(http.StatusInternalServerError)
 }
 
-// observe turns a check-in into what decisions depend on.
+// observe turns a check-in into what decisions depend on. Its words are the
+// host's own; what decisions say of them is kept, so each is bounded.
 func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Observation {
 	o := rollout.Observation{
-		Closure: req.CurrentGeneration.ClosureHash, BootID: req.CurrentGeneration.BootID,
+		Closure: brief(req.CurrentGeneration.ClosureHash), BootID: brief(req.CurrentGeneration.BootID),
 		KnowsLease: req.Phase != nil, RebootPending: req.RebootPending != nil,
 	}
 	if req.PendingGeneration != nil {
-		o.PendingClosure = req.PendingGeneration.ClosureHash
+		o.PendingClosure = brief(req.PendingGeneration.ClosureHash)
 	}
 	if req.HealthCheckMode != nil {
 		o.ProbeMode = *req.HealthCheckMode
@@ -201,20 +202,20 @@ func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Obse
 	// Agents of v1 send unknown probes although they run none.
 	if o.ProbeMode == "permissive" || o.ProbeMode == "enforce" {
 		for _, p := range req.HealthProbes {
-			o.Probes = append(o.Probes, rollout.Probe{Name: p.Name, Kind: p.Kind, Status: p.Status})
+			o.Probes = append(o.Probes, rollout.Probe{Name: brief(p.Name), Kind: p.Kind, Status: p.Status})
 		}
 	}
 	if f := req.LastFetchOutcome; f != nil {
 		o.FetchResult = f.Result
 		if f.RolloutID != nil {
-			o.FetchRollout = *f.RolloutID
+			o.FetchRollout = brief(*f.RolloutID)
 		}
 	}
 	if req.Held != nil {
 		o.Held = brief(*req.Held)
 	}
 	if p := req.Phase; p != nil {
-		o.Phase = &rollout.Phase{Name: p.Name, Intent: p.Intent, Closure: p.ClosureHash, Attempt: int(p.Attempt)}
+		o.Phase = &rollout.Phase{Name: brief(p.Name), Intent: brief(p.Intent), Closure: brief(p.ClosureHash), Attempt: int(p.Attempt)}
 		if p.Since != nil {
 			o.Phase.Since = p.Since.Time
 		}

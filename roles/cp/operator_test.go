@@ -307,9 +307,21 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 	p := e.serve()
 	a := p.agent("a")
 	long := strings.Repeat("x", 100_000)
-	state := e.state("a", closureOf("a", 0))
-	state.Held = &long
+	if err := p.confirm(a, "a", p.checkin(a, e.state("a", closureOf("a", 0)), 0).Target); err != nil {
+		t.Fatal(err)
+	}
+	p.checkin(a, e.state("a", closureOf("a", 1)), 0)
+	state := e.state("a", long)
+	state.Held, state.CurrentGeneration.BootID, state.PendingGeneration = &long, long, &protocol.PendingGeneration{ClosureHash: long}
 	p.checkin(a, state, 0)
+	other := p.reportOf("a", nil, protocol.EventOther, protocol.Other{Kind: "x"})
+	other.Rollout = &long
+	if _, err := a.Report(context.Background(), other); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.send(p.web(e.operatorCert("jo")), call{method: "GET", path: "/v1/host-reports"}); len(got.body) > 2000 {
+		t.Errorf("a report of a rollout with a long name: %d bytes", len(got.body))
+	}
 	for i := range 205 {
 		failure := protocol.ComplianceFailure{ControlID: fmt.Sprint(i, long), Status: "error", FrameworkArticles: []string{}, EvidenceCollectedAt: pki.At(time.Now())}
 		if err := p.report(a, "a", nil, protocol.EventComplianceFailure, failure); err != nil {

@@ -96,6 +96,10 @@ func (s *server) storeReport(r *http.Request, host string, rolloutID *string, ev
 		word := string(verdict)
 		stored = &word
 	}
+	if rolloutID != nil {
+		bounded := brief(*rolloutID)
+		rolloutID = &bounded
+	}
 	text, err := kept(details)
 	if err != nil {
 		return id, err

@@ -43,7 +43,7 @@ func (l *lastSeen) note(host string, req *protocol.CheckinRequest) {
 		s.held = &held
 	}
 	if req.PendingGeneration != nil {
-		s.pending = req.PendingGeneration.ClosureHash
+		s.pending = brief(req.PendingGeneration.ClosureHash)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
