@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -190,7 +191,15 @@ func playRecall(t *testing.T, g *ground) {
 	cp.demands(&protocol.Rollback{Rollout: second, TargetRef: "whatever", Reason: "test"})
 	cp.heard(t)
 	p.settled(time.Minute, all(two))
-	p.tell("rollback asked for another rollout than the one in force", "the generation it runs", "rollback refused, in the agent's log")
+	until(t, time.Minute, "the refusal is reported", func() string {
+		for _, r := range p.cp.reports(t, p.m.name) {
+			if r.Event == protocol.EventOther && strings.Contains(string(r.Details), protocol.KindRollbackRefused) {
+				return ""
+			}
+		}
+		return "no report of it"
+	})
+	p.tell("rollback asked for another rollout than the one in force", "the generation it runs", "rollback-refused: what runs here is not of the rollout that the head names")
 	cp.demands(nil)
 	cp.gagged(false)
 	p.confirmed(three)
