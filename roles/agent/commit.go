@@ -91,17 +91,17 @@ func (a *agent) confirm(ctx context.Context, j *journal) error {
 	if err != nil {
 		return err
 	}
+	boot, err := a.host.BootID(ctx)
+	if err != nil {
+		return err
+	}
 	if !a.undoer.runs(ctx, current, j.Closure) {
-		return a.elsewhere(j, current)
+		return a.elsewhere(ctx, j, current, boot != j.BootID)
 	}
 	if ok, err := a.mayProve(ctx, j); err != nil || !ok {
 		if err == nil {
 			a.waiting("the new generation's own agent has to confirm it; this is another")
 		}
-		return err
-	}
-	boot, err := a.host.BootID(ctx)
-	if err != nil {
 		return err
 	}
 	a.waiting("the control plane to accept the confirm of %s", j.Closure)
@@ -135,8 +135,20 @@ func (a *agent) confirm(ctx context.Context, j *journal) error {
 
 // elsewhere: what was committed does not run, because somebody booted or switched to
 // another generation before it was confirmed. That is theirs to keep, and nothing
-// that was proven here.
-func (a *agent) elsewhere(j *journal, current string) error {
+// that was proven here. A boot loader whose files were lost with the power has chosen
+// by itself, which is a rollback.
+func (a *agent) elsewhere(ctx context.Context, j *journal, current string, rebooted bool) error {
+	def, err := a.host.BootDefault(ctx)
+	if err != nil {
+		return err
+	}
+	if rebooted && def != "" && def != j.Closure && def == current {
+		if err := a.undoer.undoFrom(ctx, []step{stepCommitted}, reasonPower, false); err != nil {
+			return err
+		}
+		a.settle(ctx)
+		return nil
+	}
 	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: reasonThird + current})
 	a.holdByHand(current)
 	return a.unconfirmed(j, current+" runs instead")

@@ -135,3 +135,27 @@ func TestConfirmThatIsNeverAnswered(t *testing.T) {
 		}
 	})
 }
+
+// A boot loader that lost with the power what it had been told boots what was before:
+// that is a rollback like any other power cut, and tried again.
+func TestBootLoaderThatForgot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		m.must(m.sim.Realise(context.Background(), target, nil))
+		m.must(m.sim.SetProfile(context.Background(), target))
+		m.committed(target)
+		m.must(m.sim.PowerCycle())
+		m.must(m.undoer().guard(context.Background()))
+		stop := m.start(m.sim)
+		time.Sleep(30 * time.Second)
+		if m.where() != all(before) || p.confirmed() != 0 || !strings.Contains(p.refusals(protocol.EventRollbackTriggered), "power was lost") {
+			t.Errorf("at %v, reports %v", m.where(), p.said())
+		}
+		time.Sleep(10 * time.Minute)
+		stop()
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("afterwards at %v, %d confirms", m.where(), p.confirmed())
+		}
+	})
+}
