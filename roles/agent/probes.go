@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"nixfleet/nixops"
@@ -186,15 +187,19 @@ func (p httpProbe) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
 	want := int(p.ExpectStatus)
 	if want == 0 {
 		want = http.StatusOK
 	}
+	client := *http.DefaultClient
+	if want/100 == 3 { // that a redirection is answered is what is looked for
+		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
 	if resp.StatusCode != want {
 		return fmt.Errorf("answered %d, expected is %d", resp.StatusCode, want)
 	}
@@ -216,11 +221,26 @@ func (p tcpProbe) run(ctx context.Context) error {
 func (p execProbe) run(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, p.Command[0], p.Command[1:]...)
 	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(strings.ToValidUTF8(string(out[max(0, len(out)-200):]), "\uFFFD")))
+	// What the command has started ends with it: a probe that hangs hangs again and again.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	var out ending
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(strings.ToValidUTF8(string(out), "\uFFFD")))
 	}
 	return nil
+}
+
+// ending keeps the last bytes written to it.
+type ending []byte
+
+const endingKept = 200
+
+func (e *ending) Write(p []byte) (int, error) {
+	*e = append(*e, p[max(0, len(p)-endingKept):]...)
+	*e = append((*e)[:0], (*e)[max(0, len(*e)-endingKept):]...)
+	return len(p), nil
 }
 
 // run wants the unit to be active: one that was never started, or is started

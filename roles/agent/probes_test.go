@@ -51,6 +51,8 @@ func TestKindsOfProbes(t *testing.T) {
 			<-r.Context().Done()
 		case "/sick":
 			w.WriteHeader(http.StatusServiceUnavailable)
+		case "/moved":
+			http.Redirect(w, r, "/sick", http.StatusFound)
 		}
 	}))
 	defer good.Close()
@@ -73,6 +75,7 @@ func TestKindsOfProbes(t *testing.T) {
 		HTTP: []httpProbe{
 			{Name: "http good", URL: good.URL}, {Name: "http sick", URL: good.URL + "/sick"},
 			{Name: "http wanted", URL: good.URL + "/sick", ExpectStatus: 503},
+			{Name: "http moved", URL: good.URL + "/moved", ExpectStatus: 302}, {Name: "http lost", URL: good.URL + "/moved"},
 			{Name: "http slow", URL: good.URL + "/slow", probeTimes: probeTimes{Timeout: 1}},
 		},
 		TCP: []tcpProbe{{Name: "tcp good", Port: uint32(number)}, {Name: "tcp closed", Port: uint32(nobody)}},
@@ -88,7 +91,7 @@ func TestKindsOfProbes(t *testing.T) {
 		p.once(t.Context(), probe)
 	}
 	said := map[string]string{
-		"http sick": "answered 503", "http slow": "deadline exceeded", "tcp closed": "refused",
+		"http sick": "answered 503", "http lost": "answered 503", "http slow": "deadline exceeded", "tcp closed": "refused",
 		"exec bad": "exit status 3: no database", "exec slow": "killed", "exec missing": "no such file",
 	}
 	for _, r := range p.snapshot() {
@@ -98,6 +101,41 @@ func TestKindsOfProbes(t *testing.T) {
 		} else if want != "" && !strings.Contains(*r.FailureReason, want) {
 			t.Errorf("%s failed with %q, want %q", r.Name, *r.FailureReason, want)
 		}
+	}
+}
+
+// A probe that hangs leaves nothing behind, and one that talks without end is not
+// listened to without end.
+func TestProbesLeaveNothingBehind(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pid")
+	p := execProbe{Command: []string{"/bin/sh", "-c", "sleep 600 & echo $! >" + file + "; sleep 600"}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := p.run(ctx); err == nil {
+		t.Error("it passed")
+	}
+	pid, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		// Where nobody reaps it, it stays as a zombie.
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it goes on: %s", stat)
+		}
+	}
+	var out ending
+	for range 1000 {
+		if n, err := out.Write([]byte(strings.Repeat("x", 997) + "end")); n != 1000 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if len(out) != endingKept || !strings.HasSuffix(string(out), "xend") || cap(out) > 10*endingKept {
+		t.Errorf("kept %d bytes in %d: %.20q", len(out), cap(out), out)
 	}
 }
 
