@@ -123,6 +123,10 @@ func (a *agent) other(kind, text string) {
 	a.report(protocol.EventOther, nil, protocol.Other{Kind: kind, Detail: detail})
 }
 
+// staleReport is when a report that the control plane still answers with a failure is
+// given up: it holds up the others, and a host with reports neither reboots nor retries.
+const staleReport = 24 * time.Hour
+
 // deliver sends what is queued, in order. One that the control plane calls
 // wrong would be wrong again, and is dropped. Who waits for another delivery
 // waits no longer than ctx.
@@ -138,7 +142,9 @@ func (a *agent) deliver(ctx context.Context) {
 		}
 		if _, err := a.client.Report(ctx, &r); err != nil {
 			var refused *protocol.Error
-			if !errors.As(err, &refused) || refused.Status != 400 && refused.Status != 413 && refused.Status != 422 {
+			wrong := errors.As(err, &refused) && (refused.Status == 400 || refused.Status == 413 || refused.Status == 422)
+			old := refused != nil && refused.Status == 500 && a.now().Sub(r.OccurredAt.Time) > staleReport
+			if !wrong && !old {
 				a.log.Debug().Err(err).Str("event", r.Event).Msg("report waits")
 				return
 			}

@@ -1,9 +1,15 @@
 package agent
 
 import (
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"nixfleet/nixops"
+	"nixfleet/roles/protocol"
 )
 
 // A control plane that takes its time over reports delays neither the switch
@@ -33,6 +39,43 @@ func TestSlowReportsDelayNoSwitch(t *testing.T) {
 		}
 		if heard["activation-started"] == 0 {
 			t.Errorf("the report was lost: %v", heard)
+		}
+	})
+}
+
+// A report that a control plane cannot digest holds up the others for a day at most.
+func TestReportThatIsNeverTaken(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		taken := 0
+		p.set(func() {
+			p.tamper = func(r *protocol.CheckinResponse) { r.NextCheckinSecs = 900 }
+			p.routes = map[string]http.HandlerFunc{"/v1/agent/report": func(w http.ResponseWriter, r *http.Request) {
+				var rep protocol.ReportRequest
+				if err := json.UnmarshalRead(r.Body, &rep); err != nil {
+					t.Error(err)
+				}
+				if rep.Event == protocol.EventActivationStarted {
+					w.WriteHeader(http.StatusInternalServerError)
+					return
+				}
+				taken++
+				w.Write([]byte(`{"eventId":"e"}`))
+			}}
+		})
+		m := newMachine(t, p, with(nixops.SimClosure{ExitCode: 2}))
+		m.adjust = func(c *Config) { c.PollInterval = 15 * time.Minute }
+		stop := m.start(m.sim)
+		time.Sleep(20 * time.Hour)
+		p.set(func() {
+			if taken != 0 {
+				t.Errorf("%d reports overtook the first", taken)
+			}
+		})
+		time.Sleep(6 * time.Hour)
+		stop()
+		if left, err := openOutbox(directory(m.path("state"))); err != nil || left.waiting() || taken < 3 {
+			t.Errorf("%d taken, waiting %v, %v", taken, left.waiting(), err)
 		}
 	})
 }
