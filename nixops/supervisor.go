@@ -153,11 +153,8 @@ func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return Exit{}, false, nil
 	}
-	if err != nil || len(text) == 0 {
+	if err != nil || len(text) == 0 { // about to be written
 		return Exit{}, false, err
-	}
-	if len(text) == 0 {
-		return Exit{}, false, nil // about to be written
 	}
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	code, err := strconv.Atoi(status)
