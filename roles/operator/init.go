@@ -139,7 +139,11 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 			return nil, usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
 		}
 	}
+	// In URLs, and for scp, an IPv6 address stands in brackets.
+	bracketed := strings.TrimSuffix(net.JoinHostPort(server, ""), ":")
 	return strings.NewReplacer(
+		"ssh-ng://root@"+templateServer, "ssh-ng://root@"+bracketed,
+		"root@"+templateServer+":/", "root@"+bracketed+":/",
 		"https://"+templateServer+":"+controlPort, "https://"+net.JoinHostPort(server, controlPort),
 		"http://"+templateServer+":"+cachePort, cache,
 		templateServer, server,

@@ -87,3 +87,26 @@ func TestGettingStartedHasTheCommandsOfTheTree(t *testing.T) {
 		t.Errorf("README.md has %d lines of commands", commands)
 	}
 }
+
+// An address stands in a URL as URLs want it, and as ssh wants it elsewhere.
+func TestInitForAnIPv6Address(t *testing.T) {
+	app := testApp(t)
+	dir := filepath.Join(t.TempDir(), "fleet")
+	if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--server", "2001:db8::1"}); code != 0 {
+		t.Fatalf("exit %d: %s", code, app.ErrWriter)
+	}
+	for file, want := range map[string][]string{
+		"README.md":        {"--copy-to ssh-ng://root@[2001:db8::1] ", "| ssh root@2001:db8::1 ", "root@[2001:db8::1]:/var/lib/nixfleet-keys/"},
+		"hosts/common.nix": {`"https://[2001:db8::1]:8080"`, `"http://[2001:db8::1]:5000"`},
+	} {
+		text, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(string(text), w) {
+				t.Errorf("%s has no %q", file, w)
+			}
+		}
+	}
+}
