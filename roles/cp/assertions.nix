@@ -35,7 +35,7 @@ let
     url:
     lib.any (pattern: builtins.match pattern url != null) [
       "(git[+])?https?://[^/]*@.*"
-      "[a-z+]+://[^/@]*:[^/@]*@.*"
+      "[a-z0-9+.-]+://[^/@]*:[^/@]*@.*"
       ".*[?&][a-z_]*token=.*"
     ];
 

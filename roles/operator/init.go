@@ -112,6 +112,9 @@ func initFleet(c *cli.Context) error {
 // harmless is what may stand in a string of Nix, YAML and the shell alike.
 var harmless = regexp.MustCompile(`^[A-Za-z0-9+.:/@#?=&%_~,\[\]-]+$`)
 
+// holdsSecret finds URLs with a password or token. Over ssh the name before the @ is none.
+var holdsSecret = regexp.MustCompile(`^(git\+)?https?://[^/]*@|^[a-z0-9+.-]+://[^/@]*:[^/@]*@`)
+
 // templateNames replaces the names of the template by those of the flags. It
 // also settles the flags that keygen reads.
 func templateNames(c *cli.Context) (*strings.Replacer, error) {
@@ -137,6 +140,10 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 	} {
 		if !harmless.MatchString(value) {
 			return nil, usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
+		}
+		if holdsSecret.MatchString(value) {
+			return nil, usage("leave it out; the control plane takes a token by source.tokenFile, Nix by access-tokens or netrc",
+				"--%s holds a password or token, which would lie in the repository and in the Nix store", flag)
 		}
 	}
 	// In URLs, and for scp, an IPv6 address stands in brackets.

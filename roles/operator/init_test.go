@@ -110,3 +110,28 @@ func TestInitForAnIPv6Address(t *testing.T) {
 		}
 	}
 }
+
+// A token in a URL would be committed, and readable in every store that the fleet's
+// repository gets to.
+func TestInitRefusesSecretsInURLs_T13(t *testing.T) {
+	for flag, url := range map[string]string{
+		"--source-url":   "git+https://oauth2:glpat-1@forge.example.com/fleet.git#main",
+		"--nixfleet-url": "git+https://ghp_1@forge.example.com/nixfleet.git",
+		"--cache-url":    "s3://key:secret@cache",
+	} {
+		app := testApp(t)
+		dir := filepath.Join(t.TempDir(), "fleet")
+		if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", flag, url}); code != 2 {
+			t.Errorf("%s %s: exit %d, %s", flag, url, code, app.ErrWriter)
+		}
+		said := app.ErrWriter.(*bytes.Buffer).String()
+		if !strings.Contains(said, flag+" holds a password or token") || strings.Contains(said, "glpat-1") {
+			t.Errorf("it says %q", said)
+		}
+	}
+	app := testApp(t)
+	dir := filepath.Join(t.TempDir(), "fleet")
+	if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--source-url", "git+ssh://git@forge.example.com:2222/fleet.git#main"}); code != 0 {
+		t.Errorf("git over ssh: exit %d, %s", code, app.ErrWriter)
+	}
+}
