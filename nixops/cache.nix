@@ -21,5 +21,12 @@ in
   config = lib.mkIf cfg.enable {
     nix.settings.substituters = [ cfg.cacheUrl ];
     nix.settings.trusted-public-keys = [ cfg.publicKey ];
+
+    assertions = [
+      {
+        assertion = builtins.match "[^: ]+:[A-Za-z0-9+/]{43}=" cfg.publicKey != null;
+        message = "services.nixfleet-cache.publicKey is no public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";
+      }
+    ];
   };
 }

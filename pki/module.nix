@@ -85,7 +85,36 @@ let
     inherit (s) retireAt rejectBefore;
   };
 
-  slotAssertions = name: s: [
+  # A key that was copied badly would be found out on the hosts, by all of them at once.
+  wellFormed =
+    key:
+    builtins.match (
+      {
+        ed25519 = "[A-Za-z0-9+/]{43}=";
+        ecdsa-p256 = "[A-Za-z0-9+/]{86}==";
+      }
+      .${key.algorithm}
+    ) key.public != null;
+
+  keyAssertions =
+    name: s:
+    map
+      (member: {
+        assertion = s.${member} == null || wellFormed (wrapped s.${member});
+        message = "nixfleet.trust.${name}.${member} is not the base64 of an ${s.${member}.algorithm or "ed25519"} key; take the line that 'nixfleet keygen' or 'nixfleet derive-pubkey' printed.";
+      })
+      [
+        "current"
+        "previous"
+        "successor"
+      ];
+
+  # By their names: what was put here may be the private half.
+  badCacheKeys = map (key: "'${lib.substring 0 24 (lib.head (lib.splitString ":" key))}…'") (
+    lib.filter (key: builtins.match "[^: ]+:[A-Za-z0-9+/]{43}=" key == null) cfg.cacheKeys
+  );
+
+  slotAssertions = name: s: keyAssertions name s ++ [
     {
       assertion = (s.successor == null) == (s.retireAt == null);
       message = "nixfleet.trust.${name}: successor and retireAt stand together; set both or neither.";
@@ -144,6 +173,14 @@ in
 
     nix.settings.trusted-public-keys = cfg.cacheKeys;
 
-    assertions = slotAssertions "ciReleaseKey" cfg.ciReleaseKey ++ slotAssertions "orgRootKey" cfg.orgRootKey;
+    assertions =
+      slotAssertions "ciReleaseKey" cfg.ciReleaseKey
+      ++ slotAssertions "orgRootKey" cfg.orgRootKey
+      ++ [
+        {
+          assertion = badCacheKeys == [ ];
+          message = "nixfleet.trust.cacheKeys: ${lib.concatStringsSep ", " badCacheKeys} is no public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";
+        }
+      ];
   };
 }
