@@ -200,7 +200,7 @@ func (w *World) grant(h *host, now time.Time) {
 		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.knowsLease,
 	}}
 	l.ConfirmDeadline = now.Add(r.confirmWindow)
-	if h.knowsLease {
+	if h.knowsLease && !broken("a lease holds its slot") {
 		l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
 	}
 	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)

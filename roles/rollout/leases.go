@@ -20,9 +20,6 @@ func (w *World) endLease(h *host, state string, now time.Time) {
 		w.release(h, now)
 	default:
 		h.ended = l
-		if broken("silence keeps its slot") {
-			w.release(h, now)
-		}
 	}
 	if h.prior != nil && (h.run == nil || l.Intent != h.run.Intent) {
 		h.prior = nil

@@ -132,6 +132,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-time.After(time.Duration(chance.IntN(20)) * time.Second):
 		}
 	}
+	e.w.says(h, r, body)
 	got, err := e.ask(r.Context(), h, r, body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -146,6 +147,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			case <-ctx.Done():
 			case <-time.After(wait):
 				// Nobody waits for what comes of it.
+				e.w.says(h, again, body)
 				_, _ = e.ask(ctx, h, again, body)
 			}
 		})

@@ -177,6 +177,9 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 			c = broken[r.IntN(len(broken))]
 			f.bad[closure] = true
 		}
+		if c.LateAfter == 3*time.Minute { // about as long as soaks
+			c.LateAfter = time.Duration(60+r.IntN(300)) * time.Second
+		}
 		if boots != nil && boots(host) {
 			c.ExitCode = 100
 		}
@@ -184,7 +187,7 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 			c.Evidence = compliant
 		}
 		c.Agent, c.TrustJSON, c.Size = "self", string(f.trust()), 1
-		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(20))*time.Second, time.Duration(r.IntN(90))*time.Second
+		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(20))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
 		f.w.must(nixops.WriteSimClosure(f.cache, closure, c))
 		f.fleet.Hosts[host].ClosureHash = &closure
 	}

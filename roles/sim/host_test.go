@@ -46,7 +46,7 @@ type host struct {
 	began       int       // the newest release that it had accepted when it began the activation
 	accepted    int       // the newest release the head of which it was given
 	confirmed   map[string]time.Time
-	ran, well   map[string]bool // closures that it confirmed; and of which it said that all probes pass
+	ran, well   map[string]bool // closures that it confirmed; and of which it said last that all probes pass
 	lastContact time.Time
 	blameless   map[string]bool // closures whose activation a fault of ours met
 	recalled    bool            // a control plane that lies may have moved it

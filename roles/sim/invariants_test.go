@@ -164,11 +164,18 @@ func (w *world) acknowledged(h *host, r *http.Request, body []byte, got *answer)
 		}
 	case r.URL.Path == "/v1/agent/checkin" && got.status == http.StatusOK:
 		h.lastContact = time.Now()
-		var req protocol.CheckinRequest
-		if w.scenario.probed && decode(body, &req) && allPass(req.HealthProbes) {
-			h.well[req.CurrentGeneration.ClosureHash] = true
-		}
 	}
+}
+
+// says notes what a host is about to say of its health.
+func (w *world) says(h *host, r *http.Request, body []byte) {
+	var req protocol.CheckinRequest
+	if !w.scenario.probed || r.URL.Path != "/v1/agent/checkin" || !decode(body, &req) {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h.well[req.CurrentGeneration.ClosureHash] = allPass(req.HealthProbes)
 }
 
 func allPass(probes []protocol.ProbeResult) bool {
@@ -304,7 +311,7 @@ func (w *world) opens(e protocol.Event) {
 			continue
 		}
 		if w.scenario.probed && !h.well[current] {
-			w.broken(invSoak, "wave %d of %s opens, and %s of wave %d has never said that all its probes pass", wave, e.Channel, name, place)
+			w.broken(invSoak, "wave %d of %s opens, and %s of wave %d did not say last that all its probes pass", wave, e.Channel, name, place)
 		}
 		since := h.confirmed[e.Intent]
 		if since.IsZero() || place >= len(soaks) {

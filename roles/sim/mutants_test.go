@@ -29,14 +29,14 @@ func TestMutants(t *testing.T) {
 	}{
 		{"no budget gate", gate("budget"), nil, []string{invBudget}},
 		{"unheard hosts take no slot", plane("unheard hosts count"), restarts, []string{invBudget}},
-		{"silent hosts lose their slot", plane("silence keeps its slot"), absent, []string{invBudget}},
+		{"a slot is not held for the lease", plane("a lease holds its slot"), absent, []string{invBudget}},
 		{"leases without an end", host("the lease ends"), absent, []string{invBudget}},
 		{"no wave gate", gate("wave"), nil, []string{invWaves}},
 		{"no channel edges", gate("channel-edge"), nil, []string{invWaves}},
 		{"no host edges", gate("host-edge"), nil, []string{invWaves}},
 		{"waves do not wait for each other", gate("wave-soak"), nil, []string{invWaves, invSoak}},
 		{"no soak", gate("soak"), nil, []string{invSoak}},
-		{"no health gate", gate("health"), nil, []string{invSoak}},
+		{"no health gate", gate("health"), sick, []string{invSoak}},
 		{"no halt gate", gate("halt"), nil, []string{invHalt}},
 		{"no quarantine gate", gate("quarantine"), nil, []string{invHalt}},
 		{"no operator gate", gate("operator"), nil, []string{invHalt}},
@@ -76,20 +76,29 @@ func TestMutants(t *testing.T) {
 // absent has hosts of one budget vanish from the control plane's sight while
 // they are at it.
 func absent(s *scenario) {
-	s.hosts = 6
+	s.hosts, s.fetch = 6, 500*time.Second
 	s.channels = []channelPlan{{waves: 1, soak: []time.Duration{0}, comply: fleet.ModeDisabled}}
 	s.budgets, s.chained, s.edged, s.probed, s.events = []budgetPlan{{every: 1, max: 1}}, false, false, false, nil
 	r := stream(s.seed, "absent")
 	for at := time.Duration(0); at < 4*time.Hour; at += time.Hour {
 		s.events = append(s.events, event{at: at, kind: release})
-		for n := range 6 {
+		for n := range 8 {
 			s.events = append(s.events, event{
-				at: at + time.Duration(60+90*n+r.IntN(60))*time.Second, kind: []kind{cut, cutDown, slowDisk}[r.IntN(3)], host: r.IntN(s.hosts),
-				last: time.Duration(2+r.IntN(8)) * time.Minute,
+				at: at + time.Duration(30+240*n+r.IntN(240))*time.Second, kind: []kind{cut, cutDown}[r.IntN(2)], host: r.IntN(s.hosts),
+				last: time.Duration(10+r.IntN(10)) * time.Minute,
 			})
 		}
 	}
 	s.sort()
+}
+
+// sick has releases fail after their confirm, about when their soak ends.
+func sick(s *scenario) {
+	s.channels = []channelPlan{{waves: 3, soak: []time.Duration{150 * time.Second, 300 * time.Second, 0}, comply: fleet.ModeDisabled}}
+	s.budgets, s.chained, s.edged, s.probed, s.events = nil, false, false, true, nil
+	for at := time.Duration(0); at < 5*time.Hour; at += 30 * time.Minute {
+		s.events = append(s.events, event{at: at, kind: badRelease, n: 4})
+	}
 }
 
 // restarts has the control plane lose its memory again and again while hosts
@@ -108,4 +117,18 @@ func restarts(s *scenario) {
 		s.events = append(s.events, event{at: at + time.Duration(r.IntN(600))*time.Second, kind: cutDown, host: r.IntN(s.hosts), last: 10 * time.Minute})
 	}
 	s.sort()
+}
+
+// TestShapesAloneBreakNothing: what the shapes of TestMutants find is what was
+// broken on purpose.
+func TestShapesAloneBreakNothing(t *testing.T) {
+	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "sick": sick} {
+		for seed := range uint64(8) {
+			s := draw(seed + 1)
+			shape(s)
+			for _, v := range run(t, s, nil) {
+				t.Errorf("%s, seed %d: %s", name, seed+1, v)
+			}
+		}
+	}
 }

@@ -21,6 +21,7 @@ type scenario struct {
 	chained  bool          // the first channel goes before the second
 	edged    bool          // the first host of each channel goes before its second
 	probed   bool          // hosts run a health probe
+	fetch    time.Duration // the longest that a download takes
 	away     time.Duration // how long a host that vanishes may be gone; certificates end after 20 hours
 	events   []event
 }
@@ -96,7 +97,7 @@ var kinds = []kind{
 // draw makes the scenario of a seed.
 func draw(seed uint64) *scenario {
 	r := stream(seed, "scenario")
-	s := &scenario{seed: seed, hosts: 5 + r.IntN(4), away: 3 * time.Hour}
+	s := &scenario{seed: seed, hosts: 5 + r.IntN(4), away: 3 * time.Hour, fetch: 90 * time.Second}
 	hours, upsets := 3+r.IntN(4), 8+r.IntN(14)
 	switch {
 	case seed%200 == 50:

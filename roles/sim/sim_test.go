@@ -97,7 +97,7 @@ func TestSeeds(t *testing.T) {
 		}
 		return
 	}
-	first, count := number(t, "NIXFLEET_SIM_FIRST", 1), number(t, "NIXFLEET_SIM_SEEDS", 16)
+	first, count := number(t, "NIXFLEET_SIM_FIRST", 1), number(t, "NIXFLEET_SIM_SEEDS", 24)
 	var next atomic.Uint64
 	var failed sync.Map
 	var workers sync.WaitGroup
