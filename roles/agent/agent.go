@@ -195,6 +195,11 @@ func (a *agent) restoreState() {
 }
 
 func (a *agent) run(ctx context.Context) error {
+	leave, err := a.dir.only()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	defer a.client.CloseIdle()
 	defer a.anonymous.CloseIdle()
 	notify(daemon.SdNotifyReady)

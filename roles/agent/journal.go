@@ -18,6 +18,7 @@ const journalPoll = 50 * time.Millisecond
 const (
 	journalFile = "journal.json"
 	lockFile    = "journal.lock"
+	agentLock   = "agent.lock" // held by the running agent
 )
 
 // step is where in an activation the host is. Each is written before what it
@@ -123,6 +124,19 @@ func (d directory) lock() (unlock func(), err error) {
 		}
 		time.Sleep(journalPoll)
 	}
+}
+
+// only keeps a second agent away, which would take on the activation of the first.
+func (d directory) only() (leave func(), err error) {
+	f, err := os.OpenFile(d.path(agentLock), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, &hintError{fmt.Errorf("lock state directory: another agent runs on %s: %w", d, err), "systemctl status nixfleet-agent"}
+	}
+	return func() { f.Close() }, nil
 }
 
 // journal reads the activation under way; nil when there is none.

@@ -2,13 +2,16 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"nixfleet/nixops"
 	"nixfleet/pki"
 )
 
@@ -189,4 +192,26 @@ func TestQuarantineHoldsUntilAnotherClosure_A12(t *testing.T) {
 	if q.blocked("c", now.Add(time.Hour)) == "" {
 		t.Error("no end of tries")
 	}
+}
+
+// A second agent on one state directory does not start, and leaves the activation of
+// the first alone.
+func TestOneAgentAtATime(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, with(nixops.SimClosure{FetchTime: time.Minute}))
+		stop := m.start(m.sim)
+		time.Sleep(30 * time.Second)
+		if err := Run(context.Background(), m.config(m.sim)); err == nil || !strings.Contains(err.Error(), "another agent runs") || hintOf(err) == "" {
+			t.Errorf("a second agent: %v", err)
+		}
+		time.Sleep(3 * time.Minute)
+		stop()
+		if m.where() != all(target) || m.fetches(target) != 1 {
+			t.Errorf("at %v, fetched %d times", m.where(), m.fetches(target))
+		}
+		stop = m.start(m.sim)
+		time.Sleep(time.Minute)
+		stop()
+	})
 }
