@@ -81,22 +81,32 @@ func (o *outbox) sent() error {
 	return o.dir.write(reportsFile, outboxFile{o.queue})
 }
 
-// sayAgain is how long the same trouble, found again at every check-in, is not
-// reported again: a control plane keeps the last few reports of a host only.
-const sayAgain = time.Hour
+// The same trouble, found again at every check-in, is reported again after sayAgain, and
+// then half as often each time, down to once in sayLast: a control plane keeps the last
+// few reports of a host only.
+const (
+	sayAgain = 10 * time.Second
+	sayLast  = time.Hour
+)
 
 // said is the last thing that was said of some trouble.
 type said struct {
-	what string
-	at   time.Time
+	what  string
+	at    time.Time
+	pause time.Duration
 }
 
 // lately says whether this was said a short time ago; if not, it is now.
 func (s *said) lately(what string) bool {
-	if s.what == what && time.Since(s.at) < sayAgain {
+	switch {
+	case s.what != what:
+		s.what, s.pause = what, sayAgain
+	case time.Since(s.at) < s.pause:
 		return true
+	default:
+		s.pause = min(2*s.pause, sayLast)
 	}
-	s.what, s.at = what, time.Now()
+	s.at = time.Now()
 	return false
 }
 

@@ -229,8 +229,8 @@ const (
 	underWay    = "an activation is under way"
 )
 
-// refuseRollback says why a rollback is not honoured, once: it is asked for again and
-// again.
+// refuseRollback says why a rollback is not honoured, less and less often: it is asked
+// for again and again.
 func (a *agent) refuseRollback(r *protocol.Rollback, why string) {
 	a.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
 	if why == alreadyBack {
