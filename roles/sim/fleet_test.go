@@ -168,6 +168,9 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 		{FailedUnits: web}, {LateUnits: web, LateAfter: 5 * time.Second}, {CrashLoop: web, CrashEvery: 3 * time.Second},
 		{ExitCode: 2}, {BootExit: 1}, {CutsNetwork: true}, {Evidence: notCompliant}, {LateUnits: web, LateAfter: 3 * time.Minute},
 	}
+	if f.w.scenario.ill {
+		broken = broken[len(broken)-1:]
+	}
 	for _, host := range slices.Sorted(maps.Keys(f.fleet.Hosts)) {
 		f.system[host]++
 		closure := closureOf(host, f.system[host])
@@ -177,8 +180,8 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 			c = broken[r.IntN(len(broken))]
 			f.bad[closure] = true
 		}
-		if c.LateAfter == 3*time.Minute { // about as long as soaks
-			c.LateAfter = time.Duration(60+r.IntN(300)) * time.Second
+		if c.LateAfter == 3*time.Minute { // about as long as the shortest soak
+			c.LateAfter = time.Duration(100+r.IntN(90)) * time.Second
 		}
 		if boots != nil && boots(host) {
 			c.ExitCode = 100

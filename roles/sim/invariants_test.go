@@ -167,14 +167,15 @@ func (w *world) acknowledged(h *host, r *http.Request, body []byte, got *answer)
 	}
 }
 
-// says notes what a host is about to say of its health.
+// says notes that a host is about to be heard of, and what it says of its health.
 func (w *world) says(h *host, r *http.Request, body []byte) {
 	var req protocol.CheckinRequest
-	if !w.scenario.probed || r.URL.Path != "/v1/agent/checkin" || !decode(body, &req) {
+	if r.URL.Path != "/v1/agent/checkin" || !decode(body, &req) {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	h.lastContact = time.Now()
 	h.well[req.CurrentGeneration.ClosureHash] = allPass(req.HealthProbes)
 }
 
@@ -206,6 +207,9 @@ func (w *world) happened(e protocol.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.events, w.seq = append(w.events, e), e.Seq
+	if w.trace != nil {
+		fmt.Fprintf(w.trace, "LOG %s %s %s %s %s %s\n", time.Since(w.began), e.Channel, e.Host, e.Kind, e.Reason, e.Detail)
+	}
 	switch e.Kind {
 	case rollout.EventOpened:
 		w.newest[e.Channel] = e.Intent
@@ -310,7 +314,8 @@ func (w *world) opens(e protocol.Event) {
 			w.broken(invWaves, "wave %d of %s opens, and %s of wave %d runs %s, heard of %s ago", wave, e.Channel, name, place, current, time.Since(h.lastContact))
 			continue
 		}
-		if w.scenario.probed && !h.well[current] {
+		// What is said in the very moment may come after the decision.
+		if w.scenario.probed && !h.well[current] && e.At.Sub(h.lastContact) > time.Second {
 			w.broken(invSoak, "wave %d of %s opens, and %s of wave %d did not say last that all its probes pass", wave, e.Channel, name, place)
 		}
 		since := h.confirmed[e.Intent]

@@ -38,7 +38,6 @@ func TestMutants(t *testing.T) {
 		{"no soak", gate("soak"), nil, []string{invSoak}},
 		{"no health gate", gate("health"), sick, []string{invSoak}},
 		{"no halt gate", gate("halt"), nil, []string{invHalt}},
-		{"no quarantine gate", gate("quarantine"), nil, []string{invHalt}},
 		{"no operator gate", gate("operator"), nil, []string{invHalt}},
 		{"a halt is forgotten at a restart", plane("a halt is kept"), nil, []string{invHalt}},
 		{"slots are not given back", plane("slots come back"), nil, []string{invArrives}},
@@ -94,8 +93,8 @@ func absent(s *scenario) {
 
 // sick has releases fail after their confirm, about when their soak ends.
 func sick(s *scenario) {
-	s.channels = []channelPlan{{waves: 3, soak: []time.Duration{150 * time.Second, 300 * time.Second, 0}, comply: fleet.ModeDisabled}}
-	s.budgets, s.chained, s.edged, s.probed, s.events = nil, false, false, true, nil
+	s.channels = []channelPlan{{waves: 3, soak: []time.Duration{150 * time.Second, 150 * time.Second, 150 * time.Second}, comply: fleet.ModeDisabled}}
+	s.budgets, s.chained, s.edged, s.probed, s.ill, s.events = nil, false, false, true, true, nil
 	for at := time.Duration(0); at < 5*time.Hour; at += 30 * time.Minute {
 		s.events = append(s.events, event{at: at, kind: badRelease, n: 4})
 	}

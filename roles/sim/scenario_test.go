@@ -21,6 +21,7 @@ type scenario struct {
 	chained  bool          // the first channel goes before the second
 	edged    bool          // the first host of each channel goes before its second
 	probed   bool          // hosts run a health probe
+	ill      bool          // what fails does so after its confirm only
 	fetch    time.Duration // the longest that a download takes
 	away     time.Duration // how long a host that vanishes may be gone; certificates end after 20 hours
 	events   []event
