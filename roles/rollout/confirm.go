@@ -80,9 +80,6 @@ func (w *World) recover(h *host, id string, now time.Time) {
 	}
 	w.endLease(h, DispatchCancelled, now)
 	w.release(h, now)
-	if broken("late confirms are kept") {
-		return
-	}
 	h.done = &lease{Dispatch: Dispatch{
 		Host: h.name, RolloutID: id, Intent: h.run.Intent, Channel: h.run.Channel, Wave: h.wave, Closure: h.closure,
 		ChannelRef: h.run.ChannelRef, State: DispatchConfirmed, DispatchedAt: now, StartBy: now, ConfirmDeadline: now, SlotUntil: now,

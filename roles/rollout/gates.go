@@ -385,6 +385,9 @@ func gateWaveSoak(w *World, s subject, now time.Time) *Reason {
 		}
 		return w.because(CodeWaveWorking, nothingToDo, "of the %s in wave %d, %s", countText(len(wv.hosts), "host"), r.Wave, strings.Join(parts, ", "))
 	}
+	if wv.failing > 0 && !broken("the wave is well") { // it ends within the time after which they fail
+		return w.because(CodeWaveWorking, "look at nixfleet host explain on the failing ones", "probes fail on %s of wave %d", countText(wv.failing, "host"), r.Wave)
+	}
 	if n(Soaked)+n(Converged) > 0 {
 		return nil
 	}

@@ -46,6 +46,7 @@ func (w *World) settleHealth(h *host, now time.Time) {
 		w.edit(h, now, func(r *record) { r.FailingSince = &now })
 	case h.health == well && since != nil:
 		w.edit(h, now, func(r *record) { r.FailingSince = nil })
+		w.move(h.run)
 	}
 }
 

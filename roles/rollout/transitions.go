@@ -36,6 +36,9 @@ func (r *run) count(h *host, sign int) {
 			wv.silent += sign
 		}
 	}
+	if h.rec.FailingSince != nil {
+		wv.failing += sign
+	}
 	if len(h.rec.Failures) > 0 {
 		wv.noncompliant += sign
 	}

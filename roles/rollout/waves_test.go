@@ -478,3 +478,33 @@ func TestRetryWaitsForTheWave(t *testing.T) {
 	b.checkin("a")
 	b.offered("b")
 }
+
+// A wave does not open while a host of the one before, soaked as it is, fails its probes; it does when they pass again.
+func TestWaveWaitsForFailingProbesOfSoakedHosts(t *testing.T) {
+	for _, recovers := range []bool{true, false} {
+		b := start(t, single("s", one(time.Minute, "a", "new-a", "b", "new-b"), one(time.Minute, "c", "new-c")))
+		b.box("a").mode, b.box("a").probe = "enforce", "pass"
+		b.update("a")
+		b.pass(50 * time.Second)
+		b.update("b")
+		b.pass(10 * time.Second)
+		b.checkin("a")
+		b.state("a", Soaked)
+		b.pass(30 * time.Second)
+		b.box("a").probe = "fail"
+		b.checkin("a")
+		b.pass(25 * time.Second)
+		b.checkin("b")
+		b.state("b", Soaked)
+		b.wantRollout("s", Executing, 0)
+		if recovers {
+			b.box("a").probe = "pass"
+			b.checkin("a")
+			b.wantRollout("s", Executing, 1)
+			continue
+		}
+		b.pass(40 * time.Second)
+		b.checkin("a")
+		b.wantRollout("s", Halted, 0)
+	}
+}

@@ -79,6 +79,7 @@ type wave struct {
 	hosts        []*host // sorted by name
 	counts       [stateCount]int
 	silent       int // touched hosts that are Skipped
+	failing      int // Healthy and Soaked hosts whose probes fail
 	noncompliant int // hosts with outstanding compliance failures
 }
 
