@@ -72,7 +72,7 @@ func (a *agent) takeMissed(ctx context.Context) {
 		return
 	}
 	a.missed = nil
-	if a.told.get() == w && time.Now().Before(w.startBy) {
+	if a.told.get() == w && !w.late() {
 		a.take(ctx, w)
 	}
 }
@@ -269,7 +269,7 @@ func (a *agent) mayBegin(j *journal) (w *wanted, why string) {
 	switch w = a.told.get(); {
 	case w == nil || w.closure != j.Closure:
 		return w, "superseded: another closure is wanted by now"
-	case time.Now().After(w.startBy) && !broken("the lease ends"):
+	case w.late():
 		return w, "lease-expired: fetching and checking took longer than the lease; waiting to be offered again"
 	}
 	return w, ""

@@ -410,7 +410,7 @@ func (a *agent) consider(ctx context.Context, o *offer, head *protocol.HeadRef) 
 		return
 	}
 	a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: &w.rolloutID})
-	if time.Now().After(w.startBy) {
+	if w.late() {
 		return // it is offered again, now that its manifest could be had
 	}
 	a.take(ctx, w)

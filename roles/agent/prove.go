@@ -46,7 +46,7 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
 		} else if a.windowUsed(ctx, j) {
-			return nil, a.undo(ctx, reasonUnreachable, false)
+			return nil, a.undo(ctx, reasonUnreachable, broken("outages are not blamed"))
 		}
 		if err := sleep(ctx, floorPause); err != nil {
 			return nil, err

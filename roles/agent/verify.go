@@ -37,6 +37,9 @@ type wanted struct {
 	signature  []byte
 }
 
+// late: the lease is over, and the control plane may have given the slot away.
+func (w *wanted) late() bool { return time.Now().After(w.startBy) && !broken("the lease ends") }
+
 // verdictError is a refusal with what is reported of it.
 type verdictError struct {
 	err   error
@@ -248,7 +251,7 @@ func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target, re
 	if head == nil || head.RolloutID != t.RolloutID {
 		return nil, refuse(protocol.EventManifestMismatch, "target is of rollout %s, which is not the head's", t.RolloutID)
 	}
-	if err := v.expired("head of "+head.Channel, v.headSigned, time.Duration(head.FreshnessWindow)*time.Minute); err != nil {
+	if err := v.expired("head of "+head.Channel, v.headSigned, fleet.Minutes(head.FreshnessWindow)); err != nil {
 		return nil, err
 	}
 	entry, err := v.entry(ctx, c)
@@ -310,15 +313,13 @@ func (v *verifier) entryOf(ctx context.Context, c fetcher, head *fleet.Head) (en
 	return entry, nil
 }
 
-// names wants the signed entry to be of this host and to say what the target says.
+// names wants this host's signed entry to say what the target says.
 func (v *verifier) names(entry fleet.HostEntry, t *protocol.Target) error {
 	wave := uint32(0)
 	if t.WaveIndex != nil {
 		wave = *t.WaveIndex
 	}
 	switch {
-	case entry.Hostname != v.hostname:
-		return refuse(protocol.EventVerifyMismatch, "the signed entry is of host %q", entry.Hostname)
 	case entry.TargetClosure != t.ClosureHash:
 		return refuse(protocol.EventVerifyMismatch, "the target is %s, signed for this host is %s", t.ClosureHash, entry.TargetClosure)
 	case entry.WaveIndex != wave:

@@ -178,7 +178,10 @@ func (e *edge) lie(chance *rand.Rand, h *host, r *http.Request, got *answer) {
 	h.mu.Lock()
 	story := stream(e.w.scenario.seed, "lie", h.name, h.until[lie])
 	h.mu.Unlock()
-	plot, old := story.IntN(3), e.w.forge.releases[story.IntN(len(e.w.forge.releases))]
+	plot, old, other := story.IntN(3), e.w.forge.releases[story.IntN(len(e.w.forge.releases))], story.IntN(1000)
+	if plot == 2 {
+		old = e.w.forge.releases[len(e.w.forge.releases)-1]
+	}
 	below, head := strings.CutPrefix(r.URL.Path, "/v1/heads/")
 	channel, rest, _ := strings.Cut(below, "/")
 	switch {
@@ -187,15 +190,12 @@ func (e *edge) lie(chance *rand.Rand, h *host, r *http.Request, got *answer) {
 	case head && plot == 1 && rest == "sig":
 		got.body = old.files[fleet.HeadName(channel)+fleet.SignatureSuffix]
 	case head && plot > 0 && strings.HasPrefix(rest, "proof/"):
-		if plot == 2 {
-			old = e.w.forge.releases[len(e.w.forge.releases)-1]
-		}
 		m, at := old.entry(channel, h.name)
 		if m == nil {
 			return
 		}
 		if plot == 2 {
-			at = story.IntN(len(m.HostSet))
+			at = other % len(m.HostSet)
 		}
 		path, err := fleet.HostTree(m).Proof(at)
 		if err == nil {
@@ -207,7 +207,7 @@ func (e *edge) lie(chance *rand.Rand, h *host, r *http.Request, got *answer) {
 		if !decode(got.body, &out) {
 			return
 		}
-		e.forge(chance, h, &out, plot, &old)
+		e.forge(chance, h, &out, plot, other, &old)
 		doc, err := pki.Marshal(&out)
 		e.w.must(err)
 		got.body = doc
@@ -218,7 +218,7 @@ func (e *edge) lie(chance *rand.Rand, h *host, r *http.Request, got *answer) {
 }
 
 // forge alters the answer to a check-in. It needs the world's lock.
-func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, plot int, old *signedRelease) {
+func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, plot, other int, old *signedRelease) {
 	wave, startBy := uint32(0), uint32(300)
 	target := &protocol.Target{
 		ClosureHash: old.wanted[h.name], WaveIndex: &wave, EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()), StartBySecs: &startBy,
@@ -232,6 +232,10 @@ func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, 
 		wave, target.RolloutID, target.ChannelRef = m.HostSet[at].WaveIndex, id, id
 	}
 	switch {
+	case plot == 2 && m != nil:
+		theirs := m.HostSet[other%len(m.HostSet)]
+		target.ClosureHash, wave = theirs.TargetClosure, theirs.WaveIndex
+		out.Target = target
 	case plot == 1 && m != nil:
 		out.Target, out.Head = target, &protocol.HeadRef{Channel: channel, Hash: pki.HashHex(old.files[fleet.HeadName(channel)])}
 	case plot == 0 && chance.IntN(3) == 0:
