@@ -176,7 +176,8 @@ func (h *healthChecks) list(host nixops.Host) []probe {
 		add(p.Name, protocol.ProbeExec, p.probeTimes, 10, p.run)
 	}
 	for _, p := range h.Units {
-		add(p.Name, protocol.ProbeUnit, p.probeTimes, 5, func(ctx context.Context) error { return p.run(ctx, host) })
+		// The contract has no word for these, and one that it does not have is answered 422.
+		add(p.Name, protocol.ProbeExec, p.probeTimes, 5, func(ctx context.Context) error { return p.run(ctx, host) })
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].name < out[j].name })
 	return out

@@ -191,7 +191,7 @@ func TestProbeResultsAreInCheckins(t *testing.T) {
 		stop := m.start(m.sim)
 		site := func() string {
 			for _, r := range p.seen().HealthProbes {
-				if r.Name == "site" {
+				if r.Name == "site" && r.Kind == protocol.ProbeExec {
 					return r.Status
 				}
 			}

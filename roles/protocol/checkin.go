@@ -50,7 +50,6 @@ const (
 	ProbeHTTP = "http"
 	ProbeTCP  = "tcp"
 	ProbeExec = "exec"
-	ProbeUnit = "unit"
 
 	ProbeUnknown = "unknown"
 	ProbePass    = "pass"
@@ -162,7 +161,7 @@ func (r *CheckinRequest) check() error {
 		return fmt.Errorf("%w: /lastFetchOutcome/result: %.40q", pki.ErrShape, f.Result)
 	}
 	for i, p := range r.HealthProbes {
-		if !oneOf(p.Kind, ProbeHTTP, ProbeTCP, ProbeExec, ProbeUnit) {
+		if !oneOf(p.Kind, ProbeHTTP, ProbeTCP, ProbeExec) {
 			return fmt.Errorf("%w: /healthProbes/%d/kind: %.40q", pki.ErrShape, i, p.Kind)
 		}
 		if !oneOf(p.Status, ProbeUnknown, ProbePass, ProbeFail) {

@@ -86,7 +86,7 @@ func TestDecodeStrictInLists(t *testing.T) {
 		`"uptimeSecs":4211`:      {`"uptimeSecs":-1`, 422},
 		`"2026-03-01T12:21:00Z"`: {`"2026-03-01T12:21:00"`, 422},
 		// Words are those of the contract, in its case.
-		`"http"`:     {`"icmp"`, 422},
+		`"http"`:     {`"unit"`, 422},
 		`"kind":"h`:  {`"kind":"H`, 422},
 		`"pass"`:     {`"passed"`, 422},
 		`"enforce"`:  {`"auto"`, 422},
