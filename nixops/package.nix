@@ -28,8 +28,11 @@ buildGoModule {
 
   subPackages = [ "." ];
 
-  # SQLite is C.
-  env.CGO_ENABLED = 1;
+  # SQLite is C; optimised for size it is a third of a megabyte smaller.
+  env = {
+    CGO_ENABLED = 1;
+  }
+  // lib.optionalAttrs static { CGO_CFLAGS = "-Os"; };
 
   tags = [ "sqlite_omit_load_extension" ] ++ lib.optionals static [ "netgo" "osusergo" ];
   ldflags = [
