@@ -100,7 +100,7 @@ func TestParseElapse(t *testing.T) {
 			t.Errorf("%q: %v, %v", out, next, err)
 		}
 	}
-	for _, out := range []string{"", "Next elapse: soon\n", "Next elapse: Sun 2025-11-30 03:00:00 CET\n"} {
+	for _, out := range []string{"", "Next elapse: soon\n", "Next elapse: Sun 2025-11-30 03:00:00 CET\n", "Next elapse: Sun 2025-11-30 2:00:00 UTC\n", "Next elapse: Mon 2025-11-30 02:00:00 UTC\n"} {
 		if next, err := parseElapse("x", out); err == nil {
 			t.Errorf("%q: %v", out, next)
 		}

@@ -199,7 +199,12 @@ func parseElapse(calendar, out string) (time.Time, error) {
 	if found == "never" {
 		return time.Time{}, nil
 	}
-	next, err := time.Parse("Mon 2006-01-02 15:04:05 UTC", found)
+	const form = "Mon 2006-01-02 15:04:05 UTC"
+	next, err := time.Parse(form, found)
+	// Parse also takes hours of one digit and any day of the week.
+	if err == nil && next.Format(form) != found {
+		err = fmt.Errorf("that is no time of the form %q", form)
+	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("calendar %q: systemd-analyze says %q: %w", calendar, found, err)
 	}
