@@ -32,11 +32,11 @@ func (h *host) misset(by time.Duration) {
 
 // suffer begins a fault; what is open breaks when the network does.
 func (h *host) suffer(k kind, last time.Duration) {
+	if k == lie {
+		h.w.locked(func() { h.recalled = true })
+	}
 	h.mu.Lock()
 	h.until[k] = latest(h.until[k], time.Now().Add(last))
-	if k == lie {
-		h.recalled = true
-	}
 	h.mu.Unlock()
 	if k == cut {
 		h.hangUp()

@@ -302,8 +302,9 @@ func copyTree(to, from string) error {
 
 // dark is a machine without power, and then its boot. It needs h.life.
 func (h *host) dark(ctx context.Context, down time.Duration) {
+	h.w.disarms(h)
 	h.mu.Lock()
-	h.off, h.severed, h.switching, h.armed = true, true, false, time.Time{}
+	h.off, h.severed = true, true
 	h.mu.Unlock()
 	h.hangUp()
 	h.wait(ctx, down)
