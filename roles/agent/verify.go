@@ -243,12 +243,10 @@ var errReplaced = errors.New("a newer release has come meanwhile")
 
 func (v *verifier) byHead(ctx context.Context, c fetcher, t *protocol.Target, ref *protocol.HeadRef) (*wanted, error) {
 	head := v.head
-	switch {
-	case head == nil || head.RolloutID == t.RolloutID:
-	case v.headHash != ref.Hash:
-		return nil, errReplaced
-	}
 	if head == nil || head.RolloutID != t.RolloutID {
+		if head != nil && v.headHash != ref.Hash {
+			return nil, errReplaced
+		}
 		return nil, refuse(protocol.EventManifestMismatch, "target is of rollout %s, which is not the head's", t.RolloutID)
 	}
 	if err := v.expired("head of "+head.Channel, v.headSigned, fleet.Minutes(head.FreshnessWindow)); err != nil {
