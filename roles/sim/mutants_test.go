@@ -39,7 +39,7 @@ func TestMutants(t *testing.T) {
 		{"failing hosts do not hold their wave", plane("the wave is well"), sick, []string{invSoak}},
 		{"no halt gate", gate("halt"), nil, []string{invHalt}},
 		{"no operator gate", gate("operator"), nil, []string{invHalt}},
-		{"a halt is forgotten at a restart", plane("a halt is kept"), nil, []string{invHalt}},
+		{"a halt is forgotten at a restart", plane("a halt is kept"), haltedOften, []string{invHalt}},
 		{"slots are not given back", plane("slots come back"), nil, []string{invArrives}},
 		{"gates that say nothing", rollout.Mute, nil, []string{invReason}},
 		{"no mark", host("the mark"), lied, []string{invSigned}},
@@ -123,6 +123,22 @@ func restarts(s *scenario) {
 	s.sort()
 }
 
+// haltedOften has a host fail in each release while others of one budget wait,
+// and the control plane restart all the time.
+func haltedOften(s *scenario) {
+	s.hosts = 8
+	s.channels = []channelPlan{{waves: 1, soak: []time.Duration{0}, comply: fleet.ModeDisabled}}
+	s.budgets, s.chained, s.edged, s.probed, s.events = []budgetPlan{{every: 1, max: 1}}, false, false, false, nil
+	r := stream(s.seed, "halted often")
+	for at := time.Duration(0); at < 3*time.Hour; at += 30 * time.Minute {
+		s.events = append(s.events, event{at: at, kind: badRelease, n: 8})
+		for n := range 6 {
+			s.events = append(s.events, event{at: at + time.Duration(240+240*n+r.IntN(200))*time.Second, kind: kill, last: time.Duration(1+r.IntN(20)) * time.Second})
+		}
+	}
+	s.sort()
+}
+
 // lied has a control plane that was taken over tell every host something, release
 // after release.
 func lied(s *scenario) {
@@ -139,7 +155,7 @@ func lied(s *scenario) {
 // TestShapesAloneBreakNothing: what the shapes of TestMutants find is what was
 // broken on purpose.
 func TestShapesAloneBreakNothing(t *testing.T) {
-	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "slow": slow, "sick": sick, "lied": lied} {
+	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "slow": slow, "sick": sick, "lied": lied, "halted often": haltedOften} {
 		for seed := range uint64(8) {
 			s := draw(seed + 1)
 			shape(s)
