@@ -184,7 +184,7 @@ func (a *agent) heldText() string {
 	if h := a.hold.get(); h != nil {
 		return h.text()
 	}
-	if q := a.quarantine.get(); q != nil && q.Failures > 0 {
+	if q := a.quarantine.get(); q != nil && q.Failures > 0 && !broken("what failed is told") {
 		return "quarantined " + q.Closure
 	}
 	return ""

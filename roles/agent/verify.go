@@ -72,7 +72,7 @@ func (e *staleError) Unwrap() error { return errStale }
 // expired is why a document that was signed then is not acted on; nil while it is fresh.
 func (v *verifier) expired(what string, signedAt time.Time, window time.Duration) error {
 	age := v.now().Sub(signedAt)
-	if age <= window+pki.ClockSlack {
+	if age <= window+pki.ClockSlack || broken("the window") {
 		return nil
 	}
 	return &verdictError{fmt.Errorf("%s: %w", what, &staleError{signedAt, window, age}), protocol.EventStaleTarget, protocol.FetchVerifyFailed}

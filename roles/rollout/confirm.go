@@ -37,6 +37,9 @@ func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
 		own := h.run != nil && l.Intent == h.run.Intent
 		refused := own && (recalled || h.state() == Failed)
 		if closure == l.Closure && !refused && (l.deferred() || !now.After(l.ConfirmDeadline)) {
+			if broken("a confirm is recorded") {
+				return true
+			}
 			w.endLease(h, DispatchConfirmed, now)
 			if own {
 				w.becomeHealthy(h, now)

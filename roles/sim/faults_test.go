@@ -23,6 +23,9 @@ func (h *host) faults(now time.Time) faults {
 	return faults{is(cut) || is(cutUp), is(cut) || is(cutDown), is(lossy), is(lie), is(slowDisk)}
 }
 
+// worstSkew is more than any clock is ever wrong.
+const worstSkew = time.Hour
+
 // misset says how wrong the clock is from the next fault of it on.
 func (h *host) misset(by time.Duration) {
 	h.mu.Lock()

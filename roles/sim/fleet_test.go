@@ -22,6 +22,7 @@ const (
 	suffix        = "fleet.test"
 	confirmWindow = 6 * time.Minute
 	lease         = 5 * time.Minute
+	window        = 3 * time.Hour // in which a release is fresh
 	// century is longer than any scenario.
 	century = 100 * 365 * 24 * time.Hour
 )
@@ -107,7 +108,7 @@ func (f *forge) declare() {
 			failure = fleet.OnFailureRollback
 		}
 		f.fleet.Channels[channel] = fleet.Channel{
-			RolloutPolicy: channel, ReconcileIntervalMinutes: 1, FreshnessWindow: 180, SigningIntervalMinutes: 60,
+			RolloutPolicy: channel, ReconcileIntervalMinutes: 1, FreshnessWindow: uint32(window / time.Minute), SigningIntervalMinutes: 60,
 			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: c.comply},
 		}
 		f.fleet.RolloutPolicies[channel] = fleet.Policy{Strategy: "staged", Waves: []fleet.PolicyWave{}, OnHealthFailure: failure}

@@ -77,6 +77,12 @@ func (w *world) switches(h *host, closure string, back bool) {
 	case index < h.began:
 		w.broken(invSigned, "%s switches to %s of release %d, and had accepted release %d", h.name, closure, index, h.began)
 	}
+	if index >= 0 {
+		// The clock may be behind, and what was fresh when it was offered is fetched first.
+		if age := time.Since(w.forge.releases[index].at); age > window+worstSkew+w.scenario.fetch+lease {
+			w.broken(invSigned, "%s switches to %s, which was last signed %s ago; the window is %s", h.name, closure, age, window)
+		}
+	}
 	h.switching = true
 	if h.recalled {
 		// Whoever speaks for the control plane decides when a host moves, and not where to.
@@ -413,7 +419,11 @@ func (w *world) reasons(ctx context.Context) {
 	}
 	for _, x := range hosts.Hosts {
 		if !x.Converged && (x.Reason == nil || x.Reason.Code == "" || x.Reason.Text == "") {
-			w.violate(invReason, "%s is %v and says nothing of it", x.Hostname, x.RolloutState)
+			state := "in no rollout"
+			if x.RolloutState != nil {
+				state = fmt.Sprint(*x.RolloutState)
+			}
+			w.violate(invReason, "%s is %s and says nothing of it", x.Hostname, state)
 		}
 	}
 }

@@ -3,8 +3,11 @@
 package sim
 
 import (
+	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/roles/agent"
@@ -20,6 +23,12 @@ func TestMutants(t *testing.T) {
 	}
 	host := func(rule string) func() func() {
 		return func() func() { agent.Broken = rule; return func() { agent.Broken = "" } }
+	}
+	both := func(a, b func() func()) func() func() {
+		return func() func() {
+			first, second := a(), b()
+			return func() { second(); first() }
+		}
 	}
 	for _, m := range []struct {
 		name  string
@@ -40,12 +49,15 @@ func TestMutants(t *testing.T) {
 		{"no halt gate", gate("halt"), nil, []string{invHalt}},
 		{"no operator gate", gate("operator"), nil, []string{invHalt}},
 		{"a halt is forgotten at a restart", plane("a halt is kept"), haltedOften, []string{invHalt}},
+		{"no quarantine", both(gate("quarantine"), host("what failed is told")), movedOften, []string{invHalt}},
+		{"nobody minds the window", both(gate("freshness"), host("the window")), unsigned, []string{invSigned}},
+		{"confirms are answered and forgotten", plane("a confirm is recorded"), nil, []string{invAcknowledged}},
 		{"slots are not given back", plane("slots come back"), nil, []string{invArrives}},
 		{"gates that say nothing", rollout.Mute, nil, []string{invReason}},
 		{"no mark", host("the mark"), lied, []string{invSigned}},
 		{"entries of other hosts", host("whose entry it is"), lied, []string{invSigned}},
-		{"no deadline", host("the deadline"), nil, []string{invExact}},
-		{"outages are blamed", host("outages are not blamed"), nil, []string{invOutage}},
+		{"no deadline", host("the deadline"), killed, []string{invExact}},
+		{"outages are blamed", host("outages are not blamed"), severed, []string{invOutage}},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			defer m.apply()()
@@ -139,6 +151,61 @@ func haltedOften(s *scenario) {
 	s.sort()
 }
 
+// movedOften has channels begin again, by a host that comes or goes, with what
+// failed on them before.
+func movedOften(s *scenario) {
+	s.hosts = 8
+	plan := channelPlan{waves: 1, soak: []time.Duration{0}, comply: fleet.ModeDisabled}
+	s.channels = []channelPlan{plan, plan}
+	s.budgets, s.chained, s.edged, s.probed, s.events = nil, false, false, false, nil
+	r := stream(s.seed, "moved often")
+	for at := time.Duration(0); at < 3*time.Hour; at += time.Hour {
+		s.events = append(s.events, event{at: at, kind: badRelease, n: 8})
+		for n := range 3 {
+			s.events = append(s.events, event{at: at + time.Duration(15*(n+1))*time.Minute, kind: move, host: r.IntN(s.hosts)})
+		}
+	}
+	s.sort()
+}
+
+// unsigned has CI stand still while hosts are away, until the window of what they
+// missed is over.
+func unsigned(s *scenario) {
+	s.budgets, s.chained, s.edged, s.probed, s.events = nil, false, false, false, nil
+	r := stream(s.seed, "unsigned")
+	for n := range s.hosts {
+		s.events = append(s.events, event{at: 5 * time.Minute, kind: vanish, host: n, last: 5*time.Hour + time.Duration(r.IntN(3600))*time.Second})
+	}
+	s.events = append(s.events, event{at: 10 * time.Minute, kind: release}, event{at: 8 * time.Hour, kind: resign})
+	s.sort()
+}
+
+// severed has hosts lose their network while they switch.
+func severed(s *scenario) {
+	s.probed, s.events = false, nil
+	r := stream(s.seed, "severed")
+	for at := time.Duration(0); at < 4*time.Hour; at += 30 * time.Minute {
+		s.events = append(s.events, event{at: at, kind: release})
+		for n := range s.hosts {
+			s.events = append(s.events, event{at: at + time.Duration(30+r.IntN(180))*time.Second, kind: cut, host: n, last: 15 * time.Minute})
+		}
+	}
+	s.sort()
+}
+
+// killed has agents die while they switch, for longer than they have for it.
+func killed(s *scenario) {
+	s.probed, s.events = false, nil
+	r := stream(s.seed, "killed")
+	for at := time.Duration(0); at < 4*time.Hour; at += 30 * time.Minute {
+		s.events = append(s.events, event{at: at, kind: release})
+		for n := range s.hosts {
+			s.events = append(s.events, event{at: at, kind: crash, host: n, n: 3 + r.IntN(6), last: 20 * time.Minute})
+		}
+	}
+	s.sort()
+}
+
 // lied has a control plane that was taken over tell every host something, release
 // after release.
 func lied(s *scenario) {
@@ -155,13 +222,19 @@ func lied(s *scenario) {
 // TestShapesAloneBreakNothing: what the shapes of TestMutants find is what was
 // broken on purpose.
 func TestShapesAloneBreakNothing(t *testing.T) {
-	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "slow": slow, "sick": sick, "lied": lied, "halted often": haltedOften} {
+	var workers errgroup.Group
+	workers.SetLimit(runtime.GOMAXPROCS(0))
+	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "slow": slow, "sick": sick, "lied": lied, "halted often": haltedOften, "moved often": movedOften, "unsigned": unsigned, "severed": severed, "killed": killed} {
 		for seed := range uint64(8) {
-			s := draw(seed + 1)
-			shape(s)
-			for _, v := range run(t, s, nil) {
-				t.Errorf("%s, seed %d: %s", name, seed+1, v)
-			}
+			workers.Go(func() error {
+				s := draw(seed + 1)
+				shape(s)
+				for _, v := range run(t, s, nil) {
+					t.Errorf("%s, seed %d: %s", name, seed+1, v)
+				}
+				return nil
+			})
 		}
 	}
+	workers.Wait()
 }

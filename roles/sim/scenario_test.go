@@ -95,13 +95,14 @@ var kinds = []kind{
 	pause, cancel, retry, resume,
 }
 
-// draw makes the scenario of a seed.
+// draw makes the scenario of a seed. Most are short and dense, for that finds more
+// in a second; one in ten is longer or larger, and a few are very much so.
 func draw(seed uint64) *scenario {
 	r := stream(seed, "scenario")
 	s := &scenario{seed: seed, hosts: 5 + r.IntN(4), away: 3 * time.Hour, fetch: 90 * time.Second}
-	hours, upsets := 3+r.IntN(4), 8+r.IntN(14)
+	hours, upsets := 1+r.IntN(3), 6+r.IntN(10)
 	switch {
-	case seed%200 == 50:
+	case seed%500 == 50:
 		s.hosts, hours, upsets = 300, 2, 30
 	case seed%100 == 99:
 		s.hosts, s.away = 2, 21*24*time.Hour
@@ -109,6 +110,8 @@ func draw(seed uint64) *scenario {
 		s.hosts, s.away = 3, 40*time.Hour
 	case seed%10 == 9:
 		s.hosts = 9 + r.IntN(12)
+	case seed%10 == 3:
+		hours, upsets = 3+r.IntN(4), 8+r.IntN(14)
 	}
 	for range 1 + r.IntN(2) {
 		c := channelPlan{waves: 1 + r.IntN(3), recall: r.IntN(3) == 0}
