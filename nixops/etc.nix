@@ -6,7 +6,8 @@
 lib: config: files:
 let
   inherit (config.environment) etc;
-  content = entry: if entry.text != null then entry.text else "${entry.source}";
+  # A file without a text of its own has null there on NixOS, and "" on nix-darwin.
+  content = entry: if entry.text != null && entry.text != "" then entry.text else "${entry.source}";
 in
 lib.concatMap (
   file:

@@ -126,6 +126,8 @@ func TestTypesRefuse(t *testing.T) {
 	for change, want := range map[string]string{
 		"services.nixfleet-agent.pollInterval = 0;":                          "pollInterval",
 		"services.nixfleet-agent.renewalThresholdFraction = 1.0;":            "renewalThresholdFraction",
+		"services.nixfleet-agent.settleTimeSeconds = 0;":                     "settleTimeSeconds",
+		`services.nixfleet-agent.maxManifestAge = "a day";`:                  "maxManifestAge",
 		`services.nixfleet-agent.stateDir = "/var/lib/a b";`:                 "stateDir",
 		`services.nixfleet-agent.complianceGate.mode = "enforced";`:          "complianceGate.mode",
 		`services.nixfleet-agent.healthChecks.tcp = [ { name = "x"; } ];`:    "port",
@@ -146,16 +148,17 @@ func TestTypesRefuse(t *testing.T) {
 // A configuration that admits nobody is allowed, and said.
 func TestWarnings(t *testing.T) {
 	nixpkgsLib(t)
-	for change, want := range map[string]string{
-		"nixfleet.trust.orgRootKey.current = lib.mkForce null;":          "no host can enrol until nixfleet.trust.orgRootKey.current",
-		"services.nixfleet-control-plane.fleetCaKey = lib.mkForce null;": "set fleetCaCert and fleetCaKey",
+	for change, c := range map[string]struct{ base, want string }{
+		"nixfleet.trust.orgRootKey.current = lib.mkForce null;":          {"control-plane", "no host can enrol until nixfleet.trust.orgRootKey.current"},
+		"services.nixfleet-control-plane.fleetCaKey = lib.mkForce null;": {"control-plane", "set fleetCaCert and fleetCaKey"},
+		`services.nixfleet-agent.complianceGate.mode = "enforce";`:       {"darwin", "there is no collector of evidence under launchd"},
 	} {
 		var r rendered
-		if err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/control-plane.nix") ({ lib, ... }: { %s }) ]`, change), &r); err != nil {
+		if err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/%s.nix") ({ lib, ... }: { %s }) ]`, c.base, change), &r); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.Contains(w, want) }) {
-			t.Errorf("%q, want %q", r.Warnings, want)
+		if !slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.Contains(w, c.want) }) {
+			t.Errorf("%q, want %q", r.Warnings, c.want)
 		}
 	}
 }
@@ -206,6 +209,9 @@ func TestFilesInEtcRestartTheirReaders_A16(t *testing.T) {
 		{"agent", "nixfleet-agent.service", `services.nixfleet-agent.tls.caCert = "/etc/nixfleet/ca.pem"; environment.etc."nixfleet/ca.pem".text = "%s";`},
 		{"agent", "nixfleet-agent.service", `services.nixfleet-agent.trustFile = "/etc/own/trust.json"; environment.etc."own/trust.json".source = "${builtins.storeDir}/aaa-trust-%s";`},
 		{"darwin", "nixfleet-agent", `environment.etc."nixfleet/fleet-root.cert.pem".text = "%s";`},
+		{"darwin", "nixfleet-agent", `services.nixfleet-agent.healthChecks.tcp = [ { name = "%s"; port = 22; } ];`},
+		// nix-darwin has the empty text where a file is given as its source.
+		{"darwin", "nixfleet-agent", `services.nixfleet-agent.trustFile = "/etc/own/trust.json"; environment.etc."own/trust.json" = { text = ""; source = "${builtins.storeDir}/aaa-trust-%s"; };`},
 		{"darwin", "nixfleet-agent", `nixfleet.trust.orgRootKey.previous = "%s";`},
 		{"control-plane", "nixfleet-control-plane.service", `environment.etc."nixfleet/known_hosts".text = "%s";`},
 		{"control-plane", "nixfleet-control-plane.service", `services.nixfleet-control-plane.tls.clientCa = lib.mkForce "/etc/nixfleet/ca.pem"; environment.etc."nixfleet/ca.pem".text = "%s";`},

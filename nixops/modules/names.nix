@@ -32,6 +32,7 @@ let
       nullOr = of: of;
       path = type { };
       port = type { };
+      raw = type { };
       str = type { };
       strMatching = _: type { };
       submodule = m: type m.options;
@@ -44,7 +45,15 @@ let
     pkgs = { };
   };
 
-  declared = module: (if builtins.isFunction module then module arguments else module).options or { };
+  # With what a module imports; a module of another room has a chapter of its own.
+  declared =
+    file:
+    let
+      module = import file;
+      m = if builtins.isFunction module then module arguments else module;
+      own = builtins.filter (imported: dirOf imported == dirOf file) (m.imports or [ ]);
+    in
+    names "" (m.options or { }) ++ builtins.concatMap declared own;
 
   names =
     prefix: set:
@@ -65,4 +74,4 @@ let
       )
     );
 in
-builtins.concatMap (module: names "" (declared (import module))) modules
+builtins.concatMap declared modules

@@ -7,7 +7,6 @@
 }:
 let
   inherit (lib)
-    mkEnableOption
     mkIf
     mkOption
     optionalAttrs
@@ -15,23 +14,7 @@ let
     ;
   cfg = config.services.nixfleet-agent;
 
-  # These also become words of unit files and of tmpfiles.d, which have their own
-  # ideas about spaces and percent signs.
-  plainPath = types.strMatching "/[A-Za-z0-9_./-]+";
-
-  seconds =
-    default: description:
-    mkOption {
-      type = types.ints.positive;
-      inherit default description;
-    };
-
-  checks = cfg.healthChecks;
-  hasChecks = checks.http != [ ] || checks.tcp != [ ] || checks.exec != [ ] || checks.units != [ ];
-
-  healthJSON = builtins.toJSON { inherit (checks) mode http tcp exec units; };
-
-  clientCert = lib.defaultTo "/var/lib/nixfleet/agent-cert.pem" cfg.tls.clientCert;
+  clientCert = cfg.flags.client-cert;
   certificateDirectory = dirOf clientCert;
 
   # The file system a path lies on is the one with the longest mount point above it.
@@ -57,42 +40,7 @@ let
       "ramfs"
     ];
 
-  ownTrust = cfg.trustFile == "/etc/nixfleet/agent/trust.json";
-
   inVarLib = lib.hasPrefix "/var/lib/" cfg.stateDir;
-
-  flags = {
-    control-plane-url = cfg.controlPlaneUrl;
-    machine-id = cfg.machineId;
-    poll-interval = cfg.pollInterval;
-    trust-file = cfg.trustFile;
-    state-dir = cfg.stateDir;
-    ca-cert = cfg.tls.caCert;
-    client-cert = clientCert;
-    client-key = cfg.tls.clientKey;
-    ssh-host-key-file = cfg.sshHostKeyFile;
-    bootstrap-token-file = cfg.bootstrapTokenFile;
-    compliance-gate-mode = cfg.complianceGate.mode;
-    renewal-threshold-fraction = cfg.renewalThresholdFraction;
-    health-checks-config = if hasChecks then "/etc/nixfleet/agent/health-checks.json" else null;
-    defer-on = cfg.deferOn;
-    reboot-policy =
-      {
-        never = null;
-        window = "window:${toString cfg.rebootPolicy.window}";
-        immediate = "immediate";
-      }
-      .${cfg.rebootPolicy.mode};
-    prefetch-spread =
-      if cfg.prefetchSpreadSeconds == null then null else "${toString cfg.prefetchSpreadSeconds}s";
-    max-manifest-age = cfg.maxManifestAge;
-    allow-v1-control-plane = cfg.allowV1ControlPlane;
-    allow-remote-rollback = cfg.allowRemoteRollback;
-    allow-volatile-state = cfg.allowVolatileState;
-    metrics-file = cfg.metricsFile;
-    log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
-    nix-bin-dir = "${config.nix.package}/bin";
-  };
 
   guardFlags = {
     state-dir = cfg.stateDir;
@@ -101,7 +49,6 @@ let
 
   nixfleet = lib.getExe cfg.package;
   execStart = import ../../nixops/execstart.nix lib;
-  etcTriggers = import ../../nixops/etc.nix lib config;
 
   # The agent is root and activates systems through units of their own, which
   # inherit nothing of this; what is taken away here neither it, nor Nix, nor the
@@ -136,97 +83,9 @@ let
 in
 {
   _class = "nixos";
-  imports = [ ../../pki/module.nix ];
+  imports = [ ./common.nix ];
 
   options.services.nixfleet-agent = {
-    enable = mkEnableOption "the nixfleet agent, which keeps this host at the state the fleet declares for it";
-
-    package = lib.mkPackageOption pkgs "nixfleet" { };
-
-    controlPlaneUrl = mkOption {
-      type = types.str;
-      example = "https://cp.example.com:8080";
-      description = "Base URL of the control plane.";
-    };
-    machineId = mkOption {
-      type = types.str;
-      default = config.hostSpec.hostName or config.networking.hostName;
-      defaultText = lib.literalExpression "config.networking.hostName";
-      description = "Name of this host in the fleet's declaration.";
-    };
-    pollInterval = seconds 60 "Seconds between two check-ins when the control plane does not hold them open.";
-    renewalThresholdFraction = mkOption {
-      type = types.nullOr (types.addCheck types.float (f: f > 0.0 && f < 1.0));
-      default = null;
-      example = 0.5;
-      description = "The certificate is renewed when less than this fraction of its life is left.";
-    };
-    trustFile = mkOption {
-      type = types.path;
-      default = "/etc/nixfleet/agent/trust.json";
-      description = "Trust roots. The default is generated from {option}`nixfleet.trust`.";
-    };
-
-    tls = {
-      caCert = mkOption {
-        type = types.nullOr types.str;
-        default = null;
-        example = "/etc/nixfleet/fleet-root.cert.pem";
-        description = "CA bundle that the control plane's certificate must chain to; the only one believed once it is set.";
-      };
-      clientCert = mkOption {
-        type = types.nullOr plainPath;
-        default = "/var/lib/nixfleet/agent-cert.pem";
-        description = "Where the agent keeps its certificate; null is the default. The directory is created.";
-      };
-      clientKey = mkOption {
-        type = types.nullOr types.str;
-        default = "/etc/ssh/ssh_host_ed25519_key";
-        description = ''
-          The host's ssh key, which is also the key of its certificate; null is
-          {option}`services.nixfleet-agent.sshHostKeyFile`. It never leaves the host.
-        '';
-      };
-    };
-
-    bootstrapTokenFile = mkOption {
-      type = types.nullOr types.str;
-      default = null;
-      example = "/run/agenix/bootstrap-token";
-      description = ''
-        Path at run time of the token of `nixfleet mint-token`, as it was printed or encrypted to
-        this host's ssh key. It is used while there is no valid certificate.
-      '';
-    };
-    stateDir = mkOption {
-      type = plainPath;
-      default = "/var/lib/nixfleet-agent";
-      description = "Journal, mark and quarantine. Must survive a reboot.";
-    };
-    sshHostKeyFile = mkOption {
-      type = types.str;
-      default = "/etc/ssh/ssh_host_ed25519_key";
-      description = "Key that signs this host's reports.";
-    };
-    tags = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      description = "Tags of this host, given to exec probes as {env}`NIXFLEET_TAGS`.";
-    };
-
-    healthChecks = import ./probes.nix lib;
-
-    complianceGate.mode = mkOption {
-      type = types.enum [
-        "auto"
-        "disabled"
-        "permissive"
-        "enforce"
-      ];
-      default = "auto";
-      description = "Local compliance mode. The stricter of this and the signed one applies.";
-    };
-
     deferOn = mkOption {
       type = types.listOf (
         types.enum [
@@ -263,54 +122,21 @@ in
         description = "OnCalendar expression (systemd.time(7)); the window opens then and stays open for an hour.";
       };
     };
-
-    prefetchSpreadSeconds = mkOption {
-      type = types.nullOr (types.ints.between 1 86400);
-      default = null;
-      example = 1800;
-      description = "Fetch closures before their wave starts, each host at its own time within that many seconds; null fetches at activation.";
-    };
-
-    allowV1ControlPlane = mkOption {
-      type = types.bool;
-      default = false;
-      description = "Accept answers without signed heads, as a v1 control plane gives them.";
-    };
-    allowRemoteRollback = mkOption {
-      type = types.bool;
-      default = false;
-      description = "Honour a rollback that a v1 control plane asks for without a signed head.";
-    };
-    maxManifestAge = mkOption {
-      type = types.nullOr types.str;
-      default = null;
-      example = "24h";
-      description = "Oldest manifest that is accepted under a v1 control plane; 24 hours when unset.";
-    };
-    allowVolatileState = mkOption {
-      type = types.bool;
-      default = false;
-      description = "Accept a state directory that a reboot empties.";
-    };
-    metricsFile = mkOption {
-      type = types.nullOr plainPath;
-      default = null;
-      example = "/var/lib/node-exporter/nixfleet.prom";
-      description = "Metrics for the textfile collector of Prometheus's node_exporter; its directory must exist.";
-    };
-    logLevel = mkOption {
-      type = types.enum [
-        "debug"
-        "info"
-        "warn"
-        "error"
-      ];
-      default = "info";
-      description = "Least level of what is logged.";
-    };
   };
 
   config = mkIf cfg.enable {
+    services.nixfleet-agent.flags = {
+      defer-on = cfg.deferOn;
+      reboot-policy =
+        {
+          never = null;
+          window = "window:${toString cfg.rebootPolicy.window}";
+          immediate = "immediate";
+        }
+        .${cfg.rebootPolicy.mode};
+      nix-bin-dir = "${config.nix.package}/bin";
+    };
+
     assertions = [
       {
         assertion = config.system.switch.enable or true;
@@ -333,38 +159,10 @@ in
         message = "services.nixfleet-agent.tls.clientCert (${clientCert}) is on a tmpfs, so that a reboot would lose the certificate while its token is used up; persist ${certificateDirectory}, or set services.nixfleet-agent.allowVolatileState = true.";
       }
       {
-        assertion = config.nixfleet.trust.ciReleaseKey.current != null || !ownTrust;
-        message = "services.nixfleet-agent trusts nobody: set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed, or name a trustFile of your own.";
-      }
-      {
-        assertion = lib.hasPrefix "https://" cfg.controlPlaneUrl;
-        message = "services.nixfleet-agent.controlPlaneUrl (${cfg.controlPlaneUrl}) must begin with https://, for example \"https://cp.example.com:8080\".";
-      }
-      {
-        assertion = lib.all (file: file == null || !(lib.hasPrefix builtins.storeDir file)) [
-          cfg.bootstrapTokenFile
-          cfg.tls.clientKey
-          cfg.sshHostKeyFile
-        ];
-        message = "services.nixfleet-agent: a key or token file lies in the Nix store, where every user reads it; give a path at run time, such as one of agenix or sops-nix.";
-      }
-      {
         assertion = (cfg.rebootPolicy.mode == "window") == (cfg.rebootPolicy.window != null);
         message = "services.nixfleet-agent.rebootPolicy: window belongs to mode = \"window\", for example \"Sun 03:00\".";
       }
     ];
-
-    environment.systemPackages = [ cfg.package ];
-
-    # The agent refuses a system whose trust.json does not verify the release that brings
-    # it, or that brings none where the running one did. A file outside of the store is
-    # the operator's to keep.
-    environment.etc =
-      optionalAttrs ownTrust { "nixfleet/agent/trust.json".text = config.nixfleet.trust.json; }
-      // optionalAttrs (!ownTrust && lib.hasPrefix builtins.storeDir (toString cfg.trustFile)) {
-        "nixfleet/agent/trust.json".source = cfg.trustFile;
-      }
-      // optionalAttrs hasChecks { "nixfleet/agent/health-checks.json".text = healthJSON; };
 
     # A directory that is there already keeps its mode: the certificate is no secret,
     # and the directory may be one that others use.
@@ -391,11 +189,7 @@ in
       # running agent has read, so its change restarts as well.
       restartIfChanged = true;
       stopIfChanged = false;
-      restartTriggers = etcTriggers [
-        cfg.trustFile
-        cfg.tls.caCert
-        "/etc/nixfleet/agent/health-checks.json"
-      ];
+      restartTriggers = cfg.triggers;
 
       path = [
         config.nix.package
@@ -412,7 +206,7 @@ in
         // {
           Type = "notify";
           NotifyAccess = "main";
-          ExecStart = execStart [ nixfleet "agent" "run" ] flags;
+          ExecStart = execStart [ nixfleet "agent" "run" ] cfg.flags;
           Restart = "always";
           RestartSec = 30;
           WatchdogSec = 120;

@@ -92,11 +92,11 @@ in
       unit = mkOption {
         type = types.str;
         example = "postgresql.service";
-        description = "Unit that must be active.";
+        description = "Unit that must be active; under launchd the label of a job.";
       };
       timeoutSeconds = seconds 5 "Seconds after which a run has failed.";
     };
     default = [ ];
-    description = "systemd unit probes.";
+    description = "Unit probes.";
   };
 }

@@ -81,10 +81,13 @@ let
     single-ca = cfg.singleCa;
     legacy-hosts = cfg.legacyHosts;
     read-all-agents = cfg.readAllAgents;
+    poll-interval = "${toString cfg.pollIntervalSeconds}s";
+    checkin-interval = "${toString cfg.checkinIntervalSeconds}s";
     max-held = cfg.maxHeld;
     max-anonymous = cfg.maxAnonymous;
     max-handshakes = cfg.maxHandshakes;
     log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
+    log-format = if cfg.logFormat == "json" then null else cfg.logFormat;
   }
   // (
     if cfg.source.url != null then
@@ -217,6 +220,18 @@ in
       default = 360;
       description = "Seconds a host has to confirm after its activation began.";
     };
+    pollIntervalSeconds = mkOption {
+      type = types.ints.between 1 60;
+      default = 60;
+      example = 10;
+      description = "Seconds between two looks at the source. A webhook or `nixfleet cp poke` has it looked at at once.";
+    };
+    checkinIntervalSeconds = mkOption {
+      type = types.ints.between 1 900;
+      default = 60;
+      example = 300;
+      description = "Seconds to the next check-in that agents are told whose check-in is not held open; a host unheard of for three of these counts as offline.";
+    };
 
     fleetCaCert = path "Path at run time of the issuing CA's certificate.";
     fleetCaKey = path "Path at run time of the issuing CA's key. Without it nobody can enrol or renew.";
@@ -261,6 +276,14 @@ in
       ];
       default = "info";
       description = "Least level of what is logged.";
+    };
+    logFormat = mkOption {
+      type = types.enum [
+        "json"
+        "pretty"
+      ];
+      default = "json";
+      description = "Form of the log: objects for machines, or lines for people.";
     };
     dbPath = mkOption {
       type = types.nullOr types.str;

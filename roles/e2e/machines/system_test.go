@@ -88,8 +88,11 @@ func (s *system) shipped(t testing.TB, name, nixfleet string) string {
 		stub+"nix/bin", nixInside+"/bin", stub+"systemd/bin", systemdInside,
 		"--control-plane-url=https://cp.example.com:8080", "--control-plane-url="+s.url,
 		"--machine-id=web-01", "--machine-id="+s.machine.name, "--poll-interval=60", "--poll-interval=2",
-		"[Service]\n", "[Service]\nEnvironment=NIXFLEET_AGENT_SETTLE_TIME="+settleTime+"\n",
+		"--settle-time=15s", "--settle-time="+settleTime,
 	).Replace(string(text))
+	if name == "nixfleet-agent.service" && !strings.Contains(unit, " --poll-interval=2 --settle-time="+settleTime+" ") {
+		t.Fatalf("the unit is not that of this machine:\n%s", unit)
+	}
 	_, triggers, _ := strings.Cut(unit, "X-Restart-Triggers=")
 	if old, _, ok := strings.Cut(triggers, "\n"); ok {
 		unit = strings.Replace(unit, old, pki.HashHex([]byte(s.trust)), 1)

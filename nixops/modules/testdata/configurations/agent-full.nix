@@ -91,6 +91,9 @@
     allowRemoteRollback = true;
     maxManifestAge = "12h";
     prefetchSpreadSeconds = 60;
+    settleTimeSeconds = 20;
+    allowVolatileState = true;
+    metricsFile = "/var/lib/node-exporter/nixfleet.prom";
     logLevel = "debug";
   };
 }

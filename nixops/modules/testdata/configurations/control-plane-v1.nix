@@ -18,10 +18,13 @@
       "old-02"
     ];
     readAllAgents = true;
+    pollIntervalSeconds = 10;
+    checkinIntervalSeconds = 300;
     maxHeld = 2000;
     maxAnonymous = 64;
     maxHandshakes = 32;
     logLevel = "warn";
+    logFormat = "pretty";
     tls.cert = "/run/secrets/server.cert.pem";
     tls.key = "/run/secrets/server.key.pem";
     tls.clientCa = "/run/secrets/client-ca.pem";

@@ -8,7 +8,7 @@
   services.nixfleet-agent = {
     enable = true;
     controlPlaneUrl = "https://cp.example.com:8080";
-    caCert = "/etc/nixfleet/fleet-root.cert.pem";
+    tls.caCert = "/etc/nixfleet/fleet-root.cert.pem";
     bootstrapTokenFile = "/var/root/bootstrap-token";
   };
 }
