@@ -137,3 +137,26 @@ func TestSecretsStayOutOfCommands(t *testing.T) {
 		t.Error("what builds the fleet inherits the keys")
 	}
 }
+
+var pinned = regexp.MustCompile(`^[a-z0-9-]+/[a-z0-9-]+@[0-9a-f]{40} # v[0-9]+\.[0-9]+\.[0-9]+$`)
+
+// What a job that holds the release key runs of others is named by its commit: whoever
+// may move a tag could otherwise sign the next release.
+func TestActionsArePinned(t *testing.T) {
+	var found int
+	for name, text := range jobs(t) {
+		for line := range strings.Lines(text) {
+			_, action, ok := strings.Cut(line, "uses: ")
+			if !ok {
+				continue
+			}
+			found++
+			if !pinned.MatchString(strings.TrimSpace(action)) {
+				t.Errorf("%s uses %s, want a commit and its version as a comment", name, action)
+			}
+		}
+	}
+	if found != 4 {
+		t.Errorf("%d actions are used", found)
+	}
+}
