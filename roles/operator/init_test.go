@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +52,33 @@ func TestInitWithoutKeysIsTheTemplate(t *testing.T) {
 	}
 	if !slices.Equal(have, want) {
 		t.Errorf("wrote %q, the template has %q", have, want)
+	}
+}
+
+// Keys that are made in a tree without any have the names by which its README goes on.
+func TestKeysByHandAreThoseOfTheReadme(t *testing.T) {
+	app := testApp(t)
+	readme, err := fs.ReadFile(template.Fleet, "fleet/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, ok := strings.Cut(string(readme), "\n    nixfleet keygen all ")
+	if !ok {
+		t.Fatal("README.md does not say how keys are made")
+	}
+	line, _, _ = strings.Cut(line, "\n")
+	t.Chdir(t.TempDir())
+	if code := Run(t.Context(), app, append([]string{"nixfleet", "keygen", "all"}, strings.Fields(line)...)); code != 0 {
+		t.Fatalf("exit %d: %s", code, app.ErrWriter)
+	}
+	named := regexp.MustCompile(`secrets/([a-z-]+(?:[.][a-z]+)+)`).FindAllStringSubmatch(string(readme), -1)
+	if len(named) < 8 {
+		t.Fatalf("README.md names %q", named)
+	}
+	for _, m := range named {
+		if _, err := os.Stat(filepath.Join("secrets", strings.TrimSuffix(m[1], ".age"))); err != nil {
+			t.Errorf("README.md goes on with %s: %v", m[0], err)
+		}
 	}
 }
 
