@@ -39,6 +39,7 @@ let
     oneOf
     quoted
     record
+    repeated
     said
     strings
     text
@@ -46,6 +47,7 @@ let
     uint
     unknown
     when
+    whole
     ;
 
   selector = import ./selector.nix;
@@ -116,7 +118,7 @@ let
             when (!hasAttr c.rolloutPolicy declared.rolloutPolicies)
               "${subject} uses rollout policy '${c.rolloutPolicy}', which is not declared; ${oneOf (attrNames declared.rolloutPolicies)}"
         )
-        ++ map (key: "${subject}: ${key} must be a whole number of minutes") numbers
+        ++ map (key: "${subject}: ${key} ${whole "minutes"}") numbers
         ++ when (numbers == [ ] && signing == 0) "${subject}: signingIntervalMinutes must be 1 or more; it says how often CI signs anew"
         ++ when (numbers == [ ] && freshness < 2 * signing)
           "${subject}: freshnessWindow (${toString freshness} minutes) must be at least twice signingIntervalMinutes (${toString signing}), or one missed re-signing makes the release stale"
@@ -145,14 +147,14 @@ let
       channels = filter (c: !hasAttr c declared.channels) (selector.named "channel" s);
     in
     if shape != [ ] then
-      map (sentence: "${subject} ${sentence}") shape
+      map (sentence: "${subject}: ${sentence}") shape
     else
-      map (h: "${subject} names host '${h}', which is not declared; correct the name or declare the host") missing
-      ++ map (c: "${subject} names channel '${c}', which is not declared; ${channelsDeclared}") channels;
+      map (h: "${subject}: selector names host '${h}', which is not declared; correct the name or declare the host") missing
+      ++ map (c: "${subject}: selector names channel '${c}', which is not declared; ${channelsDeclared}") channels;
 
   needsSelector =
     subject: v:
-    if v ? selector then selectorProblems "${subject}: selector" v.selector else [ "${subject} has no selector; write for example selector.tags = [ \"web\" ]" ];
+    if v ? selector then selectorProblems subject v.selector else [ "${subject} has no selector; write for example selector.tags = [ \"web\" ]" ];
 
   policyProblems =
     name: p:
@@ -184,8 +186,8 @@ let
             in
             record wave [ "selector" "soakMinutes" "soakSeconds" ] w (
               needsSelector wave w
-              ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes must be a whole number of minutes"
-              ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds must be a whole number of seconds"
+              ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes ${whole "minutes"}"
+              ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds ${whole "seconds"}"
             )
           ) (p.waves or [ ])
         else
@@ -227,7 +229,7 @@ let
         }) are on different channels; use a channel edge"
   ) declared.edges;
 
-  whole = filter (e: isString (e.gated or null) && isString (e.gates or null) && e.gated != e.gates);
+  sided = filter (e: isString (e.gated or null) && isString (e.gates or null) && e.gated != e.gates);
 
   channelEdgeSides = e: {
     gates = e.gates or e.before or null;
@@ -266,8 +268,8 @@ let
     record subject [ "maxInFlight" "maxInFlightPct" "selector" ] b (
       needsSelector subject b
       ++ when (max == null && pct == null) "${subject} limits nothing; give maxInFlight or maxInFlightPct"
-      ++ when (max != null && !(uint max && max >= 1)) "${subject}: maxInFlight must be 1 or more; 0 would hold its hosts for ever"
-      ++ when (pct != null && !(uint pct && pct >= 1 && pct <= 100)) "${subject}: maxInFlightPct must be from 1 to 100"
+      ++ when (max != null && !(uint max && max >= 1)) "${subject}: maxInFlight must be 1 or more, in whole hosts; 0 would hold its hosts for ever"
+      ++ when (pct != null && !(uint pct && pct >= 1 && pct <= 100)) "${subject}: maxInFlightPct must be from 1 to 100, without a fraction"
     )
   ) declared.disruptionBudgets;
 
@@ -277,7 +279,7 @@ let
       subject = "revocation ${toString i}";
     in
     record subject [ "hostname" "notBefore" "reason" "revokedBy" ] r (
-      when (!isString (r.hostname or null)) "${subject} has no hostname; name the host, or the operator by the name in his certificate"
+      when (!isString (r.hostname or null) || r.hostname == "") "${subject} has no hostname; name the host, or the operator by the name in his certificate"
       ++ when (!time (r.notBefore or null)) "${subject}: notBefore must be a time in UTC such as 2026-03-01T12:00:00Z; certificates issued before it are refused"
       ++ map (key: "${subject}: ${key} must be a string") (notText r [ "reason" "revokedBy" ])
     )
@@ -321,9 +323,9 @@ let
         ++ each channelProblems declared.channels
         ++ each policyProblems declared.rolloutPolicies
         ++ edgeProblems
-        ++ ringProblems "hosts" (whole declared.edges)
+        ++ ringProblems "hosts" (sided declared.edges)
         ++ channelEdgeProblems
-        ++ ringProblems "channels" (whole (map channelEdgeSides declared.channelEdges))
+        ++ ringProblems "channels" (sided (map channelEdgeSides declared.channelEdges))
         ++ budgetProblems
         ++ revocationProblems
         ++ nonceProblems
@@ -365,11 +367,7 @@ let
     when (wave e.gated < wave e.gates)
       "'${e.gated}' (wave ${toString (wave e.gated)}) waits for '${e.gates}' (wave ${toString (wave e.gates)}), whose wave waits for it: neither is ever updated; turn the edge round, or put '${e.gates}' into an earlier wave";
 
-  twice =
-    what: names:
-    each (
-      name: entries: when (length entries > 1) "${what} '${name}' is listed more than once; the last entry counts"
-    ) (groupBy (n: n) names);
+  twice = what: names: rest: map (name: "${what} '${name}' is listed more than once; ${rest}") (repeated names);
 
   warnings = [
     hosts.pubkeyWarnings
@@ -414,7 +412,9 @@ let
         !hasAttr r.hostname facts
       ) "revocation ${toString i}: '${r.hostname}' is no declared host; that is right only for an operator's certificate"
     ) declared.revocations)
-    (twice "revocation of" (map (r: r.hostname) declared.revocations))
+    (twice "revocation of" (map (r: r.hostname) declared.revocations) "the last entry counts")
+    (twice "bootstrap nonce" (map (n: n.nonce) declared.bootstrapNonces) "it is good for one host, once: take the others away")
+    hosts.tagWarnings
     (each (
       name: _: when (
         declared.tags != { } && !hasAttr name held

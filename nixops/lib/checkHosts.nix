@@ -24,13 +24,17 @@ let
     oneOf
     quoted
     record
+    repeated
     said
     setOr
     strings
     time
     uint
     when
+    whole
     ;
+
+  listOr = v: if isList v then v else [ ];
 
   pinProblems =
     subject: p:
@@ -67,8 +71,14 @@ let
       (
         when (match "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?" name == null)
           "${subject}: the name must be a host name of letters, digits and inner hyphens or underscores, 63 at most"
-        ++ when (!isString (h.system or null)) "${subject}: system is missing; write for example system = \"x86_64-linux\""
-        ++ when (!strings (h.tags or [ ])) "${subject}: tags must be a list of strings"
+        ++ (
+          if !isString (h.system or null) then
+            [ "${subject}: system is missing; write for example system = \"x86_64-linux\"" ]
+          else
+            when (match "[a-z0-9_]+-[a-z0-9]+" h.system == null)
+              "${subject}: system '${h.system}' is none; write for example \"x86_64-linux\" or \"aarch64-darwin\""
+        )
+        ++ when (!strings (h.tags or [ ]) || elem "" (h.tags or [ ])) "${subject}: tags must be a list of strings, none of them empty"
         ++ (
           if !isString (h.channel or null) then
             [ "${subject}: channel is missing; ${oneOf (attrNames declared.channels)}" ]
@@ -87,31 +97,29 @@ let
         ++ rebootProblems subject (h.rebootPolicy or null)
       );
 
+  named = v: isString v && v != "";
+
   # Members of each kind of probe: the one that it needs, what that has to be, and others.
   probeKinds = {
     http = {
       needs = "url";
-      is = isString;
-      numbers = [ "expectStatus" ];
-      words = [ ];
+      is = v: isString v && match "https?://[^/].*" v != null;
+      also = [ "expectStatus" ];
     };
     tcp = {
       needs = "port";
       is = v: uint v && v >= 1 && v <= 65535;
-      numbers = [ ];
-      words = [ "host" ];
+      also = [ "host" ];
     };
     exec = {
       needs = "command";
-      is = v: strings v && v != [ ];
-      numbers = [ ];
-      words = [ ];
+      is = v: strings v && v != [ ] && head v != "";
+      also = [ ];
     };
     units = {
       needs = "unit";
-      is = isString;
-      numbers = [ ];
-      words = [ ];
+      is = named;
+      also = [ ];
     };
   };
 
@@ -119,10 +127,11 @@ let
     subject: kind: p:
     let
       k = probeKinds.${kind};
-      numbers = k.numbers ++ [ "gracePeriodSeconds" "intervalSeconds" "timeoutSeconds" ];
+      seconds = [ "intervalSeconds" "timeoutSeconds" ];
+      numbers = [ "gracePeriodSeconds" ] ++ seconds;
     in
-    record subject ([ "name" k.needs ] ++ k.words ++ numbers) p (
-      when (!isString (p.name or null)) "${subject} has no name; reports show it by its name"
+    record subject ([ "name" k.needs ] ++ k.also ++ numbers) p (
+      when (!named (p.name or null)) "${subject} has no name; reports show it by its name"
       ++ (
         if !hasAttr k.needs p then
           [ "${subject} has no ${k.needs}; a probe of this kind needs it" ]
@@ -137,27 +146,36 @@ let
             .${k.needs}
           }"
       )
-      ++ concatMap (key: when (hasAttr key p && !uint p.${key}) "${subject}: ${key} must be a whole number") numbers
-      ++ concatMap (key: when (hasAttr key p && !isString p.${key}) "${subject}: ${key} must be a string") k.words
+      ++ concatMap (key: when (hasAttr key p && !uint p.${key}) "${subject}: ${key} ${whole "seconds"}") numbers
+      ++ concatMap (key: when (p.${key} or null == 0) "${subject}: ${key} must be 1 or more") seconds
+      ++ when (p ? expectStatus && !(uint p.expectStatus && p.expectStatus >= 100 && p.expectStatus <= 599))
+        "${subject}: expectStatus must be a status of HTTP, from 100 to 599"
+      ++ when (p ? host && !named p.host) "${subject}: host must be a name or an address"
     );
 
   healthProblems =
     subject: checks:
+    let
+      probes = concatMap (kind: listOr (checks.${kind} or null)) (attrNames probeKinds);
+    in
     if checks == null then
       [ ]
     else
       record "${subject}: healthChecks" ([ "mode" ] ++ attrNames probeKinds) checks (
-        when (!elem (checks.mode or "enforce") [ "disabled" "permissive" "enforce" ])
+        map (name: "${subject}: healthChecks: two probes are named '${name}'; rename one, since the agent tells them apart by their names") (
+          repeated (filter isString (map (p: (setOr p).name or null) probes))
+        )
+        ++ when (!elem (checks.mode or "enforce") [ "disabled" "permissive" "enforce" ])
           "${subject}: healthChecks.mode must be disabled, permissive or enforce"
         ++ concatMap (
           kind:
           let
-            probes = "${subject}: healthChecks.${kind}";
+            list = "${subject}: healthChecks.${kind}";
           in
           if isList (checks.${kind} or [ ]) then
-            indexed (i: probeProblems "${probes}[${toString i}]" kind) (checks.${kind} or [ ])
+            indexed (i: probeProblems "${list}[${toString i}]" kind) (checks.${kind} or [ ])
           else
-            [ "${probes} must be a list" ]
+            [ "${list} must be a list" ]
         ) (attrNames probeKinds)
       );
 
@@ -169,8 +187,10 @@ let
       record "${subject}: rebootPolicy" [ "mode" "window" ] p (
         when (!elem (p.mode or null) [ "never" "window" "immediate" ])
           "${subject}: rebootPolicy.mode ${said (p.mode or null)} is unknown; use never, window or immediate"
-        ++ when (p.mode or null == "window" && !isString (p.window or null))
+        ++ when (p.mode or null == "window" && !named (p.window or null))
           "${subject}: rebootPolicy.window is missing; write an OnCalendar expression such as \"Sun 03:00\""
+        ++ when (p.mode or null != "window" && p.window or null != null)
+          "${subject}: rebootPolicy.window belongs to mode = \"window\"; take it away or set the mode"
       );
 
   sharedKeys =
@@ -193,6 +213,9 @@ in
 {
   inherit pinProblems;
   problems = each hostProblems declared.hosts ++ sharedKeys;
+  tagWarnings = each (
+    name: f: map (tag: "host '${name}' lists tag '${tag}' more than once") (repeated f.tags)
+  ) facts;
   pubkeyWarnings = each (
     name: h:
     when (isAttrs h && h.pubkey or null == null)

@@ -12,6 +12,7 @@
 { declared, facts }:
 let
   inherit (builtins)
+    addErrorContext
     attrNames
     concatMap
     filter
@@ -61,6 +62,13 @@ let
   # A channel may list no more than names that are declared; that is checked before.
   channelOf = name: setOr declared.channels.${facts.${name}.channel};
 
+  # A check that cannot be evaluated ends the evaluation; then the place is named.
+  fulfils =
+    host: framework: control: check: config:
+    addErrorContext "while control '${control}' of framework '${framework}' looks at host '${host}' (nixfleet)" (
+      check config == true
+    );
+
   # The sentences about all controls that fail on the channels of a mode. Of other
   # hosts the configuration is not even asked for.
   failing =
@@ -78,6 +86,8 @@ let
       in
       if asked == [ ] || configuration == null then
         [ ]
+      else if configuration.config or null == null then
+        [ "host '${host}': its configuration is no system, and has no config that compliance could look at; give what mkHost gives" ]
       else
         concatMap (
           framework:
@@ -89,7 +99,7 @@ let
             "host '${host}' fails control '${control}'${
               if isString (controls.${control}.description or null) then " (${controls.${control}.description})" else ""
             } of framework '${framework}', which channel '${facts.${host}.channel}' ${verb}"
-          ) (filter (control: controls.${control}.check configuration.config != true) (attrNames controls))
+          ) (filter (control: !(fulfils host framework control controls.${control}.check configuration.config)) (attrNames controls))
         ) asked
     ) (attrNames facts);
 in

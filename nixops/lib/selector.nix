@@ -15,15 +15,19 @@ let
     all
     any
     attrNames
+    concatLists
     concatMap
     concatStringsSep
     elem
+    elemAt
     filter
+    genList
     hasAttr
     isAttrs
     isBool
     isList
     isString
+    length
     listToAttrs
     ;
 
@@ -115,31 +119,44 @@ let
       else
         [ v ];
 
-  # Mistakes of shape, as a list of sentences.
-  shape =
-    s:
+  # No fleet needs as many levels; Nix would end a deeper one with an error of its own.
+  maxDepth = 100;
+
+  # Mistakes of shape, as a list of sentences about the selector or the part of it that
+  # they begin with.
+  shape = shapeOf 0 "selector";
+
+  shapeOf =
+    depth: path: s:
     if !isAttrs s then
-      [ "is not an attribute set; write for example { tags = [ \"web\" ]; }" ]
+      [ "${path} is not an attribute set; write for example { tags = [ \"web\" ]; }" ]
+    else if depth > maxDepth then
+      [ "selector is nested more than ${toString maxDepth} levels deep; does it contain itself?" ]
     else
-      map (key: "has an unknown member '${key}'; known are ${concatStringsSep ", " members}") (
+      map (key: "${path} has an unknown member '${key}'; known are ${concatStringsSep ", " members}") (
         filter (key: !elem key members) (attrNames s)
       )
       ++ concatMap (
         key:
-        if s ? ${key} && !isStrings s.${key} then [ "'${key}' must be a list of strings" ] else [ ]
+        if s ? ${key} && !isStrings s.${key} then [ "${path} '${key}' must be a list of strings" ] else [ ]
       ) [ "tags" "tagsAny" "hosts" ]
       ++ (
-        if (s.channel or null) == null || isString s.channel then [ ] else [ "'channel' must be a string" ]
+        if (s.channel or null) == null || isString s.channel then
+          [ ]
+        else
+          [ "${path} 'channel' must be a string" ]
       )
-      ++ (if isBool (s.all or false) then [ ] else [ "'all' must be true or false" ])
-      ++ (if has "not" s then shape s.not else [ ])
+      ++ (if isBool (s.all or false) then [ ] else [ "${path} 'all' must be true or false" ])
+      ++ (if has "not" s then shapeOf (depth + 1) "${path}.not" s.not else [ ])
       ++ (
         if !(has "and" s) then
           [ ]
         else if isList s.and && s.and != [ ] then
-          concatMap shape s.and
+          concatLists (
+            genList (i: shapeOf (depth + 1) "${path}.and[${toString i}]" (elemAt s.and i)) (length s.and)
+          )
         else
-          [ "'and' must be a list of one selector or more; for every host write all = true" ]
+          [ "${path} 'and' must be a list of one selector or more; for every host write all = true" ]
       );
 
   # Rules that stand beside one that wins over them, as a list of sentences.

@@ -12,6 +12,7 @@ let
     elemAt
     filter
     genList
+    groupBy
     isAttrs
     isInt
     isList
@@ -31,6 +32,14 @@ let
   # A value as the set that it may turn out not to be; its own check says so.
   setOr = v: if isAttrs v then v else { };
   strings = v: isList v && all isString v;
+
+  # A day that there is, in the Gregorian calendar.
+  date = concatStringsSep "|" [
+    "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+    "[0-9]{4}-(0[13-9]|1[0-2])-(29|30)"
+    "[0-9]{4}-(0[13578]|1[02])-31"
+    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29"
+  ];
   unknown =
     subject: allowed: set:
     concatMap (
@@ -56,7 +65,9 @@ in
     subject: allowed: set: problems:
     if isAttrs set then unknown subject allowed set ++ problems else [ "${subject} must be an attribute set" ];
 
+  # Numbers of v1's documents, and how a sentence asks for one.
   uint = v: isInt v && v >= 0 && v <= 4294967295;
+  whole = unit: "must be a whole number of ${unit}, from 0 to 4294967295";
   hex = v: isString v && match "[0-9a-f]+" v != null;
   text = v: v == null || isString v;
 
@@ -64,7 +75,7 @@ in
   time =
     v:
     isString v
-    && match "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{3}([0-9]{3}){0,2})?Z" v != null
+    && match "(${date})T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{3}([0-9]{3}){0,2})?Z" v != null
     && match ".*(000Z)" v == null;
 
   # A line without the newline that builtins.readFile leaves at its end.
@@ -74,6 +85,14 @@ in
       m = if isString v then match "([^\n]*)\n" v else null;
     in
     if m == null then v else elemAt m 0;
+
+  # What is listed more than once.
+  repeated =
+    names:
+    let
+      entries = groupBy (n: n) names;
+    in
+    filter (n: length entries.${n} > 1) (attrNames entries);
 
   # Members of the set that are there and no strings.
   notText = set: filter (key: set.${key} or null != null && !isString set.${key});

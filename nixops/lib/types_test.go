@@ -72,8 +72,8 @@ func TestWrongTypesAreNamed(t *testing.T) {
 		policy(`waves = { };`):                                                                                    "rollout policy 'staged': waves must be a list",
 		policy(`waves = [ 1 ];`):                                                                                  "rollout policy 'staged': wave 0 must be an attribute set",
 		policy(`waves = [ { selector.and = [ ]; } ];`):                                                            "wave 0: selector 'and' must be a list of one selector or more",
-		policy(`waves = [ { selector.not.not = [ ]; } ];`):                                                        "wave 0: selector is not an attribute set",
-		policy(`waves = [ { selector.and = [ { not.tags = "web"; } ]; } ];`):                                      "wave 0: selector 'tags' must be a list of strings",
+		policy(`waves = [ { selector.not.not = [ ]; } ];`):                                                        "wave 0: selector.not.not is not an attribute set",
+		policy(`waves = [ { selector.and = [ { not.tags = "web"; } ]; } ];`):                                      "wave 0: selector.and[0].not 'tags' must be a list of strings",
 		policy(`waves = [ { selector.and = [ { not.hosts = [ "web-99" ]; } ]; } ];`):                              "wave 0: selector names host 'web-99', which is not declared",
 		policy(`waves = [ { selector.not.channel = "beta"; } ];`):                                                 "wave 0: selector names channel 'beta', which is not declared; declared are 'stable'",
 		policy(`waves = [ { selector.all = true; soakMinutes = "5"; } ];`):                                        "wave 0: soakMinutes must be a whole number",
@@ -197,7 +197,9 @@ func TestWarnings(t *testing.T) {
 }`: `["rollout policy 'staged': wave 0 holds no host of 'edge' and is passed at once there"]`,
 		`base // { disruptionBudgets = [ { selector = { not.tags = [ "db" ]; tags = [ "web" ]; }; maxInFlight = 1; } ]; }`: `["disruption budget 0 names tag 'db', which no host holds",` +
 			`"disruption budget 0 has 'not', which wins over 'tags' beside it; put both into and = [ … ]"]`,
-		`base // { revocations = [ { hostname = "web-01"; notBefore = "2026-03-01T00:00:00Z"; } { hostname = "web-01"; notBefore = "2026-02-01T00:00:00Z"; } ]; }`: `["revocation of 'web-01' is listed more than once; the last entry counts"]`,
+		`base // { hosts.web-01 = base.hosts.web-01 // { tags = [ "web" "web" ]; }; }`:                                                                                                              `["host 'web-01' lists tag 'web' more than once"]`,
+		`base // { bootstrapNonces = let n = { nonce = "5f0c1e7a9b3d42868e6fa1c7d2b09e34"; hostname = "web-01"; expiresAt = "2026-03-02T12:00:00Z"; }; in [ n (n // { hostname = "web-02"; }) ]; }`: `["bootstrap nonce '5f0c1e7a9b3d42868e6fa1c7d2b09e34' is listed more than once; it is good for one host, once: take the others away"]`,
+		`base // { revocations = [ { hostname = "web-01"; notBefore = "2026-03-01T00:00:00Z"; } { hostname = "web-01"; notBefore = "2026-02-01T00:00:00Z"; } ]; }`:                                  `["revocation of 'web-01' is listed more than once; the last entry counts"]`,
 	} {
 		out, said, err := evaluate(t, fmt.Sprintf("let base = import %s/testdata/base.nix; in ((import %s).mkFleet (%s)).warnings", dir, dir, declaration))
 		if err != nil {
