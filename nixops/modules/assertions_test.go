@@ -25,6 +25,8 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 		"no release key":                       {agent, "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;", "set nixfleet.trust.ciReleaseKey.current to the public half that 'nixfleet keygen' printed"},
 		"window without a time":                {agent, `services.nixfleet-agent.rebootPolicy.mode = "window";`, `window belongs to mode = "window"`},
 		"time without a window":                {agent, `services.nixfleet-agent.rebootPolicy.window = "Sun 03:00";`, `window belongs to mode = "window"`},
+		"two probes of one name":               {agent, `services.nixfleet-agent.healthChecks = { tcp = [ { name = "a"; port = 22; } ]; units = [ { name = "a"; unit = "sshd.service"; } ]; };`, "two probes have the name a; rename one"},
+		"two probes of one name, launchd":      {"darwin", `services.nixfleet-agent.healthChecks.tcp = [ { name = "a"; port = 22; } { name = "a"; port = 23; } ];`, "two probes have the name a; rename one"},
 		"plain http":                           {agent, `services.nixfleet-agent.controlPlaneUrl = lib.mkForce "http://cp";`, "must begin with https://"},
 		"token in the store":                   {agent, `services.nixfleet-agent.bootstrapTokenFile = "${builtins.storeDir}/aaa-token";`, "give a path at run time"},
 		"successor without a date":             {agent, `nixfleet.trust.ciReleaseKey.successor.public = "x";`, "successor and retireAt stand together"},
@@ -124,17 +126,20 @@ func TestAssertionsLetGoodConfigurationsThrough(t *testing.T) {
 func TestTypesRefuse(t *testing.T) {
 	nixpkgsLib(t)
 	for change, want := range map[string]string{
-		"services.nixfleet-agent.pollInterval = 0;":                          "pollInterval",
-		"services.nixfleet-agent.renewalThresholdFraction = 1.0;":            "renewalThresholdFraction",
-		"services.nixfleet-agent.settleTimeSeconds = 0;":                     "settleTimeSeconds",
-		`services.nixfleet-agent.maxManifestAge = "a day";`:                  "maxManifestAge",
-		`services.nixfleet-agent.stateDir = "/var/lib/a b";`:                 "stateDir",
-		`services.nixfleet-agent.complianceGate.mode = "enforced";`:          "complianceGate.mode",
-		`services.nixfleet-agent.healthChecks.tcp = [ { name = "x"; } ];`:    "port",
-		`services.nixfleet-agent.deferOn = [ "kernel-modules" ];`:            "deferOn",
-		`nixfleet.trust.ciReleaseKey.rejectBefore = "yesterday";`:            "rejectBefore",
-		`nixfleet.trust.ciReleaseKey.current.algorithm = lib.mkForce "rsa";`: "algorithm",
-		"services.nixfleet-agent.controlPlaneURL = \"https://cp\";":          "does not exist",
+		"services.nixfleet-agent.pollInterval = 0;":                                            "pollInterval",
+		"services.nixfleet-agent.renewalThresholdFraction = 1.0;":                              "renewalThresholdFraction",
+		"services.nixfleet-agent.settleTimeSeconds = 0;":                                       "settleTimeSeconds",
+		`services.nixfleet-agent.maxManifestAge = "a day";`:                                    "maxManifestAge",
+		`services.nixfleet-agent.stateDir = "/var/lib/a b";`:                                   "stateDir",
+		`services.nixfleet-agent.complianceGate.mode = "enforced";`:                            "complianceGate.mode",
+		`services.nixfleet-agent.healthChecks.tcp = [ { name = "x"; } ];`:                      "port",
+		`services.nixfleet-agent.healthChecks.http = [ { name = "a"; url = "localhost"; } ];`:  "url' is not of type",
+		`services.nixfleet-agent.healthChecks.units = [ { name = ""; unit = "a.service"; } ];`: "name' is not of type",
+		`services.nixfleet-agent.healthChecks.tcp = [ { name = "x"; port = 0; } ];`:            "between 1 and 65535",
+		`services.nixfleet-agent.deferOn = [ "kernel-modules" ];`:                              "deferOn",
+		`nixfleet.trust.ciReleaseKey.rejectBefore = "yesterday";`:                              "rejectBefore",
+		`nixfleet.trust.ciReleaseKey.current.algorithm = lib.mkForce "rsa";`:                   "algorithm",
+		"services.nixfleet-agent.controlPlaneURL = \"https://cp\";":                            "does not exist",
 	} {
 		t.Run(want, func(t *testing.T) {
 			err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/agent.nix") ({ lib, ... }: { %s }) ]`, change), nil)

@@ -29,9 +29,9 @@ let
       };
       listOf = element;
       nonEmptyListOf = element;
+      nonEmptyStr = type { };
       nullOr = of: of;
       path = type { };
-      port = type { };
       raw = type { };
       str = type { };
       strMatching = _: type { };

@@ -30,6 +30,8 @@ let
   checks = cfg.healthChecks;
   hasChecks = checks.http != [ ] || checks.tcp != [ ] || checks.exec != [ ] || checks.units != [ ];
   healthFile = "/etc/nixfleet/agent/health-checks.json";
+  probeNames = map (p: p.name) (checks.http ++ checks.tcp ++ checks.exec ++ checks.units);
+  sameNames = lib.unique (lib.filter (name: lib.count (n: n == name) probeNames > 1) probeNames);
 
   ownTrust = cfg.trustFile == "/etc/nixfleet/agent/trust.json";
 in
@@ -226,6 +228,11 @@ in
       {
         assertion = lib.hasPrefix "https://" cfg.controlPlaneUrl;
         message = "services.nixfleet-agent.controlPlaneUrl (${cfg.controlPlaneUrl}) must begin with https://, for example \"https://cp.example.com:8080\".";
+      }
+      {
+        # The agent would not start with them, and the host return from every new system.
+        assertion = sameNames == [ ];
+        message = "services.nixfleet-agent.healthChecks: two probes have the name ${lib.concatStringsSep ", " sameNames}; rename one, since the agent tells them apart by their names.";
       }
       {
         assertion = lib.all (file: file == null || !(lib.hasPrefix builtins.storeDir file)) [

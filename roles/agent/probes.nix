@@ -17,9 +17,9 @@ let
       types.submodule {
         options = {
           name = mkOption {
-            type = types.str;
+            type = types.nonEmptyStr;
             example = "site";
-            description = "Name of the probe, as it is shown in reports.";
+            description = "Name of the probe, as it is shown in reports; no other probe of the host has it.";
           };
           intervalSeconds = seconds 30 "Seconds between two runs; at least 5.";
           gracePeriodSeconds = mkOption {
@@ -45,7 +45,7 @@ in
   http = mkOption {
     type = probe {
       url = mkOption {
-        type = types.str;
+        type = types.strMatching "https?://[^/].*";
         example = "http://127.0.0.1:80/health";
         description = "URL to get.";
       };
@@ -67,7 +67,7 @@ in
         description = "Address to connect to.";
       };
       port = mkOption {
-        type = types.port;
+        type = types.ints.between 1 65535;
         description = "Port to connect to.";
       };
       timeoutSeconds = seconds 5 "Seconds after which a run has failed.";
@@ -90,7 +90,7 @@ in
   units = mkOption {
     type = probe {
       unit = mkOption {
-        type = types.str;
+        type = types.nonEmptyStr;
         example = "postgresql.service";
         description = "Unit that must be active; under launchd the label of a job.";
       };
