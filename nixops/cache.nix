@@ -1,9 +1,28 @@
-# services.nixfleet-cache: the binary cache that the fleet's closures come from.
+# services.nixfleet-cache: the binary cache that the fleet's closures come from. It
+# may be written as nixfleet.cache as well, beside nixfleet.trust and nixfleet.operator.
 { config, lib, ... }:
 let
   cfg = config.services.nixfleet-cache;
 in
 {
+  imports =
+    map
+      (
+        name:
+        lib.doRename {
+          from = [ "nixfleet" "cache" name ];
+          to = [ "services" "nixfleet-cache" name ];
+          visible = false;
+          warn = false;
+          use = value: value;
+        }
+      )
+      [
+        "enable"
+        "cacheUrl"
+        "publicKey"
+      ];
+
   options.services.nixfleet-cache = {
     enable = lib.mkEnableOption "the fleet's binary cache as a substituter of this host";
     cacheUrl = lib.mkOption {

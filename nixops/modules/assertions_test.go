@@ -188,6 +188,11 @@ func TestOptionsReachNixOS(t *testing.T) {
 	if len(full.Nix["trusted-public-keys"]) != 2 || !slices.Equal(full.Nix["substituters"], []string{"https://cache.example.com"}) {
 		t.Errorf("nix.settings: %v", full.Nix)
 	}
+	var named rendered
+	err := evaluate(t, `stub [ (root + "/nixops/cache.nix") { nixfleet.cache = { enable = true; cacheUrl = "https://cache.example.com"; publicKey = "cache.example.com-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="; }; } ]`, &named)
+	if err != nil || !slices.Equal(named.Nix["substituters"], []string{"https://cache.example.com"}) || len(named.Nix["trusted-public-keys"]) != 1 {
+		t.Errorf("nixfleet.cache: %v, %v", err, named.Nix)
+	}
 	if o := read("operator"); o.Variables["NIXFLEET_OPERATOR_ORG_ROOT_KEY"] != "/run/agenix/org-root" || !slices.Contains(o.Packages, "nixfleet") {
 		t.Errorf("operator: %v, %v", o.Variables, o.Packages)
 	}

@@ -8,6 +8,7 @@ let
   element = of: type { "*" = of.sub; };
 
   lib = {
+    doRename = _: { };
     mkOption = option;
     mkEnableOption = _: option { };
     mkPackageOption =
@@ -51,7 +52,7 @@ let
     let
       module = import file;
       m = if builtins.isFunction module then module arguments else module;
-      own = builtins.filter (imported: dirOf imported == dirOf file) (m.imports or [ ]);
+      own = builtins.filter (imported: builtins.isPath imported && dirOf imported == dirOf file) (m.imports or [ ]);
     in
     names "" (m.options or { }) ++ builtins.concatMap declared own;
 

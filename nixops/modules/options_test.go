@@ -23,7 +23,7 @@ var chapters = []struct{ title, about, module string }{
 	{"services.nixfleet-agent", "The agent of a NixOS host (`nixosModules.agent`).", "roles/agent/module.nix"},
 	{"services.nixfleet-control-plane", "The control plane (`nixosModules.control-plane`).", "roles/cp/module.nix"},
 	{"nixfleet.operator", "The command line of those who run the fleet (`nixosModules.operator`).", "roles/operator/module.nix"},
-	{"services.nixfleet-cache", "The fleet's binary cache as a substituter (`nixosModules.cache`).", "nixops/cache.nix"},
+	{"services.nixfleet-cache", "The fleet's binary cache as a substituter (`nixosModules.cache`). `nixfleet.cache` is another name of it.", "nixops/cache.nix"},
 	{"nixfleet.trust", "The public keys that a machine believes (`nixosModules.trust`, which agent and control plane import).", "pki/module.nix"},
 	{"services.nixfleet-agent on nix-darwin", "The agent under launchd (`darwinModules.agent`).", "roles/agent/darwin.nix"},
 }
@@ -37,6 +37,7 @@ type documented struct {
 	Example     *literal       `json:"example"`
 	Internal    bool           `json:"internal"`
 	ReadOnly    bool           `json:"readOnly"`
+	Visible     jsontext.Value `json:"visible"`
 }
 
 type literal struct {
@@ -63,7 +64,7 @@ Generated from the modules; edit those and run
 		}
 		fmt.Fprintf(&page, "\n## %s\n\n%s\n", c.title, c.about)
 		for _, o := range options {
-			if o.Internal || strings.HasPrefix(o.Name, "nixfleet.trust.") && c.title != "nixfleet.trust" {
+			if o.Internal || string(o.Visible) == "false" || strings.HasPrefix(o.Name, "nixfleet.trust.") && c.title != "nixfleet.trust" {
 				continue
 			}
 			page.WriteString(o.markdown(t))
