@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -240,7 +241,8 @@ func TestExecStartIsAcceptedByTheExecutable_T10(t *testing.T) {
 	}
 }
 
-// daemons are the command lines of launchd's daemons in a configuration.
+// daemons are the command lines of launchd's daemons in a configuration, without the
+// shell that waits for the store before it becomes each of them.
 func daemons(t testing.TB, name string) map[string][]string {
 	t.Helper()
 	var r struct {
@@ -255,7 +257,11 @@ func daemons(t testing.TB, name string) map[string][]string {
 	}
 	lines := map[string][]string{}
 	for daemon, d := range r.Daemons {
-		lines[daemon] = d.ProgramArguments
+		rest := d.ProgramArguments
+		if len(rest) < 5 || !slices.Equal(rest[:3], []string{"/bin/sh", "-c", `/bin/wait4path /nix/store && exec "$@"`}) {
+			t.Fatalf("%s does not wait for the volume of the store: %q", daemon, rest)
+		}
+		lines[daemon] = rest[4:]
 	}
 	return lines
 }

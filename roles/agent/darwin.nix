@@ -13,7 +13,13 @@ in
       "services.nixfleet-agent.complianceGate.mode = \"enforce\": there is no collector of evidence under launchd, so that every new system will be sent back.";
 
     launchd.daemons.nixfleet-agent.serviceConfig = {
+      # The volume of the store is mounted while daemons are started already, and of one
+      # whose program is not there launchd tires.
       ProgramArguments = [
+        "/bin/sh"
+        "-c"
+        "/bin/wait4path /nix/store && exec \"$@\""
+        "nixfleet-agent"
         (lib.getExe cfg.package)
         "agent"
         "run"
