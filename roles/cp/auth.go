@@ -190,6 +190,9 @@ func (s *server) guard(next http.Handler) http.Handler {
 			return
 		}
 		if !s.tokenOpens(r.URL.Path) {
+			if !s.withinRate(w, r) {
+				return
+			}
 			id, err := s.authorize(r.Context())
 			if err != nil {
 				s.refuse(w, r, id, err)

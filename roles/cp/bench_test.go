@@ -85,7 +85,7 @@ func hostNames(n int) []string {
 func BenchmarkIdleCheckins(b *testing.B) {
 	hosts := hostNames(16)
 	e := newEstate(b, hosts...)
-	p := e.serve(func(c *Config) { c.Log = c.Log.Level(zerolog.Disabled) })
+	p := e.serve(func(c *Config) { c.MaxRate, c.Log = maxRate, c.Log.Level(zerolog.Disabled) })
 	next := make(chan string, len(hosts))
 	for _, h := range hosts {
 		next <- h

@@ -69,6 +69,8 @@ type Config struct {
 	MaxHeld           int
 	MaxAnonymous      int
 	MaxHandshakes     int
+	MaxRate           int // requests a second of one host, a minute's worth at once
+	MaxSourceRate     int // requests a second with a token only from one address, ten seconds' worth at once
 	Version           string
 	// Jitter is a random time below its argument; the default is fair.
 	Jitter func(time.Duration) time.Duration
@@ -79,6 +81,7 @@ type Config struct {
 const (
 	defaultStateDir = "/var/lib/nixfleet-cp"
 	maxPollInterval = 60 * time.Second
+	maxRate         = 1_000_000 // requests a second, which is none
 )
 
 // complete fills in defaults and finds what cannot work, all of it at once.
@@ -116,7 +119,7 @@ func (c *Config) complete() error {
 	if c.Jitter == nil {
 		c.Jitter = rand.N[time.Duration]
 	}
-	for n, def := range map[*int]int{&c.MaxHeld: 100000, &c.MaxAnonymous: 256, &c.MaxHandshakes: 256} {
+	for n, def := range map[*int]int{&c.MaxHeld: 100000, &c.MaxAnonymous: 256, &c.MaxHandshakes: 256, &c.MaxRate: 20, &c.MaxSourceRate: 20} {
 		if *n == 0 {
 			*n = def
 		}
@@ -126,6 +129,7 @@ func (c *Config) complete() error {
 	need(c.TrustFile != "", "--trust-file is needed")
 	need(c.AgentValidity >= time.Minute, "--agent-cert-validity-secs must be at least 60")
 	need(c.FreshnessWindow > 0 && c.ConfirmDeadline > 0, "windows and deadlines must be above zero")
+	need(min(c.MaxRate, c.MaxSourceRate) > 0 && max(c.MaxRate, c.MaxSourceRate) <= maxRate, "--max-rate and --max-source-rate must be from 1 to %d", maxRate)
 	need(c.Source != "" || c.ChannelRefs.given() || c.Artifact != "", "no source of releases: give --source, or --artifact and --signature, or the channel-refs URLs")
 	need((c.Artifact == "") == (c.Signature == ""), "--artifact and --signature are given together")
 	need((c.TPMPubkey == "") == (c.TPMWrapper == ""), "--tpm-ca-pubkey-raw and --tpm-ca-sign-wrapper are given together")

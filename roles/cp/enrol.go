@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"golang.org/x/time/rate"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -351,22 +350,6 @@ func (s *server) renewed(id pki.Identity, req *protocol.RenewRequest) (*protocol
 	return s.issue(issued, id.CommonName, "renew/prev:<unknown>"), nil
 }
 
-// withToken bounds the requests that need no certificate, all together.
-func (s *server) withToken(next http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if !s.tokenLimit.Allow() {
-			tooMany(w)
-			return
-		}
-		next(w, r)
-	}
-}
-
-func tooMany(w http.ResponseWriter) {
-	w.Header().Set("Retry-After", "10")
-	w.WriteHeader(http.StatusTooManyRequests)
-}
-
 // bootstrapReport stores what a host without a certificate has to say, for a
 // token that could still enrol it.
 func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
@@ -379,9 +362,8 @@ func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
 		s.answerEnrolment(w, r, "bootstrap report", host, err)
 		return
 	}
-	limit, _ := s.reportLimits.LoadOrStore(host, rate.NewLimiter(rate.Every(10*time.Second), 5))
-	if !limit.(*rate.Limiter).Allow() {
-		tooMany(w)
+	if !s.reportRate.take(host, now) {
+		s.tooMany(w, r, "bootstrap-reports", host, "too many reports of this host; it should enrol")
 		return
 	}
 	if _, err := s.storeReport(r, host, nil, req.Event.Event, req.Event.Details, "", false); err != nil {

@@ -127,6 +127,8 @@ func flags() []cli.Flag {
 		numberFlag("max-held", 100000, "check-ins held open at once; the rest are answered as plain polls"),
 		numberFlag("max-anonymous", 256, "connections without a certificate at once"),
 		numberFlag("max-handshakes", 256, "TLS handshakes at once"),
+		numberFlag("max-rate", 20, "requests a second of one host in the long run; a minute's worth may come at once"),
+		numberFlag("max-source-rate", 20, "requests a second without a certificate from one address or IPv6 /64; ten seconds' worth may come at once"),
 		textFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		textFlag("log-format", "json", "`FORMAT` of the log on stdout: json or pretty"),
 		boolFlag("check-config", "check the configuration and exit; nothing is written or listened on"),
@@ -161,6 +163,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		ClosureUpstream: c.String("closure-upstream"), WebhookTokenFile: c.String("webhook-token-file"),
 		Strict: c.Bool("strict"), SingleCA: c.Bool("single-ca"), LegacyHosts: c.StringSlice("legacy-hosts"), OpenReads: c.Bool("read-all-agents"),
 		MaxHeld: c.Int("max-held"), MaxAnonymous: c.Int("max-anonymous"), MaxHandshakes: c.Int("max-handshakes"),
+		MaxRate: c.Int("max-rate"), MaxSourceRate: c.Int("max-source-rate"),
 		Version: c.App.Version, Log: log,
 	}
 }

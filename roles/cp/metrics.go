@@ -18,6 +18,7 @@ type metrics struct {
 
 	checkins   prometheus.Counter
 	refused    prometheus.Counter
+	limited    *prometheus.CounterVec
 	enrolments *prometheus.CounterVec
 	polls      *prometheus.CounterVec
 	events     *prometheus.CounterVec
@@ -51,6 +52,7 @@ func newMetrics(s *server, version, commit string) *metrics {
 		gateBlocks: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_gate_block_total", Help: "Check-ins that a gate held back."}, []string{"gate"}),
 		checkins:   prometheus.NewCounter(prometheus.CounterOpts{Name: "nixfleet_checkins_total", Help: "Check-ins."}),
 		refused:    prometheus.NewCounter(prometheus.CounterOpts{Name: "nixfleet_requests_refused_total", Help: "Requests whose certificate was not accepted."}),
+		limited:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_requests_limited_total", Help: "Requests answered 429, by the limit that they met."}, []string{"limit"}),
 		enrolments: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_certificates_total", Help: "Requests for certificates by outcome."}, []string{"outcome"}),
 		polls:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_source_polls_total", Help: "Looks at the source of releases by outcome."}, []string{"outcome"}),
 		events:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_rollout_events_total", Help: "Lines of the event log by kind."}, []string{"kind"}),
@@ -59,7 +61,7 @@ func newMetrics(s *server, version, commit string) *metrics {
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "nixfleet_cp_build_info", Help: "The running build."}, []string{"version", "git_commit"})
 	build.WithLabelValues(version, commit).Set(1)
 	held := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "nixfleet_held_requests", Help: "Check-ins held open."}, func() float64 { return float64(s.waiters.count()) })
-	m.registry.MustRegister(m.compliance, m.gateErrors, m.gateBlocks, build, m.checkins, m.refused, m.enrolments, m.polls, m.events, m.signedAt, held, hostStates{s})
+	m.registry.MustRegister(m.compliance, m.gateErrors, m.gateBlocks, build, m.checkins, m.refused, m.limited, m.enrolments, m.polls, m.events, m.signedAt, held, hostStates{s})
 	return m
 }
 

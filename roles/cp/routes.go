@@ -15,7 +15,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("POST /v1/enroll", s.withToken(s.enroll))
 	mux.HandleFunc("POST /v1/agent/bootstrap-report", s.withToken(s.bootstrapReport))
-	mux.HandleFunc("POST /v1/webhook", s.webhook)
+	mux.HandleFunc("POST /v1/webhook", s.perSource(s.webhook))
 	mux.HandleFunc("POST /v1/agent/renew", s.renew)
 	mux.HandleFunc("POST /v1/agent/checkin", s.checkin)
 	mux.HandleFunc("POST /v1/agent/confirm", s.confirm)

@@ -69,9 +69,12 @@ type server struct {
 
 	fetcher, cache *http.Client
 	fetches        singleflight.Group // of manifests, by id
-	tokenLimit     *rate.Limiter      // requests that come with a token only
+	hostRate       *buckets           // requests by the certificate's key
+	sourceRate     *buckets           // requests that come with a token only, by address
+	tokenLimit     *rate.Limiter      // the same, all together
+	reportRate     *buckets           // bootstrap reports by host
 	webhookLimit   *rate.Limiter
-	reportLimits   sync.Map // host -> *rate.Limiter of its bootstrap reports
+	limitedLog     rate.Sometimes
 	auditMu        sync.Mutex
 }
 
@@ -111,7 +114,10 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(), repeated: newRepeated(),
 		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
 		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
-		tokenLimit: rate.NewLimiter(200, 400), webhookLimit: rate.NewLimiter(1, 5),
+		hostRate:   newBuckets(rate.Limit(cfg.MaxRate), hostBurst*cfg.MaxRate),
+		sourceRate: newBuckets(rate.Limit(cfg.MaxSourceRate), sourceBurst*cfg.MaxSourceRate),
+		tokenLimit: rate.NewLimiter(200, 400), reportRate: newBuckets(rate.Every(10*time.Second), 5), webhookLimit: rate.NewLimiter(1, 5),
+		limitedLog: rate.Sometimes{Interval: 10 * time.Second},
 	}
 	s.trust = newReloaded(stays("trust file"), func() (*pki.Trust, error) {
 		t, warnings, err := pki.LoadTrust(cfg.TrustFile)

@@ -29,8 +29,7 @@ func (s *server) webhook(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !s.webhookLimit.Allow() {
-		w.Header().Set("Retry-After", "1")
-		w.WriteHeader(http.StatusTooManyRequests)
+		s.tooMany(w, r, "webhook", r.RemoteAddr, "too many announcements; the source is looked at anyway")
 		return
 	}
 	s.lookNow()

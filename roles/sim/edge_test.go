@@ -108,6 +108,9 @@ func (e *edge) ask(ctx context.Context, h *host, r *http.Request, body []byte) (
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusTooManyRequests {
+		e.w.violate("run", "%s asked too often: %s %s was answered 429", h.name, r.Method, r.URL.Path)
+	}
 	text, err := io.ReadAll(resp.Body)
 	return &answer{resp.StatusCode, resp.Header, text}, err
 }
