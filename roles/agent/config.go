@@ -64,6 +64,7 @@ const (
 	defaultStateDir = "/var/lib/nixfleet-agent"
 	defaultSettle   = 15 * time.Second
 	defaultPoll     = 60 * time.Second
+	maxPoll         = 366 * 24 * time.Hour
 )
 
 var environment = func(name string) []string {
@@ -143,13 +144,19 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		ClientCert: c.String("client-cert"), ClientKey: c.String("client-key"), SSHHostKey: c.String("ssh-host-key-file"),
 		TokenFile: c.String("bootstrap-token-file"), StateDir: c.String("state-dir"), ComplianceMode: c.String("compliance-gate-mode"),
 		HealthChecks: c.String("health-checks-config"), RenewalFraction: cmp.Or(c.Float64("renewal-threshold-fraction"), -1),
-		PollInterval: time.Duration(c.Int("poll-interval")) * time.Second, SettleTime: c.Duration("settle-time"),
+		PollInterval: pollInterval(c.Int("poll-interval")), SettleTime: c.Duration("settle-time"),
 		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"), AllowRollback: c.Bool("allow-remote-rollback"),
 		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"), DeferOn: c.StringSlice("defer-on"),
 		RebootPolicy: c.String("reboot-policy"), MetricsFile: c.String("metrics-file"), PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
 		hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache"),
 	}
 	return cfg
+}
+
+// pollInterval is a number of seconds; what is longer than maxPoll stays so, where
+// a Duration by itself would wrap around.
+func pollInterval(secs int) time.Duration {
+	return time.Duration(max(-1, min(secs, int(maxPoll/time.Second)+1))) * time.Second
 }
 
 // complete fills in defaults and finds all that cannot work.
@@ -186,7 +193,7 @@ func (c *Config) complete() error {
 	need(c.ClientCert != "" && c.ClientKey != "", "--client-cert and --client-key are needed")
 	need(c.RenewalFraction > 0 && c.RenewalFraction < 1, "--renewal-threshold-fraction must be between 0 and 1")
 	need(c.PrefetchSpread >= 0 && c.PrefetchSpread <= 24*time.Hour, "--prefetch-spread must be between 0 and 24h")
-	need(c.PollInterval >= time.Second, "--poll-interval must be at least 1")
+	need(c.PollInterval >= time.Second && c.PollInterval <= maxPoll, "--poll-interval must be from 1 to %d", maxPoll/time.Second)
 	switch c.ComplianceMode {
 	case "", "auto", "disabled", "permissive", "enforce":
 	default:

@@ -428,3 +428,15 @@ func TestCheckConfigReadsTheWindow(t *testing.T) {
 		}
 	}
 }
+
+func TestCheckConfigRefusesAPollIntervalThatWrapsAround(t *testing.T) {
+	m := newMachine(t, newPlane(t), good)
+	defer m.p.net.Close()
+	for secs, good := range map[string]bool{"1": true, "31622400": true, "31622401": false, "18446744134": false, "-1": false, "-18446744013": false} {
+		out, err := m.root("run", "--check-config", "--control-plane-url", "https://cp", "--machine-id", testHost,
+			"--trust-file", m.path("trust.json"), "--client-key", m.path("key"), "--poll-interval", secs)
+		if (err == nil) != good {
+			t.Errorf("%s: %q, %v", secs, out, err)
+		}
+	}
+}

@@ -113,6 +113,12 @@ func TestCheckConfigChangesNothing(t *testing.T) {
 		"revocations without db": {[]string{"--revocations-artifact-url", "http://x", "--revocations-signature-url", "http://y", "--db-path", ""}, "--db-path"},
 		"template":               {[]string{"--rollouts-source-artifact-url-template", "http://x", "--rollouts-source-signature-url-template", "http://x/{rolloutId}"}, "{rolloutId}"},
 		"validity":               {[]string{"--agent-cert-validity-secs", "59"}, "at least 60"},
+		"a window too long":      {[]string{"--freshness-window-secs", "4294967296"}, "--freshness-window-secs must be at most 4294967295"},
+		"a deadline too long":    {[]string{"--confirm-deadline-secs", "9223372037"}, "--confirm-deadline-secs must be at most 4294967295"},
+		"a validity too long":    {[]string{"--agent-cert-validity-secs", "9223372036854775807"}, "--agent-cert-validity-secs must be at most 4294967295"},
+		"a window far in front":  {[]string{"--freshness-window-secs", "-9223372036854775808"}, "above zero"},
+		"no rate":                {[]string{"--max-rate", "-1"}, "--max-rate"},
+		"a rate without bounds":  {[]string{"--max-source-rate", "9223372036854775807"}, "--max-source-rate"},
 		"no suffix":              {[]string{"--agent-cn-suffix", ""}, "--agent-cn-suffix"},
 		"no source":              {[]string{"--source", ""}, "no source"},
 		"half a local pair":      {[]string{"--artifact", "x"}, "--signature"},
@@ -297,6 +303,12 @@ func TestTickExitCodes(t *testing.T) {
 	}
 	if _, code := e.tick(t, nothingObserved, "--artifact", e.path("none")); code != 2 {
 		t.Errorf("no artifact: exit %d, want 2", code)
+	}
+	if _, code := e.tick(t, nothingObserved, "--freshness-window-secs", "18446744134"); code != 2 { // it would wrap around to a minute
+		t.Errorf("a window too long: exit %d, want 2", code)
+	}
+	if _, code := e.tick(t, nothingObserved, "--freshness-window-secs", "4294967295"); code != 0 {
+		t.Errorf("the longest window: exit %d, want 0", code)
 	}
 	lines, code := e.tick(t, nothingObserved, "--freshness-window-secs", "60")
 	if code != 1 || len(lines) != 1 || lines[0]["verify_ok"] != false || lines[0]["reason"] != "stale" || lines[0]["event"] != "tick" {

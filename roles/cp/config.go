@@ -129,6 +129,11 @@ func (c *Config) complete() error {
 	need(c.TrustFile != "", "--trust-file is needed")
 	need(c.AgentValidity >= time.Minute, "--agent-cert-validity-secs must be at least 60")
 	need(c.FreshnessWindow > 0 && c.ConfirmDeadline > 0, "windows and deadlines must be above zero")
+	for name, d := range map[string]time.Duration{
+		"freshness-window": c.FreshnessWindow, "confirm-deadline": c.ConfirmDeadline, "agent-cert-validity": c.AgentValidity,
+	} {
+		need(d <= maxSecs, "--%s-secs must be at most %d", name, maxSecs/time.Second)
+	}
 	need(min(c.MaxRate, c.MaxSourceRate) > 0 && max(c.MaxRate, c.MaxSourceRate) <= maxRate, "--max-rate and --max-source-rate must be from 1 to %d", maxRate)
 	need(c.Source != "" || c.ChannelRefs.given() || c.Artifact != "", "no source of releases: give --source, or --artifact and --signature, or the channel-refs URLs")
 	need((c.Artifact == "") == (c.Signature == ""), "--artifact and --signature are given together")

@@ -3,6 +3,7 @@ package cp
 import (
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -135,6 +136,16 @@ func flags() []cli.Flag {
 	}
 }
 
+// maxSecs is the longest time that the wire can say, 136 years.
+const maxSecs = math.MaxUint32 * time.Second
+
+// secondsOf is a number of seconds; what is longer than maxSecs stays so, where a
+// Duration by itself would wrap around.
+func secondsOf(c *cli.Context, name string) time.Duration {
+	const most = int64(maxSecs/time.Second) + 1
+	return time.Duration(max(-most, min(int64(c.Int(name)), most))) * time.Second
+}
+
 func configOf(c *cli.Context, log zerolog.Logger) Config {
 	p := func(name, artifact, signature string) pair {
 		token := c.String(name + "-token-file")
@@ -143,7 +154,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		}
 		return pair{c.String(name + "-" + artifact), c.String(name + "-" + signature), token}
 	}
-	secs := func(name string) time.Duration { return time.Duration(c.Int(name)) * time.Second }
+	secs := func(name string) time.Duration { return secondsOf(c, name) }
 	return Config{
 		Listen: c.String("listen"), TLSCert: c.String("tls-cert"), TLSKey: c.String("tls-key"), ClientCA: c.String("client-ca"),
 		TrustFile: c.String("trust-file"), StateDir: c.String("state-dir"), DBPath: c.String("db-path"), AuditLog: c.String("audit-log"),

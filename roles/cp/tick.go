@@ -37,6 +37,10 @@ func tickCommand() *cli.Command {
 
 func tick(c *cli.Context, now time.Time) error {
 	input := func(err error) error { return &exitError{err, 2, "nixfleet cp tick --help"} }
+	window := secondsOf(c, "freshness-window-secs")
+	if window > maxSecs {
+		return input(fmt.Errorf("--freshness-window-secs must be at most %d", maxSecs/time.Second))
+	}
 	trust, warnings, err := pki.LoadTrust(c.String("trust-file"))
 	if err != nil {
 		return input(err)
@@ -57,7 +61,7 @@ func tick(c *cli.Context, now time.Time) error {
 		return input(err)
 	}
 	rel, err := fleet.LoadRelease(files, fleet.LoadOptions{
-		Trust: trust, Now: now, Window: time.Duration(c.Int("freshness-window-secs")) * time.Second, ManifestsElsewhere: true,
+		Trust: trust, Now: now, Window: window, ManifestsElsewhere: true,
 	})
 	out := lines{c.App.Writer}
 	if err != nil {

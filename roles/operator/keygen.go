@@ -22,6 +22,7 @@ const (
 	rootDays        = 3650
 	issuingDays     = 365
 	certificateDays = 365
+	maxDays         = 100 * 365
 )
 
 func keygenCommand() *cli.Command {
@@ -140,6 +141,15 @@ func recipientFlags(what string) []cli.Flag {
 
 func daysFlag() *cli.IntFlag {
 	return &cli.IntFlag{Name: "days", Value: certificateDays, Usage: "`DAYS` of validity"}
+}
+
+// daysOf is the validity that was asked for.
+func daysOf(c *cli.Context) (time.Duration, error) {
+	days := c.Int("days")
+	if days < 1 || days > maxDays {
+		return 0, usage("", "--days must be between 1 and %d", maxDays)
+	}
+	return time.Duration(days) * day, nil
 }
 
 // recipients are those named by flags; none when there are no flags.
@@ -408,7 +418,11 @@ func (m *minted) serverFromFiles(dir string) error {
 	if m.sealed, err = recipients(m.c); err != nil {
 		return err
 	}
-	return m.server(root, dir, time.Duration(m.c.Int("days"))*day)
+	validity, err := daysOf(m.c)
+	if err != nil {
+		return err
+	}
+	return m.server(root, dir, validity)
 }
 
 // server makes the control plane's certificate under the root, not under the
@@ -417,9 +431,6 @@ func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error 
 	names := m.c.StringSlice("server")
 	if len(names) == 0 {
 		return usage("nixfleet keygen server --server cp.example.com", "--server is missing: the name or address that agents connect to")
-	}
-	if validity <= 0 {
-		return usage("", "--days must be at least 1")
 	}
 	key, err := pki.GenerateKey(pki.AlgorithmP256)
 	if err != nil {

@@ -114,15 +114,16 @@ func mintOperatorCert(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Int("days") <= 0 {
-		return usage("", "--days must be at least 1")
+	validity, err := daysOf(c)
+	if err != nil {
+		return err
 	}
 	root, err := loadRoot(c)
 	if err != nil {
 		return err
 	}
 	m := &minted{c: c, now: time.Now()}
-	if err := m.operator(root, c.String("cn"), certPath, keyPath, time.Duration(c.Int("days"))*day); err != nil {
+	if err := m.operator(root, c.String("cn"), certPath, keyPath, validity); err != nil {
 		return err
 	}
 	if err := m.flush(); err != nil {
@@ -131,7 +132,7 @@ func mintOperatorCert(c *cli.Context) error {
 	for _, f := range m.summary.Files {
 		progress(c, "wrote %s", f)
 	}
-	progress(c, "valid until %s", pki.At(m.now.Add(time.Duration(c.Int("days"))*day).Truncate(time.Second)))
+	progress(c, "valid until %s", pki.At(m.now.Add(validity).Truncate(time.Second)))
 	return nil
 }
 
