@@ -121,6 +121,8 @@ func unbelieved(err error) string {
 		return "ciReleaseKey.rejectBefore of the trust file refuses what was signed earlier: nixfleet release --resign signs anew"
 	case pki.ReasonStale:
 		return "nixfleet release --resign renews it; --now and --freshness-window-secs say when and by what it is judged"
+	case pki.ReasonMismatch:
+		return "a rollout's id is 64 lower-case hexadecimal digits, those of the file name; is this the manifest of that rollout?"
 	case pki.ReasonFutureDated:
 		return "is this machine's clock right? --now says when it is judged"
 	}
@@ -220,15 +222,16 @@ func verifyFleet(_ *cli.Context, e *evidence) (any, string, error) {
 
 func verifyManifest(c *cli.Context, e *evidence) (any, string, error) {
 	id := c.String("rollout-id")
-	if !fleet.ValidRolloutID(id) {
-		return nil, "", coded(2, fmt.Errorf("--rollout-id is not 64 lower-case hex digits: %q", id))
+	if id == "" {
+		return nil, "", usage("", "--rollout-id is missing")
 	}
 	m, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseManifest)
 	if err != nil {
 		return nil, "", err
 	}
+	// An id that is none was advertised all the same, and is no manifest's.
 	if v.Hash != id {
-		return nil, "", &pki.VerifyError{Reason: "mismatch", Err: fmt.Errorf("its hash is %s, it was advertised as %s", v.Hash, id)}
+		return nil, "", &pki.VerifyError{Reason: pki.ReasonMismatch, Err: fmt.Errorf("its hash is %s, it was advertised as %q", v.Hash, id)}
 	}
 	return outcomeOf(v, m), fmt.Sprintf("schemaVersion=%d channel=%s hostSet=%d fleetResolvedHash=%s rolloutId=%s",
 		m.SchemaVersion, m.Channel, len(m.HostSet), m.FleetResolvedHash, v.Hash), nil
