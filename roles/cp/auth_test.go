@@ -23,9 +23,12 @@ func connected(t *testing.T, cert *tls.Certificate) context.Context {
 }
 
 // primed is a server that does not listen.
-func (e *estate) primed(t *testing.T) *server {
+func (e *estate) primed(t *testing.T, change ...func(*Config)) *server {
 	t.Helper()
 	cfg := e.config()
+	for _, c := range change {
+		c(&cfg)
+	}
 	if err := cfg.complete(); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -139,6 +140,8 @@ func TestOptionsOfEverythingIsNoWayRoundTheChecks(t *testing.T) {
 
 func TestStrictModeWantsTheHeaderOnPostOnly(t *testing.T) {
 	e := newEstate(t, "a")
+	e.nonces = &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{}, Meta: fleet.Meta{SchemaVersion: 1}}
+	e.publish()
 	p := e.serve(func(c *Config) { c.Strict = true })
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
 	none := map[string]string{protocol.HeaderProtocol: ""}

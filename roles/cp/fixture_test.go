@@ -226,6 +226,14 @@ func (e *estate) publish() {
 	}
 }
 
+// empty takes all files of the release directory away.
+func (e *estate) empty() {
+	e.t.Helper()
+	if err := os.RemoveAll(e.release); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
 // advance declares the n-th system on every host and publishes it.
 func (e *estate) advance(n int) {
 	e.t.Helper()

@@ -69,7 +69,7 @@ func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 	}
 	return fleet.LoadOptions{
 		Trust: trust, Now: time.Now(), Window: window,
-		RequireRevocations: s.cfg.RevocationsSource.given(), RequireNonces: s.cfg.NoncesSource.given(),
+		RequireRevocations: s.cfg.Strict || s.cfg.RevocationsSource.given(), RequireNonces: s.cfg.Strict || s.cfg.NoncesSource.given(),
 		ManifestsElsewhere: s.cfg.Source == "",
 	}, nil
 }
@@ -79,7 +79,8 @@ func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 const anyAge = 200 * 365 * 24 * time.Hour
 
 // restore takes the last accepted release from disk, verified anew. One that
-// has become too old to serve still is the floor.
+// has become too old to serve, or lacks a list that is wanted now, still is the
+// floor.
 func (s *server) restore() {
 	for _, dir := range Kept(s.acceptedDir()) {
 		o, err := s.loadOptions(anyAge)
@@ -87,6 +88,8 @@ func (s *server) restore() {
 			s.log.Error().Err(err).Msg("trust file not loaded")
 			return
 		}
+		wanted := o
+		o.RequireRevocations, o.RequireNonces = false, false
 		rel, err := fleet.LoadRelease(dir, o)
 		if err != nil {
 			s.log.Error().Err(err).Msg("last accepted release not restored")
@@ -95,6 +98,10 @@ func (s *server) restore() {
 		s.floor = rel
 		if age := time.Since(rel.SignedAt); age > s.cfg.FreshnessWindow+pki.ClockSlack {
 			s.log.Warn().Time("signed_at", rel.SignedAt).Msg("last accepted release is too old to serve")
+			return
+		}
+		if wanted.RequireRevocations && rel.Revocations == nil || wanted.RequireNonces && rel.Nonces == nil {
+			s.log.Warn().Time("signed_at", rel.SignedAt).Msg("last accepted release lacks the revocations or the bootstrap nonces, which are required")
 			return
 		}
 		s.install(newSnapshot(rel, "", dir))
