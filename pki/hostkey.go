@@ -21,7 +21,7 @@ func ParseHostKey(line string) (ed25519.PublicKey, error) {
 	if fields[0] != ssh.KeyAlgoED25519 {
 		return nil, fmt.Errorf("%w: %.20q, need %s", ErrKey, fields[0], ssh.KeyAlgoED25519)
 	}
-	blob, err := decodeBase64(fields[1])
+	blob, err := DecodeBase64(fields[1])
 	if err != nil {
 		return nil, fmt.Errorf("%w: damaged base64", ErrKey)
 	}

@@ -49,7 +49,7 @@ type PublicKey struct {
 // in 1..n-1, S above n/2 included, since a TPM makes such signatures half of
 // the time. A malformed key or signature is a signature that does not verify.
 func (k PublicKey) Verify(message, sig []byte) bool {
-	raw, err := decodeBase64(k.Public)
+	raw, err := DecodeBase64(k.Public)
 	if err != nil || len(sig) != SignatureSize {
 		return false
 	}
@@ -62,9 +62,10 @@ func (k PublicKey) Verify(message, sig []byte) bool {
 	return false
 }
 
-// decodeBase64 reads the standard alphabet with padding, zero trailing bits and,
-// other than encoding/base64 by itself, no line ends.
-func decodeBase64(s string) ([]byte, error) {
+// DecodeBase64 reads base64 as the contracts have it everywhere: the standard
+// alphabet with padding, zero trailing bits and, other than encoding/base64 by
+// itself, no line ends.
+func DecodeBase64(s string) ([]byte, error) {
 	if strings.ContainsAny(s, "\r\n") {
 		return nil, base64.CorruptInputError(strings.IndexAny(s, "\r\n"))
 	}
@@ -76,9 +77,9 @@ func (k PublicKey) known() bool {
 	return k.Algorithm == AlgorithmEd25519 || k.Algorithm == AlgorithmP256
 }
 
-// usable: Verify could succeed with this key.
-func (k PublicKey) usable() bool {
-	raw, err := decodeBase64(k.Public)
+// Usable reports whether Verify could succeed with this key.
+func (k PublicKey) Usable() bool {
+	raw, err := DecodeBase64(k.Public)
 	if err != nil {
 		return false
 	}

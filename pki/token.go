@@ -93,7 +93,7 @@ func (t *Token) VerifySignature(slot *KeySlot, now time.Time) error {
 	if slot.RejectBefore != nil && t.Claims.IssuedAt.Before(slot.RejectBefore.Time) {
 		return fmt.Errorf("%w: issued at %s, before rejectBefore %s", ErrTokenSignature, t.Claims.IssuedAt, *slot.RejectBefore)
 	}
-	sig, err := decodeBase64(t.Signature)
+	sig, err := DecodeBase64(t.Signature)
 	if err != nil {
 		return fmt.Errorf("%w: damaged base64", ErrTokenSignature)
 	}

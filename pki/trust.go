@@ -114,7 +114,7 @@ func (t *Trust) ignored() []string {
 			warnings = append(warnings, fmt.Sprintf("%q is ignored without retireAt", s.name+".successor"))
 		}
 		for i, k := range []*PublicKey{s.slot.Current, s.slot.Previous, s.slot.Successor} {
-			if k != nil && !k.usable() {
+			if k != nil && !k.Usable() {
 				warnings = append(warnings, fmt.Sprintf("%q verifies nothing: no %s key, nor any other known here", s.name+"."+slotMembers[i], k.Algorithm))
 			}
 		}

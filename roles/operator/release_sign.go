@@ -3,7 +3,6 @@ package operator
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"os"
@@ -86,10 +85,11 @@ func (s *signer) knownKeys(c *cli.Context) (trustPath string, err error) {
 	case public != "" && (trustPath != "" || s.key != nil):
 		return "", usage("", "--public-key is for a --sign-cmd without --trust-file")
 	case public != "":
-		if raw, err := base64.StdEncoding.DecodeString(public); err != nil || len(raw) != keySize[s.algorithm] {
+		key := pki.PublicKey{Algorithm: s.algorithm, Public: public}
+		if !key.Usable() {
 			return "", usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key", s.algorithm)
 		}
-		s.slot = &pki.KeySlot{Current: &pki.PublicKey{Algorithm: s.algorithm, Public: public}}
+		s.slot = &pki.KeySlot{Current: &key}
 	case trustPath != "" || s.slot != nil || c.Bool("dry-run"):
 	default:
 		trustPath = filepath.Join(c.String("build-flake"), trustName)
@@ -108,9 +108,6 @@ func (s *signer) knownKeys(c *cli.Context) (trustPath string, err error) {
 
 // trustName is the trust file at the top of a fleet's repository.
 const trustName = "trust.json"
-
-// keySize is the length of a public key in bytes, P-256's without the point's prefix.
-var keySize = map[string]int{pki.AlgorithmEd25519: 32, pki.AlgorithmP256: 64}
 
 // learn takes the keys that hosts will believe from the first system that brings
 // them, when nobody said which they are.

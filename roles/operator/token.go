@@ -205,8 +205,8 @@ func checkFingerprint(s string) (string, error) {
 		return "", hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other bytes than the token names", s),
 			"pass the public key instead: --host-pubkey FILE")
 	}
-	raw, err := base64.StdEncoding.Strict().DecodeString(s)
-	if err != nil || len(raw) != sha256.Size || strings.ContainsAny(s, "\r\n") { // the decoder skips them
+	raw, err := pki.DecodeBase64(s)
+	if err != nil || len(raw) != sha256.Size {
 		return "", hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
 	}
 	return s, nil

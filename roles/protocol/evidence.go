@@ -282,9 +282,8 @@ func verify(payload []byte, signature, hostKey string) Verdict {
 	if err != nil {
 		return VerdictMalformed
 	}
-	// The decoder skips line breaks, which the contract's base64 has none of.
-	sig, err := base64.StdEncoding.Strict().DecodeString(signature)
-	if err != nil || len(sig) != ed25519.SignatureSize || strings.ContainsAny(signature, "\r\n") {
+	sig, err := pki.DecodeBase64(signature)
+	if err != nil || len(sig) != ed25519.SignatureSize {
 		return VerdictMalformed
 	}
 	public := pki.PublicKey{Algorithm: pki.AlgorithmEd25519, Public: base64.StdEncoding.EncodeToString(key)}
