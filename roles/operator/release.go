@@ -25,8 +25,9 @@ func releaseCommand() *cli.Command {
 			"Exit 0: released, or nothing had changed; 1: configuration, evaluation or build; 2: a hook failed (or\n" +
 			"usage); 3: what was signed does not verify.\n\n" +
 			"A hook runs as `sh -c`. The push hook, once for each host, has NIXFLEET_HOST, NIXFLEET_PATH and\n" +
-			"NIXFLEET_CLOSURE_HASH. The sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and\n" +
-			"writes the 64 raw bytes of the signature to NIXFLEET_OUTPUT.\n\n" +
+			"NIXFLEET_CLOSURE_HASH; one host follows the other unless --push-jobs says that the hook bears company. The\n" +
+			"sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and writes the 64 raw bytes of\n" +
+			"the signature to NIXFLEET_OUTPUT.\n\n" +
 			"Nothing is published that does not verify. The keys to verify with are those of --trust-file, else\n" +
 			"--public-key, else trust.json beside the fleet's flake. With a sign hook and none of them, release refuses to\n" +
 			"begin; nixfleet-release, the name that v1 scripts use, then takes the trust.json that the built systems bring,\n" +
@@ -70,6 +71,7 @@ func releaseCommand() *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "evaluate and build, then say what would change; push, sign and write nothing"},
 			&cli.DurationFlag{Name: "confirm-window", Value: 6 * time.Minute, Usage: "`TIME` a host has to confirm"},
 			&cli.DurationFlag{Name: "lease", Value: 5 * time.Minute, Usage: "`TIME` within which a host must begin what it was told"},
+			&cli.IntFlag{Name: "push-jobs", Value: 1, Usage: "run the push hook for `N` hosts at the same time"},
 			&cli.IntFlag{Name: "jobs", Value: 2, Usage: "build `N` hosts at the same time"},
 			&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},
 			jsonFlag(),
@@ -171,8 +173,8 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 		return nil, usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
 	case c.Duration("lease") < time.Second:
 		return nil, usage("", "--lease must be at least a second")
-	case c.Int("jobs") < 1:
-		return nil, usage("", "--jobs must be at least 1")
+	case c.Int("jobs") < 1 || c.Int("push-jobs") < 1:
+		return nil, usage("", "--jobs and --push-jobs must be at least 1")
 	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
 		return nil, usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
 	case c.Bool("resign") && c.Bool("reuse-unchanged-signature"):

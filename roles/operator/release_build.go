@@ -416,36 +416,6 @@ func (r *releaser) check(d *draft) error {
 	return nil
 }
 
-// push hands every closure to the cache before anything names it.
-func (r *releaser) push(ctx context.Context, d *draft) error {
-	names := sortedKeys(d.closures)
-	if hook := r.c.String("push-cmd"); hook != "" {
-		out := newLineWriter(r.c, "push: ")
-		for i, name := range names {
-			r.say("pushing %s (%d of %d)", name, i+1, len(names))
-			path := d.closures[name]
-			base := filepath.Base(path)
-			if base == path {
-				path = "/nix/store/" + base
-			}
-			if err := runHook(ctx, hook, out, "NIXFLEET_HOST="+name, "NIXFLEET_PATH="+path, "NIXFLEET_CLOSURE_HASH="+base); err != nil {
-				return coded(2, fmt.Errorf("push %s: %w", name, err))
-			}
-		}
-	}
-	if store := r.c.String("copy-to"); store != "" && len(names) > 0 {
-		r.say("copying %d closures to %s", len(names), store)
-		paths := slices.Compact(slices.Sorted(maps.Values(d.closures)))
-		err := inTheClear(r.c.String("cache-key"), r.c.String("identity"), func(key string) error {
-			return r.nix().Copy(ctx, paths, store, key)
-		})
-		if err != nil {
-			return fmt.Errorf("copy to %s: %w", store, err)
-		}
-	}
-	return nil
-}
-
 // trustOfHosts refuses a release that brings a host a trust.json which cannot
 // verify this very release: after the switch the host would believe nobody.
 func (r *releaser) trustOfHosts(d *draft, body, sig []byte) error {
