@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -15,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/operator"
 )
 
 // sources walks the Go files of the module.
@@ -236,6 +240,44 @@ func TestEveryCommandHasAnExampleInItsHelp(t *testing.T) {
 			t.Errorf("%s --help shows no example", path)
 		}
 	})
+}
+
+// TestCompletionNamesEverything: the scripts of all shells ask the executable.
+func TestCompletionNamesEverything(t *testing.T) {
+	defer func(args []string) { os.Args = args }(os.Args)
+	suggested := func(words ...string) []string {
+		var out bytes.Buffer
+		app := application()
+		app.Writer, app.ErrWriter = &out, io.Discard
+		os.Args = append(words, "--generate-bash-completion") // where the library looks for the last word
+		if code := operator.Run(t.Context(), app, os.Args); code != 0 {
+			t.Errorf("%s ends with %d", words, code)
+		}
+		return strings.Fields(out.String())
+	}
+	check := func(path string, got []string, want string) {
+		if !slices.Contains(got, want) {
+			t.Errorf("%s is completed to %v, without %s", path, got, want)
+		}
+	}
+	visible := map[string][]string{}
+	walk(application().Commands, "nixfleet", func(path string, c *cli.Command) {
+		parent := strings.TrimSuffix(path, " "+c.Name)
+		visible[parent] = append(visible[parent], c.Name)
+		flags := suggested(append(strings.Fields(path), "--")...)
+		for _, f := range c.VisibleFlags() {
+			check(path+" --", flags, "--"+f.Names()[0])
+		}
+		if got := suggested(append(strings.Fields(path), "--", "")...); len(got) > 0 {
+			t.Errorf("%s -- is followed by %v", path, got)
+		}
+	})
+	for parent, names := range visible {
+		commands := suggested(strings.Fields(parent)...)
+		for _, name := range names {
+			check(parent, commands, name)
+		}
+	}
 }
 
 func TestEveryFlagHasAVariable(t *testing.T) {

@@ -1,7 +1,9 @@
 package operator
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 )
@@ -10,23 +12,76 @@ import (
 // instead of being run.
 const completeWord = "--generate-bash-completion"
 
-// completionScript asks the executable itself, so that it never says what another
+// completionScripts ask the executable itself, so that they never say what another
 // version knows. Where nixfleet has nothing to say, files are offered.
-const completionScript = `_nixfleet() {
+var completionScripts = map[string]string{
+	"bash": `_nixfleet() {
   local cur=${COMP_WORDS[COMP_CWORD]}
   local words=("${COMP_WORDS[@]:0:COMP_CWORD}")
   [[ $cur == -* ]] && words+=("$cur")
   COMPREPLY=($(compgen -W "$("${words[@]}" ` + completeWord + ` 2>/dev/null)" -- "$cur"))
 }
 complete -o bashdefault -o default -F _nixfleet nixfleet
-`
+`,
+	"zsh": `#compdef nixfleet
+_nixfleet() {
+  local cur=${words[CURRENT]}
+  local -a asked found
+  asked=("${(@)words[1,CURRENT-1]}")
+  [[ $cur == -* ]] && asked+=("$cur")
+  found=(${(f)"$("${asked[@]}" ` + completeWord + ` 2>/dev/null)"})
+  if (( $#found )); then
+    compadd -- "${found[@]}"
+  else
+    _files
+  fi
+}
+# As a file of fpath it is called at once.
+if [[ $funcstack[1] == _nixfleet ]]; then
+  _nixfleet "$@"
+else
+  compdef _nixfleet nixfleet
+fi
+`,
+	"fish": `function __nixfleet_complete
+  set -l asked (commandline -opc)
+  set -l cur (commandline -ct)
+  string match -q -- '-*' $cur; and set -a asked $cur
+  command $asked ` + completeWord + ` 2>/dev/null
+end
+complete -c nixfleet -a '(__nixfleet_complete)'
+`,
+}
+
+// completable is a command line that can be handed to the library. Where "--" stands
+// in one that asks for completions the library would run it: a person who presses
+// the tab key behind "nixfleet agent undo --" must not undo anything. As the last
+// word it is the beginning of a flag; behind an earlier one there are no completions.
+func completable(args []string) (rest []string, ok bool) {
+	last := len(args) - 1
+	if args[last] != completeWord {
+		return args, true
+	}
+	at := slices.Index(args, "--")
+	if at == last-1 {
+		return append(slices.Clone(args[:at]), completeWord), true
+	}
+	return args, at < 0
+}
 
 func completionCommand() *cli.Command {
 	return &cli.Command{
-		Name: "completion", Usage: "print what bash needs to complete commands and flags",
-		Description: "Example:\n   source <(nixfleet completion)\n   nixfleet completion > /usr/share/bash-completion/completions/nixfleet",
+		Name: "completion", Usage: "print what a shell needs to complete commands and flags", ArgsUsage: "[bash|zsh|fish]",
+		Description: "Example:\n   source <(nixfleet completion)\n   nixfleet completion bash > /usr/share/bash-completion/completions/nixfleet\n" +
+			"   nixfleet completion zsh > ~/.zsh/functions/_nixfleet    # a directory of fpath, before compinit\n" +
+			"   nixfleet completion fish > ~/.config/fish/completions/nixfleet.fish",
 		Action: func(c *cli.Context) error {
-			_, err := fmt.Fprint(c.App.Writer, completionScript)
+			shell := cmp.Or(c.Args().First(), "bash")
+			script, ok := completionScripts[shell]
+			if !ok || c.NArg() > 1 {
+				return usage("nixfleet completion --help", "there is a script for bash, zsh and fish, not for %q", shell)
+			}
+			_, err := fmt.Fprint(c.App.Writer, script)
 			return err
 		},
 	}

@@ -181,6 +181,10 @@ func Run(ctx context.Context, app *cli.App, args []string) int {
 	if app.ErrWriter != nil {
 		stderr = app.ErrWriter
 	}
+	args, possible := completable(args)
+	if !possible {
+		return 0
+	}
 	return report(stderr, app.RunContext(ctx, arrange(app, args)))
 }
 
