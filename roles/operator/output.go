@@ -28,7 +28,7 @@ func printDoc(c *cli.Context, v any) error {
 
 // printText prints a document as it came, indented.
 func printText(c *cli.Context, text jsontext.Value) error {
-	if err := text.Indent(jsontext.WithIndent("  ")); err != nil {
+	if err := text.Indent(jsontext.WithIndent("  "), jsontext.AllowDuplicateNames(true)); err != nil {
 		return fmt.Errorf("indent answer: %w", err)
 	}
 	_, err := fmt.Fprintf(c.App.Writer, "%s\n", text)

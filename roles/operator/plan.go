@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
@@ -27,6 +28,8 @@ func planCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			var body jsontext.Value
+			client = client.Keeping(&body)
 			ask := func() (*protocol.Plan, error) { return client.Plan(c.Context) }
 			if dir := c.String("release"); dir != "" {
 				docs, err := fleet.Documents(os.DirFS(dir))
@@ -42,7 +45,7 @@ func planCommand() *cli.Command {
 				return explained(err, "ask for the plan")
 			}
 			if c.Bool("json") {
-				return printDoc(c, plan)
+				return printText(c, body)
 			}
 			return printPlan(c, plan)
 		},

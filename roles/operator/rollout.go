@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/urfave/cli/v2"
 
@@ -92,6 +93,8 @@ func rolloutList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	var body jsontext.Value
+	client = client.Keeping(&body)
 	ask := client.Rollouts
 	if c.Bool("all") {
 		ask = client.AllRollouts
@@ -101,7 +104,7 @@ func rolloutList(c *cli.Context) error {
 		return explained(err, "ask for the rollouts")
 	}
 	if c.Bool("json") {
-		return printDoc(c, answer)
+		return printText(c, body)
 	}
 	rows := [][]string{{"ROLLOUT", "CHANNEL", "STATE", "WAVE", "HOSTS", "CREATED"}}
 	for i := range answer.Rollouts {
@@ -161,19 +164,21 @@ func rolloutShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	id, open, err := findRollout(c, client)
+	var list, lifecycle jsontext.Value
+	id, open, err := findRollout(c, client.Keeping(&list))
 	if err != nil {
 		return err
 	}
-	life, err := client.Lifecycle(c.Context, id)
+	life, err := client.Keeping(&lifecycle).Lifecycle(c.Context, id)
 	if err != nil {
 		return explained(err, "ask for rollout "+short(id))
 	}
 	if c.Bool("json") {
-		return printDoc(c, struct {
-			Rollout   *protocol.RolloutSummary `json:"rollout"`
-			Lifecycle *protocol.Lifecycle      `json:"lifecycle"`
-		}{open, life})
+		summary, err := summaryOf(list, id)
+		if err != nil {
+			return fmt.Errorf("rollout %s: %w", short(id), err)
+		}
+		return printText(c, fmt.Appendf(nil, `{"rollout":%s,"lifecycle":%s}`, summary, lifecycle))
 	}
 	w := c.App.Writer
 	fmt.Fprintf(w, "rollout   %s\n", plain(life.RolloutID))
@@ -196,6 +201,28 @@ func rolloutShow(c *cli.Context) error {
 	}
 	fmt.Fprintln(w)
 	return printTable(w, rows)
+}
+
+// summaryOf is what a list of rollouts says of one of them, null when nothing.
+func summaryOf(list jsontext.Value, id string) (jsontext.Value, error) {
+	var all struct {
+		Rollouts []jsontext.Value `json:"rollouts"`
+	}
+	if err := json.Unmarshal(list, &all, jsontext.AllowDuplicateNames(true)); err != nil {
+		return nil, err
+	}
+	for _, summary := range all.Rollouts {
+		var r struct {
+			ID string `json:"rolloutId"`
+		}
+		if err := json.Unmarshal(summary, &r, jsontext.AllowDuplicateNames(true)); err != nil {
+			return nil, err
+		}
+		if r.ID == id {
+			return summary, nil
+		}
+	}
+	return jsontext.Value("null"), nil
 }
 
 func rolloutTrace(c *cli.Context) error {
@@ -273,12 +300,13 @@ func hostExplain(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	x, err := client.Explain(c.Context, name)
+	var body jsontext.Value
+	x, err := client.Keeping(&body).Explain(c.Context, name)
 	if err != nil {
 		return explained(err, "explain "+name)
 	}
 	if c.Bool("json") {
-		return printDoc(c, x)
+		return printText(c, body)
 	}
 	w := c.App.Writer
 	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", plain(x.Hostname), plain(x.Channel), or(x.Current), or(x.Declared), or(x.State))

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"nixfleet/pki"
 )
 
@@ -61,6 +63,7 @@ type Client struct {
 	transport *http.Transport
 	timeout   time.Duration
 	agent     string
+	kept      *jsontext.Value // where decoded answers are kept as they came; may be nil
 }
 
 // CheckURL says what is wrong with the URL of a control plane.
@@ -129,6 +132,15 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 // CloseIdle drops idle connections, so that the next request presents the
 // certificate of that time.
 func (c *Client) CloseIdle() { c.transport.CloseIdleConnections() }
+
+// Keeping is the same client, which puts the body of each answer that it has decoded
+// into body, as it came: what a newer control plane says of itself is in there too.
+// It is for one caller at a time.
+func (c *Client) Keeping(body *jsontext.Value) *Client {
+	keeping := *c
+	keeping.kept = body
+	return &keeping
+}
 
 // request is one call of the API.
 type request struct {
@@ -214,7 +226,11 @@ func ask[T any](ctx context.Context, c *Client, r request) (*T, error) {
 	if err != nil {
 		return nil, err
 	}
-	return answerOf[T](r, answer)
+	out, err := answerOf[T](r, answer)
+	if err == nil && c.kept != nil {
+		*c.kept = answer
+	}
+	return out, err
 }
 
 func answerOf[T any](r request, answer []byte) (*T, error) {
