@@ -136,13 +136,13 @@ func flags() []cli.Flag {
 	}
 }
 
-// maxSecs is the longest time that the wire can say, 136 years.
-const maxSecs = math.MaxUint32 * time.Second
+// longestTime is the longest time that the wire can say, 136 years.
+const longestTime = math.MaxUint32 * time.Second
 
-// secondsOf is a number of seconds; what is longer than maxSecs stays so, where a
+// secondsOf is a number of seconds; what is longer than longestTime stays so, where a
 // Duration by itself would wrap around.
 func secondsOf(c *cli.Context, name string) time.Duration {
-	const most = int64(maxSecs/time.Second) + 1
+	const most = int64(longestTime/time.Second) + 1
 	return time.Duration(max(-most, min(int64(c.Int(name)), most))) * time.Second
 }
 

@@ -38,8 +38,8 @@ func tickCommand() *cli.Command {
 func tick(c *cli.Context, now time.Time) error {
 	input := func(err error) error { return &exitError{err, 2, "nixfleet cp tick --help"} }
 	window := secondsOf(c, "freshness-window-secs")
-	if window > maxSecs {
-		return input(fmt.Errorf("--freshness-window-secs must be at most %d", maxSecs/time.Second))
+	if window > longestTime {
+		return input(fmt.Errorf("--freshness-window-secs must be at most %d", longestTime/time.Second))
 	}
 	trust, warnings, err := pki.LoadTrust(c.String("trust-file"))
 	if err != nil {
