@@ -32,7 +32,7 @@ func (e *localError) Error() string { return e.reason }
 // bring gets the closure into the store, protected from collection, and looks
 // whether it can be activated at all.
 func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
-	if err := a.preflight(ctx); err != nil {
+	if err := a.preflight(ctx, w); err != nil {
 		return err
 	}
 	limited, cancel := context.WithTimeout(ctx, fetchLimit)
@@ -60,7 +60,7 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 		return errors.New("the closure has no agent of its own, so that nobody could prove it")
 	}
 	if c.TrustJSON != nil {
-		if err := w.trustAdmits(c.TrustJSON, a.now()); err != nil {
+		if err := w.trustAdmits(c.TrustJSON); err != nil {
 			return err
 		}
 	} else if own, err := filepath.EvalSymlinks(a.cfg.TrustFile); err != nil {
@@ -81,11 +81,16 @@ func tail(s string) string {
 }
 
 // preflight looks for what would make the activation fail half-way.
-func (a *agent) preflight(ctx context.Context) error {
-	// What a host confirms and attests carries its own clock's time.
-	if now := a.cfg.Clock(); a.floor.Sub(now) > pki.ClockSlack {
+func (a *agent) preflight(ctx context.Context, w *wanted) error {
+	// What a host confirms and attests carries its own clock's time, which may have
+	// been set since the release was verified.
+	past := a.floor
+	if signed := w.signedAt.Add(-pki.ClockSlack); signed.After(past) {
+		past = signed
+	}
+	if now := a.cfg.Clock(); past.Sub(now) > pki.ClockSlack {
 		return &localError{
-			fmt.Sprintf("preflight: clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(a.floor)), protocol.EventRealiseFailed,
+			fmt.Sprintf("preflight: clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past)), protocol.EventRealiseFailed,
 		}
 	}
 	space, err := a.host.Space(ctx)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,6 +170,43 @@ func TestClockBehindWhatIsKnown_A22(t *testing.T) {
 			t.Errorf("with the clock right again: %v", m.where())
 		}
 	})
+}
+
+// A clock that is set back after the release was verified is this host's trouble,
+// whenever that is, and never the release's.
+func TestClockThatIsSetBackBlamesNoRelease_A22(t *testing.T) {
+	for name, after := range map[string]time.Duration{"as the download begins": 0, "as it ends": 59 * time.Second, "after it": 61 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				m := newMachine(t, p, map[string]nixops.SimClosure{before: {}, target: {}, another: {FetchTime: time.Minute}})
+				var back atomic.Int64 // nanoseconds
+				m.adjust = func(c *Config) { c.Clock = func() time.Time { return time.Now().Add(-time.Duration(back.Load())) } }
+				stop := m.start(m.sim)
+				time.Sleep(30 * time.Minute)
+				stop()
+				// What this agent knows to have passed is older than its start.
+				stop = m.start(m.sim)
+				time.Sleep(30 * time.Minute)
+				p.release(another, time.Now())
+				for rooted := false; !rooted; { // as the download begins
+					time.Sleep(time.Second)
+					roots, err := m.sim.Roots(context.Background())
+					m.must(err)
+					_, rooted = roots[another]
+				}
+				time.Sleep(after)
+				back.Store(int64(20 * time.Minute))
+				time.Sleep(40 * time.Minute)
+				back.Store(0)
+				time.Sleep(40 * time.Minute)
+				stop()
+				if m.where() != all(another) || p.reported(protocol.EventClosureQuarantined) || p.reported(protocol.EventActivationFailed) {
+					t.Errorf("at %v, %v", m.where(), p.reports)
+				}
+			})
+		})
+	}
 }
 
 // A board without a clock of its own starts in the past, where the control plane's

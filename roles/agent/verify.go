@@ -433,13 +433,14 @@ func (v *verifier) verifyManifest(body, sig []byte) (*fleet.Manifest, fleet.Arti
 }
 
 // trustAdmits wants the target's own trust file to verify the release that
-// brings it: no release may lock the fleet out.
-func (w *wanted) trustAdmits(trustJSON []byte, now time.Time) error {
+// brings it: no release may lock the fleet out. It is asked as of the time of signing:
+// a clock that was set since the release was verified is not the release's fault.
+func (w *wanted) trustAdmits(trustJSON []byte) error {
 	trust, _, err := pki.ParseTrust(trustJSON)
 	if err != nil {
 		return fmt.Errorf("the target's trust file: %w", err)
 	}
-	if _, err := pki.VerifyArtifact(&trust.CIReleaseKey, w.document, w.signature, now, anyAge, func(doc []byte) (pki.Metadata, error) {
+	if _, err := pki.VerifyArtifact(&trust.CIReleaseKey, w.document, w.signature, w.signedAt, anyAge, func(doc []byte) (pki.Metadata, error) {
 		if head, err := fleet.ParseHead(doc); err == nil {
 			return head.Metadata(), nil
 		}
