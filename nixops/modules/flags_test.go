@@ -74,7 +74,7 @@ var (
 			"tpm-ca-pubkey-raw": by("tpmCaPubkeyRaw"), "tpm-ca-sign-wrapper": by("tpmCaSignWrapper"), "agent-cn-suffix": by("agentCnSuffix"),
 			"agent-cert-validity-secs": by("agentCertValiditySecs"), "closure-upstream": by("closureUpstream"), "strict": by("strict"), "single-ca": by("singleCa"),
 			"legacy-hosts": by("legacyHosts"), "read-all-agents": by("readAllAgents"), "max-held": by("maxHeld"), "max-anonymous": by("maxAnonymous"),
-			"max-handshakes": by("maxHandshakes"), "log-level": by("logLevel"), "log-format": by("logFormat"),
+			"max-handshakes": by("maxHandshakes"), "max-rate": by("maxRate"), "max-source-rate": by("maxSourceRate"), "log-level": by("logLevel"), "log-format": by("logFormat"),
 		},
 		apart: map[string]string{
 			"check-config": "ends instead of serving",

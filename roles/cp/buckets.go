@@ -19,7 +19,7 @@ const (
 	// fewBuckets are kept without a look at which of them are in use.
 	fewBuckets = 1024
 	// hostBurst and sourceBurst are how many seconds' worth of requests may come at once.
-	hostBurst, sourceBurst = 60, 10
+	hostBurst, sourceBurst = 60, 5
 )
 
 // buckets are token buckets by key. One that is full again is as good as none and

@@ -70,7 +70,7 @@ type Config struct {
 	MaxAnonymous      int
 	MaxHandshakes     int
 	MaxRate           int // requests a second of one host, a minute's worth at once
-	MaxSourceRate     int // requests a second with a token only from one address, ten seconds' worth at once
+	MaxSourceRate     int // requests a second with a token only from one address, five seconds' worth at once
 	Version           string
 	// Jitter is a random time below its argument; the default is fair.
 	Jitter func(time.Duration) time.Duration
@@ -119,7 +119,7 @@ func (c *Config) complete() error {
 	if c.Jitter == nil {
 		c.Jitter = rand.N[time.Duration]
 	}
-	for n, def := range map[*int]int{&c.MaxHeld: 100000, &c.MaxAnonymous: 256, &c.MaxHandshakes: 256, &c.MaxRate: 20, &c.MaxSourceRate: 20} {
+	for n, def := range map[*int]int{&c.MaxHeld: 100000, &c.MaxAnonymous: 256, &c.MaxHandshakes: 256, &c.MaxRate: 20, &c.MaxSourceRate: 50} {
 		if *n == 0 {
 			*n = def
 		}

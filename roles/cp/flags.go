@@ -129,7 +129,7 @@ func flags() []cli.Flag {
 		numberFlag("max-anonymous", 256, "connections without a certificate at once"),
 		numberFlag("max-handshakes", 256, "TLS handshakes at once"),
 		numberFlag("max-rate", 20, "requests a second of one host in the long run; a minute's worth may come at once"),
-		numberFlag("max-source-rate", 20, "requests a second without a certificate from one address or IPv6 /64; ten seconds' worth may come at once"),
+		numberFlag("max-source-rate", 50, "requests a second without a certificate from one address or IPv6 /64; five seconds' worth may come at once"),
 		textFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		textFlag("log-format", "json", "`FORMAT` of the log on stdout: json or pretty"),
 		boolFlag("check-config", "check the configuration and exit; nothing is written or listened on"),

@@ -86,6 +86,8 @@ let
     max-held = cfg.maxHeld;
     max-anonymous = cfg.maxAnonymous;
     max-handshakes = cfg.maxHandshakes;
+    max-rate = cfg.maxRate;
+    max-source-rate = cfg.maxSourceRate;
     log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
     log-format = if cfg.logFormat == "json" then null else cfg.logFormat;
   }
@@ -267,6 +269,8 @@ in
     maxHeld = count "Check-ins held open at once; the rest are answered as plain polls. 100000 when unset.";
     maxAnonymous = count "Connections without a client certificate at once; 256 when unset.";
     maxHandshakes = count "TLS handshakes at once; 256 when unset.";
+    maxRate = count "Requests a second of one host in the long run, a minute's worth at once; 20 when unset.";
+    maxSourceRate = count "Requests a second without a certificate from one address, five seconds' worth at once; 50 when unset. Raise it where thousands of hosts enrol from behind one address.";
     logLevel = mkOption {
       type = types.enum [
         "debug"

@@ -23,6 +23,8 @@
     maxHeld = 2000;
     maxAnonymous = 64;
     maxHandshakes = 32;
+    maxRate = 50;
+    maxSourceRate = 200;
     logLevel = "warn";
     logFormat = "pretty";
     tls.cert = "/run/secrets/server.cert.pem";
