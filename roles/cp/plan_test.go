@@ -156,3 +156,26 @@ func TestEventsOfOneRollout(t *testing.T) {
 		t.Errorf("%+v %v", life, err)
 	}
 }
+
+// Without a release the plan is of what is in force: what is still to come of it.
+func TestPlanOfTheReleaseInForce(t *testing.T) {
+	e := newEstate(t, "a", "b", "c")
+	p := e.serve()
+	for _, host := range []string{"a", "b"} {
+		p.checkin(p.agent(host), e.state(host, closureOf(host, 7)), 0)
+	}
+	plan, err := p.operator().Plan(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var moves []string
+	for _, m := range plan.Moves {
+		moves = append(moves, m.Host)
+	}
+	if !slices.Equal(moves, []string{"a", "b"}) || len(plan.Blocked) != 1 || plan.Blocked[0].Host != "c" {
+		t.Errorf("moves %v, blocked %+v", moves, plan.Blocked)
+	}
+	if len(plan.Channels) != 1 || plan.Channels[0].RolloutID != e.rolloutID() || !plan.Channels[0].Renewed {
+		t.Errorf("channels %+v", plan.Channels)
+	}
+}

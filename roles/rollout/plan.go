@@ -240,7 +240,7 @@ func (p *planner) conclude(before *World) {
 // Clone copies a World with what it has heard.
 func (w *World) Clone(now time.Time) *World {
 	c := New(w.State(), w.limits, now)
-	c.started, c.grace, c.born, c.unheard = w.started, w.grace, w.born, w.unheard
+	c.rel, c.started, c.grace, c.born, c.unheard = w.rel, w.started, w.grace, w.born, w.unheard
 	if !w.unheard.IsZero() {
 		c.schedule(&c.clock, w.unheard)
 	}

@@ -127,3 +127,16 @@ func TestPlanKnowsWhoIsUnderWay(t *testing.T) {
 		}
 	}
 }
+
+// Without a release a plan is of the one in force, also when a copy is asked: the control plane plans with one.
+func TestPlanOfACopy(t *testing.T) {
+	b := start(t, three(time.Minute))
+	b.checkin("a")
+	v, of := b.w.Plan(nil, PlanOptions{}, b.now), b.w.Clone(b.now).Plan(nil, PlanOptions{}, b.now)
+	if len(v.Moves) == 0 || len(v.Channels) != 1 || !v.Channels[0].Renewed {
+		t.Fatalf("%+v", v)
+	}
+	if !reflect.DeepEqual(v, of) {
+		t.Errorf("a copy plans\n%+v\nthe world\n%+v", of, v)
+	}
+}
