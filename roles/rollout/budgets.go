@@ -11,14 +11,15 @@ import (
 
 // budget is one disruption budget, counted across all rollouts that name its selector.
 type budget struct {
-	key     string // canonical selector
-	label   string // for people
-	members int
-	limit   int
-	used    int // hosts that hold a slot
-	unheard int // members that have not reported since an empty start
-	planned int // slots given away by the look-ahead that is running
-	queue   []*host
+	key      string // canonical selector
+	label    string // for people
+	members  int
+	limit    int
+	used     int // hosts that hold a slot
+	unheard  int // members that have not reported since an empty start
+	planned  int // slots given away by the look-ahead that is running
+	promised int // slots for which the running call has woken hosts of the queue
+	queue    []*host
 }
 
 // budgetLimit is maxInFlight or the percentage of members (rounded down, at least 1), whichever is smaller;
@@ -151,9 +152,10 @@ func (w *World) release(h *host, now time.Time) {
 	}
 }
 
-// wakeQueue wakes as many waiting hosts as the budget has room for.
+// wakeQueue wakes as many waiting hosts as the budget has room for. Those that the same call has woken before count:
+// else a thousand slots that come back one by one would wake half a million hosts for them.
 func (w *World) wakeQueue(b *budget, now time.Time) {
-	for room := b.limit - b.inFlight(w, now); room > 0 && len(b.queue) > 0; {
+	for room := b.limit - b.inFlight(w, now) - b.promised; room > 0 && len(b.queue) > 0; {
 		h := b.queue[0]
 		b.queue[0] = nil
 		b.queue = b.queue[1:]
@@ -161,9 +163,18 @@ func (w *World) wakeQueue(b *budget, now time.Time) {
 			continue
 		}
 		h.waitsFor = nil
-		if h.state() == Queued && h.lease == nil && !w.offline(h, now) {
+		if h.run == nil || h.state() != Queued {
+			continue
+		}
+		switch p := w.quietBlocked(offer, h, now); {
+		case p == nil:
 			w.wake(h)
+			if b.promised++; b.promised == 1 {
+				w.pending.promised = append(w.pending.promised, b)
+			}
 			room--
+		case p.Code == CodeBudget || p.Code == CodeBudgetUnheard:
+			w.queueUp(h, now) // at another one
 		}
 	}
 }
@@ -185,10 +196,13 @@ func (b *budget) inFlight(w *World, now time.Time) int {
 	return n
 }
 
+// holds: the host holds a slot of the budget.
+func (h *host) holds(b *budget) bool { return !h.slotUntil.IsZero() && slices.Contains(h.slots, b) }
+
 // full reports whether one more host may not start. A host that holds its slot already does not count twice.
 func (b *budget) full(w *World, h *host, now time.Time) bool {
 	n := b.inFlight(w, now) + b.planned
-	if !h.slotUntil.IsZero() && slices.Contains(h.slots, b) {
+	if h.holds(b) {
 		n--
 	}
 	if !h.reported && now.Before(w.unheard) {

@@ -13,8 +13,9 @@ type changes struct {
 	leases      []*lease
 	quarantines []*quarantine
 	events      []Event
-	moved       []*run // rollouts that may be ready for their next step
-	wake        map[string]struct{}
+	moved       []*run    // rollouts that may be ready for their next step
+	wake        []*host   // those that are still woken
+	promised    []*budget // whose slots are promised to them
 }
 
 func (w *World) saveRun(r *run) {
@@ -49,13 +50,23 @@ func (w *World) log(e Event) { w.pending.events = append(w.pending.events, e) }
 
 // wake notes that a held request of this host may now have another answer.
 func (w *World) wake(h *host) {
-	if !h.reported {
-		return
+	if h.reported && !h.woken {
+		h.woken = true
+		w.pending.wake = append(w.pending.wake, h)
 	}
-	if w.pending.wake == nil {
-		w.pending.wake = map[string]struct{}{}
+}
+
+// woken takes the hosts to wake, in the order in which that was noted, and forgets what was promised to them.
+func (w *World) woken(take func(*host)) {
+	for _, h := range w.pending.wake {
+		if h.woken { // it may have been answered meanwhile
+			h.woken = false
+			take(h)
+		}
 	}
-	w.pending.wake[h.name] = struct{}{}
+	for _, b := range w.pending.promised {
+		b.promised = 0
+	}
 }
 
 // move notes that a rollout may be ready for its next step; flush takes it.
@@ -105,9 +116,7 @@ func (w *World) finish() Change {
 		c.Quarantines = append(c.Quarantines, q.Quarantine)
 	}
 	c.Events = p.events
-	for name := range p.wake {
-		c.Wake = append(c.Wake, name)
-	}
+	w.woken(func(h *host) { c.Wake = append(c.Wake, h.name) })
 	slices.SortFunc(c.Rollouts, func(a, b Rollout) int {
 		return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Intent, b.Intent))
 	})

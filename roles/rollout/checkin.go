@@ -22,7 +22,7 @@ func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision
 	d := w.answer(h, now)
 	w.flush(now)
 	w.arm(h, now)
-	delete(w.pending.wake, h.name) // it is being answered
+	h.woken = false // it is being answered
 	return d, w.finish()
 }
 

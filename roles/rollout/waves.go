@@ -149,7 +149,9 @@ func (w *World) wakeOfferable(r *run, now time.Time) {
 			case p == nil:
 				w.wake(h)
 				for _, b := range h.budgets {
-					b.planned++
+					if !h.holds(b) {
+						b.planned++
+					}
 				}
 			case p.Code == CodeBudget:
 				w.queueUp(h, now)

@@ -126,6 +126,8 @@ type host struct {
 	attested    time.Time // verified confirm time of this intent; zero: none
 	knowsLease  bool
 	rebootDue   bool
+
+	woken bool // is in World.pending.wake
 }
 
 type hostEdge struct {
