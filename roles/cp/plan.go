@@ -62,7 +62,7 @@ func (s *server) answerPlan(w http.ResponseWriter, rel *fleet.Release) {
 		now = at
 		return w.Clone(at)
 	})
-	writeJSON(w, http.StatusOK, planOf(world.Plan(rel, rollout.PlanOptions{}, now)))
+	writeJSON(w, http.StatusOK, planOf(world.Spend(rel, rollout.PlanOptions{}, now)))
 }
 
 // readDocuments reads a tar archive of regular files.

@@ -26,7 +26,11 @@ func sortedChannels(r *fleet.Release) []string {
 // older releases from then on, and waits in Planning until the channels before it let it start. Leases of
 // superseded rollouts keep their slots until they end.
 func (w *World) Accept(rel *fleet.Release, now time.Time) Change {
-	now = at(now)
+	w.accept(rel, at(now))
+	return w.finish()
+}
+
+func (w *World) accept(rel *fleet.Release, now time.Time) {
 	w.rel = rel
 	w.bindHosts(rel)
 	names := map[string]struct{}{}
@@ -69,13 +73,18 @@ func (w *World) Accept(rel *fleet.Release, now time.Time) Change {
 			w.wakeOfferable(r, now)
 		}
 	}
-	return w.finish()
 }
 
 // bindHosts notes who is declared, and forgets what the last release said.
 func (w *World) bindHosts(rel *fleet.Release) {
 	for _, h := range w.hosts {
 		h.declared, h.channel, h.pinned, h.reboots, h.after, h.before = false, nil, "", "", nil, nil
+	}
+	// In the order in which they are asked and settled, so that they lie like that in memory.
+	for _, name := range sortedChannels(rel) {
+		for _, e := range rel.Channels[name].Manifest.HostSet {
+			w.host(e.Hostname)
+		}
 	}
 	for name, declared := range rel.Fleet.Hosts {
 		h := w.host(name)

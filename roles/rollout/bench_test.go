@@ -3,16 +3,20 @@ package rollout
 import (
 	"fmt"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 )
 
-// large is a fleet of n hosts in four waves with one budget, all on their target when converged is set.
-func large(n int) spec {
-	s := spec{channels: []channelSpec{{name: "s"}}, budgets: []budgetSpec{{tag: "all", pct: 10, max: -1}}}
-	for i := range 4 {
+// large is a fleet of n hosts in four waves with one budget.
+func large(n int) spec { return fleetOf(n, 4, budgetSpec{pct: 10, max: -1}) }
+
+func fleetOf(n, waves int, b budgetSpec) spec {
+	b.tag = "all"
+	s := spec{channels: []channelSpec{{name: "s"}}, budgets: []budgetSpec{b}}
+	for i := range waves {
 		wv := waveSpec{soak: time.Minute, hosts: map[string]string{}}
-		for k := i; k < n; k += 4 {
+		for k := i; k < n; k += waves {
 			h := fmt.Sprintf("host-%06d", k)
 			wv.hosts[h] = "1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r6s-nixos-system-" + h
 			s.budgets[0].hosts = append(s.budgets[0].hosts, h)
@@ -104,18 +108,72 @@ func BenchmarkAcceptRenewal(b *testing.B) {
 	}
 }
 
+// BenchmarkPlan plans whole rollouts, to their end, and reports processor time: the collector works beside.
 func BenchmarkPlan(b *testing.B) {
+	for _, shape := range []struct {
+		name   string
+		waves  int
+		budget budgetSpec
+	}{
+		{"tenth", 4, budgetSpec{pct: 10, max: -1}},
+		{"hundredth", 4, budgetSpec{pct: 1, max: -1}},
+		{"ten", 4, budgetSpec{max: 10}},
+		{"one", 4, budgetSpec{max: 1}},
+		{"waves", 50, budgetSpec{pct: 10, max: -1}},
+		{"at-once", 1, budgetSpec{pct: 100, max: -1}},
+	} {
+		for _, n := range sizes {
+			b.Run(fmt.Sprint(shape.name, "/", n), func(b *testing.B) {
+				rel := fleetOf(n, shape.waves, shape.budget).release()
+				w := New(State{}, DefaultLimits(), epoch)
+				planned(b, n, 0, func() PlanView { return w.Plan(rel, PlanOptions{AssumePresent: true}, epoch) })
+			})
+		}
+	}
+}
+
+// BenchmarkPlanNext plans another release for a fleet that is known and has converged; nobody is present in "away".
+func BenchmarkPlanNext(b *testing.B) {
 	for _, n := range sizes {
-		w := New(State{}, DefaultLimits(), epoch)
-		rel := large(n).release()
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			for b.Loop() {
-				if v := w.Plan(rel, PlanOptions{AssumePresent: true}, epoch); len(v.Moves) != n {
-					b.Fatalf("%d moves, %+v", len(v.Moves), v.Channels)
-				}
+		w, _, _, now := idle(b, n)
+		s := large(n)
+		for _, wv := range s.channels[0].waves {
+			for h := range wv.hosts {
+				wv.hosts[h] = "next-" + h
 			}
+		}
+		s.signed = now
+		rel := s.release()
+		b.Run(fmt.Sprint("present/", n), func(b *testing.B) {
+			planned(b, n, 0, func() PlanView { return w.Plan(rel, PlanOptions{}, now) })
+		})
+		b.Run(fmt.Sprint("away/", n), func(b *testing.B) {
+			planned(b, 0, n, func() PlanView { return w.Plan(rel, PlanOptions{}, now.Add(time.Hour)) })
+		})
+		b.Run(fmt.Sprint("copy/", n), func(b *testing.B) {
+			planned(b, 0, 0, func() PlanView { w.Clone(now); return PlanView{} })
 		})
 	}
+}
+
+func planned(b *testing.B, moves, blocked int, plan func() PlanView) {
+	b.Helper()
+	before := processor(b)
+	for b.Loop() {
+		if v := plan(); len(v.Moves) != moves || len(v.Blocked) != blocked {
+			b.Fatalf("%d moves, %d blocked, %+v", len(v.Moves), len(v.Blocked), v.Channels)
+		}
+	}
+	b.ReportMetric((processor(b)-before).Seconds()*1000/float64(b.N), "cpu-ms/op")
+}
+
+// processor is the processor time that this process has taken.
+func processor(tb testing.TB) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func TestIdleHostIsSmall(t *testing.T) {

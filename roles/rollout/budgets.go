@@ -129,7 +129,7 @@ func (w *World) bindBudgets(r *fleet.Release, now time.Time) {
 // hold takes a slot in each budget of the host, or keeps those it has for longer.
 func (w *World) hold(h *host, until time.Time) {
 	if h.slotUntil.IsZero() {
-		h.slots = slices.Clone(h.budgets)
+		h.slots = h.budgets
 		for _, b := range h.slots {
 			b.used++
 		}

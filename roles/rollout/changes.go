@@ -19,34 +19,38 @@ type changes struct {
 }
 
 func (w *World) saveRun(r *run) {
-	if !r.dirty {
+	if !r.dirty && !w.virtual {
 		r.dirty = true
 		w.pending.runs = append(w.pending.runs, r)
 	}
 }
 
 func (w *World) saveRecord(r *record) {
-	if !r.dirty {
+	if !r.dirty && !w.virtual {
 		r.dirty = true
 		w.pending.records = append(w.pending.records, r)
 	}
 }
 
 func (w *World) saveLease(l *lease) {
-	if !l.dirty {
+	if !l.dirty && !w.virtual {
 		l.dirty = true
 		w.pending.leases = append(w.pending.leases, l)
 	}
 }
 
 func (w *World) saveQuarantine(q *quarantine) {
-	if !q.dirty {
+	if !q.dirty && !w.virtual {
 		q.dirty = true
 		w.pending.quarantines = append(w.pending.quarantines, q)
 	}
 }
 
-func (w *World) log(e Event) { w.pending.events = append(w.pending.events, e) }
+func (w *World) log(e Event) {
+	if !w.virtual || e.Kind == EventWaveOpened {
+		w.pending.events = append(w.pending.events, e)
+	}
+}
 
 // wake notes that a held request of this host may now have another answer.
 func (w *World) wake(h *host) {
@@ -81,7 +85,7 @@ func (w *World) move(r *run) {
 func (w *World) flush(now time.Time) {
 	for len(w.pending.moved) > 0 {
 		moved := w.pending.moved
-		w.pending.moved = nil
+		w.pending.moved, w.steps = w.steps[:0], nil
 		slices.SortFunc(moved, func(a, b *run) int {
 			return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Intent, b.Intent))
 		})
@@ -89,6 +93,7 @@ func (w *World) flush(now time.Time) {
 			r.moved = false
 			w.advance(r, now)
 		}
+		w.steps = moved
 	}
 }
 

@@ -16,6 +16,11 @@ func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision
 	if h == nil {
 		return Decision{Reason: *w.blocked(offer, subject{}, now)}, Change{}
 	}
+	d := w.checkin(h, o, now)
+	return d, w.finish()
+}
+
+func (w *World) checkin(h *host, o Observation, now time.Time) Decision {
 	w.observe(h, o, now)
 	w.settle(h, now)
 	w.flush(now)
@@ -23,7 +28,7 @@ func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision
 	w.flush(now)
 	w.arm(h, now)
 	h.woken = false // it is being answered
-	return d, w.finish()
+	return d
 }
 
 // Seen notes that a host is still there (its held request was answered without a new check-in, say).
@@ -122,7 +127,7 @@ func (w *World) answer(h *host, now time.Time) Decision {
 	} else {
 		w.grant(h, now)
 	}
-	d.Target = w.target(h, now, d.Target.Resent)
+	d.Target.StartBy = h.lease.StartBy.Sub(now)
 	return d
 }
 
@@ -154,6 +159,9 @@ func (w *World) decide(h *host, now time.Time) Decision {
 	}
 	if r := w.blocked(offer, s, now); r != nil {
 		return Decision{Reason: *r}
+	}
+	if w.terse {
+		return Decision{Target: w.target(h, now, false), Reason: Reason{Code: CodeOffered}}
 	}
 	return Decision{Target: w.target(h, now, false), Reason: Reason{
 		Code: CodeOffered, Gate: "dispatch", Text: "it is told its new closure when it next asks; its wave " + fmt.Sprint(h.wave) + " is open", Next: nothingToDo,
@@ -215,6 +223,9 @@ func (w *World) grant(h *host, now time.Time) {
 		}
 	})
 	w.enter(h, Dispatched, "", h.closure, now)
+	if w.virtual {
+		return
+	}
 	e := w.event(r, EventDispatched, CodeOffered, now)
 	e.Host, e.Detail = h.name, fmt.Sprintf("attempt %d, %s", h.rec.Attempt, h.closure)
 	w.log(e)

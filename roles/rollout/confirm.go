@@ -18,16 +18,21 @@ func (w *World) Confirm(hostname, rolloutID, closure string, now time.Time) (ok 
 		return false, Change{}
 	}
 	ok = w.confirm(h, rolloutID, closure, now)
+	return ok, w.finish()
+}
+
+func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
+	ok := w.takeConfirm(h, id, closure, now)
 	if ok {
 		w.heard(h, now)
 		h.running, h.phase = closure, ""
 	}
 	w.flush(now)
 	w.arm(h, now)
-	return ok, w.finish()
+	return ok
 }
 
-func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
+func (w *World) takeConfirm(h *host, id, closure string, now time.Time) bool {
 	l := h.lease
 	if l != nil && !w.names(l, id) {
 		l = nil

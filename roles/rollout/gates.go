@@ -78,9 +78,15 @@ func (w *World) blocked(q question, s subject, now time.Time) *Reason {
 // because composes a reason; the sentence only when somebody will read it.
 func (w *World) because(code, next, format string, args ...any) *Reason {
 	if w.terse {
-		return &Reason{Code: code}
+		return w.code(code)
 	}
 	return &Reason{Code: code, Text: fmt.Sprintf(format, args...), Next: next}
+}
+
+// code is a reason without a sentence, good until the next one.
+func (w *World) code(code string) *Reason {
+	w.bare = Reason{Code: code}
+	return &w.bare
 }
 
 const nothingToDo = "nothing to do"
@@ -104,6 +110,9 @@ func gateSoakTime(w *World, s subject, now time.Time) *Reason {
 		return w.because(CodeAwaitingEvidence, nothingToDo, "it has not been healthy in this rollout yet")
 	}
 	if end := s.run.soakEnd(s.host); now.Before(end) {
+		if w.terse {
+			return w.code(CodeSoaking)
+		}
 		return w.because(CodeSoaking, nothingToDo, "it is healthy and watched for its soak time, until %s", clockText(end))
 	}
 	return nil
@@ -141,7 +150,10 @@ func gateConvergence(w *World, s subject, now time.Time) *Reason {
 	case Failed, Reverted:
 		return nil
 	}
-	if r := w.blocked(soak, s, now); r != nil {
+	switch r := w.blocked(soak, s, now); {
+	case r != nil && w.terse:
+		return r
+	case r != nil:
 		return &Reason{Code: r.Code, Text: prefixed("it runs its declared closure: ", r.Text), Next: r.Next}
 	}
 	return w.because(CodeOnTarget, nothingToDo, "it runs its declared closure")
@@ -267,7 +279,7 @@ func gateWave(w *World, s subject, now time.Time) *Reason {
 		return nil
 	}
 	if w.terse {
-		return &Reason{Code: CodeWave}
+		return w.code(CodeWave)
 	}
 	next := nothingToDo
 	text := fmt.Sprintf("it gets its new closure in wave %d, after wave %d", h.wave, r.Wave)
@@ -354,7 +366,12 @@ func gateBudget(w *World, s subject, now time.Time) *Reason {
 		if !b.full(w, s.host, now) {
 			continue
 		}
-		if now.Before(w.unheard) && b.unheard > 0 {
+		switch unheard := now.Before(w.unheard) && b.unheard > 0; {
+		case unheard && w.terse:
+			return w.code(CodeBudgetUnheard)
+		case w.terse:
+			return w.code(CodeBudget)
+		case unheard:
 			return w.because(CodeBudgetUnheard, nothingToDo, "%s of the disruption budget for %s %s not reported since the database was lost and may be in flight until %s", countText(b.unheard, "host"), b.label, verb(b.unheard, "has", "have"), clockText(w.unheard))
 		}
 		return w.because(CodeBudget, nothingToDo, "the disruption budget for %s lets %d of its hosts change at the same time, and %d do", b.label, b.limit, b.used)
@@ -374,12 +391,15 @@ func gateWaveSoak(w *World, s subject, now time.Time) *Reason {
 	n := func(s HostState) int { return wv.counts[s.index()] }
 	working := n(Dispatched) + n(Activating) + n(ConfirmWindow)
 	if open := n(Queued) + working + n(Healthy) + n(Deferred); open > 0 {
+		if w.terse {
+			return w.code(CodeWaveWorking)
+		}
 		var parts []string
 		for _, p := range []struct {
 			n    int
 			word string
 		}{{n(Queued), "not begun"}, {working, "switching"}, {n(Healthy), "healthy and watched for the soak time"}, {n(Deferred), "waiting for a reboot"}} {
-			if p.n > 0 && !w.terse {
+			if p.n > 0 {
 				parts = append(parts, fmt.Sprintf("%d %s", p.n, p.word))
 			}
 		}
@@ -461,34 +481,4 @@ func (h *host) busy() bool {
 		return true
 	}
 	return false
-}
-
-func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
-
-func countText(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
-}
-
-func verb(n int, one, many string) string {
-	if n == 1 {
-		return one
-	}
-	return many
-}
-
-func prefixed(p, s string) string {
-	if s == "" {
-		return ""
-	}
-	return p + strings.TrimPrefix(s, "it is ")
-}
-
-func reasonSuffix(reason string) string {
-	if reason == "" {
-		return ""
-	}
-	return " (" + reason + ")"
 }

@@ -43,7 +43,7 @@ func (w *World) settleHealth(h *host, now time.Time) {
 	}
 	switch since := h.rec.FailingSince; {
 	case h.health == failing && since == nil:
-		w.edit(h, now, func(r *record) { r.FailingSince = &now })
+		w.edit(h, now, func(r *record) { since := now; r.FailingSince = &since })
 	case h.health == well && since != nil:
 		w.edit(h, now, func(r *record) { r.FailingSince = nil })
 		w.move(h.run)

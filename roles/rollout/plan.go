@@ -66,6 +66,11 @@ type PlanBlocked struct {
 // present host takes its offers, succeeds and stays healthy, every other stays away, and CI keeps signing. The
 // same gates decide as in earnest. The World itself does not change.
 func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) PlanView {
+	return w.Clone(now).Spend(rel, o, now)
+}
+
+// Spend plans as Plan does, and uses the World up: it is for a copy that nobody looks at any more.
+func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) PlanView {
 	now = at(now)
 	if rel == nil {
 		rel = w.rel
@@ -74,34 +79,31 @@ func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) PlanView 
 	if rel == nil {
 		return v
 	}
-	p := &planner{
-		w: w.Clone(now), now: now, view: &v, step: cmp.Or(o.Activation, time.Minute),
-		running: map[string]string{}, flying: map[string]bool{}, next: map[*run]int{},
-	}
-	for _, ch := range p.w.channels {
-		if ch.cur != nil && ch.cur.State != Planning {
+	p := &planner{w: w, now: now, view: &v, step: cmp.Or(o.Activation, time.Minute), next: map[*run]int{}, intents: map[string]string{}}
+	for _, ch := range w.channels {
+		if ch.cur == nil {
+			continue
+		}
+		p.intents[ch.name] = ch.cur.Intent
+		if ch.cur.State != Planning {
 			p.next[ch.cur] = ch.cur.Wave + 1
 		}
 	}
 	horizon := now.Add(cmp.Or(o.Horizon, 90*24*time.Hour))
-	p.take(p.w.Accept(rel, now))
-	for _, ch := range p.w.channels {
+	w.virtual, w.terse = true, true
+	w.accept(rel, now)
+	p.take()
+	for _, ch := range w.channels {
 		// CI keeps signing: what is fresh now stays fresh.
 		if r := ch.cur; r != nil && !now.After(r.signedAt.Add(r.freshness+time.Minute)) {
 			r.freshness = horizon.Sub(r.signedAt)
 		}
 	}
-	for _, h := range sortedMap(p.w.hosts) {
-		if h.declared && (o.AssumePresent || (h.reported && !p.w.offline(h, now))) {
-			p.running[h.name] = h.running
-			p.queue = append(p.queue, h.name)
-			p.underWay(h)
-		}
-	}
-	slices.SortFunc(v.Moves, func(a, b PlanMove) int { return a.At.Compare(b.At) })
+	p.board(o.AssumePresent)
 	p.wait = horizon.Sub(now)
 	p.drive(horizon)
-	p.conclude(w)
+	w.terse = false
+	p.conclude()
 	return v
 }
 
@@ -109,31 +111,73 @@ type planner struct {
 	w       *World
 	now     time.Time
 	view    *PlanView
-	step    time.Duration // of one activation
-	wait    time.Duration // hosts count as present for it
-	running map[string]string
-	queue   []string   // hosts to ask
-	flights []PlanMove // under way, by start
-	flying  map[string]bool
-	next    map[*run]int // wave that opens next
+	step    time.Duration     // of one activation
+	wait    time.Duration     // hosts count as present for it
+	queue   []*actor          // hosts to ask
+	flights []flight          // under way, by start
+	next    map[*run]int      // wave that opens next
+	intents map[string]string // of the channels, before
+}
+
+// actor is a present host as the plan takes it to be.
+type actor struct {
+	host    *host
+	rank    int // by name
+	running string
+	flying  bool // has its target and has yet to confirm it
+	queued  bool
+}
+
+// flight is a host between its target and its confirm.
+type flight struct {
+	actor *actor
+	from  time.Time
+	to    string
+}
+
+// board takes the present hosts in and asks each of them first.
+func (p *planner) board(all bool) {
+	hosts := sortedMap(p.w.hosts)
+	actors := make([]actor, 0, len(hosts))
+	p.queue = make([]*actor, 0, len(hosts))
+	p.flights = make([]flight, 0, len(hosts))
+	for _, h := range hosts {
+		if h.declared && (all || (h.reported && !p.w.offline(h, p.now))) {
+			actors = append(actors, actor{host: h, rank: len(actors), running: h.running})
+		}
+	}
+	for i := range actors {
+		x := &actors[i]
+		x.host.actor = x
+		p.ring(x)
+		p.underWay(x)
+	}
+	slices.SortFunc(p.view.Moves, func(a, b PlanMove) int { return a.At.Compare(b.At) })
 }
 
 // drive asks, lands and ticks, always the earliest first.
 func (p *planner) drive(horizon time.Time) {
+	var spare []*actor
 	for p.now.Before(horizon) {
 		for len(p.queue) > 0 {
-			asked := slices.Compact(slices.Sorted(slices.Values(p.queue)))
-			p.queue = nil
-			for _, h := range asked {
-				p.ask(h)
+			asked := p.queue
+			p.queue = spare[:0]
+			slices.SortFunc(asked, func(a, b *actor) int { return a.rank - b.rank })
+			for _, x := range asked {
+				x.queued = false
 			}
+			for _, x := range asked {
+				p.ask(x)
+			}
+			p.take()
+			spare = asked
 		}
-		c, next := p.w.Tick(p.now)
-		if p.take(c); len(p.queue) > 0 {
+		next := p.w.tick(p.now)
+		if p.take(); len(p.queue) > 0 {
 			continue
 		}
 		if len(p.flights) > 0 {
-			if land := p.flights[0].At.Add(p.step); next.IsZero() || !land.After(next) {
+			if land := p.flights[0].from.Add(p.step); next.IsZero() || !land.After(next) {
 				p.now = land
 				p.land()
 				continue
@@ -146,8 +190,10 @@ func (p *planner) drive(horizon time.Time) {
 	}
 }
 
-func (p *planner) take(c Change) {
-	for _, e := range c.Events {
+// take reads what has changed: waves that opened, and hosts that would be woken.
+func (p *planner) take() {
+	c := &p.w.pending
+	for _, e := range c.events {
 		r := p.w.runOf(e.Channel, e.Intent)
 		if e.Kind != EventWaveOpened || r == nil || p.next[r] >= len(r.waves) {
 			continue
@@ -156,67 +202,72 @@ func (p *planner) take(c Change) {
 		p.next[r]++
 		p.view.Waves = append(p.view.Waves, PlanWave{At: e.At, Channel: e.Channel, Wave: i, Hosts: len(r.waves[i].hosts), Soak: r.waves[i].soak})
 	}
-	for _, h := range c.Wake {
-		if _, ok := p.running[h]; ok {
-			p.queue = append(p.queue, h)
+	p.w.woken(func(h *host) {
+		if h.actor != nil {
+			p.ring(h.actor)
 		}
+	})
+	*c = changes{events: c.events[:0], moved: c.moved, wake: c.wake[:0], promised: c.promised[:0]}
+}
+
+// ring has a host asked.
+func (p *planner) ring(x *actor) {
+	if !x.queued {
+		x.queued = true
+		p.queue = append(p.queue, x)
 	}
 }
 
-func (p *planner) observation(h string) Observation {
-	return Observation{Closure: p.running[h], KnowsLease: true, Wait: p.wait, Held: p.w.hosts[h].held}
+func (p *planner) ask(x *actor) {
+	h := x.host
+	d := p.w.checkin(h, Observation{Closure: x.running, KnowsLease: true, Wait: p.wait, Held: h.held}, p.now)
+	if t := d.Target; t != nil && !x.flying {
+		p.start(x, PlanMove{At: p.now, Host: h.name, Channel: t.Channel, Wave: t.Wave, From: x.running, To: t.Closure})
+	}
 }
 
-func (p *planner) ask(h string) {
-	d, c := p.w.Checkin(h, p.observation(h), p.now)
-	p.take(c)
-	if t := d.Target; t != nil && !p.flying[h] {
-		m := PlanMove{At: p.now, Host: h, Channel: t.Channel, Wave: t.Wave, From: p.running[h], To: t.Closure}
-		p.view.Moves = append(p.view.Moves, m)
-		p.flights = append(p.flights, m)
-		p.flying[h] = true
+func (p *planner) start(x *actor, m PlanMove) {
+	if p.view.Moves == nil {
+		p.view.Moves = make([]PlanMove, 0, cap(p.flights))
 	}
+	p.view.Moves = append(p.view.Moves, m)
+	p.flights = append(p.flights, flight{x, p.now, m.To})
+	x.flying = true
 }
 
 // underWay takes a host that has its target already, and has yet to confirm it, for
 // one that does so a whole activation from now.
-func (p *planner) underWay(h *host) {
+func (p *planner) underWay(x *actor) {
+	h := x.host
 	l := h.lease
 	if l == nil || l.deferred() || h.run == nil || l.Intent != h.run.Intent || h.running == h.closure {
 		return
 	}
-	m := PlanMove{At: l.DispatchedAt, Host: h.name, Channel: h.run.Channel, Wave: h.wave, From: h.running, To: h.closure}
-	p.view.Moves = append(p.view.Moves, m)
-	m.At = p.now
-	p.flights = append(p.flights, m)
-	p.flying[h.name] = true
+	p.start(x, PlanMove{At: l.DispatchedAt, Host: h.name, Channel: h.run.Channel, Wave: h.wave, From: h.running, To: h.closure})
 }
 
 // land confirms the flights that have lasted long enough.
 func (p *planner) land() {
-	for len(p.flights) > 0 && !p.flights[0].At.Add(p.step).After(p.now) {
-		m := p.flights[0]
-		p.flights = p.flights[1:]
-		delete(p.flying, m.Host)
-		p.running[m.Host] = m.To
-		if h := p.w.hosts[m.Host]; h.run != nil {
-			_, c := p.w.Confirm(m.Host, h.run.RolloutID, m.To, p.now)
-			p.take(c)
+	n := 0
+	for ; n < len(p.flights) && !p.flights[n].from.Add(p.step).After(p.now); n++ {
+		f := p.flights[n]
+		f.actor.flying, f.actor.running = false, f.to
+		if h := f.actor.host; h.run != nil {
+			p.w.confirm(h, h.run.RolloutID, f.to, p.now)
 		}
-		p.queue = append(p.queue, m.Host)
+		p.ring(f.actor)
 	}
+	p.flights = p.flights[n:]
+	p.take()
 }
 
-func (p *planner) conclude(before *World) {
+func (p *planner) conclude() {
 	for _, ch := range sortedMap(p.w.channels) {
 		r := ch.cur
 		if r == nil {
 			continue
 		}
-		x := PlanChannel{Channel: ch.name, RolloutID: r.RolloutID, State: r.State}
-		if old := before.channels[ch.name]; old != nil && old.cur != nil {
-			x.Renewed = old.cur.Intent == r.Intent
-		}
+		x := PlanChannel{Channel: ch.name, RolloutID: r.RolloutID, State: r.State, Renewed: p.intents[ch.name] == r.Intent}
 		if r.State == RolloutConverged {
 			x.ConvergedAt = r.TerminalAt
 		} else if b := p.w.blocked(promote, subject{run: r}, p.now); b != nil {
@@ -235,20 +286,4 @@ func (p *planner) conclude(before *World) {
 		}
 	}
 	slices.SortFunc(p.view.Blocked, func(a, b PlanBlocked) int { return cmp.Compare(a.Host, b.Host) })
-}
-
-// Clone copies a World with what it has heard.
-func (w *World) Clone(now time.Time) *World {
-	c := New(w.State(), w.limits, now)
-	c.rel, c.started, c.grace, c.born, c.unheard = w.rel, w.started, w.grace, w.born, w.unheard
-	if !w.unheard.IsZero() {
-		c.schedule(&c.clock, w.unheard)
-	}
-	for name, h := range w.hosts {
-		x := c.host(name)
-		x.seen, x.until, x.reported, x.running, x.bootID, x.stagedBoot = h.seen, h.until, h.reported, h.running, h.bootID, h.stagedBoot
-		x.health, x.healthAt, x.fetchResult, x.fetchID = h.health, h.healthAt, h.fetchResult, h.fetchID
-		x.held, x.attested, x.knowsLease, x.rebootDue = h.held, h.attested, h.knowsLease, h.rebootDue
-	}
-	return c
 }

@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 )
@@ -138,5 +139,30 @@ func TestPlanOfACopy(t *testing.T) {
 	}
 	if !reflect.DeepEqual(v, of) {
 		t.Errorf("a copy plans\n%+v\nthe world\n%+v", of, v)
+	}
+}
+
+// A plan asks each host a few times, however few may change at the same time and however many waves there are.
+func TestPlanAsksSeldom(t *testing.T) {
+	all, asked := gates, 0
+	defer func() { gates = all }()
+	gates = slices.Clone(all)
+	for i := range gates {
+		if check := gates[i].check; gates[i].name == "convergence" {
+			gates[i].check = func(w *World, s subject, now time.Time) *Reason {
+				asked++
+				return check(w, s, now)
+			}
+		}
+	}
+	const n = 900
+	for _, waves := range []int{1, 4, 90} {
+		for _, budget := range []budgetSpec{{max: 1}, {max: 30}, {pct: 10, max: -1}, {max: -1}} {
+			asked = 0
+			v := New(State{}, DefaultLimits(), epoch).Plan(fleetOf(n, waves, budget).release(), PlanOptions{AssumePresent: true}, epoch)
+			if len(v.Moves) != n || asked > 6*n {
+				t.Errorf("%d waves, budget %+v: %d moves, %d questions", waves, budget, len(v.Moves), asked)
+			}
+		}
 	}
 }

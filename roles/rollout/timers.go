@@ -2,24 +2,19 @@ package rollout
 
 import (
 	"cmp"
-	"container/heap"
 	"time"
 )
 
 // timer is one entry of the heap: the time at which its host, rollout or (neither) the World itself may have
 // something to decide. It is armed early rather than late: firing costs one look and re-arms.
 type timer struct {
-	at   time.Time
 	pos  int // index in the heap plus one; 0: not in it
 	host *host
 	run  *run
 }
 
-// less orders by time; at the same time the World comes first, then hosts by name, then rollouts.
+// less orders timers of the same time: the World comes first, then hosts by name, then rollouts.
 func (t *timer) less(o *timer) bool {
-	if c := t.at.Compare(o.at); c != 0 {
-		return c < 0
-	}
 	if c := cmp.Compare(t.rank(), o.rank()); c != 0 {
 		return c < 0
 	}
@@ -42,25 +37,62 @@ func (t *timer) rank() int {
 	return 0
 }
 
-type timerHeap []*timer
+// timerHeap has four children to a node and the times in itself: a comparison seldom has to look at a host.
+type timerHeap []armed
 
-func (h timerHeap) Len() int           { return len(h) }
-func (h timerHeap) Less(i, j int) bool { return h[i].less(h[j]) }
-func (h timerHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].pos, h[j].pos = i+1, j+1
+type armed struct {
+	at int64 // Unix milliseconds
+	*timer
 }
-func (h *timerHeap) Push(x any) {
-	t := x.(*timer)
-	*h = append(*h, t)
-	t.pos = len(*h)
+
+func (a armed) before(b armed) bool { return a.at < b.at || a.at == b.at && a.less(b.timer) }
+
+func (h timerHeap) set(i int, a armed) {
+	h[i] = a
+	a.pos = i + 1
 }
-func (h *timerHeap) Pop() any {
+
+// settle moves the entry at i to where it belongs.
+func (h timerHeap) settle(i int) {
+	a := h[i]
+	for i > 0 {
+		parent := (i - 1) / 4
+		if !a.before(h[parent]) {
+			break
+		}
+		h.set(i, h[parent])
+		i = parent
+	}
+	for {
+		least := 4*i + 1
+		if least >= len(h) {
+			break
+		}
+		for k := least + 1; k < min(4*i+5, len(h)); k++ {
+			if h[k].before(h[least]) {
+				least = k
+			}
+		}
+		if !h[least].before(a) {
+			break
+		}
+		h.set(i, h[least])
+		i = least
+	}
+	h.set(i, a)
+}
+
+// remove takes the entry at i out.
+func (h *timerHeap) remove(i int) *timer {
 	old := *h
-	t := old[len(old)-1]
-	old[len(old)-1] = nil
+	t, last := old[i].timer, old[len(old)-1]
+	old[len(old)-1] = armed{}
 	*h = old[:len(old)-1]
 	t.pos = 0
+	if last.timer != t {
+		h.set(i, last)
+		h.settle(i)
+	}
 	return t
 }
 
@@ -69,21 +101,21 @@ func (w *World) schedule(t *timer, due time.Time) {
 	if due.IsZero() {
 		return
 	}
-	due = at(due.Add(time.Millisecond - 1)) // a tick's time is in milliseconds, and must not be before it
+	ms := due.Add(time.Millisecond - 1).UnixMilli() // a tick's time is in milliseconds, and must not be before it
 	switch {
 	case t.pos == 0:
-		t.at = due
-		heap.Push(&w.timers, t)
-	case due.Before(t.at):
-		t.at = due
-		heap.Fix(&w.timers, t.pos-1)
+		w.timers = append(w.timers, armed{ms, t})
+		w.timers.settle(len(w.timers) - 1)
+	case ms < w.timers[t.pos-1].at:
+		w.timers[t.pos-1].at = ms
+		w.timers.settle(t.pos - 1)
 	}
 }
 
 // unschedule forgets the timer of something that goes away.
 func (w *World) unschedule(t *timer) {
 	if t.pos > 0 {
-		heap.Remove(&w.timers, t.pos-1)
+		w.timers.remove(t.pos - 1)
 	}
 }
 
@@ -91,9 +123,13 @@ func (w *World) unschedule(t *timer) {
 // that fell silent. next is the earliest time at which Tick may have something to do again; zero when there is
 // none. Calling it more often, or late, changes nothing but the delay.
 func (w *World) Tick(now time.Time) (c Change, next time.Time) {
-	now = at(now)
-	for len(w.timers) > 0 && !w.timers[0].at.After(now) {
-		t := heap.Pop(&w.timers).(*timer)
+	next = w.tick(at(now))
+	return w.finish(), next
+}
+
+func (w *World) tick(now time.Time) (next time.Time) {
+	for len(w.timers) > 0 && w.timers[0].at <= now.UnixMilli() {
+		t := w.timers.remove(0)
 		switch {
 		case t.host != nil:
 			w.settle(t.host, now)
@@ -106,9 +142,9 @@ func (w *World) Tick(now time.Time) (c Change, next time.Time) {
 		w.flush(now)
 	}
 	if len(w.timers) > 0 {
-		next = w.timers[0].at
+		next = time.UnixMilli(w.timers[0].at).UTC()
 	}
-	return w.finish(), next
+	return next
 }
 
 // endUnheard gives back the slots that were kept for hosts unheard of since an empty start.

@@ -72,7 +72,7 @@ func (w *World) enter(h *host, st HostState, code, detail string, now time.Time)
 	if st != Queued {
 		h.waitsFor = nil
 	}
-	if from != st || code != "" {
+	if (from != st || code != "") && !w.virtual {
 		e := w.event(h.run, EventHost, code, now)
 		e.Host, e.Detail = h.name, fmt.Sprintf("%s to %s", from, st)
 		if detail != "" {

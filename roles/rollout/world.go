@@ -24,6 +24,7 @@ type World struct {
 	clock   timer     // fires at the end of unheard
 
 	hosts       map[string]*host
+	spare       []host // neighbours in memory of the host that came last
 	channels    map[string]*channel
 	budgets     map[string]*budget // by canonical selector
 	quarantines map[quarantineKey]*quarantine
@@ -31,7 +32,10 @@ type World struct {
 	timers      timerHeap
 
 	pending changes // what the running call has changed so far
+	steps   []*run  // a buffer of flush
 	terse   bool    // gates need not compose their sentences
+	bare    Reason  // what they say then
+	virtual bool    // it is a plan's: nobody stores or reads what it changes
 }
 
 type quarantineKey struct{ channel, closure string }
@@ -127,7 +131,8 @@ type host struct {
 	knowsLease  bool
 	rebootDue   bool
 
-	woken bool // is in World.pending.wake
+	woken bool   // is in World.pending.wake
+	actor *actor // what a plan takes it for; nil outside of one
 }
 
 type hostEdge struct {
@@ -238,7 +243,7 @@ func New(s State, l Limits, now time.Time) *World {
 	for _, d := range slices.SortedFunc(slices.Values(s.Dispatches), func(a, b Dispatch) int {
 		return cmp.Or(cmp.Compare(a.Host, b.Host), a.DispatchedAt.Compare(b.DispatchedAt))
 	}) {
-		w.load(d, now)
+		w.load(w.host(d.Host), &lease{Dispatch: d}, now)
 	}
 	for _, q := range s.Quarantines {
 		if !q.Cleared {
@@ -248,21 +253,19 @@ func New(s State, l Limits, now time.Time) *World {
 	return w
 }
 
-// load takes in a stored dispatch; those of one host come in the order in which they were made.
-func (w *World) load(d Dispatch, now time.Time) {
-	h := w.host(d.Host)
-	l := &lease{Dispatch: d}
-	switch d.State {
+// load takes in a dispatch made before; those of one host come in the order in which they were made.
+func (w *World) load(h *host, l *lease, now time.Time) {
+	switch l.State {
 	case DispatchPending:
 		h.lease = l
-		h.slotUntil = later(h.slotUntil, d.SlotUntil)
+		h.slotUntil = later(h.slotUntil, l.SlotUntil)
 	case DispatchDeferred:
-		h.lease, h.slotUntil = l, d.SlotUntil
+		h.lease, h.slotUntil = l, l.SlotUntil
 	case DispatchConfirmed:
 		h.lease, h.done, h.ended, h.slotUntil = nil, l, nil, time.Time{}
 	default:
 		h.lease, h.ended = nil, l
-		h.slotUntil = later(h.slotUntil, d.SlotUntil)
+		h.slotUntil = later(h.slotUntil, l.SlotUntil)
 	}
 	if !h.slotUntil.After(now) {
 		h.slotUntil = time.Time{}
@@ -288,8 +291,11 @@ func (w *World) channel(name string) *channel {
 func (w *World) host(name string) *host {
 	h := w.hosts[name]
 	if h == nil {
-		h = &host{name: name}
-		h.timer.host = h
+		if len(w.spare) == 0 {
+			w.spare = make([]host, 16)
+		}
+		h, w.spare = &w.spare[0], w.spare[1:]
+		h.name, h.timer.host = name, h
 		w.hosts[name] = h
 	}
 	return h
