@@ -183,8 +183,8 @@ func (p *planner) drive(horizon time.Time) {
 				continue
 			}
 		}
-		if next.IsZero() {
-			return
+		if next.IsZero() || next.After(horizon) {
+			return // the hosts count as present until then
 		}
 		p.now = next
 	}
@@ -220,7 +220,9 @@ func (p *planner) ring(x *actor) {
 
 func (p *planner) ask(x *actor) {
 	h := x.host
-	d := p.w.checkin(h, Observation{Closure: x.running, KnowsLease: true, Wait: p.wait, Held: h.held}, p.now)
+	d := p.w.checkin(h, Observation{
+		Closure: x.running, BootID: h.bootID, RebootPending: h.rebootDue, KnowsLease: true, Wait: p.wait, Held: h.held,
+	}, p.now)
 	if t := d.Target; t != nil && !x.flying {
 		p.start(x, PlanMove{At: p.now, Host: h.name, Channel: t.Channel, Wave: t.Wave, From: x.running, To: t.Closure})
 	}

@@ -166,3 +166,22 @@ func TestPlanAsksSeldom(t *testing.T) {
 		}
 	}
 }
+
+// The hosts that are there stay there: what a reboot holds up is not offline because the plan's time is over.
+func TestPlanEndsBeforeItsHostsLeave(t *testing.T) {
+	b := start(t, three(time.Minute))
+	b.offered("a")
+	b.report("a", Report{Event: "activation-deferred"})
+	for _, h := range []string{"b", "c", "d"} {
+		b.refused(h, CodeWave)
+	}
+	v := b.w.Plan(nil, PlanOptions{}, b.now)
+	if len(v.Blocked) != 4 || v.Blocked[0].Reason.Code != CodeDeferred {
+		t.Errorf("blocked %+v", v.Blocked)
+	}
+	for _, x := range v.Blocked[1:] {
+		if x.Reason.Code != CodeWave {
+			t.Errorf("blocked %+v", x)
+		}
+	}
+}
