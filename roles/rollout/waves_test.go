@@ -439,3 +439,26 @@ func TestAcceptAgain(t *testing.T) {
 	b.state("a", Queued)
 	checkCounters(t, b.w)
 }
+
+// A late joiner that fails after its rollout has converged halts nothing: no wave is left to protect. Others still get theirs.
+func TestLateJoinerThatFailsHaltsNothing(t *testing.T) {
+	for _, revert := range []bool{false, true} {
+		s := single("s", one(time.Minute, "a", "new-a", "b", "new-b", "c", "new-c"))
+		s.channels[0].revert = revert
+		b := start(t, s)
+		b.box("b").away, b.box("c").away = true, true
+		b.live(20 * time.Minute)
+		b.wantRollout("s", RolloutConverged, 0)
+		b.box("b").away, b.box("c").away = false, false
+		b.offered("b")
+		b.report("b", Report{Event: "activation-failed", Phase: "switch"})
+		b.state("b", Failed)
+		b.refused("b", CodeFailed)
+		b.wantRollout("s", RolloutConverged, 0)
+		if q := b.w.Quarantines(); len(q) != 1 || q[0].Closure != "new-b" {
+			t.Errorf("quarantined: %+v", q)
+		}
+		b.update("c")
+		b.state("a", Converged)
+	}
+}
