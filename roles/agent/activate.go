@@ -98,7 +98,7 @@ func (a *agent) refuses(w *wanted) string {
 		return ""
 	}
 	why := q.blocked(w.closure, a.now())
-	if q != nil && w.byHead && q.over() && !q.Retried && !a.outbox.waiting() && a.now().Sub(q.At.Time) > retryAfter {
+	if q != nil && w.byHead && q.over() && !q.Retried && !a.outbox.waiting(q.ChannelRef) && a.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
 		// operator's one retry. A control plane that lies gains one attempt by it. One of
 		// v1 offers again whatever has failed, and nobody has asked for it.

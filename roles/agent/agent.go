@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -42,7 +44,8 @@ type agent struct {
 	reboots   rebootPolicy
 	status    *statusFile
 	started   time.Time
-	floor     time.Time // it is at least this late
+	answered  atomic.Bool // the last check-in was
+	floor     time.Time   // it is at least this late
 
 	delivering  *semaphore.Weighted // held over the network, so not a mutex
 	changed     chan struct{}       // something local that the control plane should hear of
@@ -336,6 +339,7 @@ func (a *agent) failed(err error, failures int) time.Duration {
 	if errors.As(err, &refused) && refused.RetryAfter > 0 {
 		pause = min(refused.RetryAfter, maxContact)/2 + a.cfg.Jitter(min(refused.RetryAfter, maxContact)/2+1)
 	}
+	a.answered.Store(false)
 	a.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", pause).Msg("check-in failed")
 	a.status.note(func(s *status) { s.ContactError = err.Error() })
 	a.reportStale()
@@ -362,6 +366,7 @@ func (a *agent) enrolAnew(ctx context.Context, err error) error {
 
 // handle verifies an answer and acts on it.
 func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, sent time.Time) {
+	a.answered.Store(true)
 	a.status.note(func(s *status) { s.LastContact, s.ContactError = pki.At(time.Now()), "" })
 	known := a.verifier.headHash
 	if err := a.verifier.updateHead(ctx, a.client, answer.Head); err != nil {
@@ -439,6 +444,14 @@ func (a *agent) distrust(t *protocol.Target, err error) (result string) {
 	}
 	a.log.Error().Err(err).Msg("answer not believed")
 	text := err.Error()
+	if t != nil {
+		// What nothing has verified is kept and reported no longer than it may be.
+		bounded := *t
+		for _, s := range []*string{&bounded.RolloutID, &bounded.ClosureHash, &bounded.ChannelRef} {
+			*s = strings.ToValidUTF8((*s)[:min(len(*s), maxReference)], "")
+		}
+		t = &bounded
+	}
 	outcome := &protocol.FetchOutcome{Result: protocol.FetchVerifyFailed, Error: &text}
 	event := ""
 	if v := (*verdictError)(nil); errors.As(err, &v) {

@@ -120,7 +120,7 @@ func (a *agent) rebootLoop(ctx context.Context) {
 // until then this host has no slot of a budget for being away.
 func (a *agent) awaitsReboot(ctx context.Context) *journal {
 	j, err := a.dir.journal()
-	if err != nil || j == nil || j.Step != stepStaged || !j.Reboots || a.busy.get() || a.hold.get() != nil || a.outbox.waiting() {
+	if err != nil || j == nil || j.Step != stepStaged || !j.Reboots || a.busy.get() || a.hold.get() != nil || a.outbox.waiting(j.ChannelRef) {
 		return nil
 	}
 	if boot, err := a.host.BootID(ctx); err != nil || boot != j.BootID {

@@ -3,83 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"sync"
+	"net/url"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
-
-const (
-	reportsFile = "reports.json"
-	// maxReports bounds the queue; the oldest give way.
-	maxReports = 64
-)
-
-// outbox keeps reports on disk until the control plane has them.
-type outbox struct {
-	dir directory
-
-	mu    sync.Mutex
-	queue []protocol.ReportRequest
-}
-
-type outboxFile struct {
-	Reports []protocol.ReportRequest `json:"reports" shape:"R"`
-}
-
-func openOutbox(dir directory) (*outbox, error) {
-	o := &outbox{dir: dir}
-	var f outboxFile
-	switch err := dir.read(reportsFile, &f); {
-	case err == nil:
-		o.queue = f.Reports
-	case errors.Is(err, errUnfit):
-		// Reports are worth less than a start of the agent.
-		_, err := dir.setAside(reportsFile)
-		return o, err
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
-	}
-	return o, nil
-}
-
-func (o *outbox) add(r protocol.ReportRequest) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.queue = append(o.queue, r)
-	if over := len(o.queue) - maxReports; over > 0 {
-		o.queue = o.queue[over:]
-	}
-	return o.dir.write(reportsFile, outboxFile{o.queue})
-}
-
-// waiting: there is something that the control plane does not know yet.
-func (o *outbox) waiting() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return len(o.queue) > 0
-}
-
-func (o *outbox) first() (protocol.ReportRequest, bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if len(o.queue) == 0 {
-		return protocol.ReportRequest{}, false
-	}
-	return o.queue[0], true
-}
-
-func (o *outbox) sent() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.queue = o.queue[1:]
-	if len(o.queue) == 0 {
-		return o.dir.remove(reportsFile)
-	}
-	return o.dir.write(reportsFile, outboxFile{o.queue})
-}
 
 // The same trouble, found again at every check-in, is reported again after sayAgain, and
 // then half as often each time, down to once in sayLast: a control plane keeps the last
@@ -113,11 +44,15 @@ func (s *said) lately(what string) bool {
 // report signs an event, where the contract wants it, and queues it.
 func (a *agent) report(event string, rollout *string, details any) {
 	doc, err := protocol.SignEvidence(a.identity.host, a.cfg.MachineID, rollout, event, details)
+	var lost []*protocol.ReportRequest
 	if err == nil {
-		err = a.outbox.add(protocol.ReportRequest{
+		lost, err = a.outbox.add(&protocol.ReportRequest{
 			Hostname: a.cfg.MachineID, AgentVersion: a.cfg.Version, OccurredAt: pki.At(a.now().Truncate(time.Millisecond)),
 			Rollout: rollout, Event: event, Details: doc,
 		})
+	}
+	for _, r := range lost {
+		a.log.Error().Str("event", r.Event).Str("rollout", rolloutOf(r)).Msg("report gave way to newer ones")
 	}
 	if err != nil {
 		a.log.Error().Err(err).Str("event", event).Msg("report lost")
@@ -133,38 +68,121 @@ func (a *agent) other(kind, text string) {
 	a.report(protocol.EventOther, nil, protocol.Other{Kind: kind, Detail: detail})
 }
 
-// staleReport is when a report that the control plane still answers with a failure is
-// given up: it holds up the others, and a host with reports neither reboots nor retries.
-const staleReport = 24 * time.Hour
+// answer is what became of a report that was sent.
+type answer int
 
-// deliver sends what is queued, in order. One that the control plane calls
-// wrong would be wrong again, and is dropped. Who waits for another delivery
+const (
+	taken    answer = iota
+	wrong           // the control plane would call it wrong again
+	absent          // nobody there takes reports, or not of this rollout
+	doubtful        // it, or this host, or the control plane's own trouble
+	later           // no word about this report at all
+)
+
+// answerOf tells refusals apart. Of wire.md section 3, whose order of checks this is, a
+// report's own are those of its body (400, 413, 415, 422). 403 is also what all
+// of a host get whose certificate names another; 404, 405 and 410 are no answers of a control
+// plane that knows reports. Of the rest 401 is about the certificate, and others about
+// the moment or about what stands between.
+func answerOf(err error) answer {
+	var refused *protocol.Error
+	if err == nil {
+		return taken
+	}
+	if !errors.As(err, &refused) {
+		if errors.As(err, new(*url.Error)) {
+			return later
+		}
+		return doubtful // an answer that cannot be read
+	}
+	switch refused.Status {
+	case 400, 413, 415, 422:
+		return wrong
+	case 404, 405, 410:
+		return absent
+	case 401, 407, 408, 425, 426, 429, 502, 503, 504:
+		return later
+	}
+	if refused.Status < 400 {
+		return later
+	}
+	return doubtful
+}
+
+// limit is after how many refusals, and after what time at least, a report is given up
+// that is not wrong by itself. Neither alone would do: an agent may start anew many
+// times, and a clock may be set.
+type limit struct {
+	times uint32
+	after time.Duration
+}
+
+var patience = map[answer]limit{absent: {6, 5 * time.Minute}, doubtful: {12, 24 * time.Hour}}
+
+// vainAtOnce is how many reports of different rollouts are sent in vain at one delivery.
+const vainAtOnce = 3
+
+// deliver sends what is queued, in the order of each rollout. One that the control plane
+// calls wrong would be wrong again, and is dropped. One that it refuses without saying
+// so, while it answers check-ins, holds up only those of its own rollout, and not for
+// ever: a host with reports neither reboots nor retries. Who waits for another delivery
 // waits no longer than ctx.
 func (a *agent) deliver(ctx context.Context) {
 	if a.delivering.Acquire(ctx, 1) != nil {
 		return
 	}
 	defer a.delivering.Release(1)
-	for {
-		r, ok := a.outbox.first()
-		if !ok {
+	for failed := map[string]bool{}; len(failed) < vainAtOnce; {
+		r := a.outbox.next(time.Now(), failed)
+		if r == nil {
 			return
 		}
-		if _, err := a.client.Report(ctx, &r); err != nil {
-			var refused *protocol.Error
-			wrong := errors.As(err, &refused) && (refused.Status == 400 || refused.Status == 413 || refused.Status == 422)
-			old := refused != nil && refused.Status == 500 && a.now().Sub(r.OccurredAt.Time) > staleReport
-			if !wrong && !old {
-				a.log.Debug().Err(err).Str("event", r.Event).Msg("report waits")
-				return
-			}
-			a.log.Error().Err(err).Str("event", r.Event).Msg("report refused")
+		_, err := a.client.Report(ctx, r)
+		log := a.log.With().Err(err).Str("event", r.Event).Str("rollout", rolloutOf(r)).Logger()
+		switch what := answerOf(err); what {
+		case taken:
+			err = a.outbox.done(r)
+		case wrong:
+			log.Error().Msg("report refused")
+			err = a.outbox.done(r)
+		case later:
+			log.Debug().Msg("report waits")
+			a.outbox.vain(r, time.Now())
+			return
+		default:
+			failed[rolloutOf(r)] = true
+			err = a.refused(r, patience[what], log)
 		}
-		if err := a.outbox.sent(); err != nil {
+		if err != nil {
 			a.log.Error().Err(err).Msg("report queue not written")
 			return
 		}
 	}
+}
+
+// refused counts a refusal and gives a report up that was refused for long enough. None
+// counts while check-ins are not answered: it may be this host's certificate, or the
+// control plane as a whole, that is in trouble.
+func (a *agent) refused(r *protocol.ReportRequest, upTo limit, log zerolog.Logger) error {
+	if !a.answered.Load() {
+		log.Debug().Msg("report waits")
+		a.outbox.vain(r, time.Now())
+		return nil
+	}
+	so, err := a.outbox.refuse(r, time.Now(), a.now())
+	if err != nil {
+		return err
+	}
+	if so.Times >= upTo.times && a.now().Sub(so.Since.Time) >= upTo.after {
+		log.Error().Uint32("times", so.Times).Time("since", so.Since.Time).Msg("report given up")
+		return a.outbox.done(r)
+	}
+	level := zerolog.DebugLevel
+	if so.Times == 1 {
+		level = zerolog.WarnLevel
+	}
+	log.WithLevel(level).Msg("report refused; those of other rollouts go on")
+	return nil
 }
 
 // deliverTime is what the loop of check-ins spends on reports at a time.

@@ -163,7 +163,7 @@ func (a *agent) count(closure, intent, channelRef, reason string, change func(*q
 		q = &quarantine{Closure: closure, Intent: intent, ChannelRef: channelRef}
 	}
 	next := *q
-	next.Reason, next.At = reason, pki.At(a.now().Truncate(time.Millisecond))
+	next.ChannelRef, next.Reason, next.At = channelRef, reason, pki.At(a.now().Truncate(time.Millisecond))
 	change(&next)
 	if err := a.dir.write(quarantineFile, &next); err != nil {
 		a.log.Error().Err(err).Msg("quarantine not written")

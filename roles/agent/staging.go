@@ -177,7 +177,7 @@ const stagedAgain = time.Minute
 // of it in time, or a newer release wants the same closure of this host. Its lease
 // would end as a failure [C18].
 func (a *agent) stagedAlready(j *journal, w *wanted) {
-	if a.outbox.waiting() || j.ChannelRef == w.channelRef && time.Since(j.Since.Time) < stagedAgain {
+	if a.outbox.waiting(j.ChannelRef) || j.ChannelRef == w.channelRef && time.Since(j.Since.Time) < stagedAgain {
 		return
 	}
 	j, err := a.dir.advance(time.Now(), []step{stepStaged}, stepStaged, func(j *journal) {
