@@ -118,7 +118,8 @@ type Host interface {
 	CollectEvidence(ctx context.Context) (Evidence, error)
 
 	// ArmDeadline has the machine itself run the command after the time has passed,
-	// in a unit of its own, whether the caller then lives or not. Monotonic time.
+	// in a unit of its own, whether the caller then lives or not. Monotonic time. Where
+	// there is an init, it runs the command again that fails or is killed, until the next boot.
 	ArmDeadline(ctx context.Context, d Deadline) error
 	// DisarmDeadline takes it back. It does not stop a command that already runs,
 	// and a deadline that is not armed is no error.

@@ -3,6 +3,7 @@ package nixops
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,14 @@ import (
 // switch that replaces the bus does not disturb them; hence no --wait, which does.
 type systemd struct {
 	files unitFiles
+	again time.Duration // after which a deadline's command runs again that failed; zero: deadlineAgain
 }
+
+// deadlineAgain is how long a deadline that failed is left. It goes on until the next
+// boot, since nobody else may be there to undo: the agent of the generation that is to be
+// undone may be what is broken. A command that goes on by itself comes to it only when it
+// was killed, as the kernel does where a bad release has used the memory up.
+const deadlineAgain = 30 * time.Second
 
 // toolTimeout bounds one call of systemctl or systemd-run; PID 1 is deaf while
 // it reexecutes itself.
@@ -39,7 +47,9 @@ func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) err
 
 func (s *systemd) arm(ctx context.Context, d Deadline) error {
 	return s.run(ctx, d.Unit, d.Command, nil, fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
-		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no")
+		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
+		"--property=Restart=on-failure", fmt.Sprintf("--property=RestartSec=%dms", cmp.Or(s.again, deadlineAgain).Milliseconds()),
+		"--property=StartLimitIntervalSec=0")
 }
 
 // run makes the transient unit. Type=simple, because of a command that fails at

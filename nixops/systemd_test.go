@@ -18,7 +18,7 @@ func TestSystemdSupervisor(t *testing.T) {
 		t.Skip("PID 1 is not systemd, or not root")
 	}
 	ctx := t.Context()
-	s := &systemd{files: unitFiles{dir: "/run/nixfleet-test/units"}}
+	s := &systemd{files: unitFiles{dir: "/run/nixfleet-test/units"}, again: time.Second}
 	t.Cleanup(func() { os.RemoveAll("/run/nixfleet-test") })
 	finished := func(t *testing.T, unit string) Exit {
 		t.Helper()
@@ -187,10 +187,35 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Errorf("loop %+v", loop)
 		}
 	})
+	// What a deadline is to undo may have left nobody else to do it.
+	t.Run("deadline that fails or is killed runs again", func(t *testing.T) {
+		runs := t.TempDir() + "/runs"
+		d := Deadline{Unit: "nixops-again", After: 100 * time.Millisecond, Command: []string{"/bin/sh", "-c",
+			`echo >>"$0"; case $(wc -l <"$0") in [1-7]) exit 3 ;; 8) systemctl kill --signal=KILL nixops-again.service; sleep 60 ;; esac`, runs}}
+		quickly := &systemd{files: s.files, again: 100 * time.Millisecond}
+		if err := quickly.arm(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		if exit := finished(t, d.Unit); !exit.OK() {
+			t.Errorf("%+v", exit)
+		}
+		if text, err := os.ReadFile(runs); err != nil || len(text) != 9 {
+			t.Errorf("it ran %d times, %v", len(text), err)
+		}
+		// A switch is never run again by itself.
+		start(t, "nixops-once", "echo >>"+runs+"; exit 4")
+		if exit := finished(t, "nixops-once"); exit.Code != 4 {
+			t.Errorf("%+v", exit)
+		}
+		time.Sleep(300 * time.Millisecond)
+		if text, err := os.ReadFile(runs); err != nil || len(text) != 10 {
+			t.Errorf("it ran %d times, %v", len(text)-9, err)
+		}
+	})
 	// systemd reads its own transient units again then, and not always what it wrote.
 	t.Run("reload and reexec in the middle", func(t *testing.T) {
 		proof := t.TempDir() + "/a $HOME; 'quoted' \"path\" %n"
-		d := Deadline{Unit: "nixops-later", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", `echo "$0;" >"$1"; exit 4`, "$$x", proof}}
+		d := Deadline{Unit: "nixops-later", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", `echo "$0;" >>"$1"; [ $(wc -l <"$1") = 2 ] || exit 4`, "$$x", proof}}
 		if err := s.arm(ctx, d); err != nil {
 			t.Fatal(err)
 		}
@@ -198,11 +223,41 @@ func TestSystemdSupervisor(t *testing.T) {
 		if exit := finished(t, "nixops-reexec"); exit.Meaning() != MeaningReboot {
 			t.Errorf("after daemon-reexec: %+v", exit)
 		}
-		if exit := finished(t, d.Unit); exit.Code != 4 {
+		if exit := finished(t, d.Unit); !exit.OK() {
 			t.Errorf("deadline after daemon-reexec: %+v", exit)
 		}
-		if text, err := os.ReadFile(proof); err != nil || string(text) != "$$x;\n" {
+		if text, err := os.ReadFile(proof); err != nil || string(text) != "$$x;\n$$x;\n" {
 			t.Errorf("the deadline's command wrote %q, %v", text, err)
 		}
 	})
+}
+
+// Nothing but a deadline is run again, and no start limit ends that.
+func TestPropertiesOfTransientUnits(t *testing.T) {
+	dir := t.TempDir()
+	stub := "#!/bin/sh\nprintf '%s\\n' \"$@\" >" + dir + "/asked\n"
+	if err := os.WriteFile(dir+"/systemd-run", []byte(stub), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	s := &systemd{files: unitFiles{dir: dir + "/units"}}
+	asked := func(err error) []string {
+		t.Helper()
+		text, readErr := os.ReadFile(dir + "/asked")
+		if err := errors.Join(err, readErr); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Split(strings.TrimSpace(string(text)), "\n")
+	}
+	again := []string{"--property=Restart=on-failure", "--property=RestartSec=30000ms", "--property=StartLimitIntervalSec=0"}
+	deadline := asked(s.arm(t.Context(), Deadline{Unit: "d", After: time.Minute, Command: []string{"/bin/true"}}))
+	for _, want := range append(again, "--on-active=60000ms", "--timer-property=AccuracySec=1s", "--collect", "--unit=d") {
+		if !slices.Contains(deadline, want) {
+			t.Errorf("a deadline is asked for without %s: %q", want, deadline)
+		}
+	}
+	one := asked(s.run(t.Context(), "s", []string{"/bin/true"}, nil))
+	if slices.ContainsFunc(one, func(arg string) bool { return slices.Contains(again, arg) || strings.Contains(arg, "on-active") }) {
+		t.Errorf("a switch is asked for with %q", one)
+	}
 }

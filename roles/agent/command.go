@@ -46,7 +46,7 @@ func Command() *cli.Command {
 					stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
 				Action: onHost(func(c *cli.Context, u *undoer) error {
 					if c.Bool("deadline") {
-						return u.deadline(c.Context, c.String("unit"))
+						return u.insist(c.Context, c.String("unit"))
 					}
 					return u.undoByHand(c.Context, c.App.Writer, c.String("reason"))
 				}),
@@ -151,7 +151,7 @@ func runCommand(c *cli.Context) error {
 func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
 	u := undoerOf(cfg)
 	sim.OnDeadline(func(d nixops.Deadline) {
-		if err := u.deadline(context.WithoutCancel(ctx), d.Unit); err != nil {
+		if err := u.insist(ctx, d.Unit); err != nil {
 			cfg.Log.Error().Err(err).Msg("undo failed")
 		}
 	})

@@ -387,7 +387,7 @@ func (m *machine) open() {
 	m.sim = sim
 	u := m.undoer()
 	sim.OnDeadline(func(d nixops.Deadline) {
-		if err := u.deadline(context.Background(), d.Unit); err != nil {
+		if err := u.insist(m.t.Context(), d.Unit); err != nil && m.t.Context().Err() == nil {
 			m.t.Errorf("deadline: %v", err)
 		}
 	})

@@ -37,9 +37,10 @@ const (
 )
 
 // Deadline is what the timer of an activation, a unit of the given name, runs on the
-// host of the configuration, in a process of its own: what is not proven is undone.
+// host of the configuration, in a process of its own: what is not proven is undone. It
+// returns when that is done, and with an error when ctx ends or an hour was not enough.
 func Deadline(ctx context.Context, cfg Config, unit string) error {
-	return undoerOf(cfg).deadline(ctx, unit)
+	return undoerOf(cfg).insist(ctx, unit)
 }
 
 // Guard is what runs at boot before the agent: it acts on an activation that a
@@ -131,6 +132,29 @@ func (u *undoer) deadline(ctx context.Context, unit string) error {
 		return errors.Join(err, u.undoFrom(ctx, []step{stepStaging, stepStaged}, late, true))
 	}
 	return u.undo(ctx, late, true)
+}
+
+const (
+	insistFirst = 5 * time.Second // and then twice as long each time, up to undoAgain
+	insistFor   = time.Hour
+)
+
+// insist is deadline, again and again until it succeeds: nobody else may be there to
+// undo before the next boot. Each time it looks at the journal anew, so that it finds
+// nothing to do once the agent, or a boot, has been faster. An end of ctx ends it
+// between two attempts.
+func (u *undoer) insist(ctx context.Context, unit string) error {
+	end := time.Now().Add(insistFor)
+	for pause := insistFirst; ; pause = min(2*pause, undoAgain) {
+		err := u.deadline(ctx, unit)
+		if err == nil || ctx.Err() != nil || time.Until(end) < pause {
+			return err
+		}
+		u.log.Error().Err(err).Dur("retry_in", pause).Msg("undo failed")
+		if sleep(ctx, pause) != nil {
+			return err
+		}
+	}
 }
 
 // stagedBoot: what was staged has been booted, and its agent has not begun to
