@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,6 +36,7 @@ type agent struct {
 	client   *protocol.Client // with our certificate
 	// anonymous is for enrolment only.
 	anonymous *protocol.Client
+	trust     *trustFile
 	verifier  *verifier
 	prober    *prober
 	outbox    *outbox
@@ -136,11 +136,12 @@ func newAgent(cfg Config) (*agent, error) {
 	a.metricsFile.path = cfg.MetricsFile
 	a.status = openStatus(dir, cfg.MachineID)
 	a.status.note(func(s *status) { s.MarkCopy = string(outside) })
+	a.trust = &trustFile{path: cfg.TrustFile, log: a.log}
 	a.verifier = &verifier{
-		hostname: cfg.MachineID, trust: a.trust, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
+		hostname: cfg.MachineID, trust: a.trust.read, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
 		maxAge: cfg.MaxManifestAge, onlyLocal: func(string) string { return cfg.ComplianceMode }, manifests: manifests,
 	}
-	if _, err := a.trust(); err != nil {
+	if _, err := a.trust.read(); err != nil {
 		return nil, err
 	}
 	a.restoreState()
@@ -161,22 +162,6 @@ func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*protoc
 		cfg.CAPEM = bundle
 	}
 	return protocol.NewClient(cfg)
-}
-
-// trust reads the trust file anew and refuses one that others could write.
-func (a *agent) trust() (*pki.Trust, error) {
-	path, err := filepath.EvalSymlinks(a.cfg.TrustFile)
-	if err != nil {
-		return nil, fmt.Errorf("trust file: %w", err)
-	}
-	if err := ownOnly(path); err != nil {
-		return nil, fmt.Errorf("trust file: %w", err)
-	}
-	t, warnings, err := pki.LoadTrust(path)
-	for _, w := range warnings {
-		a.log.Warn().Str("file", path).Msg("trust file: " + w)
-	}
-	return t, err
 }
 
 // restoreState reads what the last agent left. What cannot be believed is set

@@ -34,7 +34,7 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 // readable reads the files that must be there at the start as the agent will.
 func (c *Config) readable() error {
 	a := &agent{cfg: *c}
-	_, trust := a.trust()
+	_, trust := (&trustFile{path: c.TrustFile}).read()
 	_, client := a.newClient(nil)
 	_, key := pki.ReadPrivateKey(c.ClientKey)
 	return errors.Join(trust, client, key)
