@@ -83,6 +83,7 @@ func TestBadReleasesAreUndone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
+				p.pace = 20
 				m := newMachine(t, p, with(bad))
 				stop := m.start(m.sim)
 				time.Sleep(30 * time.Minute)
@@ -137,6 +138,7 @@ func TestHeldLockIsTriedAgain_A5(t *testing.T) {
 func TestOutageQuarantinesNothing_A25(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
 		for range 600 {
@@ -265,6 +267,7 @@ func TestLiesAreRefused_T2(t *testing.T) {
 func TestOlderReleaseIsRefusedAndWithholdingIsVisible_T17(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		start := time.Now()
 		stop := m.start(m.sim)

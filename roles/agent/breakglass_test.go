@@ -44,6 +44,7 @@ func (p *plane) acts() string { return p.refusals(protocol.EventOther) }
 func TestPauseAndResume(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		p.noTarget = true
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
@@ -81,6 +82,7 @@ func TestPauseAndResume(t *testing.T) {
 func TestPauseNeverStopsADeadline(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
 		for range 600 {
@@ -111,6 +113,7 @@ func TestPauseNeverStopsADeadline(t *testing.T) {
 func TestActivateHoldsUntilANewIntent(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
@@ -179,6 +182,7 @@ func TestActivateRefusesWhatIsNoSystem(t *testing.T) {
 func TestRollbackByRoot_A6(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		if _, err := m.root("rollback"); err == nil {
 			t.Error("rolled back to nothing")
@@ -242,6 +246,7 @@ func TestSwitchByHandIsRespected(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
+				p.pace = 20
 				m := newMachine(t, p, map[string]nixops.SimClosure{before: {}, target: {}, another: {}, third: {}})
 				stop := m.start(m.sim)
 				if when < time.Minute {

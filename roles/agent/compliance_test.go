@@ -38,6 +38,7 @@ func TestComplianceGate(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
+				p.pace = 20
 				m := newMachine(t, p, with(c.closure))
 				m.adjust = func(cfg *Config) { cfg.ComplianceMode = c.mode }
 				stop := m.start(m.sim)

@@ -38,6 +38,7 @@ func (p *plane) beta(signed time.Time, window uint32) {
 func TestHeadOfAnotherChannelSaysNothingHere_T15_T17(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
@@ -67,6 +68,7 @@ func TestHeadOfAnotherChannelSaysNothingHere_T15_T17(t *testing.T) {
 func TestWithholdingIsVisibleAfterARestart_T17(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)

@@ -248,6 +248,7 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 			t.Run(fmt.Sprintf("%s while running %v", name, running), func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					p := newPlane(t)
+					p.pace = 20
 					m := newMachine(t, p, staged(nixops.SimClosure{}))
 					stop := m.start(m.sim)
 					time.Sleep(2 * time.Minute)

@@ -117,7 +117,7 @@ func (m *machine) undoer() *undoer {
 func (m *machine) config(host nixops.Host) Config {
 	c := Config{
 		URL: "https://cp", MachineID: testHost, TrustFile: m.path("trust.json"), CACert: m.path("ca.pem"), ClientCert: m.path("cert/agent.pem"),
-		ClientKey: m.path("key"), SSHHostKey: m.path("key"), StateDir: m.path("state"), AllowVolatile: true, PollInterval: 5 * time.Second,
+		ClientKey: m.path("key"), SSHHostKey: m.path("key"), StateDir: m.path("state"), AllowVolatile: true, PollInterval: time.Duration(m.p.pace) * time.Second,
 		Host: host, Dial: m.p.net.dial, Log: zerolog.Nop(),
 	}
 	if m.adjust != nil {

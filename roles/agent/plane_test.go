@@ -75,8 +75,9 @@ type plane struct {
 	proof    protocol.Proof
 	wanted   fleet.HostEntry
 	id       string
-	away     bool // answers nothing
-	confirm  int  // status of confirms
+	away     bool   // answers nothing
+	pace     uint32 // seconds between two check-ins, at most
+	confirm  int    // status of confirms
 	noTarget bool
 	tamper   func(*protocol.CheckinResponse)
 	slow     time.Duration // of every answer to a report
@@ -90,7 +91,7 @@ type plane struct {
 
 func newPlane(t *testing.T) *plane {
 	t.Helper()
-	p := &plane{t: t, net: newPipes(), confirm: http.StatusNoContent}
+	p := &plane{t: t, net: newPipes(), confirm: http.StatusNoContent, pace: 5}
 	must := func(err error) {
 		if err != nil {
 			t.Fatal(err)
@@ -219,7 +220,7 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err := json.Unmarshal(body, &p.lastSeen); err != nil {
 			p.t.Error(err)
 		}
-		out := &protocol.CheckinResponse{NextCheckinSecs: 5, Head: &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(p.head)}}
+		out := &protocol.CheckinResponse{NextCheckinSecs: p.pace, Head: &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(p.head)}}
 		if p.lastSeen.CurrentGeneration.ClosureHash != p.wanted.TargetClosure && !p.noTarget {
 			startBy, wave := uint32(300), p.wanted.WaveIndex
 			out.Target = &protocol.Target{

@@ -64,6 +64,7 @@ func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
+				p.pace = 20
 				m := newMachine(t, p, good)
 				c.harm(t, m)
 				host := &ailing{Sim: m.sim, m: m}

@@ -165,6 +165,7 @@ func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
+				p.pace = 20
 				m := newMachine(t, p, with(c.target))
 				m.checks(units)
 				stop := m.start(m.sim)

@@ -279,8 +279,8 @@ func TestOutboxIsBounded(t *testing.T) {
 	if err := o.done(sent); err != nil || len(o.queue) != maxReports {
 		t.Errorf("%d left, %v", len(o.queue), err)
 	}
-	for range 20 {
-		add(60 << 10)
+	for range 12 {
+		add(100 << 10)
 	}
 	if _, err := o.add(letterOf("a", maxOutbox)); err == nil {
 		t.Error("one report may be as large as all")

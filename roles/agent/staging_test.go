@@ -37,6 +37,7 @@ func (m *machine) bootsOnce() string {
 func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, staged(nixops.SimClosure{}))
 		stop := m.live(m.sim)
 		time.Sleep(2 * time.Hour)
@@ -124,6 +125,7 @@ func TestPowerCutWhileTheBootedTargetIsProven_A11(t *testing.T) {
 func TestNothingRebootsWithoutAFallback(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, staged(nixops.SimClosure{}))
 		m.adjust = onPolicy("immediate")
 		if err := m.sim.SetLoader("grub"); err != nil {
@@ -179,6 +181,7 @@ func TestKernelIsSwitchedLiveUnlessTheHostDefersIt(t *testing.T) {
 	for _, deferred := range []bool{false, true} {
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)
+			p.pace = 20
 			m := newMachine(t, p, with(nixops.SimClosure{Kernel: "6.13"}))
 			m.adjust = func(c *Config) {
 				c.RebootPolicy = "immediate"
@@ -203,6 +206,7 @@ func TestKernelIsSwitchedLiveUnlessTheHostDefersIt(t *testing.T) {
 func TestRebootInItsWindow(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, staged(nixops.SimClosure{}))
 		m.adjust = onPolicy("window:Sat 01:30")
 		stop := m.live(m.sim)
@@ -231,6 +235,7 @@ func TestRebootInItsWindow(t *testing.T) {
 func TestHeldHostDoesNotReboot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, staged(nixops.SimClosure{}))
 		m.adjust = onPolicy("window:01:00")
 		stop := m.live(m.sim)
@@ -262,6 +267,7 @@ func TestBadStagedReleasesAreLeft(t *testing.T) {
 			t.Run(name+" "+policy, func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					p := newPlane(t)
+					p.pace = 20
 					m := newMachine(t, p, staged(bad))
 					m.adjust = onPolicy(policy)
 					stop := m.live(m.sim)
@@ -301,6 +307,7 @@ func TestBadStagedReleasesAreLeft(t *testing.T) {
 func TestHeldLockDefersStaging_A5(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
+		p.pace = 20
 		m := newMachine(t, p, staged(nixops.SimClosure{}))
 		s := &lockedBoot{Host: m.sim}
 		stop := m.live(s)

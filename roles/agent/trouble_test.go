@@ -152,6 +152,7 @@ func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 		more := true
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)
+			p.pace = 20
 			m := newMachine(t, p, good)
 			stop := m.start(m.sim)
 			time.Sleep(2 * time.Minute)

@@ -29,6 +29,7 @@ const v1Deadline = 360 * time.Second
 
 func newV1Plane(t *testing.T) *plane {
 	p := newPlane(t)
+	p.pace = 20
 	p.set(func() { p.v1 = &v1Plane{manifests: map[string][]byte{}, sigs: map[string][]byte{}} })
 	p.release(target, time.Now())
 	return p
