@@ -302,7 +302,11 @@ var errLocalChange = errors.New("local change")
 
 // turn is one check-in and what follows from its answer.
 func (a *agent) turn(ctx context.Context) (pause time.Duration, err error) {
-	answer, sent, err := a.checkin(ctx, holdTime)
+	hold := holdTime
+	if !a.outbox.empty() {
+		hold = 0 // what could not be delivered just now is not to wait for so long
+	}
+	answer, sent, err := a.checkin(ctx, hold)
 	if err != nil {
 		return 0, err
 	}

@@ -100,6 +100,13 @@ func (o *outbox) waiting(rollout string) bool {
 	return slices.ContainsFunc(o.queue, func(r *protocol.ReportRequest) bool { return rolloutOf(r) == rollout })
 }
 
+// empty: the control plane knows all that there is to say.
+func (o *outbox) empty() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.queue) == 0
+}
+
 // next is what to send now; nil: nothing. Only the first of a rollout is ever next, and
 // of several that which was not tried for the longest time, in their order. Rollouts to
 // skip are those that had their turn.

@@ -360,3 +360,50 @@ func TestPatienceOutlivesTheAgent(t *testing.T) {
 		t.Errorf("%v, left of it: %v", err, o.refused)
 	}
 }
+
+// A control plane that came back between a report that it missed and the next check-in
+// hears of it soon, and not when it lets go of that check-in.
+func TestReportsDoNotWaitForAHeldCheckin(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		away, held := true, 0
+		p.set(func() {
+			p.routes = map[string]http.HandlerFunc{
+				"/v1/agent/report": func(w http.ResponseWriter, r *http.Request) {
+					if away {
+						w.WriteHeader(http.StatusServiceUnavailable)
+						return
+					}
+					p.reports = append(p.reports, protocol.ReportRequest{})
+					w.Write([]byte(`{"eventId":"e"}`))
+				},
+				"/v1/agent/checkin": func(w http.ResponseWriter, r *http.Request) {
+					away = false
+					if r.Header.Get("Prefer") != "" {
+						held++
+						p.mu.Unlock()
+						defer p.mu.Lock()
+						<-r.Context().Done()
+						return
+					}
+					w.Write([]byte(`{"target":null,"nextCheckinSecs":5}`))
+				},
+			}
+		})
+		m := newMachine(t, p, good)
+		dir, err := openDirectory(m.path("state"))
+		m.must(err)
+		o, err := openOutbox(dir)
+		m.must(err)
+		_, err = o.add(&protocol.ReportRequest{Hostname: testHost, Event: protocol.EventOther, Details: []byte(`{}`)})
+		m.must(err)
+		stop := m.start(m.sim)
+		time.Sleep(time.Minute)
+		p.set(func() {
+			if len(p.reports) != 1 || held != 1 {
+				t.Errorf("%d reports heard, %d check-ins held", len(p.reports), held)
+			}
+		})
+		stop()
+	})
+}
