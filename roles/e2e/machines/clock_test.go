@@ -48,13 +48,13 @@ func playClock(t *testing.T, g *ground) {
 	next := p.next("next", agent)
 	p.release(next)
 	p.confirmed(next)
-	p.m.run("systemctl", "reboot")
+	p.m.reboot(nil)
 	last := p.next("last", agent)
 	p.first = next // where it stays
 	p.release(last)
 	p.stays("realise-failed", "clock")
 	begun := time.Now()
-	until(t, time.Minute, "the control plane goes on hearing of it", func() string {
+	until(t, "the control plane goes on hearing of it", func() string {
 		h, err := p.cp.host(p, p.m.name)
 		if err != nil {
 			return err.Error()

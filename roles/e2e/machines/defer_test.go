@@ -13,7 +13,6 @@ func init() {
 		scenario{"inhibited", playInhibited},
 		scenario{"window", playRebootWindow},
 		scenario{"staged-bad", playStagedBad},
-		scenario{"power-staged", playPowerStaged},
 	)
 }
 
@@ -24,7 +23,7 @@ func once(m *machine) { m.write("/boot/loader/efi", "a stub of systemd-boot's va
 func (p *play) staged(next string) {
 	p.Helper()
 	p.at("staged")
-	until(p, time.Minute, "the control plane shows the pending reboot", func() string {
+	until(p, "the control plane shows the pending reboot", func() string {
 		h, err := p.cp.host(p, p.m.name)
 		if err != nil {
 			return err.Error()
@@ -37,13 +36,20 @@ func (p *play) staged(next string) {
 	if o := p.outside(); o.current != p.first {
 		p.Errorf("a staged update runs already: %+v", o)
 	}
-	heard := false
-	for _, r := range p.cp.reports(p, p.m.name) {
-		heard = heard || r.Event == "activation-deferred" && strings.Contains(string(r.Details), next)
-	}
-	if !heard {
-		p.Errorf("%s did not report that it defers", p.m.name)
-	}
+	p.defers(next)
+}
+
+// defers waits until the control plane has heard that the target waits for a boot.
+func (p *play) defers(next string) {
+	p.Helper()
+	until(p, p.m.name+" reports that it defers", func() string {
+		for _, r := range p.reports() {
+			if r.Event == "activation-deferred" && strings.Contains(string(r.Details), next) {
+				return ""
+			}
+		}
+		return "no report of it"
+	})
 }
 
 // The deferred update waits for a person, however long that takes (A11, A17, A18).
@@ -53,10 +59,10 @@ func playInitChanged(t *testing.T, g *ground) {
 	p.release(next)
 	p.staged(next)
 	time.Sleep(5 * time.Second)
-	if p.m.boots != 1 {
+	if p.m.booted() != 1 {
 		t.Errorf("%s rebooted without being asked to", p.m.name)
 	}
-	p.m.run("systemctl", "reboot")
+	p.m.reboot(nil)
 	p.confirmed(next)
 	p.tell("switch-to-configuration ends with 100; then root reboots", "the new generation, after the reboot", "deferred: systemd; pending reboot; then converged")
 }
@@ -68,7 +74,7 @@ func playInhibited(t *testing.T, g *ground) {
 	next := p.next("next", inhibitor("two"))
 	p.release(next)
 	p.staged(next)
-	p.m.run("systemctl", "reboot")
+	p.m.reboot(nil)
 	p.confirmed(next)
 	p.tell("deferred update without a reboot window; then root reboots", "the new generation, after the reboot", "deferred; pending reboot; then converged")
 }
@@ -77,31 +83,20 @@ func playRebootWindow(t *testing.T, g *ground) {
 	p := newPlayOn(t, g, g.main, "window", "channel-window", once, inhibitor("one"), option("--reboot-policy=window:*:*"))
 	next := p.next("next", inhibitor("two"), option("--reboot-policy=window:*:*"))
 	p.release(next)
-	p.at("staged")
+	p.defers(next)
 	p.confirmed(next)
-	if p.m.boots != 2 {
-		t.Errorf("%s was booted %d times", p.m.name, p.m.boots)
+	if n := p.m.booted(); n != 2 {
+		t.Errorf("%s was booted %d times", p.m.name, n)
 	}
 	p.tell("deferred update with a reboot window (stub of systemd-boot's variables)", "the new generation, booted once and then for good", "deferred; rebooted in its window; converged")
 }
 
 // A staged generation that does not prove itself is left again by a reboot.
 func playStagedBad(t *testing.T, g *ground) {
-	p := newPlayOn(t, g, g.main, "staged-bad", "channel-staged-bad", once, inhibitor("one"), option("--reboot-policy=immediate"))
-	p.release(p.next("next", inhibitor("two"), option("--reboot-policy=immediate"), agentOf(g.broken)))
-	p.at("staged")
-	p.back(4*time.Minute, "deadline", true)
-	p.tell("staged update whose agent is broken (stub of systemd-boot's variables)", onOld, "")
-}
-
-func playPowerStaged(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "power-staged", inhibitor("one"))
-	next := p.next("next", inhibitor("two"))
+	p := newPlayOn(t, g, g.brief, "staged-bad", "channel-staged-bad", once, inhibitor("one"), option("--reboot-policy=immediate"))
+	next := p.next("next", inhibitor("two"), option("--reboot-policy=immediate"), agentOf(g.broken))
 	p.release(next)
-	p.staged(next)
-	if found := p.powerCut(); found != "staged" {
-		t.Fatalf("the power was cut at %q", found)
-	}
-	p.confirmed(next)
-	p.tell("power cut while staged", "the new generation, which that boot was staged for", "deferred; then converged")
+	p.defers(next)
+	p.back("deadline", true)
+	p.tell("staged update whose agent is broken (stub of systemd-boot's variables)", onOld, "")
 }

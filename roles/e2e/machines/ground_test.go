@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
-	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,14 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"nixfleet/nixops/fleet"
 	"nixfleet/nixops/testnix"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
-// ground is what all machines share: keys, a forge, a checkout that CI releases from,
-// a store to build in, a signed cache over http, the network, and control planes.
+// ground is what all machines share: keys, forges, a store to build in, a signed cache
+// over http, the network, and control planes.
 type ground struct {
 	t      testing.TB
 	nix    testnix.Nix
@@ -34,21 +32,18 @@ type ground struct {
 	net    *network
 	store  *testnix.Store
 	cache  *testnix.Cache
-	main   *controlPlane
-	agent  string // a file: the nixfleet of the first systems
-	other  string // another nixfleet, as a newer release brings one
-	broken string // one that does nothing
+	main   *controlPlane // of hosts with time enough to confirm on a slow machine, too
+	brief  *controlPlane // of those whose window is to be waited out
+	agent  string        // a file: the nixfleet of the first systems
+	other  string        // another nixfleet, as a newer release brings one
+	broken string        // one that does nothing
 
 	cacheKey string // public
 
-	mu       sync.Mutex
-	agents   map[string]string // file -> its store path
-	hosts    map[string]*fleet.Host
-	channels map[string]string // host's channel -> its rollout policy
-	closures map[string]string
-	waiting  []chan error // for the next release
-	hooks    map[string]func(http.ResponseWriter, *http.Request) bool
-	ports    int
+	mu     sync.Mutex
+	agents map[string]string // file -> its store path
+	hooks  map[string]func(http.ResponseWriter, *http.Request) bool
+	ports  int
 
 	building sync.Mutex    // one nix-build at a time; they share two cores
 	setup    chan struct{} // how many machines are being made at a time
@@ -60,22 +55,22 @@ const suffix = "machines.test"
 func newGround(t testing.TB, binary, base string, nix testnix.Nix) *ground {
 	g := &ground{
 		t: t, nix: nix, binary: binary, base: base, dir: t.TempDir(), net: newNetwork(t), store: nix.NewStore(t), cache: nix.NewCache(t),
-		agents: map[string]string{}, hosts: map[string]*fleet.Host{}, channels: map[string]string{}, closures: map[string]string{},
-		hooks: map[string]func(http.ResponseWriter, *http.Request) bool{}, ports: 8443, setup: make(chan struct{}, 2),
+		agents: map[string]string{}, hooks: map[string]func(http.ResponseWriter, *http.Request) bool{}, ports: 8443, setup: make(chan struct{}, 2),
 	}
 	g.run(binary, "keygen", "all", "--dir", g.path("keys"), "--suffix", suffix, "--server", hubAddress)
-	g.run("git", "init", "-q", "--bare", "-b", "main", g.path("forge.git"))
-	g.run("git", "clone", "-q", g.path("forge.git"), g.path("ci"))
-	must(t, os.WriteFile(g.path("ci/flake.lock"), []byte("0\n"), 0o644))
-	g.run("git", "-C", g.path("ci"), "add", "-A")
-	g.run("git", "-C", g.path("ci"), "commit", "-qm", "first")
-	g.run("git", "-C", g.path("ci"), "push", "-q", "origin", "HEAD:main")
 	g.serveCache()
 	return g
 }
 
-// prepare makes what the scenarios begin with: two agents that differ, the first
-// release of an empty fleet, and the CI that makes the others.
+// The windows that hosts have to confirm: the shortest there is, and one that is used up
+// only where nothing goes on any more.
+const (
+	briefWindow = time.Minute
+	longWindow  = 5 * time.Minute
+)
+
+// prepare makes what the scenarios begin with: agents that differ, and two fleets with a
+// control plane each.
 func (g *ground) prepare() {
 	t := g.t
 	code, err := os.ReadFile(g.binary)
@@ -88,8 +83,10 @@ func (g *ground) prepare() {
 	trust, _, err := pki.LoadTrust(g.path("keys/trust.json"))
 	must(t, err)
 	g.cacheKey = trust.CacheKeys[0]
-	must(t, g.publish(nil, nil, nil))
-	go g.releases()
+	g.main = g.newControlPlane(t, "main", g.newForge("fleet", longWindow))
+	g.brief = g.newControlPlane(t, "brief", g.newForge("brief-fleet", briefWindow))
+	g.main.start(t)
+	g.brief.start(t)
 }
 
 func (g *ground) cacheSecret() testnix.Key {
@@ -155,105 +152,22 @@ func (g *ground) hook(m *machine, answer func(http.ResponseWriter, *http.Request
 	g.hooks[m.address] = answer
 }
 
-// declare adds a host with a channel of its own, so that no scenario halts another.
-func (g *ground) declare(name, channel, pubkey string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.hosts[name] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: channel, Pubkey: &pubkey}
-}
-
-// release publishes closures for hosts. Scenarios that ask at the same time share one
-// release, as the commits of a busy day would.
-func (g *ground) release(t testing.TB, closures map[string]string) {
-	t.Helper()
-	done := make(chan error, 1)
-	g.mu.Lock()
-	maps.Copy(g.closures, closures)
-	g.waiting = append(g.waiting, done)
-	g.mu.Unlock()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-// releases is CI: it makes one release after the other while there is something new.
-func (g *ground) releases() {
-	for {
-		time.Sleep(300 * time.Millisecond)
-		g.mu.Lock()
-		waiting := g.waiting
-		g.waiting = nil
-		hosts, closures, channels := maps.Clone(g.hosts), maps.Clone(g.closures), maps.Clone(g.channels)
-		g.mu.Unlock()
-		if g.t.Context().Err() != nil {
-			for _, done := range waiting {
-				done <- g.t.Context().Err()
-			}
-			return
-		}
-		if len(waiting) == 0 {
-			continue
-		}
-		err := g.publish(hosts, closures, channels)
-		for _, done := range waiting {
-			done <- err
-		}
-	}
-}
-
-func (g *ground) publish(hosts map[string]*fleet.Host, closures, policies map[string]string) error {
-	declared := &fleet.Fleet{
-		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{}, Waves: map[string][]fleet.Wave{}, Channels: map[string]fleet.Channel{},
-		RolloutPolicies: map[string]fleet.Policy{
-			"halt":     {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt},
-			"rollback": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureRollback},
-		},
-	}
-	paths := map[string]string{}
-	for name, closure := range closures {
-		host := hosts[name]
-		declared.Hosts[name] = host
-		paths[name] = "/nix/store/" + closure
-		policy := policies[host.Channel]
-		if policy == "" {
-			policy = "halt"
-		}
-		declared.Channels[host.Channel] = fleet.Channel{
-			RolloutPolicy: policy, ReconcileIntervalMinutes: 1, FreshnessWindow: 120, SigningIntervalMinutes: 60,
-			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled},
-		}
-		declared.Waves[host.Channel] = []fleet.Wave{}
-	}
-	for file, value := range map[string]any{"declared.json": declared, "closures.json": paths} {
-		doc, err := pki.Marshal(value)
-		if err == nil {
-			err = os.WriteFile(g.path(file), doc, 0o644)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	_, err := g.try(g.binary, "release", "--build-flake", g.path("ci"), "--release-dir", g.path("ci/releases"), "--fleet-file", g.path("declared.json"),
-		"--closures", g.path("closures.json"), "--sign-key", g.path("keys/release.key"), "--trust-file", g.path("keys/trust.json"),
-		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@"+suffix, "--confirm-window", "60s")
-	return err
-}
-
-// controlPlane is one process with a state of its own; all follow the same forge.
+// controlPlane is one process with a state of its own; many follow the same forge.
 type controlPlane struct {
 	g      *ground
 	name   string
+	forge  *forge
 	port   int
 	client *protocol.Client
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 }
 
-func (g *ground) newControlPlane(t testing.TB, name string) *controlPlane {
+func (g *ground) newControlPlane(t testing.TB, name string, f *forge) *controlPlane {
 	t.Helper()
 	g.mu.Lock()
 	g.ports++
-	c := &controlPlane{g: g, name: name, port: g.ports}
+	c := &controlPlane{g: g, name: name, forge: f, port: g.ports}
 	g.mu.Unlock()
 	cert, err := tls.LoadX509KeyPair(g.path("keys/operator.pem"), g.path("keys/operator.key"))
 	must(t, err)
@@ -282,14 +196,14 @@ func (c *controlPlane) start(t testing.TB) {
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+g.net.hub, g.binary, "cp", "serve", "--listen", fmt.Sprintf("%s:%d", hubAddress, c.port),
 		"--tls-cert", g.path("keys/server.cert.pem"), "--tls-key", g.path("keys/server.key.pem"), "--client-ca", g.path("keys/client-ca.pem"),
 		"--fleet-ca-cert", g.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", g.path("keys/issuing-ca.key.pem"), "--agent-cn-suffix", suffix,
-		"--trust-file", g.path("keys/trust.json"), "--state-dir", dir, "--db-path", dir+"/state.db", "--source", "git+file://"+g.path("forge.git")+"#main",
-		"--poll-interval", "1s", "--checkin-interval", "2s", "--confirm-deadline-secs", "60")
+		"--trust-file", g.path("keys/trust.json"), "--state-dir", dir, "--db-path", dir+"/state.db", "--source", "git+file://"+c.forge.repository()+"#main",
+		"--poll-interval", "1s", "--checkin-interval", "2s", "--confirm-deadline-secs", fmt.Sprint(int(c.forge.window.Seconds())))
 	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.SysProcAttr = log, log, append(os.Environ(), "HOME="+g.dir), withUs
 	must(t, cmd.Start())
 	c.mu.Lock()
 	c.cmd = cmd
 	c.mu.Unlock()
-	until(t, time.Minute, "control plane "+c.name+" answers", func() string {
+	until(t, "control plane "+c.name+" answers", func() string {
 		if _, err := c.client.Whoami(t.Context()); err != nil {
 			return err.Error()
 		}
@@ -339,16 +253,20 @@ func (c *controlPlane) reports(t testing.TB, name string) []protocol.HostReport 
 	return mine
 }
 
+// patience is how long anything is waited for that has to come. Nothing but a failure
+// takes as long, on however slow a machine.
+const patience = 6 * time.Minute
+
 // until waits for a condition, which says what it still lacks.
-func until(t testing.TB, limit time.Duration, what string, lacks func() string) {
+func until(t testing.TB, what string, lacks func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
 		missing := lacks()
 		if missing == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s: %s", what, limit, missing)
+			t.Fatalf("%s: not within %s: %s", what, patience, missing)
 		}
 	}
 }

@@ -148,7 +148,7 @@ func (m *machine) start() error {
 	gone := make(chan struct{})
 	m.nspawn, m.gone = cmd, gone
 	m.leader = 0
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for m.leader == 0 {
 		if m.leader = leaderOf(cmd.Process.Pid); m.leader != 0 {
 			break
@@ -216,7 +216,7 @@ func (m *machine) cut() {
 	syscall.Kill(leader, syscall.SIGKILL)
 	select {
 	case <-gone:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		cmd.Process.Kill()
 		<-gone
 	}
@@ -278,21 +278,13 @@ func (m *machine) pid() int {
 
 var errOff = errors.New("the machine is off")
 
-// How long a command inside may take, and a whole test.
-const (
-	quick  = 30 * time.Second
-	tested = 3 * time.Minute
-)
-
 // try runs a command inside, as root, and gives what it printed.
-func (m *machine) try(args ...string) (string, error) { return m.within(quick, args...) }
-
-func (m *machine) within(limit time.Duration, args ...string) (string, error) {
+func (m *machine) try(args ...string) (string, error) {
 	leader := m.pid()
 	if leader == 0 {
 		return "", errOff
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(leader), "-m", "-p", "-i", "-u", "-n", "-C", "--"}, args...)...)
 	cmd.Env = []string{"PATH=" + nixInside + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME=/root", "LANG=C"}
@@ -309,6 +301,30 @@ func (m *machine) run(args ...string) string {
 	out, err := m.try(args...)
 	must(m.t, err)
 	return out
+}
+
+// reboot has the machine reboot in an orderly way, and waits until it boots again. What is
+// given is called once the order is out.
+func (m *machine) reboot(ordered func()) {
+	m.t.Helper()
+	before := m.booted()
+	said, err := m.try("systemctl", "reboot") // which may be ended by what it began
+	if ordered != nil {
+		ordered()
+	}
+	until(m.t, m.name+" reboots", func() string {
+		if m.booted() == before {
+			return fmt.Sprintf("systemctl reboot: %v\n%s", err, said)
+		}
+		return ""
+	})
+}
+
+// booted is how often the machine was switched on.
+func (m *machine) booted() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.boots
 }
 
 func (m *machine) console() string {

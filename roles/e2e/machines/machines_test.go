@@ -23,11 +23,14 @@ const Env = "NIXFLEET_TEST_MACHINES"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	// A scenario waits most of the time, for windows that have a floor of a minute. Many
-	// more machines at once would want more inotify instances than root has by default.
-	flag.Set("test.parallel", "16")
+	flag.Set("test.parallel", "1000") // but see atOnce
 	os.Exit(m.Run())
 }
+
+// atOnce is how many scenarios are played at a time. They wait most of the time, for
+// windows that have a floor of a minute. Many more machines at once would want more
+// inotify instances than root has by default.
+const atOnce = 16
 
 // prerequisites skips, or gives what the machines are made of.
 func prerequisites(t *testing.T) (base string, nix testnix.Nix) {
@@ -54,7 +57,7 @@ func static(t *testing.T) string {
 	binary := filepath.Join(t.TempDir(), "nixfleet")
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "sqlite_omit_load_extension netgo osusergo",
 		"-ldflags", "-s -w -linkmode external -extldflags -static", "-o", binary, "nixfleet")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-Os")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build nixfleet: %v\n%s", err, out)
 	}
@@ -65,17 +68,28 @@ func TestMachines(t *testing.T) {
 	base, nix := prerequisites(t)
 	g := newGround(t, static(t), base, nix)
 	g.prepare()
-	g.main = g.newControlPlane(t, "main")
-	g.main.start(t)
 	t.Run("all", func(t *testing.T) {
-		// The long ones first, since they end last.
+		// The long ones first, since they end last. Parallel tests by themselves begin in
+		// any order.
 		slices.SortStableFunc(scenarios, func(a, b scenario) int { return slices.Index(long, b.name) - slices.Index(long, a.name) })
+		slots := make(chan struct{}, atOnce)
+		var turns []chan struct{}
 		for _, s := range scenarios {
 			t.Run(s.name, func(t *testing.T) {
+				turn := make(chan struct{})
+				turns = append(turns, turn)
 				t.Parallel()
+				<-turn
+				t.Cleanup(func() { <-slots })
 				s.play(t, g)
 			})
 		}
+		go func() {
+			for _, turn := range turns {
+				slots <- struct{}{}
+				close(turn)
+			}
+		}()
 	})
 	t.Log("the table of docs/activation.md:\n" + g.table())
 }
@@ -86,8 +100,10 @@ type scenario struct {
 	play func(*testing.T, *ground)
 }
 
-// long are the scenarios that wait out a window or a pause, the longest last.
-var long = []string{"masks-agent", "breaks-agent", "cuts-network", "hangs", "lock-held", "staged-bad", "cache-away", "cache-slow", "power-fetching", "cp-away"}
+// long are the scenarios of many parts, and those that wait out a window or a pause, the
+// longest last.
+var long = []string{"clock", "cache-bad", "masks-agent", "breaks-agent", "cuts-network", "hangs", "recall", "lock-held", "staged-bad", "cp-4", "power-3", "power-5",
+	"exit-codes", "cp-3", "cp-2", "cp-1", "power-2", "power-1", "cache-slow", "cache-away", "power-fetching", "cp-away"}
 
 // table is what happened, as Markdown.
 func (g *ground) table() string {

@@ -23,7 +23,8 @@ type play struct {
 	cp    *controlPlane
 	first string // the closure that it starts with
 	begun time.Time
-	saw   string // the words of the last report that was waited for
+	saw   string          // the words of the last report that was waited for
+	known map[string]bool // reports from before the last release
 }
 
 // newPlay makes a machine that runs a first system, enrols it, and waits until the
@@ -38,7 +39,7 @@ func newPlay(t *testing.T, g *ground, cp *controlPlane, name string, changes ...
 func newPlayOn(t *testing.T, g *ground, cp *controlPlane, name, channel string, prepare func(*machine), changes ...change) *play {
 	t.Helper()
 	g.setup <- struct{}{}
-	p := &play{T: t, g: g, cp: cp, m: newMachine(t, g.net, name, g.base, g.binary)}
+	p := &play{T: t, g: g, cp: cp, m: newMachine(t, g.net, name, g.base, g.binary), known: map[string]bool{}}
 	prepare(p.m)
 	private, public := newKey(t, name)
 	p.m.write("/etc/ssh/ssh_host_ed25519_key", private, 0o600)
@@ -53,10 +54,10 @@ func newPlayOn(t *testing.T, g *ground, cp *controlPlane, name, channel string, 
 	p.first = p.build(append([]change{labelled("installed")}, changes...)...)
 	p.install(p.first)
 	<-g.setup
-	g.declare(name, channel, public)
-	g.release(t, map[string]string{name: p.first})
+	cp.forge.declare(name, channel, public)
+	cp.forge.release(t, map[string]string{name: p.first})
 	p.m.boot()
-	until(t, 2*time.Minute, name+" is enrolled and known", func() string {
+	until(t, name+" is enrolled and known", func() string {
 		h, err := cp.host(t, name)
 		if err != nil {
 			return err.Error()
@@ -128,8 +129,16 @@ func (p *play) push(closures ...string) {
 // release has the fleet want a closure on this machine; the clock of the table starts.
 func (p *play) release(closure string) {
 	p.Helper()
-	p.begun = time.Now()
-	p.g.release(p, map[string]string{p.m.name: closure})
+	p.begun, p.saw = time.Now(), ""
+	for _, r := range p.cp.reports(p, p.m.name) {
+		p.known[r.EventID] = true
+	}
+	p.cp.forge.release(p, map[string]string{p.m.name: closure})
+}
+
+// reports are what the control plane has heard of the machine since the last release.
+func (p *play) reports() []protocol.HostReport {
+	return slices.DeleteFunc(p.cp.reports(p, p.m.name), func(r protocol.HostReport) bool { return p.known[r.EventID] })
 }
 
 // outside is the state of the machine as somebody with its disk and its processes sees it.
@@ -209,9 +218,9 @@ func (m *machine) step() string {
 
 // settled waits until the machine is in a state, by its links from outside and with no
 // activation under way.
-func (p *play) settled(limit time.Duration, want outside) {
+func (p *play) settled(want outside) {
 	p.Helper()
-	until(p, limit, p.m.name+" comes to its end", func() string {
+	until(p, p.m.name+" comes to its end", func() string {
 		if o := p.outside(); o != want {
 			return fmt.Sprintf("it is %+v, wanted %+v, step %q", o, want, p.m.step())
 		}
@@ -225,8 +234,8 @@ func (p *play) settled(limit time.Duration, want outside) {
 // confirmed waits until the machine runs the closure for good and everybody knows.
 func (p *play) confirmed(closure string) {
 	p.Helper()
-	p.settled(3*time.Minute, all(closure))
-	until(p, time.Minute, "agent status confirms", func() string {
+	p.settled(all(closure))
+	until(p, "agent status confirms", func() string {
 		s, err := p.status()
 		if err != nil {
 			return err.Error()
@@ -236,7 +245,7 @@ func (p *play) confirmed(closure string) {
 		}
 		return ""
 	})
-	until(p, time.Minute, "the control plane sees it converged", func() string {
+	until(p, "the control plane sees it converged", func() string {
 		h, err := p.cp.host(p, p.m.name)
 		if err != nil {
 			return err.Error()
@@ -249,12 +258,11 @@ func (p *play) confirmed(closure string) {
 	p.healthy()
 }
 
-// back waits until the control plane has heard why the target was taken back, and finds
-// the machine where it was.
-func (p *play) back(limit time.Duration, reason string, blamed bool) {
+// hears waits until the control plane has heard why the target was taken back.
+func (p *play) hears(reason string) {
 	p.Helper()
-	until(p, limit, "the control plane hears why", func() string {
-		for _, r := range p.cp.reports(p, p.m.name) {
+	until(p, "the control plane hears why", func() string {
+		for _, r := range p.reports() {
 			if r.Event == "rollback-triggered" && strings.Contains(string(r.Details), reason) {
 				p.saw = words(r)
 				return ""
@@ -262,17 +270,24 @@ func (p *play) back(limit time.Duration, reason string, blamed bool) {
 		}
 		return fmt.Sprintf("no report of a rollback that names %s; it is %+v, step %q", reason, p.outside(), p.m.step())
 	})
-	p.settled(time.Minute, all(p.first))
-	s, err := p.status()
-	must(p, err)
-	switch {
-	case s.Quarantine == nil:
-		p.Errorf("%s remembers nothing of the undo", p.m.name)
-		return
+}
 
-	case blamed != (s.Quarantine.Failures > 0):
-		p.Errorf("%s: quarantine %+v, blamed should be %v", p.m.name, *s.Quarantine, blamed)
-	}
+// back waits until the control plane has heard why the target was taken back, and finds
+// the machine where it was, remembering whether the target is to blame.
+func (p *play) back(reason string, blamed bool) {
+	p.Helper()
+	p.hears(reason)
+	p.settled(all(p.first))
+	until(p, p.m.name+" remembers the undo", func() string {
+		s, err := p.status()
+		if err != nil {
+			return err.Error()
+		}
+		if s.Quarantine == nil || blamed != (s.Quarantine.Failures > 0) {
+			return fmt.Sprintf("its quarantine is %+v; the target should be blamed: %v", s.Quarantine, blamed)
+		}
+		return ""
+	})
 	p.saw += map[bool]string{true: "; quarantined", false: "; to be tried again"}[blamed]
 	p.healthy()
 }
@@ -305,9 +320,9 @@ var hashes = regexp.MustCompile(`[0-9a-z]{32}-`)
 // was not activated, and finds the machine where it was.
 func (p *play) stays(event, reason string) {
 	p.Helper()
-	until(p, 2*time.Minute, "the control plane hears of "+event, func() string {
+	until(p, "the control plane hears of "+event, func() string {
 		var heard []string
-		for _, r := range p.cp.reports(p, p.m.name) {
+		for _, r := range p.reports() {
 			if r.Event == event && strings.Contains(string(r.Details), reason) {
 				if r.SignatureStatus == nil || *r.SignatureStatus == "mismatch" {
 					return fmt.Sprintf("the report's signature is %v", r.SignatureStatus)
@@ -319,7 +334,7 @@ func (p *play) stays(event, reason string) {
 		}
 		return fmt.Sprintf("%d other reports: %s", len(heard), strings.Join(heard, "; "))
 	})
-	p.settled(time.Minute, all(p.first))
+	p.settled(all(p.first))
 	p.healthy()
 }
 
@@ -327,7 +342,7 @@ func (p *play) stays(event, reason string) {
 // was given up without blame.
 func (p *play) remembers(reason string) {
 	p.Helper()
-	until(p, 2*time.Minute, p.m.name+" notes "+reason, func() string {
+	until(p, p.m.name+" notes "+reason, func() string {
 		s, err := p.status()
 		if err != nil {
 			return err.Error()
@@ -340,32 +355,21 @@ func (p *play) remembers(reason string) {
 	})
 }
 
-// at waits until the journal on the machine's disk is at one of the steps.
-func (p *play) at(steps ...string) (step string) {
+// at waits until the journal on the machine's disk is at a step where it stays.
+func (p *play) at(step string) {
 	p.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(500 * time.Microsecond) {
-		if step = p.m.step(); slices.Contains(steps, step) {
-			return step
+	until(p, p.m.name+" is "+step, func() string {
+		if found := p.m.step(); found != step {
+			return fmt.Sprintf("it is at %q, %+v", found, p.outside())
 		}
-		if time.Now().After(deadline) {
-			p.Fatalf("%s never came to %v; it is at %q, %+v", p.m.name, steps, step, p.outside())
-		}
-	}
-}
-
-// powerCut cuts the power and gives the step that the disk was left at.
-func (p *play) powerCut() (step string) {
-	p.Helper()
-	p.m.cut()
-	step = p.m.step()
-	p.m.boot()
-	return step
+		return ""
+	})
 }
 
 // healthy: the units that this machine always has are up.
 func (p *play) healthy() {
 	p.Helper()
-	until(p, time.Minute, p.m.name+"'s units are up", func() string {
+	until(p, p.m.name+"'s units are up", func() string {
 		for _, unit := range []string{"nixfleet-agent.service", "app.service", "network-eth0.service"} {
 			if out, err := p.m.try("systemctl", "is-active", unit); err != nil {
 				return unit + " is " + strings.TrimSpace(out)
@@ -373,6 +377,31 @@ func (p *play) healthy() {
 		}
 		return ""
 	})
+}
+
+// part is one of several scenarios that a machine goes through, each from where the one
+// before has left it.
+type part struct {
+	name string // of the closure, too
+	play func(p *play, next func(...change) string)
+}
+
+// course is a scenario of several parts, which share the making of a machine. One that
+// fails ends it, since nobody knows where it has left the machine.
+func course(name string, begin func(*testing.T, *ground) *play, parts ...part) scenario {
+	return scenario{name, func(t *testing.T, g *ground) {
+		whole := begin(t, g)
+		for _, part := range parts {
+			if !t.Run(part.name, func(t *testing.T) {
+				p := *whole
+				p.T = t
+				part.play(&p, func(changes ...change) string { return p.next(part.name, changes...) })
+				whole.first = p.outside().current
+			}) {
+				t.Fatalf("%s was left somewhere", whole.m.name)
+			}
+		}
+	}}
 }
 
 // row is a line of the table in docs/activation.md.

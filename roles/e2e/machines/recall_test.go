@@ -22,10 +22,12 @@ import (
 	"nixfleet/roles/protocol"
 )
 
-func init() { scenarios = append(scenarios, scenario{"recall", playRecall}) }
+func init() {
+	scenarios = append(scenarios, scenario{"recall", playRecall}, scenario{"confirm-refused", playConfirmRefused})
+}
 
 // puppet is a control plane in somebody's hands: it speaks with the true one as the
-// host, and puts a rollback into the answers.
+// host, puts a rollback into the answers, and refuses confirms.
 type puppet struct {
 	url string
 
@@ -33,6 +35,7 @@ type puppet struct {
 	machine  *machine
 	rollback *protocol.Rollback
 	gag      bool // no target is let through
+	gone     bool // confirms are answered with 410
 	told     int
 }
 
@@ -59,7 +62,17 @@ func (g *ground) newPuppet(t *testing.T, cp *controlPlane) *puppet {
 	must(t, err)
 	listener := g.net.listen(t, hubAddress+":0")
 	p.url = "https://" + listener.Addr().String()
-	server := &http.Server{Handler: proxy, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		gone := p.gone && r.URL.Path == protocol.ConfirmPath
+		p.mu.Unlock()
+		if gone {
+			http.Error(w, `{"error":"the rollout is over"}`, http.StatusGone)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	})
+	server := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}}
 	go server.ServeTLS(listener, "", "")
 	t.Cleanup(func() { server.Close() })
 	return p
@@ -126,7 +139,7 @@ func (p *puppet) gagged(on bool) {
 // heard waits until the host has been asked several times.
 func (p *puppet) heard(t *testing.T) {
 	t.Helper()
-	until(t, time.Minute, "the host is asked to roll back", func() string {
+	until(t, "the host is asked to roll back", func() string {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.told < 4 {
@@ -141,9 +154,7 @@ func (p *puppet) heard(t *testing.T) {
 func playRecall(t *testing.T, g *ground) {
 	cp := g.newPuppet(t, g.main)
 	through := func(s *system) { s.url = cp.url }
-	g.mu.Lock()
-	g.channels["channel-recall"] = "rollback"
-	g.mu.Unlock()
+	g.main.forge.policy("channel-recall", "rollback")
 	p := newPlayOn(t, g, g.main, "recall", "channel-recall", func(m *machine) {
 		cp.mu.Lock()
 		defer cp.mu.Unlock()
@@ -163,12 +174,12 @@ func playRecall(t *testing.T, g *ground) {
 		return *h.LastRolloutID
 	}
 	cp.demands(&protocol.Rollback{Rollout: rollout(), TargetRef: "whatever", Reason: "test"})
-	p.back(2*time.Minute, "recalled by the control plane", true)
+	p.back("recalled by the control plane", true)
 	p.tell("rollback asked by the control plane", onOld, "")
 
 	p.begun = time.Now()
 	cp.heard(t)
-	p.settled(time.Minute, all(p.first))
+	p.settled(all(p.first))
 	p.tell("the same rollback asked again and again", onOld+": not one further back", "already back")
 
 	cp.demands(nil)
@@ -182,7 +193,7 @@ func playRecall(t *testing.T, g *ground) {
 	second := rollout()
 	three := p.next("three", through)
 	p.release(three)
-	until(t, time.Minute, "the host sees the newer release", func() string {
+	until(t, "the host sees the newer release", func() string {
 		if p.intent() == old {
 			return "its mark is that of the one before"
 		}
@@ -190,8 +201,8 @@ func playRecall(t *testing.T, g *ground) {
 	})
 	cp.demands(&protocol.Rollback{Rollout: second, TargetRef: "whatever", Reason: "test"})
 	cp.heard(t)
-	p.settled(time.Minute, all(two))
-	until(t, time.Minute, "the refusal is reported", func() string {
+	p.settled(all(two))
+	until(t, "the refusal is reported", func() string {
 		for _, r := range p.cp.reports(t, p.m.name) {
 			if r.Event == protocol.EventOther && strings.Contains(string(r.Details), protocol.KindRollbackRefused) {
 				return ""
@@ -205,8 +216,24 @@ func playRecall(t *testing.T, g *ground) {
 	p.confirmed(three)
 }
 
+// A generation that the control plane does not take is not the boot default any more.
+func playConfirmRefused(t *testing.T, g *ground) {
+	cp := g.newPuppet(t, g.main)
+	cp.gone = true
+	through := func(s *system) { s.url = cp.url }
+	p := newPlayOn(t, g, g.main, "confirm-refused", "channel-confirm-refused", func(m *machine) {
+		cp.mu.Lock()
+		defer cp.mu.Unlock()
+		cp.machine = m
+	}, through)
+	p.release(p.next("next", through))
+	p.back("confirm-refused", false)
+	p.tell("confirm answered with 410", onOld, "")
+}
+
 // intent is that of the newest release that the host has seen.
 func (p *play) intent() string {
+	p.Helper()
 	s, err := p.status()
 	must(p, err)
 	if s.Mark == nil {

@@ -63,7 +63,7 @@ var late = unit("late.service", service("/bin/sh -c '/bin/sleep 2; exit 1'"))
 func playFailsLater(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "fails-later")
 	p.release(p.next("next", late))
-	p.back(2*time.Minute, "late.service", true)
+	p.back("late.service", true)
 	if out, err := p.m.try("systemctl", "is-active", "late.service"); err == nil {
 		p.Errorf("late.service is still %s", out)
 	}
@@ -75,7 +75,7 @@ func playCrashLoop(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "crash-loop")
 	p.release(p.next("next", unit("loop.service",
 		"[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh -c '/bin/sleep 0.3; exit 1'\nRestart=always\nRestartSec=1\n")))
-	p.back(2*time.Minute, "loop.service", true)
+	p.back("loop.service", true)
 	p.tell("unit that crash-loops", onOld, "")
 }
 
@@ -93,31 +93,31 @@ func playFailedBefore(t *testing.T, g *ground) {
 }
 
 func playCutsNetwork(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "cuts-network")
+	p := newPlay(t, g, g.brief, "cuts-network")
 	p.release(p.next("next", func(s *system) { s.address = "10.98.7.7" }))
-	p.back(3*time.Minute, "control-plane-unreachable", false)
+	p.back("control-plane-unreachable", false)
 	p.tell("new generation cuts the network", onOld, "")
 }
 
 // The deadline runs the previous generation's agent by store path (A9).
 func playBreaksAgent(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "breaks-agent")
+	p := newPlay(t, g, g.brief, "breaks-agent")
 	p.release(p.next("next", agentOf(g.broken)))
-	p.back(3*time.Minute, "deadline", true)
+	p.back("deadline", true)
 	p.tell("new generation breaks the agent's executable", onOld, "")
 }
 
 func playMasksAgent(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "masks-agent")
+	p := newPlay(t, g, g.brief, "masks-agent")
 	p.release(p.next("next", func(s *system) { s.units["nixfleet-agent.service"] = mask }))
-	p.back(3*time.Minute, "deadline", true)
+	p.back("deadline", true)
 	p.tell("new generation masks the agent", onOld, "")
 }
 
 func playHangs(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "hangs")
+	p := newPlay(t, g, g.brief, "hangs")
 	p.release(p.next("next", knob("seconds", "600")))
-	p.back(3*time.Minute, "deadline", true)
+	p.back("deadline", true)
 	p.tell("switch hangs", onOld, "")
 }
 
@@ -125,7 +125,7 @@ func playHangs(t *testing.T, g *ground) {
 func playPrechecks(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "prechecks", knob("check-exit", "1"))
 	p.release(p.next("next", late))
-	p.back(2*time.Minute, "late.service", true)
+	p.back("late.service", true)
 	p.tell("undo although the previous script's pre-checks refuse", onOld, "")
 }
 
@@ -153,12 +153,25 @@ func playCollector(t *testing.T, g *ground) {
 	p.tell("garbage collection all the time", onNew, "converged")
 }
 
+// The second is there before the first has begun to switch.
 func playTwoReleases(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "two-releases")
-	one, two := p.next("one", knob("seconds", "4")), p.next("two")
+	one, two := p.next("one"), p.next("two")
+	h := p.hold("switching")
 	p.release(one)
-	p.at("switching")
-	p.g.release(p, map[string]string{p.m.name: two})
+	h.wait(t)
+	p.cp.forge.release(p, map[string]string{p.m.name: two})
+	until(t, "the control plane wants the newer one", func() string {
+		entry, err := p.cp.host(p, p.m.name)
+		if err != nil {
+			return err.Error()
+		}
+		if entry.DeclaredClosureHash == nil || *entry.DeclaredClosureHash != two {
+			return fmt.Sprintf("%+v", entry)
+		}
+		return ""
+	})
+	h.release()
 	p.confirmed(two)
 	p.tell("two releases in quick succession", "the newer one", "converged")
 }
@@ -168,13 +181,21 @@ func playByHand(t *testing.T, g *ground) {
 	// It holds the lock while the agent wants to commit, and shows what it is late.
 	mine := p.build(labelled("by-hand"), knob("seconds", "8"))
 	p.copyIn(mine)
+	h := p.hold("checking")
 	p.release(p.next("next"))
-	p.at("checking")
+	h.wait(t)
 	p.m.run("nix-env", "--profile", "/nix/var/nix/profiles/system", "--set", "/nix/store/"+mine)
-	p.m.run("/nix/store/"+mine+"/bin/switch-to-configuration", "switch")
-	p.settled(2*time.Minute, all(mine))
-	until(p, time.Minute, "the control plane hears of it", func() string {
-		for _, r := range p.cp.reports(p, p.m.name) {
+	switched := make(chan error, 1)
+	go func() {
+		_, err := p.m.try("/nix/store/"+mine+"/bin/switch-to-configuration", "switch")
+		switched <- err
+	}()
+	p.listed("start")
+	h.release()
+	must(t, <-switched)
+	p.settled(all(mine))
+	until(p, "the control plane hears of it", func() string {
+		for _, r := range p.reports() {
 			if strings.Contains(string(r.Details), mine) {
 				return ""
 			}
@@ -193,7 +214,7 @@ func playSpecialisation(t *testing.T, g *ground) {
 	p.confirmed(next)
 	p.m.run("/run/current-system/specialisation/alt/bin/switch-to-configuration", "test")
 	want := outside{alt, next, next}
-	until(p, time.Minute, "the specialisation counts as the target", func() string {
+	until(p, "the specialisation counts as the target", func() string {
 		h, err := p.cp.host(p, p.m.name)
 		if err != nil {
 			return err.Error()
@@ -230,9 +251,15 @@ func playLockHeld(t *testing.T, g *ground) {
 	next := p.next("next")
 	held := make(chan error, 1)
 	go func() {
-		_, err := p.m.within(4*time.Minute, "flock", "-n", "/run/nixos/switch-to-configuration.lock", "sh", "-c", "until test -e /run/let-go; do sleep 1; done")
+		_, err := p.m.try("flock", "-n", "/run/nixos/switch-to-configuration.lock", "sh", "-c", "touch /run/is-held; until test -e /run/let-go; do sleep 1; done")
 		held <- err
 	}()
+	until(t, "the lock is held", func() string {
+		if out, err := p.m.try("ls", "/run/is-held"); err != nil {
+			return out
+		}
+		return ""
+	})
 	p.release(next)
 	p.remembers("lock-held")
 	p.m.run("touch", "/run/let-go")

@@ -12,110 +12,92 @@ import (
 )
 
 func init() {
+	begin := func(name string) func(*testing.T, *ground) *play {
+		return func(t *testing.T, g *ground) *play { return newPlay(t, g, g.main, name) }
+	}
 	scenarios = append(scenarios,
 		scenario{"cp-away", playControlPlaneAway},
 		scenario{"cache-away", playCacheAway},
 		scenario{"cache-slow", playCacheSlow},
-		scenario{"cache-corrupt", playCacheCorrupt},
-		scenario{"cache-unsigned", playCacheUnsigned},
-		scenario{"cache-other", playCacheOther},
+		course("cache-bad", begin("cache-bad"), part{"corrupt", playCacheCorrupt}, part{"unsigned", playCacheUnsigned}, part{"other", playCacheOther}),
 		scenario{"store-small", playStoreSmall},
 		scenario{"store-full", playStoreFull},
+		course("exit-codes", begin("exit-codes"),
+			part{"check-1", playCheckRefuses},
+			// The checks run with the switch where the script knows none by themselves.
+			exits("1", "switch: exit 1", func(s *system) { s.knobs["no-check"], s.knobs["check-exit"] = "1", "1" }),
+			exits("2", "switch: exit 2", knob("activation-exit", "1")),
+			exits("4", "bad.service", unit("bad.service", "[Service]\nType=oneshot\nExecStart=/bin/false\n")),
+			exits("101", "switch: exit 101", knob("exit", "101")),
+			part{"boot-1", playBootFails},
+		),
+		scenario{"exit-11", playLockedExit},
 	)
-	for _, step := range []string{"fetching", "switching", "checking", "committing", "committed"} {
-		scenarios = append(scenarios, scenario{"cp-" + step, func(t *testing.T, g *ground) { playControlPlaneKilled(t, g, step) }})
-	}
-	exits := []struct {
-		code, reason string
-		change       change
-	}{
-		{"2", "exit 2", knob("activation-exit", "1")},
-		{"4", "bad.service", unit("bad.service", "[Service]\nType=oneshot\nExecStart=/bin/false\n")},
-		{"101", "exit 101", knob("exit", "101")},
-	}
-	for _, e := range exits {
-		scenarios = append(scenarios, scenario{"exit-" + e.code, func(t *testing.T, g *ground) {
-			p := newPlay(t, g, g.main, "exit-"+e.code)
-			p.release(p.next("next", e.change))
-			p.back(2*time.Minute, e.reason, true)
-			p.tell("switch-to-configuration ends with "+e.code, onOld, "")
-		}})
-	}
-	scenarios = append(scenarios, scenario{"exit-11", func(t *testing.T, g *ground) {
-		p := newPlay(t, g, g.main, "exit-11")
-		p.release(p.next("next", knob("exit", "11")))
-		p.remembers("lock-held")
-		p.settled(time.Minute, all(p.first))
-		p.healthy()
-		p.tell("switch-to-configuration ends with 11", onOld, "")
-	}})
-	scenarios = append(scenarios, scenario{"exit-1", func(t *testing.T, g *ground) {
-		p := newPlay(t, g, g.main, "exit-1")
-		p.release(p.next("next", knob("check-exit", "1")))
-		p.stays("activation-failed", "check")
-		p.tell("switch-to-configuration's check ends with 1", onOld, "")
-	}})
+}
+
+// exits is a part whose switch ends with a code for which it is blamed.
+func exits(code, reason string, how change) part {
+	return part{code, func(p *play, next func(...change) string) {
+		p.release(next(how))
+		p.back(reason, true)
+		p.tell("switch-to-configuration ends with "+code, onOld, "")
+	}}
+}
+
+func playCheckRefuses(p *play, next func(...change) string) {
+	p.release(next(knob("check-exit", "1")))
+	p.stays("activation-failed", "check")
+	p.tell("switch-to-configuration's check ends with 1", onOld, "")
+}
+
+func playBootFails(p *play, next func(...change) string) {
+	p.release(next(knob("boot-exit", "1")))
+	p.back("boot: exit 1", true)
+	p.tell("the boot loader's installer fails after the proof", onOld, "")
+}
+
+func playLockedExit(t *testing.T, g *ground) {
+	p := newPlay(t, g, g.main, "exit-11")
+	p.release(p.next("next", knob("exit", "11")))
+	p.remembers("lock-held")
+	p.settled(all(p.first))
+	p.healthy()
+	p.tell("switch-to-configuration ends with 11", onOld, "")
 }
 
 // One control plane for each: the others must not miss it.
-func (g *ground) ownControlPlane(t *testing.T, name string) *controlPlane {
-	cp := g.newControlPlane(t, name)
+func (g *ground) ownControlPlane(t *testing.T, name string, f *forge) *controlPlane {
+	t.Helper()
+	cp := g.newControlPlane(t, name, f)
 	cp.start(t)
 	return cp
-}
-
-func playControlPlaneKilled(t *testing.T, g *ground, step string) {
-	name := "cp-" + step
-	cp := g.ownControlPlane(t, name)
-	p := newPlay(t, g, cp, name)
-	next := p.next("next", knob("seconds", "2"), knob("boot-seconds", "2"))
-	if step == "fetching" {
-		g.hook(p.m, trickle(4*time.Second))
-	}
-	p.release(next)
-	if step == "committed" {
-		// Only what nobody answers stays there long enough to be seen.
-		p.at("committing")
-	} else {
-		p.at(step)
-	}
-	cp.kill()
-	if step == "committed" {
-		p.at("committed")
-	}
-	time.Sleep(3 * time.Second)
-	cp.start(t)
-	p.confirmed(next)
-	if s, err := p.status(); err != nil || s.Quarantine != nil && s.Quarantine.Failures > 0 {
-		t.Errorf("status %+v, %v: nothing may be quarantined", s, err)
-	}
-	p.tell("control plane killed while "+step, onNew, "converged once it was back")
 }
 
 // An hour without a control plane is modelled by one and a half confirm windows: what
 // follows depends on the window and on contact, not on the hour.
 func playControlPlaneAway(t *testing.T, g *ground) {
-	cp := g.ownControlPlane(t, "cp-away")
+	cp := g.ownControlPlane(t, "cp-away", g.brief.forge)
 	p := newPlay(t, g, cp, "cp-away")
-	next := p.next("next", knob("seconds", "2"))
+	next := p.next("next")
+	h := p.hold("switching")
 	p.release(next)
-	p.at("switching")
+	h.wait(t)
 	cp.kill()
-	until(t, 2*time.Minute, "the host takes it back by itself", func() string {
-		if s := p.m.step(); s == "undone" || s == "" {
-			return ""
+	h.release()
+	until(t, "the host takes it back by itself", func() string {
+		if s := p.m.step(); s != "" {
+			return "it is " + s
 		}
-		return p.m.step()
+		return ""
 	})
 	if o := p.outside(); o != all(p.first) {
 		t.Errorf("without a control plane the host is %+v", o)
 	}
-	if rest := 90*time.Second - time.Since(p.begun); rest > 0 {
-		time.Sleep(rest)
-	}
+	p.blameless()
+	time.Sleep(time.Until(p.begun.Add(briefWindow + briefWindow/2)))
 	cp.start(t)
-	p.back(2*time.Minute, "control-plane-unreachable", false)
-	p.confirmed(next)
+	p.hears("control-plane-unreachable")
+	p.confirmed(next) // it is tried again without anybody asking
 	p.tell("control plane away for long", onOld+", then the new one by itself", "control-plane-unreachable; nothing quarantined; converged after it was back")
 }
 
@@ -179,41 +161,39 @@ func playCacheAway(t *testing.T, g *ground) {
 
 // A download is no part of the confirm window (A9).
 func playCacheSlow(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "cache-slow")
+	p := newPlay(t, g, g.brief, "cache-slow")
 	next := p.next("next")
-	g.hook(p.m, trickle(75*time.Second))
+	const over = briefWindow + 15*time.Second
+	g.hook(p.m, trickle(over))
 	p.release(next)
 	p.confirmed(next)
-	if took := time.Since(p.begun); took < 70*time.Second {
-		t.Errorf("the download was to take longer than the window, all took %s", took)
+	if took := time.Since(p.begun); took < over {
+		t.Errorf("the download was to take %s, all took %s", over, took)
 	}
 	p.tell("slow cache: a download that outlives the confirm window", onNew, "downloading, then converged")
 }
 
-func playCacheCorrupt(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "cache-corrupt")
-	next := p.next("next")
-	g.cache.Corrupt(t, next)
-	p.release(next)
-	p.stays("closure-signature-mismatch", next)
+func playCacheCorrupt(p *play, next func(...change) string) {
+	closure := next()
+	p.g.cache.Corrupt(p, closure)
+	p.release(closure)
+	p.stays("closure-signature-mismatch", closure)
 	p.tell("cache serves a corrupt NAR", onOld, "")
 }
 
-func playCacheUnsigned(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "cache-unsigned")
-	next := p.next("next")
-	g.cache.DropSignatures(t, next)
-	p.release(next)
-	p.stays("closure-signature-mismatch", next)
+func playCacheUnsigned(p *play, next func(...change) string) {
+	closure := next()
+	p.g.cache.DropSignatures(p, closure)
+	p.release(closure)
+	p.stays("closure-signature-mismatch", closure)
 	p.tell("cache serves an unsigned path", onOld, "")
 }
 
-func playCacheOther(t *testing.T, g *ground) {
-	p := newPlay(t, g, g.main, "cache-other")
-	next, other := p.next("next"), p.next("other")
-	g.cache.Swap(t, next, other)
-	p.release(next)
-	p.stays("closure-signature-mismatch", next)
+func playCacheOther(p *play, next func(...change) string) {
+	closure, other := next(), p.next("elsewhere")
+	p.g.cache.Swap(p, closure, other)
+	p.release(closure)
+	p.stays("closure-signature-mismatch", closure)
 	p.tell("cache serves another path under the name", onOld, "")
 }
 
