@@ -101,7 +101,7 @@ func (a *actors) controlPlane(ts *testscript.TestScript, neg bool, args []string
 }
 
 func (a *actors) await(ts *testscript.TestScript, what string, holds func() bool) {
-	for deadline := time.Now().Add(60 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("waited for this in vain: %s", what)
 		}
@@ -114,7 +114,7 @@ func (a *actors) operator(ts *testscript.TestScript, neg bool, args []string) {
 		a.request(ts, "operator", args)
 		return
 	}
-	ctx, cancel := context.WithTimeout(a.t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(a.t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir, cmd.WaitDelay = ts.MkAbs("."), time.Second
@@ -270,7 +270,7 @@ func (a *actors) send(who string, args []string) (status int, answer string, err
 			return 0, "", fmt.Errorf("what is %q", arg)
 		}
 	}
-	ctx, cancel := context.WithTimeout(a.t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(a.t.Context(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, args[0], "https://"+a.address, bytes.NewReader(body))
 	if err != nil {
@@ -377,7 +377,7 @@ func (a *actors) slowloris(ts *testscript.TestScript, args []string) {
 		select {
 		case err := <-closed:
 			ts.Check(err)
-		case <-time.After(60 * time.Second):
+		case <-time.After(patience):
 			ts.Fatalf("a client that never ends its header is still connected")
 		}
 	}

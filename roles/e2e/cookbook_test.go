@@ -167,7 +167,7 @@ func TestCookbook(t *testing.T) {
 		t.Errorf("pending_confirms of stuckhost: %q", out)
 	}
 	// Now it is stuck: its switch does not end, and then its agent dies.
-	f.switching = time.Minute
+	f.switching = time.Hour
 	f.build("stuckhost", 4)
 	f.switching = 0
 	f.release(4)

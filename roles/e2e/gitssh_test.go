@@ -33,11 +33,8 @@ func newSSHForge(t *testing.T, f *simFleet) *sshForge {
 	if me.Uid == "0" {
 		f.must(os.MkdirAll("/run/sshd", 0o755)) // where root's sshd shuts its children in
 	}
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	_, port, err := net.SplitHostPort(freeAddress(t))
 	f.must(err)
-	_, port, err := net.SplitHostPort(probe.Addr().String())
-	f.must(err)
-	probe.Close()
 	f.must(os.Mkdir(f.path("ssh"), 0o700))
 	for _, key := range []string{"host", "other-host", "deploy", "stranger"} {
 		f.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key, "-f", f.path("ssh/"+key))

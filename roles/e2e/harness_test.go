@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -49,6 +50,38 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// patience is how long anything is waited for that has to come. Nothing but a failure
+// takes as long, on however slow a machine.
+const patience = 5 * time.Minute
+
+// confirmWindow is never used up here either.
+const confirmWindow = 5 * time.Minute
+
+var addresses = struct {
+	sync.Mutex
+	given map[int]bool
+}{given: map[int]bool{}}
+
+// freeAddress is an address on loopback that nobody else takes before it is listened
+// on, or between two that listen there: its port is below those that the kernel gives to
+// who asks for any.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	addresses.Lock()
+	defer addresses.Unlock()
+	for range 1000 {
+		port := 20000 + rand.IntN(12000)
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		if probe, err := net.Listen("tcp", address); err == nil && !addresses.given[port] {
+			probe.Close()
+			addresses.given[port] = true
+			return address
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
 // simFleet is a fleet of simulated machines made by the commands a person types.
 type simFleet struct {
 	t         *testing.T
@@ -64,10 +97,7 @@ type simFleet struct {
 
 func newSimFleet(t *testing.T, names ...string) *simFleet {
 	f := &simFleet{t: t, dir: t.TempDir(), names: names, pubkeys: map[string]string{}}
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	f.must(err)
-	f.address = probe.Addr().String()
-	probe.Close()
+	f.address = freeAddress(t)
 	for _, dir := range []string{"bin", "cache", "cp", "hosts"} {
 		f.must(os.Mkdir(f.path(dir), 0o700))
 	}
@@ -110,7 +140,7 @@ func (f *simFleet) read(name string) string {
 }
 
 func (f *simFleet) try(program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.WaitDelay = f.dir, time.Second
@@ -193,7 +223,7 @@ func (f *simFleet) release(n int) {
 		f.must(err)
 		f.write(file, string(doc))
 	}
-	f.ci("--fleet-file", f.path("declared.json"), "--closures", f.path("closures.json"), "--confirm-window", "60s")
+	f.ci("--fleet-file", f.path("declared.json"), "--closures", f.path("closures.json"), "--confirm-window", confirmWindow.String())
 }
 
 // resign is what CI's timer does: the same release, signed again.
@@ -222,7 +252,7 @@ func (f *simFleet) start(log string, args ...string) (stop func()) {
 	stop = sync.OnceFunc(func() {
 		os.Remove(f.path(log + ".pid"))
 		cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
+		timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		cmd.Wait()
 		timer.Stop()
 		out.Close()
@@ -246,7 +276,7 @@ func (f *simFleet) serve(flags ...string) (stop func()) {
 	return f.start("cp.log", append([]string{"cp", "serve", "--listen", f.address, "--tls-cert", f.path("keys/server.cert.pem"), "--tls-key", f.path("keys/server.key.pem"),
 		"--client-ca", f.path("keys/client-ca.pem"), "--fleet-ca-cert", f.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", f.path("keys/issuing-ca.key.pem"),
 		"--agent-cn-suffix", "e2e.test", "--trust-file", f.path("keys/trust.json"), "--state-dir", f.path("cp"), "--db-path", f.path("cp/state.db"),
-		"--source", "git+file://" + f.path("fleet.git") + "#main", "--confirm-deadline-secs", "60"}, flags...)...)
+		"--source", "git+file://" + f.path("fleet.git") + "#main", "--confirm-deadline-secs", fmt.Sprint(int(confirmWindow.Seconds()))}, flags...)...)
 }
 
 func (f *simFleet) startAgent(name string) (stop func()) {
@@ -261,7 +291,7 @@ func (f *simFleet) startAgent(name string) (stop func()) {
 
 func (f *simFleet) until(what string, holds func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(90 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			f.t.Fatalf("waited for this in vain: %s", what)
 		}
@@ -293,7 +323,7 @@ func (f *simFleet) converged(n int, names ...string) {
 func (f *simFleet) clientOf(cert *tls.Certificate) *protocol.Client {
 	f.t.Helper()
 	c, err := protocol.NewClient(protocol.ClientConfig{BaseURL: "https://" + f.address, CAPEM: []byte(f.read("keys/fleet-root.cert.pem")),
-		Timeout: 5 * time.Second, Certificate: func() (*tls.Certificate, error) { return cert, nil }})
+		Timeout: time.Minute, Certificate: func() (*tls.Certificate, error) { return cert, nil }})
 	f.must(err)
 	f.t.Cleanup(c.CloseIdle)
 	return c

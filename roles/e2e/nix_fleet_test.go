@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,12 +95,7 @@ func bareNixFleet(t *testing.T) *nixFleet {
 	nix := testnix.Find(t)
 	dir := t.TempDir()
 	f := &nixFleet{t: t, nix: nix, dir: dir, build: nix.NewStore(t), cache: nix.NewCache(t), hosts: map[string]*nixHost{}}
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.address = probe.Addr().String()
-	probe.Close()
+	f.address = freeAddress(t)
 	return f
 }
 
@@ -253,7 +247,7 @@ func (f *nixFleet) release(push ...string) {
 	f.t.Helper()
 	out := f.mustRun(f.checkout(""), append([]string{
 		"release", "--sign-key", f.key("release.key"), "--trust-file", f.key("trust.json"), "--git-push", "origin:main",
-		"--git-user-name", "ci", "--git-user-email", "ci@fleet.test", "--confirm-window", "60s",
+		"--git-user-name", "ci", "--git-user-email", "ci@fleet.test", "--confirm-window", confirmWindow.String(),
 	}, push...)...)
 	f.t.Log(strings.ReplaceAll(strings.TrimSpace(out), "\n", "; "))
 	if err := f.client.Poke(f.t.Context()); err != nil {
@@ -306,7 +300,7 @@ func (f *nixFleet) environment() []string {
 
 func (f *nixFleet) command(dir, program string, args ...string) string {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.Env = dir, f.environment()
@@ -333,7 +327,7 @@ func (f *nixFleet) start(log string, args ...string) (stop func()) {
 	}
 	stop = sync.OnceFunc(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+		timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		cmd.Wait()
 		timer.Stop()
 		out.Close()
@@ -358,7 +352,7 @@ func (f *nixFleet) startControlPlane() {
 		"--client-ca", f.key("client-ca.pem"), "--fleet-ca-cert", f.key("issuing-ca.cert.pem"), "--fleet-ca-key", f.key("issuing-ca.key.pem"),
 		"--agent-cn-suffix", nixSuffix, "--trust-file", f.key("trust.json"), "--state-dir", filepath.Join(f.dir, "cp"),
 		"--db-path", filepath.Join(f.dir, "cp", "state.db"), "--source", "git+file://"+filepath.Join(f.dir, "forge.git")+"#main",
-		"--poll-interval", "1s", "--checkin-interval", "1s", "--confirm-deadline-secs", "60")
+		"--poll-interval", "1s", "--checkin-interval", "1s", "--confirm-deadline-secs", fmt.Sprint(int(confirmWindow.Seconds())))
 	f.until("the control plane answers", func() string {
 		if _, err := f.client.Whoami(f.t.Context()); err != nil {
 			return err.Error()
@@ -438,7 +432,7 @@ func (h *nixHost) runs(t testing.TB) (current, profile string) {
 // until waits for a condition, which says what it still lacks.
 func (f *nixFleet) until(what string, lacks func() string) {
 	f.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		missing := lacks()
 		if missing == "" {

@@ -257,10 +257,13 @@ func (c *controlPlane) reports(t testing.TB, name string) []protocol.HostReport 
 // takes as long, on however slow a machine.
 const patience = 6 * time.Minute
 
+// look is how often; each look costs a machine of two cores some milliseconds.
+const look = 400 * time.Millisecond
+
 // until waits for a condition, which says what it still lacks.
 func until(t testing.TB, what string, lacks func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(look) {
 		missing := lacks()
 		if missing == "" {
 			return

@@ -28,7 +28,6 @@ type machine struct {
 	dir     string // upper, work, root
 	root    string // the mounted overlay; whole host state, survives a power cut
 	netns   string
-	port    string
 	address string
 
 	mu      sync.Mutex
@@ -55,7 +54,7 @@ func newMachine(t testing.TB, n *network, name, base, binary string) *machine {
 		}
 		syscall.Unmount(filepath.Join(m.dir, "memory"), syscall.MNT_DETACH) // if it is there
 	})
-	m.netns, m.port, m.address = n.wire()
+	m.netns, m.address = n.wire()
 	m.write("/etc/hostname", name+"\n", 0o644)
 	// Without an id systemd takes it for the first boot and enables units of its own.
 	m.write("/etc/machine-id", fmt.Sprintf("%032x\n", sha256.Sum256([]byte(m.dir)))[:32]+"\n", 0o444)

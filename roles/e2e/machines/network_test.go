@@ -47,26 +47,18 @@ func (n *network) namespace(name string) string {
 	return name
 }
 
-// wire makes the namespace of a machine, whose eth0 hangs on the bridge by port.
-func (n *network) wire() (namespace, port, address string) {
+// wire makes the namespace of a machine, whose eth0 hangs on the bridge.
+func (n *network) wire() (namespace, address string) {
 	n.t.Helper()
 	n.mu.Lock()
 	n.next++
 	id := n.next
 	n.mu.Unlock()
 	namespace = n.namespace(fmt.Sprint("m", id))
-	port = fmt.Sprint("port", id)
+	port := fmt.Sprint("port", id)
 	command(n.t, "ip", "-n", n.hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
 	command(n.t, "ip", "-n", n.hub, "link", "set", port, "master", "br0", "up")
-	return namespace, port, fmt.Sprintf("10.99.%d.%d", 1+id/200, 1+id%200)
-}
-
-// link cuts a machine off, or mends it.
-func (n *network) link(port string, up bool) {
-	state := map[bool]string{true: "up", false: "down"}[up]
-	if out, err := exec.Command("ip", "-n", n.hub, "link", "set", port, state).CombinedOutput(); err != nil {
-		n.t.Errorf("link of %s %s: %v\n%s", port, state, err, out)
-	}
+	return namespace, fmt.Sprintf("10.99.%d.%d", 1+id/200, 1+id%200)
 }
 
 // inside runs work on a thread in the hub's namespace. Sockets made there stay there.
