@@ -17,13 +17,14 @@ func TestSystemdSupervisor(t *testing.T) {
 	if !systemdRuns() || os.Geteuid() != 0 {
 		t.Skip("PID 1 is not systemd, or not root")
 	}
+	const patience = 3 * time.Minute // in which all comes, on however slow a machine
 	ctx := t.Context()
 	s := &systemd{files: unitFiles{dir: "/run/nixfleet-test/units"}, again: time.Second}
 	t.Cleanup(func() { os.RemoveAll("/run/nixfleet-test") })
 	finished := func(t *testing.T, unit string) Exit {
 		t.Helper()
 		var state UnitState
-		err := wait(ctx, 20*time.Second, func() (bool, error) {
+		err := wait(ctx, patience, func() (bool, error) {
 			var err error
 			state, err = s.state(ctx, unit)
 			return state.Phase == UnitFinished, err
@@ -32,6 +33,13 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Fatalf("unit %s: %v, %+v", unit, err, state)
 		}
 		return state.Exit
+	}
+	// Stopped before its shell has run a line, a unit never began.
+	begun := func(t *testing.T, unit string) {
+		t.Helper()
+		if err := wait(ctx, patience, func() (bool, error) { return exists(s.files.path(unit, "started")), nil }); err != nil {
+			t.Fatalf("unit %s does not begin: %v", unit, err)
+		}
 	}
 	start := func(t *testing.T, unit, script string, env ...string) {
 		t.Helper()
@@ -63,7 +71,7 @@ func TestSystemdSupervisor(t *testing.T) {
 	t.Run("output in the journal A2", func(t *testing.T) {
 		start(t, "nixops-out", "echo first; sleep 0.2; echo last; exit 4")
 		finished(t, "nixops-out")
-		err := wait(ctx, 5*time.Second, func() (bool, error) {
+		err := wait(ctx, patience, func() (bool, error) {
 			text, err := s.output(ctx, "nixops-out")
 			return strings.Contains(text, "first") && strings.Contains(text, "last"), err
 		})
@@ -76,6 +84,7 @@ func TestSystemdSupervisor(t *testing.T) {
 		if err := s.start(ctx, "nixops-stop", []string{"/bin/true"}, nil); !errors.Is(err, ErrUnitExists) {
 			t.Errorf("started twice: %v", err)
 		}
+		begun(t, "nixops-stop")
 		if err := s.stop(ctx, "nixops-stop"); err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +107,7 @@ func TestSystemdSupervisor(t *testing.T) {
 	})
 	t.Run("killed with its shell", func(t *testing.T) {
 		start(t, "nixops-kill", "sleep 60")
-		time.Sleep(100 * time.Millisecond)
+		begun(t, "nixops-kill")
 		if _, err := (command{path: "systemctl", args: []string{"kill", "--signal=KILL", "nixops-kill.service"}}).run(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -108,8 +117,7 @@ func TestSystemdSupervisor(t *testing.T) {
 	})
 	t.Run("deadline A9", func(t *testing.T) {
 		proof := t.TempDir() + "/fired"
-		began := time.Now()
-		d := Deadline{Unit: "nixops-deadline", After: 1500 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}
+		d := Deadline{Unit: "nixops-deadline", After: time.Hour, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}
 		if err := s.arm(ctx, d); err != nil {
 			t.Fatal(err)
 		}
@@ -119,30 +127,31 @@ func TestSystemdSupervisor(t *testing.T) {
 		if state, err := s.state(ctx, d.Unit); err != nil || state.Phase != UnitUnknown {
 			t.Errorf("before: %+v, %v", state, err)
 		}
+		for range 2 {
+			if err := s.disarm(ctx, d.Unit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if state, err := s.activeState(ctx, d.Unit+".timer"); err != nil || state != "not-found" {
+			t.Errorf("the timer is %s although disarmed, %v", state, err)
+		}
+
+		began := time.Now()
+		d.After = 1500 * time.Millisecond
+		if err := s.arm(ctx, d); err != nil {
+			t.Fatalf("arm again: %v", err)
+		}
 		if exit := finished(t, d.Unit); !exit.OK() || !exists(proof) {
 			t.Errorf("fired: %+v", exit)
 		}
 		if text, err := os.ReadFile(proof); err != nil || strings.TrimSpace(string(text)) != os.Getenv("PATH") {
 			t.Errorf("its tools are on %q, %v; ours on %q", text, err, os.Getenv("PATH"))
 		}
-		if took := time.Since(began); took < d.After || took > d.After+4*time.Second {
+		if took := time.Since(began); took < d.After {
 			t.Errorf("fired after %v", took)
 		}
 		if armed, err := s.armed(ctx, d.Unit); err != nil || armed {
 			t.Errorf("armed afterwards: %v, %v", armed, err)
-		}
-		os.Remove(proof)
-		if err := s.arm(ctx, d); err != nil {
-			t.Fatalf("arm again: %v", err)
-		}
-		for range 2 {
-			if err := s.disarm(ctx, d.Unit); err != nil {
-				t.Fatal(err)
-			}
-		}
-		time.Sleep(2500 * time.Millisecond)
-		if exists(proof) {
-			t.Error("fired although disarmed")
 		}
 	})
 	t.Run("failed and crash-looping units A24", func(t *testing.T) {
@@ -164,17 +173,17 @@ func TestSystemdSupervisor(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(1200 * time.Millisecond)
-		units, err := s.health(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
 		seen := map[string]unitHealth{}
-		for _, u := range units {
-			seen[u.name] = u
-		}
-		if !seen["nixops-bad.service"].failed || seen["nixops-good.service"].failed {
-			t.Errorf("bad %+v, good %+v", seen["nixops-bad.service"], seen["nixops-good.service"])
+		err := wait(ctx, patience, func() (bool, error) {
+			units, err := s.health(ctx)
+			for _, u := range units {
+				seen[u.name] = u
+			}
+			loop := seen["nixops-loop.service"]
+			return seen["nixops-bad.service"].failed && loop.failed && loop.restarts >= 2, err
+		})
+		if err != nil || seen["nixops-good.service"].name == "" || seen["nixops-good.service"].failed {
+			t.Errorf("%v: bad %+v, loop %+v, good %+v", err, seen["nixops-bad.service"], seen["nixops-loop.service"], seen["nixops-good.service"])
 		}
 		for unit, want := range map[string]string{
 			"nixops-bad.service": "failed", "nixops-good.service": "active", "nixops-none.service": "not-found",
@@ -182,9 +191,6 @@ func TestSystemdSupervisor(t *testing.T) {
 			if state, err := s.activeState(ctx, unit); err != nil || state != want {
 				t.Errorf("%s is %q, %v; want %q", unit, state, err, want)
 			}
-		}
-		if loop := seen["nixops-loop.service"]; loop.restarts < 2 || !loop.failed {
-			t.Errorf("loop %+v", loop)
 		}
 	})
 	// What a deadline is to undo may have left nobody else to do it.
