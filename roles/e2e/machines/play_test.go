@@ -311,7 +311,7 @@ func words(r protocol.HostReport) string {
 	if short := []rune(line); len(short) > most {
 		line = string(short[:most]) + "…"
 	}
-	return strings.ReplaceAll(line, "|", "/")
+	return strings.ReplaceAll(strings.TrimRight(line, ": "), "|", "/")
 }
 
 var hashes = regexp.MustCompile(`[0-9a-z]{32}-`)
