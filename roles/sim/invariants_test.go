@@ -222,6 +222,9 @@ func (w *world) happened(e protocol.Event) {
 		delete(w.converged, e.Intent)
 		delete(w.halted, e.Intent)
 		delete(w.opened, e.Intent)
+	case rollout.EventSuperseded:
+		// Nothing follows on a channel that has no hosts any more, and it holds nobody.
+		delete(w.newest, e.Channel)
 	case rollout.EventConverged:
 		w.converged[e.Intent] = true
 	case rollout.EventWaveOpened:
