@@ -191,7 +191,7 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 			c.Evidence = compliant
 		}
 		c.Agent, c.TrustJSON, c.Size = "self", string(f.trust()), 1
-		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(20))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
+		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(int(f.w.scenario.turn/time.Second)))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
 		f.w.must(nixops.WriteSimClosure(f.cache, closure, c))
 		f.fleet.Hosts[host].ClosureHash = &closure
 	}

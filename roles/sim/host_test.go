@@ -137,7 +137,14 @@ func (h *host) outside(run func(context.Context, agent.Config) error) error {
 		defer h.mu.Unlock()
 		h.undoing--
 	}()
-	return run(context.Background(), h.config(false))
+	return run(h.w.ctx, h.config(false))
+}
+
+// undoes: a deadline or a guard still runs.
+func (h *host) undoes() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.undoing > 0
 }
 
 func (h *host) config(mortal bool) agent.Config {

@@ -102,10 +102,16 @@ func absent(s *scenario) {
 	s.sort()
 }
 
-// slow is absent with downloads that outlive every lease.
+// slow is absent with downloads that outlive every lease, and switches that take
+// so long that two of them meet.
 func slow(s *scenario) {
 	absent(s)
-	s.fetch = 40 * time.Minute
+	s.fetch, s.turn = 20*time.Minute, 4*time.Minute
+	for i := range s.events {
+		if s.events[i].kind != release {
+			s.events[i].last += 20 * time.Minute
+		}
+	}
 }
 
 // sick has releases fail after their confirm, about when their soak ends.

@@ -23,6 +23,7 @@ type scenario struct {
 	probed   bool          // hosts run a health probe
 	ill      bool          // what fails does so after its confirm only
 	fetch    time.Duration // the longest that a download takes
+	turn     time.Duration // and a switch, in whole seconds
 	away     time.Duration // how long a host that vanishes may be gone; certificates end after 20 hours
 	events   []event
 }
@@ -99,7 +100,7 @@ var kinds = []kind{
 // in a second; one in ten is longer or larger, and a few are very much so.
 func draw(seed uint64) *scenario {
 	r := stream(seed, "scenario")
-	s := &scenario{seed: seed, hosts: 5 + r.IntN(4), away: 3 * time.Hour, fetch: 90 * time.Second}
+	s := &scenario{seed: seed, hosts: 5 + r.IntN(4), away: 3 * time.Hour, fetch: 90 * time.Second, turn: 20 * time.Second}
 	hours, upsets := 1+r.IntN(3), 6+r.IntN(10)
 	switch {
 	case seed%500 == 50:

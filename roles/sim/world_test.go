@@ -272,7 +272,9 @@ func (w *world) settle() {
 		h.mu.Unlock()
 		h.hangUp()
 	}
-	// Whoever is away comes back first.
+	// Whoever is away comes back first, and whoever leaves with the last event has to
+	// have gone.
+	time.Sleep(time.Minute)
 	for wait := 0; wait < 24*40; wait++ {
 		away := !w.plane.up()
 		for _, h := range w.hosts {
@@ -345,6 +347,9 @@ func (w *world) end() {
 		h.halt()
 		h.sim.Close()
 		h.life.Unlock()
+		for h.undoes() {
+			time.Sleep(time.Second)
+		}
 	}
 	w.plane.down()
 }
