@@ -67,20 +67,27 @@ func TestDeadlineGoesOnByItself_A5_A9(t *testing.T) {
 	}
 }
 
+// underALock is a machine in the middle of an activation, of which somebody else has the
+// switch lock.
+func underALock(t *testing.T) (*machine, directory, *journal) {
+	t.Helper()
+	m := newMachine(t, newPlane(t), good)
+	dir, err := openDirectory(m.path("state"))
+	m.must(err)
+	j := anyJournal()
+	j.Step, j.Closure, j.Before, j.BootID = stepChecking, target, recorded{before, before, before}, m.boot()
+	m.must(dir.begin(j))
+	m.must(m.sim.HoldLock(true))
+	return m, dir, j
+}
+
 // An attempt that comes later finds what has happened meanwhile: what was committed
 // stays, another activation is not its own, and the end of its context ends it.
 func TestDeadlineLooksAtTheJournalEachTime(t *testing.T) {
 	for meanwhile, want := range map[string]step{"committed": stepCommitted, "another": stepChecking, "stopped": stepUndoing} {
 		t.Run(meanwhile, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				p := newPlane(t)
-				m := newMachine(t, p, good)
-				dir, err := openDirectory(m.path("state"))
-				m.must(err)
-				j := anyJournal()
-				j.Step, j.Closure, j.Before, j.BootID = stepChecking, target, recorded{before, before, before}, m.boot()
-				m.must(dir.begin(j))
-				m.must(m.sim.HoldLock(true))
+				m, dir, j := underALock(t)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				done := make(chan error, 1)
@@ -113,14 +120,7 @@ func TestDeadlineLooksAtTheJournalEachTime(t *testing.T) {
 // After an hour it leaves what it could not do to whoever runs it again.
 func TestDeadlineEndsInTheEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		p := newPlane(t)
-		m := newMachine(t, p, good)
-		dir, err := openDirectory(m.path("state"))
-		m.must(err)
-		j := anyJournal()
-		j.Step, j.Closure, j.Before, j.BootID = stepChecking, target, recorded{before, before, before}, m.boot()
-		m.must(dir.begin(j))
-		m.must(m.sim.HoldLock(true))
+		m, _, j := underALock(t)
 		began := time.Now()
 		if err := m.undoer().insist(t.Context(), j.Units.Deadline); !errors.Is(err, nixops.ErrLockHeld) {
 			t.Errorf("it ends with %v", err)
