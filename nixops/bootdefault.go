@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"nixfleet/nixops/disk"
 )
 
 const bootDir = "/boot"
@@ -34,7 +36,7 @@ func (m *machine) BootDefault(ctx context.Context) (string, error) {
 	} {
 		for _, dir := range loaderDirs {
 			dir = m.root + dir
-			config, err := readBounded(dir+loader.file, maxBootConfig)
+			config, err := disk.ReadLinked(dir+loader.file, maxBootConfig)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
@@ -84,7 +86,7 @@ func systemdBootDefault(dir, config string) (string, error) {
 		if !whole && !stem {
 			continue
 		}
-		entry, err := readBounded(dir+"/loader/entries/"+e.Name(), maxFact)
+		entry, err := disk.ReadLinked(dir+"/loader/entries/"+e.Name(), maxFact)
 		if err != nil {
 			return "", err
 		}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/disk"
 )
 
 // Bounds in bytes of what is read from a closure.
@@ -49,7 +51,7 @@ func (m *machine) inspect(closure string) (Closure, error) {
 		if path == "" {
 			return nil
 		}
-		data, err := readBounded(m.root+path, limit)
+		data, err := disk.Read(m.root+path, limit)
 		if err != nil {
 			failed = append(failed, err)
 		}

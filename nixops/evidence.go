@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/disk"
 )
 
 const (
@@ -29,7 +31,7 @@ func (m *machine) CollectEvidence(ctx context.Context) (Evidence, error) {
 	if err != nil {
 		return Evidence{}, fmt.Errorf("collect evidence: %w", err)
 	}
-	doc, err := readBounded(m.root+evidencePath, maxEvidence)
+	doc, err := disk.ReadLinked(m.root+evidencePath, maxEvidence)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return Evidence{}, fmt.Errorf("collect evidence: %w", err)
 	}

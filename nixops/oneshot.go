@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf16"
+
+	"nixfleet/nixops/disk"
 )
 
 // stagedProfile is the system profile of a closure that waits for a boot. NixOS's
@@ -29,7 +31,7 @@ const (
 )
 
 func (m *machine) loaderVariable(name string) ([]byte, error) {
-	data, err := readBounded(m.root+efiVariables+name+loaderVendor, maxEFIContent)
+	data, err := disk.ReadLinked(m.root+efiVariables+name+loaderVendor, maxEFIContent)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) <= 4 {
 		return nil, nil
 	}
@@ -104,7 +106,7 @@ func (m *machine) entryOf(closure string) (string, error) {
 			if !strings.HasSuffix(e.Name(), ".conf") {
 				continue
 			}
-			entry, err := readBounded(dir+"/"+e.Name(), maxFact)
+			entry, err := disk.ReadLinked(dir+"/"+e.Name(), maxFact)
 			if err != nil {
 				return "", err
 			}
@@ -158,7 +160,7 @@ func (m *machine) BootOnce(ctx context.Context) (string, error) {
 			if strings.TrimSuffix(tries.ReplaceAllString(filepath.Base(name), ".conf"), ".conf") != id {
 				continue
 			}
-			entry, err := readBounded(name, maxFact)
+			entry, err := disk.ReadLinked(name, maxFact)
 			if err != nil {
 				return "", fmt.Errorf("boot once: %w", err)
 			}

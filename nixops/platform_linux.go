@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"nixfleet/nixops/disk"
 )
 
 // bootIDs are where the id of this boot is read. Through PID 1 first: a container's id
@@ -20,7 +22,7 @@ func bootID(ctx context.Context) (string, error) {
 	var text []byte
 	var err error
 	for _, file := range bootIDs {
-		if text, err = readBounded(file, 128); err == nil {
+		if text, err = disk.ReadLinked(file, 128); err == nil {
 			break
 		}
 	}

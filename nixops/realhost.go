@@ -13,6 +13,8 @@ import (
 	"slices"
 
 	"github.com/rs/zerolog"
+
+	"nixfleet/nixops/disk"
 )
 
 // machine is the Host that commands run on.
@@ -269,7 +271,7 @@ func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
 	if !exists(m.root + path) {
 		return fmt.Errorf("restore current system %s: %w", closure, ErrNotClosure)
 	}
-	if err := replaceLink(path, m.root+currentSystem); err != nil {
+	if err := disk.ReplaceLink(path, m.root+currentSystem); err != nil {
 		return fmt.Errorf("restore current system: %w", noSpace(err))
 	}
 	return nil
@@ -286,7 +288,11 @@ func (m *machine) ClearSwitchLists(ctx context.Context) error {
 }
 
 func (m *machine) LockHeld(ctx context.Context) (bool, error) {
-	held, err := flockHeld(m.root + switchLock)
+	held, err := disk.Locked(m.root + switchLock)
+	// Of something else in its place the script itself says what is wrong.
+	if errors.Is(err, disk.ErrNotRegular) {
+		return false, nil
+	}
 	if err != nil {
 		return false, fmt.Errorf("switch lock: %w", err)
 	}
@@ -371,13 +377,13 @@ func (m *machine) DeadlineArmed(ctx context.Context, unit string) (bool, error) 
 }
 
 func (m *machine) Space(ctx context.Context) (Space, error) {
-	store, err := freeBytes(m.root + storeDir)
+	store, err := disk.Free(m.root + storeDir)
 	if err != nil {
 		return Space{}, fmt.Errorf("space of the store: %w", err)
 	}
 	space := Space{StoreFree: store, BootFree: math.MaxUint64}
 	for _, dir := range m.bootDirs() {
-		free, err := freeBytes(m.root + dir)
+		free, err := disk.Free(m.root + dir)
 		if err != nil {
 			return Space{}, fmt.Errorf("space of %s: %w", dir, err)
 		}

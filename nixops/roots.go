@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/nixops/fleet"
 )
 
@@ -40,12 +41,12 @@ func (m *machine) register(name, path string) command {
 }
 
 func (m *machine) link(name, path string) error {
-	return noSpace(replaceLink(path, m.root+rootsDir+"/"+name))
+	return noSpace(disk.ReplaceLink(path, m.root+rootsDir+"/"+name))
 }
 
 // noSpace adds ErrNoSpace to a full disk's error.
 func noSpace(err error) error {
-	if err != nil && isNoSpace(err) {
+	if err != nil && disk.IsFull(err) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	return err

@@ -8,6 +8,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"nixfleet/nixops/disk"
 )
 
 // SimClosure is how a simulated closure behaves: the JSON of
@@ -90,7 +92,7 @@ func readSimClosure(dir, base string) (SimClosure, error) {
 const maxSimFile = 4 << 20 // bytes
 
 func readJSON(path string, v any) error {
-	data, err := readBounded(path, maxSimFile)
+	data, err := disk.Read(path, maxSimFile)
 	if err != nil {
 		return err
 	}
@@ -105,25 +107,8 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	return replaceFile(path, data)
-}
-
-// replaceFile writes a file in one step. It is not synced: only simulated power is cut.
-func replaceFile(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	fresh, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(fresh.Name())
-	_, err = fresh.Write(data)
-	if closed := fresh.Close(); err == nil {
-		err = closed
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(fresh.Name(), path)
+	return disk.ReplaceVolatile(path, data, 0o600)
 }

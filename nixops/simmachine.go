@@ -17,7 +17,8 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"golang.org/x/sys/unix"
+
+	"nixfleet/nixops/disk"
 )
 
 // simState is everything a simulated machine remembers. What happens by itself
@@ -157,14 +158,11 @@ func (m *simMachine) with(f func(*simState) error) error {
 		return fmt.Errorf("simulated machine %s: %w", m.dir, fs.ErrClosed)
 	}
 	if !m.alone.Load() {
-		lock, err := os.OpenFile(filepath.Join(m.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		lock, err := disk.WaitLock(filepath.Join(m.dir, "lock"))
 		if err != nil {
 			return err
 		}
 		defer lock.Close()
-		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-			return err
-		}
 	}
 	s, was, err := m.load()
 	if err != nil {
@@ -180,7 +178,7 @@ func (m *simMachine) with(f func(*simState) error) error {
 		return err
 	}
 	if !bytes.Equal(is, was) {
-		if err := replaceFile(filepath.Join(m.dir, "state.json"), is); err != nil {
+		if err := disk.ReplaceVolatile(filepath.Join(m.dir, "state.json"), is, 0o600); err != nil {
 			m.kept = nil
 			return err
 		}
@@ -229,7 +227,7 @@ func (m *simMachine) load() (*simState, []byte, error) {
 		Roots: map[string]string{}, Units: map[string]simUnit{},
 		Deadlines: map[string]simDeadline{}, Fetched: map[string]int{},
 	}
-	text, err := readBounded(filepath.Join(m.dir, "state.json"), maxSimFile)
+	text, err := disk.Read(filepath.Join(m.dir, "state.json"), maxSimFile)
 	if err == nil {
 		err = json.Unmarshal(text, &s, durations)
 	}

@@ -79,32 +79,3 @@ func resolve(root, path string) (string, error) {
 	}
 	return done, nil
 }
-
-// replaceLink makes link point to target in one step.
-func replaceLink(target, link string) error {
-	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
-		return err
-	}
-	fresh, err := os.MkdirTemp(filepath.Dir(link), ".link-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(fresh)
-	if err := os.Symlink(target, fresh+"/new"); err != nil {
-		return err
-	}
-	if err := os.Rename(fresh+"/new", link); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(link))
-}
-
-// syncDir makes renames in a directory last through a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/disk"
 )
 
 // A supervisor is what a machine has to run things that outlive their caller:
@@ -149,7 +151,7 @@ func (f unitFiles) ended(unit string) (UnitState, error) {
 
 // exit reads a record: "exited CODE". An empty one was never written.
 func (f unitFiles) exit(unit string) (Exit, bool, error) {
-	text, err := readBounded(f.path(unit, "exit"), 256)
+	text, err := disk.Read(f.path(unit, "exit"), 256)
 	if errors.Is(err, os.ErrNotExist) {
 		return Exit{}, false, nil
 	}
@@ -181,21 +183,4 @@ func (f unitFiles) output(unit string) (string, error) {
 	start := max(0, info.Size()-MaxOutput)
 	text, err := io.ReadAll(io.NewSectionReader(file, start, MaxOutput))
 	return string(text), err
-}
-
-// readBounded reads a file that must not be larger than limit bytes.
-func readBounded(path string, limit int64) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
-	}
-	return data, nil
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nixfleet/nixops/disk"
 )
 
 // processes supervises without an init: each unit is a session of its own that
@@ -79,7 +81,7 @@ func (p *processes) launch(ctx context.Context, unit string, after time.Duration
 
 // running says whether the unit's shell lives.
 func (p *processes) running(unit string) (bool, error) {
-	return flockHeld(p.files.path(unit, "lock"))
+	return disk.Locked(p.files.path(unit, "lock"))
 }
 
 func (p *processes) state(ctx context.Context, unit string) (UnitState, error) {
@@ -109,7 +111,7 @@ func (p *processes) stop(ctx context.Context, unit string) error {
 		if err != nil || !running {
 			return err
 		}
-		text, err := readBounded(p.files.path(unit, "group"), 32)
+		text, err := disk.Read(p.files.path(unit, "group"), 32)
 		if err != nil {
 			return err
 		}
@@ -186,7 +188,7 @@ func (p *processes) health(ctx context.Context) ([]unitHealth, error) {
 // per line, in inactive-units.
 func (p *processes) activeState(ctx context.Context, unit string) (string, error) {
 	for kind, state := range map[string]string{"failed-units": "failed", "inactive-units": "inactive"} {
-		text, err := readBounded(p.dir+"/"+kind, maxFact)
+		text, err := disk.Read(p.dir+"/"+kind, maxFact)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
 		}

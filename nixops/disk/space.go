@@ -1,4 +1,4 @@
-package nixops
+package disk
 
 import (
 	"errors"
@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freeBytes is what unprivileged writers may still use of the file system that
+// Free is what unprivileged writers may still use, in bytes, of the file system that
 // a path lies on, or would lie on.
-func freeBytes(path string) (uint64, error) {
+func Free(path string) (uint64, error) {
 	for {
 		var s unix.Statfs_t
 		err := unix.Statfs(path, &s)
@@ -25,6 +25,7 @@ func freeBytes(path string) (uint64, error) {
 	}
 }
 
-func isNoSpace(err error) bool {
+// IsFull says whether an error means that no space, or no quota, is left.
+func IsFull(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
