@@ -34,9 +34,9 @@ import (
 var allowed = map[string][]string{
 	"pki":                   {},
 	"nixops/disk":           {},
-	"nixops/git":            {"nixops/disk"},
+	"nixops/git":            {"pki"},
 	"nixops/fleet":          {"pki"},
-	"nixops":                {"nixops/disk", "nixops/fleet", "pki"},
+	"nixops":                {"nixops/disk", "nixops/fleet", "nixops/git", "pki"},
 	"nixops/sim":            {"nixops", "nixops/disk", "nixops/fleet", "pki"},
 	"nixops/testnix":        {"nixops"}, // for tests only
 	"nixops/lib":            {},         // Nix and its tests
@@ -47,7 +47,7 @@ var allowed = map[string][]string{
 	"roles/rollout":         {"nixops/fleet", "roles/protocol"},
 	"store":                 {"pki", "roles/protocol", "roles/rollout"},
 	"roles/command":         {"nixops/fleet", "pki", "roles/protocol"},
-	"roles/cp": {"nixops/disk", "nixops/fleet", "pki", "roles/command", "roles/cp/source", "roles/cp/tick", "roles/protocol",
+	"roles/cp": {"nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command", "roles/cp/source", "roles/cp/tick", "roles/protocol",
 		"roles/rollout", "store"},
 	"roles/cp/source": {"nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command"},
 	"roles/cp/tick": {"nixops/disk", "nixops/fleet", "pki", "roles/command", "roles/cp/source", "roles/protocol",

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"nixfleet/nixops/git"
 )
 
 // GitConfig is a repository and a branch of it.
@@ -108,8 +110,8 @@ func (s *gitSource) fetch(ctx context.Context, known string) (Snapshot, error) {
 // tip is the commit that the branch points to.
 func (s *gitSource) tip(ctx context.Context) (string, error) {
 	ref := "refs/heads/" + s.branch
-	out, err := s.git(ctx, gitCall{args: []string{"ls-remote", "--exit-code", s.remote, ref}, timeout: fetchTimeout, network: true})
-	if exitCode(err) == 2 {
+	out, err := s.git(ctx, gitCall{args: s.transport("ls-remote", "--exit-code", s.remote, ref), timeout: fetchTimeout, network: true})
+	if git.ExitCode(err) == 2 {
 		return "", fmt.Errorf("%w: %s", errNoBranch, s.branch)
 	}
 	if err != nil {
@@ -142,10 +144,10 @@ func (s *gitSource) pull(ctx context.Context, mirror, known string) (Snapshot, e
 		_, _ = s.git(ctx, gitCall{mirror: mirror, args: []string{"update-ref", "refs/nixfleet/accepted", known}})
 	}
 	const current = "refs/nixfleet/current"
-	if _, err := s.git(ctx, gitCall{mirror: mirror, timeout: gitTimeout, network: true, args: []string{
-		"fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--depth=1", "--update-shallow", "--force",
-		s.remote, "+refs/heads/" + s.branch + ":" + current,
-	}}); err != nil {
+	if _, err := s.git(ctx, gitCall{mirror: mirror, timeout: gitTimeout, network: true, args: s.transport("fetch",
+		"--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--depth=1", "--update-shallow", "--force",
+		s.remote, "+refs/heads/"+s.branch+":"+current,
+	)}); err != nil {
 		return Snapshot{}, err
 	}
 	out, err := s.git(ctx, gitCall{mirror: mirror, args: []string{"rev-parse", "--verify", current + "^{commit}"}})

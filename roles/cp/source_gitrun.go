@@ -1,7 +1,6 @@
 package cp
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -9,21 +8,16 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
-	"nixfleet/pki"
+	"nixfleet/nixops/git"
 )
 
 const (
 	gitTimeout      = 2 * time.Minute  // of a fetch
 	gitLocalTimeout = 30 * time.Second // of what needs no network
-	gitStopTimeout  = 5 * time.Second  // from asking git to end to killing it
-	gitOutput       = 64 << 20         // bytes of a listing
-	gitComplaint    = 16 << 10         // bytes of stderr
 )
 
 // gitCall is one run of git.
@@ -31,18 +25,15 @@ type gitCall struct {
 	mirror  string // --git-dir; none: no repository
 	args    []string
 	stdin   io.Reader
-	limit   int64         // of the output, in bytes; gitOutput by default
+	limit   int64         // of the output, in bytes; 64 MiB by default
 	timeout time.Duration // gitLocalTimeout by default
 	network bool          // hand over the credentials
 }
 
-// git runs git to its end and gives its output.
+// git runs git to its end and returns its output.
 func (s *gitSource) git(ctx context.Context, call gitCall) ([]byte, error) {
 	if call.timeout == 0 {
 		call.timeout = gitLocalTimeout
-	}
-	if call.limit == 0 {
-		call.limit = gitOutput
 	}
 	if call.mirror == "" {
 		// Nothing that happens to be around is taken for the repository.
@@ -52,32 +43,23 @@ func (s *gitSource) git(ctx context.Context, call gitCall) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, call.timeout)
-	defer cancel()
-	out, said := &boundedBuffer{left: call.limit}, &boundedBuffer{left: gitComplaint, drop: true}
-	cmd := exec.CommandContext(ctx, "git", call.args...)
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = append(env, "GIT_DIR="+call.mirror), call.stdin, out, said
-	// git has helpers: the group is asked to end, so that git removes its locks.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = gitStopTimeout
-	err = cmd.Run()
-	if ctx.Err() != nil && cmd.Process != nil {
-		// Whoever of the group did not listen; most often there is nobody left.
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	out, err := git.Runner{Environ: append(env, "GIT_DIR="+call.mirror)}.Run(ctx, git.Call{
+		Args: call.args, Stdin: call.stdin, Limit: call.limit, Timeout: call.timeout,
+	})
+	if failed := (*git.Error)(nil); errors.As(err, &failed) {
+		return nil, &gitError{err, gitHint(failed.Said)}
 	}
-	switch {
-	case out.full:
-		return nil, fmt.Errorf("git %s: %w: more than %d bytes", call.args[0], pki.ErrSize, call.limit)
-	case errors.Is(err, exec.ErrNotFound):
-		return nil, fmt.Errorf("git is not installed: %w", err)
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("git %s: %w", call.args[0], context.Cause(ctx))
-	case err != nil:
-		text := said.String()
-		return nil, &gitError{fmt.Errorf("git %s: %w: %.300q", call.args[0], err, complaint(text)), gitHint(text)}
+	return out, err
+}
+
+// transport are the words that begin a call of git which asks the remote. A repository on this machine may belong
+// to another user; the git that serves it does not see the configuration in our environment, so it is told.
+func (s *gitSource) transport(verb string, args ...string) []string {
+	words := []string{verb}
+	if s.scheme == "file" {
+		words = append(words, "--upload-pack=git -c 'safe.directory=*' upload-pack")
 	}
-	return out.Bytes(), nil
+	return append(words, args...)
 }
 
 // gitError is a failed run of git with what its reader should look at.
@@ -101,6 +83,7 @@ var gitHints = []struct{ words, hint string }{
 	{"Permission denied (", "the forge does not take the key of --source-ssh-key-file: add its public half as a deploy key that may read"},
 	{"Authentication failed", "the forge does not take the token of --source-token-file"},
 	{"could not read Username", "the repository is not public: give --source-token-file"},
+	{"detected dubious ownership", "another user than the one of this key owns the repository: on the forge, git config --system --add safe.directory '*'"},
 	{"does not appear to be a git repository", "is the path in --source right, and may this key or token read it?"},
 	{"not found", "is the path in --source right, and may this key or token read it?"},
 	{"Connection refused", "is the forge up, and are host and port in --source right?"},
@@ -115,48 +98,6 @@ func gitHint(said string) string {
 		}
 	}
 	return ""
-}
-
-// complaint is the line that says what failed. What git adds when ssh fails is
-// the same whatever it was.
-func complaint(said string) string {
-	lines := strings.Split(strings.TrimSpace(said), "\n")
-	for i := len(lines) - 1; i > 0; i-- {
-		switch strings.TrimSpace(lines[i]) {
-		case "", "and the repository exists.", "Please make sure you have the correct access rights", "fatal: Could not read from remote repository.":
-		default:
-			return lines[i]
-		}
-	}
-	return lines[0]
-}
-
-func exitCode(err error) int {
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	return 0
-}
-
-// boundedBuffer takes so many bytes; then it fails or drops the rest.
-type boundedBuffer struct {
-	bytes.Buffer
-	left int64
-	drop bool
-	full bool
-}
-
-// Write takes what fits.
-func (b *boundedBuffer) Write(p []byte) (int, error) {
-	if int64(len(p)) <= b.left {
-		b.left -= int64(len(p))
-		return b.Buffer.Write(p)
-	}
-	if b.drop {
-		return len(p), nil
-	}
-	b.full = true
-	return 0, pki.ErrSize
 }
 
 // passed are the variables that name certificates, proxies and the ssh agent.

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/git"
 	"nixfleet/pki"
 )
 
@@ -88,7 +89,7 @@ func (s *gitSource) list(ctx context.Context, mirror, commit string) (map[string
 		spec += ":" + dir
 	}
 	out, err := s.git(ctx, gitCall{mirror: mirror, args: []string{"ls-tree", "-r", "-l", "-z", "--full-tree", spec}})
-	if exitCode(err) != 0 {
+	if git.ExitCode(err) != 0 {
 		return nil, fmt.Errorf("%w: directory %q: %w", errRelease, dir, err)
 	}
 	if err != nil {

@@ -1,0 +1,206 @@
+// Package git runs the git program: one way for the control plane's source, for releases, for init and for the demo.
+//
+// It promises that git works in the repository that the caller names, whatever environment the caller was started
+// in; that every run ends within its time, with everything that git started; that the output is bounded; and that a
+// failure says in one form what git said. It never asks a question of its own on the terminal.
+package git
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"nixfleet/pki"
+)
+
+const (
+	// LocalTimeout bounds a run that needs no network.
+	LocalTimeout = 2 * time.Minute
+	// TransferTimeout bounds a run that moves objects over a network, of which a fleet's history has many.
+	TransferTimeout = 15 * time.Minute
+	// stopTimeout is how long git may take to end, and to remove its locks, before it is killed.
+	stopTimeout = 5 * time.Second
+
+	outputLimit = 64 << 20 // bytes of standard output that are taken when the caller sets no limit
+	saidLimit   = 16 << 10 // bytes of standard error that are kept
+)
+
+var (
+	// ErrNoRepository means that neither the directory nor one above it is a repository. It is not the error of a
+	// repository that git refuses to open.
+	ErrNoRepository = errors.New("not a git repository")
+	// ErrOwner means that git refuses the repository because another user owns it.
+	ErrOwner = errors.New("the repository belongs to another user")
+)
+
+// Runner runs git in one environment.
+type Runner struct {
+	// Environ is the whole environment of git; Environ the function makes it of a process's own.
+	Environ []string
+	// Attended says that a person may be at the terminal. git then stays in the caller's process group, because
+	// the kernel stops a program of another group that reads the terminal, and ssh asks there for a passphrase.
+	// Otherwise git gets a group of its own, and all of it ends when the run does.
+	Attended bool
+}
+
+// Call is one run of git.
+type Call struct {
+	Args    []string // the verb first
+	Dir     string   // where git runs; "" is the caller's working directory
+	Env     []string // added to the runner's
+	Stdin   io.Reader
+	Limit   int64         // of the output, in bytes; 64 MiB when it is 0
+	Timeout time.Duration // LocalTimeout when it is 0
+}
+
+// Run runs git to its end and returns its standard output. A failed run is an *Error; too much output is pki.ErrSize.
+func (r Runner) Run(ctx context.Context, call Call) ([]byte, error) {
+	if call.Timeout == 0 {
+		call.Timeout = LocalTimeout
+	}
+	if call.Limit == 0 {
+		call.Limit = outputLimit
+	}
+	ctx, cancel := context.WithTimeout(ctx, call.Timeout)
+	defer cancel()
+	out, said := &bounded{left: call.Limit}, &bounded{left: saidLimit, drop: true}
+	args := call.Args
+	if call.Dir != "" {
+		args = append([]string{"-C", call.Dir}, args...)
+	}
+	cmd := exec.CommandContext(ctx, "git", args...)
+	cmd.Env = slices.Concat(r.Environ, []string{"GIT_TERMINAL_PROMPT=0", "LC_ALL=C"}, call.Env)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = call.Stdin, out, said
+	whom := func() int { return cmd.Process.Pid }
+	if !r.Attended {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		whom = func() int { return -cmd.Process.Pid }
+	}
+	// git is asked to end, so that it removes its locks.
+	cmd.Cancel = func() error { return syscall.Kill(whom(), syscall.SIGTERM) }
+	cmd.WaitDelay = stopTimeout
+	err := cmd.Run()
+	if ctx.Err() != nil && cmd.Process != nil && !r.Attended {
+		// Whatever of the group did not end; most often nothing is left of it.
+		_ = syscall.Kill(whom(), syscall.SIGKILL)
+	}
+	switch {
+	case err == nil && !out.full:
+		return out.kept.Bytes(), nil
+	case out.full:
+		err = fmt.Errorf("%w: more than %d bytes", pki.ErrSize, call.Limit)
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case errors.Is(err, exec.ErrNotFound):
+		err = fmt.Errorf("git is not installed: %w", err)
+	default:
+		return nil, &Error{Verb: call.Args[0], Said: said.kept.String(), Err: err}
+	}
+	return nil, &Error{Verb: call.Args[0], Err: err}
+}
+
+// Error is a failed run of git.
+type Error struct {
+	Verb string
+	Said string // standard error; empty when git was stopped or could not be started
+	Err  error  // an *exec.ExitError when git failed by itself
+}
+
+// complaintLimit bounds what an error text holds of git's words, in bytes.
+const complaintLimit = 300
+
+// Error names the verb, how it ended and the line in which git says why. What a forge prints is foreign text, hence
+// the quotes.
+func (e *Error) Error() string {
+	if line := complaint(e.Said); line != "" {
+		return fmt.Sprintf("git %s: %v: %.*q", e.Verb, e.Err, complaintLimit, line)
+	}
+	return fmt.Sprintf("git %s: %v", e.Verb, e.Err)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// words are how git (2.39 to 2.47, with LC_ALL=C) says what the sentinels mean. A work tree whose repository is
+// gone is "not a git repository: PATH": git found one and could not open it.
+var words = []struct {
+	text string
+	is   error
+}{
+	{"fatal: detected dubious ownership in repository", ErrOwner},
+	{"fatal: unsafe repository (", ErrOwner}, // until 2.35
+	{"fatal: not a git repository (or any ", ErrNoRepository},
+}
+
+// Is finds ErrOwner and ErrNoRepository in git's words.
+func (e *Error) Is(target error) bool {
+	for _, w := range words {
+		if w.is == target && strings.Contains(e.Said, w.text) {
+			return true
+		}
+	}
+	return false
+}
+
+// ExitCode is the status that git ended with, 0 when it did not end by itself.
+func ExitCode(err error) int {
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+// boilerplate is what git adds to every failure of a transport.
+var boilerplate = []string{
+	"", "and the repository exists.", "Please make sure you have the correct access rights",
+	"fatal: Could not read from remote repository.",
+}
+
+// complaint is the line that says what failed: the last that is not boilerplate. Of advice that git gives below its
+// complaint, the complaint counts.
+func complaint(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	last := ""
+	for _, line := range lines {
+		line = strings.TrimSpace(line)
+		switch {
+		case slices.Contains(boilerplate, line), strings.HasPrefix(line, "hint: "):
+		case strings.HasPrefix(line, "fatal: detected dubious ownership"):
+			return line
+		default:
+			last = line
+		}
+	}
+	if last == "" {
+		return lines[0]
+	}
+	return last
+}
+
+// bounded takes so many bytes; then it fails, or drops the rest.
+// The buffer is not embedded: its ReadFrom would pass Write by.
+type bounded struct {
+	kept bytes.Buffer
+	left int64
+	drop bool
+	full bool
+}
+
+// Write takes what fits.
+func (b *bounded) Write(p []byte) (int, error) {
+	if int64(len(p)) <= b.left {
+		b.left -= int64(len(p))
+		return b.kept.Write(p)
+	}
+	if b.drop {
+		return len(p), nil
+	}
+	b.full = true
+	return 0, pki.ErrSize
+}
