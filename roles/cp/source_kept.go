@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"nixfleet/nixops/disk"
 )
 
 // Keep writes files of a release into dir, all or none: into a new directory
@@ -39,7 +41,7 @@ func keep(dir string, files map[string][]byte) error {
 		}
 	}
 	for d := range made {
-		if err := syncDir(d); err != nil {
+		if err := disk.SyncDir(d); err != nil {
 			return err
 		}
 	}
@@ -58,7 +60,7 @@ func keep(dir string, files map[string][]byte) error {
 	if err := os.Rename(next, dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return disk.SyncDir(filepath.Dir(dir))
 }
 
 func writeSynced(path string, data []byte) error {
@@ -68,14 +70,6 @@ func writeSynced(path string, data []byte) error {
 	}
 	_, err = f.Write(data)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // Kept lists where a kept release may be, the newest first: a crash between

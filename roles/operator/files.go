@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
 )
 
@@ -39,77 +39,19 @@ func readFile(path string, limit int64) ([]byte, error) {
 // writeNew writes a whole file at once or not at all. Without force a file
 // that exists is never touched, also when two of us run at the same time.
 func writeNew(path string, data []byte, mode fs.FileMode, force bool) error {
-	tmp, err := writeBeside(path, data, mode)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp)
+	write := disk.Create
 	if force {
-		err = os.Rename(tmp, path)
-	} else {
-		err = os.Link(tmp, path)
+		write = disk.Replace
 	}
+	err := write(path, data, mode)
 	if errors.Is(err, fs.ErrExist) {
 		return errExists(path)
 	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return syncDir(filepath.Dir(path))
+	return err
 }
 
 func errExists(path string) error {
 	return hinted(fmt.Errorf("%s exists", path), "give --force to replace it, after you have made sure that nobody needs the old one")
-}
-
-// replaceFile puts data in place of path by rename: a reader sees the old
-// bytes or the new, never half.
-func replaceFile(path string, data []byte, mode fs.FileMode) error {
-	tmp, err := writeBeside(path, data, mode)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		os.Remove(tmp)
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// writeBeside leaves data, flushed, in a new file next to path.
-func writeBeside(path string, data []byte, mode fs.FileMode) (string, error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return "", fmt.Errorf("write %s: %w", path, err)
-	}
-	err = f.Chmod(mode)
-	if err == nil {
-		_, err = f.Write(data)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closing := f.Close(); err == nil {
-		err = closing
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return "", fmt.Errorf("write %s: %w", path, err)
-	}
-	return f.Name(), nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	defer d.Close()
-	// Some file systems cannot sync a directory and say so with EINVAL.
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
 }
 
 // readSecret reads a small private file; identity, when named, opens a sealed one.

@@ -17,6 +17,7 @@ import (
 	"filippo.io/age"
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/nixops/template"
 )
 
@@ -294,7 +295,7 @@ func moveInto(made, dir string) error {
 			return fmt.Errorf("write %s: %w", dir, err)
 		}
 	}
-	return syncDir(dir)
+	return disk.SyncDir(dir)
 }
 
 // trackWithGit makes a repository, unless the directory lies in one, and adds the

@@ -12,9 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 )
@@ -389,7 +389,7 @@ func (r *releaser) write(s *sealed) error {
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			return fmt.Errorf("write release: %w", err)
 		}
-		if err := replaceFile(file, s.files[name], 0o644); err != nil {
+		if err := disk.Replace(file, s.files[name], 0o644); err != nil {
 			return err
 		}
 	}
@@ -409,16 +409,12 @@ func lockDir(dir string, dry bool) (func(), error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make %s: %w", dir, err)
 	}
-	f, err := os.Open(dir)
+	lock, err := disk.TryLockDir(dir)
+	if errors.Is(err, disk.ErrLocked) {
+		return nil, hinted(fmt.Errorf("another release is being written to %s", dir), "wait for it to end")
+	}
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, hinted(fmt.Errorf("another release is being written to %s", dir), "wait for it to end")
-		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
+	return func() { lock.Close() }, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
 )
 
@@ -53,7 +54,7 @@ func writeTrust(path string, trust *pki.Trust) error {
 	if err != nil {
 		return fmt.Errorf("encode trust file: %w", err)
 	}
-	return replaceFile(path, out, 0o644)
+	return disk.Replace(path, out, 0o644)
 }
 
 // touched are the members of trust that what was made has changed: with the keys
