@@ -153,7 +153,7 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 }
 
 // errOvertaken: another closure is wanted by now.
-var errOvertaken = errors.New("superseded: another closure is wanted by now")
+var errOvertaken = errors.New(protocol.CauseSuperseded.With("another closure is wanted by now"))
 
 func (a *agent) waiting(format string, args ...any) {
 	a.status.note(func(s *status) { s.Waiting, s.Next = fmt.Sprintf(format, args...), "" })
@@ -268,9 +268,9 @@ func (a *agent) undo(ctx context.Context, reason string, blame bool) error {
 func (a *agent) mayBegin(j *journal) (w *wanted, why string) {
 	switch w = a.told.get(); {
 	case w == nil || w.closure != j.Closure:
-		return w, "superseded: another closure is wanted by now"
+		return w, protocol.CauseSuperseded.With("another closure is wanted by now")
 	case w.late():
-		return w, "lease-expired: fetching and checking took longer than the lease; waiting to be offered again"
+		return w, protocol.CauseLeaseExpired.With("fetching and checking took longer than the lease; waiting to be offered again")
 	}
 	return w, ""
 }
@@ -308,7 +308,7 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 		}
 	}
 	if err := a.undoer.armDeadline(ctx, j); err != nil {
-		return nil, errors.Join(err, a.undo(ctx, "preflight: deadline not armed: "+err.Error(), false))
+		return nil, errors.Join(err, a.undo(ctx, protocol.CausePreflight.With("deadline not armed: "+err.Error()), false))
 	}
 	a.report(protocol.EventActivationStarted, &j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
 	a.deliverWithin(ctx, sayTime)
@@ -361,7 +361,7 @@ func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
 			return nil, ctx.Err() // the unit goes on without us
 		}
 		if err != nil {
-			return nil, errors.Join(err, a.undo(ctx, "preflight: the switch was not started: "+err.Error(), false))
+			return nil, errors.Join(err, a.undo(ctx, protocol.CausePreflight.With("the switch was not started: "+err.Error()), false))
 		}
 	} else {
 		for state.Phase == nixops.UnitRunning {
@@ -443,7 +443,7 @@ func (a *agent) judge(ctx context.Context, j *journal, exit nixops.Exit) (*journ
 	case nixops.MeaningLocked:
 		return nil, a.undo(ctx, reasonLocked, false)
 	case nixops.MeaningReboot:
-		if err := a.undoer.undo(ctx, "superseded: the init interface changed; staged for the next boot", false); err != nil {
+		if err := a.undoer.undo(ctx, protocol.CauseSuperseded.With("the init interface changed; staged for the next boot"), false); err != nil {
 			return nil, err
 		}
 		return a.dir.advance(time.Now(), []step{stepUndone}, stepStaging, func(j *journal) { j.Component, j.Reason = "systemd", "" })
@@ -451,5 +451,5 @@ func (a *agent) judge(ctx context.Context, j *journal, exit nixops.Exit) (*journ
 	if _, err := a.dir.advance(time.Now(), []step{stepSwitching}, stepSwitching, noted); err != nil {
 		return nil, err
 	}
-	return nil, a.undo(ctx, "switch: "+exit.String(), true)
+	return nil, a.undo(ctx, protocol.CauseSwitch.With(exit.String()), true)
 }

@@ -125,7 +125,7 @@ func (u *undoer) undoByHand(ctx context.Context, w io.Writer, reason string) err
 		_, err := fmt.Fprintln(w, "there is nothing to undo")
 		return err
 	}
-	if err := u.undoFrom(ctx, append(revertible, stepStaged), "operator-undo: "+reason, false); err != nil {
+	if err := u.undoFrom(ctx, append(revertible, stepStaged), protocol.CauseOperatorUndo.With(reason), false); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(w, "%s is undone; it is tried again unless this host is paused: nixfleet agent pause\n", j.Closure)
@@ -154,7 +154,7 @@ func (u *undoer) activate(ctx context.Context, w io.Writer, path, reason string)
 	} else if !c.HasSwitch {
 		return &hintError{fmt.Errorf("%s has no bin/switch-to-configuration: %w", closure, nixops.ErrNotClosure), activateHint}
 	}
-	if err := u.undoFrom(ctx, []step{stepStaged}, "superseded: root activates "+closure, false); err != nil {
+	if err := u.undoFrom(ctx, []step{stepStaged}, protocol.CauseSuperseded.With("root activates "+closure), false); err != nil {
 		return err
 	}
 	if err := u.byHand(ctx, holdState{Kind: holdActivated, Closure: closure, Intent: u.intentInForce(), Reason: reason}); err != nil {

@@ -185,7 +185,7 @@ func (a *agent) heldText() string {
 		return h.text()
 	}
 	if q := a.quarantine.get(); q != nil && q.Failures > 0 && !broken("what failed is told") {
-		return "quarantined " + q.Closure
+		return protocol.HeldQuarantined(q.Closure)
 	}
 	return ""
 }

@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
-
-// errThird: somebody switched by hand before the proven generation was committed.
-var errThird = errors.New("third-closure")
 
 // commit makes the proven generation the boot default. It holds the lock all
 // the while, so that a deadline comes before or after it, never in between.
@@ -30,15 +26,16 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 		}
 		// A switch by hand that is going on shows what it is only when it is over.
 		if err := a.undoer.waitForLock(work); err != nil {
-			return fmt.Errorf("preflight: %w", err)
+			return fmt.Errorf("%s: %w", protocol.CausePreflight, err)
 		}
 		if current, err := a.host.CurrentSystem(work); err != nil {
-			return fmt.Errorf("preflight: %w", err)
+			return fmt.Errorf("%s: %w", protocol.CausePreflight, err)
 		} else if !a.undoer.runs(work, current, j.Closure) {
-			return fmt.Errorf("%w: %s", errThird, current)
+			// Somebody switched by hand before the proven generation was committed.
+			return errors.New(protocol.CauseThirdClosure.With(current))
 		}
 		if err := a.host.SetProfile(work, j.Closure); err != nil {
-			return fmt.Errorf("preflight: set profile: %w", err)
+			return fmt.Errorf("%s: set profile: %w", protocol.CausePreflight, err)
 		}
 		if j.BootsOnce {
 			if err := a.host.SetStaged(work, ""); err != nil {
@@ -46,7 +43,7 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 			}
 		}
 		if err := a.undoer.boot(work, j, j.Closure, nil); err != nil {
-			return fmt.Errorf("boot: %w", err)
+			return fmt.Errorf("%s: %w", protocol.CauseBoot, err)
 		}
 		j, err = a.dir.advanceLocked(time.Now(), []step{stepCommitting}, stepCommitted, nil)
 		return err
@@ -66,17 +63,18 @@ func (a *agent) commit(ctx context.Context, j *journal) (*journal, error) {
 // when that script ran and failed.
 func bootTrouble(err error) (reason string, blame bool) {
 	reason = err.Error()
+	cause, _ := protocol.SplitCause(reason)
 	switch {
 	case errors.As(err, new(*exitError)):
 		return reason, true
 	case errors.Is(err, nixops.ErrLockHeld):
 		return reasonLocked, false
 	case errors.Is(err, nixops.ErrNoSpace):
-		return "no-space: " + reason, false
-	case errors.Is(err, errThird), strings.HasPrefix(reason, "preflight: "):
+		return protocol.CauseNoSpace.With(reason), false
+	case cause == protocol.CauseThirdClosure, cause == protocol.CausePreflight:
 		return reason, false
 	}
-	return "preflight: " + reason, false
+	return protocol.CausePreflight.With(reason), false
 }
 
 // confirm tells the control plane. The generation is proven: an outage changes
@@ -149,7 +147,7 @@ func (a *agent) elsewhere(ctx context.Context, j *journal, current string, reboo
 		a.settle(ctx)
 		return nil
 	}
-	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: reasonThird + current})
+	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: protocol.CauseThirdClosure.With(current)})
 	a.holdByHand(current)
 	return a.unconfirmed(j, current+" runs instead")
 }

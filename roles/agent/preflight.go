@@ -23,7 +23,7 @@ const (
 
 // localError is trouble of this host, for which no release is to blame.
 type localError struct {
-	reason string // begins with a word that the control plane knows
+	reason string // the text of a protocol.Cause
 	event  string
 }
 
@@ -43,15 +43,15 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 		return ctx.Err()
 	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
 		a.report(protocol.EventClosureSignatureMismatch, &w.channelRef, protocol.ClosureSignatureMismatch{ClosureHash: w.closure, StderrTail: tail(err.Error())})
-		return &localError{"realise: " + err.Error(), ""}
+		return &localError{protocol.CauseRealise.With(err.Error()), ""}
 	case errors.Is(err, nixops.ErrNoSpace):
-		return &localError{"no-space: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CauseNoSpace.With(err.Error()), protocol.EventRealiseFailed}
 	case err != nil:
-		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CauseRealise.With(err.Error()), protocol.EventRealiseFailed}
 	}
 	c, err := a.host.Inspect(ctx, w.closure)
 	if err != nil {
-		return &localError{"realise: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CauseRealise.With(err.Error()), protocol.EventRealiseFailed}
 	}
 	if !c.HasSwitch {
 		return errors.New("the closure has no bin/switch-to-configuration")
@@ -64,7 +64,7 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 			return err
 		}
 	} else if own, err := filepath.EvalSymlinks(a.cfg.TrustFile); err != nil {
-		return &localError{"preflight: trust file: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CausePreflight.With("trust file: " + err.Error()), protocol.EventRealiseFailed}
 	} else if !a.cfg.AgentOutside && inStore(own) {
 		// One that no closure brings stays as it is, and has verified this release.
 		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
@@ -90,22 +90,23 @@ func (a *agent) preflight(ctx context.Context, w *wanted) error {
 	}
 	if now := a.cfg.Clock(); past.Sub(now) > pki.ClockSlack {
 		return &localError{
-			fmt.Sprintf("preflight: clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past)), protocol.EventRealiseFailed,
+			protocol.CausePreflight.With(fmt.Sprintf("clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past))),
+			protocol.EventRealiseFailed,
 		}
 	}
 	space, err := a.host.Space(ctx)
 	if err != nil {
-		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CausePreflight.With(err.Error()), protocol.EventRealiseFailed}
 	}
 	switch {
 	case space.StoreFree < minStoreFree:
-		return &localError{fmt.Sprintf("no-space: %d MiB are left in the store", space.StoreFree>>20), protocol.EventRealiseFailed}
+		return &localError{protocol.CauseNoSpace.With(fmt.Sprintf("%d MiB are left in the store", space.StoreFree>>20)), protocol.EventRealiseFailed}
 	case space.BootFree < minBootFree:
-		return &localError{fmt.Sprintf("no-space: %d MiB are left in /boot", space.BootFree>>20), protocol.EventRealiseFailed}
+		return &localError{protocol.CauseNoSpace.With(fmt.Sprintf("%d MiB are left in /boot", space.BootFree>>20)), protocol.EventRealiseFailed}
 	}
 	held, err := a.host.LockHeld(ctx)
 	if err != nil {
-		return &localError{"preflight: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CausePreflight.With(err.Error()), protocol.EventRealiseFailed}
 	}
 	if held {
 		return &localError{reasonLocked, protocol.EventRealiseFailed}
@@ -133,7 +134,7 @@ func (a *agent) checkTarget(ctx context.Context, closure string) error {
 	case errors.Is(err, nixops.ErrLockHeld):
 		return &localError{reasonLocked, protocol.EventRealiseFailed}
 	case err != nil:
-		return &localError{"preflight: check: " + err.Error(), protocol.EventRealiseFailed}
+		return &localError{protocol.CausePreflight.With("check: " + err.Error()), protocol.EventRealiseFailed}
 	case exit.OK():
 		return nil
 	}
@@ -165,6 +166,6 @@ func (a *agent) giveUp(w *wanted, err error) {
 		return
 	}
 	text := err.Error()
-	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: "inspect", StderrTail: &text})
+	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: string(protocol.CauseInspect), StderrTail: &text})
 	a.punish(w.closure, w.intent, w.channelRef, text, true)
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // check is the local health gate and one answered check-in. Only the target's
@@ -21,7 +23,7 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 	if current, err := a.host.CurrentSystem(ctx); err != nil {
 		return nil, err
 	} else if !a.undoer.runs(ctx, current, j.Closure) {
-		return nil, a.undo(ctx, fmt.Sprintf("switch: %s runs after the switch", current), true)
+		return nil, a.undo(ctx, protocol.CauseSwitch.With(current+" runs after the switch"), true)
 	}
 	if !j.GatePassed {
 		a.waiting("watching %s for %s", j.Closure, a.cfg.SettleTime)
@@ -30,10 +32,10 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 			return nil, err
 		}
 		if trouble != "" {
-			return nil, a.undo(ctx, "health-gate: "+trouble, true)
+			return nil, a.undo(ctx, protocol.CauseHealthGate.With(trouble), true)
 		}
 		if trouble = a.comply(ctx, j); trouble != "" {
-			return nil, a.undo(ctx, "compliance: "+trouble, true)
+			return nil, a.undo(ctx, protocol.CauseCompliance.With(trouble), true)
 		}
 		if j, err = a.dir.advance(time.Now(), []step{stepChecking}, stepChecking, func(j *journal) { j.GatePassed = true }); err != nil {
 			return nil, err

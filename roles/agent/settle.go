@@ -101,7 +101,7 @@ func (a *agent) settle(ctx context.Context) {
 	} else {
 		a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
 	}
-	if third, ok := strings.CutPrefix(j.Reason, reasonThird); ok && a.hold.get() == nil {
+	if cause, third := protocol.SplitCause(j.Reason); cause == protocol.CauseThirdClosure && a.hold.get() == nil {
 		a.holdByHand(third)
 	}
 	drop := []string{"staged"}
@@ -192,7 +192,7 @@ func (a *agent) forgetRecalled(j *journal) {
 		a.log.Error().Err(err).Msg("rollback not noted")
 	}
 	a.confirmed.set(nil)
-	a.punish(j.Closure, j.Intent, j.ChannelRef, "recalled by the control plane", true)
+	a.punish(j.Closure, j.Intent, j.ChannelRef, string(protocol.CauseRecalled), true)
 }
 
 // rollback honours what the control plane asks only within its clamps: the
@@ -211,7 +211,7 @@ func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
 	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
 	next := *j
 	next.Step, next.Units, next.ChannelRef = stepUndoing, newUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
-	next.Reason, next.Blame, next.Recalled = "recalled by the control plane: "+r.Reason, false, true
+	next.Reason, next.Blame, next.Recalled = protocol.CauseRecalled.With(r.Reason), false, true
 	next.Since = pki.At(time.Now().Truncate(time.Millisecond))
 	if boot, err := a.host.BootID(ctx); err == nil {
 		next.BootID = boot
@@ -234,7 +234,7 @@ const (
 func (a *agent) refuseRollback(r *protocol.Rollback, why string) {
 	a.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
 	if why == alreadyBack {
-		a.report(protocol.EventRollbackTriggered, &r.Rollout, protocol.Reasoned{Reason: "recalled by the control plane: already back"})
+		a.report(protocol.EventRollbackTriggered, &r.Rollout, protocol.Reasoned{Reason: protocol.CauseRecalled.With("already back")})
 		return
 	}
 	if text := r.Rollout + ": " + why; why != underWay && !a.saidRefusal.lately(text) {

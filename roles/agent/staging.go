@@ -58,10 +58,10 @@ func (a *agent) stage(ctx context.Context) (*journal, error) {
 		return nil, err
 	}
 	if err := a.prepareBoot(work, j); err != nil {
-		reason, blame := bootTrouble(fmt.Errorf("boot: %w", err))
+		reason, blame := bootTrouble(fmt.Errorf("%s: %w", protocol.CauseBoot, err))
 		if blame && j.BootsOnce {
 			// It was the previous closure's installer that failed.
-			reason, blame = "preflight: staging: "+err.Error(), false
+			reason, blame = protocol.CausePreflight.With("staging: "+err.Error()), false
 		}
 		return nil, a.undoer.undoFrom(ctx, []step{stepStaging}, reason, blame)
 	}
@@ -131,7 +131,7 @@ func (a *agent) bootOnce(ctx context.Context, j *journal) error {
 func (a *agent) afterStagedBoot(ctx context.Context, j *journal, current string) {
 	staged := []step{stepStaging, stepStaged}
 	if !a.undoer.runs(ctx, current, j.Closure) {
-		if err := a.undoer.undoFrom(ctx, staged, "boot: "+current+" was booted instead", true); err != nil {
+		if err := a.undoer.undoFrom(ctx, staged, protocol.CauseBoot.With(current+" was booted instead"), true); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")
 			return
 		}
@@ -192,7 +192,7 @@ func (a *agent) stagedAlready(j *journal, w *wanted) {
 
 // supersedeStaged takes a staged generation back before a newer one is begun.
 func (a *agent) supersedeStaged(ctx context.Context, j *journal) {
-	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, "superseded: a newer release is wanted", false); err != nil {
+	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, protocol.CauseSuperseded.With("a newer release is wanted"), false); err != nil {
 		a.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not taken back")
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/protocol"
 )
 
 const (
@@ -25,15 +26,13 @@ const (
 	undoAgain = time.Minute
 )
 
-// Reasons of undos for which a release is not to blame. The control plane
-// knows a host's own trouble by their first word.
-const (
-	reasonUnreachable = "control-plane-unreachable: no check-in was answered within the window"
-	reasonLocked      = "lock-held: another switch is running"
-	reasonRefused     = "confirm-refused: the control plane answered 410"
-	reasonPower       = "preflight: power was lost before the new generation was proven"
-	reasonInterrupted = "preflight: interrupted before the switch"
-	reasonThird       = "third-closure: " // and which
+// Reasons of undos for which a release is not to blame.
+var (
+	reasonUnreachable = protocol.CauseUnreachable.With("no check-in was answered within the window")
+	reasonLocked      = protocol.CauseLockHeld.With("another switch is running")
+	reasonRefused     = protocol.CauseConfirmRefused.With("the control plane answered 410")
+	reasonPower       = protocol.CausePreflight.With("power was lost before the new generation was proven")
+	reasonInterrupted = protocol.CausePreflight.With("interrupted before the switch")
 )
 
 // Deadline is what the timer of an activation, a unit of the given name, runs on the
@@ -127,7 +126,7 @@ func (u *undoer) deadline(ctx context.Context, unit string) error {
 	if j.GatePassed {
 		return u.undo(ctx, reasonUnreachable, broken("outages are not blamed"))
 	}
-	const late = "deadline: the new generation was not proven within its window"
+	late := protocol.CauseDeadline.With("the new generation was not proven within its window")
 	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {
 		return errors.Join(err, u.undoFrom(ctx, []step{stepStaging, stepStaged}, late, true))
 	}
@@ -205,7 +204,7 @@ func (u *undoer) undoFrom(ctx context.Context, from []step, reason string, blame
 	if third != "" {
 		// Somebody switched by hand meanwhile; that is theirs to keep.
 		u.log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
-		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = reasonThird+third, false })
+		return u.finish(ctx, func(j *journal) { j.Reason, j.Blame = protocol.CauseThirdClosure.With(third), false })
 	}
 	if err := u.restore(ctx, j); errors.Is(err, errRebooting) {
 		u.log.Warn().Msg("rebooting into the previous generation")

@@ -2,8 +2,9 @@ package rollout
 
 import (
 	"fmt"
-	"strings"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // Checkin takes what a host says about itself and answers what it should do. Reading and dispatching are one
@@ -85,8 +86,9 @@ func (w *World) observe(h *host, o Observation, now time.Time) {
 		}
 	}
 	w.adopt(h, now)
-	if st := h.state(); h.run != nil && (st == Queued || st == Skipped) && h.lease == nil && !h.retried() && (h.rec == nil || h.rec.Reason != CodeTolerated) &&
-		strings.HasPrefix(h.held, "quarantined") && strings.Contains(h.held, h.closure) {
+	quarantined, _ := protocol.QuarantinedIn(h.held)
+	if st := h.state(); h.run != nil && quarantined == h.closure && (st == Queued || st == Skipped) && h.lease == nil && !h.retried() &&
+		(h.rec == nil || h.rec.Reason != CodeTolerated) {
 		w.fail(h, releaseFault, CodeAgentQuarantine, h.held, now)
 	}
 	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && (h.phase == "" || h.phase == "idle") {
@@ -273,7 +275,7 @@ func (w *World) rollback(h *host) *Rollback {
 // holding is why the host takes no target by itself. A closure that it
 // quarantined is no reason once another is wanted.
 func (h *host) holding() string {
-	if strings.HasPrefix(h.held, "quarantined") && !strings.Contains(h.held, h.closure) {
+	if closure, ok := protocol.QuarantinedIn(h.held); ok && closure != h.closure {
 		return ""
 	}
 	return h.held

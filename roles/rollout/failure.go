@@ -2,8 +2,10 @@ package rollout
 
 import (
 	"fmt"
-	"strings"
+	"slices"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // failureCode keeps the code of an earlier failure, or takes the given one.
@@ -107,14 +109,11 @@ func (w *World) retryOrFail(h *host, f fault, code, detail string, now time.Time
 	w.enter(h, Queued, code, detail, now)
 }
 
-// hostLocal: the agent's words say that the attempt ended for a reason of the host, not of the release.
-func hostLocal(words ...string) bool {
-	for _, word := range words {
-		for _, l := range hostLocalWords {
-			if strings.HasPrefix(word, l) {
-				return true
-			}
-		}
-	}
-	return false
+// hostLocal reports whether one of an agent's texts says that the attempt ended for a reason that is not the release.
+// Such attempts are repeated with back-off and quarantine nothing [A5, A25].
+func hostLocal(texts ...string) bool {
+	return slices.ContainsFunc(texts, func(text string) bool {
+		cause, _ := protocol.SplitCause(text)
+		return cause.Blame() != protocol.BlameRelease
+	})
 }

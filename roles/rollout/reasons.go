@@ -155,14 +155,6 @@ const (
 	EventCompliance        = "compliance-failure"
 )
 
-// Words of agents that say an attempt ended for a reason of the host or the network, not of the release. They
-// appear as the phase of activation-failed or the beginning of the reason of rollback-triggered. Such attempts
-// are repeated with back-off and quarantine nothing [A5, A25].
-var hostLocalWords = []string{
-	"control-plane-unreachable", "lock-held", "no-space", "preflight", "fetch", "realise",
-	"superseded", "operator-undo", "confirm-refused", "lease-expired", "third-closure",
-}
-
 func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 func countText(n int, word string) string {

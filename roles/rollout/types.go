@@ -178,7 +178,7 @@ type Observation struct {
 	FetchRollout    string
 	Phase           *Phase
 	RebootPending   bool
-	// Held is why the host does not take targets by itself, "" when it does. "quarantined" followed by the
+	// Held is why the host does not take targets by itself, "" when it does. protocol.HeldQuarantined of the
 	// target's closure counts like the report closure-quarantined, so that a halt comes back after a lost database.
 	Held       string
 	KnowsLease bool // false: a v1 agent
