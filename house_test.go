@@ -71,7 +71,7 @@ var allowed = map[string][]string{
 var testRooms = []string{"roles/sim", "roles/e2e"}
 
 // pure are the rooms that decide: what they say follows from what they are given.
-var pure = []string{"nixops/fleet", "roles/rollout"}
+var pure = []string{"nixops/fleet", "roles/protocol", "roles/rollout"}
 
 // roomOf finds the room that a package belongs to.
 func roomOf(dir string) string {

@@ -18,6 +18,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 const (
@@ -33,9 +34,9 @@ type agent struct {
 	host     nixops.Host
 	dir      directory
 	identity *identity
-	client   *protocol.Client // with our certificate
+	client   *client.Client // with our certificate
 	// anonymous is for enrolment only.
-	anonymous *protocol.Client
+	anonymous *client.Client
 	trust     *trustFile
 	verifier  *verifier
 	prober    *prober
@@ -152,8 +153,8 @@ func newAgent(cfg Config) (*agent, error) {
 	return a, err
 }
 
-func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*protocol.Client, error) {
-	cfg := protocol.ClientConfig{BaseURL: a.cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + a.cfg.Version, Now: a.now, Dial: a.cfg.Dial}
+func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*client.Client, error) {
+	cfg := client.Config{BaseURL: a.cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + a.cfg.Version, Now: a.now, Dial: a.cfg.Dial}
 	if a.cfg.CACert != "" {
 		bundle, err := readSmall(a.cfg.CACert)
 		if err != nil {
@@ -161,7 +162,7 @@ func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*protoc
 		}
 		cfg.CAPEM = bundle
 	}
-	return protocol.NewClient(cfg)
+	return client.New(cfg)
 }
 
 // restoreState reads what the last agent left. What cannot be believed is set
@@ -324,7 +325,7 @@ func (a *agent) turn(ctx context.Context) (pause time.Duration, err error) {
 func (a *agent) failed(err error, failures int) time.Duration {
 	limit := min(a.cfg.PollInterval<<min(failures-1, 3), maxContact)
 	pause := max(floorPause, a.cfg.Jitter(limit)+limit/10)
-	var refused *protocol.Error
+	var refused *client.Error
 	if errors.As(err, &refused) && refused.RetryAfter > 0 {
 		pause = min(refused.RetryAfter, maxContact)/2 + a.cfg.Jitter(min(refused.RetryAfter, maxContact)/2+1)
 	}
@@ -340,7 +341,7 @@ func (a *agent) failed(err error, failures int) time.Duration {
 // another: it may be the control plane that is wrong.
 func (a *agent) enrolAnew(ctx context.Context, err error) error {
 	valid := a.identity.usable() != nil
-	var refused *protocol.Error
+	var refused *client.Error
 	if a.cfg.TokenFile == "" || valid && !(errors.As(err, &refused) && refused.Status == 401) {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // commit makes the proven generation the boot default. It holds the lock all
@@ -114,7 +115,7 @@ func (a *agent) confirm(ctx context.Context, j *journal) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if refused := (*protocol.Error)(nil); errors.As(err, &refused) && refused.Status == 410 {
+		if refused := (*client.Error)(nil); errors.As(err, &refused) && refused.Status == 410 {
 			if err := a.undoer.undoFrom(ctx, []step{stepCommitted}, reasonRefused, false); err != nil {
 				return err
 			}

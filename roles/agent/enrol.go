@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // identity is this host's key and certificate.
@@ -24,6 +25,14 @@ type identity struct {
 	host     *pki.PrivateKey // signs reports; nil when it cannot be read
 	token    string          // file
 	now      func() time.Time
+}
+
+// signer signs reports. It is nil when the host key cannot be read.
+func (i *identity) signer() protocol.Signer {
+	if i.host == nil {
+		return nil
+	}
+	return i.host
 }
 
 // certificate is the current one, read anew so that a renewal is used at once.
@@ -148,7 +157,7 @@ func (a *agent) enrol(ctx context.Context) error {
 			return ctx.Err()
 		}
 		pause := wait/2 + a.cfg.Jitter(wait)
-		var refused *protocol.Error
+		var refused *client.Error
 		if errors.As(err, &refused) && refused.NotReady() {
 			pause = notReadyWait
 		}
@@ -197,7 +206,7 @@ type enrolled struct {
 
 // enrolFailed tells the control plane, while the token still speaks for us.
 func (a *agent) enrolFailed(ctx context.Context, token *pki.Token, err error) {
-	var refused *protocol.Error
+	var refused *client.Error
 	if !errors.As(err, &refused) {
 		return
 	}

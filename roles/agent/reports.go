@@ -10,6 +10,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // The same trouble, found again at every check-in, is reported again after sayAgain, and
@@ -43,7 +44,7 @@ func (s *said) lately(what string) bool {
 
 // report signs an event, where the contract wants it, and queues it.
 func (a *agent) report(event string, rollout *string, details any) {
-	doc, err := protocol.SignEvidence(a.identity.host, a.cfg.MachineID, rollout, event, details)
+	doc, err := protocol.SignEvidence(a.identity.signer(), a.cfg.MachineID, rollout, event, details)
 	var lost []*protocol.ReportRequest
 	if err == nil {
 		lost, err = a.outbox.add(&protocol.ReportRequest{
@@ -85,7 +86,7 @@ const (
 // plane that knows reports. Of the rest 401 is about the certificate, and others about
 // the moment or about what stands between.
 func answerOf(err error) answer {
-	var refused *protocol.Error
+	var refused *client.Error
 	if err == nil {
 		return taken
 	}

@@ -12,6 +12,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // anyAge leaves the age to the window that the document itself is signed with.
@@ -152,7 +153,7 @@ func (v *verifier) concerns(ctx context.Context, c fetcher, head *fleet.Head, si
 		return true, "", nil
 	}
 	entry, err := v.entryOf(ctx, c, head)
-	var refused *protocol.Error
+	var refused *client.Error
 	switch {
 	case err == nil:
 		return true, entry.TargetClosure, nil

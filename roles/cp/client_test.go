@@ -15,12 +15,13 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // client speaks as the holder of cert, which may be nil.
-func (p *plane) client(cert *tls.Certificate) *protocol.Client {
+func (p *plane) client(cert *tls.Certificate) *client.Client {
 	p.t.Helper()
-	c, err := protocol.NewClient(protocol.ClientConfig{
+	c, err := client.New(client.Config{
 		BaseURL: p.url, CAPEM: certPEM(p.root.Cert), Timeout: 20 * time.Second,
 		Certificate: func() (*tls.Certificate, error) { return cert, nil },
 	})
@@ -31,11 +32,11 @@ func (p *plane) client(cert *tls.Certificate) *protocol.Client {
 	return c
 }
 
-func (p *plane) agent(host string) *protocol.Client {
+func (p *plane) agent(host string) *client.Client {
 	return p.client(p.agentCert(host, time.Now().Add(-time.Hour)))
 }
 
-func (p *plane) operator() *protocol.Client { return p.client(p.operatorCert("operator-jo")) }
+func (p *plane) operator() *client.Client { return p.client(p.operatorCert("operator-jo")) }
 
 // web is a plain HTTP client with cert, for requests that no client of ours sends.
 func (p *plane) web(cert *tls.Certificate) *http.Client {
@@ -112,7 +113,7 @@ func status(t testing.TB, err error) int {
 	if err == nil {
 		return 0
 	}
-	var refused *protocol.Error
+	var refused *client.Error
 	if !errors.As(err, &refused) {
 		t.Fatalf("no refusal: %v", err)
 	}
@@ -128,7 +129,7 @@ func (e *estate) state(host, closure string) *protocol.CheckinRequest {
 	}
 }
 
-func (p *plane) checkin(c *protocol.Client, req *protocol.CheckinRequest, wait time.Duration) *protocol.CheckinResponse {
+func (p *plane) checkin(c *client.Client, req *protocol.CheckinRequest, wait time.Duration) *protocol.CheckinResponse {
 	p.t.Helper()
 	resp, err := c.Checkin(context.Background(), req, wait)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 func TestPreferredWait(t *testing.T) {
@@ -32,7 +33,7 @@ func TestPreferredWait(t *testing.T) {
 	}
 }
 
-func (p *plane) hold(c *protocol.Client, host string, wait time.Duration) <-chan heldAnswer {
+func (p *plane) hold(c *client.Client, host string, wait time.Duration) <-chan heldAnswer {
 	out := make(chan heldAnswer, 1)
 	go func() {
 		resp, err := c.Checkin(context.Background(), p.state(host, closureOf(host, 0)), wait)
@@ -143,7 +144,7 @@ func TestStoppingAnswersHeldRequestsC16(t *testing.T) {
 	ready := make(chan struct{})
 	go func() {
 		opened := false
-		followed <- operator.Events(context.Background(), protocol.EventQuery{}, func(protocol.Event) error {
+		followed <- operator.Events(context.Background(), client.EventQuery{}, func(protocol.Event) error {
 			if !opened {
 				close(ready)
 			}

@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 	"nixfleet/store"
 )
 
@@ -61,7 +62,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	}
 	var seen []protocol.Event
 	stop := errors.New("enough")
-	err = operator.Events(ctx, protocol.EventQuery{}, func(ev protocol.Event) error {
+	err = operator.Events(ctx, client.EventQuery{}, func(ev protocol.Event) error {
 		seen = append(seen, ev)
 		if ev.Kind == "rollout-cancelled" {
 			return stop
@@ -89,7 +90,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	last := seen[len(seen)-1].Seq
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
-	_ = operator.Events(short, protocol.EventQuery{After: last}, func(ev protocol.Event) error {
+	_ = operator.Events(short, client.EventQuery{After: last}, func(ev protocol.Event) error {
 		t.Errorf("told again: %+v", ev)
 		return nil
 	})
@@ -140,7 +141,7 @@ func TestEventsArriveWhileTheyHappen(t *testing.T) {
 	done := make(chan error, 1)
 	operator := p.operator()
 	go func() {
-		done <- operator.Events(ctx, protocol.EventQuery{}, func(ev protocol.Event) error {
+		done <- operator.Events(ctx, client.EventQuery{}, func(ev protocol.Event) error {
 			begun <- struct{}{}
 			if ev.Kind == "host-dispatched" {
 				close(dispatched)
@@ -211,7 +212,7 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 }
 
 // report sends an event of a host, signed by key unless that is nil.
-func (p *plane) report(c *protocol.Client, host string, key *pki.PrivateKey, event string, details any) error {
+func (p *plane) report(c *client.Client, host string, key *pki.PrivateKey, event string, details any) error {
 	p.t.Helper()
 	_, err := c.Report(context.Background(), p.reportOf(host, key, event, details))
 	return err

@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // documentsOf is a release as an operator sends it.
@@ -91,7 +92,7 @@ func TestPlanRefusesWhatCouldNotBeAccepted(t *testing.T) {
 		docs := maps.Clone(good)
 		change(docs)
 		_, err := operator.PlanRelease(ctx, docs)
-		var refused *protocol.Error
+		var refused *client.Error
 		if !errors.As(err, &refused) || refused.Status != http.StatusUnprocessableEntity {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -127,7 +128,7 @@ func TestEventsOfOneRollout(t *testing.T) {
 	p.poke()
 	p.eventually("the release is in force", func() bool { return p.inForce().Equal(e.signed) })
 	events := func(id string) (kinds []string) {
-		err := operator.Events(ctx, protocol.EventQuery{Rollout: id, Past: true}, func(ev protocol.Event) error {
+		err := operator.Events(ctx, client.EventQuery{Rollout: id, Past: true}, func(ev protocol.Event) error {
 			kinds = append(kinds, ev.Kind)
 			return nil
 		})

@@ -7,10 +7,11 @@ import (
 	"time"
 
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // confirm tells that a host runs its target.
-func (p *plane) confirm(c *protocol.Client, host string, target *protocol.Target) error {
+func (p *plane) confirm(c *client.Client, host string, target *protocol.Target) error {
 	_, err := c.Confirm(context.Background(), &protocol.ConfirmRequest{
 		Hostname: host, Rollout: target.ChannelRef, Generation: protocol.Generation{ClosureHash: target.ClosureHash, BootID: "b0"},
 	})

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
-	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // standIns are the programs of the recipes that one machine does not have. They
@@ -142,7 +142,7 @@ func TestCookbook(t *testing.T) {
 	for range 2 {
 		f.shell(revoke)
 	}
-	var refused *protocol.Error
+	var refused *client.Error
 	if _, err := old.Whoami(t.Context()); !errors.As(err, &refused) || refused.Status != http.StatusUnauthorized {
 		t.Errorf("a revoked certificate: got %v, want 401", err)
 	}

@@ -27,6 +27,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // binary is the executable under test, built once.
@@ -90,7 +91,7 @@ type simFleet struct {
 	names     []string          // declared hosts
 	channels  map[string]string // of hosts that are not on stable
 	pubkeys   map[string]string // of every machine, declared or not
-	client    *protocol.Client
+	client    *client.Client
 	switching time.Duration // how long switching to what is built from now on takes
 	stopCP    func()
 }
@@ -320,9 +321,9 @@ func (f *simFleet) converged(n int, names ...string) {
 	}
 }
 
-func (f *simFleet) clientOf(cert *tls.Certificate) *protocol.Client {
+func (f *simFleet) clientOf(cert *tls.Certificate) *client.Client {
 	f.t.Helper()
-	c, err := protocol.NewClient(protocol.ClientConfig{BaseURL: "https://" + f.address, CAPEM: []byte(f.read("keys/fleet-root.cert.pem")),
+	c, err := client.New(client.Config{BaseURL: "https://" + f.address, CAPEM: []byte(f.read("keys/fleet-root.cert.pem")),
 		Timeout: time.Minute, Certificate: func() (*tls.Certificate, error) { return cert, nil }})
 	f.must(err)
 	f.t.Cleanup(c.CloseIdle)
@@ -330,7 +331,7 @@ func (f *simFleet) clientOf(cert *tls.Certificate) *protocol.Client {
 }
 
 // asHost speaks with the certificate that a host was given.
-func (f *simFleet) asHost(name string) *protocol.Client {
+func (f *simFleet) asHost(name string) *client.Client {
 	f.t.Helper()
 	key, err := pki.ReadPrivateKey(f.path("hosts/" + name + "/key"))
 	f.must(err)

@@ -23,7 +23,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/testnix"
 	"nixfleet/pki"
-	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 const nixSuffix = "fleet.test"
@@ -40,7 +40,7 @@ type nixFleet struct {
 	foreign testnix.Key // a cache key that no host believes
 	address string      // of the control plane
 	hosts   map[string]*nixHost
-	client  *protocol.Client // the operator's
+	client  *client.Client // the operator's
 }
 
 // nixHost is one machine below a directory.
@@ -124,7 +124,7 @@ func (f *nixFleet) connect() {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.client, err = protocol.NewClient(protocol.ClientConfig{
+	f.client, err = client.New(client.Config{
 		BaseURL: "https://" + f.address, CAPEM: ca, Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 	})
 	if err != nil {

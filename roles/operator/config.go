@@ -13,7 +13,7 @@ import (
 	"github.com/BurntSushi/toml"
 	"github.com/urfave/cli/v2"
 
-	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // The configuration file is TOML; its keys are the names of flags with `_` for
@@ -191,7 +191,7 @@ func configInit(c *cli.Context) error {
 			return usage("nixfleet config init --help", "--%s is missing", name)
 		}
 		if key == "cp_url" {
-			if err := protocol.CheckURL(v); err != nil {
+			if err := client.CheckURL(v); err != nil {
 				return usage("write it as https://cp.example.com:8080", "--cp-url: %w", err)
 			}
 		} else {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // requestTimeout bounds each question to the control plane.
@@ -41,7 +41,7 @@ func checkConnection(c *cli.Context) error {
 }
 
 // connect makes the client that all questions go through.
-func connect(c *cli.Context) (*protocol.Client, error) {
+func connect(c *cli.Context) (*client.Client, error) {
 	var missing []string
 	for _, key := range connectionKeys {
 		if name := strings.ReplaceAll(key, "_", "-"); c.String(name) == "" {
@@ -74,7 +74,7 @@ func connect(c *cli.Context) (*protocol.Client, error) {
 		return nil, hinted(fmt.Errorf("operator certificate %s is valid from %s on", c.String("client-cert"), cert.Leaf.NotBefore.UTC().Format(time.RFC3339)),
 			"is this machine's clock right? it says %s", now.UTC().Format(time.RFC3339))
 	}
-	client, err := protocol.NewClient(protocol.ClientConfig{
+	client, err := client.New(client.Config{
 		BaseURL:     c.String("cp-url"),
 		CAPEM:       ca,
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
@@ -90,7 +90,7 @@ func explained(err error, doing string) error {
 		return nil
 	}
 	wrapped := fmt.Errorf("%s: %w", doing, err)
-	var answer *protocol.Error
+	var answer *client.Error
 	if !errors.As(err, &answer) {
 		if errors.Is(err, context.Canceled) {
 			return wrapped

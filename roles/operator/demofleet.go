@@ -19,6 +19,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 const demoSuffix = "demo.nixfleet"
@@ -37,7 +38,7 @@ type story struct {
 
 	running sync.WaitGroup
 	stopCP  func() // stops the control plane and waits for it
-	client  *protocol.Client
+	client  *client.Client
 
 	mu   sync.Mutex
 	seen []protocol.HostEntry
@@ -143,12 +144,12 @@ func (s *story) alone() error {
 	return os.Setenv("NIXFLEET_CONFIG", s.config())
 }
 
-func (s *story) clientOf(cert *tls.Certificate) (*protocol.Client, error) {
+func (s *story) clientOf(cert *tls.Certificate) (*client.Client, error) {
 	ca, err := os.ReadFile(s.key("fleet-root.cert.pem"))
 	if err != nil {
 		return nil, err
 	}
-	return protocol.NewClient(protocol.ClientConfig{
+	return client.New(client.Config{
 		BaseURL: "https://" + s.address, CAPEM: ca, Timeout: 5 * time.Second,
 		Certificate: func() (*tls.Certificate, error) { return cert, nil },
 	})

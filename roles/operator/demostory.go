@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // chapters are the story, in order.
@@ -160,13 +161,13 @@ func (s *story) revocation(ctx context.Context, name string) error {
 	if _, err := s.command(ctx, "revoke", "--reason", "demonstration", "--config", s.config(), name); err != nil {
 		return err
 	}
-	client, err := s.asHost(name)
+	plane, err := s.asHost(name)
 	if err != nil {
 		return err
 	}
 	if err := s.until(ctx, name+" is refused", func() (bool, error) {
-		_, err := client.Whoami(ctx)
-		var refused *protocol.Error
+		_, err := plane.Whoami(ctx)
+		var refused *client.Error
 		return errors.As(err, &refused) && refused.Status == 401, nil
 	}); err != nil {
 		return err
@@ -200,7 +201,7 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 }
 
 // asHost speaks with a host's own certificate.
-func (s *story) asHost(name string) (*protocol.Client, error) {
+func (s *story) asHost(name string) (*client.Client, error) {
 	key, err := pki.ReadPrivateKey(s.path("hosts", name, "ssh_host_ed25519_key"))
 	if err != nil {
 		return nil, err

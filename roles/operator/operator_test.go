@@ -17,7 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
-	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 func testApp(t *testing.T) *cli.App {
@@ -107,8 +107,8 @@ func TestSilentControlPlaneHasAHint(t *testing.T) {
 		{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, "is the control plane up"},
 		{context.DeadlineExceeded, "is the control plane up"},
 		{context.Canceled, ""},
-		{&protocol.Error{Status: 401}, "the certificate is not accepted"},
-		{&protocol.Error{Status: 409, Hint: "its own"}, "its own"},
+		{&client.Error{Status: 401}, "the certificate is not accepted"},
+		{&client.Error{Status: 409, Hint: "its own"}, "its own"},
 	} {
 		if got := hintOf(explained(c.err, "ask")); !strings.HasPrefix(got, c.hint) || (c.hint == "") != (got == "") {
 			t.Errorf("%v: hint %q, want %q", c.err, got, c.hint)

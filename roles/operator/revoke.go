@@ -8,7 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
-	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 func revokeCommand() *cli.Command {
@@ -41,16 +41,16 @@ func revoke(c *cli.Context) error {
 			return usage("write it as 2026-03-01T12:00:00Z", "--not-before: %w", err)
 		}
 	}
-	client, err := connect(c)
+	plane, err := connect(c)
 	if err != nil {
 		return err
 	}
-	if err := client.Revoke(c.Context, name, &notBefore, c.String("reason")); err != nil {
+	if err := plane.Revoke(c.Context, name, &notBefore, c.String("reason")); err != nil {
 		return explained(err, "revoke "+name)
 	}
 	// A name that was mistyped is a row like any other, and refuses nobody.
-	var unknown *protocol.Error
-	if _, err := client.Explain(c.Context, name); errors.As(err, &unknown) && unknown.Code == "no-such-host" {
+	var unknown *client.Error
+	if _, err := plane.Explain(c.Context, name); errors.As(err, &unknown) && unknown.Code == "no-such-host" {
 		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate is called so, this refuses nobody", name)
 	}
 	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name), nixString(notBefore.String()), nixString(c.String("reason")))

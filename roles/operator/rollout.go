@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 const rolloutArgs = "ROLLOUT"
@@ -47,7 +48,7 @@ func rolloutCommand() *cli.Command {
 
 // findRollout resolves what was typed: a rollout that is not over before one
 // that is. A full id is taken as it is: it may be no longer listed, or not yet.
-func findRollout(c *cli.Context, client *protocol.Client) (id string, found *protocol.RolloutSummary, err error) {
+func findRollout(c *cli.Context, client *client.Client) (id string, found *protocol.RolloutSummary, err error) {
 	word := c.Args().First()
 	if c.NArg() != 1 || word == "" {
 		return "", nil, usage("nixfleet rollout list", "%s takes one rollout", c.Command.HelpName)
@@ -226,16 +227,16 @@ func summaryOf(list jsontext.Value, id string) (jsontext.Value, error) {
 }
 
 func rolloutTrace(c *cli.Context) error {
-	client, err := connect(c)
+	plane, err := connect(c)
 	if err != nil {
 		return err
 	}
-	id, _, err := findRollout(c, client)
+	id, _, err := findRollout(c, plane)
 	if err != nil {
 		return err
 	}
 	if c.Bool("events") {
-		err := client.Events(c.Context, protocol.EventQuery{Rollout: id, Past: true}, func(e protocol.Event) error { return printEvent(c, &e) })
+		err := plane.Events(c.Context, client.EventQuery{Rollout: id, Past: true}, func(e protocol.Event) error { return printEvent(c, &e) })
 		if !errors.Is(err, io.EOF) {
 			return explained(err, "trace rollout "+short(id))
 		}
@@ -244,12 +245,12 @@ func rolloutTrace(c *cli.Context) error {
 	var trace *protocol.Trace
 	var body jsontext.Value
 	if c.Bool("json") && fleet.ValidRolloutID(id) {
-		body, err = client.Raw(c.Context, "/v1/rollouts/"+id+"/trace")
+		body, err = plane.Raw(c.Context, "/v1/rollouts/"+id+"/trace")
 	} else {
-		trace, err = client.Trace(c.Context, id)
+		trace, err = plane.Trace(c.Context, id)
 	}
 	if err != nil {
-		var answer *protocol.Error
+		var answer *client.Error
 		if errors.As(err, &answer) && answer.Status == 404 {
 			return hinted(fmt.Errorf("rollout %s has no dispatch on record", short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", short(id), short(id))
 		}

@@ -13,6 +13,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // Exit codes of `rollout watch`, which deploy scripts wait for.
@@ -49,30 +50,30 @@ var endings = []string{"rollout-converged", "rollout-halted", "rollout-reverting
 // watcher follows the event log over restarts of the control plane.
 type watcher struct {
 	c      *cli.Context
-	client *protocol.Client
-	query  protocol.EventQuery
+	client *client.Client
+	query  client.EventQuery
 	missed bool // said that the rollout is not known yet
 	last   *protocol.Event
 }
 
 func rolloutWatch(c *cli.Context) error {
-	client, err := connect(c)
+	plane, err := connect(c)
 	if err != nil {
 		return err
 	}
 	if c.NArg() > 1 {
 		return usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
 	}
-	w := &watcher{c: c, client: client, query: protocol.EventQuery{After: c.Int64("after")}}
+	w := &watcher{c: c, client: plane, query: client.EventQuery{After: c.Int64("after")}}
 	if c.NArg() == 0 {
 		// Whoever answered once is waited for when he falls silent; who never did is
 		// a mistake in the configuration.
-		if _, err := client.Rollouts(c.Context); err != nil {
+		if _, err := plane.Rollouts(c.Context); err != nil {
 			return explained(err, "watch events")
 		}
 		return w.follow(c.Context, "")
 	}
-	id, _, err := findRollout(c, client)
+	id, _, err := findRollout(c, plane)
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,7 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 		if err == nil {
 			return nil
 		}
-		var refused *protocol.Error
+		var refused *client.Error
 		var final *failure
 		switch {
 		case ctx.Err() != nil:
@@ -153,9 +154,9 @@ func (w *watcher) round(ctx context.Context, id string) error {
 // continues says whether the log still has the last event that was printed. A
 // control plane that lost its database counts anew, and would have nothing to say
 // until it comes to that number.
-func continues(ctx context.Context, client *protocol.Client, last *protocol.Event) (bool, error) {
+func continues(ctx context.Context, plane *client.Client, last *protocol.Event) (bool, error) {
 	goes := false
-	err := client.Events(ctx, protocol.EventQuery{After: last.Seq - 1, Past: true}, func(e protocol.Event) error {
+	err := plane.Events(ctx, client.EventQuery{After: last.Seq - 1, Past: true}, func(e protocol.Event) error {
 		goes = e == *last
 		return io.EOF
 	})
@@ -168,7 +169,7 @@ func continues(ctx context.Context, client *protocol.Client, last *protocol.Even
 // lifecycle is nil while the control plane does not know the rollout.
 func (w *watcher) lifecycle(ctx context.Context, id string) (*protocol.Lifecycle, error) {
 	life, err := w.client.Lifecycle(ctx, id)
-	var refused *protocol.Error
+	var refused *client.Error
 	if errors.As(err, &refused) && refused.Status == 404 {
 		if !w.missed {
 			w.missed = true

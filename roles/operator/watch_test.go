@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // TestWatchNoticesALostLog: a log that counts anew is not waited for until it
@@ -34,7 +35,7 @@ func TestWatchNoticesALostLog(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	client, err := protocol.NewClient(protocol.ClientConfig{
+	client, err := client.New(client.Config{
 		BaseURL: server.URL, CAPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
 	})
 	if err != nil {

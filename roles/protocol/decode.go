@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net/http"
 	"reflect"
 	"strconv"
 	"strings"
@@ -26,24 +25,23 @@ import (
 // a snippet of evidence, an integer beyond 2^53 is taken for the double that the
 // canonical form has for it, which is what its sender has signed.
 func DecodeStrict(body []byte, v any) (status int, err error) {
-	err = decodeKnown(body, v)
+	err = DecodeKnown(body, v)
 	if checked, ok := v.(interface{ check() error }); ok && err == nil {
 		err = checked.check()
 	}
 	switch {
 	case err == nil:
-		return http.StatusOK, nil
+		return 200, nil
 	case errors.Is(err, pki.ErrSize):
-		return http.StatusRequestEntityTooLarge, err
+		return 413, err
 	case errors.Is(err, pki.ErrDepth), !jsontext.Value(body).IsValid(jsontext.AllowDuplicateNames(true)):
-		return http.StatusBadRequest, err
+		return 400, err
 	}
-	return http.StatusUnprocessableEntity, err
+	return 422, err
 }
 
-// decodeKnown reads an object that somebody else wrote: see DecodeStrict for what
-// it ignores.
-func decodeKnown(doc []byte, v any) error {
+// DecodeKnown reads an object that somebody else wrote. See DecodeStrict for what it ignores.
+func DecodeKnown(doc []byte, v any) error {
 	err := decodeObject(doc, v)
 	if !errors.Is(err, pki.ErrDuplicateKey) && !errors.Is(err, pki.ErrNumber) {
 		return err

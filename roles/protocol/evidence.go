@@ -2,7 +2,6 @@ package protocol
 
 import (
 	"cmp"
-	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -162,11 +161,16 @@ func EvidencePayload(hostname string, rollout *string, event string, details jso
 	return payload, true, nil
 }
 
+// Signer signs with the key of a host, such as a *pki.PrivateKey.
+type Signer interface {
+	Sign(message []byte) ([]byte, error)
+}
+
 // SignEvidence encodes details (one of the detail types) and, for an event that
 // is signed, adds `signature` by the host's key. A compliance snippet above
 // 1024 bytes is replaced by its size and beginning first. A nil key leaves the
 // event unsigned.
-func SignEvidence(key *pki.PrivateKey, hostname string, rollout *string, event string, details any) (jsontext.Value, error) {
+func SignEvidence(key Signer, hostname string, rollout *string, event string, details any) (jsontext.Value, error) {
 	doc, err := pki.Marshal(details)
 	if err != nil {
 		return nil, fmt.Errorf("evidence of %s: %w", event, err)
@@ -283,7 +287,7 @@ func verify(payload []byte, signature, hostKey string) Verdict {
 		return VerdictMalformed
 	}
 	sig, err := pki.DecodeBase64(signature)
-	if err != nil || len(sig) != ed25519.SignatureSize {
+	if err != nil || len(sig) != pki.SignatureSize {
 		return VerdictMalformed
 	}
 	public := pki.PublicKey{Algorithm: pki.AlgorithmEd25519, Public: base64.StdEncoding.EncodeToString(key)}
@@ -309,7 +313,7 @@ func AttestationPayload(hostname string, at pki.Timestamp, rolloutID string) []b
 }
 
 // SignAttestation is the base64 signature of AttestationPayload.
-func SignAttestation(key *pki.PrivateKey, hostname string, at pki.Timestamp, rolloutID string) (string, error) {
+func SignAttestation(key Signer, hostname string, at pki.Timestamp, rolloutID string) (string, error) {
 	sig, err := key.Sign(AttestationPayload(hostname, at, rolloutID))
 	if err != nil {
 		return "", fmt.Errorf("attest: %w", err)

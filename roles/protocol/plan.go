@@ -1,17 +1,6 @@
 package protocol
 
-import (
-	"archive/tar"
-	"bytes"
-	"context"
-	"fmt"
-	"maps"
-	"net/http"
-	"slices"
-	"time"
-
-	"nixfleet/pki"
-)
+import "nixfleet/pki"
 
 // Plan answers GET and POST /v1/plan: what would happen from now on if all went
 // well, in time order. Soak times are seconds.
@@ -64,37 +53,9 @@ type PlanBlocked struct {
 	Reason  Reason  `json:"reason" shape:"R"`
 }
 
-// Plan says what would happen from now on if all went well.
-func (c *Client) Plan(ctx context.Context) (*Plan, error) {
-	return view[Plan](ctx, c, "/v1/plan")
-}
-
 // TarType is the content type of a release that is posted, MaxPlanBody its
 // bound in bytes: one of 100,000 hosts has about 50 MB.
 const (
 	TarType     = "application/x-tar"
 	MaxPlanBody = 256 << 20
 )
-
-// PlanRelease says what would happen if a release were accepted now. docs are
-// its documents by their names below the release directory.
-func (c *Client) PlanRelease(ctx context.Context, docs map[string][]byte) (*Plan, error) {
-	var body bytes.Buffer
-	archive := tar.NewWriter(&body)
-	for _, name := range slices.Sorted(maps.Keys(docs)) {
-		err := archive.WriteHeader(&tar.Header{Name: name, Mode: 0o444, Size: int64(len(docs[name]))})
-		if err == nil {
-			_, err = archive.Write(docs[name])
-		}
-		if err != nil {
-			return nil, fmt.Errorf("archive %s: %w", name, err)
-		}
-	}
-	if err := archive.Close(); err != nil {
-		return nil, fmt.Errorf("archive release: %w", err)
-	}
-	return ask[Plan](ctx, c, request{
-		method: http.MethodPost, path: "/v1/plan", raw: body.Bytes(), header: http.Header{"Content-Type": {TarType}},
-		timeout: 10 * time.Minute, limit: maxDocument,
-	})
-}

@@ -18,6 +18,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/cp"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 var errNoRoute = errors.New("no route to host")
@@ -62,7 +63,7 @@ func (n *wire) dial(ctx context.Context, wrap func(net.Conn) net.Conn) (net.Conn
 type plane struct {
 	w        *world
 	state    string
-	operator *protocol.Client
+	operator *client.Client
 
 	mu    sync.Mutex
 	wire  *wire // nil while it is down
@@ -90,7 +91,7 @@ func newPlane(w *world) *plane {
 	w.must(err)
 	pair, err := tls.X509KeyPair(cert, f.keyPEM(operator))
 	w.must(err)
-	p.operator, err = protocol.NewClient(protocol.ClientConfig{
+	p.operator, err = client.New(client.Config{
 		BaseURL: "https://cp", CAPEM: certPEM(f.root.Cert), Dial: p.dial,
 		Certificate: func() (*tls.Certificate, error) { return &pair, nil },
 	})
@@ -202,7 +203,7 @@ func (p *plane) up() bool {
 func (p *plane) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		after := p.w.lastSeq()
-		_ = p.operator.Events(ctx, protocol.EventQuery{After: after}, func(e protocol.Event) error {
+		_ = p.operator.Events(ctx, client.EventQuery{After: after}, func(e protocol.Event) error {
 			p.w.happened(e)
 			return nil
 		})

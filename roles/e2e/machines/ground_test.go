@@ -19,6 +19,7 @@ import (
 	"nixfleet/nixops/testnix"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // ground is what all machines share: keys, forges, a store to build in, a signed cache
@@ -158,7 +159,7 @@ type controlPlane struct {
 	name   string
 	forge  *forge
 	port   int
-	client *protocol.Client
+	client *client.Client
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 }
@@ -171,7 +172,7 @@ func (g *ground) newControlPlane(t testing.TB, name string, f *forge) *controlPl
 	g.mu.Unlock()
 	cert, err := tls.LoadX509KeyPair(g.path("keys/operator.pem"), g.path("keys/operator.key"))
 	must(t, err)
-	c.client, err = protocol.NewClient(protocol.ClientConfig{
+	c.client, err = client.New(client.Config{
 		BaseURL: c.url(), CAPEM: []byte(g.read("keys/fleet-root.cert.pem")), Timeout: 10 * time.Second, Dial: g.net.dial,
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 	})

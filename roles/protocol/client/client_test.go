@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"context"
@@ -20,7 +20,10 @@ import (
 	"go.uber.org/goleak"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
+
+const stableID = "3c5da1d73cca1c7f21990e857f1ce67ba1025443bffac40d135d6425798df95e"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -78,7 +81,10 @@ func (s *site) server() *tls.Config {
 
 func (s *site) agent(hostname string) *tls.Certificate {
 	s.t.Helper()
-	key, _ := hostKey(s.t, 0x31)
+	key, err := pki.GenerateKey(pki.AlgorithmEd25519)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	request, err := pki.NewCSR(key.Crypto(), hostname)
 	if err != nil {
 		s.t.Fatal(err)
@@ -104,12 +110,12 @@ func (s *site) serve(h http.HandlerFunc) *httptest.Server {
 	return server
 }
 
-func (s *site) client(cfg ClientConfig) *Client {
+func (s *site) client(cfg Config) *Client {
 	s.t.Helper()
 	if cfg.CAPEM == nil {
 		cfg.CAPEM = s.caPEM()
 	}
-	c, err := NewClient(cfg)
+	c, err := New(cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -120,7 +126,7 @@ func (s *site) client(cfg ClientConfig) *Client {
 // against is a client of a control plane that answers with h.
 func against(t testing.TB, h http.HandlerFunc) *Client {
 	s := newSite(t)
-	return s.client(ClientConfig{BaseURL: s.serve(h).URL})
+	return s.client(Config{BaseURL: s.serve(h).URL})
 }
 
 func TestRequests(t *testing.T) {
@@ -143,15 +149,15 @@ func TestRequests(t *testing.T) {
 		body string // in the body; empty: no body
 		do   func() error
 	}{
-		{"POST /v1/enroll", `"csrPem":"x"`, func() error { _, err := c.Enroll(ctx, &EnrollRequest{CSRPEM: "x"}); return err }},
-		{"POST /v1/agent/renew", `{"csrPem":"x"}`, func() error { _, err := c.Renew(ctx, &RenewRequest{CSRPEM: "x"}); return err }},
+		{"POST /v1/enroll", `"csrPem":"x"`, func() error { _, err := c.Enroll(ctx, &protocol.EnrollRequest{CSRPEM: "x"}); return err }},
+		{"POST /v1/agent/renew", `{"csrPem":"x"}`, func() error { _, err := c.Renew(ctx, &protocol.RenewRequest{CSRPEM: "x"}); return err }},
 		{"POST /v1/agent/bootstrap-report", `"event":"trust-error"`, func() error {
-			return c.BootstrapReport(ctx, &BootstrapReport{OccurredAt: at, Event: BootstrapEvent{EventTrustError, []byte(`{}`)}})
+			return c.BootstrapReport(ctx, &protocol.BootstrapReport{OccurredAt: at, Event: protocol.BootstrapEvent{Event: protocol.EventTrustError, Details: []byte(`{}`)}})
 		}},
-		{"POST /v1/agent/checkin", `"healthProbes":[]`, func() error { _, err := c.Checkin(ctx, &CheckinRequest{}, 0); return err }},
-		{"POST /v1/agent/confirm", `"wave":0`, func() error { _, err := c.Confirm(ctx, &ConfirmRequest{}); return err }},
+		{"POST /v1/agent/checkin", `"healthProbes":[]`, func() error { _, err := c.Checkin(ctx, &protocol.CheckinRequest{}, 0); return err }},
+		{"POST /v1/agent/confirm", `"wave":0`, func() error { _, err := c.Confirm(ctx, &protocol.ConfirmRequest{}); return err }},
 		{"POST /v1/agent/report", `"rollout":null`, func() error {
-			_, err := c.Report(ctx, &ReportRequest{OccurredAt: at, Details: []byte(`{}`)})
+			_, err := c.Report(ctx, &protocol.ReportRequest{OccurredAt: at, Details: []byte(`{}`)})
 			return err
 		}},
 		{"GET /v1/heads/a%2Fb/proof/x%3Fy", "", func() error { _, err := c.HeadProof(ctx, "a/b", "x?y"); return err }},
@@ -188,13 +194,13 @@ func TestRequests(t *testing.T) {
 		if !strings.Contains(body, call.body) || call.body == "" && body != "" {
 			t.Errorf("%s: body %s", call.want, body)
 		}
-		if got.Header.Get(HeaderProtocol) != "1" || got.Proto != "HTTP/1.1" || got.Header.Get("Accept-Encoding") != "" || got.Header.Get("Prefer") != "" {
+		if got.Header.Get(protocol.HeaderProtocol) != "1" || got.Proto != "HTTP/1.1" || got.Header.Get("Accept-Encoding") != "" || got.Header.Get("Prefer") != "" {
 			t.Errorf("%s: %s, header %v", call.want, got.Proto, got.Header)
 		}
 		wantKind := ""
 		switch {
 		case call.want == "POST /v1/plan":
-			wantKind = TarType
+			wantKind = protocol.TarType
 		case got.Method == http.MethodPost:
 			wantKind = "application/json"
 		}
@@ -267,7 +273,7 @@ func TestCertificateWhateverTheHints(t *testing.T) {
 		fmt.Fprint(w, `{"cn":"","issuedAt":"2026-03-01T12:00:00Z"}`)
 	})
 	var cert atomic.Pointer[tls.Certificate]
-	c := s.client(ClientConfig{BaseURL: server.URL + "/", Certificate: func() (*tls.Certificate, error) { return cert.Load(), nil }})
+	c := s.client(Config{BaseURL: server.URL + "/", Certificate: func() (*tls.Certificate, error) { return cert.Load(), nil }})
 	ask := func(want string) {
 		t.Helper()
 		if _, err := c.Whoami(t.Context()); err != nil || seen.Load() != want {
@@ -288,12 +294,12 @@ func TestConnectionsAreKept(t *testing.T) {
 	s := newSite(t)
 	server := s.serve(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"nextCheckinSecs":60}`) })
 	var dials atomic.Int32
-	c := s.client(ClientConfig{BaseURL: server.URL, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+	c := s.client(Config{BaseURL: server.URL, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		dials.Add(1)
 		return new(net.Dialer).DialContext(ctx, network, addr)
 	}})
 	for range 5 {
-		if _, err := c.Checkin(t.Context(), &CheckinRequest{}, 0); err != nil {
+		if _, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -308,19 +314,19 @@ func TestServerIsNotBelieved(t *testing.T) {
 		t.Error("a request reached a server that is not believed")
 	})
 	var unknown x509.UnknownAuthorityError
-	c := s.client(ClientConfig{BaseURL: server.URL, CAPEM: stranger.caPEM()})
+	c := s.client(Config{BaseURL: server.URL, CAPEM: stranger.caPEM()})
 	if _, err := c.Whoami(t.Context()); !errors.As(err, &unknown) {
 		t.Errorf("another CA: %v", err)
 	}
 	// No bundle means the roots of the system, which do not hold ours.
-	system, err := NewClient(ClientConfig{BaseURL: server.URL})
+	system, err := New(Config{BaseURL: server.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := system.Whoami(t.Context()); err == nil {
 		t.Error("without a bundle: believed")
 	}
-	c = s.client(ClientConfig{BaseURL: strings.Replace(server.URL, "127.0.0.1", "localhost", 1)})
+	c = s.client(Config{BaseURL: strings.Replace(server.URL, "127.0.0.1", "localhost", 1)})
 	var name x509.HostnameError
 	if _, err := c.Whoami(t.Context()); !errors.As(err, &name) {
 		t.Errorf("another name: %v", err)
@@ -328,12 +334,12 @@ func TestServerIsNotBelieved(t *testing.T) {
 }
 
 func TestBadConfigurations(t *testing.T) {
-	for _, cfg := range []ClientConfig{
+	for _, cfg := range []Config{
 		{}, {BaseURL: "cp.example.com:8080"}, {BaseURL: "http://cp.example.com"}, {BaseURL: "https://"}, {BaseURL: "https://u:p@cp"},
 		{BaseURL: "https://cp?x=1"}, {BaseURL: "https://cp/#x"}, {BaseURL: "https://cp:port"},
 		{BaseURL: "https://cp", CAPEM: []byte("not a certificate")},
 	} {
-		if _, err := NewClient(cfg); err == nil {
+		if _, err := New(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)
 		}
 	}

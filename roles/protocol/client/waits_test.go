@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // virtual runs f in a bubble of virtual time with a client whose network is
@@ -33,7 +35,7 @@ func virtual(t *testing.T, h http.HandlerFunc, f func(t *testing.T, c *Client)) 
 			defer close(done)
 			_ = server.Serve(tls.NewListener(&memoryListener{dialled, ctx}, s.server()))
 		}()
-		c, err := NewClient(ClientConfig{BaseURL: "https://cp.example.com", CAPEM: s.caPEM(),
+		c, err := New(Config{BaseURL: "https://cp.example.com", CAPEM: s.caPEM(),
 			Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				if h == nil {
 					<-ctx.Done()
@@ -96,9 +98,12 @@ func TestTimeouts(t *testing.T) {
 	t.Run("no answer", func(t *testing.T) {
 		virtual(t, silent, func(t *testing.T, c *Client) {
 			elapsed(t, 30*time.Second, func() error { _, err := c.Whoami(t.Context()); return err })
-			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &CheckinRequest{}, 0); return err })
-			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &CheckinRequest{}, 5*time.Second); return err })
-			elapsed(t, 315*time.Second, func() error { _, err := c.Checkin(t.Context(), &CheckinRequest{}, 300*time.Second); return err })
+			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 0); return err })
+			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 5*time.Second); return err })
+			elapsed(t, 315*time.Second, func() error {
+				_, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 300*time.Second)
+				return err
+			})
 			elapsed(t, 30*time.Second, func() error { return c.Events(t.Context(), EventQuery{}, nil) })
 		})
 	})
@@ -117,7 +122,7 @@ func TestTimeouts(t *testing.T) {
 		virtual(t, silent, func(t *testing.T, c *Client) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
-			elapsed(t, 3*time.Second, func() error { _, err := c.Checkin(ctx, &CheckinRequest{}, time.Minute); return err })
+			elapsed(t, 3*time.Second, func() error { _, err := c.Checkin(ctx, &protocol.CheckinRequest{}, time.Minute); return err })
 			again, cancelAgain := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancelAgain()
 			elapsed(t, 3*time.Second, func() error {
@@ -139,11 +144,11 @@ func TestHeldCheckin(t *testing.T) {
 		}
 		fmt.Fprint(w, `{"nextCheckinSecs":60,"head":{"channel":"stable","hash":"x"}}`)
 	}, func(t *testing.T, c *Client) {
-		answer, err := c.Checkin(t.Context(), &CheckinRequest{}, 2*time.Minute)
+		answer, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 2*time.Minute)
 		if err != nil || !answer.Held || answer.Head == nil || answer.Target != nil {
 			t.Errorf("held: %+v, %v", answer, err)
 		}
-		answer, err = c.Checkin(t.Context(), &CheckinRequest{}, time.Second)
+		answer, err = c.Checkin(t.Context(), &protocol.CheckinRequest{}, time.Second)
 		if err != nil || answer.Held {
 			t.Errorf("by a control plane that does not hold: %+v, %v", answer, err)
 		}

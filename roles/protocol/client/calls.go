@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"context"
@@ -13,27 +13,28 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 // Enroll trades a bootstrap token for a host's first certificate.
-func (c *Client) Enroll(ctx context.Context, r *EnrollRequest) (*CertResponse, error) {
-	return ask[CertResponse](ctx, c, request{method: http.MethodPost, path: "/v1/enroll", body: r})
+func (c *Client) Enroll(ctx context.Context, r *protocol.EnrollRequest) (*protocol.CertResponse, error) {
+	return ask[protocol.CertResponse](ctx, c, request{method: http.MethodPost, path: "/v1/enroll", body: r})
 }
 
 // Renew trades the current certificate for the next.
-func (c *Client) Renew(ctx context.Context, r *RenewRequest) (*CertResponse, error) {
-	return ask[CertResponse](ctx, c, request{method: http.MethodPost, path: "/v1/agent/renew", body: r})
+func (c *Client) Renew(ctx context.Context, r *protocol.RenewRequest) (*protocol.CertResponse, error) {
+	return ask[protocol.CertResponse](ctx, c, request{method: http.MethodPost, path: "/v1/agent/renew", body: r})
 }
 
 // BootstrapReport tells of a failed enrolment.
-func (c *Client) BootstrapReport(ctx context.Context, r *BootstrapReport) error {
+func (c *Client) BootstrapReport(ctx context.Context, r *protocol.BootstrapReport) error {
 	return c.tell(ctx, "/v1/agent/bootstrap-report", r)
 }
 
 // Checkin says what the host runs and asks what it should. With wait above zero
 // the control plane may hold the answer that long; CheckinResponse.Held says
 // whether it knows how.
-func (c *Client) Checkin(ctx context.Context, r *CheckinRequest, wait time.Duration) (*CheckinResponse, error) {
+func (c *Client) Checkin(ctx context.Context, r *protocol.CheckinRequest, wait time.Duration) (*protocol.CheckinResponse, error) {
 	req := request{method: http.MethodPost, path: "/v1/agent/checkin", body: r}
 	if seconds := int(wait / time.Second); seconds > 0 {
 		req.header = http.Header{"Prefer": {"wait=" + strconv.Itoa(seconds)}}
@@ -43,7 +44,7 @@ func (c *Client) Checkin(ctx context.Context, r *CheckinRequest, wait time.Durat
 	if err != nil {
 		return nil, err
 	}
-	out, err := answerOf[CheckinResponse](req, body)
+	out, err := answerOf[protocol.CheckinResponse](req, body)
 	if err != nil {
 		return nil, err
 	}
@@ -54,8 +55,8 @@ func (c *Client) Checkin(ctx context.Context, r *CheckinRequest, wait time.Durat
 // Confirm says that the new generation proved itself. A 410 is an *Error: the
 // host must return. Taken is when, by the control plane's clock in whole seconds; zero when it does
 // not say.
-func (c *Client) Confirm(ctx context.Context, r *ConfirmRequest) (taken time.Time, err error) {
-	header, _, err := c.do(ctx, request{method: http.MethodPost, path: ConfirmPath, body: r})
+func (c *Client) Confirm(ctx context.Context, r *protocol.ConfirmRequest) (taken time.Time, err error) {
+	header, _, err := c.do(ctx, request{method: http.MethodPost, path: protocol.ConfirmPath, body: r})
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -64,8 +65,8 @@ func (c *Client) Confirm(ctx context.Context, r *ConfirmRequest) (taken time.Tim
 }
 
 // Report sends one event.
-func (c *Client) Report(ctx context.Context, r *ReportRequest) (*ReportResponse, error) {
-	return ask[ReportResponse](ctx, c, request{method: http.MethodPost, path: "/v1/agent/report", body: r})
+func (c *Client) Report(ctx context.Context, r *protocol.ReportRequest) (*protocol.ReportResponse, error) {
+	return ask[protocol.ReportResponse](ctx, c, request{method: http.MethodPost, path: "/v1/agent/report", body: r})
 }
 
 // signed fetches a document and its detached signature.
@@ -89,8 +90,8 @@ func (c *Client) Head(ctx context.Context, channel string) (body, sig []byte, er
 }
 
 // HeadProof fetches the proof that a host's entry is under the channel's head.
-func (c *Client) HeadProof(ctx context.Context, channel, hostname string) (*Proof, error) {
-	return ask[Proof](ctx, c, request{method: http.MethodGet, path: "/v1/heads/" + url.PathEscape(channel) + "/proof/" + url.PathEscape(hostname)})
+func (c *Client) HeadProof(ctx context.Context, channel, hostname string) (*protocol.Proof, error) {
+	return ask[protocol.Proof](ctx, c, request{method: http.MethodGet, path: "/v1/heads/" + url.PathEscape(channel) + "/proof/" + url.PathEscape(hostname)})
 }
 
 // Manifest fetches a manifest as it is stored.
@@ -114,61 +115,61 @@ func (c *Client) Raw(ctx context.Context, path string) (jsontext.Value, error) {
 }
 
 // Hosts lists the fleet.
-func (c *Client) Hosts(ctx context.Context) (*HostsResponse, error) {
-	return view[HostsResponse](ctx, c, "/v1/hosts")
+func (c *Client) Hosts(ctx context.Context) (*protocol.HostsResponse, error) {
+	return view[protocol.HostsResponse](ctx, c, "/v1/hosts")
 }
 
 // Channel shows the release that a channel is on.
-func (c *Client) Channel(ctx context.Context, name string) (*ChannelResponse, error) {
-	return view[ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
+func (c *Client) Channel(ctx context.Context, name string) (*protocol.ChannelResponse, error) {
+	return view[protocol.ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
 }
 
 // Deferrals lists channels that wait for others.
-func (c *Client) Deferrals(ctx context.Context) (*DeferralsResponse, error) {
-	return view[DeferralsResponse](ctx, c, "/v1/deferrals")
+func (c *Client) Deferrals(ctx context.Context) (*protocol.DeferralsResponse, error) {
+	return view[protocol.DeferralsResponse](ctx, c, "/v1/deferrals")
 }
 
 // HostReports lists the newest reports.
-func (c *Client) HostReports(ctx context.Context, limit int) (*HostReportsResponse, error) {
-	return view[HostReportsResponse](ctx, c, "/v1/host-reports?limit="+strconv.Itoa(limit))
+func (c *Client) HostReports(ctx context.Context, limit int) (*protocol.HostReportsResponse, error) {
+	return view[protocol.HostReportsResponse](ctx, c, "/v1/host-reports?limit="+strconv.Itoa(limit))
 }
 
 // Rollouts lists open rollouts.
-func (c *Client) Rollouts(ctx context.Context) (*RolloutsResponse, error) {
-	return view[RolloutsResponse](ctx, c, "/v1/rollouts")
+func (c *Client) Rollouts(ctx context.Context) (*protocol.RolloutsResponse, error) {
+	return view[protocol.RolloutsResponse](ctx, c, "/v1/rollouts")
 }
 
 // AllRollouts lists also those that are over and still remembered.
-func (c *Client) AllRollouts(ctx context.Context) (*RolloutsResponse, error) {
-	return view[RolloutsResponse](ctx, c, "/v1/rollouts?all=true")
+func (c *Client) AllRollouts(ctx context.Context) (*protocol.RolloutsResponse, error) {
+	return view[protocol.RolloutsResponse](ctx, c, "/v1/rollouts?all=true")
 }
 
 // Lifecycle shows when a rollout ended.
-func (c *Client) Lifecycle(ctx context.Context, rolloutID string) (*Lifecycle, error) {
+func (c *Client) Lifecycle(ctx context.Context, rolloutID string) (*protocol.Lifecycle, error) {
 	path, err := rolloutPath(rolloutID, "/lifecycle")
 	if err != nil {
 		return nil, err
 	}
-	return view[Lifecycle](ctx, c, path)
+	return view[protocol.Lifecycle](ctx, c, path)
 }
 
 // Trace lists a rollout's dispatches.
-func (c *Client) Trace(ctx context.Context, rolloutID string) (*Trace, error) {
+func (c *Client) Trace(ctx context.Context, rolloutID string) (*protocol.Trace, error) {
 	path, err := rolloutPath(rolloutID, "/trace")
 	if err != nil {
 		return nil, err
 	}
-	return view[Trace](ctx, c, path)
+	return view[protocol.Trace](ctx, c, path)
 }
 
 // Whoami says whom the control plane takes us for.
-func (c *Client) Whoami(ctx context.Context) (*Whoami, error) {
-	return ask[Whoami](ctx, c, request{method: http.MethodGet, path: "/v1/whoami"})
+func (c *Client) Whoami(ctx context.Context) (*protocol.Whoami, error) {
+	return ask[protocol.Whoami](ctx, c, request{method: http.MethodGet, path: "/v1/whoami"})
 }
 
 // Explain says why a host runs what it runs.
-func (c *Client) Explain(ctx context.Context, hostname string) (*Explanation, error) {
-	return ask[Explanation](ctx, c, request{method: http.MethodGet, path: "/v1/hosts/" + url.PathEscape(hostname) + "/explain"})
+func (c *Client) Explain(ctx context.Context, hostname string) (*protocol.Explanation, error) {
+	return ask[protocol.Explanation](ctx, c, request{method: http.MethodGet, path: "/v1/hosts/" + url.PathEscape(hostname) + "/explain"})
 }
 
 // Hold pauses, resumes or cancels a rollout.
@@ -182,18 +183,18 @@ func (c *Client) Hold(ctx context.Context, rolloutID, action, reason string) err
 	if err != nil {
 		return err
 	}
-	return c.tell(ctx, path, &HoldRequest{reason})
+	return c.tell(ctx, path, &protocol.HoldRequest{Reason: reason})
 }
 
 // Retry lifts a host's quarantine for one more attempt.
 func (c *Client) Retry(ctx context.Context, hostname, reason string) error {
-	return c.tell(ctx, "/v1/hosts/"+url.PathEscape(hostname)+"/retry", &HoldRequest{reason})
+	return c.tell(ctx, "/v1/hosts/"+url.PathEscape(hostname)+"/retry", &protocol.HoldRequest{Reason: reason})
 }
 
 // Revoke shuts a host or an operator out at once: certificates issued before
 // notBefore are refused. Nil means all that were issued up to now.
 func (c *Client) Revoke(ctx context.Context, hostname string, notBefore *pki.Timestamp, reason string) error {
-	return c.tell(ctx, "/v1/revocations", &RevokeRequest{hostname, notBefore, reason})
+	return c.tell(ctx, "/v1/revocations", &protocol.RevokeRequest{Hostname: hostname, NotBefore: notBefore, Reason: reason})
 }
 
 // Poke makes the control plane look at its source now.

@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"bufio"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 // maxEvent bounds one event of the stream, and one line of it, in bytes.
@@ -43,7 +44,7 @@ func (q EventQuery) path() string {
 // Events follows the event log as server-sent events, until ctx ends, each
 // fails or the connection does. A stream that the control plane ended is io.EOF;
 // to resume, ask again after the last event that was seen.
-func (c *Client) Events(ctx context.Context, q EventQuery, each func(Event) error) error {
+func (c *Client) Events(ctx context.Context, q EventQuery, each func(protocol.Event) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silent := errors.New("event stream: the control plane fell silent")
@@ -56,7 +57,7 @@ func (c *Client) Events(ctx context.Context, q EventQuery, each func(Event) erro
 	return err
 }
 
-func (c *Client) events(ctx context.Context, q EventQuery, alive func(), each func(Event) error) error {
+func (c *Client) events(ctx context.Context, q EventQuery, alive func(), each func(protocol.Event) error) error {
 	resp, err := c.send(ctx, request{
 		method: http.MethodGet, path: q.path(),
 		header: http.Header{"Accept": {"text/event-stream, application/json"}},
@@ -72,7 +73,7 @@ func (c *Client) events(ctx context.Context, q EventQuery, alive func(), each fu
 // is the data lines up to an empty line; comments and other fields say nothing
 // here. An event that the end of the stream cuts off is not one. alive is called
 // at every line.
-func readEvents(r io.Reader, alive func(), each func(Event) error) error {
+func readEvents(r io.Reader, alive func(), each func(protocol.Event) error) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxEvent)
 	var data []byte
@@ -90,7 +91,7 @@ func readEvents(r io.Reader, alive func(), each func(Event) error) error {
 		if len(data) == 0 {
 			continue
 		}
-		var e Event
+		var e protocol.Event
 		if err := pki.Decode(data, &e); err != nil {
 			return fmt.Errorf("event stream: %w", err)
 		}

@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 const (
@@ -38,8 +39,8 @@ const (
 // ErrTooLarge: the answer is larger than any that is right.
 var ErrTooLarge = errors.New("answer too large")
 
-// ClientConfig is how to reach a control plane.
-type ClientConfig struct {
+// Config is how to reach a control plane.
+type Config struct {
 	BaseURL string // https://host:port
 	// CAPEM is the only bundle that is believed once it is given; without it the
 	// system's roots are.
@@ -75,8 +76,8 @@ func CheckURL(text string) error {
 	return nil
 }
 
-// NewClient checks the configuration and connects to nothing yet.
-func NewClient(cfg ClientConfig) (*Client, error) {
+// New checks the configuration and connects to nothing yet.
+func New(cfg Config) (*Client, error) {
 	if err := CheckURL(cfg.BaseURL); err != nil {
 		return nil, err
 	}
@@ -190,7 +191,7 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	for name, values := range r.header {
 		req.Header[name] = values
 	}
-	req.Header.Set(HeaderProtocol, strconv.Itoa(Version))
+	req.Header.Set(protocol.HeaderProtocol, strconv.Itoa(protocol.Version))
 	req.Header.Set("User-Agent", c.agent)
 	if req.Header.Get("Accept") == "" {
 		req.Header.Set("Accept", "application/json") // so that refusals say why
@@ -235,7 +236,7 @@ func ask[T any](ctx context.Context, c *Client, r request) (*T, error) {
 
 func answerOf[T any](r request, answer []byte) (*T, error) {
 	out := new(T)
-	if err := decodeKnown(answer, out); err != nil {
+	if err := protocol.DecodeKnown(answer, out); err != nil {
 		return nil, fmt.Errorf("%s: answer: %w", r, err)
 	}
 	return out, nil

@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"errors"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 func TestEvents(t *testing.T) {
@@ -33,7 +34,7 @@ func TestEvents(t *testing.T) {
 	}, func(t *testing.T, c *Client) {
 		var seqs []int64
 		start := time.Now()
-		err := c.Events(t.Context(), EventQuery{After: 41}, func(e Event) error {
+		err := c.Events(t.Context(), EventQuery{After: 41}, func(e protocol.Event) error {
 			seqs = append(seqs, e.Seq)
 			return nil
 		})
@@ -64,7 +65,7 @@ func TestReadEvents(t *testing.T) {
 		{"enough", strings.Repeat(good, 9), 3, stop},
 	} {
 		events := 0
-		err := readEvents(strings.NewReader(c.stream), func() {}, func(Event) error {
+		err := readEvents(strings.NewReader(c.stream), func() {}, func(protocol.Event) error {
 			if events++; events == 3 {
 				return stop
 			}
@@ -79,7 +80,7 @@ func TestReadEvents(t *testing.T) {
 func FuzzReadEvents(f *testing.F) {
 	f.Add("id: 1\ndata: {\"seq\":1,\"at\":\"2026-03-01T12:00:00Z\",\"kind\":\"k\"}\n\n: x\r\n\r\n")
 	f.Fuzz(func(t *testing.T, stream string) {
-		if err := readEvents(strings.NewReader(stream), func() {}, func(Event) error { return nil }); err == nil {
+		if err := readEvents(strings.NewReader(stream), func() {}, func(protocol.Event) error { return nil }); err == nil {
 			t.Fatal("a stream ended without an error")
 		}
 	})

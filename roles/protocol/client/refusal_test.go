@@ -1,4 +1,4 @@
-package protocol
+package client
 
 import (
 	"errors"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 // TestHostileAnswers: a control plane that means harm costs its client a bounded
@@ -65,7 +66,7 @@ func TestHostileAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := against(t, c.answer)
-			answer, err := client.Checkin(t.Context(), &CheckinRequest{}, 0)
+			answer, err := client.Checkin(t.Context(), &protocol.CheckinRequest{}, 0)
 			if err == nil {
 				t.Fatalf("taken for an answer: %+v", answer)
 			}
@@ -96,7 +97,7 @@ func TestAnswersAreBoundedByKind(t *testing.T) {
 	if _, err := c.Hosts(t.Context()); err != nil {
 		t.Errorf("view: %v", err)
 	}
-	if _, err := c.Checkin(t.Context(), &CheckinRequest{}, 0); !errors.Is(err, ErrTooLarge) {
+	if _, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 0); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("check-in: %v", err)
 	}
 	if _, err := c.HeadProof(t.Context(), "stable", "web-01"); !errors.Is(err, ErrTooLarge) {
