@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"nixfleet/nixops/git"
 )
 
 // waitDelay bounds how long a command that was cancelled, or whose orphans still
@@ -66,7 +68,8 @@ func (c command) run(ctx context.Context) ([]byte, error) {
 	}
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	cmd.WaitDelay = waitDelay
-	cmd.Env = append(os.Environ(), c.env...)
+	// Nix runs git in the flake that it is told to read, and not in the repository of a git hook around us.
+	cmd.Env = append(git.Environ(os.Environ()), c.env...)
 	var stdout head
 	stderr := tail{lines: c.lines}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -148,6 +148,19 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
+// Hint is the command that git advises where another user owns the repository, else empty.
+func (e *Error) Hint() string {
+	if !errors.Is(e, ErrOwner) {
+		return ""
+	}
+	for line := range strings.Lines(e.Said) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "git config --global --add safe.directory ") {
+			return line + " lets this user work in it"
+		}
+	}
+	return ""
+}
+
 // ExitCode is the status that git ended with, 0 when it did not end by itself.
 func ExitCode(err error) int {
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {

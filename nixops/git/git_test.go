@@ -101,6 +101,9 @@ func TestFailuresAreToldApart(t *testing.T) {
 	if !errors.Is(err, ErrOwner) || errors.Is(err, ErrNoRepository) || !strings.Contains(err.Error(), "dubious ownership") {
 		t.Errorf("a repository of another user: %v", err)
 	}
+	if failed := (*Error)(nil); !errors.As(err, &failed) || !strings.HasPrefix(failed.Hint(), "git config --global --add safe.directory /") {
+		t.Errorf("its hint: %+v", failed)
+	}
 	if err := os.RemoveAll(filepath.Join(dir, ".git")); err != nil {
 		t.Fatal(err)
 	}

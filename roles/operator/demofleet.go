@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/git"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
@@ -62,15 +63,14 @@ func (s *story) command(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-func (s *story) git(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, "git", args...)
-	cmd.WaitDelay = time.Second
-	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
-		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo", "GIT_COMMITTER_EMAIL=demo@localhost")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return hinted(fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(out)), "the demo needs git on PATH")
+func (s *story) git(ctx context.Context, dir string, args ...string) error {
+	runner := git.Runner{Environ: append(git.Environ(os.Environ()), "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo", "GIT_COMMITTER_EMAIL=demo@localhost")}
+	_, err := runner.Run(ctx, git.Call{Dir: dir, Args: args})
+	if errors.Is(err, exec.ErrNotFound) {
+		err = hinted(err, "the demo needs git on PATH")
 	}
-	return nil
+	return err
 }
 
 // prepare makes keys, forge and machines.
@@ -97,14 +97,14 @@ func (s *story) prepare(ctx context.Context) error {
 		"--client-cert", s.key("operator.pem"), "--client-key", s.key("operator.key")); err != nil {
 		return err
 	}
-	for _, args := range [][]string{
-		{"init", "--quiet", "--bare", "--initial-branch=main", s.path("forge.git")},
-		{"init", "--quiet", "--initial-branch=main", s.path("fleet")},
-		{"-C", s.path("fleet"), "remote", "add", "origin", s.path("forge.git")},
-	} {
-		if err := s.git(ctx, args...); err != nil {
-			return err
-		}
+	if err := s.git(ctx, s.dir, "init", "--quiet", "--bare", "--initial-branch=main", "forge.git"); err != nil {
+		return err
+	}
+	if err := s.git(ctx, s.dir, "init", "--quiet", "--initial-branch=main", "fleet"); err != nil {
+		return err
+	}
+	if err := s.git(ctx, s.path("fleet"), "remote", "add", "origin", s.path("forge.git")); err != nil {
+		return err
 	}
 	s.pubkeys = map[string]string{}
 	for i := range s.hosts {
@@ -197,11 +197,11 @@ func (s *story) publish(ctx context.Context, want func(host string) int, n int, 
 		return err
 	}
 	for _, args := range [][]string{
-		{"-C", s.path("fleet"), "add", "--all"},
-		{"-C", s.path("fleet"), "commit", "--quiet", "-m", fmt.Sprintf("feat: release %d", n)},
-		{"-C", s.path("fleet"), "push", "--quiet", "origin", "HEAD:main"},
+		{"add", "--all"},
+		{"commit", "--quiet", "-m", fmt.Sprintf("feat: release %d", n)},
+		{"push", "--quiet", "origin", "HEAD:main"},
 	} {
-		if err := s.git(ctx, args...); err != nil {
+		if err := s.git(ctx, s.path("fleet"), args...); err != nil {
 			return err
 		}
 	}

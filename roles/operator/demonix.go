@@ -167,7 +167,7 @@ func (m *nixMachines) install(ctx context.Context) error {
 	if _, err := m.release(ctx, func(string) int { return 0 }, 0, false); err != nil {
 		return err
 	}
-	if err := m.s.git(ctx, "-C", m.s.path("fleet"), "add", "--all"); err != nil {
+	if err := m.s.git(ctx, m.s.path("fleet"), "add", "--all"); err != nil {
 		return err
 	}
 	// The first systems come the same way as all later ones: built, signed, fetched.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"strings"
 )
 
@@ -63,6 +64,9 @@ func exitCode(err error) int {
 	case errors.Is(err, context.Canceled):
 		return 130
 	case errors.As(err, &c) && c.ExitCode() > 0:
+		if _, another := c.(*exec.ExitError); another {
+			return 1 // the status of a program that we ran means nothing to a caller of ours
+		}
 		return c.ExitCode()
 	case strings.HasPrefix(err.Error(), "Required flag"):
 		// urfave/cli has no exported type for a missing flag.

@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/disk"
+	"nixfleet/nixops/git"
 	"nixfleet/nixops/template"
 )
 
@@ -103,7 +104,12 @@ func initFleet(c *cli.Context) error {
 	if err := moveInto(made, dir); err != nil {
 		return err
 	}
-	s.Git = trackWithGit(c.Context, dir)
+	if s.Git, err = trackWithGit(c.Context, dir); err != nil {
+		progress(c, "warning: the tree is written, but git does not track it: %v", err)
+		if hint := hintOf(err); hint != "" {
+			progress(c, "hint: %s", hint)
+		}
+	}
 	if c.Bool("json") {
 		return printDoc(c, s)
 	}
@@ -300,16 +306,22 @@ func moveInto(made, dir string) error {
 
 // trackWithGit makes a repository, unless the directory lies in one, and adds the
 // tree: of a repository Nix sees only what git tracks. Without git it is left.
-func trackWithGit(ctx context.Context, dir string) bool {
-	git := func(args ...string) error {
-		ctx, cancel := context.WithTimeout(ctx, gitPatience)
-		defer cancel()
-		return exec.CommandContext(ctx, "git", append([]string{"-C", dir}, args...)...).Run()
+func trackWithGit(ctx context.Context, dir string) (bool, error) {
+	run := func(args ...string) error {
+		_, err := attendedGit().Run(ctx, git.Call{Dir: dir, Args: args})
+		return err
 	}
-	if git("rev-parse", "--is-inside-work-tree") != nil && git("init", "--quiet", "--initial-branch=main") != nil {
-		return false
+	err := run("rev-parse", "--is-inside-work-tree")
+	if errors.Is(err, git.ErrNoRepository) {
+		err = run("init", "--quiet", "--initial-branch=main")
 	}
-	return git("add", "--all", ".") == nil
+	if err == nil {
+		err = run("add", "--all", ".")
+	}
+	if errors.Is(err, exec.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // printNext says what was made and what to type now.
@@ -323,7 +335,7 @@ func printNext(c *cli.Context, s *initialised) error {
 		fmt.Fprintln(w, "flake.nix does not know where nixfleet is: put its URL into inputs.nixfleet.url")
 	}
 	if !s.Git {
-		fmt.Fprintln(w, "there is no git here: make it a git repository before the first release")
+		fmt.Fprintln(w, "git does not track it: make it a git repository before the first release")
 	}
 	next := `next, in %s:
    nixfleet host prepare web-01 --recipient "$(cat ~/.ssh/id_ed25519.pub)" --dir secrets/web-01 \

@@ -38,9 +38,16 @@ type draft struct {
 func (r *releaser) declare(ctx context.Context) (*draft, error) {
 	d := &draft{closures: map[string]string{}}
 	flake := r.c.String("build-flake")
-	d.ciCommit = commitOf(ctx, flake)
+	var err error
+	if d.ciCommit, err = r.commitOf(ctx, flake); err != nil {
+		return nil, err
+	}
 	if d.ciCommit != nil && (r.c.String("fleet-file") == "" || r.c.String("closures") == "") {
-		if changed := uncommitted(ctx, flake, r.dir); len(changed) > 0 {
+		changed, err := uncommitted(ctx, flake, r.dir)
+		if err != nil {
+			return nil, fmt.Errorf("look for files that are not committed: %w", err)
+		}
+		if len(changed) > 0 {
 			differ := "differ"
 			if len(changed) == 1 {
 				differ = "differs"

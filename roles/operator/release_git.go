@@ -12,13 +12,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-)
 
-// gitPatience bounds one call of git; transferPatience one that moves objects over a
-// network, of which a fleet's history has many.
-const (
-	gitPatience      = 2 * time.Minute
-	transferPatience = 15 * time.Minute
+	"nixfleet/nixops/git"
 )
 
 // errMoved: the remote branch is no longer where it was when we read it.
@@ -68,8 +63,11 @@ func openRepository(ctx context.Context, dir string, c *cli.Context) (*repositor
 	}
 	r.top = real
 	top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel")
-	if err != nil {
+	switch {
+	case errors.Is(err, git.ErrNoRepository):
 		return nil, hinted(fmt.Errorf("%s is in no git repository: %w", dir, err), "leave out --git-commit and --git-push, or run it in a checkout")
+	case err != nil:
+		return nil, fmt.Errorf("open the repository of %s: %w", dir, err)
 	}
 	r.top = top
 	rel, err := filepath.Rel(top, filepath.Join(real, strings.TrimPrefix(dir, inside)))
@@ -106,7 +104,11 @@ func (r *repository) read(ctx context.Context, resign bool) error {
 	if _, err := r.git(ctx, nil, "cat-file", "-e", r.expected+"^{commit}"); err != nil {
 		return errMoved
 	}
-	if r.ancestor(ctx, r.expected, r.head) {
+	behind, err := r.ancestor(ctx, r.expected, r.head)
+	if err != nil {
+		return err
+	}
+	if behind {
 		r.base = r.head
 		return nil
 	}
@@ -114,9 +116,13 @@ func (r *repository) read(ctx context.Context, resign bool) error {
 		r.base = r.expected
 		return nil
 	}
-	outside := ""
-	if r.ancestor(ctx, r.head, r.expected) {
-		if outside, err = r.git(ctx, nil, "diff", "--name-only", r.head, r.expected, "--", ".", ":(exclude,top)"+r.rel); err != nil {
+	ahead, err := r.ancestor(ctx, r.head, r.expected)
+	if err != nil {
+		return err
+	}
+	if ahead {
+		outside, err := r.git(ctx, nil, "diff", "--name-only", r.head, r.expected, "--", ":(top)", ":(exclude,top)"+r.rel)
+		if err != nil {
 			return err
 		}
 		if outside == "" {
@@ -128,28 +134,46 @@ func (r *repository) read(ctx context.Context, resign bool) error {
 		"git pull --rebase, then release again: a release must describe the newest commit")
 }
 
+// tip is the commit that the remote branch points to; "" when there is no such branch.
 func (r *repository) tip(ctx context.Context) (string, error) {
-	out, err := r.git(ctx, nil, "ls-remote", r.remote, "refs/heads/"+r.branch)
+	ref := "refs/heads/" + r.branch
+	out, err := r.git(ctx, nil, "ls-remote", r.remote, ref)
 	if err != nil {
 		return "", hinted(fmt.Errorf("read %s of %s: %w", r.branch, r.remote, err), "is %q a remote of this repository, and can you reach it?", r.remote)
 	}
-	tip, _, _ := strings.Cut(out, "\t")
-	return tip, nil
+	// git matches the end of names: a branch x/refs/heads/main is listed too.
+	for line := range strings.Lines(out) {
+		if commit, name, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t"); name == ref {
+			return commit, nil
+		}
+	}
+	return "", nil
 }
 
-func (r *repository) ancestor(ctx context.Context, old, young string) bool {
+func (r *repository) ancestor(ctx context.Context, old, young string) (bool, error) {
 	_, err := r.git(ctx, nil, "merge-base", "--is-ancestor", old, young)
-	return err == nil
+	if git.ExitCode(err) == 1 {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // file reads a file of the release directory in the base commit; nil when it
 // is not there.
 func (r *repository) file(ctx context.Context, name string) ([]byte, error) {
 	object := r.base + ":" + r.rel + "/" + name
-	if _, err := r.git(ctx, nil, "cat-file", "-e", object); err != nil {
+	out, err := r.gitBytes(ctx, nil, object+"\n", "cat-file", "--batch")
+	if err != nil {
+		return nil, err
+	}
+	if string(out) == object+" missing\n" {
 		return nil, nil
 	}
-	return r.gitBytes(ctx, nil, "", "cat-file", "blob", object)
+	header, body, ok := bytes.Cut(out, []byte("\n"))
+	if fields := bytes.Fields(header); !ok || len(fields) != 3 || string(fields[1]) != "blob" {
+		return nil, fmt.Errorf("read %s/%s of commit %.12s: git answered %.80q", r.rel, name, r.base, header)
+	}
+	return bytes.TrimSuffix(body, []byte("\n")), nil
 }
 
 // names lists the files below a directory of the release in the base commit.
@@ -205,7 +229,15 @@ func (r *repository) commit(ctx context.Context, staged string, files, obsolete 
 	if err != nil {
 		return "", fmt.Errorf("stage release: %w", err)
 	}
-	commit, err := r.gitInput(ctx, append(env, r.person()...), r.message(ciCommit, now), "commit-tree", tree, "-p", r.base)
+	args := []string{"commit-tree", tree, "-p", r.base}
+	sign, err := r.git(ctx, nil, "config", "--type=bool", "--get", "commit.gpgSign")
+	if err != nil && git.ExitCode(err) != 1 {
+		return "", err
+	}
+	if sign == "true" {
+		args = append(args, "-S") // commit-tree does not look at the option by itself
+	}
+	commit, err := r.gitInput(ctx, append(env, r.person()...), r.message(ciCommit, now), args...)
 	if err != nil {
 		return "", hinted(fmt.Errorf("commit release: %w", err), "does git know who you are? --git-user-name and --git-user-email say it")
 	}
@@ -275,37 +307,49 @@ func (r *repository) gitInput(ctx context.Context, env []string, input string, a
 }
 
 func (r *repository) gitBytes(ctx context.Context, env []string, input string, args ...string) ([]byte, error) {
-	patience := gitPatience
+	call := git.Call{Args: args, Dir: r.top, Env: env, Stdin: strings.NewReader(input)}
 	if args[0] == "push" || args[0] == "fetch" {
-		patience = transferPatience
+		call.Timeout = git.TransferTimeout
 	}
-	ctx, stop := context.WithTimeout(ctx, patience)
-	defer stop()
-	cmd := exec.CommandContext(ctx, "git", append([]string{"-C", r.top}, args...)...)
-	cmd.Env = append(append(os.Environ(), "GIT_TERMINAL_PROMPT=0", "LC_ALL=C"), env...)
-	cmd.Stdin = strings.NewReader(input)
-	cmd.WaitDelay = 5 * time.Second
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err == nil {
-		return out, nil
-	}
-	if text := strings.TrimSpace(stderr.String()); text != "" && ctx.Err() == nil {
-		return nil, fmt.Errorf("git %s: %s", args[0], text)
-	}
-	return nil, fmt.Errorf("git %s: %w", args[0], err)
+	return attendedGit().Run(ctx, call)
 }
 
-// commitOf is the commit that a local flake is checked out at; nil when it is
-// in no git repository.
-func commitOf(ctx context.Context, flake string) *string {
-	r := &repository{top: checkoutOf(flake)}
-	head, err := r.git(ctx, nil, "rev-parse", "--verify", "HEAD^{commit}")
-	if err != nil {
-		return nil
+// attendedGit is git as whoever runs this command has configured it.
+func attendedGit() git.Runner {
+	return git.Runner{Environ: git.Environ(os.Environ()), Attended: true}
+}
+
+// commitOf is the commit that a local flake is checked out at; nil when it is in no git repository, or in one without
+// a commit. A repository that git refuses to open has a commit all the same: that is an error.
+func (r *releaser) commitOf(ctx context.Context, flake string) (*string, error) {
+	dir := checkoutOf(flake)
+	head, err := (&repository{top: dir}).git(ctx, nil, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+	switch {
+	case err == nil:
+		return &head, nil
+	case errors.Is(err, git.ErrNoRepository) || git.ExitCode(err) == 1:
+		return nil, nil
+	case errors.Is(err, exec.ErrNotFound):
+		if hasRepository(dir) {
+			r.say("warning: git is not installed: the release cannot name the commit that it is made of")
+		}
+		return nil, nil
 	}
-	return &head
+	return nil, fmt.Errorf("read the commit of %s: %w", dir, err)
+}
+
+// hasRepository says whether a directory or one above it has a .git.
+func hasRepository(dir string) bool {
+	dir, err := filepath.Abs(dir)
+	for ; err == nil; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(filepath.Join(dir, ".git")); err == nil {
+			return true
+		}
+		if dir == filepath.Dir(dir) {
+			return false
+		}
+	}
+	return false
 }
 
 // checkoutOf is the directory of a local flake.
@@ -319,21 +363,23 @@ func checkoutOf(flake string) string {
 
 // uncommitted lists the files that Nix builds from although no commit has them as
 // they are; the release directory's are not among them.
-func uncommitted(ctx context.Context, flake, releaseDir string) []string {
+func uncommitted(ctx context.Context, flake, releaseDir string) ([]string, error) {
 	r := &repository{top: checkoutOf(flake)}
+	top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel")
+	if err != nil {
+		return nil, err
+	}
 	scope := []string{"."}
-	if top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel"); err == nil {
-		real, err := filepath.EvalSymlinks(releaseDir)
-		if err != nil {
-			real = releaseDir
-		}
-		if rel, err := filepath.Rel(top, real); err == nil && !strings.HasPrefix(rel, "..") {
-			scope = append(scope, ":(exclude,top)"+filepath.ToSlash(rel))
-		}
+	real, err := filepath.EvalSymlinks(releaseDir)
+	if err != nil {
+		real = releaseDir
+	}
+	if rel, err := filepath.Rel(top, real); err == nil && !strings.HasPrefix(rel, "..") {
+		scope = append(scope, ":(exclude,top)"+filepath.ToSlash(rel))
 	}
 	out, err := r.git(ctx, nil, append([]string{"diff", "--name-only", "HEAD", "--"}, scope...)...)
 	if err != nil || out == "" {
-		return nil
+		return nil, err
 	}
-	return strings.Split(out, "\n")
+	return strings.Split(out, "\n"), nil
 }

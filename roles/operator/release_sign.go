@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/git"
 	"nixfleet/pki"
 )
 
@@ -184,10 +185,11 @@ func (s *signer) callHook(ctx context.Context, canonical []byte) ([]byte, error)
 }
 
 // runHook runs a hook as v1 does: sh -c, standard input closed. Its output is
-// the operator's to read; standard output of ours stays clean.
+// the operator's to read; standard output of ours stays clean. The hook works in our
+// directory, so a git in it must not work in the repository of a git hook around us.
 func runHook(ctx context.Context, command string, out *lineWriter, env ...string) error {
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(git.Environ(os.Environ()), env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
