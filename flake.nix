@@ -109,6 +109,7 @@
         mkHost = import ./nixops/lib/mkHost.nix {
           nixosModules = [ self.nixosModules.default ];
           darwinModules = [ self.darwinModules.agent ];
+          inherit nixpkgs self;
         };
       };
 

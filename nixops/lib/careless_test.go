@@ -60,7 +60,7 @@ func TestCarelessValuesAreNamed(t *testing.T) {
 		`base // { revocations = [ { hostname = "a"; notBefore = "2026-04-31T12:00:00Z"; } ]; }`:   "revocation 0: notBefore must be a time in UTC",
 		`base // { bootstrapNonces = [ { ` + nonce + ` expiresAt = "2026-02-29T12:00:00Z"; } ]; }`: "bootstrap nonce 0: expiresAt must be a time in UTC",
 		`base // { bootstrapNonces = [ { ` + nonce + ` expiresAt = "2100-02-29T12:00:00Z"; } ]; }`: "bootstrap nonce 0: expiresAt must be a time in UTC",
-		`base // { hosts.web-01 = base.hosts.web-01 // { configuration = 3; }; frameworks.nis2.controls.x.check = config: config.a; channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "enforce"; }; }; }`:            "host 'web-01': its configuration is no system",
+		`base // { hosts.web-01 = base.hosts.web-01 // { configuration = 3; }; frameworks.nis2.controls.x.check = config: config.a; channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "enforce"; }; }; }`:            "host 'web-01': its configuration is not a system",
 		`base // { hosts.web-01 = base.hosts.web-01 // { configuration.config = { }; }; frameworks.nis2.controls.x.check = config: config.a.b; channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "enforce"; }; }; }`: "while control 'x' of framework 'nis2' looks at host 'web-01'",
 	} {
 		t.Run(declaration, func(t *testing.T) {

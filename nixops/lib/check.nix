@@ -55,6 +55,7 @@ let
   hosts = import ./checkHosts.nix { inherit declared facts; };
   inherit (hosts) pinProblems;
   compliance = import ./compliance.nix { inherit declared facts; };
+  defaults = import ./defaults.nix;
 
   # What mkFleet takes, and as what.
   kinds = {
@@ -68,7 +69,7 @@ let
     revocations = "list";
     bootstrapNonces = "list";
   };
-  known = attrNames kinds ++ [ "frameworks" ];
+  known = attrNames kinds ++ [ "complianceFrameworks" "frameworks" ];
 
   misshapen = each (
     key: kind:
@@ -86,15 +87,15 @@ let
     name: c:
     let
       subject = "channel '${name}'";
-      freshness = c.freshnessWindow or 1440;
-      signing = c.signingIntervalMinutes or 60;
+      freshness = c.freshnessWindow or defaults.freshnessWindow;
+      signing = c.signingIntervalMinutes or defaults.signingIntervalMinutes;
       numbers = filter (key: c ? ${key} && !uint c.${key}) [
         "freshnessWindow"
         "reconcileIntervalMinutes"
         "signingIntervalMinutes"
       ];
       asked = c.compliance or { };
-      mode = asked.mode or "disabled";
+      mode = defaults.modeOf asked;
       frameworks = asked.frameworks or [ ];
     in
     when (match "[A-Za-z0-9][A-Za-z0-9._-]*" name == null)
@@ -164,7 +165,7 @@ let
       failed = gate.systemdFailedUnits or null;
       probes = gate.complianceProbes or null;
       strategy = p.strategy or "staged";
-      onFailure = p.onHealthFailure or "halt";
+      onFailure = p.onHealthFailure or defaults.onHealthFailure;
     in
     record subject [ "description" "healthGate" "onHealthFailure" "strategy" "waves" ] p (
       when (!elem strategy [ "canary" "all-at-once" "staged" ])
@@ -310,9 +311,15 @@ let
     record "tag '${name}'" [ "description" "pin" ] t (pinProblems "tag '${name}'" (t.pin or null));
 
   mistakes =
-    concatMap (key: when (!elem key known) "mkFleet has no member '${key}'; known are ${quoted known}") (
-      attrNames declared
-    )
+    concatMap (
+      key:
+      when (!elem key known) "mkFleet has no member '${key}'; ${
+        if key == "imports" then
+          "join files with mkFleet (mergeFleets [ (import ./a.nix) (import ./b.nix) ])"
+        else
+          "known are ${quoted known}"
+      }"
+    ) (attrNames declared)
     ++ (
       if misshapen != [ ] then
         misshapen
@@ -378,7 +385,7 @@ let
       ++ when (
         policyOf c != [ ] && waves.${name}.left != [ ]
       ) "channel '${name}': ${quoted waves.${name}.left} match no wave and update with wave 0; end the policy with { selector.all = true; }"
-      ++ when (c.freshnessWindow or 1440 > 43200) "channel '${name}': a freshnessWindow above 30 days is cut by the control plane's own limit"
+      ++ when (c.freshnessWindow or defaults.freshnessWindow > 43200) "channel '${name}': a freshnessWindow above 30 days is cut by the control plane's own limit"
     ) declared.channels)
     (each (
       name: p:

@@ -28,6 +28,7 @@ let
     said
     setOr
     strings
+    systemOf
     time
     uint
     when
@@ -90,6 +91,8 @@ let
           pubkey != null
           && !(isString pubkey && match "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-P][A-Za-z0-9+/]{42}( [^\n]*)?" pubkey != null)
         ) "${subject}: pubkey must be an OpenSSH ed25519 line; take it from /etc/ssh/ssh_host_ed25519_key.pub of the host"
+        ++ when ((systemOf h).known && !(systemOf h).system)
+          "${subject}: its configuration is not a system; give what mkHost or nixosSystem returns, neither its modules nor what is built of it"
         ++ pinProblems subject (h.pin or null)
         ++ when (h.pin or null == null && length pinnedTags > 1)
           "${subject} holds the pinned tags ${quoted pinnedTags}; give the host a pin of its own or take one tag away"

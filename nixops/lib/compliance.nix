@@ -9,17 +9,31 @@
 # `configuration` looked at: under `enforce` a failing control is a problem, under
 # `permissive` a warning. `frameworks = [ "nis2" ]` declares names alone; what they
 # ask for is then found out on the hosts, by their evidence collectors.
+#
+# A configuration may bring evidence of its own, as v1's compliance modules do:
+#
+#   compliance.evidence.probes.disk-encryption = {
+#     type = "static";             # or "both", which a collector measures as well
+#     staticEvidence = { passed = false; evidence = { … }; };
+#   };
+#
+# It is judged by the mode of the channel, whatever frameworks that lists.
 { declared, facts }:
 let
   inherit (builtins)
     addErrorContext
     attrNames
     concatMap
+    concatStringsSep
+    elem
     filter
     isAttrs
+    isBool
     isFunction
+    isInt
     isList
     isString
+    match
     ;
   inherit (import ./sentences.nix)
     each
@@ -29,8 +43,9 @@ let
     text
     when
     ;
+  inherit (import ./defaults.nix) modeOf;
 
-  inherit (declared) frameworks;
+  inherit (declared) frameworks complianceFrameworks;
 
   controlProblems =
     framework: name: c:
@@ -69,48 +84,109 @@ let
       check config == true
     );
 
-  # The sentences about all controls that fail on the channels of a mode. Of other
-  # hosts the configuration is not even asked for.
+  failingControls =
+    host: asked: verb: config:
+    concatMap (
+      framework:
+      let
+        controls = controlsOf framework;
+      in
+      map (
+        control:
+        "host '${host}' fails control '${control}'${
+          if isString (controls.${control}.description or null) then " (${controls.${control}.description})" else ""
+        } of framework '${framework}', which channel '${facts.${host}.channel}' ${verb}"
+      ) (filter (control: !(fulfils host framework control controls.${control}.check config)) (attrNames controls))
+    ) asked;
+
+  # What a person can read of evidence whose form is not known.
+  shown =
+    evidence:
+    let
+      value =
+        v:
+        if isString v then
+          v
+        else if isBool v then
+          (if v then "true" else "false")
+        else
+          toString v;
+      plain = filter (key: isString evidence.${key} || isBool evidence.${key} || isInt evidence.${key}) (attrNames evidence);
+    in
+    if isAttrs evidence && plain != [ ] then
+      " (${concatStringsSep ", " (map (key: "${key}: ${value evidence.${key}}") plain)})"
+    else
+      "";
+
+  failingEvidence =
+    host: verb: config:
+    let
+      probes = setOr (config.compliance.evidence.probes or { });
+      measured = filter (p: elem (probes.${p}.type or "runtime") [ "static" "both" ] && probes.${p}.staticEvidence or null != null) (
+        attrNames probes
+      );
+    in
+    concatMap (
+      p:
+      let
+        found = probes.${p}.staticEvidence;
+        passed = found.passed or true;
+      in
+      if !isBool passed then
+        [ "host '${host}': compliance.evidence.probes.${p}.staticEvidence.passed must be true or false" ]
+      else
+        when (!passed) "host '${host}' fails the static control '${p}'${
+          shown (found.evidence or { })
+        } of its compliance.evidence.probes, which channel '${facts.${host}.channel}' ${verb}"
+    ) measured;
+
+  # Under enforce a system without evidence is sent back by the agent, each one anew.
+  missingCollector =
+    host: config:
+    let
+      unit = "compliance-evidence-collector";
+      services = config.systemd.services or { };
+      darwin = match ".*-darwin" (toString (declared.hosts.${host}.system or "")) != null;
+      rest = "the agent would send every new system back; set compliance.mode = \"permissive\" on channel '${facts.${host}.channel}'";
+    in
+    if darwin then
+      [ "host '${host}': its channel enforces compliance, and under launchd there is no collector of evidence: ${rest}, or move the host to another channel" ]
+    else
+      when (!(services ? ${unit} && services.${unit}.enable or true))
+        "host '${host}': its channel enforces compliance, and its configuration has no unit ${unit}.service: ${rest}, or declare the unit";
+
+  # The sentences about all that fails on the channels of a mode. Of other hosts the
+  # configuration is not even asked for.
   failing =
     mode: verb:
     concatMap (
       host:
       let
         compliance = (channelOf host).compliance or { };
-        asked =
-          if (compliance.mode or "disabled") == mode then
-            filter (framework: controlsOf framework != { }) (compliance.frameworks or [ ])
-          else
-            [ ];
         configuration = declared.hosts.${host}.configuration or null;
       in
-      if asked == [ ] || configuration == null then
+      if modeOf compliance != mode || configuration == null then
         [ ]
-      else if configuration.config or null == null then
-        [ "host '${host}': its configuration is no system, and has no config that compliance could look at; give what mkHost gives" ]
       else
-        concatMap (
-          framework:
-          let
-            controls = controlsOf framework;
-          in
-          map (
-            control:
-            "host '${host}' fails control '${control}'${
-              if isString (controls.${control}.description or null) then " (${controls.${control}.description})" else ""
-            } of framework '${framework}', which channel '${facts.${host}.channel}' ${verb}"
-          ) (filter (control: !(fulfils host framework control controls.${control}.check configuration.config)) (attrNames controls))
-        ) asked
+        failingControls host (compliance.frameworks or [ ]) verb configuration.config
+        ++ failingEvidence host verb configuration.config
+        ++ (if mode == "enforce" then missingCollector host configuration.config else [ ])
     ) (attrNames facts);
 in
 {
-  names = if isAttrs frameworks then attrNames frameworks else filter isString frameworks;
+  names =
+    (if isAttrs frameworks then attrNames frameworks else filter isString frameworks)
+    ++ filter isString complianceFrameworks;
 
   problems =
-    if isAttrs frameworks then
-      each frameworkProblems frameworks
-    else
-      when (!(isList frameworks && strings frameworks)) "frameworks must be a list of names, or an attribute set, { NAME.controls = { … }; }";
+    when (!strings complianceFrameworks) "complianceFrameworks must be a list of names"
+    ++ (
+      if isAttrs frameworks then
+        each frameworkProblems frameworks
+      else
+        when (!(isList frameworks && strings frameworks))
+          "frameworks must be a list of names, or an attribute set, { NAME.controls = { … }; }"
+    );
 
   # To be asked for only when nothing else is wrong: both evaluate configurations.
   failures = failing "enforce" "enforces; mend its configuration, or set compliance.mode = \"permissive\" while you do";

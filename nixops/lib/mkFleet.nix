@@ -10,8 +10,11 @@
 #     disruptionBudgets = [ { selector, maxInFlight, maxInFlightPct } ];
 #     revocations = [ { hostname, notBefore, reason, revokedBy } ];
 #     bootstrapNonces = [ { nonce, hostname, expiresAt, mintedAt, mintedBy } ];
-#     frameworks = [ "nis2" ];     # or with controls, see compliance.nix
+#     frameworks = [ "nis2" ];     # or with controls, see compliance.nix; without it v1's four
+#     complianceFrameworks = [ ];  # v1's name for more names of frameworks
 #   }
+#
+# What mergeFleets gives is taken as well, also with members replaced (`//`).
 #
 # gives
 #
@@ -21,6 +24,7 @@
 #   nixosConfigurations, darwinConfigurations
 #                       the hosts that carry a `configuration`, by their kind
 #   warnings            what is allowed but suspicious, as sentences
+#   hosts, channels, …  what was declared, as v1's mkFleet gives it
 #
 # The document holds nothing that changes from commit to commit: who signs it,
 # when, and what was built is filled in by `nixfleet release`.
@@ -41,7 +45,15 @@ let
 
   selector = import ./selector.nix;
   check = import ./check.nix;
+  defaults = import ./defaults.nix;
+  merged = import ./merged.nix;
   inherit (import ./sentences.nix) line setOr strings;
+
+  given =
+    if builtins.isAttrs args then
+      merged.plain args
+    else
+      throw "nixfleet: mkFleet takes an attribute set, { hosts = { … }; channels = { … }; … }; a module or a file is imported by the caller, and several are joined with mergeFleets";
 
   declared = {
     hosts = { };
@@ -53,14 +65,10 @@ let
     disruptionBudgets = [ ];
     revocations = [ ];
     bootstrapNonces = [ ];
-    frameworks = [ ];
+    complianceFrameworks = [ ];
+    frameworks = if given ? complianceFrameworks then [ ] else defaults.frameworks;
   }
-  // (
-    if builtins.isAttrs args then
-      args
-    else
-      throw "nixfleet: mkFleet takes an attribute set, { hosts = { … }; channels = { … }; … }"
-  );
+  // given;
 
   # Only what a selector may ask for, so that a configuration is never forced by one.
   # The checks ask for it too, before it is known to be well.
@@ -70,7 +78,7 @@ let
   }) declared.hosts;
 
   optional = cond: set: if cond then set else { };
-  given = name: from: optional (from.${name} or null != null) { ${name} = from.${name}; };
+  some = name: from: optional (from.${name} or null != null) { ${name} = from.${name}; };
 
   # The most specific pin wins: host, then tag, then channel.
   pinOf =
@@ -87,7 +95,7 @@ let
 
   pin = p: {
     inherit (p) commit reason;
-  } // given "expiresAt" p;
+  } // some "expiresAt" p;
 
   host =
     h:
@@ -99,17 +107,17 @@ let
       pubkey = line (h.pubkey or null);
     }
     // optional (pinOf h != null) { pin = pin (pinOf h); }
-    // given "healthChecks" h
-    // given "rebootPolicy" h;
+    // some "healthChecks" h
+    // some "rebootPolicy" h;
 
   channel = c: {
     inherit (c) rolloutPolicy;
-    reconcileIntervalMinutes = c.reconcileIntervalMinutes or 30;
-    freshnessWindow = c.freshnessWindow or 1440;
-    signingIntervalMinutes = c.signingIntervalMinutes or 60;
+    reconcileIntervalMinutes = c.reconcileIntervalMinutes or defaults.reconcileIntervalMinutes;
+    freshnessWindow = c.freshnessWindow or defaults.freshnessWindow;
+    signingIntervalMinutes = c.signingIntervalMinutes or defaults.signingIntervalMinutes;
     compliance = {
       frameworks = c.compliance.frameworks or [ ];
-      mode = c.compliance.mode or "disabled";
+      mode = defaults.modeOf (c.compliance or { });
     };
   };
 
@@ -128,8 +136,8 @@ let
     strategy = p.strategy or (if p.waves or [ ] == [ ] then "all-at-once" else "staged");
     waves = map (w: { selector = selector.lower facts w.selector; } // soak w) (p.waves or [ ]);
     healthGate =
-      given "systemdFailedUnits" (p.healthGate or { }) // given "complianceProbes" (p.healthGate or { });
-    onHealthFailure = p.onHealthFailure or "halt";
+      some "systemdFailedUnits" (p.healthGate or { }) // some "complianceProbes" (p.healthGate or { });
+    onHealthFailure = p.onHealthFailure or defaults.onHealthFailure;
   };
 
   hostsByChannel = builtins.groupBy (name: facts.${name}.channel) (attrNames facts);
@@ -237,7 +245,8 @@ let
       )
     );
 in
-{
+declared
+// {
   resolved = checked resolved;
   revocations = checked revocations;
   bootstrapNonces = checked bootstrapNonces;

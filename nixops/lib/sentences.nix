@@ -40,6 +40,22 @@ let
     "[0-9]{4}-(0[13578]|1[02])-31"
     "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29"
   ];
+
+  # systemOf :: host -> { known, system }: whether its configuration can be looked at, and
+  # whether that is what mkHost and nixosSystem give. Nothing of the system itself is
+  # evaluated. One that throws is heard when it is built, by its own words.
+  systemOf =
+    host:
+    let
+      c = host.configuration or null;
+      known = builtins.tryEval (c != null);
+      system = builtins.tryEval (isAttrs c && c ? config);
+    in
+    {
+      known = known.success && known.value;
+      system = system.success && system.value;
+    };
+
   unknown =
     subject: allowed: set:
     concatMap (
@@ -52,6 +68,7 @@ in
     said
     setOr
     strings
+    systemOf
     unknown
     when
     ;

@@ -130,7 +130,9 @@ func TestMergeFleetsNamesWhatItRefuses(t *testing.T) {
 			t.Errorf("%s gives %s, said %q\nwant %q", parts, out, said, want)
 		}
 	}
-	out, said, err := evaluate(t, fmt.Sprintf(`(import %s).mergeFleets [ { hosts.a = 1; edges = [ 1 ]; } { } { hosts.b = 2; edges = [ 2 ]; } ]`, dir))
+	out, said, err := evaluate(t, fmt.Sprintf(`{
+  inherit ((import %s).mergeFleets [ { hosts.a = 1; edges = [ 1 ]; } { } { hosts.b = 2; edges = [ 2 ]; } ]) hosts edges;
+}`, dir))
 	if err != nil || !strings.Contains(string(out), `"edges":[1,2]`) || !strings.Contains(string(out), `"hosts":{"a":1,"b":2}`) {
 		t.Errorf("merged to %s: %v\n%s", out, err, said)
 	}
@@ -227,7 +229,9 @@ func TestStaticCompliance(t *testing.T) {
   };
   fleet = (import %[1]s).mkFleet (base // {
     hosts = {
-      web-01 = base.hosts.web-01 // { configuration.config = { luks = %[3]s; audit = true; }; };
+      web-01 = base.hosts.web-01 // {
+        configuration.config = { luks = %[3]s; audit = true; systemd.services.compliance-evidence-collector = { }; };
+      };
       web-02 = base.hosts.web-02 // { channel = "lab"; configuration = throw "a host of the lab is evaluated"; };
     };
     frameworks.nis2 = { inherit controls; };

@@ -81,7 +81,7 @@ func TestFlakeHasItsOutputs(t *testing.T) {
 		"darwinModules": "agent",
 		"overlays":      "default",
 		"overlaid":      "nixfleet",
-		"lib":           "matches mergeFleets mkFleet mkHost",
+		"lib":           "matches mergeFleets mkFleet mkHost withSignature",
 		"templates":     root + "/nixops/template/fleet " + root + "/nixops/template/fleet",
 		"darwinChecks":  "nixfleet",
 		"devShells":     "default",
@@ -165,6 +165,72 @@ in parts.render host.config`
 	}
 	if daemon := string(r.Daemons["nixfleet-agent"]); len(r.Failed) > 0 || !strings.Contains(daemon, "--machine-id=mac-01") {
 		t.Errorf("failed %q, daemon %s", r.Failed, daemon)
+	}
+}
+
+// mkHost takes what a v1 fleet hands it: the host has its name, its version and, where
+// modules read them, the facts of hostSpec and the inputs.
+func TestMkHostTakesV1Arguments(t *testing.T) {
+	nixpkgsLib(t)
+	const host = flake + `let
+  nixosSystem = { modules, specialArgs }: lib.evalModules {
+    inherit specialArgs;
+    modules = [ parts.nixos { _module.args.pkgs = legacyPackages.x86_64-linux; } ] ++ modules;
+  };
+  self' = (import (root + "/flake.nix")).outputs {
+    self = self';
+    nixpkgs = { lib = lib // { inherit nixosSystem; }; inherit legacyPackages; };
+  };
+  host = self'.lib.mkHost (%s);
+in `
+	const v1 = `{
+    hostName = "web-01";
+    platform = "x86_64-linux";
+    hostSpec = { userName = "op"; timeZone = "Europe/Paris"; };
+    extraInputs.secrets = "the secrets of the fleet";
+    modules = [
+      (configurations + "/trust.nix")
+      ({ config, inputs, lib, ... }: {
+        options.hostSpec.rack = lib.mkOption { type = lib.types.str; default = "r1"; };
+        options.said = lib.mkOption { type = lib.types.str; };
+        config.said = "${config.hostSpec.userName} ${config.hostSpec.timeZone} ${config.hostSpec.rack} ${inputs.secrets} ${lib.boolToString config.hostSpec.isDarwin}";
+        config.services.nixfleet-agent = { enable = true; controlPlaneUrl = "https://cp"; };
+      })
+    ];
+  }`
+	var got struct {
+		Said, Version string
+		Unit          rendered
+	}
+	if err := evaluate(t, fmt.Sprintf(host, v1)+`{
+  Said = host.config.said;
+  Version = host.config.system.stateVersion;
+  Unit = parts.render host.config;
+}`, &got); err != nil {
+		t.Fatal(err)
+	}
+	if want := "op Europe/Paris r1 the secrets of the fleet false"; got.Said != want || got.Version != "24.11" {
+		t.Errorf("modules read %q and version %q, want %q and 24.11", got.Said, got.Version, want)
+	}
+	if unit := got.Unit.Units["nixfleet-agent.service"]; len(got.Unit.Failed) > 0 || !strings.Contains(unit, "--machine-id=web-01") {
+		t.Errorf("failed %q, unit %s", got.Unit.Failed, unit)
+	}
+	for arguments, want := range map[string]string{
+		`{ hostName = "a"; platform = "x86_64-linux"; isVm = true; }`: "isVm = true of host 'a' has no meaning here",
+		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`:    "name and hostName are two names of one argument; keep name",
+		`{ hostName = "a"; }`:                              `system is missing; write for example system = "x86_64-linux"`,
+		`{ platform = "x86_64-linux"; }`:                   `name is missing; write for example name = "web-01"`,
+		`{ hostName = "a"; platform = "aarch64-darwin"; }`: "host 'a' is on aarch64-darwin; pass nix-darwin",
+	} {
+		if err := evaluate(t, fmt.Sprintf(host, arguments)+"host.config.system.stateVersion", nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s gives %v, want %q", arguments, err, want)
+		}
+	}
+	// Ours imposes neither a version nor an option.
+	var ours []string
+	if err := evaluate(t, fmt.Sprintf(host, `{ name = "web-01"; system = "x86_64-linux"; }`)+
+		`[ (if host.options ? hostSpec then "hostSpec" else "none") host.config.system.stateVersion ]`, &ours); err != nil || ours[0] != "none" {
+		t.Errorf("ours has %q: %v", ours, err)
 	}
 }
 
