@@ -17,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/roles/agent"
+	"nixfleet/roles/command"
 	"nixfleet/roles/cp"
 	"nixfleet/roles/operator"
 )
@@ -33,7 +34,7 @@ func run(args []string) int {
 	defer stop()
 	// The first signal asks, the second one kills.
 	context.AfterFunc(ctx, stop)
-	return operator.Run(ctx, application(), commandLine(args))
+	return command.Run(ctx, application(), commandLine(args))
 }
 
 // application is the command tree of all three roles.
@@ -44,14 +45,14 @@ func application() *cli.App {
 		ControlPlane: inProcess(cp.Command),
 		Agent:        inProcess(agent.Command),
 	})
-	return operator.App(build(), append(verbs, controlPlane, agent.Command())...)
+	return command.App(build(), append(verbs, controlPlane, agent.Command())...)
 }
 
 // inProcess runs one role the way a command line would, for the demo.
-func inProcess(command func() *cli.Command) func(context.Context, []string, io.Writer, io.Writer) error {
+func inProcess(role func() *cli.Command) func(context.Context, []string, io.Writer, io.Writer) error {
 	return func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-		c := command()
-		app := operator.App(build(), c)
+		c := role()
+		app := command.App(build(), c)
 		app.Writer, app.ErrWriter = stdout, stderr
 		return app.RunContext(ctx, append([]string{"nixfleet", c.Name}, args...))
 	}

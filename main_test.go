@@ -10,7 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"nixfleet/roles/operator"
+	"nixfleet/roles/command"
 )
 
 func TestCommandLineByName(t *testing.T) {
@@ -71,7 +71,7 @@ func TestCompletionNamesEverything(t *testing.T) {
 		app := application()
 		app.Writer, app.ErrWriter = &out, io.Discard
 		os.Args = append(words, "--generate-bash-completion") // where the library looks for the last word
-		if code := operator.Run(t.Context(), app, os.Args); code != 0 {
+		if code := command.Run(t.Context(), app, os.Args); code != 0 {
 			t.Errorf("%s ends with %d", words, code)
 		}
 		return strings.Fields(out.String())

@@ -11,12 +11,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/semaphore"
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -191,14 +191,14 @@ func (a *agent) run(ctx context.Context) error {
 	defer leave()
 	defer a.client.CloseIdle()
 	defer a.anonymous.CloseIdle()
-	notify(daemon.SdNotifyReady)
+	command.Ready()
 	background, stop := context.WithCancel(ctx)
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	defer a.worker.Wait()
 	defer stop()
 	loops.Go(func() { a.prober.run(background) })
-	loops.Go(func() { a.watchdog(background) })
+	loops.Go(func() { command.Watchdog(background, a.alive) })
 	loops.Go(func() { a.actsLoop(background) })
 	loops.Go(func() { a.rebootLoop(background) })
 	loops.Go(func() { a.aheadLoop(background) })
@@ -212,36 +212,15 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	a.loop(background)
-	notify(daemon.SdNotifyStopping)
+	command.Stopping()
 	return nil
-}
-
-func notify(state string) {
-	// Without systemd there is nobody to tell.
-	_, _ = daemon.SdNotify(false, state)
 }
 
 // stallLimit is how long the loop may be silent before systemd restarts us.
 const stallLimit = holdTime + 5*time.Minute
 
-func (a *agent) watchdog(ctx context.Context) {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		return
-	}
-	ticker := time.NewTicker(interval / 2)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			if time.Since(a.status.lastTurn()) < stallLimit {
-				notify(daemon.SdNotifyWatchdog)
-			}
-		}
-	}
-}
+// alive says that the loop goes on, to systemd's watchdog.
+func (a *agent) alive() bool { return time.Since(a.status.lastTurn()) < stallLimit }
 
 // tellChange cancels a held check-in and sends a new one.
 func (a *agent) tellChange() {

@@ -14,6 +14,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -137,7 +138,7 @@ func (u *undoer) undoByHand(ctx context.Context, w io.Writer, reason string) err
 func (u *undoer) rollBack(ctx context.Context, w io.Writer, reason string) error {
 	var j journal
 	if err := u.dir.read(committedFile, &j); err != nil {
-		return &hintError{fmt.Errorf("no earlier generation is recorded: %w", err), activateHint}
+		return &command.Error{Err: fmt.Errorf("no earlier generation is recorded: %w", err), Hint: activateHint}
 	}
 	return u.activate(ctx, w, j.Before.Current, reason)
 }
@@ -147,12 +148,12 @@ func (u *undoer) rollBack(ctx context.Context, w io.Writer, reason string) error
 func (u *undoer) activate(ctx context.Context, w io.Writer, path, reason string) error {
 	closure := strings.TrimPrefix(strings.TrimSuffix(path, "/"), "/nix/store/")
 	if !fleet.ValidClosure(closure) {
-		return &hintError{fmt.Errorf("%q is no store path of a system", path), activateHint}
+		return &command.Error{Err: fmt.Errorf("%q is no store path of a system", path), Hint: activateHint}
 	}
 	if c, err := u.host.Inspect(ctx, closure); err != nil {
-		return &hintError{err, "nix-store --realise /nix/store/" + closure}
+		return &command.Error{Err: err, Hint: "nix-store --realise /nix/store/" + closure}
 	} else if !c.HasSwitch {
-		return &hintError{fmt.Errorf("%s has no bin/switch-to-configuration: %w", closure, nixops.ErrNotClosure), activateHint}
+		return &command.Error{Err: fmt.Errorf("%s has no bin/switch-to-configuration: %w", closure, nixops.ErrNotClosure), Hint: activateHint}
 	}
 	if err := u.undoFrom(ctx, []step{stepStaged}, protocol.CauseSuperseded.With("root activates "+closure), false); err != nil {
 		return err
@@ -187,7 +188,7 @@ func (u *undoer) byHand(ctx context.Context, h holdState) error {
 		return err
 	}
 	if j != nil && j.Step != stepUndone {
-		return &hintError{fmt.Errorf("an activation of %s is under way", j.Closure), "nixfleet agent undo"}
+		return &command.Error{Err: fmt.Errorf("an activation of %s is under way", j.Closure), Hint: "nixfleet agent undo"}
 	}
 	prior := optional[holdState](u.dir, holdFile, func(err error) { u.log.Warn().Err(err).Msg("hold not read") })
 	h.At = pki.At(time.Now().Truncate(time.Millisecond))
@@ -227,7 +228,7 @@ func (u *undoer) switchByHand(ctx context.Context, closure string) error {
 		if current, readErr := u.host.CurrentSystem(ctx); readErr == nil && current != closure && before != "" {
 			err = errors.Join(err, u.host.SetProfile(ctx, before))
 		}
-		return &hintError{fmt.Errorf("switch to %s: %w", closure, err), "journalctl -b -u 'nixfleet-by-hand*'"}
+		return &command.Error{Err: fmt.Errorf("switch to %s: %w", closure, err), Hint: "journalctl -b -u 'nixfleet-by-hand*'"}
 	}
 	return nil
 }

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -22,7 +22,8 @@ import (
 func (m *machine) root(args ...string) (string, error) {
 	m.t.Helper()
 	var out bytes.Buffer
-	app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: &out, ErrWriter: &bytes.Buffer{}}
+	app := command.App("test", Command())
+	app.Writer, app.ErrWriter = &out, &bytes.Buffer{}
 	line := []string{"nixfleet", "agent", args[0], "--state-dir", m.path("state"), "--simulated-host", m.path("machine"), "--simulated-cache", m.dir + "/cache"}
 	err := app.Run(append(line, args[1:]...))
 	return out.String(), err
@@ -218,8 +219,8 @@ func TestRootAndAgentExcludeEachOther(t *testing.T) {
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		hint := (*hintError)(nil)
-		if _, err := m.root("activate", another); !errors.As(err, &hint) || !strings.Contains(hint.Hint(), "undo") {
+		hint := (*command.Error)(nil)
+		if _, err := m.root("activate", another); !errors.As(err, &hint) || !strings.Contains(hint.Hint, "undo") {
 			t.Errorf("in the middle of an activation: %v", err)
 		}
 		m.types("undo", "--reason", "the site is down")

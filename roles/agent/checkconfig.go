@@ -8,16 +8,17 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // checkConfig finds what an agent with this configuration would not start
 // with, all of it at once, and changes nothing.
 func checkConfig(c *cli.Context, cfg *Config) error {
 	if err := cfg.complete(); err != nil {
-		return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
+		return &command.Error{Err: fmt.Errorf("configuration: %w", err), Hint: "nixfleet agent run --help"}
 	}
 	if err := cfg.makeHost(); err != nil {
-		return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent run --help"}
+		return &command.Error{Err: fmt.Errorf("configuration: %w", err), Hint: "nixfleet agent run --help"}
 	}
 	if policy, err := parseRebootPolicy(cfg.RebootPolicy); err != nil {
 		return err
@@ -25,7 +26,7 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 		return err
 	}
 	if err := cfg.readable(); err != nil {
-		return &hintError{fmt.Errorf("configuration: %w", err), "the files must be there when the agent starts"}
+		return &command.Error{Err: fmt.Errorf("configuration: %w", err), Hint: "the files must be there when the agent starts"}
 	}
 	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
 	return err
@@ -46,10 +47,10 @@ func guardCommand(c *cli.Context) error {
 	}
 	cfg := Config{hostConfig: hostConfigOf(c, newLogger(c.App.ErrWriter, zerolog.InfoLevel)), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
 	if c.String("state-dir") == "" {
-		return &hintError{errors.New("configuration: --state-dir is needed"), "nixfleet agent guard --help"}
+		return &command.Error{Err: errors.New("configuration: --state-dir is needed"), Hint: "nixfleet agent guard --help"}
 	}
 	if err := cfg.makeHost(); err != nil {
-		return &hintError{fmt.Errorf("configuration: %w", err), "nixfleet agent guard --help"}
+		return &command.Error{Err: fmt.Errorf("configuration: %w", err), Hint: "nixfleet agent guard --help"}
 	}
 	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
 	return err

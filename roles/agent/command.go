@@ -13,13 +13,14 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
 // Command is `nixfleet agent`.
 func Command() *cli.Command {
 	local := func(flags ...cli.Flag) []cli.Flag {
-		return append(append([]cli.Flag{stateDirFlag()}, hostFlags()...), flags...)
+		return command.Variables(variables, append(append([]cli.Flag{stateDirFlag()}, hostFlags()...), flags...)...)
 	}
 	reason := stringFlag("reason", "", "`TEXT` that is recorded and reported")
 	return &cli.Command{
@@ -36,7 +37,7 @@ func Command() *cli.Command {
 			{
 				Name: "status", Usage: "what this host runs, what it was told, what it waits for",
 				Description: "Example:\n   nixfleet agent status --json",
-				Flags:       local(&cli.BoolFlag{Name: "json", EnvVars: environment("json"), Usage: "print JSON for programs"}),
+				Flags:       local(command.JSONFlag()),
 				Action:      statusCommand,
 			},
 			{
@@ -87,7 +88,7 @@ func Command() *cli.Command {
 				Flags:       local(reason),
 				Action: onHost(func(c *cli.Context, u *undoer) error {
 					if c.NArg() != 1 {
-						return &hintError{errors.New("activate takes one store path; options come before it"), activateHint}
+						return &command.Error{Err: errors.New("activate takes one store path; options come before it"), Hint: activateHint}
 					}
 					return u.activate(c.Context, c.App.Writer, c.Args().First(), c.String("reason"))
 				}),
@@ -121,15 +122,12 @@ func Command() *cli.Command {
 }
 
 func newLogger(w io.Writer, level zerolog.Level) zerolog.Logger {
-	return zerolog.New(zerolog.SyncWriter(w)).Level(level).With().Timestamp().Logger()
+	log, _ := command.Logger(w, level, command.LogJSON) // a format that it knows
+	return log
 }
 
 func runCommand(c *cli.Context) error {
-	name := c.String("log-level")
-	if filter := os.Getenv("RUST_LOG"); filter != "" && !c.IsSet("log-level") {
-		name = filter
-	}
-	level, err := zerolog.ParseLevel(name)
+	level, err := command.LogLevel(c)
 	if err != nil {
 		level = zerolog.InfoLevel
 	}
@@ -175,7 +173,7 @@ func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
 		if c.String("simulated-host") == "" && c.String("root") == "" && os.Geteuid() != 0 {
-			return &hintError{errors.New("only root may ask or tell the agent"), "sudo nixfleet agent " + c.Command.Name}
+			return &command.Error{Err: errors.New("only root may ask or tell the agent"), Hint: "sudo nixfleet agent " + c.Command.Name}
 		}
 		cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
 		if err := cfg.makeHost(); err != nil {
@@ -183,7 +181,7 @@ func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 		}
 		dir, err := openDirectory(c.String("state-dir"))
 		if err != nil {
-			return &hintError{err, "this needs root"}
+			return &command.Error{Err: err, Hint: "this needs root"}
 		}
 		return work(c, &undoer{cfg.Host, dir, log, cfg.hostArguments()})
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/command"
 )
 
 // Config is the configuration of an agent. Durations of zero mean the default.
@@ -67,16 +68,15 @@ const (
 	maxPoll         = 366 * 24 * time.Hour
 )
 
-var environment = func(name string) []string {
-	return []string{"NIXFLEET_AGENT_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))}
-}
+// variables are those of the flags of all commands of the agent.
+const variables = "NIXFLEET_AGENT"
 
 func stringFlag(name, def, usage string) *cli.StringFlag {
-	return &cli.StringFlag{Name: name, Value: def, Usage: usage, EnvVars: environment(name)}
+	return &cli.StringFlag{Name: name, Value: def, Usage: usage}
 }
 
 func boolFlag(name, usage string) *cli.BoolFlag {
-	return &cli.BoolFlag{Name: name, Usage: usage, EnvVars: environment(name)}
+	return &cli.BoolFlag{Name: name, Usage: usage}
 }
 
 func stateDirFlag() cli.Flag {
@@ -94,8 +94,8 @@ func hostFlags() []cli.Flag {
 		stringFlag("supervisor", "", "what runs switches: `KIND` systemd, process or launchd (default: the platform's)"),
 		stringFlag("nix-bin-dir", "", "`DIR` of the Nix programs (default: on PATH)"),
 		stringFlag("nix-conf-dir", "", "`DIR` of nix.conf (default: Nix's own)"),
-		&cli.StringSliceFlag{Name: "substituters", EnvVars: environment("substituters"), Usage: "`URL` of a cache; when given, no other is asked"},
-		&cli.StringSliceFlag{Name: "trusted-public-keys", EnvVars: environment("trusted-public-keys"), Usage: "`KEY` of a cache; when given, no other is believed"},
+		&cli.StringSliceFlag{Name: "substituters", Usage: "`URL` of a cache; when given, no other is asked"},
+		&cli.StringSliceFlag{Name: "trusted-public-keys", Usage: "`KEY` of a cache; when given, no other is believed"},
 		simulated, cache,
 	}
 }
@@ -104,7 +104,7 @@ func runFlags() []cli.Flag {
 	own := []cli.Flag{
 		&cli.StringFlag{Name: "control-plane-url", EnvVars: []string{"NIXFLEET_AGENT_CP_URL"}, Usage: "base `URL` of the control plane"},
 		stringFlag("machine-id", "", "`NAME` of this host in the fleet's declaration"),
-		&cli.IntFlag{Name: "poll-interval", Value: 60, EnvVars: environment("poll-interval"), Usage: "`SECONDS` between two check-ins"},
+		&cli.IntFlag{Name: "poll-interval", Value: 60, Usage: "`SECONDS` between two check-ins"},
 		stringFlag("trust-file", "/etc/nixfleet/agent/trust.json", "trust roots `FILE`"),
 		stringFlag("ca-cert", "", "CA bundle `FILE` of the control plane; once given, no other CA is believed"),
 		stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate; written at enrolment"),
@@ -113,21 +113,21 @@ func runFlags() []cli.Flag {
 		stringFlag("bootstrap-token-file", "", "`FILE` with the bootstrap token, plain or encrypted to the ssh host key"),
 		stringFlag("compliance-gate-mode", "auto", "`MODE` auto, disabled, permissive or enforce; the stricter of this and the signed one applies"),
 		stringFlag("health-checks-config", "", "`FILE` of health probes"),
-		&cli.Float64Flag{Name: "renewal-threshold-fraction", Value: 0.5, EnvVars: environment("renewal-threshold-fraction"), Usage: "renew when less than this `FRACTION` of the certificate's life is left"},
-		&cli.DurationFlag{Name: "settle-time", Value: defaultSettle, EnvVars: environment("settle-time"), Usage: "watch the units this long after a switch"},
-		&cli.DurationFlag{Name: "max-manifest-age", Value: 24 * time.Hour, EnvVars: environment("max-manifest-age"), Usage: "oldest manifest that is accepted under a v1 control plane"},
+		&cli.Float64Flag{Name: "renewal-threshold-fraction", Value: 0.5, Usage: "renew when less than this `FRACTION` of the certificate's life is left"},
+		&cli.DurationFlag{Name: "settle-time", Value: defaultSettle, Usage: "watch the units this long after a switch"},
+		&cli.DurationFlag{Name: "max-manifest-age", Value: 24 * time.Hour, Usage: "oldest manifest that is accepted under a v1 control plane"},
 		boolFlag("allow-v1-control-plane", "accept answers without signed heads"),
 		boolFlag("allow-remote-rollback", "honour a rollback without a signed head"),
 		boolFlag("allow-volatile-state", "accept a state directory that a reboot empties"),
 		boolFlag("agent-outside-closure", "the agent is not part of the systems it activates"),
-		&cli.StringSliceFlag{Name: "defer-on", EnvVars: environment("defer-on"), Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
+		&cli.StringSliceFlag{Name: "defer-on", Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
 		stringFlag("reboot-policy", "never", "`POLICY` for staged updates: never, immediate or window:ONCALENDAR"),
-		&cli.DurationFlag{Name: "prefetch-spread", EnvVars: environment("prefetch-spread"), Usage: "fetch closures before their wave starts, each host at its own time within `DURATION` (default: not at all)"},
+		&cli.DurationFlag{Name: "prefetch-spread", Usage: "fetch closures before their wave starts, each host at its own time within `DURATION` (default: not at all)"},
 		stringFlag("metrics-file", "", "`FILE` of metrics for the textfile collector of node_exporter, written while the agent runs (default: none)"),
 		stringFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		boolFlag("check-config", "check the configuration and exit; nothing is contacted or written"),
 	}
-	return append(append(own, stateDirFlag()), hostFlags()...)
+	return command.Variables(variables, append(append(own, stateDirFlag()), hostFlags()...)...)
 }
 
 func hostConfigOf(c *cli.Context, log zerolog.Logger) nixops.HostConfig {
@@ -144,19 +144,13 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		ClientCert: c.String("client-cert"), ClientKey: c.String("client-key"), SSHHostKey: c.String("ssh-host-key-file"),
 		TokenFile: c.String("bootstrap-token-file"), StateDir: c.String("state-dir"), ComplianceMode: c.String("compliance-gate-mode"),
 		HealthChecks: c.String("health-checks-config"), RenewalFraction: cmp.Or(c.Float64("renewal-threshold-fraction"), -1),
-		PollInterval: pollInterval(c.Int("poll-interval")), SettleTime: c.Duration("settle-time"),
+		PollInterval: command.Seconds(c.Int("poll-interval")), SettleTime: c.Duration("settle-time"),
 		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"), AllowRollback: c.Bool("allow-remote-rollback"),
 		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"), DeferOn: c.StringSlice("defer-on"),
 		RebootPolicy: c.String("reboot-policy"), MetricsFile: c.String("metrics-file"), PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
 		hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache"),
 	}
 	return cfg
-}
-
-// pollInterval is a number of seconds; what is longer than maxPoll stays so, where
-// a Duration by itself would wrap around.
-func pollInterval(secs int) time.Duration {
-	return time.Duration(max(-1, min(secs, int(maxPoll/time.Second)+1))) * time.Second
 }
 
 // complete fills in defaults and finds all that cannot work.
@@ -272,19 +266,7 @@ func lasts(what, path string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if volatile {
-		return &hintError{fmt.Errorf("%s %s is on %s and does not survive a reboot", what, path, kind), "keep it on a disk, or give --allow-volatile-state"}
+		return &command.Error{Err: fmt.Errorf("%s %s is on %s and does not survive a reboot", what, path, kind), Hint: "keep it on a disk, or give --allow-volatile-state"}
 	}
 	return nil
 }
-
-// hintError is an error with the next thing to do.
-type hintError struct {
-	err  error
-	hint string
-}
-
-func (e *hintError) Error() string { return e.err.Error() }
-func (e *hintError) Unwrap() error { return e.err }
-
-// Hint is the next thing to do.
-func (e *hintError) Hint() string { return e.hint }

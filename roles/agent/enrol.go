@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -132,9 +133,9 @@ const (
 )
 
 // errNoToken: there is neither a valid certificate nor a token to get one.
-var errNoToken = &hintError{
-	errors.New("no valid certificate and no bootstrap token"),
-	"mint one with nixfleet mint-token and name it with --bootstrap-token-file",
+var errNoToken = &command.Error{
+	Err:  errors.New("no valid certificate and no bootstrap token"),
+	Hint: "mint one with nixfleet mint-token and name it with --bootstrap-token-file",
 }
 
 // enrol gets the first certificate, or a new one after the last has expired. It
@@ -162,7 +163,7 @@ func (a *agent) enrol(ctx context.Context) error {
 			pause = notReadyWait
 		}
 		a.log.Warn().Err(err).Dur("retry_in", pause).Msg("not enrolled yet")
-		a.status.note(func(s *status) { s.Waiting, s.Next = "enrolment: "+err.Error(), hintOf(err) })
+		a.status.note(func(s *status) { s.Waiting, s.Next = "enrolment: "+err.Error(), command.HintOf(err) })
 		if err := a.rest(ctx, pause); err != nil {
 			return err
 		}
@@ -178,7 +179,7 @@ func (a *agent) enrolOnce(ctx context.Context) error {
 		return err
 	}
 	if token.Claims.Nonce == a.spentNonce {
-		return &hintError{errors.New("the bootstrap token was used before"), "mint a new one with nixfleet mint-token"}
+		return &command.Error{Err: errors.New("the bootstrap token was used before"), Hint: "mint a new one with nixfleet mint-token"}
 	}
 	csr, err := pki.NewCSR(a.identity.key.Crypto(), a.cfg.MachineID)
 	if err != nil {
@@ -279,12 +280,4 @@ func (a *agent) renew(ctx context.Context) {
 		return
 	}
 	a.log.Info().Msg("certificate renewed")
-}
-
-func hintOf(err error) string {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return h.Hint()
-	}
-	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // journalPoll is how often a held journal lock is asked for.
@@ -134,7 +135,7 @@ func (d directory) only() (leave func(), err error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, &hintError{fmt.Errorf("lock state directory: another agent runs on %s: %w", d, err), "systemctl status nixfleet-agent"}
+		return nil, &command.Error{Err: fmt.Errorf("lock state directory: another agent runs on %s: %w", d, err), Hint: "systemctl status nixfleet-agent"}
 	}
 	return func() { f.Close() }, nil
 }

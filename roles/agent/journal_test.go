@@ -13,6 +13,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 func openDir(t testing.TB) directory {
@@ -202,7 +203,7 @@ func TestOneAgentAtATime(t *testing.T) {
 		m := newMachine(t, p, with(nixops.SimClosure{FetchTime: time.Minute}))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Second)
-		if err := Run(context.Background(), m.config(m.sim)); err == nil || !strings.Contains(err.Error(), "another agent runs") || hintOf(err) == "" {
+		if err := Run(context.Background(), m.config(m.sim)); err == nil || !strings.Contains(err.Error(), "another agent runs") || command.HintOf(err) == "" {
 			t.Errorf("a second agent: %v", err)
 		}
 		time.Sleep(3 * time.Minute)

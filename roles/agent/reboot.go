@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/command"
 )
 
 // What the agent may do by itself about an update that waits for a boot.
@@ -63,7 +64,7 @@ func (p rebootPolicy) check(ctx context.Context, host nixops.Host) error {
 	}
 	next, err := host.NextElapse(ctx, p.window, time.Now())
 	if errors.Is(err, nixops.ErrCalendar) {
-		return &hintError{fmt.Errorf("--reboot-policy: %w", err), "systemd-analyze calendar '" + p.window + "'"}
+		return &command.Error{Err: fmt.Errorf("--reboot-policy: %w", err), Hint: "systemd-analyze calendar '" + p.window + "'"}
 	}
 	if err == nil && next.IsZero() {
 		return fmt.Errorf("--reboot-policy: the window %q never comes", p.window)

@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -401,7 +402,7 @@ func TestUnreadableWindowIsRefused(t *testing.T) {
 		m := newMachine(t, newPlane(t), good)
 		m.adjust = onPolicy("window:when the moon is full")
 		err := Run(context.Background(), m.config(m.sim))
-		if hint := (*hintError)(nil); !errors.Is(err, nixops.ErrCalendar) || !errors.As(err, &hint) {
+		if hint := (*command.Error)(nil); !errors.Is(err, nixops.ErrCalendar) || !errors.As(err, &hint) {
 			t.Errorf("started: %v", err)
 		}
 	})

@@ -8,11 +8,11 @@ import (
 	"io/fs"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 const statusName = "status.json"
@@ -150,10 +150,10 @@ func gather(ctx context.Context, dir directory, host nixops.Host) localStatus {
 
 // print is the status on one screen.
 func (l localStatus) print(w io.Writer, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	row := func(name, format string, args ...any) {
 		if value := fmt.Sprintf(format, args...); strings.TrimSpace(value) != "" {
-			fmt.Fprintf(t, "%s\t%s\n", name, value)
+			rows = append(rows, []string{name, command.Plain(value)})
 		}
 	}
 	row("runs", "%s", l.Current)
@@ -194,7 +194,7 @@ func (l localStatus) print(w io.Writer, now time.Time) error {
 	for _, p := range l.Problems {
 		row("problem", "%s", p)
 	}
-	return t.Flush()
+	return command.Table(w, rows)
 }
 
 func ago(t, now time.Time) string {

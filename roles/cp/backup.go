@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/roles/command"
 	"nixfleet/store"
 )
 
@@ -17,15 +18,18 @@ func backupCommand() *cli.Command {
 		Name:        "backup",
 		Usage:       "copy the state database while the control plane uses it",
 		Description: "Example:\n   nixfleet cp backup --db-path /var/lib/nixfleet-cp/state.db --output /backup/state-$(date +%F).db",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "db-path", Value: defaultStateDir + "/state.db", EnvVars: []string{"NIXFLEET_CP_DB_PATH"}, Usage: "state database `FILE`"},
-			&cli.StringFlag{Name: "output", Required: true, EnvVars: []string{"NIXFLEET_CP_BACKUP_OUTPUT"}, Usage: "write the copy to `FILE`, which must not exist"},
-		},
+		Flags: command.Variables(variables,
+			textFlag("db-path", defaultStateDir+"/state.db", "state database `FILE`"),
+			&cli.StringFlag{
+				Name: "output", Required: true, EnvVars: []string{"NIXFLEET_CP_BACKUP_OUTPUT"},
+				Usage: "write the copy to `FILE`, which must not exist",
+			},
+		),
 		Action: func(c *cli.Context) error {
 			ctx, cancel := context.WithTimeout(c.Context, backupTimeout)
 			defer cancel()
 			if err := store.BackupFile(ctx, c.String("db-path"), c.String("output")); err != nil {
-				return &exitError{err, 1, ""}
+				return failed(1, err, "")
 			}
 			_, err := fmt.Fprintf(c.App.Writer, "copied %s to %s\n", c.String("db-path"), c.String("output"))
 			return err

@@ -17,10 +17,11 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
-// command types `nixfleet cp ARGS` and returns what is printed and the exit code.
-func command(t *testing.T, ctx context.Context, args ...string) (string, int, error) {
+// typed types `nixfleet cp ARGS` and returns what is printed and the exit code.
+func typed(t *testing.T, ctx context.Context, args ...string) (string, int, error) {
 	t.Helper()
 	var out bytes.Buffer
 	app := &cli.App{
@@ -59,7 +60,7 @@ func TestServeRunsUntilItIsTold(t *testing.T) {
 	e := serialEstate(t, "a")
 	for _, format := range []string{"json", "pretty"} {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
-		out, code, err := command(t, ctx, append([]string{"serve", "--log-format", format}, e.serveFlags()...)...)
+		out, code, err := typed(t, ctx, append([]string{"serve", "--log-format", format}, e.serveFlags()...)...)
 		cancel()
 		if code != 0 || !strings.Contains(out, "snapshot refreshed") || !strings.Contains(out, "control plane stops") {
 			t.Errorf("%s: exit %d, %v:\n%s", format, code, err, out)
@@ -80,7 +81,7 @@ func TestServeCannotStart(t *testing.T) {
 		"log format":     {"--log-format", "xml"},
 		"log level":      {"--log-level", "loud"},
 	} {
-		if out, code, err := command(t, t.Context(), append(append([]string{"serve"}, e.serveFlags()...), args...)...); code != 2 {
+		if out, code, err := typed(t, t.Context(), append(append([]string{"serve"}, e.serveFlags()...), args...)...); code != 2 {
 			t.Errorf("%s: exit %d (%v), want 2\n%s", name, code, err, out)
 		}
 	}
@@ -89,16 +90,15 @@ func TestServeCannotStart(t *testing.T) {
 func TestServeHandsOnTheHintOfWhatFailed(t *testing.T) {
 	e := serialEstate(t, "a")
 	e.write("state/state.db", []byte("this is no database, whatever it is called"))
-	_, code, err := command(t, t.Context(), append([]string{"serve"}, e.serveFlags()...)...)
-	hinted := interface{ Hint() string }(nil)
-	if code != 2 || !errors.As(err, &hinted) || !strings.HasPrefix(hinted.Hint(), "restore a backup") {
-		t.Errorf("exit %d %v, hint %v", code, err, hinted)
+	_, code, err := typed(t, t.Context(), append([]string{"serve"}, e.serveFlags()...)...)
+	if hint := command.HintOf(err); code != 2 || !strings.HasPrefix(hint, "restore a backup") {
+		t.Errorf("exit %d %v, hint %v", code, err, hint)
 	}
 }
 
 func TestCheckConfigChangesNothing(t *testing.T) {
 	e := serialEstate(t, "a")
-	out, code, err := command(t, t.Context(), append([]string{"serve", "--check-config"}, e.serveFlags()...)...)
+	out, code, err := typed(t, t.Context(), append([]string{"serve", "--check-config"}, e.serveFlags()...)...)
 	if code != 0 || out != "configuration is good\n" {
 		t.Errorf("exit %d %v: %s", code, err, out)
 	}
@@ -129,7 +129,7 @@ func TestCheckConfigChangesNothing(t *testing.T) {
 		"no certificate in it":   {[]string{"--client-ca", e.path("trust.json")}, "client CA"},
 	} {
 		args := append(append([]string{"serve"}, e.serveFlags()...), append(c.args, "--check-config")...)
-		out, code, err := command(t, t.Context(), args...)
+		out, code, err := typed(t, t.Context(), args...)
 		if code != 2 || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: exit %d %v, want 2 and %q\n%s", name, code, err, c.want, out)
 		}
@@ -178,7 +178,7 @@ func TestEveryFlagHasItsVariable(t *testing.T) {
 			t.Errorf("--%s has variables %v, want %s", name, doc.GetEnvVars(), want)
 		}
 	}
-	out, code, _ := command(t, t.Context(), "serve", "--help")
+	out, code, _ := typed(t, t.Context(), "serve", "--help")
 	if code != 0 || !strings.Contains(out, "Example:") || !strings.Contains(out, "--strict") || !strings.Contains(out, "NIXFLEET_CP_STRICT") {
 		t.Errorf("help, exit %d:\n%s", code, out)
 	}
@@ -210,7 +210,7 @@ func (e *estate) tick(t *testing.T, observed string, args ...string) ([]map[stri
 	e.write("observed.json", []byte(observed))
 	base := []string{"tick", "--artifact", filepath.Join(e.release, fleet.FleetName), "--signature", filepath.Join(e.release, fleet.FleetName+".sig"),
 		"--trust-file", e.path("trust.json"), "--observed", e.path("observed.json")}
-	out, code, _ := command(t, t.Context(), append(base, args...)...)
+	out, code, _ := typed(t, t.Context(), append(base, args...)...)
 	var lines []map[string]any
 	for line := range strings.Lines(out) {
 		if !strings.HasPrefix(line, "{") {
@@ -297,7 +297,7 @@ func TestTickExitCodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.write("typo.json", bytes.Replace(trust, []byte(`"cacheKeys"`), []byte(`"cacheKey"`), 1))
-	out, _, _ := command(t, t.Context(), "tick", "--artifact", e.path("none"), "--signature", e.path("none"), "--trust-file", e.path("typo.json"), "--observed", e.path("observed.json"))
+	out, _, _ := typed(t, t.Context(), "tick", "--artifact", e.path("none"), "--signature", e.path("none"), "--trust-file", e.path("typo.json"), "--observed", e.path("observed.json"))
 	if !strings.Contains(out, `"cacheKey" is not read`) {
 		t.Errorf("misspelt member of the trust file (T10): %s", out)
 	}
@@ -327,7 +327,7 @@ func TestBackupOfADatabaseInUse(t *testing.T) {
 	e := serialEstate(t, "a")
 	p := e.serve()
 	p.checkin(p.agent("a"), e.state("a", closureOf("a", 0)), 0)
-	out, code, err := command(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output", e.path("copy.db"))
+	out, code, err := typed(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output", e.path("copy.db"))
 	if code != 0 {
 		t.Fatalf("exit %d %v: %s", code, err, out)
 	}
@@ -340,10 +340,10 @@ func TestBackupOfADatabaseInUse(t *testing.T) {
 	if err := db.QueryRow("SELECT count(*) FROM pending_confirms WHERE hostname = 'a' AND state = 'pending'").Scan(&hosts); err != nil || hosts != 1 {
 		t.Errorf("the copy has %d dispatches: %v", hosts, err)
 	}
-	if _, code, _ := command(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output", e.path("copy.db")); code != 1 {
+	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output", e.path("copy.db")); code != 1 {
 		t.Errorf("over an existing file: exit %d, want 1", code)
 	}
-	if _, code, _ := command(t, t.Context(), "backup", "--db-path", e.path("none.db"), "--output", e.path("copy2.db")); code != 1 {
+	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("none.db"), "--output", e.path("copy2.db")); code != 1 {
 		t.Errorf("of no database: exit %d, want 1", code)
 	}
 }

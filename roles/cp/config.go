@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // pair is a document and its signature at two URLs, as the v1 sources have it.
@@ -132,7 +133,7 @@ func (c *Config) complete() error {
 	for name, d := range map[string]time.Duration{
 		"freshness-window": c.FreshnessWindow, "confirm-deadline": c.ConfirmDeadline, "agent-cert-validity": c.AgentValidity,
 	} {
-		need(d <= longestTime, "--%s-secs must be at most %d", name, longestTime/time.Second)
+		need(d <= command.LongestTime, "--%s-secs must be at most %d", name, command.LongestTime/time.Second)
 	}
 	need(min(c.MaxRate, c.MaxSourceRate) > 0 && max(c.MaxRate, c.MaxSourceRate) <= maxRate, "--max-rate and --max-source-rate must be from 1 to %d", maxRate)
 	need(c.Source != "" || c.ChannelRefs.given() || c.Artifact != "", "no source of releases: give --source, or --artifact and --signature, or the channel-refs URLs")

@@ -1,85 +1,35 @@
 package cp
 
 import (
-	"flag"
-	"fmt"
-	"math"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/command"
 )
 
-// switchFlag is a flag without a value that also reads 1/0, yes/no and on/off,
-// as values of its variable and behind "=".
-type switchFlag struct{ *cli.BoolFlag }
-
-// Apply defines the flag in set, with what its variable says.
-func (f switchFlag) Apply(set *flag.FlagSet) error {
-	value := new(truth)
-	for _, name := range f.EnvVars {
-		given := os.Getenv(name)
-		if given == "" {
-			continue
-		}
-		if err := value.Set(given); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		f.HasBeenSet = true
-		break
-	}
-	for _, name := range f.Names() {
-		set.Var(value, name, f.Usage)
-	}
-	return nil
-}
-
-// truth is the value of a switchFlag.
-type truth bool
-
-// Set reads a word for true or false.
-func (t *truth) Set(word string) error {
-	switch strings.ToLower(word) {
-	case "1", "true", "yes", "on":
-		*t = true
-	case "0", "false", "no", "off":
-		*t = false
-	default:
-		return fmt.Errorf("%q is neither true nor false", word)
-	}
-	return nil
-}
-
-func (t *truth) String() string { return strconv.FormatBool(bool(*t)) }
-
-// IsBoolFlag lets the flag stand without a value.
-func (t *truth) IsBoolFlag() bool { return true }
-
-func environment(flagName string) []string {
-	return []string{"NIXFLEET_CP_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))}
-}
+// variables are those of the flags of all commands of the control plane.
+const variables = "NIXFLEET_CP"
 
 func textFlag(name, def, usage string) cli.Flag {
-	return &cli.StringFlag{Name: name, Value: def, Usage: usage, EnvVars: environment(name)}
+	return &cli.StringFlag{Name: name, Value: def, Usage: usage}
 }
 
 func numberFlag(name string, def int, usage string) cli.Flag {
-	return &cli.IntFlag{Name: name, Value: def, Usage: usage, EnvVars: environment(name)}
+	return &cli.IntFlag{Name: name, Value: def, Usage: usage}
 }
 
 func durationFlag(name string, def time.Duration, usage string) cli.Flag {
-	return &cli.DurationFlag{Name: name, Value: def, Usage: usage, EnvVars: environment(name)}
+	return &cli.DurationFlag{Name: name, Value: def, Usage: usage}
 }
 
 func boolFlag(name, usage string) cli.Flag {
-	return switchFlag{&cli.BoolFlag{Name: name, Usage: usage, EnvVars: environment(name)}}
+	return &cli.BoolFlag{Name: name, Usage: usage}
 }
 
 func flags() []cli.Flag {
-	return []cli.Flag{
+	return command.Variables(variables,
 		textFlag("listen", "0.0.0.0:8080", "`ADDRESS`:port to listen on"),
 		textFlag("tls-cert", "", "server certificate `FILE`, PEM"),
 		textFlag("tls-key", "", "its key `FILE`, PEM"),
@@ -123,7 +73,7 @@ func flags() []cli.Flag {
 		textFlag("closure-upstream", "", "base `URL` of the binary cache behind /v1/agent/closure"),
 		boolFlag("strict", "require a client CA, both lists and, on POST, the protocol header"),
 		boolFlag("single-ca", "agents' and operators' certificates hang under one CA"),
-		&cli.StringSliceFlag{Name: "legacy-hosts", EnvVars: environment("legacy-hosts"), Usage: "`HOST`s that may still use their bare name as certificate name"},
+		&cli.StringSliceFlag{Name: "legacy-hosts", Usage: "`HOST`s that may still use their bare name as certificate name"},
 		boolFlag("read-all-agents", "let agents read the fleet-wide views, as v1 does"),
 		numberFlag("max-held", 100000, "check-ins held open at once; the rest are answered as plain polls"),
 		numberFlag("max-anonymous", 256, "connections without a certificate at once"),
@@ -133,17 +83,7 @@ func flags() []cli.Flag {
 		textFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		textFlag("log-format", "json", "`FORMAT` of the log on stdout: json or pretty"),
 		boolFlag("check-config", "check the configuration and exit; nothing is written or listened on"),
-	}
-}
-
-// longestTime is the longest time that the wire can say, 136 years.
-const longestTime = math.MaxUint32 * time.Second
-
-// secondsOf is a number of seconds; what is longer than longestTime stays so, where a
-// Duration by itself would wrap around.
-func secondsOf(c *cli.Context, name string) time.Duration {
-	const most = int64(longestTime/time.Second) + 1
-	return time.Duration(max(-most, min(int64(c.Int(name)), most))) * time.Second
+	)
 }
 
 func configOf(c *cli.Context, log zerolog.Logger) Config {
@@ -154,7 +94,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		}
 		return pair{c.String(name + "-" + artifact), c.String(name + "-" + signature), token}
 	}
-	secs := func(name string) time.Duration { return secondsOf(c, name) }
+	secs := func(name string) time.Duration { return command.Seconds(c.Int(name)) }
 	return Config{
 		Listen: c.String("listen"), TLSCert: c.String("tls-cert"), TLSKey: c.String("tls-key"), ClientCA: c.String("client-ca"),
 		TrustFile: c.String("trust-file"), StateDir: c.String("state-dir"), DBPath: c.String("db-path"), AuditLog: c.String("audit-log"),

@@ -15,13 +15,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/store"
 )
 
@@ -180,7 +180,8 @@ func (s *server) run(ctx context.Context) error {
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
 	for _, loop := range []func(context.Context){
-		func(ctx context.Context) { s.pollLoop(ctx, revision, polled) }, s.tickLoop, s.pruneLoop, s.watchdog,
+		func(ctx context.Context) { s.pollLoop(ctx, revision, polled) }, s.tickLoop, s.pruneLoop,
+		func(ctx context.Context) { command.Watchdog(ctx, s.alive) },
 	} {
 		loops.Go(func() { loop(background) })
 	}
@@ -190,13 +191,13 @@ func (s *server) run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	go func() { failed <- web.Serve(listener) }()
 	s.log.Info().Str("address", inner.Addr().String()).Str("source", s.source.String()).Bool("ready", s.snapshot.Load() != nil).Msg("control plane listens")
-	notify(daemon.SdNotifyReady)
+	command.Ready()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	notify(daemon.SdNotifyStopping)
+	command.Stopping()
 	s.log.Info().Msg("control plane stops")
 	close(s.stopping)
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -208,31 +209,8 @@ func (s *server) run(ctx context.Context) error {
 	return nil
 }
 
-// notify tells systemd, where there is one.
-func notify(state string) {
-	// Without systemd there is nobody to tell and no error worth a word.
-	_, _ = daemon.SdNotify(false, state)
-}
-
-// watchdog tells systemd that the ticks go on.
-func (s *server) watchdog(ctx context.Context) {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		return
-	}
-	ticker := time.NewTicker(interval / 2)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			if time.Since(time.UnixMilli(s.lastTick.Load())) < 2*maxTickWait {
-				notify(daemon.SdNotifyWatchdog)
-			}
-		}
-	}
-}
+// alive says that the ticks go on, to systemd's watchdog.
+func (s *server) alive() bool { return time.Since(time.UnixMilli(s.lastTick.Load())) < 2*maxTickWait }
 
 func (s *server) pruneLoop(ctx context.Context) {
 	if s.store == nil {

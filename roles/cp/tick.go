@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -24,22 +25,22 @@ func tickCommand() *cli.Command {
 		Description: "Exit 0 planned, 1 the release did not verify, 2 the input could not be read.\n\n" +
 			"Example:\n   nixfleet cp tick --artifact releases/fleet.resolved.json --signature releases/fleet.resolved.json.sig \\\n" +
 			"     --trust-file trust.json --observed observed.json",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "artifact", Required: true, EnvVars: []string{"NIXFLEET_CP_ARTIFACT"}, Usage: "fleet document `FILE`"},
-			&cli.StringFlag{Name: "signature", Required: true, EnvVars: []string{"NIXFLEET_CP_SIGNATURE"}, Usage: "its signature `FILE`"},
-			&cli.StringFlag{Name: "trust-file", Value: "/etc/nixfleet/cp/trust.json", EnvVars: []string{"NIXFLEET_CP_TRUST_FILE"}, Usage: "trust roots `FILE`"},
-			&cli.StringFlag{Name: "observed", Required: true, EnvVars: []string{"NIXFLEET_CP_OBSERVED"}, Usage: "observed state `FILE`"},
-			&cli.IntFlag{Name: "freshness-window-secs", Value: 2592000, EnvVars: []string{"NIXFLEET_CP_FRESHNESS_WINDOW_SECS"}, Usage: "oldest release that is accepted, in seconds"},
-		},
+		Flags: command.Variables(variables,
+			&cli.StringFlag{Name: "artifact", Required: true, Usage: "fleet document `FILE`"},
+			&cli.StringFlag{Name: "signature", Required: true, Usage: "its signature `FILE`"},
+			&cli.StringFlag{Name: "trust-file", Value: "/etc/nixfleet/cp/trust.json", Usage: "trust roots `FILE`"},
+			&cli.StringFlag{Name: "observed", Required: true, Usage: "observed state `FILE`"},
+			&cli.IntFlag{Name: "freshness-window-secs", Value: 2592000, Usage: "oldest release that is accepted, in seconds"},
+		),
 		Action: func(c *cli.Context) error { return tick(c, time.Now()) },
 	}
 }
 
 func tick(c *cli.Context, now time.Time) error {
-	input := func(err error) error { return &exitError{err, 2, "nixfleet cp tick --help"} }
-	window := secondsOf(c, "freshness-window-secs")
-	if window > longestTime {
-		return input(fmt.Errorf("--freshness-window-secs must be at most %d", longestTime/time.Second))
+	input := func(err error) error { return failed(2, err, "nixfleet cp tick --help") }
+	window := command.Seconds(c.Int("freshness-window-secs"))
+	if window > command.LongestTime {
+		return input(fmt.Errorf("--freshness-window-secs must be at most %d", command.LongestTime/time.Second))
 	}
 	trust, warnings, err := pki.LoadTrust(c.String("trust-file"))
 	if err != nil {
@@ -77,7 +78,7 @@ func tick(c *cli.Context, now time.Time) error {
 		}{"tick", false, protocol.Offset(now), reason}); err != nil {
 			return err
 		}
-		return &exitError{fmt.Errorf("release not accepted: %w", err), 1, "nixfleet verify artifact --help"}
+		return failed(1, fmt.Errorf("release not accepted: %w", err), "nixfleet verify artifact --help")
 	}
 	actions := tickActions(rel, trust, &o, now)
 	signed := protocol.Offset(rel.SignedAt)

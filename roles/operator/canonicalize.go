@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 func canonicalizeCommand() *cli.Command {
@@ -20,22 +21,22 @@ func canonicalizeCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			in, err := io.ReadAll(io.LimitReader(c.App.Reader, pki.MaxDocument+1))
 			if err != nil {
-				return coded(2, fmt.Errorf("read standard input: %w", err))
+				return command.Coded(2, fmt.Errorf("read standard input: %w", err))
 			}
 			out, err := pki.Canonicalize(in)
 			if err != nil {
 				err = fmt.Errorf("canonicalize: %w", err)
 				// A lone surrogate is UTF-8 as long as it is escaped: bad JSON, no bad bytes.
 				if len(in) <= pki.MaxDocument && !utf8.Valid(in) {
-					return coded(2, hinted(err, "JSON is UTF-8; iconv -t UTF-8 converts a file"))
+					return command.Coded(2, command.Hinted(err, "JSON is UTF-8; iconv -t UTF-8 converts a file"))
 				}
-				return hinted(err, "no signature is made over a document that readers could understand in two ways")
+				return command.Hinted(err, "no signature is made over a document that readers could understand in two ways")
 			}
 			if c.Bool("hash") {
 				out = []byte(pki.HashHex(out) + "\n")
 			}
 			if _, err := c.App.Writer.Write(out); err != nil {
-				return coded(2, fmt.Errorf("write standard output: %w", err))
+				return command.Coded(2, fmt.Errorf("write standard output: %w", err))
 			}
 			return nil
 		},

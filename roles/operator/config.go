@@ -13,6 +13,7 @@ import (
 	"github.com/BurntSushi/toml"
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol/client"
 )
 
@@ -30,7 +31,7 @@ const (
 func configDir() (string, error) {
 	dir, err := os.UserConfigDir()
 	if err != nil {
-		return "", hinted(err, "set HOME or name the file with --config")
+		return "", command.Hinted(err, "set HOME or name the file with --config")
 	}
 	return filepath.Join(dir, "nixfleet"), nil
 }
@@ -51,7 +52,7 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, hinted(fmt.Errorf("read configuration: %w", err), "nixfleet config init --path %s --cp-url URL ...", path)
+		return nil, command.Hinted(fmt.Errorf("read configuration: %w", err), "nixfleet config init --path %s --cp-url URL ...", path)
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -59,10 +60,10 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, hinted(fmt.Errorf("configuration %s is not a regular file", path), "--config names a file, such as %s", configName)
+		return nil, command.Hinted(fmt.Errorf("configuration %s is not a regular file", path), "--config names a file, such as %s", configName)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, hinted(fmt.Errorf("configuration %s has mode %04o and is open to others", path, info.Mode().Perm()), "chmod 600 %s", path)
+		return nil, command.Hinted(fmt.Errorf("configuration %s has mode %04o and is open to others", path, info.Mode().Perm()), "chmod 600 %s", path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, configMaxBytes+1))
 	if err != nil {
@@ -73,7 +74,7 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 	}
 	var raw map[string]any
 	if _, err := toml.Decode(string(text), &raw); err != nil {
-		return nil, hinted(fmt.Errorf("configuration %s: %w", path, err), "a line reads: cp_url = \"https://cp.example.com:8080\"")
+		return nil, command.Hinted(fmt.Errorf("configuration %s: %w", path, err), "a line reads: cp_url = \"https://cp.example.com:8080\"")
 	}
 	values := map[string][]string{}
 	for key, v := range raw {
@@ -86,7 +87,7 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 			case string, bool, int64, float64:
 				values[key] = append(values[key], fmt.Sprint(v))
 			default:
-				return nil, hinted(fmt.Errorf("configuration %s: %s must be text, a number, a boolean or a list of them", path, key),
+				return nil, command.Hinted(fmt.Errorf("configuration %s: %s must be text, a number, a boolean or a list of them", path, key),
 					"the file has no sections: its keys are the names of flags with _ for -")
 			}
 		}
@@ -120,12 +121,12 @@ func fromConfig(c *cli.Context) error {
 		if len(list) == 0 || c.IsSet(name) || slices.Contains(neverFromFile, name) || writesTrust(c) && name == "trust-file" {
 			continue
 		}
-		if _, many := f.(*cli.StringSliceFlag); !many && len(list) > 1 {
-			return hinted(fmt.Errorf("configuration %s: %s takes one value", path, name), "%s --help", c.Command.HelpName)
+		if !command.Repeats(f) && len(list) > 1 {
+			return command.Hinted(fmt.Errorf("configuration %s: %s takes one value", path, name), "%s --help", c.Command.HelpName)
 		}
 		for _, v := range list {
 			if err := c.Set(name, v); err != nil {
-				return hinted(fmt.Errorf("configuration %s: %s = %q: %w", path, name, v, err), "%s --help", c.Command.HelpName)
+				return command.Hinted(fmt.Errorf("configuration %s: %s = %q: %w", path, name, v, err), "%s --help", c.Command.HelpName)
 			}
 		}
 	}
@@ -175,7 +176,7 @@ func configCommand() *cli.Command {
 			{
 				Name: "show", Usage: "print where each connection setting comes from",
 				Description: "Example:\n   nixfleet config show --json",
-				Flags:       append(connectionFlags(), jsonFlag()),
+				Flags:       append(connectionFlags(), command.JSONFlag()),
 				Action:      configShow,
 			},
 		},
@@ -188,11 +189,11 @@ func configInit(c *cli.Context) error {
 		name := strings.ReplaceAll(key, "_", "-")
 		v := c.String(name)
 		if v == "" {
-			return usage("nixfleet config init --help", "--%s is missing", name)
+			return command.Usage("nixfleet config init --help", "--%s is missing", name)
 		}
 		if key == "cp_url" {
 			if err := client.CheckURL(v); err != nil {
-				return usage("write it as https://cp.example.com:8080", "--cp-url: %w", err)
+				return command.Usage("write it as https://cp.example.com:8080", "--cp-url: %w", err)
 			}
 		} else {
 			abs, err := filepath.Abs(v)
@@ -252,11 +253,11 @@ func configShow(c *cli.Context) error {
 		settings[key] = s
 	}
 	if c.Bool("json") {
-		return printDoc(c, map[string]any{"file": path, "settings": settings})
+		return command.Document(c, map[string]any{"file": path, "settings": settings})
 	}
 	rows := [][]string{{"SETTING", "VALUE", "SOURCE"}}
 	for _, key := range connectionKeys {
 		rows = append(rows, []string{key, settings[key].Value, settings[key].Source})
 	}
-	return printTable(c.App.Writer, rows)
+	return command.Table(c.App.Writer, rows)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol/client"
 )
 
@@ -49,14 +50,14 @@ func connect(c *cli.Context) (*client.Client, error) {
 		}
 	}
 	if len(missing) > 0 {
-		return nil, &failure{
-			err: fmt.Errorf("no control plane: %s missing", strings.Join(missing, ", ")), code: 1,
-			hint: "nixfleet config init --cp-url URL --ca-cert FILE --client-cert FILE --client-key FILE",
+		return nil, &command.Error{
+			Err: fmt.Errorf("no control plane: %s missing", strings.Join(missing, ", ")), Code: 1,
+			Hint: "nixfleet config init --cp-url URL --ca-cert FILE --client-cert FILE --client-key FILE",
 		}
 	}
 	ca, err := readFile(c.String("ca-cert"), smallFile)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("read CA certificate: %w", err), "--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
+		return nil, command.Hinted(fmt.Errorf("read CA certificate: %w", err), "--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
 	}
 	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
 	if err != nil {
@@ -64,14 +65,14 @@ func connect(c *cli.Context) (*client.Client, error) {
 		if !errors.Is(err, os.ErrNotExist) {
 			hint = "certificate and key must belong together; nixfleet mint-operator-cert makes a pair"
 		}
-		return nil, hinted(fmt.Errorf("load operator certificate: %w", err), "%s", hint)
+		return nil, command.Hinted(fmt.Errorf("load operator certificate: %w", err), "%s", hint)
 	}
 	// A handshake with it would end in an alert that says less.
 	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
-		return nil, hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"), cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
+		return nil, command.Hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"), cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
 			"nixfleet mint-operator-cert --force makes another")
 	} else if now.Before(cert.Leaf.NotBefore) {
-		return nil, hinted(fmt.Errorf("operator certificate %s is valid from %s on", c.String("client-cert"), cert.Leaf.NotBefore.UTC().Format(time.RFC3339)),
+		return nil, command.Hinted(fmt.Errorf("operator certificate %s is valid from %s on", c.String("client-cert"), cert.Leaf.NotBefore.UTC().Format(time.RFC3339)),
 			"is this machine's clock right? it says %s", now.UTC().Format(time.RFC3339))
 	}
 	client, err := client.New(client.Config{
@@ -81,7 +82,7 @@ func connect(c *cli.Context) (*client.Client, error) {
 		Timeout:     requestTimeout,
 		UserAgent:   "nixfleet-operator",
 	})
-	return client, hinted(err, "write --cp-url as https://cp.example.com:8080, and name a PEM file with --ca-cert; nixfleet config show prints both")
+	return client, command.Hinted(err, "write --cp-url as https://cp.example.com:8080, and name a PEM file with --ca-cert; nixfleet config show prints both")
 }
 
 // explained gives an error of the control plane its meaning for an operator.
@@ -95,7 +96,7 @@ func explained(err error, doing string) error {
 		if errors.Is(err, context.Canceled) {
 			return wrapped
 		}
-		return hinted(wrapped, "%s", cmp.Or(distrust(err), "is the control plane up? nixfleet config show prints where this went"))
+		return command.Hinted(wrapped, "%s", cmp.Or(distrust(err), "is the control plane up? nixfleet config show prints where this went"))
 	}
 	hint := answer.Hint
 	switch {
@@ -113,7 +114,7 @@ func explained(err error, doing string) error {
 	case answer.Status == 503:
 		hint = "the control plane has not verified a release yet; see its log for `snapshot refreshed`"
 	}
-	return hinted(wrapped, "%s", hint)
+	return command.Hinted(wrapped, "%s", hint)
 }
 
 // distrust is what to do about a handshake that failed because one side does not

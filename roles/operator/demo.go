@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // demoTimeout ends a demonstration that got stuck.
@@ -31,7 +32,7 @@ func demoCommand(roles Roles) *cli.Command {
 			&cli.StringFlag{Name: "nix-bin-dir", EnvVars: []string{"NIXFLEET_NIX_BIN_DIR"}, Usage: "`DIR` of the Nix programs for --nix (default: on PATH)"},
 			&cli.StringFlag{Name: "dir", Usage: "keep everything in `DIR` (default: a temporary directory, removed at the end)"},
 			&cli.BoolFlag{Name: "stay", Usage: "go on after the last chapter until interrupted"},
-			jsonFlag(),
+			command.JSONFlag(),
 		},
 		Action: func(c *cli.Context) error { return demo(c, roles) },
 	}
@@ -46,7 +47,7 @@ type chapter struct {
 func demo(c *cli.Context, roles Roles) error {
 	n := c.Int("hosts")
 	if n < 3 || n > 100 {
-		return usage("nixfleet demo --hosts 6", "--hosts must be from 3 to 100")
+		return command.Usage("nixfleet demo --hosts 6", "--hosts must be from 3 to 100")
 	}
 	if roles.ControlPlane == nil || roles.Agent == nil {
 		return errors.New("this build has no control plane and agent to demonstrate")
@@ -67,7 +68,7 @@ func demo(c *cli.Context, roles Roles) error {
 		}
 		temporary = true
 	} else if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		return usage("give --dir a directory that does not exist yet", "%s is not empty", dir)
+		return command.Usage("give --dir a directory that does not exist yet", "%s is not empty", dir)
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -87,7 +88,7 @@ func demo(c *cli.Context, roles Roles) error {
 		s.wait()
 		if temporary {
 			if err := removeStores(dir); err != nil {
-				view.say("%s is left over: %v", dir, err)
+				view.Say("%s is left over: %v", dir, err)
 			}
 		}
 	}()
@@ -101,16 +102,16 @@ func demo(c *cli.Context, roles Roles) error {
 		if failed != nil {
 			continue
 		}
-		view.title(ch.title)
+		view.Title(ch.title)
 		if err := ch.run(limited); err != nil {
 			failed = fmt.Errorf("%s: %w", ch.title, err)
 			continue
 		}
 		happened[ch.key] = true
 	}
-	view.end()
+	view.End()
 	if failed == nil {
-		view.say("every chapter happened, in %s", time.Since(started).Round(100*time.Millisecond))
+		view.Say("every chapter happened, in %s", time.Since(started).Round(100*time.Millisecond))
 	}
 	if c.Bool("json") {
 		doc, err := pki.Marshal(happened)
@@ -122,13 +123,13 @@ func demo(c *cli.Context, roles Roles) error {
 		}
 	}
 	if failed != nil {
-		if hintOf(failed) != "" || errors.Is(failed, context.Canceled) {
+		if command.HintOf(failed) != "" || errors.Is(failed, context.Canceled) {
 			return failed
 		}
-		return hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
+		return command.Hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
 	}
 	if c.Bool("stay") {
-		view.say("the fleet goes on until Ctrl-C; look around with\n\n  nixfleet status --config %s\n  nixfleet rollout list --config %s\n", s.config(), s.config())
+		view.Say("the fleet goes on until Ctrl-C; look around with\n\n  nixfleet status --config %s\n  nixfleet rollout list --config %s\n", s.config(), s.config())
 		<-ctx.Done()
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/nixops/git"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -55,7 +56,7 @@ func (s *story) wait()                  { s.running.Wait() }
 // command runs one command line of this program and returns what it printed.
 func (s *story) command(ctx context.Context, args ...string) (string, error) {
 	var out, said bytes.Buffer
-	app := App("demo", Commands(s.roles)...)
+	app := command.App("demo", Commands(s.roles)...)
 	app.Writer, app.ErrWriter = &out, &said
 	if err := app.RunContext(ctx, append([]string{"nixfleet"}, args...)); err != nil {
 		return "", fmt.Errorf("nixfleet %s: %w", args[0], err)
@@ -68,7 +69,7 @@ func (s *story) git(ctx context.Context, dir string, args ...string) error {
 		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo", "GIT_COMMITTER_EMAIL=demo@localhost")}
 	_, err := runner.Run(ctx, git.Call{Dir: dir, Args: args})
 	if errors.Is(err, exec.ErrNotFound) {
-		err = hinted(err, "the demo needs git on PATH")
+		err = command.Hinted(err, "the demo needs git on PATH")
 	}
 	return err
 }

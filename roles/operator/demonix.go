@@ -20,6 +20,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // nixMachines are hosts with a real private Nix store each, all below the
@@ -79,12 +80,12 @@ flake-registry =
 func findNix(ctx context.Context, bin string) (dir, version string, err error) {
 	const hint = "install Nix (https://nixos.org/download) or name its directory by --nix-bin-dir; without --nix the hosts are simulated"
 	if runtime.GOOS != "linux" {
-		return "", "", usage("leave out --nix: the hosts are then simulated", "demo --nix runs on Linux only, this is %s", runtime.GOOS)
+		return "", "", command.Usage("leave out --nix: the hosts are then simulated", "demo --nix runs on Linux only, this is %s", runtime.GOOS)
 	}
 	program := filepath.Join(bin, "nix")
 	if bin == "" {
 		if program, err = exec.LookPath("nix"); err != nil {
-			return "", "", hinted(errors.New("--nix needs a Nix, and there is none on PATH"), hint)
+			return "", "", command.Hinted(errors.New("--nix needs a Nix, and there is none on PATH"), hint)
 		}
 		program, err = filepath.Abs(program)
 	} else {
@@ -95,7 +96,7 @@ func findNix(ctx context.Context, bin string) (dir, version string, err error) {
 	}
 	for _, tool := range []string{"nix-store", "nix-env"} {
 		if _, err := exec.LookPath(filepath.Join(filepath.Dir(program), tool)); err != nil {
-			return "", "", hinted(fmt.Errorf("--nix needs %s beside nix: %w", tool, err), hint)
+			return "", "", command.Hinted(fmt.Errorf("--nix needs %s beside nix: %w", tool, err), hint)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -104,7 +105,7 @@ func findNix(ctx context.Context, bin string) (dir, version string, err error) {
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", "", hinted(fmt.Errorf("run %s --version: %w: %s", program, err, bytes.TrimSpace(out)), hint)
+		return "", "", command.Hinted(fmt.Errorf("run %s --version: %w: %s", program, err, bytes.TrimSpace(out)), hint)
 	}
 	return filepath.Dir(program), string(bytes.TrimSpace(out)), nil
 }
@@ -174,7 +175,7 @@ func (m *nixMachines) install(ctx context.Context) error {
 	closures := make([]string, len(m.s.names))
 	build := func(ctx context.Context, i int) (err error) {
 		closures[i], err = m.ci().Build(ctx, m.s.path("fleet"), nixops.FlakeHost{Name: m.s.names[i], Kind: nixops.KindNixOS})
-		return hinted(err, "builds in a private store need user namespaces, which a container may forbid")
+		return command.Hinted(err, "builds in a private store need user namespaces, which a container may forbid")
 	}
 	// The first makes the store; several at once would get into each other's way.
 	if err := build(ctx, 0); err != nil {

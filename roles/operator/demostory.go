@@ -41,7 +41,7 @@ func (s *story) enrolment(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
-	s.view.say("made the keys, a git forge, and %d machines in two channels, %s", s.hosts, s.machines)
+	s.view.Say("made the keys, a git forge, and %d machines in two channels, %s", s.hosts, s.machines)
 	// Release 1 declares the hosts; their keys are part of it.
 	if err := s.publish(ctx, func(string) int { return 1 }, 1, false); err != nil {
 		return err
@@ -49,7 +49,7 @@ func (s *story) enrolment(ctx context.Context) error {
 	if err := s.startControlPlane(ctx); err != nil {
 		return err
 	}
-	s.view.say("the control plane listens on https://%s and took release 1 from git", s.address)
+	s.view.Say("the control plane listens on https://%s and took release 1 from git", s.address)
 	for _, name := range s.names {
 		if err := s.mint(ctx, name); err != nil {
 			return err
@@ -61,7 +61,7 @@ func (s *story) enrolment(ctx context.Context) error {
 	if err := s.all(ctx, "every host has enrolled and checked in", func(h protocol.HostEntry) bool { return h.LastCheckinAt != nil }); err != nil {
 		return err
 	}
-	s.view.say("every host has enrolled with its own token, and checks in")
+	s.view.Say("every host has enrolled with its own token, and checks in")
 	return nil
 }
 
@@ -71,7 +71,7 @@ func (s *story) converged(ctx context.Context, n int) error {
 		err = s.over(ctx)
 	}
 	if err == nil {
-		s.view.say("every host runs release %d: verified, activated, proven, confirmed", n)
+		s.view.Say("every host runs release %d: verified, activated, proven, confirmed", n)
 	}
 	return err
 }
@@ -95,7 +95,7 @@ func (s *story) canaryFirst(ctx context.Context, canary string) error {
 			case !runs(h, 2):
 			case name == canary && canaryAt.IsZero():
 				canaryAt = time.Now()
-				s.view.say("%s runs release 2 and soaks; the rest of its channel waits", canary)
+				s.view.Say("%s runs release 2 and soaks; the rest of its channel waits", canary)
 			case name != canary && canaryAt.IsZero():
 				return false, fmt.Errorf("%s ran release 2 before the canary", name)
 			case name != canary && restAt.IsZero():
@@ -110,7 +110,7 @@ func (s *story) canaryFirst(ctx context.Context, canary string) error {
 	if soaked := restAt.Sub(canaryAt); soaked < time.Second {
 		return fmt.Errorf("the rest followed after %s, the soak is 2 s", soaked)
 	}
-	s.view.say("the soak is over; the rest follows")
+	s.view.Say("the soak is over; the rest follows")
 	return s.converged(ctx, 2)
 }
 
@@ -142,7 +142,7 @@ func (s *story) broken(ctx context.Context, canary string) error {
 	if err := s.until(ctx, canary+" is back on release 2", func() (bool, error) { return runs(s.host(canary), 2), nil }); err != nil {
 		return err
 	}
-	s.view.say("%s saw %s fail, undid the switch, reported, and is back on release 2", canary, failingUnit)
+	s.view.Say("%s saw %s fail, undid the switch, reported, and is back on release 2", canary, failingUnit)
 	for _, name := range s.names {
 		if !runs(s.host(name), 2) {
 			return fmt.Errorf("%s does not run release 2 although release 3 had broken the canary", name)
@@ -152,7 +152,7 @@ func (s *story) broken(ctx context.Context, canary string) error {
 	if err != nil {
 		return err
 	}
-	s.view.say("%s waits: %s", s.names[1], why.Reason.Text)
+	s.view.Say("%s waits: %s", s.names[1], why.Reason.Text)
 	return nil
 }
 
@@ -172,7 +172,7 @@ func (s *story) revocation(ctx context.Context, name string) error {
 	}); err != nil {
 		return err
 	}
-	s.view.say("%s is refused: its certificate is revoked", name)
+	s.view.Say("%s is refused: its certificate is revoked", name)
 	at := time.Now()
 	if err := sleepUntil(ctx, at.Add(1100*time.Millisecond)); err != nil {
 		return err
@@ -180,14 +180,14 @@ func (s *story) revocation(ctx context.Context, name string) error {
 	if err := s.mint(ctx, name); err != nil {
 		return err
 	}
-	s.view.say("minted a new token for %s", name)
+	s.view.Say("minted a new token for %s", name)
 	if err := s.until(ctx, name+" is back", func() (bool, error) {
 		h := s.host(name)
 		return h.LastCheckinAt != nil && h.LastCheckinAt.After(at), nil
 	}); err != nil {
 		return err
 	}
-	s.view.say("%s has enrolled anew, and checks in", name)
+	s.view.Say("%s has enrolled anew, and checks in", name)
 	return nil
 }
 
@@ -224,7 +224,7 @@ func (s *story) recovery(ctx context.Context) error {
 			return err
 		}
 	}
-	s.view.say("stopped the control plane and deleted state.db")
+	s.view.Say("stopped the control plane and deleted state.db")
 	at := time.Now()
 	if err := s.startControlPlane(ctx); err != nil {
 		return err
@@ -234,6 +234,6 @@ func (s *story) recovery(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	s.view.say("every host is seen again %s after the start", time.Since(at).Round(100*time.Millisecond))
+	s.view.Say("every host is seen again %s after the start", time.Since(at).Round(100*time.Millisecond))
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"nixfleet/nixops/disk"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // smallFile bounds keys, tokens, certificates and signatures; artifacts are
@@ -51,20 +52,20 @@ func writeNew(path string, data []byte, mode fs.FileMode, force bool) error {
 }
 
 func errExists(path string) error {
-	return hinted(fmt.Errorf("%s exists", path), "give --force to replace it, after you have made sure that nobody needs the old one")
+	return command.Hinted(fmt.Errorf("%s exists", path), "give --force to replace it, after you have made sure that nobody needs the old one")
 }
 
 // readSecret reads a small private file; identity, when named, opens a sealed one.
 func readSecret(path, identity string) ([]byte, error) {
 	data, err := readFile(path, smallFile)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("read key: %w", err), "nixfleet keygen --help says which key is made how")
+		return nil, command.Hinted(fmt.Errorf("read key: %w", err), "nixfleet keygen --help says which key is made how")
 	}
 	if !pki.IsSealed(data) {
 		return data, nil
 	}
 	if identity == "" {
-		return nil, hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
+		return nil, command.Hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
 	}
 	return theKeyring.open(data, path, identity)
 }
@@ -106,7 +107,7 @@ func readKey(path, identity string) (*pki.PrivateKey, error) {
 	}
 	key, err := pki.ParsePrivateKey(data)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("read key %s: %w", path, err), "it must be the private half, and without a passphrase: keys that rest are encrypted with age")
+		return nil, command.Hinted(fmt.Errorf("read key %s: %w", path, err), "it must be the private half, and without a passphrase: keys that rest are encrypted with age")
 	}
 	return key, nil
 }
@@ -125,6 +126,6 @@ func signingKey(path, identity string) (*pki.PrivateKey, error) {
 	if data, err := readFile(path, smallFile); err == nil && pki.IsSealed(data) {
 		return key, nil
 	}
-	return nil, hinted(fmt.Errorf("key %s has mode %04o: every user of this machine can read it", path, info.Mode().Perm()),
+	return nil, command.Hinted(fmt.Errorf("key %s has mode %04o: every user of this machine can read it", path, info.Mode().Perm()),
 		"chmod 600 %s; a key that lay in the Nix store is lost, make another one", path)
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/command"
 )
 
 func hostCommand() *cli.Command {
@@ -15,14 +17,14 @@ func hostCommand() *cli.Command {
 			{
 				Name: "explain", Usage: "why a host is where it is, and what to do", ArgsUsage: "NAME",
 				Description: "Example:\n   nixfleet host explain web-07",
-				Flags:       append(connectionFlags(), jsonFlag()),
+				Flags:       append(connectionFlags(), command.JSONFlag()),
 				Action:      hostExplain,
 			},
 			{
 				Name: "retry", Usage: "let a host try its declared closure once more", ArgsUsage: "NAME",
 				Description: "Lifts the quarantine of the closure that failed on this host, for one attempt.\n\n" +
 					"Example:\n   nixfleet host retry web-07 --reason 'disk replaced'",
-				Flags:  append(connectionFlags(), &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"}, jsonFlag()),
+				Flags:  append(connectionFlags(), &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"}, command.JSONFlag()),
 				Action: hostRetry,
 			},
 		},
@@ -33,7 +35,7 @@ func hostCommand() *cli.Command {
 func oneHost(c *cli.Context) (string, error) {
 	name := c.Args().First()
 	if c.NArg() != 1 || !hostnamePattern.MatchString(name) {
-		return "", usage(c.Command.HelpName+" NAME", "%s takes one host name", c.Command.HelpName)
+		return "", command.Usage(c.Command.HelpName+" NAME", "%s takes one host name", c.Command.HelpName)
 	}
 	return name, nil
 }
@@ -44,7 +46,7 @@ func hostRetry(c *cli.Context) error {
 		return err
 	}
 	if c.String("reason") == "" {
-		return usage("", "--reason is missing: it stands in the record beside your name")
+		return command.Usage("", "--reason is missing: it stands in the record beside your name")
 	}
 	client, err := connect(c)
 	if err != nil {
@@ -59,7 +61,7 @@ func hostRetry(c *cli.Context) error {
 // done prints that a change was accepted.
 func done(c *cli.Context, doc map[string]any, format string, args ...any) error {
 	if c.Bool("json") {
-		return printDoc(c, doc)
+		return command.Document(c, doc)
 	}
 	_, err := fmt.Fprintf(c.App.Writer, format+"\n", args...)
 	return err

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // keyring opens what is encrypted to the operator. An ssh key with a passphrase
@@ -48,9 +49,9 @@ func (k *keyring) open(sealed []byte, path, identity string) ([]byte, error) {
 	case asking != nil:
 		return nil, asking
 	case errors.Is(err, pki.ErrSealed):
-		return nil, hinted(fmt.Errorf("decrypt key %s: %w", path, err), "--identity %s is none of those it was encrypted to", identity)
+		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "--identity %s is none of those it was encrypted to", identity)
 	case err != nil:
-		return nil, hinted(fmt.Errorf("decrypt key %s: %w", path, err), "was that the passphrase of --identity %s?", identity)
+		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "was that the passphrase of --identity %s?", identity)
 	}
 	if k.known == nil {
 		k.known = map[string][]age.Identity{}
@@ -72,9 +73,9 @@ func (k *keyring) read(path string, asking *error) ([]age.Identity, error) {
 	case err == nil:
 		return found, nil
 	case !errors.As(err, &locked):
-		return nil, hinted(fmt.Errorf("read identity %s: %w", path, err), "--identity is the private half: an age identity file or an ssh private key")
+		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err), "--identity is the private half: an age identity file or an ssh private key")
 	case locked.PublicKey == nil:
-		return nil, hinted(fmt.Errorf("read identity %s: %w", path, err), "ssh-keygen -p -f %s writes it in OpenSSH's present form", path)
+		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err), "ssh-keygen -p -f %s writes it in OpenSSH's present form", path)
 	}
 	id, err := agessh.NewEncryptedSSHIdentity(locked.PublicKey, text, func() ([]byte, error) {
 		var phrase []byte
@@ -91,7 +92,7 @@ func (k *keyring) read(path string, asking *error) ([]age.Identity, error) {
 func askPassphrase(path string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("identity %s has a passphrase, and there is no terminal to ask for it", path),
+		return nil, command.Hinted(fmt.Errorf("identity %s has a passphrase, and there is no terminal to ask for it", path),
 			"give an --identity without one, or open the key yourself: age -d -i %s KEY", path)
 	}
 	defer tty.Close()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // An ssh key with a passphrase opens what is encrypted to it; the passphrase is
@@ -53,12 +54,12 @@ func TestIdentityWithPassphrase(t *testing.T) {
 		t.Errorf("encrypted to somebody else: %v, asked %d times", err, asked)
 	}
 	phrase = "guess"
-	if _, err := k.open(seal(public, "x"), "x.age", path); err == nil || !strings.Contains(hintOf(err), "passphrase") {
-		t.Errorf("wrong passphrase: %v (hint %q)", err, hintOf(err))
+	if _, err := k.open(seal(public, "x"), "x.age", path); err == nil || !strings.Contains(command.HintOf(err), "passphrase") {
+		t.Errorf("wrong passphrase: %v (hint %q)", err, command.HintOf(err))
 	}
 	refusal = context.Canceled
-	if _, err := k.open(seal(public, "x"), "x.age", path); exitCode(err) != 130 {
-		t.Errorf("interrupted at the prompt: %v, exit code %d", err, exitCode(err))
+	if _, err := k.open(seal(public, "x"), "x.age", path); command.ExitCode(err) != 130 {
+		t.Errorf("interrupted at the prompt: %v, exit code %d", err, command.ExitCode(err))
 	}
 	phrase, refusal, asked = "open sesame", nil, 0
 	for _, text := range []string{"release key", "cache key"} {

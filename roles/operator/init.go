@@ -20,6 +20,7 @@ import (
 	"nixfleet/nixops/disk"
 	"nixfleet/nixops/git"
 	"nixfleet/nixops/template"
+	"nixfleet/roles/command"
 )
 
 // What the template says and `nixfleet init` puts its own in place of.
@@ -53,7 +54,7 @@ func initCommand() *cli.Command {
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"},
 			&cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"},
 			&cli.BoolFlag{Name: "no-keys", Usage: "make no keys; what nix flake init does"},
-			jsonFlag(),
+			command.JSONFlag(),
 		}, recipientFlags("encrypt every private half")...),
 		Action: initFleet,
 	}
@@ -70,7 +71,7 @@ type initialised struct {
 func initFleet(c *cli.Context) error {
 	dir := filepath.Clean(c.Args().First())
 	if c.NArg() != 1 || c.Args().First() == "" {
-		return usage("nixfleet init fleet --server cp.example.com", "init takes the directory to write")
+		return command.Usage("nixfleet init fleet --server cp.example.com", "init takes the directory to write")
 	}
 	names, err := templateNames(c)
 	if err != nil {
@@ -106,12 +107,12 @@ func initFleet(c *cli.Context) error {
 	}
 	if s.Git, err = trackWithGit(c.Context, dir); err != nil {
 		progress(c, "warning: the tree is written, but git does not track it: %v", err)
-		if hint := hintOf(err); hint != "" {
+		if hint := command.HintOf(err); hint != "" {
 			progress(c, "hint: %s", hint)
 		}
 	}
 	if c.Bool("json") {
-		return printDoc(c, s)
+		return command.Document(c, s)
 	}
 	return printNext(c, &s)
 }
@@ -129,7 +130,7 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 	if given := c.StringSlice("server"); len(given) > 0 {
 		server = given[0]
 	} else if !c.Bool("no-keys") {
-		return nil, usage("nixfleet init fleet --server cp.example.com", "--server is missing: the name or address that agents connect to")
+		return nil, command.Usage("nixfleet init fleet --server cp.example.com", "--server is missing: the name or address that agents connect to")
 	}
 	if c.String("suffix") == "" {
 		suffix := "fleet.internal"
@@ -146,10 +147,10 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 		"source-url": c.String("source-url"), "nixfleet-url": c.String("nixfleet-url"), "nixpkgs-url": c.String("nixpkgs-url"),
 	} {
 		if !harmless.MatchString(value) {
-			return nil, usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
+			return nil, command.Usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
 		}
 		if holdsSecret.MatchString(value) {
-			return nil, usage("leave it out; the control plane takes a token by source.tokenFile, Nix by access-tokens or netrc",
+			return nil, command.Usage("leave it out; the control plane takes a token by source.tokenFile, Nix by access-tokens or netrc",
 				"--%s holds a password or token, which would lie in the repository and in the Nix store", flag)
 		}
 	}
@@ -179,7 +180,7 @@ func empty(dir string) error {
 	}
 	for _, e := range entries {
 		if e.Name() != ".git" {
-			return hinted(fmt.Errorf("%s is not empty: it holds %s", dir, e.Name()), "name a directory that does not exist yet, or an empty clone")
+			return command.Hinted(fmt.Errorf("%s is not empty: it holds %s", dir, e.Name()), "name a directory that does not exist yet, or an empty clone")
 		}
 	}
 	return nil
@@ -207,7 +208,7 @@ func operators(c *cli.Context) ([]age.Recipient, error) {
 		progress(c, "encrypting private halves to %s", path)
 		return recipients(c)
 	}
-	return nil, usage(`--recipient "$(cat some-key.pub)", or age1… from age-keygen; ssh-keygen -t ed25519 makes an ssh key`,
+	return nil, command.Usage(`--recipient "$(cat some-key.pub)", or age1… from age-keygen; ssh-keygen -t ed25519 makes an ssh key`,
 		"there is no ssh key to encrypt the private halves to, and --recipient is missing")
 }
 
@@ -329,7 +330,7 @@ func printNext(c *cli.Context, s *initialised) error {
 	w := c.App.Writer
 	fmt.Fprintf(w, "wrote the fleet's repository to %s (%d files)\n", s.Directory, len(s.Files))
 	if s.Recipients > 0 {
-		fmt.Fprintf(w, "private halves are in secrets/*.age, encrypted to %s; nothing else can open them\n", plural(s.Recipients, "recipient"))
+		fmt.Fprintf(w, "private halves are in secrets/*.age, encrypted to %s; nothing else can open them\n", command.Plural(s.Recipients, "recipient"))
 	}
 	if c.String("nixfleet-url") == templateNixfleet {
 		fmt.Fprintln(w, "flake.nix does not know where nixfleet is: put its URL into inputs.nixfleet.url")

@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"nixfleet/nixops/template"
+	"nixfleet/roles/command"
 )
 
 // `nix flake init -t` copies the very tree that init writes.
 func TestInitWithoutKeysIsTheTemplate(t *testing.T) {
 	app := testApp(t)
 	dir := filepath.Join(t.TempDir(), "fleet")
-	if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys"}); code != 0 {
+	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys"}); code != 0 {
 		t.Fatalf("exit %d: %s", code, app.ErrWriter)
 	}
 	if err := os.RemoveAll(filepath.Join(dir, ".git")); err != nil {
@@ -68,7 +69,7 @@ func TestKeysByHandAreThoseOfTheReadme(t *testing.T) {
 	}
 	line, _, _ = strings.Cut(line, "\n")
 	t.Chdir(t.TempDir())
-	if code := Run(t.Context(), app, append([]string{"nixfleet", "keygen", "all"}, strings.Fields(line)...)); code != 0 {
+	if code := command.Run(t.Context(), app, append([]string{"nixfleet", "keygen", "all"}, strings.Fields(line)...)); code != 0 {
 		t.Fatalf("exit %d: %s", code, app.ErrWriter)
 	}
 	named := regexp.MustCompile(`secrets/([a-z-]+(?:[.][a-z]+)+)`).FindAllStringSubmatch(string(readme), -1)
@@ -120,7 +121,7 @@ func TestGettingStartedHasTheCommandsOfTheTree(t *testing.T) {
 func TestInitForAnIPv6Address(t *testing.T) {
 	app := testApp(t)
 	dir := filepath.Join(t.TempDir(), "fleet")
-	if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--server", "2001:db8::1"}); code != 0 {
+	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--server", "2001:db8::1"}); code != 0 {
 		t.Fatalf("exit %d: %s", code, app.ErrWriter)
 	}
 	for file, want := range map[string][]string{
@@ -149,7 +150,7 @@ func TestInitRefusesSecretsInURLs_T13(t *testing.T) {
 	} {
 		app := testApp(t)
 		dir := filepath.Join(t.TempDir(), "fleet")
-		if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", flag, url}); code != 2 {
+		if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", flag, url}); code != 2 {
 			t.Errorf("%s %s: exit %d, %s", flag, url, code, app.ErrWriter)
 		}
 		said := app.ErrWriter.(*bytes.Buffer).String()
@@ -159,7 +160,7 @@ func TestInitRefusesSecretsInURLs_T13(t *testing.T) {
 	}
 	app := testApp(t)
 	dir := filepath.Join(t.TempDir(), "fleet")
-	if code := Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--source-url", "git+ssh://git@forge.example.com:2222/fleet.git#main"}); code != 0 {
+	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--source-url", "git+ssh://git@forge.example.com:2222/fleet.git#main"}); code != 0 {
 		t.Errorf("git over ssh: exit %d, %s", code, app.ErrWriter)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 const (
@@ -57,14 +58,14 @@ func keygenCommand() *cli.Command {
 					"plane's server certificate, an operator certificate and trust.json. The organisation's root key\n" +
 					"belongs to operators alone: never give it to the control plane.\n\n" +
 					"Example:\n   nixfleet keygen all --dir secrets --suffix fleet.example.com --server cp.example.com",
-				Flags: append([]cli.Flag{dir(), suffix(), server(), algorithm(), name(), cn(), force(), jsonFlag()},
+				Flags: append([]cli.Flag{dir(), suffix(), server(), algorithm(), name(), cn(), force(), command.JSONFlag()},
 					append(trustFlags(), recipientFlags("encrypt the org root key")...)...),
 				Action: keygenAll,
 			},
 			{
 				Name: "release", Usage: "the key that signs releases, the only thing a host obeys",
 				Description: "Example:\n   nixfleet keygen release --out release.key --trust-file trust.json",
-				Flags:       append([]cli.Flag{out("release.key"), algorithm(), force(), jsonFlag()}, trustFlags()...),
+				Flags:       append([]cli.Flag{out("release.key"), algorithm(), force(), command.JSONFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.release(c.String("out"), c.String("algorithm")) })
 				},
@@ -74,7 +75,7 @@ func keygenCommand() *cli.Command {
 				Description: "With --trust-file the key that was current becomes the previous one: the grace window of a\n" +
 					"rotation, in which old tokens keep working.\n\n" +
 					"Example:\n   nixfleet keygen org-root --out org-root.age --recipient \"$(cat ~/.ssh/id_ed25519.pub)\" --trust-file trust.json",
-				Flags: append([]cli.Flag{out("org-root.key"), force(), jsonFlag()},
+				Flags: append([]cli.Flag{out("org-root.key"), force(), command.JSONFlag()},
 					append(trustFlags(), recipientFlags("encrypt the key")...)...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.orgRoot(c.String("out")) })
@@ -84,7 +85,7 @@ func keygenCommand() *cli.Command {
 				Name: "fleet-ca", Usage: "the fleet root and the issuing CA of agents' certificates",
 				Description: "The root's key stays with the operators; the control plane gets the issuing CA.\n\n" +
 					"Example:\n   nixfleet keygen fleet-ca --dir secrets --suffix fleet.example.com",
-				Flags: append([]cli.Flag{dir(), suffix(), force(), jsonFlag()}, trustFlags()...),
+				Flags: append([]cli.Flag{dir(), suffix(), force(), command.JSONFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { _, err := m.fleetCA(c.String("dir")); return err })
 				},
@@ -95,7 +96,7 @@ func keygenCommand() *cli.Command {
 					"that --trust-file names, so that certificates of the present one are accepted until they end.\n\n" +
 					"Example:\n   nixfleet keygen issuing-ca --dir secrets/next --suffix fleet.example.com --root-cert secrets/fleet-root.cert.pem \\\n" +
 					"     --root-key secrets/fleet-root.key.pem --trust-file trust.json",
-				Flags: append(append([]cli.Flag{dir(), suffix(), force(), jsonFlag()}, trustFlags()...),
+				Flags: append(append([]cli.Flag{dir(), suffix(), force(), command.JSONFlag()}, trustFlags()...),
 					append(rootFlags(), recipientFlags("encrypt the private half")...)...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.issuingFromFiles(c.String("dir")) })
@@ -104,7 +105,7 @@ func keygenCommand() *cli.Command {
 			{
 				Name: "server", Usage: "the control plane's server certificate",
 				Description: "Example:\n   nixfleet keygen server --server cp.example.com --server 10.0.0.5 --dir secrets",
-				Flags: append([]cli.Flag{dir(), server(), daysFlag(), force(), jsonFlag()},
+				Flags: append([]cli.Flag{dir(), server(), daysFlag(), force(), command.JSONFlag()},
 					append(rootFlags(), recipientFlags("encrypt the private half")...)...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.serverFromFiles(c.String("dir")) })
@@ -119,7 +120,7 @@ func keygenCommand() *cli.Command {
 			{
 				Name: "cache", Usage: "a binary cache's signing key in Nix's own form",
 				Description: "Example:\n   nixfleet keygen cache --name cache.example.com-1 --out cache.key",
-				Flags:       append([]cli.Flag{out("cache.key"), name(), force(), jsonFlag()}, trustFlags()...),
+				Flags:       append([]cli.Flag{out("cache.key"), name(), force(), command.JSONFlag()}, trustFlags()...),
 				Action: func(c *cli.Context) error {
 					return made(c, func(m *minted) error { return m.cache(c.String("out"), c.String("name")) })
 				},
@@ -147,7 +148,7 @@ func daysFlag() *cli.IntFlag {
 func daysOf(c *cli.Context) (time.Duration, error) {
 	days := c.Int("days")
 	if days < 1 || days > maxDays {
-		return 0, usage("", "--days must be between 1 and %d", maxDays)
+		return 0, command.Usage("", "--days must be between 1 and %d", maxDays)
 	}
 	return time.Duration(days) * day, nil
 }
@@ -167,10 +168,10 @@ func recipients(c *cli.Context) ([]age.Recipient, error) {
 	}
 	found, err := pki.ParseRecipients(lines)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("recipients: %w", err), "a recipient is age1…, or a line of an ssh .pub file")
+		return nil, command.Hinted(fmt.Errorf("recipients: %w", err), "a recipient is age1…, or a line of an ssh .pub file")
 	}
 	if len(found) == 0 {
-		return nil, usage("", "the recipients file names nobody")
+		return nil, command.Usage("", "the recipients file names nobody")
 	}
 	return found, nil
 }
@@ -228,7 +229,7 @@ func made(c *cli.Context, work func(*minted) error) error {
 		progress(c, "wrote %s", f)
 	}
 	if c.Bool("json") {
-		return printDoc(c, m.summary)
+		return command.Document(c, m.summary)
 	}
 	_, err := fmt.Fprint(c.App.Writer, nixBlock(declared))
 	return err
@@ -288,7 +289,7 @@ func (m *minted) writePrivate(path string, text []byte) error {
 
 func (m *minted) release(path, algorithm string) error {
 	if algorithm != pki.AlgorithmEd25519 && algorithm != pki.AlgorithmP256 {
-		return usage("", "--algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
+		return command.Usage("", "--algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
 	}
 	key, err := pki.GenerateKey(algorithm)
 	if err != nil {
@@ -332,7 +333,7 @@ func (m *minted) cache(path, name string) error {
 		name = "cache." + m.c.String("suffix") + "-1"
 	}
 	if name == "" || strings.ContainsAny(name, ": \n") {
-		return usage("nixfleet keygen cache --name cache.example.com-1", "--name is missing or holds a colon or a space")
+		return command.Usage("nixfleet keygen cache --name cache.example.com-1", "--name is missing or holds a colon or a space")
 	}
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -350,7 +351,7 @@ var dnsSuffix = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a
 func (m *minted) fleetCA(dir string) (*pki.CA, error) {
 	suffix := m.c.String("suffix")
 	if !dnsSuffix.MatchString(suffix) {
-		return nil, usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
+		return nil, command.Usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
 	}
 	root, rootKey, err := pki.NewFleetRoot("fleet-root."+suffix, m.now, rootDays*day)
 	if err != nil {
@@ -390,7 +391,7 @@ func (m *minted) issuingCA(root *pki.CA, dir string, before []string) error {
 
 func (m *minted) issuingFromFiles(dir string) error {
 	if suffix := m.c.String("suffix"); !dnsSuffix.MatchString(suffix) {
-		return usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
+		return command.Usage("", "--suffix %q is not a domain such as fleet.example.com", suffix)
 	}
 	root, err := loadRoot(m.c)
 	if err != nil {
@@ -430,7 +431,7 @@ func (m *minted) serverFromFiles(dir string) error {
 func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error {
 	names := m.c.StringSlice("server")
 	if len(names) == 0 {
-		return usage("nixfleet keygen server --server cp.example.com", "--server is missing: the name or address that agents connect to")
+		return command.Usage("nixfleet keygen server --server cp.example.com", "--server is missing: the name or address that agents connect to")
 	}
 	key, err := pki.GenerateKey(pki.AlgorithmP256)
 	if err != nil {
@@ -450,7 +451,7 @@ func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error 
 func keygenAll(c *cli.Context) error {
 	dir := c.String("dir")
 	if len(c.StringSlice("server")) == 0 {
-		return usage("", "--server is missing: the name or address that agents connect to")
+		return command.Usage("", "--server is missing: the name or address that agents connect to")
 	}
 	if !c.IsSet("trust-file") {
 		if err := c.Set("trust-file", filepath.Join(dir, "trust.json")); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 const (
@@ -78,7 +79,7 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 	key, err := signingKey(keyPath, c.String("identity"))
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			err = hinted(err, "%s", nameRoot)
+			err = command.Hinted(err, "%s", nameRoot)
 		}
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	cert, err := readFile(certPath, smallFile)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("read fleet root: %w", err), "%s", nameRoot)
+		return nil, command.Hinted(fmt.Errorf("read fleet root: %w", err), "%s", nameRoot)
 	}
 	text, err := key.MarshalPEM()
 	if err != nil {
@@ -97,10 +98,10 @@ func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	}
 	root, err := pki.LoadCA(cert, text)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("load fleet root %s: %w", certPath, err), "--root-cert and --root-key are the two halves of the fleet root, %s and %s", rootCertName, rootKeyName)
+		return nil, command.Hinted(fmt.Errorf("load fleet root %s: %w", certPath, err), "--root-cert and --root-key are the two halves of the fleet root, %s and %s", rootCertName, rootKeyName)
 	}
 	if public, ok := root.Signer.Public().(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() {
-		return nil, hinted(fmt.Errorf("the fleet root's key is not P-256"), "make a fleet root with: nixfleet keygen fleet-ca")
+		return nil, command.Hinted(fmt.Errorf("the fleet root's key is not P-256"), "make a fleet root with: nixfleet keygen fleet-ca")
 	}
 	return root, nil
 }
@@ -142,7 +143,7 @@ func (m *minted) operator(root *pki.CA, cn, certPath, keyPath string, validity t
 	if cn == "" {
 		host, err := os.Hostname()
 		if err != nil {
-			return hinted(fmt.Errorf("find the name of this machine: %w", err), "give --cn")
+			return command.Hinted(fmt.Errorf("find the name of this machine: %w", err), "give --cn")
 		}
 		cn = "operator-" + cmp.Or(os.Getenv("USER"), "unknown") + "@" + host
 	}

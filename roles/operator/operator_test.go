@@ -3,7 +3,6 @@ package operator
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol/client"
 )
 
@@ -24,7 +24,7 @@ func testApp(t *testing.T) *cli.App {
 	t.Helper()
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("XDG_CONFIG_HOME", "")
-	app := App("test", Commands(Roles{})...)
+	app := command.App("test", Commands(Roles{})...)
 	app.Writer, app.ErrWriter = new(bytes.Buffer), new(bytes.Buffer)
 	return app
 }
@@ -44,7 +44,7 @@ func TestArrangeLetsFlagsFollowWords(t *testing.T) {
 		{"nixfleet status --cp-url", "nixfleet status --cp-url"},
 		{"nixfleet", "nixfleet"},
 	} {
-		if got := strings.Join(arrange(app, strings.Fields(c.in)), " "); got != c.want {
+		if got := strings.Join(command.Arrange(app, strings.Fields(c.in)), " "); got != c.want {
 			t.Errorf("%s: got %q, want %q", c.in, got, c.want)
 		}
 	}
@@ -54,7 +54,7 @@ func FuzzArrangeKeepsEveryWord(f *testing.F) {
 	f.Add("rollout trace ID --json")
 	f.Add("revoke -- -x --reason --json")
 	f.Add("status --cp-url")
-	app := App("test", Commands(Roles{})...)
+	app := command.App("test", Commands(Roles{})...)
 	f.Fuzz(func(t *testing.T, line string) {
 		in := append([]string{"nixfleet"}, strings.Fields(line)...)
 		count := func(words []string) map[string]int {
@@ -66,35 +66,13 @@ func FuzzArrangeKeepsEveryWord(f *testing.F) {
 			}
 			return n
 		}
-		had, got := count(in), count(arrange(app, in))
+		had, got := count(in), count(command.Arrange(app, in))
 		for w, n := range had {
 			if got[w] != n {
 				t.Fatalf("%q: word %q occurs %d times, then %d", line, w, n, got[w])
 			}
 		}
 	})
-}
-
-func TestExitCodesAndHints(t *testing.T) {
-	for _, c := range []struct {
-		err  error
-		code int
-		text string
-	}{
-		{nil, 0, ""},
-		{errors.New("plain"), 1, "nixfleet: plain\n"},
-		{hinted(errors.New("x"), "do %s", "y"), 1, "nixfleet: x\nhint: do y\n"},
-		{usage("--help", "bad"), 2, "nixfleet: bad\nhint: --help\n"},
-		{fmt.Errorf("outer: %w", coded(3, hinted(errors.New("in"), "h"))), 3, "nixfleet: outer: in\nhint: h\n"},
-		{hinted(coded(2, errors.New("x")), "new"), 2, "nixfleet: x\nhint: new\n"},
-		{fmt.Errorf("ask: %w", context.Canceled), 130, "nixfleet: interrupted\n"},
-		{errors.New(`Required flag "x" not set`), 2, "nixfleet: Required flag \"x\" not set\n"},
-	} {
-		var out bytes.Buffer
-		if code := report(&out, c.err); code != c.code || out.String() != c.text {
-			t.Errorf("%v: code %d, %q; want %d, %q", c.err, code, out.String(), c.code, c.text)
-		}
-	}
 }
 
 // A control plane that does not answer at all is no interrupt: net's timeout says
@@ -110,39 +88,9 @@ func TestSilentControlPlaneHasAHint(t *testing.T) {
 		{&client.Error{Status: 401}, "the certificate is not accepted"},
 		{&client.Error{Status: 409, Hint: "its own"}, "its own"},
 	} {
-		if got := hintOf(explained(c.err, "ask")); !strings.HasPrefix(got, c.hint) || (c.hint == "") != (got == "") {
+		if got := command.HintOf(explained(c.err, "ask")); !strings.HasPrefix(got, c.hint) || (c.hint == "") != (got == "") {
 			t.Errorf("%v: hint %q, want %q", c.err, got, c.hint)
 		}
-	}
-}
-
-func TestBooleansOfTheEnvironment(t *testing.T) {
-	for value, want := range map[string]bool{"yes": true, "on": true, "1": true, "true": true, "ON": true, "no": false, "off": false, "0": false, "false": false} {
-		app := testApp(t)
-		t.Setenv("NIXFLEET_RELEASE_DRY_RUN", value)
-		got := !want
-		for _, c := range app.Commands {
-			if c.Name == "release" {
-				c.Action = func(c *cli.Context) error { got = c.Bool("dry-run"); return nil }
-			}
-		}
-		if code := Run(context.Background(), app, []string{"nixfleet", "release"}); code != 0 || got != want {
-			t.Errorf("%s: exit %d, read as %v", value, code, got)
-		}
-	}
-}
-
-func TestTableIgnoresColoursAndControls(t *testing.T) {
-	var out bytes.Buffer
-	if err := printTable(&out, [][]string{{"A", "B"}, {palette(true).paint(red, "xx"), "é"}, {"1234", plain("a\x1b[2Jb\nc\u202ed")}}); err != nil {
-		t.Fatal(err)
-	}
-	want := "A     B\n\x1b[31mxx\x1b[0m    é\n1234  a [2Jb c d\n"
-	if out.String() != want {
-		t.Errorf("got %q, want %q", out.String(), want)
-	}
-	if got := palette(false).paint(red, "xx"); got != "xx" {
-		t.Errorf("colour without a terminal: %q", got)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -21,7 +22,7 @@ func planCommand() *cli.Command {
 			"earnest: every host that it has heard of takes its update and stays healthy, the others stay away. With\n" +
 			"--release it does so for a signed release that is not published yet; nothing changes by it.\n\n" +
 			"Example:\n   nixfleet plan\n   nixfleet plan --release releases --json",
-		Flags: append(connectionFlags(), jsonFlag(),
+		Flags: append(connectionFlags(), command.JSONFlag(),
 			&cli.StringFlag{Name: "release", Usage: "`DIR` of a signed release, as nixfleet release writes it"}),
 		Action: func(c *cli.Context) error {
 			client, err := connect(c)
@@ -34,7 +35,7 @@ func planCommand() *cli.Command {
 			if dir := c.String("release"); dir != "" {
 				docs, err := fleet.Documents(os.DirFS(dir))
 				if errors.Is(err, fs.ErrNotExist) {
-					return hinted(fmt.Errorf("read release in %s: %w", dir, err), "nixfleet release --release-dir %s makes one", dir)
+					return command.Hinted(fmt.Errorf("read release in %s: %w", dir, err), "nixfleet release --release-dir %s makes one", dir)
 				} else if err != nil {
 					return fmt.Errorf("read release in %s: %w", dir, err)
 				}
@@ -45,7 +46,7 @@ func planCommand() *cli.Command {
 				return explained(err, "ask for the plan")
 			}
 			if c.Bool("json") {
-				return printText(c, body)
+				return command.Text(c, body)
 			}
 			return printPlan(c, plan)
 		},
@@ -70,7 +71,7 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 	}
 	channels := [][]string{{"CHANNEL", "ROLLOUT", "ENDS", "WHEN", "WHY NOT FURTHER"}}
 	for _, x := range p.Channels {
-		row := []string{plain(x.Channel), plain(short(x.RolloutID)), plain(x.State), "-", ""}
+		row := []string{command.Plain(x.Channel), command.Plain(short(x.RolloutID)), command.Plain(x.State), "-", ""}
 		if x.ConvergedAt != nil {
 			row[3] = "done"
 			if x.ConvergedAt.After(p.At.Time) {
@@ -78,22 +79,22 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 			}
 		}
 		if x.Reason != nil {
-			row[4] = plain(x.Reason.Text)
+			row[4] = command.Plain(x.Reason.Text)
 		}
 		channels = append(channels, row)
 	}
 	waves := [][]string{{"OPENS", "CHANNEL", "WAVE", "HOSTS", "SOAK"}}
 	for _, x := range p.Waves {
-		waves = append(waves, []string{in(x.At.Time), plain(x.Channel), fmt.Sprint(x.Wave), fmt.Sprint(x.Hosts), (time.Duration(x.SoakSecs) * time.Second).String()})
+		waves = append(waves, []string{in(x.At.Time), command.Plain(x.Channel), fmt.Sprint(x.Wave), fmt.Sprint(x.Hosts), (time.Duration(x.SoakSecs) * time.Second).String()})
 	}
 	moves := [][]string{{"STARTS", "HOST", "CHANNEL", "WAVE", "FROM", "TO"}}
 	for _, x := range p.Moves {
-		moves = append(moves, []string{in(x.At.Time), plain(x.Host), plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(&x.To)})
+		moves = append(moves, []string{in(x.At.Time), command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(&x.To)})
 	}
 	blocked := [][]string{{"BLOCKED", "CHANNEL", "WAVE", "FROM", "TO", "WHY"}}
 	for _, x := range p.Blocked {
-		blocked = append(blocked, []string{plain(x.Host), plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(x.To),
-			plain(x.Reason.Text) + " [" + plain(x.Reason.Code) + "]"})
+		blocked = append(blocked, []string{command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(x.To),
+			command.Plain(x.Reason.Text) + " [" + command.Plain(x.Reason.Code) + "]"})
 	}
 	between := ""
 	for _, table := range [][][]string{channels, waves, moves, blocked} {
@@ -101,7 +102,7 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 			continue
 		}
 		fmt.Fprint(w, between)
-		if err := printTable(w, table); err != nil {
+		if err := command.Table(w, table); err != nil {
 			return err
 		}
 		between = "\n"

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // Where the files of a prepared host lie on the machine. The token is
@@ -35,7 +36,7 @@ func hostPrepareCommand() *cli.Command {
 			&cli.IntFlag{Name: "validity-hours", Value: 24, Usage: "`HOURS` until the token expires"},
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` that the org root key is checked against"},
 			&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
-			jsonFlag(),
+			command.JSONFlag(),
 		}, append(orgRootFlags(), recipientFlags("encrypt the private half")...)...),
 		Action: hostPrepare,
 	}
@@ -55,17 +56,17 @@ type prepared struct {
 func hostPrepare(c *cli.Context) error {
 	name := c.Args().First()
 	if c.NArg() != 1 || !hostnamePattern.MatchString(name) {
-		return usage("nixfleet host prepare NAME", "host prepare takes one host name")
+		return command.Usage("nixfleet host prepare NAME", "host prepare takes one host name")
 	}
 	if h := c.Int("validity-hours"); h < 1 || h > 24*366 {
-		return usage("", "--validity-hours must be between 1 and %d", 24*366)
+		return command.Usage("", "--validity-hours must be between 1 and %d", 24*366)
 	}
 	to, err := recipients(c)
 	if err != nil {
 		return err
 	}
 	if len(to) == 0 {
-		return usage(`--recipient "$(cat ~/.ssh/id_ed25519.pub)"`, "--recipient is missing: the host's private key is written encrypted to you only")
+		return command.Usage(`--recipient "$(cat ~/.ssh/id_ed25519.pub)"`, "--recipient is missing: the host's private key is written encrypted to you only")
 	}
 	org, err := orgRoot(c)
 	if err != nil {
@@ -80,7 +81,7 @@ func hostPrepare(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return printDoc(c, p)
+		return command.Document(c, p)
 	}
 	token, err := pki.Marshal(p.Token)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/command"
 )
 
 func derivePubkeyCommand() *cli.Command {
@@ -14,18 +16,18 @@ func derivePubkeyCommand() *cli.Command {
 			"Example:\n   nixfleet derive-pubkey org-root.key",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted key"},
-			jsonFlag(),
+			command.JSONFlag(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
-				return usage("nixfleet derive-pubkey FILE", "derive-pubkey takes one file")
+				return command.Usage("nixfleet derive-pubkey FILE", "derive-pubkey takes one file")
 			}
 			key, err := readKey(c.Args().First(), c.String("identity"))
 			if err != nil {
 				return err
 			}
 			if c.Bool("json") {
-				return printDoc(c, key.Public())
+				return command.Document(c, key.Public())
 			}
 			_, err = fmt.Fprintln(c.App.Writer, key.Public().Public)
 			return err

@@ -13,6 +13,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 func releaseCommand() *cli.Command {
@@ -74,7 +75,7 @@ func releaseCommand() *cli.Command {
 			&cli.IntFlag{Name: "push-jobs", Value: 1, Usage: "run the push hook for `N` hosts at the same time"},
 			&cli.IntFlag{Name: "jobs", Value: 2, Usage: "build `N` hosts at the same time"},
 			&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},
-			jsonFlag(),
+			command.JSONFlag(),
 		},
 		Action: release,
 	}
@@ -160,25 +161,25 @@ func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
 	r := &releaser{c: c, out: newLineWriter(c, ""), dir: dir, name: c.String("artifact-name"), now: time.Now(), warned: map[string]bool{}}
 	switch {
 	case c.String("log-format") != "json" && c.String("log-format") != "pretty":
-		return nil, usage("", "--log-format must be pretty or json")
+		return nil, command.Usage("", "--log-format must be pretty or json")
 	case c.String("smoke-verify") != "true" && c.String("smoke-verify") != "false":
-		return nil, usage("", "--smoke-verify must be true or false")
+		return nil, command.Usage("", "--smoke-verify must be true or false")
 	case r.name == "" || filepath.Base(r.name) != r.name || strings.HasPrefix(r.name, "."):
-		return nil, usage("", "--artifact-name must be a plain file name")
+		return nil, command.Usage("", "--artifact-name must be a plain file name")
 	case r.name == fleet.RevocationsName || r.name == fleet.NoncesName || strings.HasSuffix(r.name, fleet.SignatureSuffix):
-		return nil, usage("", "--artifact-name %s is the name of another file of a release", r.name)
+		return nil, command.Usage("", "--artifact-name %s is the name of another file of a release", r.name)
 	case c.Duration("confirm-window") < time.Minute || c.Duration("confirm-window") > time.Hour:
 		// contracts/additions.md §4: agents clamp it, and would then wait for another
 		// time than the control plane.
-		return nil, usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
+		return nil, command.Usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
 	case c.Duration("lease") < time.Second:
-		return nil, usage("", "--lease must be at least a second")
+		return nil, command.Usage("", "--lease must be at least a second")
 	case c.Int("jobs") < 1 || c.Int("push-jobs") < 1:
-		return nil, usage("", "--jobs and --push-jobs must be at least 1")
+		return nil, command.Usage("", "--jobs and --push-jobs must be at least 1")
 	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
-		return nil, usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
+		return nil, command.Usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
 	case c.Bool("resign") && c.Bool("reuse-unchanged-signature"):
-		return nil, usage("", "--resign and --reuse-unchanged-signature contradict each other")
+		return nil, command.Usage("", "--resign and --reuse-unchanged-signature contradict each other")
 	}
 	if r.signer, err = newSigner(c); err != nil {
 		return nil, err
@@ -203,7 +204,7 @@ const listMax = 40
 func (r *releaser) report() error {
 	s := &r.summary
 	if r.c.Bool("json") {
-		return printDoc(r.c, s)
+		return command.Document(r.c, s)
 	}
 	w := r.c.App.Writer
 	switch {
@@ -224,7 +225,7 @@ func (r *releaser) report() error {
 		}
 		rows = append(rows, []string{name, fmt.Sprint(ch.Hosts), short(ch.RolloutID), opened})
 	}
-	if err := printTable(w, rows); err != nil {
+	if err := command.Table(w, rows); err != nil {
 		return err
 	}
 	for i, h := range s.Changed {
@@ -232,7 +233,7 @@ func (r *releaser) report() error {
 			fmt.Fprintf(w, "… and %d more (--json has all)\n", len(s.Changed)-listMax)
 			break
 		}
-		fmt.Fprintf(w, "%s: %s -> %s\n", h.Host, or(h.From), or(h.To))
+		fmt.Fprintf(w, "%s: %s -> %s\n", h.Host, command.OrDash(h.From), command.OrDash(h.To))
 	}
 	for _, pin := range s.ExpiredPins {
 		fmt.Fprintf(w, "%s: its pin has expired\n", pin)

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nixfleet/roles/command"
 )
 
 // largeRelease writes the declaration and the closures of n hosts on one channel in three waves, and a key.
@@ -64,9 +66,9 @@ func hostLine(i int) string {
 // operate runs a command of the operator's.
 func operate(b *testing.B, args ...string) {
 	b.Helper()
-	app := App("test", Commands(Roles{})...)
+	app := command.App("test", Commands(Roles{})...)
 	app.Writer, app.ErrWriter = io.Discard, io.Discard
-	if code := Run(context.Background(), app, append([]string{"nixfleet"}, args...)); code != 0 {
+	if code := command.Run(context.Background(), app, append([]string{"nixfleet"}, args...)); code != 0 {
 		b.Fatalf("nixfleet %q: exit %d", args, code)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // draft is a fleet declaration with its closures, not yet stamped. The
@@ -52,7 +53,7 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 			if len(changed) == 1 {
 				differ = "differs"
 			}
-			r.say("warning: %s %s from commit %s, which the release will name: %s", plural(len(changed), "file"), differ, short(*d.ciCommit),
+			r.say("warning: %s %s from commit %s, which the release will name: %s", command.Plural(len(changed), "file"), differ, short(*d.ciCommit),
 				strings.Join(changed[:min(len(changed), listMax)], ", "))
 		}
 	}
@@ -83,14 +84,14 @@ func (r *releaser) evaluate(ctx context.Context, d *draft, flake string) error {
 	raw, err := r.source(ctx, "fleet-file", func() ([]byte, error) {
 		ref, attr, ok := strings.Cut(r.c.String("fleet-resolved-attr"), "#")
 		if !ok {
-			return nil, usage("", "--fleet-resolved-attr must be FLAKE#ATTRIBUTE")
+			return nil, command.Usage("", "--fleet-resolved-attr must be FLAKE#ATTRIBUTE")
 		}
 		if !r.c.IsSet("fleet-resolved-attr") {
 			ref = flake
 		}
 		r.say("evaluating %s#%s", ref, attr)
 		raw, err := r.nix().Eval(ctx, ref, attr)
-		return raw, hinted(err, "%s", withoutNix(err, "nix eval --json "+shellWord(ref+"#"+attr)+" shows it by itself; --build-flake names the fleet's flake"))
+		return raw, command.Hinted(err, "%s", withoutNix(err, "nix eval --json "+shellWord(ref+"#"+attr)+" shows it by itself; --build-flake names the fleet's flake"))
 	})
 	if err != nil {
 		return fmt.Errorf("read the fleet's declaration: %w", err)
@@ -116,7 +117,7 @@ func (r *releaser) evaluate(ctx context.Context, d *draft, flake string) error {
 		}
 		entries := []any{}
 		if err := json.Unmarshal(canonical, &entries); err != nil {
-			return hinted(fmt.Errorf("read the list of %s: %w", list.name, err), "the attribute must yield the bare list")
+			return command.Hinted(fmt.Errorf("read the list of %s: %w", list.name, err), "the attribute must yield the bare list")
 		}
 		if entries == nil {
 			return fmt.Errorf("read the list of %s: it is null", list.name)
@@ -181,7 +182,7 @@ func (d *draft) pinOf(name string) (commit string, expires *time.Time, ok bool, 
 	}
 	commit, _ = pin["commit"].(string)
 	if !fullCommit.MatchString(commit) {
-		return "", nil, true, hinted(fmt.Errorf("pin of %s: %.80q is no full commit of 40 hexadecimal digits", name, commit), "git rev-parse REV in the fleet's repository prints it")
+		return "", nil, true, command.Hinted(fmt.Errorf("pin of %s: %.80q is no full commit of 40 hexadecimal digits", name, commit), "git rev-parse REV in the fleet's repository prints it")
 	}
 	if text, isText := pin["expiresAt"].(string); isText {
 		at, err := pki.ParseTimestamp(text)
@@ -275,7 +276,7 @@ func (r *releaser) closures(ctx context.Context, d *draft, flake string) error {
 				return fmt.Errorf("read closures: %s is not a store path", name)
 			}
 			if d.host(name) == nil {
-				return hinted(fmt.Errorf("closures name host %s, which the fleet does not declare", name), "declared: %s", strings.Join(d.hostNames(), ", "))
+				return command.Hinted(fmt.Errorf("closures name host %s, which the fleet does not declare", name), "declared: %s", strings.Join(d.hostNames(), ", "))
 			}
 			d.closures[name] = path
 		}
@@ -321,7 +322,7 @@ func selectHosts(wanted string, known []string) ([]string, error) {
 	for i, name := range named {
 		named[i] = strings.TrimSpace(name)
 		if !slices.Contains(known, named[i]) {
-			return nil, &failure{err: fmt.Errorf("--hosts: there is no host %q", named[i]), hint: "there are: " + strings.Join(known, ", "), code: 1}
+			return nil, &command.Error{Err: fmt.Errorf("--hosts: there is no host %q", named[i]), Hint: "there are: " + strings.Join(known, ", "), Code: 1}
 		}
 	}
 	if !isExclusion {
@@ -335,7 +336,7 @@ func selectHosts(wanted string, known []string) ([]string, error) {
 func (r *releaser) build(ctx context.Context, d *draft, flake string) error {
 	found, err := r.nix().ListHosts(ctx, flake)
 	if err != nil {
-		return hinted(fmt.Errorf("list hosts of %s: %w", flake, err), "%s", withoutNix(err, "nix flake show "+shellWord(flake)+" shows it by itself"))
+		return command.Hinted(fmt.Errorf("list hosts of %s: %w", flake, err), "%s", withoutNix(err, "nix flake show "+shellWord(flake)+" shows it by itself"))
 	}
 	byName := map[string]nixops.FlakeHost{}
 	for _, h := range found {
@@ -365,7 +366,7 @@ func (r *releaser) build(ctx context.Context, d *draft, flake string) error {
 			r.say("building %s", name)
 			path, err := r.nix().Build(ctx, sources[i], byName[name])
 			if err != nil {
-				return hinted(fmt.Errorf("build %s: %w", name, err), "%s", withoutNix(err, "what Nix said is above; --hosts "+name+" builds this host alone"))
+				return command.Hinted(fmt.Errorf("build %s: %w", name, err), "%s", withoutNix(err, "what Nix said is above; --hosts "+name+" builds this host alone"))
 			}
 			paths[i] = path
 			r.say("built %s in %s (%d of %d): %s", name, time.Since(started).Round(time.Second), done.Add(1), len(names), path)
@@ -390,7 +391,7 @@ func (r *releaser) sourceOf(d *draft, name, flake string) (string, error) {
 	}
 	url := r.c.String("pin-source-url")
 	if url == "" {
-		return "", &failure{err: fmt.Errorf("host %s is pinned to %s, and --pin-source-url does not say where that is", name, commit), hint: "--pin-source-url git+https://forge.example.com/fleet.git", code: 1}
+		return "", &command.Error{Err: fmt.Errorf("host %s is pinned to %s, and --pin-source-url does not say where that is", name, commit), Hint: "--pin-source-url git+https://forge.example.com/fleet.git", Code: 1}
 	}
 	joint := "?"
 	if strings.Contains(url, "?") {
@@ -418,7 +419,7 @@ func (r *releaser) check(d *draft) error {
 		r.say("warning: %s", p)
 	}
 	if len(refused) > 0 {
-		return hinted(fmt.Errorf("the fleet's declaration has %d problems:\n  - %s", len(refused), strings.Join(refused, "\n  - ")), "mend the declaration and release again")
+		return command.Hinted(fmt.Errorf("the fleet's declaration has %d problems:\n  - %s", len(refused), strings.Join(refused, "\n  - ")), "mend the declaration and release again")
 	}
 	return nil
 }
@@ -435,7 +436,7 @@ func (r *releaser) trustOfHosts(d *draft, body, sig []byte) error {
 			_, _, err = verified(&trust.CIReleaseKey, body, sig, time.Now(), defaultWindow, fleet.ParseFleet)
 		}
 		if err != nil {
-			return coded(3, hinted(fmt.Errorf("host %s would get a trust.json that does not verify this release: %w", name, err),
+			return command.Coded(3, command.Hinted(fmt.Errorf("host %s would get a trust.json that does not verify this release: %w", name, err),
 				"keep the present release key in nixfleet.trust.ciReleaseKey, as current or previous, until every host has switched"))
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/git"
+	"nixfleet/roles/command"
 )
 
 // errMoved: the remote branch is no longer where it was when we read it.
@@ -43,11 +44,11 @@ func openRepository(ctx context.Context, dir string, c *cli.Context) (*repositor
 	if target != "" {
 		i := strings.LastIndex(target, ":")
 		if i < 1 || i == len(target)-1 {
-			return nil, usage("--git-push origin:main", "--git-push must be REMOTE:BRANCH")
+			return nil, command.Usage("--git-push origin:main", "--git-push must be REMOTE:BRANCH")
 		}
 		r.remote, r.branch = target[:i], strings.TrimPrefix(target[i+1:], "refs/heads/")
 		if strings.HasPrefix(r.remote, "-") || strings.HasPrefix(r.branch, "-") {
-			return nil, usage("", "--git-push must be REMOTE:BRANCH")
+			return nil, command.Usage("", "--git-push must be REMOTE:BRANCH")
 		}
 	}
 	inside := dir
@@ -65,7 +66,7 @@ func openRepository(ctx context.Context, dir string, c *cli.Context) (*repositor
 	top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel")
 	switch {
 	case errors.Is(err, git.ErrNoRepository):
-		return nil, hinted(fmt.Errorf("%s is in no git repository: %w", dir, err), "leave out --git-commit and --git-push, or run it in a checkout")
+		return nil, command.Hinted(fmt.Errorf("%s is in no git repository: %w", dir, err), "leave out --git-commit and --git-push, or run it in a checkout")
 	case err != nil:
 		return nil, fmt.Errorf("open the repository of %s: %w", dir, err)
 	}
@@ -76,7 +77,7 @@ func openRepository(ctx context.Context, dir string, c *cli.Context) (*repositor
 	}
 	r.rel = filepath.ToSlash(rel)
 	if r.head, err = r.git(ctx, nil, "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
-		return nil, hinted(fmt.Errorf("%s has no commit yet: %w", top, err), "commit the fleet first")
+		return nil, command.Hinted(fmt.Errorf("%s has no commit yet: %w", top, err), "commit the fleet first")
 	}
 	r.base = r.head
 	if r.remote == "" {
@@ -130,7 +131,7 @@ func (r *repository) read(ctx context.Context, resign bool) error {
 			return nil
 		}
 	}
-	return hinted(fmt.Errorf("%s of %s has moved on to %.12s; this checkout is at %.12s", r.branch, r.remote, r.expected, r.head),
+	return command.Hinted(fmt.Errorf("%s of %s has moved on to %.12s; this checkout is at %.12s", r.branch, r.remote, r.expected, r.head),
 		"git pull --rebase, then release again: a release must describe the newest commit")
 }
 
@@ -139,7 +140,7 @@ func (r *repository) tip(ctx context.Context) (string, error) {
 	ref := "refs/heads/" + r.branch
 	out, err := r.git(ctx, nil, "ls-remote", r.remote, ref)
 	if err != nil {
-		return "", hinted(fmt.Errorf("read %s of %s: %w", r.branch, r.remote, err), "is %q a remote of this repository, and can you reach it?", r.remote)
+		return "", command.Hinted(fmt.Errorf("read %s of %s: %w", r.branch, r.remote, err), "is %q a remote of this repository, and can you reach it?", r.remote)
 	}
 	// git matches the end of names: a branch x/refs/heads/main is listed too.
 	for line := range strings.Lines(out) {
@@ -239,7 +240,7 @@ func (r *repository) commit(ctx context.Context, staged string, files, obsolete 
 	}
 	commit, err := r.gitInput(ctx, append(env, r.person()...), r.message(ciCommit, now), args...)
 	if err != nil {
-		return "", hinted(fmt.Errorf("commit release: %w", err), "does git know who you are? --git-user-name and --git-user-email say it")
+		return "", command.Hinted(fmt.Errorf("commit release: %w", err), "does git know who you are? --git-user-name and --git-user-email say it")
 	}
 	if r.remote == "" {
 		return commit, nil
@@ -249,7 +250,7 @@ func (r *repository) commit(ctx context.Context, staged string, files, obsolete 
 		if tip, tipErr := r.tip(ctx); tipErr == nil && tip != r.expected {
 			return "", errMoved
 		}
-		return "", hinted(fmt.Errorf("push to %s: %w", r.remote, err), "may whoever runs this push to %s? a protected branch must let the job do so", r.branch)
+		return "", command.Hinted(fmt.Errorf("push to %s: %w", r.remote, err), "may whoever runs this push to %s? a protected branch must let the job do so", r.branch)
 	}
 	return commit, nil
 }

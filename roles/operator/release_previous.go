@@ -15,6 +15,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // file reads from the release that is the present one: the commit it will be
@@ -109,7 +110,7 @@ func (r *releaser) previousFleet(ctx context.Context) (*fleet.Fleet, error) {
 			return f, nil
 		}
 	}
-	return nil, hinted(fmt.Errorf("the present release in %s cannot be read: %w", r.dir, err), "restore it from git; if it is lost, remove it and release anew")
+	return nil, command.Hinted(fmt.Errorf("the present release in %s cannot be read: %w", r.dir, err), "restore it from git; if it is lost, remove it and release anew")
 }
 
 // previousHead carries openedAt over to a new release of the same intent. A
@@ -169,7 +170,7 @@ func changes(old, young *fleet.Fleet) []hostChange {
 // every signature in it was verified. Nothing unverified is ever signed.
 func (r *releaser) present(ctx context.Context) (*draft, error) {
 	if r.signer.slot == nil {
-		return nil, usage("give --trust-file", "--resign signs only what is signed already, and with a hook nothing says by whom")
+		return nil, command.Usage("give --trust-file", "--resign signs only what is signed already, and with a hook nothing says by whom")
 	}
 	read := func(name string) ([]byte, []byte, error) {
 		body, err := r.file(ctx, name)
@@ -184,12 +185,12 @@ func (r *releaser) present(ctx context.Context) (*draft, error) {
 		return nil, err
 	}
 	if body == nil {
-		return nil, hinted(fmt.Errorf("there is no release in %s", r.dir), "make one first: nixfleet release")
+		return nil, command.Hinted(fmt.Errorf("there is no release in %s", r.dir), "make one first: nixfleet release")
 	}
 	now := r.now.Add(aheadMax)
 	f, _, err := verified(r.signer.slot, body, sig, now, everAged, fleet.ParseFleet)
 	if err != nil {
-		return nil, coded(3, hinted(fmt.Errorf("the present release does not verify: %w", err), "after a change of keys give --trust-file, which knows the previous key"))
+		return nil, command.Coded(3, command.Hinted(fmt.Errorf("the present release does not verify: %w", err), "after a change of keys give --trust-file, which knows the previous key"))
 	}
 	d := &draft{ciCommit: f.Meta.CICommit, closures: map[string]string{}}
 	if d.doc, err = object(body); err != nil {
@@ -214,16 +215,16 @@ func presentList[T interface{ Metadata() pki.Metadata }](slot *pki.KeySlot, now 
 	}
 	if body == nil {
 		if expect != nil {
-			return nil, coded(3, fmt.Errorf("the present release names a list that is not there: %s", name))
+			return nil, command.Coded(3, fmt.Errorf("the present release names a list that is not there: %s", name))
 		}
 		return nil, nil
 	}
 	_, v, err := verified(slot, body, sig, now, everAged, parse)
 	if err != nil {
-		return nil, coded(3, fmt.Errorf("%s of the present release does not verify: %w", name, err))
+		return nil, command.Coded(3, fmt.Errorf("%s of the present release does not verify: %w", name, err))
 	}
 	if expect != nil && *expect != v.Hash {
-		return nil, coded(3, fmt.Errorf("%s belongs to another release than the present fleet", name))
+		return nil, command.Coded(3, fmt.Errorf("%s belongs to another release than the present fleet", name))
 	}
 	var doc map[string]any
 	if err := json.Unmarshal(v.Canonical, &doc); err != nil {

@@ -17,6 +17,7 @@ import (
 	"nixfleet/nixops/disk"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 const (
@@ -57,7 +58,7 @@ func (r *releaser) publish(ctx context.Context, d *draft) error {
 			return err
 		}
 		if attempt == attempts {
-			return hinted(fmt.Errorf("push to %s: others were faster %d times", r.repo.branch, attempts), "release again")
+			return command.Hinted(fmt.Errorf("push to %s: others were faster %d times", r.repo.branch, attempts), "release again")
 		}
 		r.say("%s moved while this release was made; reading it again", r.repo.branch)
 		if err := r.repo.read(ctx, r.c.Bool("resign")); err != nil {
@@ -130,7 +131,7 @@ func (r *releaser) seal(ctx context.Context, d *draft) (*sealed, error) {
 	if previous != nil && previous.Meta.SignedAt != nil {
 		last := previous.Meta.SignedAt.Time
 		if last.Sub(r.now) > aheadMax {
-			return nil, hinted(fmt.Errorf("the present release is signed at %s, which is in the future: time cannot go backwards", previous.Meta.SignedAt), "is this machine's clock right? the hosts refuse whatever is older than what they have seen")
+			return nil, command.Hinted(fmt.Errorf("the present release is signed at %s, which is in the future: time cannot go backwards", previous.Meta.SignedAt), "is this machine's clock right? the hosts refuse whatever is older than what they have seen")
 		}
 		if !signedAt.After(last) {
 			signedAt = last.Truncate(time.Second).Add(time.Second)
@@ -203,7 +204,7 @@ func (r *releaser) refuseVanishing(ctx context.Context, name string) error {
 		return err
 	}
 	flag := strings.TrimSuffix(name, ".json")
-	return hinted(fmt.Errorf("the present release has %s and this one would not", name),
+	return command.Hinted(fmt.Errorf("the present release has %s and this one would not", name),
 		"give --%s-attr or --%s-file; to give up the list for good, remove the file from the release directory", flag, flag)
 }
 
@@ -376,7 +377,7 @@ func (r *releaser) stage(dir string, s *sealed) error {
 		RequireRevocations: s.files[fleet.RevocationsName] != nil, RequireNonces: s.files[fleet.NoncesName] != nil,
 	})
 	if err != nil {
-		return coded(3, fmt.Errorf("the signed release does not verify: %w", err))
+		return command.Coded(3, fmt.Errorf("the signed release does not verify: %w", err))
 	}
 	return nil
 }
@@ -411,7 +412,7 @@ func lockDir(dir string, dry bool) (func(), error) {
 	}
 	lock, err := disk.TryLockDir(dir)
 	if errors.Is(err, disk.ErrLocked) {
-		return nil, hinted(fmt.Errorf("another release is being written to %s", dir), "wait for it to end")
+		return nil, command.Hinted(fmt.Errorf("another release is being written to %s", dir), "wait for it to end")
 	}
 	if err != nil {
 		return nil, err

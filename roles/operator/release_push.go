@@ -10,13 +10,15 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+
+	"nixfleet/roles/command"
 )
 
 // push hands every closure to the cache before anything names it.
 func (r *releaser) push(ctx context.Context, d *draft) error {
 	if hook := r.c.String("push-cmd"); hook != "" {
 		if err := r.pushBy(ctx, hook, d.closures); err != nil {
-			return coded(2, err)
+			return command.Coded(2, err)
 		}
 	}
 	if store := r.c.String("copy-to"); store != "" && len(d.closures) > 0 {

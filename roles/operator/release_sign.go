@@ -16,6 +16,7 @@ import (
 
 	"nixfleet/nixops/git"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // signer makes signatures, by a key in this process or by a hook, and believes
@@ -37,9 +38,9 @@ func newSigner(c *cli.Context) (*signer, error) {
 	path := c.String("sign-key")
 	switch {
 	case path != "" && s.hook != "":
-		return nil, usage("", "give --sign-key or --sign-cmd (NIXFLEET_SIGN_KEY, NIXFLEET_SIGN_CMD), not both")
+		return nil, command.Usage("", "give --sign-key or --sign-cmd (NIXFLEET_SIGN_KEY, NIXFLEET_SIGN_CMD), not both")
 	case path == "" && s.hook == "" && !c.Bool("dry-run"):
-		return nil, usage("nixfleet keygen release makes a key", "--sign-key or --sign-cmd is missing")
+		return nil, command.Usage("nixfleet keygen release makes a key", "--sign-key or --sign-cmd is missing")
 	}
 	if path != "" {
 		var err error
@@ -47,7 +48,7 @@ func newSigner(c *cli.Context) (*signer, error) {
 			return nil, err
 		}
 		if s.algorithm != "" && s.algorithm != s.key.Algorithm() {
-			return nil, usage("", "--signature-algorithm %s does not fit the key, which is %s", s.algorithm, s.key.Algorithm())
+			return nil, command.Usage("", "--signature-algorithm %s does not fit the key, which is %s", s.algorithm, s.key.Algorithm())
 		}
 		s.algorithm = s.key.Algorithm()
 		public := s.key.Public()
@@ -58,7 +59,7 @@ func newSigner(c *cli.Context) (*signer, error) {
 		s.algorithm = pki.AlgorithmEd25519
 	case pki.AlgorithmEd25519, pki.AlgorithmP256:
 	default:
-		return nil, usage("", "--signature-algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
+		return nil, command.Usage("", "--signature-algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
 	}
 	trustPath, err := s.knownKeys(c)
 	if trustPath == "" || err != nil {
@@ -71,7 +72,7 @@ func newSigner(c *cli.Context) (*signer, error) {
 	// A release that the fleet's own trust cannot verify would lock it out:
 	// found before an hour of building, not after.
 	if s.key != nil && !active(&trust.CIReleaseKey, s.key.Public()) {
-		return nil, coded(3, hinted(fmt.Errorf("the release key is not in ciReleaseKey of %s: no host would accept the release", trustPath),
+		return nil, command.Coded(3, command.Hinted(fmt.Errorf("the release key is not in ciReleaseKey of %s: no host would accept the release", trustPath),
 			"declare it in nixfleet.trust and deploy that first, signed by the present key: as successor (with retireAt), or as current with the present one as previous"))
 	}
 	s.slot = &trust.CIReleaseKey
@@ -84,11 +85,11 @@ func (s *signer) knownKeys(c *cli.Context) (trustPath string, err error) {
 	public := c.String("public-key")
 	switch trustPath = c.String("trust-file"); {
 	case public != "" && (trustPath != "" || s.key != nil):
-		return "", usage("", "--public-key is for a --sign-cmd without --trust-file")
+		return "", command.Usage("", "--public-key is for a --sign-cmd without --trust-file")
 	case public != "":
 		key := pki.PublicKey{Algorithm: s.algorithm, Public: public}
 		if !key.Usable() {
-			return "", usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key", s.algorithm)
+			return "", command.Usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key", s.algorithm)
 		}
 		s.slot = &pki.KeySlot{Current: &key}
 	case trustPath != "" || s.slot != nil || c.Bool("dry-run"):
@@ -100,7 +101,7 @@ func (s *signer) knownKeys(c *cli.Context) (trustPath string, err error) {
 		}
 		trustPath = ""
 		if !c.Bool("allow-unverified") {
-			return "", usage("give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes all the same",
+			return "", command.Usage("give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes all the same",
 				"nothing says with which key --sign-cmd signs: hosts might refuse what it makes")
 		}
 	}
@@ -144,10 +145,10 @@ func (s *signer) sign(ctx context.Context, canonical []byte, what string) ([]byt
 			return nil, fmt.Errorf("sign %s: %w", what, err)
 		}
 	} else if sig, err = s.callHook(ctx, canonical); err != nil {
-		return nil, coded(2, fmt.Errorf("sign %s: %w", what, err))
+		return nil, command.Coded(2, fmt.Errorf("sign %s: %w", what, err))
 	}
 	if len(sig) != pki.SignatureSize {
-		return nil, coded(2, hinted(fmt.Errorf("sign %s: the hook wrote %d bytes, a signature has %d", what, len(sig), pki.SignatureSize),
+		return nil, command.Coded(2, command.Hinted(fmt.Errorf("sign %s: the hook wrote %d bytes, a signature has %d", what, len(sig), pki.SignatureSize),
 			"write the raw bytes (R then S for ecdsa-p256) to $NIXFLEET_OUTPUT: no text, no newline, no DER"))
 	}
 	if s.slot == nil {
@@ -158,7 +159,7 @@ func (s *signer) sign(ctx context.Context, canonical []byte, what string) ([]byt
 			return sig, nil
 		}
 	}
-	return nil, coded(3, hinted(fmt.Errorf("sign %s: the signature does not verify under any release key of the fleet", what),
+	return nil, command.Coded(3, command.Hinted(fmt.Errorf("sign %s: the signature does not verify under any release key of the fleet", what),
 		"does the hook sign the bytes of $NIXFLEET_INPUT with the key in ciReleaseKey?"))
 }
 

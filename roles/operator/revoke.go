@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol/client"
 )
 
@@ -20,7 +21,7 @@ func revokeCommand() *cli.Command {
 		Flags: append(connectionFlags(),
 			&cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
 			&cli.StringFlag{Name: "not-before", Usage: "refuse certificates issued before this `TIME`, RFC 3339 (default: now)"},
-			jsonFlag()),
+			command.JSONFlag()),
 		Action: revoke,
 	}
 }
@@ -28,17 +29,17 @@ func revokeCommand() *cli.Command {
 func revoke(c *cli.Context) error {
 	name := c.Args().First()
 	if c.NArg() != 1 || name == "" {
-		return usage("nixfleet revoke NAME --reason TEXT", "revoke takes one name")
+		return command.Usage("nixfleet revoke NAME --reason TEXT", "revoke takes one name")
 	}
 	if c.String("reason") == "" {
-		return usage("", "--reason is missing: whoever reads the list next year will want it")
+		return command.Usage("", "--reason is missing: whoever reads the list next year will want it")
 	}
 	// A certificate issued in this very second carries it as notBefore.
 	notBefore := pki.At(time.Now().UTC().Truncate(time.Second).Add(time.Second))
 	if text := c.String("not-before"); text != "" {
 		var err error
 		if notBefore, err = pki.ParseTimestamp(text); err != nil {
-			return usage("write it as 2026-03-01T12:00:00Z", "--not-before: %w", err)
+			return command.Usage("write it as 2026-03-01T12:00:00Z", "--not-before: %w", err)
 		}
 	}
 	plane, err := connect(c)
@@ -55,7 +56,7 @@ func revoke(c *cli.Context) error {
 	}
 	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name), nixString(notBefore.String()), nixString(c.String("reason")))
 	if c.Bool("json") {
-		return printDoc(c, map[string]any{
+		return command.Document(c, map[string]any{
 			"hostname": name, "notBefore": notBefore, "reason": c.String("reason"), "declaration": declaration,
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -23,7 +24,7 @@ func rolloutCommand() *cli.Command {
 	verb := func(name, what, example string, action cli.ActionFunc, flags ...cli.Flag) *cli.Command {
 		return &cli.Command{
 			Name: name, Usage: what, ArgsUsage: rolloutArgs, Description: "Example:\n   " + example,
-			Flags: append(append(connectionFlags(), jsonFlag()), flags...), Action: action,
+			Flags: append(append(connectionFlags(), command.JSONFlag()), flags...), Action: action,
 		}
 	}
 	reason := func() cli.Flag { return &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"} }
@@ -51,7 +52,7 @@ func rolloutCommand() *cli.Command {
 func findRollout(c *cli.Context, client *client.Client) (id string, found *protocol.RolloutSummary, err error) {
 	word := c.Args().First()
 	if c.NArg() != 1 || word == "" {
-		return "", nil, usage("nixfleet rollout list", "%s takes one rollout", c.Command.HelpName)
+		return "", nil, command.Usage("nixfleet rollout list", "%s takes one rollout", c.Command.HelpName)
 	}
 	answer, err := client.AllRollouts(c.Context)
 	if err != nil {
@@ -68,9 +69,9 @@ func findRollout(c *cli.Context, client *client.Client) (id string, found *proto
 	case len(named) == 0 && fleet.ValidRolloutID(word):
 		return word, nil, nil
 	case len(named) == 0:
-		return "", nil, hinted(fmt.Errorf("no rollout is called %q", word), "nixfleet rollout list; one that was forgotten goes by its full id")
+		return "", nil, command.Hinted(fmt.Errorf("no rollout is called %q", word), "nixfleet rollout list; one that was forgotten goes by its full id")
 	case len(named) > 1 && named[0].Channel != word:
-		return "", nil, hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(named)), "type more of the id")
+		return "", nil, command.Hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(named)), "type more of the id")
 	}
 	// Of a channel's rollouts the newest comes first.
 	if i := slices.IndexFunc(named, func(r *protocol.RolloutSummary) bool { return !over(r.State) }); i >= 0 {
@@ -105,33 +106,33 @@ func rolloutList(c *cli.Context) error {
 		return explained(err, "ask for the rollouts")
 	}
 	if c.Bool("json") {
-		return printText(c, body)
+		return command.Text(c, body)
 	}
 	rows := [][]string{{"ROLLOUT", "CHANNEL", "STATE", "WAVE", "HOSTS", "CREATED"}}
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
-			plain(short(r.RolloutID)), plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.Words()), when(r.CreatedAt.Time),
+			command.Plain(short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.Words()), when(r.CreatedAt.Time),
 		})
 	}
 	if len(rows) == 1 {
 		progress(c, "no rollout is on its way")
 		return nil
 	}
-	return printTable(c.App.Writer, rows)
+	return command.Table(c.App.Writer, rows)
 }
 
 // rolloutState adds why a rollout stands still. A v1 control plane says
 // nothing of it.
 func rolloutState(r *protocol.RolloutSummary) string {
-	state := plain(r.State)
+	state := command.Plain(r.State)
 	if state == "" {
 		state = "-"
 	}
 	if r.Hold != nil {
-		state += " (" + plain(*r.Hold) + ")"
+		state += " (" + command.Plain(*r.Hold) + ")"
 	} else if r.HaltReason != "" {
-		state += " (" + plain(r.HaltReason) + ")"
+		state += " (" + command.Plain(r.HaltReason) + ")"
 	}
 	return state
 }
@@ -150,7 +151,7 @@ func tally(states map[string]string) string {
 		}
 	}
 	for _, s := range sortedKeys(count) {
-		parts = append(parts, fmt.Sprintf("%d %s", count[s], plain(s)))
+		parts = append(parts, fmt.Sprintf("%d %s", count[s], command.Plain(s)))
 	}
 	if len(parts) == 0 {
 		return "-"
@@ -179,15 +180,15 @@ func rolloutShow(c *cli.Context) error {
 		if err != nil {
 			return fmt.Errorf("rollout %s: %w", short(id), err)
 		}
-		return printText(c, fmt.Appendf(nil, `{"rollout":%s,"lifecycle":%s}`, summary, lifecycle))
+		return command.Text(c, fmt.Appendf(nil, `{"rollout":%s,"lifecycle":%s}`, summary, lifecycle))
 	}
 	w := c.App.Writer
-	fmt.Fprintf(w, "rollout   %s\n", plain(life.RolloutID))
+	fmt.Fprintf(w, "rollout   %s\n", command.Plain(life.RolloutID))
 	if open != nil {
-		fmt.Fprintf(w, "channel   %s\nstate     %s\nwave      %d\ncreated   %s\n", plain(open.Channel), rolloutState(open), open.CurrentWave, when(open.CreatedAt.Time))
+		fmt.Fprintf(w, "channel   %s\nstate     %s\nwave      %d\ncreated   %s\n", command.Plain(open.Channel), rolloutState(open), open.CurrentWave, when(open.CreatedAt.Time))
 	}
 	if life.SupersededAt != nil {
-		fmt.Fprintf(w, "superseded %s by %s\n", when(life.SupersededAt.Time), or(life.SupersededBy))
+		fmt.Fprintf(w, "superseded %s by %s\n", when(life.SupersededAt.Time), command.OrDash(life.SupersededBy))
 	}
 	if life.TerminalAt != nil {
 		fmt.Fprintf(w, "done      %s\n", when(life.TerminalAt.Time))
@@ -198,10 +199,10 @@ func rolloutShow(c *cli.Context) error {
 	rows := [][]string{{"HOST", "STATE"}}
 	words := open.Words()
 	for _, host := range sortedKeys(words) {
-		rows = append(rows, []string{plain(host), plain(words[host])})
+		rows = append(rows, []string{command.Plain(host), command.Plain(words[host])})
 	}
 	fmt.Fprintln(w)
-	return printTable(w, rows)
+	return command.Table(w, rows)
 }
 
 // summaryOf is what a list of rollouts says of one of them, null when nothing.
@@ -252,12 +253,12 @@ func rolloutTrace(c *cli.Context) error {
 	if err != nil {
 		var answer *client.Error
 		if errors.As(err, &answer) && answer.Status == 404 {
-			return hinted(fmt.Errorf("rollout %s has no dispatch on record", short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", short(id), short(id))
+			return command.Hinted(fmt.Errorf("rollout %s has no dispatch on record", short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", short(id), short(id))
 		}
 		return explained(err, "trace rollout "+short(id))
 	}
 	if body != nil {
-		return printText(c, body)
+		return command.Text(c, body)
 	}
 	rows := [][]string{{"WAVE", "HOST", "DISPATCHED", "TERMINAL", "AT"}}
 	for _, e := range trace.Events {
@@ -265,9 +266,9 @@ func rolloutTrace(c *cli.Context) error {
 		if e.TerminalAt != nil {
 			at = when(e.TerminalAt.Time)
 		}
-		rows = append(rows, []string{fmt.Sprint(e.Wave), plain(e.Host), when(e.DispatchedAt.Time), or(e.TerminalState), at})
+		rows = append(rows, []string{fmt.Sprint(e.Wave), command.Plain(e.Host), when(e.DispatchedAt.Time), command.OrDash(e.TerminalState), at})
 	}
-	return printTable(c.App.Writer, rows)
+	return command.Table(c.App.Writer, rows)
 }
 
 // hold is pause, resume and cancel: a change, recorded with the certificate's
@@ -275,7 +276,7 @@ func rolloutTrace(c *cli.Context) error {
 func hold(action, past string) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if c.NArg() == 1 && c.String("reason") == "" {
-			return usage("", "--reason is missing: it stands in the record beside your name")
+			return command.Usage("", "--reason is missing: it stands in the record beside your name")
 		}
 		client, err := connect(c)
 		if err != nil {
@@ -307,23 +308,23 @@ func hostExplain(c *cli.Context) error {
 		return explained(err, "explain "+name)
 	}
 	if c.Bool("json") {
-		return printText(c, body)
+		return command.Text(c, body)
 	}
 	w := c.App.Writer
-	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", plain(x.Hostname), plain(x.Channel), or(x.Current), or(x.Declared), or(x.State))
+	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", command.Plain(x.Hostname), command.Plain(x.Channel), command.OrDash(x.Current), command.OrDash(x.Declared), command.OrDash(x.State))
 	if x.RolloutID != nil {
-		fmt.Fprintf(w, "rollout   %s\n", plain(short(*x.RolloutID)))
+		fmt.Fprintf(w, "rollout   %s\n", command.Plain(short(*x.RolloutID)))
 	}
 	if x.Wave != nil {
 		fmt.Fprintf(w, "wave      %d\n", *x.Wave)
 	}
 	gate := ""
 	if x.Reason.Gate != "" {
-		gate = ", gate " + plain(x.Reason.Gate)
+		gate = ", gate " + command.Plain(x.Reason.Gate)
 	}
-	fmt.Fprintf(w, "\n%s [%s%s]\n", plain(x.Reason.Text), plain(x.Reason.Code), gate)
+	fmt.Fprintf(w, "\n%s [%s%s]\n", command.Plain(x.Reason.Text), command.Plain(x.Reason.Code), gate)
 	if x.Reason.Next != "" {
-		fmt.Fprintf(w, "next: %s\n", plain(x.Reason.Next))
+		fmt.Fprintf(w, "next: %s\n", command.Plain(x.Reason.Next))
 	}
 	return nil
 }

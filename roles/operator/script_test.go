@@ -15,14 +15,15 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // nixfleet is the executable as far as the operator's verbs go.
 func nixfleet(prefix ...string) func() {
 	return func() {
 		cp := &cli.Command{Name: "cp", Usage: "control plane", Subcommands: []*cli.Command{PokeCommand()}}
-		app := App("test", append(Commands(Roles{}), cp)...)
-		os.Exit(Run(context.Background(), app, append(append([]string{"nixfleet"}, prefix...), os.Args[1:]...)))
+		app := command.App("test", append(Commands(Roles{}), cp)...)
+		os.Exit(command.Run(context.Background(), app, append(append([]string{"nixfleet"}, prefix...), os.Args[1:]...)))
 	}
 }
 

@@ -3,13 +3,12 @@ package operator
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -23,8 +22,8 @@ func statusCommand() *cli.Command {
 		Description: "A host is offline when it has missed its check-ins, and marked stale when it has been silent for more\n" +
 			"than two freshness windows of its channel. nixfleet host explain says more of each.\n\n" +
 			"Example:\n   nixfleet status\n   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
-		Flags: append(connectionFlags(), jsonFlag(),
-			&cli.BoolFlag{Name: "no-color", EnvVars: []string{"NIXFLEET_NO_COLOR"}, Usage: "no colours (also NO_COLOR, and when the output is no terminal)"}),
+		Flags: append(connectionFlags(), command.JSONFlag(),
+			command.NoColourFlag()),
 		Action: func(c *cli.Context) error {
 			client, err := connect(c)
 			if err != nil {
@@ -35,7 +34,7 @@ func statusCommand() *cli.Command {
 				if err != nil {
 					return explained(err, "ask for the hosts")
 				}
-				return printText(c, answer)
+				return command.Text(c, answer)
 			}
 			answer, err := client.Hosts(c.Context)
 			if err != nil {
@@ -53,70 +52,47 @@ func statusCommand() *cli.Command {
 					windows[h.Channel] = 0
 				}
 			}
-			return printTable(c.App.Writer, statusRows(answer.Hosts, windows, time.Now(), colours(c)))
+			return command.Table(c.App.Writer, statusRows(answer.Hosts, windows, time.Now(), command.ColoursOf(c)))
 		},
 	}
 }
 
-// palette colours text, or leaves it alone.
-type palette bool
-
-func colours(c *cli.Context) palette {
-	out, ok := c.App.Writer.(*os.File)
-	return palette(!c.Bool("no-color") && os.Getenv("NO_COLOR") == "" && ok && term.IsTerminal(int(out.Fd())))
-}
-
-const (
-	red    = "31"
-	green  = "32"
-	yellow = "33"
-	dim    = "2"
-	bold   = "1"
-)
-
-func (p palette) paint(colour, text string) string {
-	if !p || text == "" {
-		return text
-	}
-	return "\x1b[" + colour + "m" + text + "\x1b[0m"
-}
-
-func statusRows(hosts []protocol.HostEntry, windows map[string]time.Duration, now time.Time, p palette) [][]string {
+func statusRows(hosts []protocol.HostEntry, windows map[string]time.Duration, now time.Time, p command.Palette) [][]string {
 	rows := [][]string{{"HOST", "CHANNEL", "CURRENT", "DECLARED", "STATUS", "COMPLIANCE"}}
 	for _, h := range hosts {
 		text, colour := hostStatus(&h)
 		if window := windows[h.Channel]; window > 0 && h.LastCheckinAt != nil && now.Sub(h.LastCheckinAt.Time) > staleAfter*window {
-			text, colour = text+" (stale)", red
+			text, colour = text+" (stale)", command.Red
 		}
 		rows = append(rows, []string{
-			plain(h.Hostname), plain(h.Channel), closureShort(h.CurrentClosureHash), closureShort(h.DeclaredClosureHash),
-			p.paint(colour, text), compliance(&h, p),
+			command.Plain(h.Hostname), command.Plain(h.Channel), closureShort(h.CurrentClosureHash), closureShort(h.DeclaredClosureHash),
+			p.Paint(colour, text), compliance(&h, p),
 		})
 	}
 	return rows
 }
 
 // hostStatus is one host in a few words, the worst first.
-func hostStatus(h *protocol.HostEntry) (text, colour string) {
-	state := plain(h.Word())
+func hostStatus(h *protocol.HostEntry) (text string, colour command.Colour) {
+	state := command.Plain(h.Word())
 	switch {
 	case h.Reason != nil && h.Reason.Code == "revoked":
-		return "revoked", red
+		return "revoked", command.Red
 	case neverSeen(h):
-		text, colour = "never seen", dim
+		text, colour = "never seen", command.Dim
 	case h.QuarantinedClosure != nil:
-		text, colour = cmp.Or(state, "behind")+", quarantined", red
+		text, colour = cmp.Or(state, "behind")+", quarantined", command.Red
 	case state == "Failed" || state == "Reverted":
-		text, colour = state, red
+		text, colour = state, command.Red
 	case h.PendingReboot:
-		text, colour = "reboot pending", yellow
+		text, colour = "reboot pending", command.Yellow
 	case h.Converged:
-		text, colour = cmp.Or(state, "Converged"), green
+		text, colour = cmp.Or(state, "Converged"), command.Green
 	default:
-		text, colour = cmp.Or(state, "behind"), yellow
+		text, colour = cmp.Or(state, "behind"), command.Yellow
 		// What it waits for, in the word that host explain has a sentence for.
 		if h.Reason != nil && h.Reason.Code != "" && (state == "" || state == "Queued") {
-			text += ": " + plain(h.Reason.Code)
+			text += ": " + command.Plain(h.Reason.Code)
 		}
 	}
 	if h.Pin != nil {
@@ -130,8 +106,8 @@ func hostStatus(h *protocol.HostEntry) (text, colour string) {
 	if offline {
 		text += ", offline"
 	}
-	if colour == green && (held || offline) {
-		colour = yellow
+	if colour == command.Green && (held || offline) {
+		colour = command.Yellow
 	}
 	return text, colour
 }
@@ -141,7 +117,7 @@ func neverSeen(h *protocol.HostEntry) bool {
 	return h.LastCheckinAt == nil && h.CurrentClosureHash == nil
 }
 
-func compliance(h *protocol.HostEntry, p palette) string {
+func compliance(h *protocol.HostEntry, p command.Palette) string {
 	if neverSeen(h) {
 		return "-"
 	}
@@ -162,9 +138,9 @@ func compliance(h *protocol.HostEntry, p palette) string {
 		}
 	}
 	if len(failing) == 0 {
-		return p.paint(green, "ok")
+		return p.Paint(command.Green, "ok")
 	}
-	return p.paint(red, orNothing(failing))
+	return p.Paint(command.Red, command.OrNothing(failing))
 }
 
 // closureShort is the hash part's beginning and the name's end: what tells two
@@ -173,5 +149,5 @@ func closureShort(base *string) string {
 	if base == nil || *base == "" {
 		return "-"
 	}
-	return plain((*base)[:min(8, len(*base))])
+	return command.Plain((*base)[:min(8, len(*base))])
 }

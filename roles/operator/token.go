@@ -16,6 +16,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // Tokens are dated back by a minute: neither v1 nor ours allows for a clock
@@ -57,14 +58,14 @@ func orgRootFlags() []cli.Flag {
 func mintToken(c *cli.Context) error {
 	hostname := c.String("hostname")
 	if !hostnamePattern.MatchString(hostname) {
-		return usage("nixfleet mint-token --help", "--hostname is missing or not a host name: %q", hostname)
+		return command.Usage("nixfleet mint-token --help", "--hostname is missing or not a host name: %q", hostname)
 	}
 	if v := c.Int("version"); v != 1 {
-		return usage("", "token version %d does not exist, only 1 does", v)
+		return command.Usage("", "token version %d does not exist, only 1 does", v)
 	}
 	hours := c.Int("validity-hours")
 	if hours < 1 || hours > 24*366 {
-		return usage("", "--validity-hours must be between 1 and %d", 24*366)
+		return command.Usage("", "--validity-hours must be between 1 and %d", 24*366)
 	}
 	fingerprint, err := hostFingerprint(c, hostname)
 	if err != nil {
@@ -132,14 +133,14 @@ func nonceEntry(t *pki.Token) string {
 func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
 	path := c.String("org-root-key")
 	if path == "" {
-		return nil, usage("nixfleet keygen org-root makes one", "--org-root-key is missing")
+		return nil, command.Usage("nixfleet keygen org-root makes one", "--org-root-key is missing")
 	}
 	key, err := signingKey(path, c.String("identity"))
 	if err != nil {
 		return nil, err
 	}
 	if key.Algorithm() != pki.AlgorithmEd25519 {
-		return nil, hinted(fmt.Errorf("org root key %s is %s; tokens are signed with ed25519", path, key.Algorithm()), "nixfleet keygen org-root")
+		return nil, command.Hinted(fmt.Errorf("org root key %s is %s; tokens are signed with ed25519", path, key.Algorithm()), "nixfleet keygen org-root")
 	}
 	if c.String("trust-file") == "" {
 		return key, nil
@@ -151,12 +152,12 @@ func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
 	if slot, now := trust.OrgRootKey, time.Now(); slot != nil && slices.Contains(slot.Active(now), key.Public()) {
 		issued := now.UTC().Truncate(time.Second).Add(-tokenBackdate)
 		if slot.RejectBefore != nil && issued.Before(slot.RejectBefore.Time) {
-			return nil, hinted(fmt.Errorf("orgRootKey of %s refuses tokens issued before %s, and this one would be issued at %s", c.String("trust-file"), slot.RejectBefore, pki.At(issued)),
+			return nil, command.Hinted(fmt.Errorf("orgRootKey of %s refuses tokens issued before %s, and this one would be issued at %s", c.String("trust-file"), slot.RejectBefore, pki.At(issued)),
 				"tokens are dated back by a minute: mint it after %s", pki.At(slot.RejectBefore.Add(tokenBackdate)))
 		}
 		return key, nil
 	}
-	return nil, hinted(fmt.Errorf("org root key %s is not in orgRootKey of %s: no control plane would accept the token", path, c.String("trust-file")),
+	return nil, command.Hinted(fmt.Errorf("org root key %s is not in orgRootKey of %s: no control plane would accept the token", path, c.String("trust-file")),
 		"declare nixfleet.trust.orgRootKey.current = %s", nixString(key.Public().Public))
 }
 
@@ -169,7 +170,7 @@ func hostFingerprint(c *cli.Context, hostname string) (string, error) {
 		}
 	}
 	if len(given) != 1 {
-		return "", usage("nixfleet mint-token --help", "name the host's key once, by --csr-pubkey-fingerprint, --host-pubkey or --fleet-resolved (given: %s)", orNothing(given))
+		return "", command.Usage("nixfleet mint-token --help", "name the host's key once, by --csr-pubkey-fingerprint, --host-pubkey or --fleet-resolved (given: %s)", command.OrNothing(given))
 	}
 	switch given[0] {
 	case "--csr-pubkey-fingerprint":
@@ -184,30 +185,23 @@ func hostFingerprint(c *cli.Context, hostname string) (string, error) {
 	return declaredFingerprint(c, hostname)
 }
 
-func orNothing(list []string) string {
-	if len(list) == 0 {
-		return "nothing"
-	}
-	return strings.Join(list, ", ")
-}
-
 func checkFingerprint(s string) (string, error) {
 	s = strings.TrimSpace(s)
 	if pki.LooksLikeSSHFingerprint(s) {
-		return "", hinted(fmt.Errorf("%q is a fingerprint of ssh-keygen -lf, which hashes other bytes than the token names", s),
+		return "", command.Hinted(fmt.Errorf("%q is a fingerprint of ssh-keygen -lf, which hashes other bytes than the token names", s),
 			"pass the public key instead: --host-pubkey /etc/ssh/ssh_host_ed25519_key.pub (or - for standard input)")
 	}
 	if strings.HasPrefix(s, "ssh-") {
-		return "", hinted(fmt.Errorf("%.24q… is a public key, not its fingerprint", s), "pass it by --host-pubkey")
+		return "", command.Hinted(fmt.Errorf("%.24q… is a public key, not its fingerprint", s), "pass it by --host-pubkey")
 	}
 	// ssh-keygen writes base64 without the padding that every fingerprint here has.
 	if raw, err := base64.RawStdEncoding.Strict().DecodeString(s); err == nil && len(raw) == sha256.Size {
-		return "", hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other bytes than the token names", s),
+		return "", command.Hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other bytes than the token names", s),
 			"pass the public key instead: --host-pubkey FILE")
 	}
 	raw, err := pki.DecodeBase64(s)
 	if err != nil || len(raw) != sha256.Size {
-		return "", hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
+		return "", command.Hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
 	}
 	return s, nil
 }
@@ -219,16 +213,16 @@ func hostKey(arg string) (ed25519.PublicKey, error) {
 	if !strings.HasPrefix(arg, "ssh-") {
 		data, err := readFile(arg, smallFile)
 		if err != nil {
-			return nil, hinted(fmt.Errorf("read host key: %w", err), "name /etc/ssh/ssh_host_ed25519_key.pub of the host, give its line itself, or - for standard input")
+			return nil, command.Hinted(fmt.Errorf("read host key: %w", err), "name /etc/ssh/ssh_host_ed25519_key.pub of the host, give its line itself, or - for standard input")
 		}
 		text = string(data)
 	}
 	if strings.Contains(text, "PRIVATE KEY") {
-		return nil, hinted(fmt.Errorf("%s is a private key", arg), "pass its public half, the file that ends in .pub")
+		return nil, command.Hinted(fmt.Errorf("%s is a private key", arg), "pass its public half, the file that ends in .pub")
 	}
 	key, err := pki.ParseHostKey(strings.TrimSpace(text))
 	if err != nil {
-		return nil, hinted(fmt.Errorf("host key: %w", err), "it must be one line of the kind: ssh-ed25519 AAAA… (ssh-keyscan: cut off the first column)")
+		return nil, command.Hinted(fmt.Errorf("host key: %w", err), "it must be one line of the kind: ssh-ed25519 AAAA… (ssh-keyscan: cut off the first column)")
 	}
 	return key, nil
 }
@@ -240,7 +234,7 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	trustPath := c.String("trust-file")
 	if trustPath == "" {
 		if trustPath = installedTrust(); trustPath == "" {
-			return "", usage("give --trust-file FILE", "--fleet-resolved is believed only with the release key that signed it, and there is no trust file")
+			return "", command.Usage("give --trust-file FILE", "--fleet-resolved is believed only with the release key that signed it, and there is no trust file")
 		}
 	}
 	trust, err := loadTrust(c, trustPath)
@@ -257,7 +251,7 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	}
 	sig, err := readFile(signature, smallFile)
 	if err != nil {
-		return "", hinted(fmt.Errorf("read fleet signature: %w", err), "name it with --fleet-signature")
+		return "", command.Hinted(fmt.Errorf("read fleet signature: %w", err), "name it with --fleet-signature")
 	}
 	f, _, err := verified(&trust.CIReleaseKey, body, sig, time.Now(), defaultWindow, fleet.ParseFleet)
 	if err != nil {
@@ -265,10 +259,10 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	}
 	host, ok := f.Hosts[hostname]
 	if !ok {
-		return "", hinted(fmt.Errorf("host %s is not declared in %s", hostname, path), "add it to the fleet and release, or pass --host-pubkey")
+		return "", command.Hinted(fmt.Errorf("host %s is not declared in %s", hostname, path), "add it to the fleet and release, or pass --host-pubkey")
 	}
 	if host.Pubkey == nil {
-		return "", hinted(fmt.Errorf("host %s has no pubkey in %s", hostname, path), "nixfleet host prepare %s prints the line to add", hostname)
+		return "", command.Hinted(fmt.Errorf("host %s has no pubkey in %s", hostname, path), "nixfleet host prepare %s prints the line to add", hostname)
 	}
 	key, err := pki.ParseHostKey(*host.Pubkey)
 	if err != nil {
@@ -291,7 +285,7 @@ func installedTrust() string {
 func loadTrust(c *cli.Context, path string) (*pki.Trust, error) {
 	data, err := readFile(path, smallFile)
 	if err != nil {
-		return nil, hinted(fmt.Errorf("read trust file: %w", err), "it is the fleet's trust.json, which nixfleet keygen writes and every NixOS host of the fleet has in /etc/nixfleet")
+		return nil, command.Hinted(fmt.Errorf("read trust file: %w", err), "it is the fleet's trust.json, which nixfleet keygen writes and every NixOS host of the fleet has in /etc/nixfleet")
 	}
 	trust, warnings, err := pki.ParseTrust(data)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -45,7 +46,7 @@ func verifyCommand() *cli.Command {
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE`"},
 			&cli.StringFlag{Name: "now", Usage: "`TIME` to judge its age at, RFC 3339 (default: now)"},
 			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(defaultWindow / time.Second), Usage: "oldest acceptable signature, in `SECONDS`"},
-			jsonFlag(),
+			command.JSONFlag(),
 		}
 		return &cli.Command{
 			Name: name, Usage: what, Description: exits + "Example:\n   " + example,
@@ -53,19 +54,19 @@ func verifyCommand() *cli.Command {
 			Action: func(c *cli.Context) error {
 				e, err := readEvidence(c, file)
 				if err != nil {
-					return coded(2, hinted(err, "%s", cmp.Or(hintOf(err), c.Command.HelpName+" --help")))
+					return command.Coded(2, command.Hinted(err, "%s", cmp.Or(command.HintOf(err), c.Command.HelpName+" --help")))
 				}
 				doc, line, err := action(c, e)
-				if err != nil && exitCode(err) == 1 && c.Bool("json") {
-					if err := printDoc(c, refusalOf(err)); err != nil {
+				if err != nil && command.ExitCode(err) == 1 && c.Bool("json") {
+					if err := command.Document(c, refusalOf(err)); err != nil {
 						return err
 					}
 				}
 				if err != nil {
-					return hinted(fmt.Errorf("verify %s %s: %w", name, e.path, err), "%s", cmp.Or(hintOf(err), unbelieved(err)))
+					return command.Hinted(fmt.Errorf("verify %s %s: %w", name, e.path, err), "%s", cmp.Or(command.HintOf(err), unbelieved(err)))
 				}
 				if c.Bool("json") {
-					return printDoc(c, doc)
+					return command.Document(c, doc)
 				}
 				_, err = fmt.Fprintln(c.App.Writer, line)
 				return err
@@ -141,31 +142,31 @@ type evidence struct {
 func readEvidence(c *cli.Context, file string) (*evidence, error) {
 	e := &evidence{path: c.String(file), now: time.Now()}
 	if e.path == "" {
-		return nil, usage(c.Command.HelpName+" --help", "--%s is missing", file)
+		return nil, command.Usage(c.Command.HelpName+" --help", "--%s is missing", file)
 	}
 	if c.Bool(allRequired) {
 		for _, name := range []string{"signature", "trust-file", "now", "freshness-window-secs"} {
 			if !c.IsSet(name) {
-				return nil, usage("by this name all flags are wanted; nixfleet verify has defaults", "--%s is missing", name)
+				return nil, command.Usage("by this name all flags are wanted; nixfleet verify has defaults", "--%s is missing", name)
 			}
 		}
 	}
 	seconds := c.Int64("freshness-window-secs")
 	if seconds < 0 {
-		return nil, usage("", "--freshness-window-secs must not be negative")
+		return nil, command.Usage("", "--freshness-window-secs must not be negative")
 	}
 	e.window = time.Duration(min(seconds, int64(math.MaxInt64/time.Second))) * time.Second
 	trustPath := c.String("trust-file")
 	if trustPath == "" {
 		if trustPath = installedTrust(); trustPath == "" {
-			return nil, usage("", "--trust-file is missing")
+			return nil, command.Usage("", "--trust-file is missing")
 		}
 	}
 	var err error
 	if text := c.String("now"); c.IsSet("now") {
 		at, err := pki.ParseTimestamp(text)
 		if err != nil {
-			return nil, usage("write it as 2026-03-01T12:00:00Z", "--now: %w", err)
+			return nil, command.Usage("write it as 2026-03-01T12:00:00Z", "--now: %w", err)
 		}
 		e.now = at.Time
 	}
@@ -223,7 +224,7 @@ func verifyFleet(_ *cli.Context, e *evidence) (any, string, error) {
 func verifyManifest(c *cli.Context, e *evidence) (any, string, error) {
 	id := c.String("rollout-id")
 	if id == "" {
-		return nil, "", usage("", "--rollout-id is missing")
+		return nil, "", command.Usage("", "--rollout-id is missing")
 	}
 	m, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseManifest)
 	if err != nil {
@@ -250,15 +251,15 @@ func verifyHead(c *cli.Context, e *evidence) (any, string, error) {
 	if path := c.String("proof"); path != "" {
 		data, err := readFile(path, smallFile)
 		if err != nil {
-			return nil, "", coded(2, err)
+			return nil, "", command.Coded(2, err)
 		}
 		var proof protocol.Proof
 		if err := pki.Decode(data, &proof); err != nil {
-			return nil, "", coded(2, fmt.Errorf("proof %s: %w", path, err))
+			return nil, "", command.Coded(2, fmt.Errorf("proof %s: %w", path, err))
 		}
 		leaf, err := pki.Canonicalize(proof.Leaf)
 		if err != nil {
-			return nil, "", coded(2, fmt.Errorf("proof %s: leaf: %w", path, err))
+			return nil, "", command.Coded(2, fmt.Errorf("proof %s: leaf: %w", path, err))
 		}
 		if err := pki.VerifyInclusion(h.HostSetRoot, int(h.HostCount), proof.Index, leaf, proof.Path); err != nil {
 			return nil, "", fmt.Errorf("proof %s: %w", path, err)
@@ -271,7 +272,7 @@ func verifyHead(c *cli.Context, e *evidence) (any, string, error) {
 func headCommitsTo(h *fleet.Head, path string) error {
 	body, err := readFile(path, pki.MaxDocument)
 	if err != nil {
-		return coded(2, err)
+		return command.Coded(2, err)
 	}
 	canonical, err := pki.Canonicalize(body)
 	if err != nil {
@@ -314,11 +315,11 @@ func verifyProbe(c *cli.Context) error {
 	var parts [3][]byte
 	for i, name := range []string{"payload", "signature", "pubkey"} {
 		if c.String(name) == "" {
-			return usage("nixfleet verify probe --help", "--%s is missing", name)
+			return command.Usage("nixfleet verify probe --help", "--%s is missing", name)
 		}
 		var err error
 		if parts[i], err = readFile(c.String(name), pki.MaxDocument); err != nil {
-			return coded(2, err)
+			return command.Coded(2, err)
 		}
 	}
 	signature := strings.TrimSpace(string(parts[1]))

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -31,7 +32,7 @@ func watchCommand() *cli.Command {
 			"reverted, 4 cancelled, 5 superseded by a newer release, 6 still going on after --timeout. An id that is\n" +
 			"not known yet is waited for. Without one it follows the whole fleet.\n\n" +
 			"Example:\n   nixfleet rollout watch\n   nixfleet rollout watch stable --timeout 2h",
-		Flags: append(connectionFlags(), jsonFlag(),
+		Flags: append(connectionFlags(), command.JSONFlag(),
 			&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: all that is kept)"},
 			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `TIME` for the end of the rollout (default: for ever)"}),
 		Action: rolloutWatch,
@@ -62,7 +63,7 @@ func rolloutWatch(c *cli.Context) error {
 		return err
 	}
 	if c.NArg() > 1 {
-		return usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
+		return command.Usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
 	}
 	w := &watcher{c: c, client: plane, query: client.EventQuery{After: c.Int64("after")}}
 	if c.NArg() == 0 {
@@ -85,7 +86,7 @@ func rolloutWatch(c *cli.Context) error {
 	}
 	err = w.follow(ctx, id)
 	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
-		return coded(exitTimeout, hinted(fmt.Errorf("rollout %s is not over after %s", short(id), c.Duration("timeout")), "nixfleet rollout show %s", short(id)))
+		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("rollout %s is not over after %s", short(id), c.Duration("timeout")), "nixfleet rollout show %s", short(id)))
 	}
 	return err
 }
@@ -100,7 +101,7 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 			return nil
 		}
 		var refused *client.Error
-		var final *failure
+		var final *command.Error
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -185,7 +186,7 @@ func (w *watcher) print(ctx context.Context) error {
 	return w.client.Events(ctx, w.query, func(e protocol.Event) error {
 		w.query.After, w.last = e.Seq, &e
 		if err := printEvent(w.c, &e); err != nil {
-			return &failure{err: err, code: 1}
+			return &command.Error{Err: err, Code: 1}
 		}
 		if w.query.Rollout != "" && !w.query.Past && slices.Contains(endings, e.Kind) {
 			return errEvent
@@ -202,18 +203,18 @@ func (w *watcher) outcome(life *protocol.Lifecycle) (done bool, err error) {
 	name := "rollout " + short(life.RolloutID)
 	why := ""
 	if life.HaltReason != "" {
-		why = ": " + plain(life.HaltReason)
+		why = ": " + command.Plain(life.HaltReason)
 	}
 	switch life.State {
 	case "Converged":
 		progress(w.c, "%s has converged", name)
 		return true, nil
 	case "Halted", "Reverting", "Reverted":
-		return true, coded(exitFailed, hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", short(life.RolloutID)))
+		return true, command.Coded(exitFailed, command.Hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", short(life.RolloutID)))
 	case "Cancelled":
-		return true, coded(exitCancelled, fmt.Errorf("%s was cancelled", name))
+		return true, command.Coded(exitCancelled, fmt.Errorf("%s was cancelled", name))
 	case "Superseded":
-		return true, coded(exitSuperseded, hinted(fmt.Errorf("%s was superseded by a newer release", name), "nixfleet rollout watch %s", or(&life.Channel)))
+		return true, command.Coded(exitSuperseded, command.Hinted(fmt.Errorf("%s was superseded by a newer release", name), "nixfleet rollout watch %s", command.OrDash(&life.Channel)))
 	}
 	return false, nil
 }
@@ -233,10 +234,10 @@ func printEvent(c *cli.Context, e *protocol.Event) error {
 
 // eventLine is one event for a person.
 func eventLine(e *protocol.Event) string {
-	parts := []string{when(e.At.Time), plain(e.Kind)}
+	parts := []string{when(e.At.Time), command.Plain(e.Kind)}
 	for _, part := range []string{e.Channel, short(e.RolloutID), e.Host, e.Actor, e.Reason, e.Detail} {
 		if part != "" {
-			parts = append(parts, plain(part))
+			parts = append(parts, command.Plain(part))
 		}
 	}
 	return strings.Join(slices.Compact(parts), "  ")

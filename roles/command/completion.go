@@ -1,4 +1,4 @@
-package operator
+package command
 
 import (
 	"cmp"
@@ -12,8 +12,8 @@ import (
 // instead of being run.
 const completeWord = "--generate-bash-completion"
 
-// completionScripts ask the executable itself, so that they never say what another
-// version knows. Where nixfleet has nothing to say, files are offered.
+// completionScripts ask the executable itself, so that they are never those of
+// another version. Where nixfleet has nothing to say, files are offered.
 var completionScripts = map[string]string{
 	"bash": `_nixfleet() {
   local cur=${COMP_WORDS[COMP_CWORD]}
@@ -53,10 +53,10 @@ complete -c nixfleet -a '(__nixfleet_complete)'
 `,
 }
 
-// completable is a command line that can be handed to the library. Where "--" stands
-// in one that asks for completions the library would run it: a person who presses
-// the tab key behind "nixfleet agent undo --" must not undo anything. As the last
-// word it is the beginning of a flag; behind an earlier one there are no completions.
+// completable returns a command line that can be handed to the library. Where "--"
+// stands in one that asks for completions the library would run it: a person who
+// presses the tab key after "nixfleet agent undo --" must not undo anything. As the
+// last word it is the beginning of a flag; after an earlier one there are no completions.
 func completable(args []string) (rest []string, ok bool) {
 	last := len(args) - 1
 	if args[last] != completeWord {
@@ -69,17 +69,20 @@ func completable(args []string) (rest []string, ok bool) {
 	return args, at < 0
 }
 
-func completionCommand() *cli.Command {
+// Completion is `nixfleet completion`.
+func Completion() *cli.Command {
 	return &cli.Command{
-		Name: "completion", Usage: "print what a shell needs to complete commands and flags", ArgsUsage: "[bash|zsh|fish]",
-		Description: "Example:\n   source <(nixfleet completion)\n   nixfleet completion bash > /usr/share/bash-completion/completions/nixfleet\n" +
+		Name: "completion", ArgsUsage: "[bash|zsh|fish]",
+		Usage: "print what a shell needs to complete commands and flags",
+		Description: "Example:\n   source <(nixfleet completion)\n" +
+			"   nixfleet completion bash > /usr/share/bash-completion/completions/nixfleet\n" +
 			"   nixfleet completion zsh > ~/.zsh/functions/_nixfleet    # a directory of fpath, before compinit\n" +
 			"   nixfleet completion fish > ~/.config/fish/completions/nixfleet.fish",
 		Action: func(c *cli.Context) error {
 			shell := cmp.Or(c.Args().First(), "bash")
 			script, ok := completionScripts[shell]
 			if !ok || c.NArg() > 1 {
-				return usage("nixfleet completion --help", "there is a script for bash, zsh and fish, not for %q", shell)
+				return Usage("nixfleet completion --help", "there is a script for bash, zsh and fish, not for %q", shell)
 			}
 			_, err := fmt.Fprint(c.App.Writer, script)
 			return err
