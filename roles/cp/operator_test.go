@@ -221,11 +221,38 @@ func (p *plane) report(c *client.Client, host string, key *pki.PrivateKey, event
 func (p *plane) reportOf(host string, key *pki.PrivateKey, event string, details any) *protocol.ReportRequest {
 	p.t.Helper()
 	id := p.rolloutID()
-	doc, err := protocol.SignEvidence(key, host, &id, event, details)
+	var signer protocol.Signer
+	if key != nil {
+		signer = key
+	}
+	doc, err := protocol.SignEvidence(signer, host, &id, event, details)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	return &protocol.ReportRequest{Hostname: host, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Rollout: &id, Event: event, Details: doc}
+}
+
+// A failure without a signature does not count where the fleet declares the host's key, though the host was dispatched.
+func TestAnUnsignedFailureHaltsNothing_T20(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	a, operator := p.agent("a"), p.operator()
+	if answer := p.checkin(a, e.state("a", closureOf("a", 0)), 0); answer.Target == nil {
+		t.Fatal("not dispatched")
+	}
+	for _, event := range []string{protocol.EventActivationFailed, protocol.EventVerifyMismatch, protocol.EventRollbackTriggered} {
+		details := map[string]any{
+			protocol.EventActivationFailed:  protocol.ActivationFailed{Phase: "switch"},
+			protocol.EventVerifyMismatch:    protocol.VerifyMismatch{Expected: "x", Actual: "y"},
+			protocol.EventRollbackTriggered: protocol.Reasoned{Reason: "health-gate: x"},
+		}[event]
+		if err := p.report(a, "a", nil, event, details); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := operator.Rollouts(t.Context()); err != nil || list.Rollouts[0].State != "Executing" {
+			t.Errorf("after an unsigned %s: %+v %v", event, list, err)
+		}
+	}
 }
 
 func TestAFailedActivationHaltsTheRollout(t *testing.T) {

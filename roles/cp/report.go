@@ -59,7 +59,9 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.change(r.Context(), func(w *rollout.World, now time.Time) rollout.Change {
-		return w.Report(host, reportOf(&req, verdict), now)
+		told := reportOf(&req, verdict)
+		told.Unsigned = verdict == protocol.VerdictUnsigned && hostKey != nil
+		return w.Report(host, told, now)
 	}); err != nil {
 		s.answerFailure(w, r, err)
 		return
@@ -120,6 +122,8 @@ func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Rep
 		StderrTail  string `json:"stderr_tail"`
 		Component   string `json:"component"`
 		Reboots     string `json:"reboots"`
+		Expected    string `json:"expected"`
+		Actual      string `json:"actual"`
 	}
 	// Details of another shape than expected give empty members, which say nothing.
 	_ = json.Unmarshal(req.Details, &d)
@@ -130,6 +134,8 @@ func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Rep
 	switch req.Event {
 	case protocol.EventComplianceFailure:
 		out.Reason = d.ControlID
+	case protocol.EventVerifyMismatch:
+		out.Reason = "expected " + d.Expected + ", " + d.Actual + " runs"
 	case protocol.EventActivationDeferred:
 		out.Reason, out.Reboots = d.Component, d.Reboots == "immediate"
 	}

@@ -87,8 +87,8 @@ func (w *World) observe(h *host, o Observation, now time.Time) {
 	}
 	w.adopt(h, now)
 	quarantined, _ := protocol.QuarantinedIn(h.held)
-	if st := h.state(); h.run != nil && quarantined == h.closure && (st == Queued || st == Skipped) && h.lease == nil && !h.retried() &&
-		(h.rec == nil || h.rec.Reason != CodeTolerated) {
+	refuses := h.run != nil && quarantined == h.closure && h.lease == nil && !h.judged()
+	if st := h.state(); refuses && (st == Queued || st == Skipped) && (h.dispatched() || now.Before(w.unheard)) {
 		w.fail(h, releaseFault, CodeAgentQuarantine, h.held, now)
 	}
 	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && (h.phase == "" || h.phase == "idle") {
@@ -205,7 +205,7 @@ func (w *World) grant(h *host, now time.Time) {
 	if h.lease != nil {
 		w.endLease(h, DispatchCancelled, now)
 	}
-	l := &lease{Dispatch: Dispatch{
+	l := &lease{retry: h.retried(), Dispatch: Dispatch{
 		Host: h.name, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, Wave: h.wave, Closure: h.closure,
 		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.knowsLease,
 	}}

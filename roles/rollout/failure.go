@@ -33,6 +33,9 @@ func (w *World) fail(h *host, f fault, code, detail string, now time.Time) {
 		w.endLease(h, DispatchRolledBack, now)
 	}
 	switch st := h.state(); {
+	case h.rec != nil && h.rec.Reason == CodeTolerated:
+		w.enter(h, Skipped, CodeTolerated, detail, now) // an operator has gone on without it
+		return
 	case st == Failed && f == releaseFault && (h.rec.Reason == CodeLost || h.rec.Reason == CodeUnconfirmed):
 		// Now it is known what the silence meant.
 	case st == Failed || st == Reverted:

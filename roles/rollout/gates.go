@@ -241,7 +241,10 @@ func gateHalt(w *World, s subject, _ time.Time) *Reason {
 		if s.host != nil && s.host.retried() {
 			return nil
 		}
-		return w.because(CodeHalted, "release a fix, or go on regardless: nixfleet rollout resume "+r.RolloutID, "the rollout of channel %s stopped after a failure and gives nobody the new closure: %s", r.Channel, r.HaltReason)
+		next := "release a fix, or go on regardless: nixfleet rollout resume " + r.RolloutID +
+			"; a host whose word is not to be trusted is shut out with nixfleet revoke first"
+		return w.because(CodeHalted, next, "the rollout of channel %s is halted after a failure; no more hosts get the new closure: %s",
+			r.Channel, r.HaltReason)
 	case Reverting, RolloutReverted:
 		return w.because(CodeReverting, "release a fix", "the rollout of channel %s failed, and its hosts go back to the closures before: %s", r.Channel, r.HaltReason)
 	}

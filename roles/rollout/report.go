@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
 )
 
 // Report takes an agent's event. Events that are not about a rollout of this host, and those whose signature
@@ -26,47 +27,91 @@ func (w *World) Report(hostname string, r Report, now time.Time) Change {
 	return w.finish()
 }
 
+// told is a report with what it is about.
+type told struct {
+	Report
+	// lease is the open dispatch that it names; nil when it names none.
+	lease *lease
+	// own says that it is about the rollout that the host is in now.
+	own bool
+	// fault says that it counts as a failure of the release, when it is one.
+	fault bool
+}
+
 func (w *World) report(h *host, r Report, now time.Time) {
-	l := h.lease
-	if l != nil && !w.names(l, r.RolloutID) {
-		l = nil
+	t := told{Report: r, lease: h.lease}
+	if t.lease != nil && !w.names(t.lease, r.RolloutID) {
+		t.lease = nil
 	}
-	// own: about the rollout that the host is in now.
-	own := h.run != nil && (slices.Contains(h.run.IDs, r.RolloutID) || (r.RolloutID == "" && r.Closure != "" && r.Closure == h.closure))
-	if r.Closure != "" && own && r.Closure != h.closure {
+	declared := r.Closure != "" && r.Closure == h.closure
+	t.own = h.run != nil && (slices.Contains(h.run.IDs, r.RolloutID) || (r.RolloutID == "" && declared))
+	if !t.own && t.lease == nil || r.Closure != "" && t.own && !declared {
 		return
 	}
-	if !own && l == nil {
-		return
-	}
+	t.fault = w.believes(h, t, now)
 	switch r.Event {
-	case "activation-started":
-		if l != nil {
+	case protocol.EventActivationStarted:
+		if t.lease != nil {
 			w.start(h, now)
 		}
-	case "activation-deferred":
-		w.park(h, l, own, r.Reboots, now)
-	case "activation-failed":
+	case protocol.EventActivationDeferred:
+		w.park(h, t, now)
+	case protocol.EventActivationFailed:
 		if hostLocal(r.Phase, r.Reason) {
-			w.attemptEnded(h, l, own, words(r), now)
+			w.attemptEnded(h, t, words(r), now)
 		} else {
-			w.faulted(h, l, own, releaseFault, CodeActivationFailed, words(r), now)
+			w.faulted(h, t, CodeActivationFailed, now)
 		}
-	case "closure-quarantined":
-		// A quarantine that an operator's retry is about to test says nothing new.
-		if !h.retried() && !h.lease.pending() {
-			w.faulted(h, l, own, releaseFault, CodeAgentQuarantine, words(r), now)
+	case protocol.EventVerifyMismatch:
+		// A v1 agent says so when the switch ended on a third closure: it has gone back and quarantined its target.
+		w.faulted(h, t, CodeActivationFailed, now)
+	case protocol.EventClosureQuarantined:
+		if t.fault {
+			w.faulted(h, t, CodeAgentQuarantine, now)
 		}
-	case "rollback-triggered":
-		w.rolledBack(h, l, own, r, now)
-	case "realise-failed", "verify-mismatch", "closure-signature-mismatch", "stale-target",
-		"manifest-missing", "manifest-verify-failed", "manifest-mismatch":
-		w.attemptEnded(h, l, own, r.Event+": "+words(r), now)
-	case "compliance-failure":
-		w.noncompliant(h, own, "compliance:"+r.Reason, now)
-	case "runtime-gate-error":
-		w.noncompliant(h, own, "runtime-gate:"+r.Reason, now)
+	case protocol.EventRollbackTriggered:
+		w.rolledBack(h, t, now)
+	case protocol.EventRealiseFailed, protocol.EventClosureSignatureMismatch, protocol.EventStaleTarget,
+		protocol.EventManifestMissing, protocol.EventManifestVerifyFailed, protocol.EventManifestMismatch:
+		w.attemptEnded(h, t, r.Event+": "+words(r), now)
+	case protocol.EventComplianceFailure:
+		w.noncompliant(h, t, "compliance:"+r.Reason, now)
+	case protocol.EventRuntimeGateError:
+		w.noncompliant(h, t, "runtime-gate:"+r.Reason, now)
 	}
+}
+
+// believes reports whether a failure that a host tells counts against the release. It does for a host that is known to
+// have been dispatched in this rollout, or that runs its target, and once for each dispatch: neither a resumed rollout
+// nor a retry is stopped by a report of what happened before. Right after the database was lost nobody's dispatch is
+// known, and a host's word about its declared closure counts for a while, so that halts come back.
+func (w *World) believes(h *host, t told, now time.Time) bool {
+	switch {
+	case t.Unsigned:
+		return false
+	case t.lease != nil && t.Event == protocol.EventClosureQuarantined:
+		// Our agents tell it after the failure, and it may come late: an operator's retry is to test the closure again.
+		// A v1 agent refuses an offer with it.
+		return t.Closure == t.lease.Closure && !(t.lease.retry && t.lease.KnowsLease)
+	case t.lease != nil:
+		return true
+	}
+	return t.own && !h.judged() && (h.dispatched() || now.Before(w.unheard))
+}
+
+// dispatched reports whether the host is known to have got its target in this rollout, or to run it.
+func (h *host) dispatched() bool {
+	switch h.state() {
+	case Healthy, Soaked, Converged:
+		return true
+	}
+	return h.rec != nil && h.rec.Attempt > 0 || h.reported && h.run != nil && h.running == h.closure
+}
+
+// judged reports whether the last dispatch of the host has had its consequences: an operator went on without the host,
+// or asked it to try once more.
+func (h *host) judged() bool {
+	return h.retried() || h.rec != nil && h.rec.Reason == CodeTolerated
 }
 
 // words is what a report says, short enough for one sentence.
@@ -94,30 +139,31 @@ const maxFailures = 200
 
 // park keeps a staged target until its host has rebooted: no deadline runs and no slot is held, since nothing
 // is disrupted and people set the pace [A17]. A host that reboots at once is disrupted, and keeps its slot.
-func (w *World) park(h *host, l *lease, own, reboots bool, now time.Time) {
+func (w *World) park(h *host, t told, now time.Time) {
+	l := t.lease
 	if !l.pending() {
 		return
 	}
 	l.State, l.SlotUntil = DispatchDeferred, now
 	h.stagedBoot = h.bootID
-	if reboots {
+	if t.Reboots {
 		l.SlotUntil = now.Add(w.limits.Lease + w.limits.ConfirmWindow + w.limits.Margin)
 		w.hold(h, l.SlotUntil)
 	} else {
 		w.release(h, now)
 	}
 	w.saveLease(l)
-	if own && l.Intent == h.run.Intent {
+	if t.own && l.Intent == h.run.Intent {
 		w.enter(h, Deferred, CodeDeferred, "", now)
 	}
 }
 
 // attemptEnded ends an attempt that failed for reasons of this host.
-func (w *World) attemptEnded(h *host, l *lease, own bool, detail string, now time.Time) {
-	if l != nil {
+func (w *World) attemptEnded(h *host, t told, detail string, now time.Time) {
+	if t.lease != nil {
 		w.endLease(h, DispatchRolledBack, now)
 	}
-	if !own {
+	if !t.own {
 		return
 	}
 	switch h.state() {
@@ -126,55 +172,60 @@ func (w *World) attemptEnded(h *host, l *lease, own bool, detail string, now tim
 	}
 }
 
-// faulted counts a failure that the release may have caused.
-func (w *World) faulted(h *host, l *lease, own bool, f fault, code, detail string, now time.Time) {
-	if l != nil {
+// faulted counts a failure that the release may have caused. One that does not count against the release ends the
+// attempt only.
+func (w *World) faulted(h *host, t told, code string, now time.Time) {
+	if !t.fault {
+		w.attemptEnded(h, t, words(t.Report), now)
+		return
+	}
+	if t.lease != nil {
 		w.endLease(h, DispatchRolledBack, now)
 	}
 	// A failure of a superseded rollout counts for the current one when that wants the same closure.
-	if own || (h.run != nil && l != nil && l.Closure == h.closure) {
-		w.fail(h, f, code, detail, now)
+	if t.own || (h.run != nil && t.lease != nil && t.lease.Closure == h.closure) {
+		w.fail(h, releaseFault, code, words(t.Report), now)
 	}
 }
 
 // rolledBack: the host went back, by itself or because it was asked to.
-func (w *World) rolledBack(h *host, l *lease, own bool, r Report, now time.Time) {
+func (w *World) rolledBack(h *host, t told, now time.Time) {
 	// What its last check-in said no longer holds.
 	switch h.phase = ""; {
-	case h.rec != nil && own:
+	case h.rec != nil && t.own:
 		h.running = h.rec.Previous
-	case l != nil && h.running == l.Closure:
+	case t.lease != nil && h.running == t.lease.Closure:
 		h.running = ""
 	}
-	recalled := own && h.rec.touched() && (h.run.State == Reverting || h.run.State == RolloutReverted)
+	recalled := t.own && h.rec.touched() && (h.run.State == Reverting || h.run.State == RolloutReverted)
 	switch {
-	case recalled || (own && h.state() == Failed):
-		if !hostLocal(r.Reason) && !recalled {
-			w.fail(h, releaseFault, CodeRolledBack, words(r), now)
+	case recalled || (t.own && h.state() == Failed):
+		if t.fault && !hostLocal(t.Reason) && !recalled {
+			w.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
 		}
-		if l != nil {
+		if t.lease != nil {
 			w.endLease(h, DispatchRolledBack, now)
 		}
-		w.enter(h, Reverted, h.failureCode(CodeReverting), words(r), now)
-	case hostLocal(r.Reason):
-		w.attemptEnded(h, l, own, words(r), now)
-	case l != nil:
-		w.faulted(h, l, own, releaseFault, CodeRolledBack, words(r), now)
-		if own {
+		w.enter(h, Reverted, h.failureCode(CodeReverting), words(t.Report), now)
+	case hostLocal(t.Reason) || !t.fault:
+		w.attemptEnded(h, t, words(t.Report), now)
+	case t.lease != nil:
+		w.faulted(h, t, CodeRolledBack, now)
+		if t.own {
 			w.enter(h, Reverted, CodeRolledBack, "", now)
 		}
-	case own && (h.state() == Healthy || h.state() == Soaked):
+	case h.state() == Healthy || h.state() == Soaked:
 		// It gave up what it had confirmed.
-		w.fail(h, releaseFault, CodeRolledBack, words(r), now)
+		w.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
 		w.enter(h, Reverted, CodeRolledBack, "", now)
 	}
 }
 
 // noncompliant counts distinct outstanding failures, however often they are told [C15]. They are settled by a new
-// intent or by a retry.
-func (w *World) noncompliant(h *host, own bool, key string, now time.Time) {
+// intent or by a retry. What a host says of the closure before is not counted: it would hold the waves after it.
+func (w *World) noncompliant(h *host, t told, key string, now time.Time) {
 	key = brief(key)
-	if !own || (h.rec != nil && (len(h.rec.Failures) >= maxFailures || slices.Contains(h.rec.Failures, key))) {
+	if !t.own || t.Unsigned || !(t.lease != nil || h.dispatched() || now.Before(w.unheard)) || (h.rec != nil && (len(h.rec.Failures) >= maxFailures || slices.Contains(h.rec.Failures, key))) {
 		return
 	}
 	w.edit(h, now, func(r *record) {
@@ -187,7 +238,7 @@ func (w *World) noncompliant(h *host, own bool, key string, now time.Time) {
 	switch h.state() {
 	case Converged, Queued, Skipped, Failed, Reverted:
 	default:
-		if h.run.complianceMode == fleet.ModeEnforce {
+		if h.run.complianceMode == fleet.ModeEnforce && t.fault {
 			w.fail(h, complianceFault, CodeComplianceFailed, key, now)
 		}
 	}

@@ -22,10 +22,30 @@ func (w *World) settle(h *host, now time.Time) {
 	if !h.slotUntil.IsZero() && !now.Before(h.slotUntil) {
 		w.release(h, now)
 	}
+	w.arrive(h, now)
 	if h.run != nil {
 		w.settleInRun(h, now)
 	}
 	w.arm(h, now)
+}
+
+// arrive takes a host of v1 that runs the target it had staged as one that confirmed: its agent has forgotten the
+// dispatch over the reboot, and says no more than what runs.
+func (w *World) arrive(h *host, now time.Time) {
+	l := h.lease
+	if !l.deferred() || l.KnowsLease || h.knowsLease || !h.reported || h.running != l.Closure || h.bootID == h.stagedBoot {
+		return
+	}
+	own := h.run != nil && l.Intent == h.run.Intent
+	if own && (h.run.State == Reverting || h.run.State == RolloutReverted || h.state() == Failed || h.state() == Reverted) {
+		return
+	}
+	w.endLease(h, DispatchConfirmed, now)
+	if own {
+		w.becomeHealthy(h, now)
+		h.healthAt = now // what runs was seen just now
+		w.settleHealth(h, now)
+	}
 }
 
 func (w *World) settleInRun(h *host, now time.Time) {
@@ -61,9 +81,9 @@ func (w *World) settleInRun(h *host, now time.Time) {
 		case w.probesFailed(h, now):
 			w.fail(h, releaseFault, CodeProbesFailed, "health probes fail since "+clockText(*h.rec.FailingSince), now)
 		case st == Healthy && away && h.wave <= r.Wave && r.State == Executing:
-			w.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.seen), now)
+			w.enter(h, Skipped, h.tolerated(CodeOffline), "silent since "+clockText(h.seen), now)
 		case st == Healthy && w.quietBlocked(soak, h, now) == nil:
-			w.enter(h, Soaked, "", "", now)
+			w.enter(h, Soaked, h.tolerated(""), "", now)
 			if r.State == RolloutConverged {
 				w.enter(h, Converged, "", "", now)
 			}
@@ -98,21 +118,24 @@ func (w *World) quietBlocked(q question, h *host, now time.Time) *Reason {
 // find takes a host that runs its target without a lease: restored from its signed confirm time when there is
 // one, else healthy from the moment it is first seen well in this rollout.
 func (w *World) find(h *host, now time.Time) {
+	if h.judged() && h.health != well {
+		return // an operator went on without it, and nothing speaks for it yet
+	}
 	switch {
 	case h.state() == Skipped && h.rec.HealthySince != nil:
-		w.enter(h, Healthy, CodeReturned, "", now)
+		w.enter(h, Healthy, h.tolerated(CodeReturned), "", now)
 	case !h.attested.IsZero():
 		since := later(h.attested, h.run.OpenedAt)
 		if since.After(now) {
 			since = now
 		}
-		w.enter(h, Healthy, CodeAttested, "confirmed at "+clockText(h.attested), now)
+		w.enter(h, Healthy, h.tolerated(CodeAttested), "confirmed at "+clockText(h.attested), now)
 		w.edit(h, now, func(r *record) {
 			r.HealthySince = &since
 			r.Attempt = max(r.Attempt, 1)
 		})
 	case h.health == well:
-		w.enter(h, Healthy, CodeFound, "", now)
+		w.enter(h, Healthy, h.tolerated(CodeFound), "", now)
 		w.edit(h, now, func(r *record) { since := now; r.HealthySince = &since })
 	case h.state() == Skipped && h.rec.Reason != CodeTolerated:
 		w.enter(h, Queued, CodeReturned, "", now)
@@ -121,6 +144,14 @@ func (w *World) find(h *host, now time.Time) {
 	if h.state() == Healthy && w.quietBlocked(soak, h, now) == nil {
 		w.settleInRun(h, now)
 	}
+}
+
+// tolerated keeps the reason of a host without which an operator went on: its failure has been dealt with.
+func (h *host) tolerated(code string) string {
+	if h.rec != nil && h.rec.Reason == CodeTolerated {
+		return CodeTolerated
+	}
+	return code
 }
 
 // skip stops waiting for a host of an open wave that is absent, or that refuses targets.

@@ -196,6 +196,9 @@ type Report struct {
 	Detail    string // for people: stderr tail and the like
 	Reboots   bool   // activation-deferred: the host reboots at once and by itself
 	Counts    bool   // the verdict on its signature allows state changes
+	// Unsigned says that the host should have signed it and did not: its event can be signed, and a host key is declared. It then
+	// says nothing against the release.
+	Unsigned bool
 }
 
 // Limits are the clocks of the procedure.

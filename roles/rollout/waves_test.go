@@ -213,6 +213,7 @@ func TestHaltReturnsFromReportsAfterWipe(t *testing.T) {
 	b.wantRollout("s", Executing, 0)
 	b.report("a", Report{Event: "closure-quarantined", Closure: "new-a", Reason: "failed twice"})
 	told := start(t, three(time.Minute))
+	told.wipe()
 	told.box("a").held = "quarantined new-a"
 	told.checkin("a")
 	told.wantRollout("s", Halted, 0)

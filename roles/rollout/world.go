@@ -151,6 +151,7 @@ func (r *record) touched() bool { return r != nil && (r.Attempt > 0 || r.Previou
 type lease struct {
 	Dispatch
 	dirty bool
+	retry bool // an operator asked for it, after a failure
 }
 
 func (l *lease) pending() bool  { return l != nil && l.State == DispatchPending }
