@@ -61,6 +61,9 @@ type Host interface {
 	BootDefault(ctx context.Context) (string, error)
 	// BootID changes with every boot of the kernel.
 	BootID(ctx context.Context) (string, error)
+	// SinceBoot is how long ago this boot began, the time asleep included, whatever
+	// happened to the clock. A deadline does not count the time asleep.
+	SinceBoot(ctx context.Context) (time.Duration, error)
 
 	// Realise brings the closure into the store from the pinned substituters. A
 	// garbage collector root named after the closure is in place before anything is
@@ -118,8 +121,10 @@ type Host interface {
 	CollectEvidence(ctx context.Context) (Evidence, error)
 
 	// ArmDeadline has the machine itself run the command after the time has passed,
-	// in a unit of its own, whether the caller then lives or not. Monotonic time. Where
-	// there is an init, it runs the command again that fails or is killed, until the next boot.
+	// in a unit of its own, whether the caller then lives or not. The moment is fixed by
+	// this call, in monotonic time: no reload or re-execution of the init and no step of
+	// the clock moves it. Where there is an init, it runs a command that fails or is killed
+	// again, until the next boot.
 	ArmDeadline(ctx context.Context, d Deadline) error
 	// DisarmDeadline takes it back. It does not stop a command that already runs,
 	// and a deadline that is not armed is no error.
@@ -289,13 +294,6 @@ func (e Exit) String() string {
 		MeaningUnknown:    "an exit code that switch-to-configuration does not use",
 	}[e.Meaning()]
 	return fmt.Sprintf("exit %d: %s", e.Code, text)
-}
-
-// Deadline is a command that the machine runs later.
-type Deadline struct {
-	Unit    string // without suffix
-	After   time.Duration
-	Command []string // absolute path and arguments
 }
 
 // Space is what is left, in bytes, for unprivileged writers.

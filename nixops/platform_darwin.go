@@ -3,6 +3,7 @@ package nixops
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +15,9 @@ func bootID(ctx context.Context) (string, error) {
 	}
 	return id, nil
 }
+
+// sinceBoot reads the clock that goes on while the machine is asleep.
+func sinceBoot() (time.Duration, error) { return clock(unix.CLOCK_MONOTONIC) }
 
 // Volatile says whether what is written to a directory is gone after a reboot,
 // and on what kind of file system it lies. The directory must exist.

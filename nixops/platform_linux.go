@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,9 @@ func bootID(ctx context.Context) (string, error) {
 	}
 	return strings.TrimSpace(string(text)), nil
 }
+
+// sinceBoot reads the clock that goes on while the machine is asleep.
+func sinceBoot() (time.Duration, error) { return clock(unix.CLOCK_BOOTTIME) }
 
 // Volatile says whether what is written to a directory is gone after a reboot,
 // and on what kind of file system it lies. The directory must exist. The upper

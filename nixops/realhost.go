@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -104,6 +105,8 @@ func (m *machine) BootedSystem(ctx context.Context) (string, error)  { return m.
 func (m *machine) Profile(ctx context.Context) (string, error)       { return m.behind(systemProfile) }
 
 func (m *machine) BootID(ctx context.Context) (string, error) { return bootID(ctx) }
+
+func (m *machine) SinceBoot(ctx context.Context) (time.Duration, error) { return sinceBoot() }
 
 // scriptOf is a closure's own switch script as this machine executes it.
 func (m *machine) scriptOf(closure string, action Action) ([]string, error) {
@@ -337,43 +340,6 @@ func (m *machine) Restarts(ctx context.Context) (map[string]uint64, error) {
 		}
 	}
 	return restarts, nil
-}
-
-func (m *machine) ArmDeadline(ctx context.Context, d Deadline) error {
-	if err := checkDeadline(d); err != nil {
-		return err
-	}
-	if err := m.super.arm(ctx, d); err != nil {
-		return fmt.Errorf("arm deadline %s: %w", d.Unit, err)
-	}
-	return nil
-}
-
-func checkDeadline(d Deadline) error {
-	if err := checkUnit(d.Unit); err != nil {
-		return err
-	}
-	if d.After <= 0 || len(d.Command) == 0 || !filepath.IsAbs(d.Command[0]) {
-		return fmt.Errorf("deadline %s: needs a time to come and a command by absolute path", d.Unit)
-	}
-	return nil
-}
-
-func (m *machine) DisarmDeadline(ctx context.Context, unit string) error {
-	if err := checkUnit(unit); err != nil {
-		return err
-	}
-	if err := m.super.disarm(ctx, unit); err != nil {
-		return fmt.Errorf("disarm deadline %s: %w", unit, err)
-	}
-	return nil
-}
-
-func (m *machine) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
-	if err := checkUnit(unit); err != nil {
-		return false, err
-	}
-	return m.super.armed(ctx, unit)
 }
 
 func (m *machine) Space(ctx context.Context) (Space, error) {

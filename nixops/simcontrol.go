@@ -57,6 +57,7 @@ func (s *Sim) Install(closure string) error {
 		st.Current, st.Booted, st.Profile, st.BootDefault = closure, closure, closure, closure
 		st.Entries, st.Staged, st.BootOnce = []string{closure}, "", ""
 		st.Failed, st.Switched = slices.Sorted(slices.Values(c.FailedUnits)), time.Now()
+		st.BootedAt = time.Now()
 		return nil
 	})
 }
@@ -104,6 +105,7 @@ func (s *Sim) PowerCycle() error {
 			return fmt.Errorf("boot %q: %w", next, err)
 		}
 		st.Boots++
+		st.BootedAt, st.Asleep = time.Now(), 0
 		st.Current, st.Booted, st.Switched = next, next, time.Now()
 		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
 		st.Units, st.LockHeld, st.StartList = map[string]simUnit{}, false, false
@@ -118,6 +120,15 @@ func (s *Sim) PowerCycle() error {
 		go call(booted)
 	}
 	return err
+}
+
+// Suspend has the machine sleep for a time that its processes and its deadlines do not
+// notice: only SinceBoot counts it.
+func (s *Sim) Suspend(d time.Duration) error {
+	return s.m.with(func(st *simState) error {
+		st.Asleep += d
+		return nil
+	})
 }
 
 // HoldLock holds or lets go the switch lock, as a switch by hand does.

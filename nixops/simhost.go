@@ -62,6 +62,18 @@ func (s *Sim) BootID(ctx context.Context) (string, error) {
 	return s.read(func(st *simState) string { return st.bootID() })
 }
 
+func (s *Sim) SinceBoot(ctx context.Context) (time.Duration, error) {
+	var since time.Duration
+	err := s.m.look(func(st *simState) error {
+		since = st.Asleep
+		if !st.BootedAt.IsZero() {
+			since += time.Since(st.BootedAt)
+		}
+		return nil
+	})
+	return since, err
+}
+
 func (s *Sim) Realise(ctx context.Context, closure string, progress func(string)) error {
 	path, err := storePath(closure)
 	if err != nil {

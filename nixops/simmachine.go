@@ -27,6 +27,8 @@ import (
 // process has it open.
 type simState struct {
 	Boots       int                    `json:"boots"`
+	BootedAt    time.Time              `json:"bootedAt"`
+	Asleep      time.Duration          `json:"asleep"` // since then
 	Current     string                 `json:"current"`
 	Booted      string                 `json:"booted"`
 	Profile     string                 `json:"profile"`

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // systemd supervises with transient units of PID 1. Their output goes to the
@@ -45,12 +47,66 @@ func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) err
 	return s.run(ctx, unit, cmd, env)
 }
 
+// arm gives the timer a moment and not a countdown: systemd starts a countdown
+// (OnActiveSec) anew at every daemon-reload and daemon-reexec, and a switch has one in
+// its middle. OnStartupSec counts from when this systemd began its work, in containers
+// too, where OnBootSec does not count from the boot; it is remembered over both.
+//
+// There is one moment and no second one by the calendar: systemd would take the earlier
+// one, so that a step of the clock would undo a good release.
 func (s *systemd) arm(ctx context.Context, d Deadline) error {
-	return s.run(ctx, d.Unit, d.Command, nil, fmt.Sprintf("--on-active=%dms", d.After.Milliseconds()),
+	began, err := managerBegan(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	// Whole milliseconds: systemd keeps no more of it when it reads the unit again.
+	moment := (now + d.After - began + time.Millisecond - 1) / time.Millisecond
+	again := cmp.Or(s.again, deadlineAgain)
+	return s.run(ctx, d.Unit, d.Command, nil,
+		fmt.Sprintf("--on-startup=%dms", moment),
 		"--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
-		"--property=Restart=on-failure", fmt.Sprintf("--property=RestartSec=%dms", cmp.Or(s.again, deadlineAgain).Milliseconds()),
+		"--property=Restart=on-failure", fmt.Sprintf("--property=RestartSec=%dms", again.Milliseconds()),
 		"--property=StartLimitIntervalSec=0")
 }
+
+// managerBegan is when PID 1 began its work, in CLOCK_MONOTONIC. systemctl(1) shows it
+// in microseconds.
+func managerBegan(ctx context.Context) (time.Duration, error) {
+	const name = "UserspaceTimestampMonotonic"
+	blocks, err := properties(ctx, []string{name})
+	if err != nil {
+		return 0, err
+	}
+	text := ""
+	if len(blocks) > 0 {
+		text = blocks[0][name]
+	}
+	micro, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || micro <= 0 {
+		return 0, fmt.Errorf("systemd says %q when asked for its %s", text, name)
+	}
+	return time.Duration(micro) * time.Microsecond, nil
+}
+
+// monotonic reads CLOCK_MONOTONIC, by which systemd's timers go.
+func monotonic() (time.Duration, error) { return clock(unix.CLOCK_MONOTONIC) }
+
+func clock(id int32) (time.Duration, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(id, &now); err != nil {
+		return 0, fmt.Errorf("read clock %d: %w", id, err)
+	}
+	return time.Duration(now.Nano()), nil
+}
+
+// logBurst is how many lines a unit may write in journald's interval of 30 s. Of more
+// than it takes by itself, 10000, journald drops the end, and does not say so when the
+// unit writes nothing afterwards. An interval of 0 does not lift the limit.
+const logBurst = 100_000_000
 
 // run makes the transient unit. Type=simple, because of a command that fails at
 // once systemd-run would say that it could not be started.
@@ -64,6 +120,7 @@ func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra
 	args := append([]string{
 		"--quiet", "--collect", "--no-ask-password", "--unit=" + unit, "--service-type=simple",
 		"--property=StandardOutput=journal", "--property=StandardError=journal",
+		"--property=LogRateLimitBurst=" + strconv.Itoa(logBurst),
 		"--property=TimeoutStopSec=" + strconv.Itoa(int(stopGrace.Seconds())),
 	}, extra...)
 	args = append(args, "--", "/bin/sh", s.files.path(unit, "sh"))

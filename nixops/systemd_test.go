@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,20 @@ func TestSystemdSupervisor(t *testing.T) {
 		})
 		if err != nil {
 			t.Error(err)
+		}
+	})
+	// Of what a unit says at once journald keeps ten thousand lines, and says so only when
+	// the unit speaks again. The end is what people need.
+	t.Run("the end of a noisy switch arrives A39", func(t *testing.T) {
+		start(t, "nixops-noisy", "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done; echo this was the end; exit 4")
+		finished(t, "nixops-noisy")
+		err := wait(ctx, patience, func() (bool, error) {
+			text, err := s.output(ctx, "nixops-noisy")
+			return strings.Contains(text, "line 59999\nthis was the end\n"), err
+		})
+		if err != nil {
+			text, _ := s.output(ctx, "nixops-noisy")
+			t.Errorf("%v; it ends with %q", err, text[max(0, len(text)-100):])
 		}
 	})
 	t.Run("stop", func(t *testing.T) {
@@ -152,6 +167,73 @@ func TestSystemdSupervisor(t *testing.T) {
 		}
 		if armed, err := s.armed(ctx, d.Unit); err != nil || armed {
 			t.Errorf("armed afterwards: %v, %v", armed, err)
+		}
+	})
+	// A switch reloads systemd in its middle, and other programs do when they please.
+	t.Run("reloads and reexecs do not move a deadline A27", func(t *testing.T) {
+		elapses := func(unit string) string {
+			t.Helper()
+			blocks, err := properties(ctx, []string{"NextElapseUSecMonotonic"}, unit+".timer")
+			if err != nil || len(blocks) != 1 {
+				t.Fatalf("timer of %s: %v, %v", unit, blocks, err)
+			}
+			return blocks[0]["NextElapseUSecMonotonic"]
+		}
+		reload := func(how string) {
+			t.Helper()
+			if _, err := (command{path: "systemctl", args: []string{how}, timeout: toolTimeout}).run(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		later := Deadline{Unit: "nixops-moment", After: time.Hour, Command: []string{"/bin/true"}}
+		if err := s.arm(ctx, later); err != nil {
+			t.Fatal(err)
+		}
+		armed := elapses(later.Unit)
+		for _, how := range []string{"daemon-reload", "daemon-reexec", "daemon-reload"} {
+			time.Sleep(100 * time.Millisecond)
+			reload(how)
+			if now := elapses(later.Unit); now != armed {
+				t.Errorf("after %s the deadline comes at %s, it was armed for %s", how, now, armed)
+			}
+		}
+		if err := s.disarm(ctx, later.Unit); err != nil {
+			t.Fatal(err)
+		}
+
+		// It fires at its moment although systemd is reloaded all the while, and no earlier.
+		fired := t.TempDir() + "/fired"
+		soon := Deadline{Unit: "nixops-fires", After: 5 * time.Second, Command: []string{"/bin/sh", "-c", "cat /proc/uptime >" + fired}}
+		before, err := sinceBoot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.arm(ctx, soon); err != nil {
+			t.Fatal(err)
+		}
+		end := time.Now().Add(time.Minute)
+		for next := time.Now(); !exists(s.files.path(soon.Unit, "exit")); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("with a reload every two seconds the deadline does not fire")
+			}
+			if time.Now().After(next) {
+				reload("daemon-reload")
+				next = time.Now().Add(2 * time.Second)
+			}
+		}
+		text, err := os.ReadFile(fired)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uptime, _, _ := strings.Cut(string(text), " ")
+		seconds, err := strconv.ParseFloat(uptime, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		took := time.Duration(seconds*float64(time.Second)) - before
+		t.Logf("armed for %s, fired after %s", soon.After, took)
+		if took < soon.After-20*time.Millisecond { // /proc/uptime has hundredths of a second
+			t.Errorf("armed for %s, fired after %s", soon.After, took)
 		}
 	})
 	t.Run("failed and crash-looping units A24", func(t *testing.T) {
@@ -238,12 +320,17 @@ func TestSystemdSupervisor(t *testing.T) {
 	})
 }
 
-// Nothing but a deadline is run again, and no start limit ends that.
+// Nothing but a deadline is run again, and no start limit ends that. A deadline is a
+// moment and not a countdown [A27].
 func TestPropertiesOfTransientUnits(t *testing.T) {
 	dir := t.TempDir()
-	stub := "#!/bin/sh\nprintf '%s\\n' \"$@\" >" + dir + "/asked\n"
-	if err := os.WriteFile(dir+"/systemd-run", []byte(stub), 0o755); err != nil {
-		t.Fatal(err)
+	for program, script := range map[string]string{
+		"systemd-run": "printf '%s\\n' \"$@\" >" + dir + "/asked",
+		"systemctl":   "echo UserspaceTimestampMonotonic=2000000",
+	} {
+		if err := os.WriteFile(dir+"/"+program, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	s := &systemd{files: unitFiles{dir: dir + "/units"}}
@@ -255,15 +342,33 @@ func TestPropertiesOfTransientUnits(t *testing.T) {
 		}
 		return strings.Split(strings.TrimSpace(string(text)), "\n")
 	}
+	now, err := monotonic()
+	if err != nil {
+		t.Fatal(err)
+	}
 	again := []string{"--property=Restart=on-failure", "--property=RestartSec=30000ms", "--property=StartLimitIntervalSec=0"}
 	deadline := asked(s.arm(t.Context(), Deadline{Unit: "d", After: time.Minute, Command: []string{"/bin/true"}}))
-	for _, want := range append(again, "--on-active=60000ms", "--timer-property=AccuracySec=1s", "--collect", "--unit=d") {
+	for _, want := range append(again, "--timer-property=AccuracySec=1s", "--collect", "--unit=d") {
 		if !slices.Contains(deadline, want) {
 			t.Errorf("a deadline is asked for without %s: %q", want, deadline)
 		}
 	}
+	if slices.ContainsFunc(deadline, func(arg string) bool {
+		return strings.Contains(arg, "on-active") || strings.Contains(arg, "on-calendar")
+	}) {
+		t.Errorf("a deadline is a countdown, or has two moments: %q", deadline)
+	}
+	// Two seconds after the kernel this systemd began.
+	moment := slices.IndexFunc(deadline, func(arg string) bool { return strings.HasPrefix(arg, "--on-startup=") })
+	if moment < 0 {
+		t.Fatalf("a deadline without a moment: %q", deadline)
+	}
+	at, err := time.ParseDuration(strings.TrimPrefix(deadline[moment], "--on-startup="))
+	if least := now + time.Minute - 2*time.Second; err != nil || at < least || at > least+time.Minute {
+		t.Errorf("the deadline comes %s after systemd began, %v; want %s", at, err, least)
+	}
 	one := asked(s.run(t.Context(), "s", []string{"/bin/true"}, nil))
-	if slices.ContainsFunc(one, func(arg string) bool { return slices.Contains(again, arg) || strings.Contains(arg, "on-active") }) {
+	if slices.ContainsFunc(one, func(arg string) bool { return slices.Contains(again, arg) || strings.HasPrefix(arg, "--on-") }) {
 		t.Errorf("a switch is asked for with %q", one)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"nixfleet/nixops"
@@ -193,6 +194,11 @@ func (a *agent) recordBefore(ctx context.Context, j *journal) (err error) {
 
 // advanceFrom carries an activation on from where its journal stands.
 func (a *agent) advanceFrom(ctx context.Context, j *journal) {
+	watch, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
+	defer stop()
+	watcher.Go(func() { a.watchSleep(watch) })
 	for ctx.Err() == nil {
 		next, err := a.stepOnce(ctx, j)
 		if err != nil {
@@ -302,6 +308,10 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 		return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
 	}
 	before := *j
+	armedAt, err := a.host.SinceBoot(ctx)
+	if err != nil {
+		return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
+	}
 	for name, closure := range map[string]string{"previous": j.Before.Current, "staged": j.Closure} {
 		if err := a.host.AddRoot(ctx, name, closure); err != nil {
 			return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
@@ -314,7 +324,7 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 	a.deliverWithin(ctx, sayTime)
 	j, err = a.dir.advance(time.Now(), []step{stepArming}, stepSwitching, func(j *journal) {
 		j.Before, j.BootID, j.FailedBefore = before.Before, before.BootID, before.FailedBefore
-		j.StartedAt = pki.At(time.Now().Truncate(time.Millisecond))
+		j.StartedAt, j.ArmedAtMs = pki.At(time.Now().Truncate(time.Millisecond)), armedAt.Milliseconds()
 	})
 	if err != nil {
 		return nil, err

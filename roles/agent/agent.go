@@ -236,6 +236,7 @@ func (a *agent) loop(ctx context.Context) {
 	for ctx.Err() == nil {
 		a.status.turn()
 		if !a.busy.get() { // a worker settles its own, or goes on from it
+			a.undoOverslept(ctx)
 			a.settle(ctx)
 		}
 		a.takeMissed(ctx)

@@ -66,6 +66,7 @@ type journal struct {
 	StartedAt    pki.Timestamp     `json:"startedAt" shape:"R"`
 	Since        pki.Timestamp     `json:"since" shape:"R"` // the step's
 	WindowSecs   uint32            `json:"windowSecs" shape:"R"`
+	ArmedAtMs    int64             `json:"armedAtMs" shape:"D"` // the deadline was, since the boot, time asleep included
 	Units        journalUnits      `json:"units" shape:"R"`
 	FailedBefore []string          `json:"failedBefore" shape:"D"`
 	Restarts     map[string]uint64 `json:"restarts" shape:"D"`

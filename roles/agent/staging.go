@@ -157,6 +157,10 @@ func (a *agent) takeStagedBoot(ctx context.Context, j *journal, from []step) (*j
 	if err != nil {
 		return nil, err
 	}
+	armedAt, err := a.host.SinceBoot(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if armed, err := a.host.DeadlineArmed(ctx, j.Units.Deadline); err != nil {
 		return nil, err
 	} else if !armed {
@@ -167,6 +171,7 @@ func (a *agent) takeStagedBoot(ctx context.Context, j *journal, from []step) (*j
 	a.prober.reset()
 	return a.dir.advance(time.Now(), from, stepChecking, func(j *journal) {
 		j.BootID, j.StartedAt, j.GatePassed, j.Restarts = boot, pki.At(time.Now().Truncate(time.Millisecond)), false, restarts
+		j.ArmedAtMs = armedAt.Milliseconds()
 	})
 }
 

@@ -1,0 +1,52 @@
+package nixops
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+)
+
+// Deadline is a command that the machine runs later.
+type Deadline struct {
+	Unit    string // without suffix
+	After   time.Duration
+	Command []string // absolute path and arguments
+}
+
+func (m *machine) ArmDeadline(ctx context.Context, d Deadline) error {
+	if err := checkDeadline(d); err != nil {
+		return err
+	}
+	if err := m.super.arm(ctx, d); err != nil {
+		return fmt.Errorf("arm deadline %s: %w", d.Unit, err)
+	}
+	return nil
+}
+
+func checkDeadline(d Deadline) error {
+	if err := checkUnit(d.Unit); err != nil {
+		return err
+	}
+	if d.After <= 0 || len(d.Command) == 0 || !filepath.IsAbs(d.Command[0]) {
+		return fmt.Errorf("deadline %s: needs a time to come and a command by absolute path", d.Unit)
+	}
+	return nil
+}
+
+func (m *machine) DisarmDeadline(ctx context.Context, unit string) error {
+	if err := checkUnit(unit); err != nil {
+		return err
+	}
+	if err := m.super.disarm(ctx, unit); err != nil {
+		return fmt.Errorf("disarm deadline %s: %w", unit, err)
+	}
+	return nil
+}
+
+func (m *machine) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
+	if err := checkUnit(unit); err != nil {
+		return false, err
+	}
+	return m.super.armed(ctx, unit)
+}

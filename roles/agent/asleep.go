@@ -1,0 +1,57 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+const (
+	// sleepPoll is how often an activation under way is looked at for time asleep.
+	sleepPoll = 5 * time.Second
+	// sleepMargin is how far behind a deadline that the machine itself runs may be.
+	sleepMargin = 10 * time.Second
+)
+
+// watchSleep undoes the activation when its window has passed while the machine was
+// asleep, until ctx ends. The deadline outside of this process does not count that time.
+func (a *agent) watchSleep(ctx context.Context) {
+	for sleep(ctx, sleepPoll) == nil {
+		a.undoOverslept(ctx)
+	}
+}
+
+// undoOverslept does what the deadline would have done by now, had the machine been
+// awake. The worker of the activation finds its journal moved on.
+func (a *agent) undoOverslept(ctx context.Context) {
+	j, err := a.dir.journal()
+	if err != nil || j == nil || !a.overslept(ctx, j) {
+		return
+	}
+	a.log.Warn().Str("closure", j.Closure).Msg("the deadline has passed while the machine was asleep")
+	if err := a.undoer.deadline(ctx, j.Units.Deadline); err != nil {
+		a.log.Error().Err(err).Msg("undo failed")
+		return
+	}
+	a.tellChange()
+}
+
+// overslept says whether a deadline of this boot is late by more than it can be of a
+// machine that was awake.
+func (a *agent) overslept(ctx context.Context, j *journal) bool {
+	waits := []step{stepSwitching, stepChecking, stepProven, stepCommitting}
+	if j.ArmedAtMs == 0 || !slices.Contains(waits, j.Step) {
+		return false
+	}
+	boot, err := a.host.BootID(ctx)
+	if err != nil || boot != j.BootID {
+		return false
+	}
+	now, err := a.host.SinceBoot(ctx)
+	if err != nil {
+		a.log.Warn().Err(err).Msg("time asleep not known")
+		return false
+	}
+	window := time.Duration(j.WindowSecs) * time.Second
+	return now > time.Duration(j.ArmedAtMs)*time.Millisecond+window+sleepMargin
+}
