@@ -110,6 +110,10 @@ func (c *checker) channels() {
 	}
 }
 
+// ValidChannel reports whether a name can be a channel's: names come from the network and
+// become paths, so check first.
+func ValidChannel(name string) bool { return fileName(name) }
+
 // fileName: a channel's head is a file of its name, in a release directory and in git.
 func fileName(name string) bool {
 	unfit := func(r rune) bool { return r == '/' || r == '\\' || !unicode.IsPrint(r) }

@@ -379,7 +379,7 @@ func (m *minted) issuingCA(root *pki.CA, dir string, before []string) error {
 		return err
 	}
 	text := certificatePEM(issuing.Cert.Raw)
-	m.trust.IssuanceCAPEMs = []string{string(text)}
+	m.trust.IssuanceCAPEMs = append([]string{string(text)}, before...)
 	m.write(filepath.Join(dir, "issuing-ca.cert.pem"), text, 0o644)
 	bundle := append(certificatePEM(root.Cert.Raw), text...)
 	for _, ca := range before {

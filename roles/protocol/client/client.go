@@ -161,12 +161,12 @@ func (c *Client) do(ctx context.Context, r request) (http.Header, []byte, error)
 	defer cancel()
 	resp, err := c.send(ctx, r)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, bounded(err)
 	}
 	defer resp.Body.Close()
 	answer, err := readBounded(resp.Body, cmp.Or(r.limit, maxAnswer))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", r, err)
+		return nil, nil, bounded(fmt.Errorf("%s: %w", r, err))
 	}
 	return resp.Header, answer, nil
 }
@@ -237,7 +237,7 @@ func ask[T any](ctx context.Context, c *Client, r request) (*T, error) {
 func answerOf[T any](r request, answer []byte) (*T, error) {
 	out := new(T)
 	if err := protocol.DecodeKnown(answer, out); err != nil {
-		return nil, fmt.Errorf("%s: answer: %w", r, err)
+		return nil, bounded(fmt.Errorf("%s: answer: %w", r, err))
 	}
 	return out, nil
 }

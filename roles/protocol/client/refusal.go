@@ -98,3 +98,12 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	}
 	return min(max(at.Sub(now), 0), maxRetryAfter)
 }
+
+// boundedError is an error whose text is made safe like a refusal's: names of a
+// certificate, members of an answer and the like are the other side's words.
+type boundedError struct{ err error }
+
+func (e boundedError) Error() string { return printable(e.err.Error()) }
+func (e boundedError) Unwrap() error { return e.err }
+
+func bounded(err error) error { return boundedError{err} }
