@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +23,9 @@ import (
 
 const (
 	holdTime = 300 * time.Second
+	// firstHold is for a check-in after a failure or an enrolment: its answer, which says that
+	// all is well again, is shown at once, and still tells whether this control plane holds.
+	firstHold = time.Second
 	// floorPause is the shortest time between two check-ins.
 	floorPause = time.Second
 )
@@ -46,6 +49,7 @@ type agent struct {
 	status    *statusFile
 	started   time.Time
 	answered  atomic.Bool // the last check-in was
+	overdue   atomic.Bool // status shows trouble that the next answer ends
 	floor     time.Time   // it is at least this late
 
 	delivering  *semaphore.Weighted // held over the network, so not a mutex
@@ -62,15 +66,18 @@ type agent struct {
 	planned     chan *ahead // the newest plan; only the loop of check-ins sends
 	lookedAhead string      // head that was looked at for it
 
-	unfetched   *offer  // whose manifest or proof could not be had
-	missed      *wanted // came while another closure was being fetched
-	saidRefusal said    // of a rollback
-	saidDoubt   said    // about an answer
-	saidRenewal said    // that failed
+	unfetched   *offer    // whose manifest or proof could not be had
+	missed      *wanted   // came while another closure was being fetched
+	doubted     time.Time // when an answer was last not believed
+	saidRefusal said      // of a rollback
+	saidDoubt   said      // about an answer
+	saidRenewal said      // that failed
 	saidMetrics said
+	brevity     cache[int] // how much a check-in leaves out
 	metricsFile metricsFile
 
-	spentNonce        string
+	spent             spent
+	renewal           renewal
 	reportedEnrolment bool
 	reportedStale     bool
 }
@@ -115,7 +122,10 @@ func newAgent(cfg Config) (*agent, error) {
 		cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(),
 		delivering: semaphore.NewWeighted(1), changed: make(chan struct{}, 1), planned: make(chan *ahead, 1),
 	}
-	a.identity = &identity{hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now}
+	a.trust = &trustFile{path: cfg.TrustFile, log: a.log}
+	a.identity = &identity{
+		hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now, trust: a.trust.read, allowV1: cfg.AllowV1,
+	}
 	if a.identity.host, err = pki.ReadPrivateKey(cfg.SSHHostKey); err != nil {
 		a.log.Warn().Err(err).Msg("reports are not signed")
 	}
@@ -137,7 +147,6 @@ func newAgent(cfg Config) (*agent, error) {
 	a.metricsFile.path = cfg.MetricsFile
 	a.status = openStatus(dir, cfg.MachineID)
 	a.status.note(func(s *status) { s.MarkCopy = string(outside) })
-	a.trust = &trustFile{path: cfg.TrustFile, log: a.log}
 	a.verifier = &verifier{
 		hostname: cfg.MachineID, trust: a.trust.read, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
 		maxAge: cfg.MaxManifestAge, onlyLocal: func(string) string { return cfg.ComplianceMode }, manifests: manifests,
@@ -176,7 +185,7 @@ func (a *agent) restoreState() {
 	a.hold.set(optional[holdState](a.dir, holdFile, warn))
 	a.confirmed.set(optional[confirmed](a.dir, confirmedFile, warn))
 	if e := optional[enrolled](a.dir, enrolledFile, warn); e != nil {
-		a.spentNonce = e.Nonce
+		a.spent = spent{nonce: e.Nonce, at: time.Now()}
 	}
 	if err := a.setFloor(context.Background()); err != nil {
 		warn(err)
@@ -284,10 +293,23 @@ var errLocalChange = errors.New("local change")
 // turn is one check-in and what follows from its answer.
 func (a *agent) turn(ctx context.Context) (pause time.Duration, err error) {
 	hold := holdTime
-	if !a.outbox.empty() {
+	switch {
+	case !a.outbox.empty():
 		hold = 0 // what could not be delivered just now is not to wait for so long
+	case a.overdue.Load():
+		hold = firstHold
 	}
-	answer, sent, err := a.checkin(ctx, hold)
+	answer, sent, trial := a.checkinTrial(ctx)
+	if answer == nil {
+		answer, sent, err = a.checkin(ctx, hold)
+		a.judgeTrial(trial, err)
+		if err != nil {
+			answer, sent, err = a.checkinPrevious(ctx, err)
+		}
+	}
+	if errors.Is(err, errUnproven) {
+		return floorPause, nil
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -310,6 +332,10 @@ func (a *agent) failed(err error, failures int) time.Duration {
 		pause = min(refused.RetryAfter, maxContact)/2 + a.cfg.Jitter(min(refused.RetryAfter, maxContact)/2+1)
 	}
 	a.answered.Store(false)
+	a.overdue.Store(true)
+	if refused != nil && refused.Status == http.StatusRequestEntityTooLarge {
+		a.brevity.set(min(a.brevity.get()+1, briefest))
+	}
 	a.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", pause).Msg("check-in failed")
 	a.status.note(func(s *status) { s.ContactError = err.Error() })
 	a.reportStale()
@@ -321,11 +347,10 @@ func (a *agent) failed(err error, failures int) time.Duration {
 // another: it may be the control plane that is wrong.
 func (a *agent) enrolAnew(ctx context.Context, err error) error {
 	valid := a.identity.usable() != nil
-	var refused *client.Error
-	if a.cfg.TokenFile == "" || valid && !(errors.As(err, &refused) && refused.Status == 401) {
+	if a.cfg.TokenFile == "" || valid && !certificateDenied(err) {
 		return nil
 	}
-	if token, err := a.identity.readToken(a.cfg.SSHHostKey); err != nil || token.Claims.Nonce == a.spentNonce {
+	if token, err := a.identity.readToken(a.cfg.SSHHostKey); err != nil || a.spent.holds(token.Claims.Nonce) {
 		return nil
 	}
 	if !valid {
@@ -337,6 +362,7 @@ func (a *agent) enrolAnew(ctx context.Context, err error) error {
 // handle verifies an answer and acts on it.
 func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, sent time.Time) {
 	a.answered.Store(true)
+	a.overdue.Store(false)
 	a.status.note(func(s *status) { s.LastContact, s.ContactError = pki.At(time.Now()), "" })
 	known := a.verifier.headHash
 	if err := a.verifier.updateHead(ctx, a.client, answer.Head); err != nil {
@@ -359,6 +385,9 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 	if answer.Target == nil {
 		a.fetchAgain(ctx, answer.Head)
 		a.planAhead(ctx)
+		if answer.Head == nil {
+			a.forgetDoubt()
+		}
 		// What an activation waits for, a boot or its own agent, is still waited for.
 		if j, err := a.dir.journal(); err == nil && j == nil && !a.busy.get() {
 			a.waiting("nothing: the control plane has no other target for this host")
@@ -366,6 +395,19 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 		return
 	}
 	a.consider(ctx, &offer{answer.Target, sent}, answer.Head)
+}
+
+// forgetDoubt takes back, after a time, that an answer could not be believed: a control
+// plane without heads offers nothing for as long as this host says so, and may not be the
+// one that it is said of.
+func (a *agent) forgetDoubt() {
+	f := a.fetch.get()
+	if f == nil || f.Result != protocol.FetchVerifyFailed {
+		return
+	}
+	if time.Since(a.doubted) > maxContact {
+		a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchNone})
+	}
 }
 
 // offer is a target as it came, and when it was asked for.
@@ -413,12 +455,12 @@ func (a *agent) distrust(t *protocol.Target, err error) (result string) {
 		return ""
 	}
 	a.log.Error().Err(err).Msg("answer not believed")
-	text := err.Error()
+	text := clip(err.Error(), maxReason)
 	if t != nil {
 		// What nothing has verified is kept and reported no longer than it may be.
 		bounded := *t
 		for _, s := range []*string{&bounded.RolloutID, &bounded.ClosureHash, &bounded.ChannelRef} {
-			*s = strings.ToValidUTF8((*s)[:min(len(*s), maxReference)], "")
+			*s = clip(*s, maxReference)
 		}
 		t = &bounded
 	}
@@ -431,6 +473,7 @@ func (a *agent) distrust(t *protocol.Target, err error) (result string) {
 		outcome.RolloutID = &t.RolloutID
 	}
 	a.fetch.set(outcome)
+	a.doubted = time.Now()
 	a.status.note(func(s *status) {
 		s.Waiting, s.Next = "refused what the control plane said: "+text, "compare with nixfleet verify on the release; a control plane that lies looks like this"
 	})

@@ -329,6 +329,7 @@ func TestActsOutliveTheAgent(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		m := newMachine(t, p, good)
+		m.stateDirectory()
 		m.types("pause", "--reason", "before the first start")
 		m.must(directory(m.path("state/acts")).write("0.json", struct{}{}))
 		m.must(os.WriteFile(m.path("state/acts/1.json"), []byte("{"), 0o600))
@@ -349,6 +350,7 @@ func TestStatusOfRoot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		m := newMachine(t, p, good)
+		m.stateDirectory()
 		if out := m.types("status"); !strings.Contains(out, "has not run here yet") || !strings.Contains(out, before) {
 			t.Errorf("before the first start: %s", out)
 		}

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
@@ -28,14 +29,34 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 	if err := cfg.readable(); err != nil {
 		return &command.Error{Err: fmt.Errorf("configuration: %w", err), Hint: "the files must be there when the agent starts"}
 	}
+	if err := cfg.warnUnpinned(c.App.ErrWriter); err != nil {
+		return err
+	}
 	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
+	return err
+}
+
+// warnUnpinned says what a renewal cannot be held against.
+func (c *Config) warnUnpinned(w io.Writer) error {
+	trust, err := (&trustFile{path: c.TrustFile}).read()
+	if err != nil {
+		return err
+	}
+	if pinned, err := issuingCAs(trust); err != nil || pinned != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "warning: %s pins no issuing CA: a renewed certificate is compared by the names of its issuer only, "+
+		"which a control plane can forge\nhint: name the CA in nixfleet.trust.issuanceCAPems; nixfleet init does\n", c.TrustFile)
 	return err
 }
 
 // readable reads the files that must be there at the start as the agent will.
 func (c *Config) readable() error {
 	a := &agent{cfg: *c}
-	_, trust := (&trustFile{path: c.TrustFile}).read()
+	roots, trust := (&trustFile{path: c.TrustFile}).read()
+	if trust == nil {
+		_, trust = issuingCAs(roots)
+	}
 	_, client := a.newClient(nil)
 	_, key := pki.ReadPrivateKey(c.ClientKey)
 	return errors.Join(trust, client, key)
@@ -43,7 +64,7 @@ func (c *Config) readable() error {
 
 func guardCommand(c *cli.Context) error {
 	if !c.Bool("check-config") {
-		return onHost(func(c *cli.Context, u *undoer) error { return u.guard(c.Context) })(c)
+		return inState(c, func(u *undoer) error { return u.guard(c.Context) })
 	}
 	cfg := Config{hostConfig: hostConfigOf(c, newLogger(c.App.ErrWriter, zerolog.InfoLevel)), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
 	if c.String("state-dir") == "" {

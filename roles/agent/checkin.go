@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -48,6 +49,9 @@ func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.unproven(ctx, current) {
+		return nil, errUnproven
+	}
 	boot, err := a.host.BootID(ctx)
 	if err != nil {
 		return nil, err
@@ -86,11 +90,67 @@ func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 	if req.Phase, err = a.phase(); err != nil {
 		return nil, err
 	}
+	shorten(req, a.brevity.get())
 	a.status.note(func(s *status) {
 		s.Running, s.Phase = req.CurrentGeneration.ClosureHash, req.Phase.Name
 		s.Specialisation, s.RebootPending, s.Held = sp.name, pending, text(req.Held)
 	})
 	return req, nil
+}
+
+// errUnproven means that a check-in would name a generation that is not proven to a control
+// plane that takes a check-in for a confirm.
+var errUnproven = errors.New("no check-in under a v1 control plane before the generation is proven")
+
+// provenTime is how long a committed generation may wait for its confirm to be tried before
+// a check-in names it.
+const provenTime = time.Minute
+
+// unproven reports whether current is the target of an activation under a control plane
+// without heads that is not confirmed yet. To such a control plane a check-in that names the
+// target is a confirm [T26]. A generation whose confirm nobody answers is proven, and named
+// after a while.
+func (a *agent) unproven(ctx context.Context, current string) bool {
+	j, err := a.dir.journal()
+	if err != nil || j == nil || !j.byManifest() || !a.undoer.runs(ctx, current, j.Closure) {
+		return false
+	}
+	return j.Step != stepCommitted || time.Since(j.Since.Time) < provenTime
+}
+
+// byManifest reports whether an activation is under a control plane without heads, where the
+// rollout is the only intent.
+func (j *journal) byManifest() bool { return j.Intent != "" && j.Intent == j.RolloutID }
+
+// briefest is how often a check-in may be called too large and still say less.
+const briefest = 2
+
+// shorten leaves out what a check-in can do without, after one was called too large.
+func shorten(req *protocol.CheckinRequest, much int) {
+	if much == 0 {
+		return
+	}
+	if f := req.LastFetchOutcome; f != nil {
+		req.LastFetchOutcome = &protocol.FetchOutcome{Result: f.Result, RolloutID: f.RolloutID}
+	}
+	req.Held, req.Specialisation = clipped(req.Held, maxHeldBrief), nil
+	for i := range req.HealthProbes {
+		req.HealthProbes[i].FailureReason = nil
+	}
+	if much == briefest {
+		req.HealthProbes, req.HealthCheckMode, req.RebootPending = []protocol.ProbeResult{}, nil, nil
+	}
+}
+
+// maxHeldBrief is what a short check-in says of a hold, in bytes.
+const maxHeldBrief = 60
+
+func clipped(s *string, limit int) *string {
+	if s == nil {
+		return nil
+	}
+	short := clip(*s, limit)
+	return &short
 }
 
 func text(s *string) string {

@@ -19,18 +19,17 @@ func (a *agent) now() time.Time {
 	return earliest
 }
 
-// setFloor takes the newest of the release this host has verified, of the start
-// of its certificate, and of the source that its system is made from. All three are
-// signed by others: its own clock may have been wrong before.
+// setFloor takes the newest of the release this host has verified, of the start of its
+// certificate where a pinned issuing CA vouches for it, and of the source that its system is
+// made from. All three are signed by others: its own clock may have been wrong before, and
+// what a control plane alone says of the time does not count.
 func (a *agent) setFloor(ctx context.Context) error {
 	m, err := a.verifier.marks.load()
 	var past []time.Time
 	if m != nil {
 		past = append(past, m.SignedAt.Add(-pki.ClockSlack))
 	}
-	if cert, err := a.identity.certificate(); err == nil && cert != nil {
-		past = append(past, cert.Leaf.NotBefore)
-	}
+	past = append(past, a.identity.knownStart())
 	if current, err := a.host.CurrentSystem(ctx); err == nil {
 		if c, err := a.host.Inspect(ctx, current); err == nil {
 			past = append(past, c.SourceDate)

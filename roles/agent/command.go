@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -45,12 +48,14 @@ func Command() *cli.Command {
 				Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
 				Flags: local(reason, boolFlag("deadline", "the window has passed"),
 					stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
-				Action: onHost(func(c *cli.Context, u *undoer) error {
+				Action: func(c *cli.Context) error {
 					if c.Bool("deadline") {
-						return u.insist(c.Context, c.String("unit"))
+						return inState(c, func(u *undoer) error { return u.insist(c.Context, c.String("unit")) })
 					}
-					return u.undoByHand(c.Context, c.App.Writer, c.String("reason"))
-				}),
+					return onHost(func(c *cli.Context, u *undoer) error {
+						return u.undoByHand(c.Context, c.App.Writer, c.String("reason"))
+					})(c)
+				},
 			},
 			{
 				Name: "guard", Usage: "undo at boot what a power cut left unproven",
@@ -132,6 +137,7 @@ func runCommand(c *cli.Context) error {
 		level = zerolog.InfoLevel
 	}
 	cfg := configOf(c, newLogger(c.App.Writer, level))
+	defer hangUps(cfg.Log)()
 	if c.Bool("check-config") {
 		return checkConfig(c, &cfg)
 	}
@@ -142,6 +148,28 @@ func runCommand(c *cli.Context) error {
 		return runSimulated(c.Context, cfg, sim)
 	}
 	return Run(c.Context, cfg)
+}
+
+// hangUps keeps SIGHUP from ending the agent, as it would by default: there is nothing to
+// read again, since trust file, certificate and token are read at every use. The signal is
+// taken rather than ignored, which the programs that the agent starts would inherit.
+func hangUps(log zerolog.Logger) (stop func()) {
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-signals:
+				log.Info().Msg("SIGHUP: nothing to reload; files are read at every use")
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
 }
 
 // runSimulated does what a real machine does around its agent: its deadline runs
@@ -168,23 +196,43 @@ func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
 	}
 }
 
-// onHost runs a command with the host and the state directory of the flags.
+// onHost runs a command of root's on a machine that has an agent.
 func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
-		if c.String("simulated-host") == "" && c.String("root") == "" && os.Geteuid() != 0 {
-			return &command.Error{Err: errors.New("only root may ask or tell the agent"), Hint: "sudo nixfleet agent " + c.Command.Name}
-		}
-		cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
-		if err := cfg.makeHost(); err != nil {
+		if err := asRoot(c); err != nil {
 			return err
 		}
-		dir, err := openDirectory(c.String("state-dir"))
-		if err != nil {
-			return &command.Error{Err: err, Hint: "this needs root"}
+		dir := c.String("state-dir")
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return &command.Error{Err: fmt.Errorf("no agent has run on this machine: %s does not exist", dir), Hint: "systemctl status nixfleet-agent"}
 		}
-		return work(c, &undoer{cfg.Host, dir, log, cfg.hostArguments()})
+		return inState(c, func(u *undoer) error { return work(c, u) })
 	}
+}
+
+func asRoot(c *cli.Context) error {
+	if c.String("simulated-host") == "" && c.String("root") == "" && os.Geteuid() != 0 {
+		return &command.Error{Err: errors.New("only root may ask or tell the agent"), Hint: "sudo nixfleet agent " + c.Command.Name}
+	}
+	return nil
+}
+
+// inState runs a command with the host and the state directory of the flags. The directory
+// is made where it is missing: the guard runs at the first boot as well.
+func inState(c *cli.Context, work func(*undoer) error) error {
+	if err := asRoot(c); err != nil {
+		return err
+	}
+	log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
+	cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
+	if err := cfg.makeHost(); err != nil {
+		return err
+	}
+	dir, err := openDirectory(c.String("state-dir"))
+	if err != nil {
+		return &command.Error{Err: err, Hint: "this needs root"}
+	}
+	return work(&undoer{cfg.Host, dir, log, cfg.hostArguments()})
 }
 
 func statusCommand(c *cli.Context) error {

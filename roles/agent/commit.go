@@ -170,7 +170,7 @@ func (a *agent) unconfirmed(j *journal, why string) error {
 // when the control plane took the confirm, by its clock.
 func (a *agent) finish(ctx context.Context, j *journal, taken time.Time) error {
 	c := &confirmed{Closure: j.Closure, RolloutID: j.RolloutID, Intent: j.Intent, At: pki.At(a.now().Truncate(time.Millisecond))}
-	if taken.After(c.At.Time) {
+	if taken.After(c.At.Time) && a.identity.mayBe(taken) {
 		c.Taken = pki.At(taken.Add(time.Second))
 	}
 	if err := a.dir.write(confirmedFile, c); err != nil {

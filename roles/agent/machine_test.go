@@ -92,6 +92,14 @@ func newMachine(t *testing.T, p *plane, closures map[string]nixops.SimClosure) *
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, "host", name) }
 
+// stateDirectory is what systemd makes before the agent's first start.
+func (m *machine) stateDirectory() {
+	m.t.Helper()
+	if err := os.MkdirAll(m.path("state"), 0o700); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
 // open boots the machine's hardware: its deadline runs whether an agent does or not.
 func (m *machine) open() {
 	m.t.Helper()

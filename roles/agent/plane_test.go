@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -69,6 +71,7 @@ type plane struct {
 
 	mu       sync.Mutex
 	pair     *tls.Certificate
+	clients  *x509.CertPool // whose certificates are taken
 	head     []byte
 	headSig  []byte
 	leaf     []byte
@@ -79,12 +82,18 @@ type plane struct {
 	pace     uint32 // seconds between two check-ins, at most
 	confirm  int    // status of confirms
 	noTarget bool
+	holds    bool                  // check-ins, for as long as they ask for
+	refuse   func(body []byte) int // status of a request that is refused; 0: it is not
 	tamper   func(*protocol.CheckinResponse)
 	slow     time.Duration // of every answer to a report
 	confirms int
 	reports  []protocol.ReportRequest
 	lastSeen protocol.CheckinRequest
-	v1       *v1Plane // nil: one of ours
+	peer     *x509.Certificate // of the last check-in
+	sizes    []int             // of the check-ins, in bytes
+	issued   int               // certificates
+	early    int               // check-ins that named the target before any confirm
+	v1       *v1Plane          // nil: one of ours
 	routes   map[string]http.HandlerFunc
 	foreign  [2][]byte // head of channel "beta", which the host is not in, and its signature
 }
@@ -111,10 +120,9 @@ func newPlane(t *testing.T) *plane {
 	public, orgPublic := p.ci.Public(), p.org.Public()
 	p.trust, err = (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &public}, OrgRootKey: &pki.KeySlot{Current: &orgPublic}}).Marshal()
 	must(err)
-	pool := x509.NewCertPool()
-	pool.AddCert(p.issuing.Cert)
-	server := &http.Server{Handler: p}
-	go server.Serve(tls.NewListener(p.net, &tls.Config{GetCertificate: p.certificate, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}))
+	p.believe(p.issuing.Cert)
+	server := &http.Server{Handler: p, ErrorLog: log.New(io.Discard, "", 0)}
+	go server.Serve(tls.NewListener(p.net, &tls.Config{GetConfigForClient: p.tlsConfig}))
 	t.Cleanup(func() { server.Close() })
 	p.release(target, time.Now())
 	return p
@@ -141,10 +149,19 @@ func (p *plane) serve(from time.Time) {
 	p.set(func() { p.pair = &pair })
 }
 
-func (p *plane) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+// believe has the control plane take the certificates of these issuing CAs only.
+func (p *plane) believe(issuers ...*x509.Certificate) {
+	pool := x509.NewCertPool()
+	for _, c := range issuers {
+		pool.AddCert(c)
+	}
+	p.set(func() { p.clients = pool })
+}
+
+func (p *plane) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.pair, nil
+	return &tls.Config{Certificates: []tls.Certificate{*p.pair}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: p.clients}, nil
 }
 
 // release signs that the host should run closure.
@@ -213,12 +230,21 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case route != nil:
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		route(w, r)
+	case p.refuse != nil && p.refuse(body) != 0:
+		w.WriteHeader(p.refuse(body))
 	case p.away:
 		w.WriteHeader(http.StatusBadGateway)
 	case r.URL.Path == "/v1/agent/checkin":
 		p.lastSeen = protocol.CheckinRequest{}
 		if err := json.Unmarshal(body, &p.lastSeen); err != nil {
 			p.t.Error(err)
+		}
+		p.sizes = append(p.sizes, len(body))
+		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+			p.peer = r.TLS.PeerCertificates[0]
+		}
+		if p.lastSeen.CurrentGeneration.ClosureHash == p.wanted.TargetClosure && p.confirms == 0 {
+			p.early++
 		}
 		out := &protocol.CheckinResponse{NextCheckinSecs: p.pace, Head: &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(p.head)}}
 		if p.lastSeen.CurrentGeneration.ClosureHash != p.wanted.TargetClosure && !p.noTarget {
@@ -233,6 +259,16 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		if p.tamper != nil {
 			p.tamper(out)
+		}
+		if hold := r.Header.Get("Prefer"); p.holds && hold != "" {
+			w.Header().Set("Preference-Applied", hold)
+			secs, _ := strconv.Atoi(strings.TrimPrefix(hold, "wait="))
+			p.mu.Unlock()
+			select {
+			case <-time.After(time.Duration(secs) * time.Second):
+			case <-r.Context().Done():
+			}
+			p.mu.Lock()
 		}
 		answer(out)
 	case p.v1 != nil && strings.HasPrefix(r.URL.Path, "/v1/rollouts/"):

@@ -2,13 +2,16 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // check is the local health gate and one answered check-in. Only the target's
@@ -43,7 +46,7 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 	}
 	a.waiting("an answer of the control plane to prove that %s reaches it", j.Closure)
 	for {
-		if _, _, err := a.checkin(ctx, 0); err == nil {
+		if err := a.reach(ctx, j); err == nil {
 			break
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -55,6 +58,22 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 		}
 	}
 	return a.dir.advance(time.Now(), []step{stepChecking}, stepProven, nil)
+}
+
+// reach gets one authenticated answer. A control plane without heads would take a check-in
+// that names the new generation for a confirm, and is asked who this host is instead; one
+// that does not know the question has answered all the same, since it looks at the
+// certificate first (contracts/wire.md section 1).
+func (a *agent) reach(ctx context.Context, j *journal) error {
+	if !j.byManifest() {
+		_, _, err := a.checkin(ctx, 0)
+		return err
+	}
+	_, err := a.client.Whoami(ctx)
+	if refused := (*client.Error)(nil); errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+		return nil
+	}
+	return err
 }
 
 // mayProve: this process is the target closure's own agent.

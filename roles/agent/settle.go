@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"nixfleet/nixops/fleet"
@@ -201,13 +200,13 @@ func (a *agent) forgetRecalled(j *journal) {
 //
 // It says whether that is under way, so that a target has to wait.
 func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
-	r.Rollout = strings.ToValidUTF8(r.Rollout[:min(len(r.Rollout), maxReference)], "")
+	r.Rollout = clip(r.Rollout, maxReference)
 	j, why := a.mayRollBack(r)
 	if why != "" {
 		a.refuseRollback(r, why)
 		return false
 	}
-	r.Reason = strings.ToValidUTF8(r.Reason[:min(len(r.Reason), maxReason)], "")
+	r.Reason = clip(r.Reason, maxReason)
 	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
 	next := *j
 	next.Step, next.Units, next.ChannelRef = stepUndoing, newUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout

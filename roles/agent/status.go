@@ -62,6 +62,7 @@ func (f *statusFile) note(change func(*status)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	change(&f.v)
+	f.v.bound()
 	same := f.v
 	same.LastContact = f.written.LastContact
 	if same == f.written && f.v.LastContact.Sub(f.written.LastContact.Time) < time.Minute {
@@ -69,6 +70,16 @@ func (f *statusFile) note(change func(*status)) {
 	}
 	if f.dir.write(statusName, f.v) == nil {
 		f.written = f.v
+	}
+}
+
+// maxStatusText bounds each text of the status, in bytes.
+const maxStatusText = 1000
+
+// bound cuts what others may have had their hand in.
+func (s *status) bound() {
+	for _, text := range []*string{&s.Told, &s.Rollout, &s.Waiting, &s.Next, &s.Held, &s.Stale, &s.ContactError} {
+		*text = clip(*text, maxStatusText)
 	}
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"strings"
 	"time"
+	"unicode"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
@@ -48,7 +50,7 @@ type verdictError struct {
 	fetch string // protocol.FetchVerifyFailed or FetchFailed
 }
 
-func (e *verdictError) Error() string { return e.err.Error() }
+func (e *verdictError) Error() string { return clip(e.err.Error(), maxReason) }
 func (e *verdictError) Unwrap() error { return e.err }
 
 func refuse(event, format string, args ...any) error {
@@ -111,6 +113,9 @@ func (v *verifier) updateHead(ctx context.Context, c fetcher, ref *protocol.Head
 	}
 	if v.head != nil && v.headHash == ref.Hash && v.head.Channel == ref.Channel {
 		return nil
+	}
+	if !fleet.ValidChannel(ref.Channel) {
+		return refuse(protocol.EventManifestMismatch, "the answer names a head of channel %.70q", ref.Channel)
 	}
 	body, sig, err := c.Head(ctx, ref.Channel)
 	if err != nil {
@@ -206,7 +211,7 @@ func (v *verifier) stale() (time.Duration, bool) {
 // target verifies what an answer asks of this host.
 func (v *verifier) target(ctx context.Context, c fetcher, t *protocol.Target, ref *protocol.HeadRef, sent time.Time) (*wanted, error) {
 	// The reference ends in journal and reports, and nothing signs it.
-	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) || len(t.ChannelRef) > maxReference {
+	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) || clip(t.ChannelRef, maxReference) != t.ChannelRef {
 		return nil, refuse(protocol.EventVerifyMismatch, "target names rollout %.70q, closure %.80q and reference %.70q", t.RolloutID, t.ClosureHash, t.ChannelRef)
 	}
 	var w *wanted
@@ -466,6 +471,27 @@ const (
 	maxReference = 256
 	maxReason    = 500
 )
+
+// clip is a text of the other side as it may be kept: one line of printable characters, at
+// most limit bytes.
+func clip(s string, limit int) string {
+	cut := len(s) > limit
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) {
+			return ' '
+		}
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s[:min(len(s), limit)], ""))
+	if cut && limit > len(ellipsis) {
+		return strings.ToValidUTF8(s[:min(len(s), limit-len(ellipsis))], "") + ellipsis
+	}
+	return s
+}
+
+const ellipsis = " …"
 
 func clampWindow(d time.Duration) time.Duration {
 	if d == 0 {
