@@ -234,9 +234,9 @@ in `
 	}
 }
 
-// What init writes is a whole configuration: its hosts and its control plane evaluate
-// through the flake's own mkHost, without a failed assertion or a warning. Without keys
-// it says which are missing.
+// What init writes is a whole configuration: its hosts, of which the control plane is one,
+// evaluate through the flake's own mkHost, without a failed assertion or a warning. The
+// operator can log in to each of them. Without keys it says which are missing.
 func TestInitTreeEvaluates(t *testing.T) {
 	nixpkgsLib(t)
 	binary, dir := build(t), t.TempDir()
@@ -250,7 +250,8 @@ func TestInitTreeEvaluates(t *testing.T) {
 		}
 		return string(out)
 	}
-	run("init", tree, "--server", "cp.example.com", "--recipient", "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg")
+	const operator = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEgHWll+choVbi4Hmd5cwMUyTcbn6vHN1GJQho7FMhXd jo"
+	run("init", tree, "--server", "cp.example.com", "--recipient", operator)
 	expression := flake + `let
   nixosSystem = { modules, specialArgs ? { } }: lib.evalModules {
     inherit specialArgs;
@@ -260,17 +261,28 @@ func TestInitTreeEvaluates(t *testing.T) {
     self = fleet;
     nixpkgs.lib = lib // { inherit nixosSystem; };
     nixfleet = self;
+    disko.nixosModules.disko = { options.disko = lib.mkOption { type = lib.types.anything; }; };
   };
-in lib.mapAttrs (_: system: parts.render system.config) fleet.nixosConfigurations`
-	var machines map[string]rendered
+in lib.mapAttrs (_: system: parts.render system.config // {
+  logins = system.config.users.users.root.openssh.authorizedKeys.keys;
+  disk = system.config.disko.devices.disk.main.device;
+}) fleet.nixosConfigurations`
+	var machines map[string]struct {
+		rendered
+		Logins []string `json:"logins"`
+		Disk   string   `json:"disk"`
+	}
 	if err := evaluate(t, fmt.Sprintf(expression, tree), &machines); err != nil {
 		t.Fatal(err)
 	}
 	for name, units := range map[string][]string{
 		"web-01": {"nixfleet-agent.service", "nixfleet-guard.service"}, "web-02": {"nixfleet-agent.service"},
-		"control-plane": {"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path"},
+		"control-plane": {"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path", "nixfleet-agent.service"},
 	} {
 		m := machines[name]
+		if !slices.Equal(m.Logins, []string{operator}) || m.Disk != "/dev/sda" {
+			t.Errorf("%s lets in %q, and installs on %s", name, m.Logins, m.Disk)
+		}
 		if len(m.Failed) > 0 || len(m.Warnings) > 0 {
 			t.Errorf("%s: failed %q, warnings %q", name, m.Failed, m.Warnings)
 		}
@@ -289,7 +301,8 @@ in lib.mapAttrs (_: system: parts.render system.config) fleet.nixosConfiguration
 	if err := evaluate(t, fmt.Sprintf(expression, bare), &machines); err != nil {
 		t.Fatal(err)
 	}
-	if failed := machines["web-01"].Failed; len(failed) != 1 || !strings.Contains(failed[0], "nixfleet keygen") {
+	if failed := strings.Join(machines["web-01"].Failed, "\n"); strings.Count(failed, "\n") != 1 ||
+		!strings.Contains(failed, "nixfleet keygen") || !strings.Contains(failed, "operators.nix names no ssh key") {
 		t.Errorf("without keys: %q", failed)
 	}
 }

@@ -134,9 +134,11 @@ let
         neededForBoot = bool false;
       };
       boot = {
+        initrd.availableKernelModules = listOf types.str;
         kernelParams = listOf types.str;
         loader = anything { };
       };
+      hardware.enableRedistributableFirmware = bool false;
       launchd.daemons = submodules { serviceConfig = section; };
       networking = {
         hostName = mkOption {
@@ -171,7 +173,10 @@ let
         services = submodules serviceOptions;
         tmpfiles.rules = listOf types.str;
       };
-      users.groups = anything { };
+      users = {
+        groups = anything { };
+        users = submodules { openssh.authorizedKeys.keys = listOf types.str; };
+      };
     };
   };
 

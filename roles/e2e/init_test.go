@@ -55,6 +55,13 @@ const standInNixpkgs = `{
 }
 `
 
+// standInDisko stands in for disko: the name of its module.
+const standInDisko = `{
+  inputs.nixpkgs.url = "nixpkgs";
+  outputs = { self, nixpkgs }: { nixosModules.disko = { }; };
+}
+`
+
 // TestInitToFirstRollout takes a newcomer's way: what `nixfleet init` writes, and
 // the commands of its README, word for word but for the addresses.
 func TestInitToFirstRollout(t *testing.T) {
@@ -65,17 +72,20 @@ func TestInitToFirstRollout(t *testing.T) {
 	f := bareNixFleet(t)
 	f.sshIdentity()
 	nixpkgs, source := f.inputs()
+	disko := filepath.Join(f.dir, "disko")
+	f.write(filepath.Join(disko, "flake.nix"), standInDisko, 0o644)
 	forge := filepath.Join(f.dir, "forge.git")
 	f.git("init", "--quiet", "--bare", "--initial-branch=main", forge)
 	out := f.mustRun(f.dir, "init", f.checkout(""), "--server", "127.0.0.1", "--suffix", nixSuffix, "--cache-url", f.cache.URL,
-		"--source-url", "git+file://"+forge+"#main", "--nixfleet-url", "path:"+source, "--nixpkgs-url", "path:"+nixpkgs)
+		"--source-url", "git+file://"+forge+"#main", "--nixfleet-url", "path:"+source, "--nixpkgs-url", "path:"+nixpkgs, "--disko-url", "path:"+disko)
 	if !strings.Contains(out, "next, in "+f.checkout("")) {
 		t.Errorf("init says no next step:\n%s", out)
 	}
 	f.git("-C", f.checkout(""), "remote", "add", "origin", forge)
 
-	f.declareHosts("web-01", "web-02")
+	f.prepareHosts("control-plane", "web-01", "web-02")
 	f.shell(f.readme("Commit:"))
+	f.install("control-plane", "web-01", "web-02")
 	f.shell(strings.ReplaceAll(f.readme("## The first release"), "ssh-ng://root@127.0.0.1", "'"+f.cacheDest()+"'"))
 
 	f.takeKeys()
@@ -86,7 +96,7 @@ func TestInitToFirstRollout(t *testing.T) {
 		switch {
 		case err != nil:
 			return err.Error()
-		case len(view.Hosts) != 2:
+		case len(view.Hosts) != 3:
 			return fmt.Sprintf("%d hosts", len(view.Hosts))
 		}
 		return ""
@@ -94,7 +104,7 @@ func TestInitToFirstRollout(t *testing.T) {
 	for _, h := range f.hosts {
 		f.startAgent(h)
 	}
-	f.converged("web-01", "web-02")
+	f.converged("web-01", "web-02", "control-plane")
 	watching, _, _ := strings.Cut(f.readme("## Watching"), "nixfleet rollout watch")
 	f.shell(strings.ReplaceAll(watching, "https://127.0.0.1:8080", "https://"+f.address))
 
@@ -223,51 +233,88 @@ func (f *nixFleet) shell(script string, env ...string) {
 	}
 }
 
-// declareHosts prepares hosts, declares what that printed, and shortens what a test
-// cannot wait for.
-func (f *nixFleet) declareHosts(names ...string) {
+// prepareHosts runs the README's loop, whose result flake.nix reads by itself, and shortens
+// what a test cannot wait for.
+func (f *nixFleet) prepareHosts(names ...string) {
 	f.t.Helper()
+	loop := f.readme("flake.nix` reads it from `secrets/`.")
+	if !strings.HasPrefix(loop, "for host in "+strings.Join(names, " ")+"; do\n") {
+		f.t.Fatalf("README.md prepares other hosts:\n%s", loop)
+	}
+	f.shell(loop)
 	file := f.checkout("fleet.nix")
 	text, err := os.ReadFile(file)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	declaration := string(text)
-	replace := func(old, by string) {
-		f.t.Helper()
-		if !strings.Contains(declaration, old) {
-			f.t.Fatalf("fleet.nix has no %q", old)
-		}
-		declaration = strings.Replace(declaration, old, by, 1)
+	if !strings.Contains(declaration, "soakMinutes = 30;") {
+		f.t.Fatal("fleet.nix has no canary that soaks")
 	}
-	var nonces strings.Builder
-	for _, name := range names {
-		out := f.mustRun(f.checkout(""), "host", "prepare", name, "--recipients-file", filepath.Join(f.dir, ".ssh/id_ed25519.pub"), "--dir", "secrets/"+name,
-			"--org-root-key", "secrets/org-root.key.age", "--identity", filepath.Join(f.dir, ".ssh/id_ed25519"), "--trust-file", "trust.json", "--json")
-		var p struct {
-			Pubkey, Nonce string
-			Token         pki.Token
-		}
-		if err := json.Unmarshal([]byte(out), &p, json.MatchCaseInsensitiveNames(true)); err != nil {
-			f.t.Fatal(err)
-		}
-		replace(`# pubkey = "ssh-ed25519 …";`, fmt.Sprintf("pubkey = %q; #", strings.TrimSpace(p.Pubkey)))
-		fmt.Fprintf(&nonces, "{ nonce = %q; hostname = %q; expiresAt = %q; }\n", p.Nonce, name, p.Token.Claims.ExpiresAt.String())
-
-		h := f.installed(name)
-		token, err := os.ReadFile(f.checkout("secrets/" + name + "/bootstrap-token.age"))
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		// Encrypted to the host, as it is delivered.
-		f.write(filepath.Join(h.dir, "token.json"), string(token), 0o600)
-		f.shell("umask 077; age -d -i ~/.ssh/id_ed25519 secrets/" + name + "/ssh_host_ed25519_key.age >" + filepath.Join(h.dir, "ssh_host_ed25519_key"))
-		f.hosts[name] = h
-	}
-	replace("bootstrapNonces = [ ];", "bootstrapNonces = [\n"+nonces.String()+"];")
-	replace("soakMinutes = 30;", "soakSeconds = 1;")
+	declaration = strings.Replace(declaration, "soakMinutes = 30;", "soakSeconds = 1;", 1)
 	declaration = strings.ReplaceAll(declaration, "x86_64-linux", map[string]string{"amd64": "x86_64-linux", "arm64": "aarch64-linux"}[runtime.GOARCH])
 	f.write(file, declaration, 0o644)
+}
+
+// install runs install.sh with a stand-in for nixos-anywhere, which keeps what would be
+// copied to the machine, and takes host key and token from there.
+func (f *nixFleet) install(names ...string) {
+	f.t.Helper()
+	installer := filepath.Join(f.dir, "nixos-anywhere")
+	f.write(installer, "#!/bin/sh\n"+`test "$1 $3 $5" = "--extra-files --flake root@10.0.0.1" || { echo "$*"; exit 1; }
+cp -a "$2" "$MACHINES/${4#.#}"
+`, 0o755)
+	machines, temporary := filepath.Join(f.dir, "machines"), filepath.Join(f.dir, "temporary")
+	for _, dir := range []string{machines, temporary} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	modes := map[string]fs.FileMode{
+		"etc/ssh": 0o755, "etc/ssh/ssh_host_ed25519_key": 0o600, "etc/ssh/ssh_host_ed25519_key.pub": 0o600,
+		"var/lib/nixfleet": 0o700, "var/lib/nixfleet/bootstrap-token.age": 0o600,
+	}
+	keys := map[string]fs.FileMode{
+		"var/lib/nixfleet-keys": 0o700, "var/lib/nixfleet-keys/server.key.pem": 0o600, "var/lib/nixfleet-keys/issuing-ca.key.pem": 0o600,
+		"var/lib/nixfleet-keys/server.cert.pem": 0o600, "var/lib/nixfleet-keys/client-ca.pem": 0o600, "var/lib/nixfleet-keys/issuing-ca.cert.pem": 0o600,
+	}
+	for _, name := range names {
+		f.shell("sh install.sh "+name+" root@10.0.0.1", "NIXOS_ANYWHERE="+installer, "MACHINES="+machines, "TMPDIR="+temporary)
+		machine := filepath.Join(machines, name)
+		for path, want := range modes {
+			f.mode(filepath.Join(machine, path), want)
+		}
+		for path, want := range keys {
+			if name != "control-plane" {
+				want = 0
+			}
+			f.mode(filepath.Join(machine, path), want)
+		}
+		h := f.installed(name)
+		f.shell(fmt.Sprintf("umask 077; mkdir -p %[2]s; cp %[1]s/var/lib/nixfleet/bootstrap-token.age %[2]s/token.json; cp %[1]s/etc/ssh/ssh_host_ed25519_key %[2]s/",
+			machine, h.dir))
+		f.hosts[name] = h
+	}
+	for _, wrong := range []string{"sh install.sh web-01", "sh install.sh web-99 root@10.0.0.1"} {
+		f.shell("! NIXOS_ANYWHERE=false " + wrong)
+	}
+	// No key stays behind.
+	if left, err := os.ReadDir(temporary); err != nil || len(left) != 0 {
+		f.t.Errorf("install.sh leaves %v, %v", left, err)
+	}
+}
+
+// mode wants a file of that mode, or none where the mode is 0.
+func (f *nixFleet) mode(path string, want fs.FileMode) {
+	f.t.Helper()
+	info, err := os.Lstat(path)
+	switch {
+	case want == 0 && os.IsNotExist(err):
+	case err != nil || want == 0:
+		f.t.Errorf("%s: %v, want mode %o", path, err, want)
+	case info.Mode().Perm() != want:
+		f.t.Errorf("%s has mode %o, want %o", path, info.Mode().Perm(), want)
+	}
 }
 
 // takeKeys opens the keys of the tree, as the README has it, to where the rest of

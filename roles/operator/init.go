@@ -30,6 +30,7 @@ const (
 	templateNixfleet = "git+https://forge.example.com/nixfleet.git"
 	templateSource   = "git+https://forge.example.com/fleet.git#main"
 	templateNixpkgs  = "github:NixOS/nixpkgs/nixos-unstable"
+	templateDisko    = "github:nix-community/disko"
 	controlPort      = "8080"
 	cachePort        = "5000"
 )
@@ -50,6 +51,7 @@ func initCommand() *cli.Command {
 			&cli.StringFlag{Name: "source-url", Value: templateSource, Usage: "`URL` from which the control plane reads releases"},
 			&cli.StringFlag{Name: "nixfleet-url", Value: templateNixfleet, Usage: "flake `URL` of nixfleet"},
 			&cli.StringFlag{Name: "nixpkgs-url", Value: templateNixpkgs, Usage: "flake `URL` of nixpkgs"},
+			&cli.StringFlag{Name: "disko-url", Value: templateDisko, Usage: "flake `URL` of disko, which partitions new machines"},
 			&cli.StringFlag{Name: "algorithm", Value: "ed25519", Usage: "`ALGORITHM` of the release key: ed25519 or ecdsa-p256"},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"},
 			&cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"},
@@ -65,7 +67,10 @@ type initialised struct {
 	Directory  string   `json:"directory"`
 	Files      []string `json:"files"`
 	Recipients int      `json:"recipients"`
+	Logins     int      `json:"logins"` // ssh keys that may log in to the fleet's machines
 	Git        bool     `json:"git"`
+
+	identity string // the private key that the printed commands name
 }
 
 func initFleet(c *cli.Context) error {
@@ -73,7 +78,8 @@ func initFleet(c *cli.Context) error {
 	if c.NArg() != 1 || c.Args().First() == "" {
 		return command.Usage("nixfleet init fleet --server cp.example.com", "init takes the directory to write")
 	}
-	names, err := templateNames(c)
+	identity := identityName(c)
+	names, err := templateNames(c, identity)
 	if err != nil {
 		return err
 	}
@@ -81,8 +87,12 @@ func initFleet(c *cli.Context) error {
 		return err
 	}
 	m := &minted{c: c, now: time.Now()}
+	var logins []string
 	if !c.Bool("no-keys") {
 		if m.sealed, err = operators(c); err != nil {
+			return err
+		}
+		if logins, err = loginKeys(c); err != nil {
 			return err
 		}
 	}
@@ -98,7 +108,12 @@ func initFleet(c *cli.Context) error {
 	if err := writeFleet(made, names, m); err != nil {
 		return err
 	}
-	s := initialised{Directory: dir, Recipients: len(m.sealed)}
+	if len(logins) > 0 {
+		if err := writeLogins(made, logins); err != nil {
+			return err
+		}
+	}
+	s := initialised{Directory: dir, Recipients: len(m.sealed), Logins: len(logins), identity: identity}
 	if s.Files, err = filesBelow(made); err != nil {
 		return err
 	}
@@ -125,7 +140,7 @@ var holdsSecret = regexp.MustCompile(`^(git\+)?https?://[^/]*@|^[a-z0-9+.-]+://[
 
 // templateNames replaces the names of the template by those of the flags. It
 // also settles the flags that keygen reads.
-func templateNames(c *cli.Context) (*strings.Replacer, error) {
+func templateNames(c *cli.Context, identity string) (*strings.Replacer, error) {
 	server := templateServer
 	if given := c.StringSlice("server"); len(given) > 0 {
 		server = given[0]
@@ -145,6 +160,7 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 	for flag, value := range map[string]string{
 		"server": server, "suffix": c.String("suffix"), "cache-url": cache,
 		"source-url": c.String("source-url"), "nixfleet-url": c.String("nixfleet-url"), "nixpkgs-url": c.String("nixpkgs-url"),
+		"disko-url": c.String("disko-url"),
 	} {
 		if !harmless.MatchString(value) {
 			return nil, command.Usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
@@ -156,7 +172,7 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 	}
 	// In URLs, and for scp, an IPv6 address stands in brackets.
 	bracketed := strings.TrimSuffix(net.JoinHostPort(server, ""), ":")
-	return strings.NewReplacer(
+	return strings.NewReplacer(append(identityWords(identity),
 		"ssh-ng://root@"+templateServer, "ssh-ng://root@"+bracketed,
 		"root@"+templateServer+":/", "root@"+bracketed+":/",
 		"https://"+templateServer+":"+controlPort, "https://"+net.JoinHostPort(server, controlPort),
@@ -166,7 +182,8 @@ func templateNames(c *cli.Context) (*strings.Replacer, error) {
 		templateNixfleet, c.String("nixfleet-url"),
 		templateSource, c.String("source-url"),
 		templateNixpkgs, c.String("nixpkgs-url"),
-	), nil
+		templateDisko, c.String("disko-url"),
+	)...), nil
 }
 
 // empty refuses a directory that holds anything but a fresh clone's .git.
@@ -193,15 +210,12 @@ func operators(c *cli.Context) ([]age.Recipient, error) {
 	if err != nil || len(named) > 0 {
 		return named, err
 	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range []string{"id_ed25519.pub", "id_rsa.pub"} {
-		path := filepath.Join(home, ".ssh", name)
-		if _, err := os.Stat(path); err != nil {
-			continue
+	if name := ownKey(); name != "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return nil, err
 		}
+		path := filepath.Join(home, ".ssh", name+".pub")
 		if err := c.Set("recipients-file", path); err != nil {
 			return nil, err
 		}
@@ -338,14 +352,17 @@ func printNext(c *cli.Context, s *initialised) error {
 	if !s.Git {
 		fmt.Fprintln(w, "git does not track it: make it a git repository before the first release")
 	}
-	next := `next, in %s:
-   nixfleet host prepare web-01 --recipient "$(cat ~/.ssh/id_ed25519.pub)" --dir secrets/web-01 \
-     --org-root-key secrets/org-root.key.age --identity ~/.ssh/id_ed25519
-then on with README.md, to the first release
-`
 	if s.Recipients == 0 {
-		next = "next, in %s: make the keys, as README.md says\n"
+		_, err := fmt.Fprintf(w, "next, in %s: make the keys, as README.md says\n", s.Directory)
+		return err
 	}
-	_, err := fmt.Fprintf(w, next, s.Directory)
+	if s.Logins == 0 {
+		fmt.Fprintln(w, "operators.nix names no ssh key: put yours there, or nobody could log in to the machines")
+	}
+	_, err := fmt.Fprintf(w, `next, in %[1]s:
+   nixfleet host prepare web-01 --recipient "$(cat %[2]s.pub)" --dir secrets/web-01 \
+     --org-root-key secrets/org-root.key.age --identity %[2]s
+then on with README.md, to the first release
+`, s.Directory, s.identity)
 	return err
 }

@@ -53,6 +53,14 @@ type prepared struct {
 	Files       []string   `json:"files"`
 }
 
+// nonceDeclaration is an entry of mkFleet's bootstrapNonces.
+type nonceDeclaration struct {
+	Nonce     string        `json:"nonce"`
+	Hostname  string        `json:"hostname"`
+	ExpiresAt pki.Timestamp `json:"expiresAt"`
+	MintedAt  pki.Timestamp `json:"mintedAt"`
+}
+
 func hostPrepare(c *cli.Context) error {
 	name := c.Args().First()
 	if c.NArg() != 1 || !hostnamePattern.MatchString(name) {
@@ -86,6 +94,10 @@ func hostPrepare(c *cli.Context) error {
 	token, err := pki.Marshal(p.Token)
 	if err != nil {
 		return err
+	}
+	if filepath.Clean(dir) == filepath.Join("secrets", name) {
+		fmt.Fprintf(c.App.Writer, "# in a repository of `nixfleet init` flake.nix reads 1 to 3 from %s, and 4 is `sh install.sh %s root@%s`\n\n",
+			dir, name, c.String("address"))
 	}
 	_, err = fmt.Fprintf(c.App.Writer, `# 1. declare the host (mkFleet hosts)
 %s
@@ -141,15 +153,21 @@ func prepare(name, dir string, c *cli.Context, org *pki.PrivateKey, now time.Tim
 	if err != nil {
 		return nil, fmt.Errorf("encrypt token: %w", err)
 	}
+	// Public: what the fleet declares of the token. The flake of init reads it.
+	nonce, err := pki.Marshal(nonceDeclaration{token.Claims.Nonce, name, token.Claims.ExpiresAt, token.Claims.IssuedAt})
+	if err != nil {
+		return nil, fmt.Errorf("encode nonce: %w", err)
+	}
 	p := &prepared{
 		Hostname: name, Pubkey: line, Nonce: token.Claims.Nonce, Token: token,
-		Declaration: fmt.Sprintf("hosts.%s = {\n  system = %s;\n  channel = %s;\n  tags = [ ];\n  pubkey = %s;\n};",
+		Declaration: fmt.Sprintf("hosts.%s = {\n  system = %s;\n  channel = %s;\n  pubkey = %s;\n};",
 			nixAttribute(name), nixString(c.String("system")), nixString(c.String("channel")), nixString(strings.TrimSpace(line))),
 	}
 	m := &minted{c: c, pending: []pendingFile{
 		{filepath.Join(dir, "ssh_host_ed25519_key.age"), sealed, 0o600},
 		{filepath.Join(dir, "ssh_host_ed25519_key.pub"), []byte(strings.TrimSpace(line) + "\n"), 0o644},
 		{filepath.Join(dir, "bootstrap-token.age"), sealedToken, 0o600},
+		{filepath.Join(dir, "bootstrap-nonce.json"), append(nonce, '\n'), 0o644},
 	}}
 	if err := m.flush(); err != nil {
 		return nil, err

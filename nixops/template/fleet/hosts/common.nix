@@ -1,13 +1,23 @@
 # What every host of the fleet has in common.
 { config, lib, ... }:
+let
+  operators = import ../operators.nix;
+in
 {
   services.openssh.enable = true;
+  users.users.root.openssh.authorizedKeys.keys = operators;
+  assertions = [
+    {
+      assertion = operators != [ ];
+      message = "operators.nix names no ssh key, so that nobody could log in; put the line of your .pub file there.";
+    }
+  ];
 
   services.nixfleet-agent = {
     enable = true;
     controlPlaneUrl = "https://cp.example.com:8080";
     tls.caCert = "/etc/nixfleet/fleet-root.cert.pem";
-    # Where `nixfleet host prepare` and nixos-anywhere put it.
+    # Where install.sh puts it.
     bootstrapTokenFile = "/var/lib/nixfleet/bootstrap-token.age";
   };
 
@@ -17,18 +27,6 @@
 
   # Whatever it serves must bear a signature of nixfleet.trust.cacheKeys.
   nix.settings.substituters = [ "http://cp.example.com:5000" ];
-
-  # What `nixos-generate-config` finds out about a machine belongs into its own
-  # file; this is enough for one that boots by EFI, with file systems labelled so.
-  fileSystems."/" = lib.mkDefault {
-    device = "/dev/disk/by-label/nixos";
-    fsType = "ext4";
-  };
-  fileSystems."/boot" = lib.mkDefault {
-    device = "/dev/disk/by-label/boot";
-    fsType = "vfat";
-  };
-  boot.loader.systemd-boot.enable = lib.mkDefault true;
 
   system.stateVersion = "25.11";
 }

@@ -1,4 +1,7 @@
 {
+  imports = [ ./disk.nix ];
+  disko.devices.disk.main.device = "/dev/sda"; # as lsblk on the machine calls it
+
   services.nginx.enable = true;
 
   services.nixfleet-agent.healthChecks.http = [

@@ -1,9 +1,9 @@
 # The control plane, and the cache beside it. Neither holds a key that a host
 # believes: a cache key that lay here would let whoever took this machine sign
 # other contents for a released closure.
-{ lib, ... }:
 {
-  services.openssh.enable = true;
+  imports = [ ./disk.nix ];
+  disko.devices.disk.main.device = "/dev/sda"; # as lsblk on the machine calls it
 
   services.nixfleet-control-plane = {
     enable = true;
@@ -13,7 +13,7 @@
     # For git+ssh add source.sshKeyFile and source.knownHostsFile.
     source.url = "git+https://forge.example.com/fleet.git#main";
 
-    # Copied by hand as the README says, or by agenix or sops-nix.
+    # Brought by install.sh, or copied by hand as the README says, or by agenix or sops-nix.
     tls.cert = "/var/lib/nixfleet-keys/server.cert.pem";
     tls.key = "/var/lib/nixfleet-keys/server.key.pem";
     tls.clientCa = "/var/lib/nixfleet-keys/client-ca.pem";
@@ -27,16 +27,4 @@
     enable = true;
     openFirewall = true;
   };
-
-  fileSystems."/" = lib.mkDefault {
-    device = "/dev/disk/by-label/nixos";
-    fsType = "ext4";
-  };
-  fileSystems."/boot" = lib.mkDefault {
-    device = "/dev/disk/by-label/boot";
-    fsType = "vfat";
-  };
-  boot.loader.systemd-boot.enable = lib.mkDefault true;
-
-  system.stateVersion = "25.11";
 }
