@@ -165,7 +165,7 @@ type Closure struct {
 	KernelParams    string    // content of kernel-params
 	SystemdPath     string    // resolved store path
 	DBus            string    // implementation behind dbus.service: "dbus" or "dbus-broker"
-	SwitchInhibitor string    // content of switch-inhibitors
+	SwitchInhibitor string    // content of switch-inhibitors; see Inhibitors
 	Version         string    // content of nixos-version
 	SourceDate      time.Time // day of the nixpkgs source in Version, zero if it names none
 }

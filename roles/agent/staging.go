@@ -27,7 +27,7 @@ func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error)
 		return "", nil
 	}
 	differs := map[string]bool{
-		"dbus": running.DBus != target.DBus, "switch-inhibitors": running.SwitchInhibitor != target.SwitchInhibitor,
+		"dbus": running.DBus != target.DBus, "switch-inhibitors": len(target.Inhibitors(running)) > 0,
 		"kernel": running.Kernel != target.Kernel, "initrd": running.Initrd != target.Initrd,
 		"kernel-params": running.KernelParams != target.KernelParams, "systemd": running.SystemdPath != target.SystemdPath,
 	}

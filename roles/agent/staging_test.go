@@ -65,6 +65,29 @@ func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 	})
 }
 
+// A release that adds a member to switch-inhibitors, or writes them in another order, is
+// switched live; one that changes a member waits for a boot.
+func TestSwitchInhibitors_A33(t *testing.T) {
+	for name, c := range map[string]struct{ from, to, runs string }{
+		"gains the file": {``, `{"systemd":"259"}`, target},
+		"gains a member": {`{"systemd":"259"}`, `{"dbus-implementation":"dbus", "systemd":"259"}`, target},
+		"a member moves": {`{"systemd":"259"}`, `{"systemd":"260"}`, before},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				m := newMachine(t, p, map[string]nixops.SimClosure{before: {SwitchInhibitor: c.from}, target: {SwitchInhibitor: c.to}})
+				stop := m.start(m.sim)
+				time.Sleep(5 * time.Minute)
+				stop()
+				if m.where() != all(c.runs) || p.reported(protocol.EventActivationDeferred) != (c.runs == before) {
+					t.Errorf("at %v, reports %v", m.where(), p.said())
+				}
+			})
+		})
+	}
+}
+
 // A release that wants what is staged already gets its report, and its confirm
 // after the boot.
 func TestStagedForOneReleaseServesTheNext_C18(t *testing.T) {

@@ -67,7 +67,11 @@ func playInitChanged(t *testing.T, g *ground) {
 	p.tell("switch-to-configuration ends with 100; then root reboots", "the new generation, after the reboot", "deferred: systemd; pending reboot; then converged")
 }
 
-func inhibitor(text string) change { return file("switch-inhibitors", text+"\n") }
+// inhibitor gives a system a switch inhibitor: two systems with other texts cannot be
+// switched between live.
+func inhibitor(text string) change {
+	return file("switch-inhibitors", `{"machines.test":"`+text+`"}`+"\n")
+}
 
 func playInhibited(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "inhibited", inhibitor("one"))
