@@ -52,3 +52,40 @@ func (r *Release) CheckListsAgainst(prev *Release) error {
 	}
 	return nil
 }
+
+// Completed is for two copies of one release, of which prev was accepted
+// before. It returns the release with all manifests and heads that either copy
+// has, and whether r has one that prev lacks: a source may have a release
+// before all of its files.
+func (r *Release) Completed(prev *Release) (*Release, bool) {
+	whole, more := *r, false
+	whole.Channels = make(map[string]*ChannelRelease, len(r.Channels))
+	for name, c := range r.Channels {
+		before := prev.Channels[name]
+		switch {
+		case before == nil:
+			more = true
+		case before.Head == nil && c.Head != nil, len(before.ManifestFile.Body) == 0 && len(c.ManifestFile.Body) > 0:
+			more = true
+			if c.Head == nil || len(c.ManifestFile.Body) == 0 {
+				c = merged(c, before)
+			}
+		default:
+			c = before
+		}
+		whole.Channels[name] = c
+	}
+	return &whole, more
+}
+
+// merged is c with the head and the manifest's file of before where c has none.
+func merged(c, before *ChannelRelease) *ChannelRelease {
+	both := *c
+	if both.Head == nil {
+		both.Head, both.HeadFile, both.OpenedAt, both.Intent = before.Head, before.HeadFile, before.OpenedAt, before.Intent
+	}
+	if len(both.ManifestFile.Body) == 0 {
+		both.ManifestFile = before.ManifestFile
+	}
+	return &both
+}

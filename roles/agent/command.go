@@ -141,6 +141,8 @@ func runCommand(c *cli.Context) error {
 	if c.Bool("check-config") {
 		return checkConfig(c, &cfg)
 	}
+	_, stop := command.Hangups() // the files are read when they are needed
+	defer stop()
 	if err := cfg.makeHost(); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -32,15 +33,27 @@ func LogLevel(c *cli.Context) (zerolog.Level, error) {
 	return level, nil
 }
 
-// Logger returns a logger that writes to w.
+// Logger returns a logger that writes to w. It never waits for a reader of w
+// that has stopped reading, and shows no character that a terminal acts upon.
 func Logger(w io.Writer, level zerolog.Level, format string) (zerolog.Logger, error) {
-	to := io.Writer(zerolog.SyncWriter(w))
-	switch format {
-	case LogJSON:
-	case LogPretty:
-		to = zerolog.ConsoleWriter{Out: to, NoColor: true, TimeFormat: time.RFC3339}
-	default:
+	if format != LogJSON && format != LogPretty {
 		return zerolog.Nop(), fmt.Errorf("--log-format %q: use %s or %s", format, LogJSON, LogPretty)
 	}
-	return zerolog.New(to).Level(level).With().Timestamp().Logger(), nil
+	if file, ok := w.(*os.File); ok {
+		w = &steadyWriter{file: file, note: func(lost int) []byte {
+			var line bytes.Buffer
+			log := zerolog.New(formatted(&line, format)).With().Timestamp().Logger()
+			log.Warn().Int("lines", lost).Msg("log lines lost, nothing read them")
+			return line.Bytes()
+		}}
+	}
+	return zerolog.New(zerolog.SyncWriter(formatted(w, format))).Level(level).With().Timestamp().Logger(), nil
+}
+
+func formatted(w io.Writer, format string) io.Writer {
+	w = visibleWriter{w, format == LogJSON}
+	if format == LogPretty {
+		return zerolog.ConsoleWriter{Out: w, NoColor: true, TimeFormat: time.RFC3339}
+	}
+	return w
 }

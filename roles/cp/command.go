@@ -26,7 +26,7 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "serve agents and operators until told to stop",
-		Description: "Certificates, trust file and token files are read again when they change.\n\n" +
+		Description: "Certificates, trust file and token files are read again when they change; SIGHUP reads them, and asks the source, at once.\n\n" +
 			"Example:\n   nixfleet cp serve --source git+ssh://git@forge.example.com/fleet.git#main --db-path state.db --agent-cn-suffix fleet.example.com \\\n" +
 			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem",
 		Flags:  flags(),
@@ -50,6 +50,9 @@ func serve(c *cli.Context) error {
 		_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
 		return err
 	}
+	hangups, stop := command.Hangups()
+	defer stop()
+	cfg.Reload = hangups
 	if err := Run(c.Context, cfg); err != nil {
 		return failed(2, err, "nixfleet cp serve --check-config")
 	}

@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
@@ -345,5 +347,35 @@ func TestBackupOfADatabaseInUse(t *testing.T) {
 	}
 	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("none.db"), "--output", e.path("copy2.db")); code != 1 {
 		t.Errorf("of no database: exit %d, want 1", code)
+	}
+}
+
+// SIGHUP ends a process that does not ask for it.
+func TestAHangupReadsTheFilesAndAsksTheSource(t *testing.T) {
+	e := serialEstate(t, "a")
+	cfg := e.config()
+	hangups, log := make(chan os.Signal), &logBuffer{}
+	cfg.Reload, cfg.Listen, cfg.Log = hangups, "127.0.0.1:0", zerolog.New(log)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, cfg) }()
+	refreshed := func(times int) {
+		for deadline := time.Now().Add(10 * time.Second); strings.Count(log.String(), "snapshot refreshed") < times; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not refreshed %d times: %s", times, log)
+			}
+		}
+	}
+	refreshed(1)
+	e.advance(2)
+	e.write("client-ca.pem", []byte("no certificate"))
+	hangups <- syscall.SIGHUP
+	refreshed(2)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if text := log.String(); !strings.Contains(text, "client CA not reloaded") || strings.Count(text, "snapshot refreshed") != 2 {
+		t.Error(text)
 	}
 }

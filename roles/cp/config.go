@@ -73,6 +73,8 @@ type Config struct {
 	MaxRate           int // requests a second of one host, a minute's worth at once
 	MaxSourceRate     int // requests a second with a token only from one address, five seconds' worth at once
 	Version           string
+	// Reload asks for a look at all files and at the source; nil for never.
+	Reload <-chan os.Signal
 	// Jitter is a random time below its argument; the default is fair.
 	Jitter func(time.Duration) time.Duration
 	// Log should write JSON lines; operators match on its messages.

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -128,15 +129,8 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 	}, cfg.TrustFile)
 	version, commit := s.version()
 	s.metrics = newMetrics(s, version, commit)
-	for _, check := range []func() error{
-		func() error { _, _, err := s.serverCert.get(); return err },
-		func() error { _, _, err := s.clientCAs.get(); return err },
-		func() error { _, _, err := s.trust.get(); return err },
-		func() error { _, _, err := s.ca.get(); return err },
-	} {
-		if err := check(); err != nil {
-			return nil, err
-		}
+	if err := s.readFiles(); err != nil {
+		return nil, err
 	}
 	if cfg.DBPath == "" {
 		s.log.Warn().Msg("no database: nothing is dispatched and nobody can enrol")
@@ -181,7 +175,7 @@ func (s *server) run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	for _, loop := range []func(context.Context){
 		func(ctx context.Context) { s.pollLoop(ctx, revision, polled) }, s.tickLoop, s.pruneLoop,
-		func(ctx context.Context) { command.Watchdog(ctx, s.alive) },
+		s.reloadLoop, func(ctx context.Context) { command.Watchdog(ctx, s.alive) },
 	} {
 		loops.Go(func() { loop(background) })
 	}
@@ -211,6 +205,30 @@ func (s *server) run(ctx context.Context) error {
 
 // alive says that the ticks go on, to systemd's watchdog.
 func (s *server) alive() bool { return time.Since(time.UnixMilli(s.lastTick.Load())) < 2*maxTickWait }
+
+// reloadLoop looks at everything at once when it is told to. Files that changed
+// are read without it, too.
+func (s *server) reloadLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.cfg.Reload:
+		}
+		err := s.readFiles()
+		s.lookNow()
+		s.log.Info().AnErr("error", err).Msg("reload: files read, source asked")
+	}
+}
+
+// readFiles reads certificates, CAs and trust file if they have changed.
+func (s *server) readFiles() error {
+	_, _, certErr := s.serverCert.get()
+	_, _, clientErr := s.clientCAs.get()
+	_, _, trustErr := s.trust.get()
+	_, _, issuingErr := s.ca.get()
+	return cmp.Or(certErr, clientErr, trustErr, issuingErr)
+}
 
 func (s *server) pruneLoop(ctx context.Context) {
 	if s.store == nil {

@@ -123,16 +123,20 @@ func (s *server) consider(got Snapshot, fleetName string) error {
 	if err := rel.Supersedes(s.floor); err != nil {
 		return err
 	}
-	next := newSnapshot(rel, got.Revision, got.FS)
 	if current := s.snapshot.Load(); current != nil && sameRelease(current.rel, rel) {
-		if current.revision == "" {
-			// What was restored from disk is what the source has.
-			s.snapshot.Store(next)
+		// Heads that came later are taken in, and heads that were taken away stay.
+		whole, more := rel.Completed(current.rel)
+		if !more {
+			if current.revision == "" {
+				// What was restored from disk is what the source has.
+				s.snapshot.Store(newSnapshot(whole, got.Revision, got.FS))
+			}
+			return nil
 		}
-		return nil
+		rel = whole
 	}
 	s.keep(rel)
-	s.install(next)
+	s.install(newSnapshot(rel, got.Revision, got.FS))
 	return nil
 }
 

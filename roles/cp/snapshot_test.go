@@ -396,3 +396,35 @@ func TestAReleaseThatTheTrustFileNoLongerKnowsIsComplainedOf(t *testing.T) {
 		t.Errorf("complained of %d times", n)
 	}
 }
+
+// A forge that shows a release without its heads must not keep them from the
+// hosts for as long as the control plane runs, nor take away what it showed.
+func TestHeadsThatComeLaterAreTakenIn(t *testing.T) {
+	e := newEstate(t, "a")
+	files := e.sign()
+	head := fleet.HeadName("stable")
+	without := maps.Clone(files)
+	delete(without, head)
+	delete(without, head+fleet.SignatureSuffix)
+	e.empty()
+	e.restore(without)
+	s := e.primed(t)
+	stable := func() *fleet.ChannelRelease { return s.snapshot.Load().rel.Channels["stable"] }
+	if stable() == nil || stable().Head != nil {
+		t.Fatal("the release without heads is not served, or has one")
+	}
+	intent := stable().Intent
+	e.restore(files)
+	if s.poll(t.Context(), ""); stable().Head == nil || stable().Intent != intent || len(stable().ManifestFile.Body) == 0 {
+		t.Error("the head that came later is not served")
+	}
+	e.empty()
+	e.restore(without)
+	if s.poll(t.Context(), ""); stable().Head == nil {
+		t.Error("the head was taken away again")
+	}
+	s.store.Close()
+	if s = e.primed(t); stable().Head == nil {
+		t.Error("a restart forgets the head")
+	}
+}
