@@ -339,6 +339,9 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.checkin(a, e.state("a", closureOf("a", 1)), 0)
+	state := e.state("a", long)
+	state.Held, state.CurrentGeneration.BootID, state.PendingGeneration = &long, long, &protocol.PendingGeneration{ClosureHash: long}
+	p.checkin(a, state, 0)
 	other := p.reportOf("a", nil, protocol.EventOther, protocol.Other{Kind: "x"})
 	other.Rollout = &long
 	if _, err := a.Report(context.Background(), other); err != nil {
@@ -347,16 +350,12 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 	if got := p.send(p.web(e.operatorCert("jo")), call{method: "GET", path: "/v1/host-reports"}); len(got.body) > 2000 {
 		t.Errorf("a report of a rollout with a long name: %d bytes", len(got.body))
 	}
-	// Failures count from a host that runs its target.
 	for i := range 205 {
 		failure := protocol.ComplianceFailure{ControlID: fmt.Sprint(i, long), Status: "error", FrameworkArticles: []string{}, EvidenceCollectedAt: pki.At(time.Now())}
-		if err := p.report(a, "a", nil, protocol.EventComplianceFailure, failure); err != nil {
+		if err := p.report(a, "a", e.hostKeys["a"], protocol.EventComplianceFailure, failure); err != nil {
 			t.Fatal(err)
 		}
 	}
-	state := e.state("a", long)
-	state.Held, state.CurrentGeneration.BootID, state.PendingGeneration = &long, long, &protocol.PendingGeneration{ClosureHash: long}
-	p.checkin(a, state, 0)
 	operator := p.web(e.operatorCert("operator-jo"))
 	hosts := p.send(operator, call{method: "GET", path: "/v1/hosts"})
 	if len(hosts.body) > 5000 || !strings.Contains(hosts.body, `"outstandingComplianceFailures":200,`) {
