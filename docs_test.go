@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 )
@@ -149,4 +150,90 @@ func TestReasonsAreListed(t *testing.T) {
 			t.Errorf("docs/reasons.md does not list %s", word)
 		}
 	}
+}
+
+// generated are the pages that a test writes.
+var generated = []string{"docs/options.md", "docs/texts.md"}
+
+// pages lists what people read: README, docs, and its decisions.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	for _, pattern := range []string{"README.md", "docs/*.md", "docs/adr/*.md"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[filepath.ToSlash(name)] = string(text)
+		}
+	}
+	return found
+}
+
+// TestPagesAreNarrow: a row of a table cannot be broken, everything else can.
+func TestPagesAreNarrow(t *testing.T) {
+	for page, text := range pages(t) {
+		if slices.Contains(generated, page) {
+			continue
+		}
+		n := 0
+		for line := range strings.Lines(text) {
+			n++
+			if wide := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); wide > widestLine && !strings.HasPrefix(line, "|") {
+				t.Errorf("%s:%d has %d characters, %d are allowed", page, n, wide, widestLine)
+			}
+		}
+	}
+}
+
+// TestLinksLeadSomewhere: every link of a page to another one, or to a heading, is
+// followed, and every page of docs is reached from README.
+func TestLinksLeadSomewhere(t *testing.T) {
+	all := pages(t)
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	reached := map[string]bool{}
+	for page, text := range all {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			name, heading, _ := strings.Cut(m[1], "#")
+			target := path.Join(path.Dir(page), name)
+			if name == "" {
+				target = page
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s, which is not there", page, m[1])
+			}
+			if heading != "" && !slices.Contains(headings(all[target]), heading) {
+				t.Errorf("%s links to %s, and there is no such heading", page, m[1])
+			}
+			if page == "README.md" {
+				reached[target] = true
+			}
+		}
+	}
+	for page := range all {
+		if path.Dir(page) == "docs" && !reached[page] {
+			t.Errorf("README.md does not lead to %s", page)
+		}
+	}
+}
+
+// headings gives the anchors of a page as forges make them: lower case, without
+// punctuation, spaces as hyphens.
+func headings(page string) []string {
+	var anchors []string
+	for line := range strings.Lines(page) {
+		if title := strings.TrimLeft(line, "#"); title != line && strings.HasPrefix(title, " ") {
+			anchor := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), "")
+			anchors = append(anchors, strings.ReplaceAll(anchor, " ", "-"))
+		}
+	}
+	return anchors
 }
