@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 	"nixops/template":       {},
 	"roles/protocol":        {"nixops/fleet", "pki"},
 	"roles/protocol/client": {"nixops/fleet", "pki", "roles/protocol"},
-	"roles/rollout":         {"nixops/fleet", "roles/protocol"},
+	"roles/rollout":         {"nixops/fleet", "pki", "roles/protocol"},
 	"store":                 {"pki", "roles/protocol", "roles/rollout"},
 	"roles/command":         {"nixops/fleet", "pki", "roles/protocol"},
 	"roles/cp": {"nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command", "roles/cp/source", "roles/cp/tick", "roles/protocol",

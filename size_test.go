@@ -35,7 +35,6 @@ var offenders = struct{ fields, methods, functions, files []string }{
 		"nixops.simState",
 		"roles/agent.agent",
 		"roles/cp.server",
-		"roles/rollout.HostView",
 		"roles/rollout.World",
 		"roles/rollout.host",
 	},

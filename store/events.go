@@ -6,20 +6,20 @@ import (
 	"fmt"
 	"time"
 
-	"nixfleet/roles/rollout"
+	"nixfleet/roles/protocol"
 )
 
 // Events reads the event log after a sequence number, oldest first, at most
 // limit lines. With a rollout id, under whichever of its ids, it reads only
 // what concerns that rollout: nothing while the rollout is not known.
-func (s *Store) Events(ctx context.Context, rolloutID string, after int64, limit int) ([]rollout.Event, error) {
+func (s *Store) Events(ctx context.Context, rolloutID string, after int64, limit int) ([]protocol.Event, error) {
 	query, args := `SELECT seq, at, kind, intent, rollout_id, channel, hostname, actor, reason, detail FROM rollout_events WHERE seq > ?`, []any{after}
 	if rolloutID != "" {
 		query += ` AND intent IN (SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?)`
 		args = append(args, rolloutID)
 	}
-	events, err := collect(ctx, s.read, query+` ORDER BY seq LIMIT ?`, func(e *rollout.Event) []any {
-		return []any{&e.Seq, moment{&e.At}, &e.Kind, &e.Intent, &e.RolloutID, &e.Channel, &e.Host, &e.Actor, &e.Reason, &e.Detail}
+	events, err := collect(ctx, s.read, query+` ORDER BY seq LIMIT ?`, func(e *protocol.Event) []any {
+		return []any{&e.Seq, moment{&e.At.Time}, &e.Kind, &e.Intent, &e.RolloutID, &e.Channel, &e.Host, &e.Actor, &e.Reason, &e.Detail}
 	}, append(args, limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("read events: %w", err)

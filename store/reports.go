@@ -21,19 +21,21 @@ type Report struct {
 
 // AddReport stores a report and drops the host's oldest beyond 32.
 func (s *Store) AddReport(ctx context.Context, r Report) error {
-	err := s.do(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.Exec(`INSERT INTO host_reports (event_id, hostname, received_at, event, rollout_id, signature_status, details) VALUES (?,?,?,?,?,?,?)`,
-			r.EventID, r.Hostname, text(r.ReceivedAt), r.Event, r.Rollout, r.Verdict, r.Details); err != nil {
-			return err
-		}
-		_, err := tx.Exec(`DELETE FROM host_reports WHERE hostname = ?1 AND seq NOT IN
-			(SELECT seq FROM host_reports WHERE hostname = ?1 ORDER BY seq DESC LIMIT ?2)`, r.Hostname, reportsPerHost)
-		return err
-	})
-	if err != nil {
+	if err := s.do(ctx, r.put); err != nil {
 		return fmt.Errorf("store report of %s: %w", r.Hostname, err)
 	}
 	return nil
+}
+
+func (r Report) put(tx *sql.Tx) error {
+	if _, err := tx.Exec(`INSERT INTO host_reports (event_id, hostname, received_at, event, rollout_id, signature_status, details)
+			VALUES (?,?,?,?,?,?,?)`,
+		r.EventID, r.Hostname, text(r.ReceivedAt), r.Event, r.Rollout, r.Verdict, r.Details); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`DELETE FROM host_reports WHERE hostname = ?1 AND seq NOT IN
+			(SELECT seq FROM host_reports WHERE hostname = ?1 ORDER BY seq DESC LIMIT ?2)`, r.Hostname, reportsPerHost)
+	return err
 }
 
 // Reports reads the newest reports of all hosts, newest first.

@@ -14,9 +14,15 @@ import (
 
 // SubmitRollout queues what a decision changed. Call it in the order of the
 // decisions, under the lock that orders them, and wait outside of it: the rows
-// are on disk when Wait returns nil.
-func (s *Store) SubmitRollout(c rollout.Change) *Pending {
+// are on disk when Wait returns nil. Reports that led to the decision are stored
+// with it, or not at all.
+func (s *Store) SubmitRollout(c rollout.Change, because ...Report) *Pending {
 	return s.submit(func(tx *sql.Tx) error {
+		for _, r := range because {
+			if err := r.put(tx); err != nil {
+				return fmt.Errorf("store report of %s: %w", r.Hostname, err)
+			}
+		}
 		for _, write := range []func(*sql.Tx, rollout.Change) error{putRollouts, putHosts, putDispatches, putQuarantines, putEvents} {
 			if err := write(tx, c); err != nil {
 				return fmt.Errorf("store rollout: %w", err)
@@ -133,7 +139,7 @@ func putQuarantines(tx *sql.Tx, c rollout.Change) error {
 func putEvents(tx *sql.Tx, c rollout.Change) error {
 	for _, e := range c.Events {
 		if _, err := tx.Exec(`INSERT INTO rollout_events (at, kind, intent, rollout_id, channel, hostname, actor, reason, detail) VALUES (?,?,?,?,?,?,?,?,?)`,
-			text(e.At), e.Kind, e.Intent, e.RolloutID, e.Channel, e.Host, e.Actor, e.Reason, e.Detail); err != nil {
+			text(e.At.Time), e.Kind, e.Intent, e.RolloutID, e.Channel, e.Host, e.Actor, e.Reason, e.Detail); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 )
 
@@ -61,7 +63,7 @@ func change() rollout.Change {
 		Dispatches: []rollout.Dispatch{{Host: "web-01", RolloutID: "id2", Intent: "i", Channel: "stable", Wave: 1, Closure: "new", ChannelRef: "id2",
 			State: rollout.DispatchPending, DispatchedAt: t0, ConfirmDeadline: later, StartBy: later, SlotUntil: later, KnowsLease: true}},
 		Quarantines: []rollout.Quarantine{{Channel: "stable", Closure: "bad", Reason: "activation-failed", Since: t0}},
-		Events:      []rollout.Event{{At: t0, Intent: "i", RolloutID: "id2", Channel: "stable", Host: "web-01", Kind: "dispatched", Reason: "r", Detail: "d"}},
+		Events:      []protocol.Event{{At: pki.At(t0), Intent: "i", RolloutID: "id2", Channel: "stable", Host: "web-01", Kind: "dispatched", Reason: "r", Detail: "d"}},
 	}
 }
 

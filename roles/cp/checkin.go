@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
@@ -193,17 +194,12 @@ func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Obse
 		Closure: brief(req.CurrentGeneration.ClosureHash), BootID: brief(req.CurrentGeneration.BootID),
 		KnowsLease: req.Phase != nil, RebootPending: req.RebootPending != nil,
 	}
-	if req.PendingGeneration != nil {
-		o.PendingClosure = brief(req.PendingGeneration.ClosureHash)
-	}
 	if req.HealthCheckMode != nil {
 		o.ProbeMode = *req.HealthCheckMode
 	}
 	// Agents of v1 send unknown probes although they run none.
-	if o.ProbeMode == "permissive" || o.ProbeMode == "enforce" {
-		for _, p := range req.HealthProbes {
-			o.Probes = append(o.Probes, rollout.Probe{Name: brief(p.Name), Kind: p.Kind, Status: p.Status})
-		}
+	if o.ProbeMode == fleet.ModePermissive || o.ProbeMode == fleet.ModeEnforce {
+		o.Probes = req.HealthProbes
 	}
 	if f := req.LastFetchOutcome; f != nil {
 		o.FetchResult = f.Result
@@ -215,10 +211,7 @@ func (s *server) observe(host string, req *protocol.CheckinRequest) rollout.Obse
 		o.Held = brief(*req.Held)
 	}
 	if p := req.Phase; p != nil {
-		o.Phase = &rollout.Phase{Name: brief(p.Name), Intent: brief(p.Intent), Closure: brief(p.ClosureHash), Attempt: int(p.Attempt)}
-		if p.Since != nil {
-			o.Phase.Since = p.Since.Time
-		}
+		o.Phase = &protocol.Phase{Name: brief(p.Name), Intent: brief(p.Intent), ClosureHash: brief(p.ClosureHash)}
 	}
 	s.attest(host, req, &o)
 	return o
@@ -251,15 +244,20 @@ func (s *server) attest(host string, req *protocol.CheckinRequest, o *rollout.Ob
 	if channel == nil {
 		return
 	}
-	ids := []string{channel.RolloutID}
-	if view, ok := s.rolloutView(channel.RolloutID); ok {
-		ids = view.IDs
+	ids := s.rolloutIDs(channel.RolloutID)
+	if len(ids) == 0 {
+		ids = []string{channel.RolloutID}
 	}
 	signature := *req.AttestationSignature
-	o.AttestedRollout = s.seen.attested(host, *h.Pubkey, signature, at, ids, func(id string) bool {
+	o.Attested = s.seen.attested(host, *h.Pubkey, signature, at, ids, func(id string) bool {
 		return protocol.VerifyAttestation(*h.Pubkey, host, pki.At(at), id, signature)
-	})
-	o.Attested = o.AttestedRollout != ""
+	}) != ""
+}
+
+func (s *server) rolloutIDs(id string) []string {
+	s.world.mu.Lock()
+	defer s.world.mu.Unlock()
+	return s.world.IDs(id)
 }
 
 func (s *server) rolloutView(id string) (rollout.RolloutView, bool) {
@@ -270,15 +268,12 @@ func (s *server) rolloutView(id string) (rollout.RolloutView, bool) {
 
 // answer puts a decision into the wire's words.
 func (s *server) answer(host string, d decision) *protocol.CheckinResponse {
-	out := &protocol.CheckinResponse{NextCheckinSecs: s.nextCheckin()}
+	out := &protocol.CheckinResponse{NextCheckinSecs: s.nextCheckin(), Rollback: d.Rollback}
 	snap := d.snap
 	if h := snap.rel.Fleet.Hosts[host]; h != nil {
 		if c := snap.rel.Channels[h.Channel]; c != nil && c.Head != nil {
 			out.Head = &protocol.HeadRef{Channel: c.Channel, Hash: c.HeadFile.Hash}
 		}
-	}
-	if d.Rollback != nil {
-		out.Rollback = &protocol.Rollback{Rollout: d.Rollback.RolloutID, TargetRef: d.Rollback.TargetRef, Reason: d.Rollback.Reason}
 	}
 	if t := d.Target; t != nil {
 		wave, startBy := uint32(t.Wave), seconds(t.StartBy)

@@ -366,7 +366,11 @@ func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
 		s.tooMany(w, r, "bootstrap-reports", host, "too many reports of this host; it should enrol")
 		return
 	}
-	if _, err := s.storeReport(r, host, nil, req.Event.Event, req.Event.Details, "", false); err != nil {
+	row, err := reportRow(host, nil, req.Event.Event, req.Event.Details)
+	if err == nil {
+		err = s.store.AddReport(r.Context(), row)
+	}
+	if err != nil {
 		s.answerFailure(w, r, err)
 		return
 	}

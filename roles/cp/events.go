@@ -10,9 +10,6 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
-	"nixfleet/roles/protocol"
-	"nixfleet/roles/rollout"
 )
 
 const (
@@ -52,7 +49,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 		}
 		_ = control.SetWriteDeadline(time.Now().Add(requestTimeout))
 		for _, e := range lines {
-			doc, err := json.Marshal(wireEvent(e))
+			doc, err := json.Marshal(e)
 			if err != nil {
 				s.log.Error().Err(err).Msg("event not encoded")
 				return
@@ -99,13 +96,6 @@ func followFrom(r *http.Request) (int64, error) {
 		return 0, nil
 	}
 	return strconv.ParseInt(last, 10, 64)
-}
-
-func wireEvent(e rollout.Event) protocol.Event {
-	return protocol.Event{
-		Seq: e.Seq, At: pki.At(e.At), Kind: e.Kind, RolloutID: e.RolloutID, Intent: e.Intent, Channel: e.Channel,
-		Host: e.Host, Actor: e.Actor, Reason: e.Reason, Detail: e.Detail,
-	}
 }
 
 // feed tells followers of the event log that there is more.

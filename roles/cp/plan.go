@@ -62,7 +62,7 @@ func (s *server) answerPlan(w http.ResponseWriter, rel *fleet.Release) {
 		now = at
 		return w.Clone(at)
 	})
-	writeJSON(w, http.StatusOK, planOf(world.Spend(rel, rollout.PlanOptions{}, now)))
+	writeJSON(w, http.StatusOK, world.Spend(rel, rollout.PlanOptions{}, now))
 }
 
 // readDocuments reads a tar archive of regular files.
@@ -83,30 +83,4 @@ func readDocuments(body io.Reader) (memory, error) {
 			return nil, err
 		}
 	}
-}
-
-// planOf puts a plan into the wire's words.
-func planOf(p rollout.PlanView) protocol.Plan {
-	out := protocol.Plan{At: pki.At(p.At), Moves: []protocol.PlanMove{}, Waves: []protocol.PlanWave{}, Channels: []protocol.PlanChannel{}, Blocked: []protocol.PlanBlocked{}}
-	for _, m := range p.Moves {
-		out.Moves = append(out.Moves, protocol.PlanMove{At: pki.At(m.At), Host: m.Host, Channel: m.Channel, Wave: uint32(m.Wave), From: text(m.From), To: m.To})
-	}
-	for _, v := range p.Waves {
-		out.Waves = append(out.Waves, protocol.PlanWave{At: pki.At(v.At), Channel: v.Channel, Wave: uint32(v.Wave), Hosts: uint32(v.Hosts), SoakSecs: seconds(v.Soak)})
-	}
-	for _, c := range p.Channels {
-		x := protocol.PlanChannel{Channel: c.Channel, RolloutID: c.RolloutID, Renewed: c.Renewed, State: string(c.State)}
-		if c.ConvergedAt != nil {
-			at := pki.At(*c.ConvergedAt)
-			x.ConvergedAt = &at
-		}
-		if c.Reason.Code != "" {
-			x.Reason = reason(c.Reason)
-		}
-		out.Channels = append(out.Channels, x)
-	}
-	for _, b := range p.Blocked {
-		out.Blocked = append(out.Blocked, protocol.PlanBlocked{Host: b.Host, Channel: b.Channel, Wave: uint32(b.Wave), From: text(b.From), To: text(b.To), Reason: *reason(b.Reason)})
-	}
-	return out
 }

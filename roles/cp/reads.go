@@ -117,7 +117,7 @@ func (s *server) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 		e.Pin = &protocol.HostPin{Commit: h.Pin.Commit, Reason: h.Pin.Reason, ExpiresAt: h.Pin.ExpiresAt}
 	}
 	if v.Reason.Code != "" && !v.Converged {
-		e.Reason = reason(v.Reason)
+		e.Reason = &v.Reason
 	}
 	return e
 }
@@ -135,10 +135,6 @@ func stateWords(s rollout.HostState) (v1, ours string) {
 	return string(s), ""
 }
 
-func reason(r rollout.Reason) *protocol.Reason {
-	return &protocol.Reason{Code: r.Code, Gate: r.Gate, Text: r.Text, Next: r.Next}
-}
-
 func (s *server) explain(w http.ResponseWriter, r *http.Request) {
 	name, found := r.PathValue("name"), false
 	v := look(s, func(w *rollout.World, now time.Time) (v rollout.HostView) {
@@ -151,7 +147,7 @@ func (s *server) explain(w http.ResponseWriter, r *http.Request) {
 	}
 	e := protocol.Explanation{
 		Hostname: v.Host, Channel: v.Channel, Current: text(v.Closure), Declared: text(v.DeclaredClosure),
-		State: text(string(v.State)), RolloutID: text(v.RolloutID), Reason: *reason(v.Reason),
+		State: text(string(v.State)), RolloutID: text(v.RolloutID), Reason: v.Reason,
 	}
 	if v.RolloutID != "" {
 		wave := uint32(v.Wave)
@@ -197,9 +193,7 @@ func (s *server) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Rea
 
 func (s *server) deferrals(w http.ResponseWriter, _ *http.Request) {
 	out := protocol.DeferralsResponse{Deferrals: []protocol.Deferral{}}
-	for _, d := range look(s, (*rollout.World).Deferrals) {
-		out.Deferrals = append(out.Deferrals, protocol.Deferral{Channel: d.Channel, TargetRef: d.TargetRef, BlockedBy: d.BlockedBy, Reason: d.Reason})
-	}
+	out.Deferrals = append(out.Deferrals, look(s, (*rollout.World).Deferrals)...)
 	writeJSON(w, http.StatusOK, out)
 }
 

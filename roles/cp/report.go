@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"nixfleet/pki"
@@ -31,7 +30,8 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	if !readJSON(w, r, &req) {
 		return
 	}
-	if _, err := protocol.ParseDetails(req.Event, req.Details); err != nil {
+	parsed, err := protocol.ParseReport(&req)
+	if err != nil {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return
 	}
@@ -52,24 +52,28 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	if h := s.snapshot.Load().rel.Fleet.Hosts[host]; h != nil {
 		hostKey = h.Pubkey
 	}
-	verdict, signed := protocol.VerifyEvidence(hostKey, &req)
-	id, err := s.storeReport(r, host, req.Rollout, req.Event, req.Details, verdict, signed)
+	verdict, signed := protocol.VerifyEvidence(hostKey, parsed)
+	row, err := reportRow(host, req.Rollout, req.Event, req.Details)
 	if err != nil {
 		s.answerFailure(w, r, err)
 		return
 	}
+	if signed {
+		word := string(verdict)
+		row.Verdict = &word
+	}
+	told := reportOf(parsed, verdict)
+	told.Unsigned = verdict == protocol.VerdictUnsigned && hostKey != nil
 	if err := s.change(r.Context(), func(w *rollout.World, now time.Time) rollout.Change {
-		told := reportOf(&req, verdict)
-		told.Unsigned = verdict == protocol.VerdictUnsigned && hostKey != nil
 		return w.Report(host, told, now)
-	}); err != nil {
+	}, row); err != nil {
 		s.answerFailure(w, r, err)
 		return
 	}
-	s.repeated.note(host, hash, id)
-	s.countReport(host, &req, verdict)
+	s.repeated.note(host, hash, row.EventID)
+	s.countReport(host, told)
 	s.log.Info().Str("host", host).Str("event", req.Event).Str("verdict", string(verdict)).Msg("report received")
-	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})
+	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: row.EventID})
 }
 
 // maxDetails bounds the details that are kept of a report, in bytes: 200 of them
@@ -88,67 +92,61 @@ func kept(details jsontext.Value) (string, error) {
 	return string(doc), err
 }
 
-func (s *server) storeReport(r *http.Request, host string, rolloutID *string, event string, details jsontext.Value, verdict protocol.Verdict, signed bool) (string, error) {
-	id := newEventID(time.Now())
-	if s.store == nil {
-		return id, nil
-	}
-	var stored *string
-	if signed {
-		word := string(verdict)
-		stored = &word
-	}
+// reportRow is what is stored of a report.
+func reportRow(host string, rolloutID *string, event string, details jsontext.Value) (store.Report, error) {
+	now := time.Now()
 	if rolloutID != nil {
 		bounded := brief(*rolloutID)
 		rolloutID = &bounded
 	}
 	text, err := kept(details)
-	if err != nil {
-		return id, err
-	}
-	return id, s.store.AddReport(r.Context(), store.Report{
-		EventID: id, Hostname: host, Event: event, ReceivedAt: time.Now(), Rollout: rolloutID, Verdict: stored, Details: text,
-	})
+	return store.Report{
+		EventID: newEventID(now), Hostname: host, Event: event, ReceivedAt: now, Rollout: rolloutID, Details: text,
+	}, err
 }
 
-// reportOf is what decisions depend on. Only the one signature that does not
-// verify keeps a report from counting.
-func reportOf(req *protocol.ReportRequest, verdict protocol.Verdict) rollout.Report {
-	var d struct {
-		ClosureHash string `json:"closure_hash"`
-		Phase       string `json:"phase"`
-		Reason      string `json:"reason"`
-		ControlID   string `json:"control_id"`
-		StderrTail  string `json:"stderr_tail"`
-		Component   string `json:"component"`
-		Reboots     string `json:"reboots"`
-		Expected    string `json:"expected"`
-		Actual      string `json:"actual"`
+// reportOf is what decisions depend on. Only the one signature that does not verify keeps a report from counting.
+func reportOf(r *protocol.Parsed, verdict protocol.Verdict) rollout.Report {
+	out := rollout.Report{Event: r.Event, Counts: verdict.Counts()}
+	if r.Rollout != nil {
+		out.RolloutID = *r.Rollout
 	}
-	// Details of another shape than expected give empty members, which say nothing.
-	_ = json.Unmarshal(req.Details, &d)
-	out := rollout.Report{Event: req.Event, Closure: d.ClosureHash, Phase: d.Phase, Reason: d.Reason, Detail: d.StderrTail, Counts: verdict.Counts()}
-	if req.Rollout != nil {
-		out.RolloutID = *req.Rollout
-	}
-	switch req.Event {
-	case protocol.EventComplianceFailure:
-		out.Reason = d.ControlID
-	case protocol.EventVerifyMismatch:
+	switch d := r.Details.(type) {
+	case *protocol.ActivationStarted:
+		out.Closure = d.ClosureHash
+	case *protocol.ActivationDeferred:
+		out.Closure, out.Reason, out.Reboots = d.ClosureHash, d.Component, d.Reboots == "immediate"
+	case *protocol.ClosureQuarantined:
+		out.Closure, out.Reason = d.ClosureHash, d.Reason
+	case *protocol.ActivationFailed:
+		out.Phase = d.Phase
+	case *protocol.RealiseFailed:
+		out.Closure, out.Reason = d.ClosureHash, d.Reason
+	case *protocol.VerifyMismatch:
 		out.Reason = "expected " + d.Expected + ", " + d.Actual + " runs"
-	case protocol.EventActivationDeferred:
-		out.Reason, out.Reboots = d.Component, d.Reboots == "immediate"
+	case *protocol.Reasoned:
+		out.Reason = d.Reason
+	case *protocol.ClosureSignatureMismatch:
+		out.Closure = d.ClosureHash
+	case *protocol.StaleTarget:
+		out.Closure = d.ClosureHash
+	case *protocol.ComplianceFailure:
+		out.Reason = d.ControlID
+	case *protocol.RuntimeGateError:
+		out.Reason = d.Reason
+	case *protocol.ManifestProblem:
+		out.Reason = d.Reason
 	}
 	return out
 }
 
-func (s *server) countReport(host string, req *protocol.ReportRequest, verdict protocol.Verdict) {
-	if !verdict.Counts() {
+func (s *server) countReport(host string, told rollout.Report) {
+	if !told.Counts {
 		return
 	}
-	switch req.Event {
+	switch told.Event {
 	case protocol.EventComplianceFailure:
-		s.metrics.compliance.WithLabelValues(s.metrics.control(reportOf(req, verdict).Reason), host).Inc()
+		s.metrics.compliance.WithLabelValues(s.metrics.control(told.Reason), host).Inc()
 	case protocol.EventRuntimeGateError:
 		s.metrics.gateErrors.Inc()
 	}

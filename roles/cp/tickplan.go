@@ -10,6 +10,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 )
 
@@ -176,13 +177,13 @@ func (p *tickPlan) take(c rollout.Change) {
 			continue // its opening says it all
 		}
 		switch e.Kind {
-		case rollout.EventWaveOpened:
+		case protocol.LogWaveOpened:
 			if v, ok := p.world.Rollout(e.RolloutID, p.now); ok {
 				p.add(action{Action: "promote_wave", Rollout: e.RolloutID, NewWave: &v.Wave})
 			}
-		case rollout.EventConverged:
+		case protocol.LogConverged:
 			p.add(action{Action: "converge_rollout", Rollout: e.RolloutID})
-		case rollout.EventHalted, rollout.EventReverting:
+		case protocol.LogHalted, protocol.LogReverting:
 			p.add(action{Action: "halt_rollout", Rollout: e.RolloutID, Reason: e.Detail})
 		}
 	}
@@ -205,7 +206,7 @@ func (p *tickPlan) hosts() {
 			seen.Closure = *h.CurrentGeneration
 		}
 		if decoded[bool](p.o.ProbesObserved[name]) && !decoded[bool](p.o.ProbesPassing[name]) {
-			seen.ProbeMode, seen.Probes = "enforce", []rollout.Probe{{Name: "observed", Status: "fail"}}
+			seen.ProbeMode, seen.Probes = fleet.ModeEnforce, []protocol.ProbeResult{{Status: protocol.ProbeFail}}
 		}
 		d, change := p.world.Checkin(name, seen, p.now)
 		p.take(change)
@@ -213,7 +214,7 @@ func (p *tickPlan) hosts() {
 		case d.Target != nil:
 			p.add(action{Action: "dispatch_host", Rollout: d.Target.RolloutID, Host: name, TargetRef: d.Target.ChannelRef})
 		case d.Rollback != nil:
-			p.add(action{Action: "rollback_host", Rollout: d.Rollback.RolloutID, Host: name, TargetRef: d.Rollback.TargetRef})
+			p.add(action{Action: "rollback_host", Rollout: d.Rollback.Rollout, Host: name, TargetRef: d.Rollback.TargetRef})
 		default:
 			p.add(action{Action: "skip", Host: name, Reason: d.Reason.Code})
 		}

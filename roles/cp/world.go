@@ -44,10 +44,10 @@ func (s *server) loadWorld(ctx context.Context) error {
 // and then wakes whom it concerns. It returns after the commit: nobody is told
 // what is not on disk. A change that cannot be stored is forgotten: the next
 // step starts again from what is.
-func (s *server) change(ctx context.Context, step func(*rollout.World, time.Time) rollout.Change) error {
+func (s *server) change(ctx context.Context, step func(*rollout.World, time.Time) rollout.Change, because ...store.Report) error {
 	// A commit is not given up when the caller hangs up: the world has moved on.
 	ctx = context.WithoutCancel(ctx)
-	c, epoch, pending, err := s.take(ctx, step)
+	c, epoch, pending, err := s.take(ctx, step, because)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,9 @@ func (s *server) change(ctx context.Context, step func(*rollout.World, time.Time
 }
 
 // take makes the step and queues what it changed.
-func (s *server) take(ctx context.Context, step func(*rollout.World, time.Time) rollout.Change) (c rollout.Change, epoch int, pending *store.Pending, err error) {
+func (s *server) take(
+	ctx context.Context, step func(*rollout.World, time.Time) rollout.Change, because []store.Report,
+) (c rollout.Change, epoch int, pending *store.Pending, err error) {
 	s.world.mu.Lock()
 	defer s.world.mu.Unlock()
 	if s.world.stale {
@@ -75,16 +77,16 @@ func (s *server) take(ctx context.Context, step func(*rollout.World, time.Time) 
 		}
 	}
 	c = step(s.world.World, time.Now())
-	return c, s.world.epoch, s.submit(c), nil
+	return c, s.world.epoch, s.submit(c, because...), nil
 }
 
-// submit queues the rows of a change; nil when it has none.
-func (s *server) submit(c rollout.Change) *store.Pending {
+// submit queues the rows of a change and the reports that led to it; nil when there are none.
+func (s *server) submit(c rollout.Change, because ...store.Report) *store.Pending {
 	c.Wake = nil
-	if s.store == nil || c.Empty() {
+	if s.store == nil || c.Empty() && len(because) == 0 {
 		return nil
 	}
-	return s.store.SubmitRollout(c)
+	return s.store.SubmitRollout(c, because...)
 }
 
 // reloadWorld starts again from the database and the release in force. Its

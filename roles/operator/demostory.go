@@ -131,7 +131,7 @@ func (s *story) broken(ctx context.Context, canary string) error {
 			return false, nil
 		}
 		for _, r := range open.Rollouts {
-			if r.Channel == "stable" && r.State == "Halted" {
+			if r.Channel == "stable" && r.State == string(protocol.RolloutHalted) {
 				return true, nil
 			}
 		}

@@ -88,20 +88,20 @@ const asDeclared = "as declared"
 
 // word is the state of a host in a word or two.
 func word(h protocol.HostEntry) string {
-	state := h.Word()
+	state := protocol.HostState(h.Word())
 	switch {
 	case h.Online != nil && !*h.Online:
 		return "not heard of"
-	case h.Converged && state == "Healthy":
+	case h.Converged && state == protocol.HostHealthy:
 		return "soaking"
-	case h.Converged && (state == "Dispatched" || state == "Activating" || state == "ConfirmWindow"):
+	case h.Converged && (state == protocol.HostDispatched || state == protocol.HostActivating || state == protocol.HostConfirmWindow):
 		return "confirming"
 	case h.Converged:
 		return asDeclared
 	case h.QuarantinedClosure != nil:
 		return "waits: its new closure failed"
-	case state != "" && state != "Queued":
-		return strings.ToLower(state)
+	case state != "" && state != protocol.HostQueued:
+		return strings.ToLower(string(state))
 	case h.Reason != nil && waitsFor[h.Reason.Code] != "":
 		return waitsFor[h.Reason.Code]
 	case h.Reason != nil:

@@ -83,8 +83,8 @@ func findRollout(c *cli.Context, client *client.Client) (id string, found *proto
 // over: nothing more comes of a rollout in this state. A v1 control plane says
 // no state, and lists none that is over.
 func over(state string) bool {
-	switch state {
-	case "Converged", "Reverted", "Cancelled", "Superseded":
+	switch protocol.RolloutState(state) {
+	case protocol.RolloutConverged, protocol.RolloutReverted, protocol.RolloutCancelled, protocol.RolloutSuperseded:
 		return true
 	}
 	return false
@@ -144,8 +144,8 @@ func tally(states map[string]string) string {
 		count[s]++
 	}
 	var parts []string
-	for _, s := range []string{"Failed", "Reverted", "Queued", "Dispatched", "Activating", "ConfirmWindow", "Deferred", "Healthy", "Soaked", "Converged", "Skipped"} {
-		if count[s] > 0 {
+	for _, state := range protocol.HostStates {
+		if s := string(state); count[s] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", count[s], s))
 			delete(count, s)
 		}

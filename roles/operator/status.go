@@ -82,16 +82,16 @@ func hostStatus(h *protocol.HostEntry) (text string, colour command.Colour) {
 		text, colour = "never seen", command.Dim
 	case h.QuarantinedClosure != nil:
 		text, colour = cmp.Or(state, "behind")+", quarantined", command.Red
-	case state == "Failed" || state == "Reverted":
+	case state == string(protocol.HostFailed) || state == string(protocol.HostReverted):
 		text, colour = state, command.Red
 	case h.PendingReboot:
 		text, colour = "reboot pending", command.Yellow
 	case h.Converged:
-		text, colour = cmp.Or(state, "Converged"), command.Green
+		text, colour = cmp.Or(state, string(protocol.HostConverged)), command.Green
 	default:
 		text, colour = cmp.Or(state, "behind"), command.Yellow
 		// What it waits for, in the word that host explain has a sentence for.
-		if h.Reason != nil && h.Reason.Code != "" && (state == "" || state == "Queued") {
+		if h.Reason != nil && h.Reason.Code != "" && (state == "" || state == string(protocol.HostQueued)) {
 			text += ": " + command.Plain(h.Reason.Code)
 		}
 	}

@@ -46,7 +46,9 @@ const watchPause = 2 * time.Second
 var errEvent = errors.New("the rollout may be over")
 
 // endings are the kinds of events after which a rollout may be over.
-var endings = []string{"rollout-converged", "rollout-halted", "rollout-reverting", "rollout-reverted", "rollout-cancelled", "rollout-superseded"}
+var endings = []string{
+	protocol.LogConverged, protocol.LogHalted, protocol.LogReverting, protocol.LogReverted, protocol.LogCancelled, protocol.LogSuperseded,
+}
 
 // watcher follows the event log over restarts of the control plane.
 type watcher struct {
@@ -205,15 +207,15 @@ func (w *watcher) outcome(life *protocol.Lifecycle) (done bool, err error) {
 	if life.HaltReason != "" {
 		why = ": " + command.Plain(life.HaltReason)
 	}
-	switch life.State {
-	case "Converged":
+	switch protocol.RolloutState(life.State) {
+	case protocol.RolloutConverged:
 		progress(w.c, "%s has converged", name)
 		return true, nil
-	case "Halted", "Reverting", "Reverted":
+	case protocol.RolloutHalted, protocol.RolloutReverting, protocol.RolloutReverted:
 		return true, command.Coded(exitFailed, command.Hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", short(life.RolloutID)))
-	case "Cancelled":
+	case protocol.RolloutCancelled:
 		return true, command.Coded(exitCancelled, fmt.Errorf("%s was cancelled", name))
-	case "Superseded":
+	case protocol.RolloutSuperseded:
 		return true, command.Coded(exitSuperseded, command.Hinted(fmt.Errorf("%s was superseded by a newer release", name), "nixfleet rollout watch %s", command.OrDash(&life.Channel)))
 	}
 	return false, nil

@@ -1,7 +1,6 @@
 package protocol
 
 import (
-	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -19,32 +18,6 @@ const (
 	maxSnippet   = 1024
 	previewRunes = 900
 )
-
-// signedMember is one member of a signed payload: its name there, the name of
-// the detail it comes from, and how.
-type signedMember struct {
-	payload, detail string
-	as              func(jsontext.Value) (any, error)
-}
-
-// signedEvents are the events that a host signs, with the members of their
-// payload besides hostname and rollout.
-var signedEvents = map[string][]signedMember{
-	EventActivationFailed:         {{"phase", "phase", asIs}, {"exitCode", "exit_code", asIs}, {"stderrTailSha256", "stderr_tail", asTextHash}},
-	EventRealiseFailed:            {{"closureHash", "closure_hash", asIs}, {"reason", "reason", asIs}},
-	EventVerifyMismatch:           {{"expected", "expected", asIs}, {"actual", "actual", asIs}},
-	EventRollbackTriggered:        {{"reason", "reason", asIs}},
-	EventClosureSignatureMismatch: {{"closureHash", "closure_hash", asIs}, {"stderrTailSha256", "stderr_tail", asTextHash}},
-	EventStaleTarget: {{"closureHash", "closure_hash", asIs}, {"channelRef", "channel_ref", asIs}, {"signedAt", "signed_at", asTime},
-		{"freshnessWindowSecs", "freshness_window_secs", asIs}, {"ageSecs", "age_secs", asIs}},
-	EventComplianceFailure: {{"controlId", "control_id", asIs}, {"status", "status", asIs}, {"frameworkArticles", "framework_articles", asIs},
-		{"evidenceCollectedAt", "evidence_collected_at", asTime}, {"evidenceSnippetSha256", "evidence_snippet", asSnippetHash}},
-	EventRuntimeGateError: {{"reason", "reason", asIs}, {"collectorExitCode", "collector_exit_code", asIs},
-		{"evidenceCollectedAt", "evidence_collected_at", asTime}, {"activationCompletedAt", "activation_completed_at", asTime}},
-	EventManifestMissing:      {{"rolloutId", "rollout_id", asIs}, {"reason", "reason", asIs}},
-	EventManifestVerifyFailed: {{"rolloutId", "rollout_id", asIs}, {"reason", "reason", asIs}},
-	EventManifestMismatch:     {{"rolloutId", "rollout_id", asIs}, {"reason", "reason", asIs}},
-}
 
 // detailTypes are the types of the details, by event: all events that there are.
 var detailTypes = map[string]func() any{
@@ -68,9 +41,6 @@ var detailTypes = map[string]func() any{
 	EventOther:                    func() any { return new(Other) },
 }
 
-// KnownEvent reports whether tag is an event of the contract.
-func KnownEvent(tag string) bool { return detailTypes[tag] != nil }
-
 // ErrEvent: the event is none of the contract, or its details are not those
 // that it has.
 var ErrEvent = errors.New("not an event of the contract")
@@ -90,75 +60,100 @@ func ParseDetails(event string, details jsontext.Value) (any, error) {
 	return d, nil
 }
 
-func none(v jsontext.Value) bool { return len(v) == 0 || v.Kind() == 'n' }
-
-func asIs(v jsontext.Value) (any, error) {
-	if none(v) {
-		return nil, nil
-	}
-	return v, nil
+// Parsed is a report whose details have been read. It is made once, where the report arrives.
+type Parsed struct {
+	*ReportRequest
+	// Details points to the type of the event's details, such as *ActivationFailed.
+	Details any
 }
 
-// asTime writes a time in the one written form, whatever form it came in.
-func asTime(v jsontext.Value) (any, error) {
-	if none(v) {
-		return nil, nil
-	}
-	var t pki.Timestamp
-	if err := json.Unmarshal(v, &t); err != nil {
+// ParseReport reads the details of a report.
+func ParseReport(r *ReportRequest) (*Parsed, error) {
+	details, err := ParseDetails(r.Event, r.Details)
+	if err != nil {
 		return nil, err
 	}
-	return t, nil
+	return &Parsed{r, details}, nil
 }
 
-// asTextHash hashes the canonical JSON string, quotes included; no text counts
-// as the empty one.
-func asTextHash(v jsontext.Value) (any, error) {
-	if none(v) {
-		v = jsontext.Value(`""`)
-	}
-	if v.Kind() != '"' {
-		return nil, fmt.Errorf("not a string")
-	}
-	return pki.CanonicalHash(v)
+// evidence is what a host signs of an event, and the place of the signature in its details.
+type evidence struct {
+	members   map[string]any // besides hostname and rollout; an absent value is null
+	signature **string
 }
 
-// asSnippetHash hashes the canonical snippet, shortened when it is too large;
-// without one it is the empty text.
-func asSnippetHash(v jsontext.Value) (any, error) {
+// evidenceOf gives the evidence of details as ParseDetails made them; ok is false for events that are not signed.
+func evidenceOf(event string, details any) (e evidence, ok bool, err error) {
+	ok = true
+	switch d := details.(type) {
+	case *ActivationFailed:
+		text := ""
+		if d.StderrTail != nil {
+			text = *d.StderrTail
+		}
+		e = evidence{map[string]any{"phase": d.Phase, "exitCode": d.ExitCode}, &d.Signature}
+		e.members["stderrTailSha256"], err = textHash(text)
+	case *RealiseFailed:
+		e = evidence{map[string]any{"closureHash": d.ClosureHash, "reason": d.Reason}, &d.Signature}
+	case *VerifyMismatch:
+		e = evidence{map[string]any{"expected": d.Expected, "actual": d.Actual}, &d.Signature}
+	case *Reasoned:
+		if ok = event == EventRollbackTriggered; ok {
+			e = evidence{map[string]any{"reason": d.Reason}, &d.Signature}
+		}
+	case *ClosureSignatureMismatch:
+		e = evidence{map[string]any{"closureHash": d.ClosureHash}, &d.Signature}
+		e.members["stderrTailSha256"], err = textHash(d.StderrTail)
+	case *StaleTarget:
+		e = evidence{map[string]any{
+			"closureHash": d.ClosureHash, "channelRef": d.ChannelRef, "signedAt": d.SignedAt,
+			"freshnessWindowSecs": d.FreshnessWindowSecs, "ageSecs": d.AgeSecs,
+		}, &d.Signature}
+	case *ComplianceFailure:
+		e = evidence{map[string]any{
+			"controlId": d.ControlID, "status": d.Status, "frameworkArticles": d.FrameworkArticles, "evidenceCollectedAt": d.EvidenceCollectedAt,
+		}, &d.Signature}
+		e.members["evidenceSnippetSha256"], err = snippetHash(d.EvidenceSnippet)
+	case *RuntimeGateError:
+		e = evidence{map[string]any{
+			"reason": d.Reason, "collectorExitCode": d.CollectorExitCode, "evidenceCollectedAt": d.EvidenceCollectedAt,
+			"activationCompletedAt": d.ActivationCompletedAt,
+		}, &d.Signature}
+	case *ManifestProblem:
+		e = evidence{map[string]any{"rolloutId": d.RolloutID, "reason": d.Reason}, &d.Signature}
+	default:
+		ok = false
+	}
+	return e, ok, err
+}
+
+func none(v jsontext.Value) bool { return len(v) == 0 || v.Kind() == 'n' }
+
+// textHash hashes the canonical JSON string, quotes included. No text counts as the empty one.
+func textHash(text string) (string, error) {
+	doc, err := pki.Marshal(text)
+	if err != nil {
+		return "", err
+	}
+	return pki.HashHex(doc), nil
+}
+
+// snippetHash hashes the canonical snippet, shortened when it is too large. Without one it is the empty text.
+func snippetHash(v jsontext.Value) (string, error) {
 	if none(v) {
 		return "", nil
 	}
 	snippet, err := shortened(v)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	return pki.HashHex(snippet), nil
 }
 
-// EvidencePayload is the canonical text that a host signs for an event: a flat
-// object with every listed member, null where the value is absent. signed is
-// false for events that are not signed.
-func EvidencePayload(hostname string, rollout *string, event string, details jsontext.Value) (payload []byte, signed bool, err error) {
-	members, signed := signedEvents[event]
-	if !signed {
-		return nil, false, nil
-	}
-	var in map[string]jsontext.Value
-	if err := json.Unmarshal(details, &in); err != nil || in == nil {
-		return nil, true, fmt.Errorf("evidence of %s: details are no object: %w", event, cmp.Or(err, ErrEvent))
-	}
-	out := map[string]any{"hostname": hostname, "rollout": rollout}
-	for _, m := range members {
-		if out[m.payload], err = m.as(in[m.detail]); err != nil {
-			return nil, true, fmt.Errorf("evidence of %s: %s: %w", event, m.detail, err)
-		}
-	}
-	payload, err = pki.Marshal(out)
-	if err != nil {
-		return nil, true, fmt.Errorf("evidence of %s: %w", event, err)
-	}
-	return payload, true, nil
+// payload is the canonical text that a host signs: a flat object with every listed member.
+func (e evidence) payload(hostname string, rollout *string) ([]byte, error) {
+	e.members["hostname"], e.members["rollout"] = hostname, rollout
+	return pki.Marshal(e.members)
 }
 
 // Signer signs with the key of a host, such as a *pki.PrivateKey.
@@ -166,37 +161,47 @@ type Signer interface {
 	Sign(message []byte) ([]byte, error)
 }
 
-// SignEvidence encodes details (one of the detail types) and, for an event that
-// is signed, adds `signature` by the host's key. A compliance snippet above
-// 1024 bytes is replaced by its size and beginning first. A nil key leaves the
-// event unsigned.
+// SignEvidence encodes details (one of the detail types) and, for an event that is signed, adds `signature` by the host's key. A
+// compliance snippet above 1024 bytes is replaced by its size and beginning first. A nil key leaves the event unsigned.
 func SignEvidence(key Signer, hostname string, rollout *string, event string, details any) (jsontext.Value, error) {
-	doc, err := pki.Marshal(details)
+	doc, err := signEvidence(key, hostname, rollout, event, details)
 	if err != nil {
 		return nil, fmt.Errorf("evidence of %s: %w", event, err)
 	}
-	var members map[string]jsontext.Value
-	if err := json.Unmarshal(doc, &members); err != nil {
-		return nil, fmt.Errorf("evidence of %s: %w", event, err)
-	}
-	if snippet := members["evidence_snippet"]; event == EventComplianceFailure && !none(snippet) {
-		if members["evidence_snippet"], err = shortened(snippet); err != nil {
-			return nil, fmt.Errorf("evidence of %s: %w", event, err)
-		}
-		if doc, err = pki.Marshal(members); err != nil {
-			return nil, fmt.Errorf("evidence of %s: %w", event, err)
-		}
-	}
-	payload, signed, err := EvidencePayload(hostname, rollout, event, doc)
-	if err != nil || !signed || key == nil {
-		return doc, err
-	}
-	sig, err := key.Sign(payload)
+	return doc, nil
+}
+
+func signEvidence(key Signer, hostname string, rollout *string, event string, given any) (jsontext.Value, error) {
+	doc, err := pki.Marshal(given)
 	if err != nil {
-		return nil, fmt.Errorf("evidence of %s: %w", event, err)
+		return nil, err
 	}
-	members["signature"] = jsontext.Value(`"` + base64.StdEncoding.EncodeToString(sig) + `"`)
-	return pki.Marshal(members)
+	details, err := ParseDetails(event, doc)
+	if err != nil {
+		return nil, err
+	}
+	if d, ok := details.(*ComplianceFailure); ok && !none(d.EvidenceSnippet) {
+		if d.EvidenceSnippet, err = shortened(d.EvidenceSnippet); err != nil {
+			return nil, err
+		}
+	}
+	e, signed, err := evidenceOf(event, details)
+	if err != nil {
+		return nil, err
+	}
+	if signed && key != nil {
+		payload, err := e.payload(hostname, rollout)
+		if err != nil {
+			return nil, err
+		}
+		sig, err := key.Sign(payload)
+		if err != nil {
+			return nil, err
+		}
+		text := base64.StdEncoding.EncodeToString(sig)
+		*e.signature = &text
+	}
+	return pki.Marshal(details)
 }
 
 // shortened is the canonical form of a snippet, or of what stands for one above
@@ -242,30 +247,25 @@ const (
 // ones do, since v1 hosts without a readable key send such.
 func (v Verdict) Counts() bool { return v != VerdictMismatch && v != VerdictMalformed }
 
-// VerifyEvidence judges a report's signature by the declared host key, an
-// OpenSSH line; nil when the host has none. signed is false for events that are
-// not signed, which have no verdict.
-func VerifyEvidence(hostKey *string, r *ReportRequest) (v Verdict, signed bool) {
-	payload, signed, err := EvidencePayload(r.Hostname, r.Rollout, r.Event, r.Details)
-	if !signed {
-		return "", false
-	}
-	if err != nil {
-		return VerdictMalformed, true
-	}
-	var d struct {
-		Signature *string `json:"signature"`
-	}
-	if err := json.Unmarshal(r.Details, &d); err != nil {
-		return VerdictMalformed, true
-	}
+// VerifyEvidence judges a report's signature by the declared host key, an OpenSSH line; nil when the host has none. signed is false
+// for events that are not signed, which have no verdict.
+func VerifyEvidence(hostKey *string, r *Parsed) (v Verdict, signed bool) {
+	e, signed, err := evidenceOf(r.Event, r.Details)
 	switch {
-	case d.Signature == nil:
+	case !signed:
+		return "", false
+	case err != nil:
+		return VerdictMalformed, true
+	case *e.signature == nil:
 		return VerdictUnsigned, true
 	case hostKey == nil:
 		return VerdictNoPubkey, true
 	}
-	return verify(payload, *d.Signature, *hostKey), true
+	payload, err := e.payload(r.Hostname, r.Rollout)
+	if err != nil {
+		return VerdictMalformed, true
+	}
+	return verify(payload, **e.signature, *hostKey), true
 }
 
 // VerifyProbe judges a base64 signature over the canonical form of payload by

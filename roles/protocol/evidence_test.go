@@ -22,6 +22,30 @@ const (
 	web02Line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF4hLAmA5LOfwJchE0qgIQk3Tt/SYMDT0Dy1AcjWVFep"
 )
 
+// payloadOf is what a host signs of the details.
+func payloadOf(t *testing.T, hostname string, rollout *string, event string, details jsontext.Value) (payload []byte, signed bool, err error) {
+	t.Helper()
+	typed, err := ParseDetails(event, details)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, signed, err := evidenceOf(event, typed)
+	if err != nil || !signed {
+		return nil, signed, err
+	}
+	payload, err = e.payload(hostname, rollout)
+	return payload, true, err
+}
+
+// verdictOf judges a report as it came: one that cannot be read is refused before its signature is looked at.
+func verdictOf(line *string, r *ReportRequest) (Verdict, bool) {
+	parsed, err := ParseReport(r)
+	if err != nil {
+		return VerdictMalformed, detailTypes[r.Event] != nil
+	}
+	return VerifyEvidence(line, parsed)
+}
+
 func hostKey(t testing.TB, seed byte) (*pki.PrivateKey, string) {
 	t.Helper()
 	k, err := pki.ParsePrivateKey(bytes.Repeat([]byte{seed}, 32))
@@ -58,7 +82,7 @@ func TestEvidenceVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantPayload = `{"exitCode":null,"hostname":"web-02","phase":"switch-poll-timeout","rollout":"` + stableID + `","stderrTailSha256":"` + emptyHash + `"}`
-	payload, signed, err := EvidencePayload("web-02", report.Rollout, report.Event, report.Details)
+	payload, signed, err := payloadOf(t, "web-02", report.Rollout, report.Event, report.Details)
 	if err != nil || !signed || string(payload) != wantPayload {
 		t.Errorf("evidence payload %v %v\n%s, want\n%s", signed, err, payload, wantPayload)
 	}
@@ -66,7 +90,7 @@ func TestEvidenceVectors(t *testing.T) {
 	if err != nil || string(details) != string(report.Details) {
 		t.Errorf("signed details\n%s, want\n%s; %v", details, report.Details, err)
 	}
-	if v, signed := VerifyEvidence(&line, &report); v != VerdictVerified || !signed {
+	if v, signed := verdictOf(&line, &report); v != VerdictVerified || !signed {
 		t.Errorf("verdict %s, %v", v, signed)
 	}
 }
@@ -154,19 +178,16 @@ func TestEveryEvent(t *testing.T) {
 	}
 	for event, given := range all {
 		t.Run(event, func(t *testing.T) {
-			if !KnownEvent(event) {
-				t.Fatal("not known")
-			}
 			details, err := SignEvidence(key, "h", nil, event, given)
 			if err != nil {
 				t.Fatal(err)
 			}
-			payload, signed, err := EvidencePayload("h", nil, event, details)
+			payload, signed, err := payloadOf(t, "h", nil, event, details)
 			if err != nil || string(payload) != want[event] || signed != (want[event] != "") {
 				t.Errorf("payload %v %v\n%s, want\n%s", signed, err, payload, want[event])
 			}
 			report := &ReportRequest{Hostname: "h", Event: event, Details: details}
-			if v, ok := VerifyEvidence(&line, report); ok != signed || signed && v != VerdictVerified {
+			if v, ok := verdictOf(&line, report); ok != signed || signed && v != VerdictVerified {
 				t.Errorf("verdict %q, %v", v, ok)
 			}
 			if signed != strings.Contains(string(details), `"signature"`) {
@@ -186,7 +207,7 @@ func TestEveryEvent(t *testing.T) {
 				t.Errorf("without a key: %s, %v", unsigned, err)
 			}
 			report.Details = unsigned
-			if v, ok := VerifyEvidence(&line, report); ok && v != VerdictUnsigned {
+			if v, ok := verdictOf(&line, report); ok && v != VerdictUnsigned {
 				t.Errorf("without a key: verdict %s", v)
 			}
 		})
@@ -203,7 +224,7 @@ func TestAbsentValuesAreNull(t *testing.T) {
 			`{"exitCode":null,"hostname":"h","phase":"p","rollout":"r","stderrTailSha256":"` + emptyHash + `"}`},
 	} {
 		rollout := "r"
-		payload, _, err := EvidencePayload("h", &rollout, event, jsontext.Value(c.details))
+		payload, _, err := payloadOf(t, "h", &rollout, event, jsontext.Value(c.details))
 		if err != nil || string(payload) != c.want {
 			t.Errorf("%s: %v\n%s, want\n%s", event, err, payload, c.want)
 		}
@@ -256,7 +277,7 @@ func TestSnippetsAreShortened(t *testing.T) {
 				}
 			}
 			report := &ReportRequest{Hostname: "h", Event: EventComplianceFailure, Details: details}
-			if v, _ := VerifyEvidence(&line, report); v != VerdictVerified {
+			if v, _ := verdictOf(&line, report); v != VerdictVerified {
 				t.Errorf("verdict %s on what was sent", v)
 			}
 			// A sender that hashes what stands for the snippet and sends it whole.
@@ -265,7 +286,7 @@ func TestSnippetsAreShortened(t *testing.T) {
 				t.Fatal(err)
 			}
 			report.Details = whole
-			if v, _ := VerifyEvidence(&line, report); v != VerdictVerified {
+			if v, _ := verdictOf(&line, report); v != VerdictVerified {
 				t.Errorf("verdict %s on the whole snippet", v)
 			}
 		})
@@ -335,7 +356,7 @@ func TestVerdicts(t *testing.T) {
 		{"details that are a list", &line, "web-02", &rollout, jsontext.Value(`[]`), VerdictMalformed},
 	} {
 		report := &ReportRequest{Hostname: c.host, Rollout: c.rollout, Event: EventVerifyMismatch, Details: c.details}
-		got, kind := VerifyEvidence(c.line, report)
+		got, kind := verdictOf(c.line, report)
 		if got != c.want || !kind {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
@@ -400,7 +421,7 @@ func FuzzVerifyEvidence(f *testing.F) {
 	line := web02Line
 	f.Fuzz(func(t *testing.T, event string, details []byte) {
 		report := &ReportRequest{Hostname: "h", Event: event, Details: details}
-		if v, _ := VerifyEvidence(&line, report); v == VerdictVerified {
+		if v, _ := verdictOf(&line, report); v == VerdictVerified {
 			t.Fatalf("forged: %s %s", event, details)
 		}
 		if d, err := ParseDetails(event, details); err == nil {
@@ -438,7 +459,7 @@ func TestEvidenceWithIntegersThatNoDoubleHolds(t *testing.T) {
 	if _, err := ParseDetails(req.Event, req.Details); err != nil {
 		t.Error(err)
 	}
-	if v, _ := VerifyEvidence(&line, &req); v != VerdictVerified {
+	if v, _ := verdictOf(&line, &req); v != VerdictVerified {
 		t.Errorf("verdict %s", v)
 	}
 	// A member with a type of its own is still held against it.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
 )
 
 const (
@@ -139,7 +140,7 @@ func (w *World) bindChannel(name string, now time.Time) {
 			if n := len(old.IDs) - maxIDs; n > 0 {
 				old.IDs = slices.Delete(old.IDs, 0, n)
 			}
-			w.logRun(old, EventRenewed, "", "", "signed again at "+clockText(w.rel.SignedAt), now)
+			w.logRun(old, protocol.LogRenewed, "", "", "signed again at "+clockText(w.rel.SignedAt), now)
 		}
 	default:
 		if old != nil {
@@ -155,7 +156,7 @@ func (w *World) bindChannel(name string, now time.Time) {
 			IDs: []string{cr.RolloutID}, State: Planning, OpenedAt: at(opened.Add(time.Millisecond - 1)), CreatedAt: now,
 		})
 		delete(w.stored, cr.Intent)
-		w.logRun(ch.cur, EventOpened, "", "", fmt.Sprintf("%s, %s", cr.Manifest.DisplayName, countText(len(cr.Manifest.HostSet), "host")), now)
+		w.logRun(ch.cur, protocol.LogOpened, "", "", fmt.Sprintf("%s, %s", cr.Manifest.DisplayName, countText(len(cr.Manifest.HostSet), "host")), now)
 	}
 	w.bindRun(ch.cur, cr)
 }
@@ -180,7 +181,7 @@ func (w *World) supersede(ch *channel, by string, now time.Time) {
 	if r.TerminalAt == nil {
 		r.TerminalAt = &now
 	}
-	w.logRun(r, EventSuperseded, "", "", "", now)
+	w.logRun(r, protocol.LogSuperseded, "", "", "", now)
 	ch.past = slices.Insert(ch.past, 0, r)
 	if len(ch.past) > maxPast {
 		ch.past = ch.past[:maxPast]
@@ -211,7 +212,7 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 		r.waves[i].soak = dw.Soak()
 	}
 	r.Wave = min(r.Wave, len(r.waves)-1)
-	r.touched = [stateCount]int{}
+	r.touched = [protocol.HostStateCount]int{}
 	stored := w.stored[r.Intent]
 	for _, e := range cr.Manifest.HostSet {
 		h := w.host(e.Hostname)
@@ -230,7 +231,7 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 		if h.closure != e.TargetClosure || h.run != r {
 			h.healthAt = time.Time{}
 		}
-		if h.reported && h.running == e.TargetClosure && h.healthAt.IsZero() {
+		if h.reported && h.said.Closure == e.TargetClosure && h.healthAt.IsZero() {
 			h.healthAt = h.seen
 		}
 		if h.run != r {

@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // large is a fleet of n hosts in four waves with one budget.
@@ -128,7 +130,7 @@ func BenchmarkPlan(b *testing.B) {
 			b.Run(fmt.Sprint(shape.name, "/", n), func(b *testing.B) {
 				rel := fleetOf(n, shape.waves, shape.budget).release()
 				w := New(State{}, DefaultLimits(), epoch)
-				planned(b, n, 0, func() PlanView { return w.Plan(rel, PlanOptions{AssumePresent: true}, epoch) })
+				planned(b, n, 0, func() protocol.Plan { return w.Plan(rel, PlanOptions{AssumePresent: true}, epoch) })
 			})
 		}
 	}
@@ -147,18 +149,18 @@ func BenchmarkPlanNext(b *testing.B) {
 		s.signed = now
 		rel := s.release()
 		b.Run(fmt.Sprint("present/", n), func(b *testing.B) {
-			planned(b, n, 0, func() PlanView { return w.Plan(rel, PlanOptions{}, now) })
+			planned(b, n, 0, func() protocol.Plan { return w.Plan(rel, PlanOptions{}, now) })
 		})
 		b.Run(fmt.Sprint("away/", n), func(b *testing.B) {
-			planned(b, 0, n, func() PlanView { return w.Plan(rel, PlanOptions{}, now.Add(time.Hour)) })
+			planned(b, 0, n, func() protocol.Plan { return w.Plan(rel, PlanOptions{}, now.Add(time.Hour)) })
 		})
 		b.Run(fmt.Sprint("copy/", n), func(b *testing.B) {
-			planned(b, 0, 0, func() PlanView { w.Clone(now); return PlanView{} })
+			planned(b, 0, 0, func() protocol.Plan { w.Clone(now); return protocol.Plan{} })
 		})
 	}
 }
 
-func planned(b *testing.B, moves, blocked int, plan func() PlanView) {
+func planned(b *testing.B, moves, blocked int, plan func() protocol.Plan) {
 	b.Helper()
 	before := processor(b)
 	for b.Loop() {

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // changes collects what one call changes; each row is exported once, in its last form.
@@ -12,7 +14,7 @@ type changes struct {
 	records     []*record
 	leases      []*lease
 	quarantines []*quarantine
-	events      []Event
+	events      []protocol.Event
 	moved       []*run    // rollouts that may be ready for their next step
 	wake        []*host   // those that are still woken
 	promised    []*budget // whose slots are promised to them
@@ -46,8 +48,8 @@ func (w *World) saveQuarantine(q *quarantine) {
 	}
 }
 
-func (w *World) log(e Event) {
-	if !w.virtual || e.Kind == EventWaveOpened {
+func (w *World) log(e protocol.Event) {
+	if !w.virtual || e.Kind == protocol.LogWaveOpened {
 		w.pending.events = append(w.pending.events, e)
 	}
 }

@@ -17,11 +17,11 @@ func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision
 	if h == nil {
 		return Decision{Reason: *w.blocked(offer, subject{}, now)}, Change{}
 	}
-	d := w.checkin(h, o, now)
+	d := w.checkin(h, &o, now)
 	return d, w.finish()
 }
 
-func (w *World) checkin(h *host, o Observation, now time.Time) Decision {
+func (w *World) checkin(h *host, o *Observation, now time.Time) Decision {
 	w.observe(h, o, now)
 	w.settle(h, now)
 	w.flush(now)
@@ -63,37 +63,32 @@ func (w *World) heard(h *host, now time.Time) {
 }
 
 // observe copies an observation.
-func (w *World) observe(h *host, o Observation, now time.Time) {
+func (w *World) observe(h *host, o *Observation, now time.Time) {
 	w.heard(h, now)
 	h.until = now.Add(max(0, o.Wait))
-	h.running, h.bootID, h.rebootDue = o.Closure, o.BootID, o.RebootPending
+	h.said = *o
+	h.said.Probes = nil // judged, and of the request's memory
 	h.health = judge(o.ProbeMode, o.Probes)
-	h.fetchResult, h.fetchID = o.FetchResult, o.FetchRollout
-	h.phase, h.phaseIntent, h.phaseWant = "", "", ""
-	if o.Phase != nil {
-		h.phase, h.phaseIntent, h.phaseWant = o.Phase.Name, o.Phase.Intent, o.Phase.Closure
-	}
-	h.held, h.knowsLease = o.Held, o.KnowsLease
 	h.attested = time.Time{}
 	if o.Attested && o.LastConfirmedAt != nil {
 		// Rounded up: what is restored may not be a moment longer than what was.
 		h.attested = at(o.LastConfirmedAt.Add(time.Millisecond - 1))
 	}
-	if h.running == h.closure {
+	if h.said.Closure == h.closure {
 		h.healthAt = now
 		if h.run != nil {
 			w.settleHealth(h, now)
 		}
 	}
 	w.adopt(h, now)
-	quarantined, _ := protocol.QuarantinedIn(h.held)
+	quarantined, _ := protocol.QuarantinedIn(h.said.Held)
 	refuses := h.run != nil && quarantined == h.closure && h.lease == nil && !h.judged()
 	if st := h.state(); refuses && (st == Queued || st == Skipped) && (h.dispatched() || now.Before(w.unheard)) {
-		w.fail(h, releaseFault, CodeAgentQuarantine, h.held, now)
+		w.fail(h, releaseFault, CodeAgentQuarantine, h.said.Held, now)
 	}
-	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && (h.phase == "" || h.phase == "idle") {
+	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && h.idle() {
 		w.endLease(h, DispatchRolledBack, now)
-		w.retryOrFail(h, localFault, CodeFetchFailed, h.fetchResult, now)
+		w.retryOrFail(h, localFault, CodeFetchFailed, h.said.FetchResult, now)
 	}
 }
 
@@ -105,14 +100,15 @@ func (w *World) adopt(h *host, now time.Time) {
 	switch {
 	case h.busy():
 		w.hold(h, now.Add(w.limits.ConfirmWindow+w.limits.Margin))
-	case now.Before(w.unheard) && (h.phase == "fetching" || h.phase == "staged"):
+	case now.Before(w.unheard) && h.fetching():
 		w.hold(h, now.Add(w.limits.Lease+w.limits.ConfirmWindow+w.limits.Margin))
 	}
 }
 
 // phaseIs: the host's phase is about this target.
 func (h *host) phaseIs(intent, closure string) bool {
-	return (h.phaseIntent == "" || h.phaseIntent == intent) && (h.phaseWant == "" || h.phaseWant == closure)
+	p := h.said.Phase
+	return p == nil || (p.Intent == "" || p.Intent == intent) && (p.ClosureHash == "" || p.ClosureHash == closure)
 }
 
 // answer decides for a host whose state is settled, and grants what it decides.
@@ -146,14 +142,14 @@ func (w *World) Decide(hostname string, now time.Time) Decision {
 func (w *World) decide(h *host, now time.Time) Decision {
 	s := subject{h, h.run}
 	if rb := w.rollback(h); rb != nil {
-		return Decision{Rollback: rb, Reason: Reason{
+		return Decision{Rollback: rb, Reason: protocol.Reason{
 			Code: CodeRollback, Gate: "halt", Text: "it is asked to return to its previous closure: " + rb.Reason, Next: "fix it and release",
 		}}
 	}
 	if w.mayResend(h, now) {
 		r := w.blocked(resend, s, now)
 		if r == nil {
-			return Decision{Target: w.target(h, now, true), Reason: Reason{
+			return Decision{Target: w.target(h, now, true), Reason: protocol.Reason{
 				Code: CodeResent, Gate: "lease", Text: "it was told its new closure, has not begun to switch to it, and is told again when it next asks", Next: nothingToDo,
 			}}
 		}
@@ -163,9 +159,9 @@ func (w *World) decide(h *host, now time.Time) Decision {
 		return Decision{Reason: *r}
 	}
 	if w.terse {
-		return Decision{Target: w.target(h, now, false), Reason: Reason{Code: CodeOffered}}
+		return Decision{Target: w.target(h, now, false), Reason: protocol.Reason{Code: CodeOffered}}
 	}
-	return Decision{Target: w.target(h, now, false), Reason: Reason{
+	return Decision{Target: w.target(h, now, false), Reason: protocol.Reason{
 		Code: CodeOffered, Gate: "dispatch", Text: "it is told its new closure when it next asks; its wave " + fmt.Sprint(h.wave) + " is open", Next: nothingToDo,
 	}}
 }
@@ -174,16 +170,10 @@ func (w *World) decide(h *host, now time.Time) Decision {
 // know leases are told twice; to others a target is sent once per dispatch.
 func (w *World) mayResend(h *host, now time.Time) bool {
 	l := h.lease
-	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || !l.KnowsLease || !h.knowsLease || h.state() != Dispatched || !now.Before(l.StartBy) {
+	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || !l.KnowsLease || !h.said.KnowsLease || h.state() != Dispatched || !now.Before(l.StartBy) {
 		return false
 	}
-	switch h.phase {
-	case "", "idle":
-		return true
-	case "fetching", "staged":
-		return h.phaseIs(l.Intent, l.Closure)
-	}
-	return false
+	return h.idle() || h.fetching() && h.phaseIs(l.Intent, l.Closure)
 }
 
 func (w *World) target(h *host, now time.Time, resent bool) *Target {
@@ -207,10 +197,10 @@ func (w *World) grant(h *host, now time.Time) {
 	}
 	l := &lease{retry: h.retried(), Dispatch: Dispatch{
 		Host: h.name, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, Wave: h.wave, Closure: h.closure,
-		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.knowsLease,
+		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.said.KnowsLease,
 	}}
 	l.ConfirmDeadline = now.Add(r.confirmWindow)
-	if h.knowsLease && !broken("a lease holds its slot") {
+	if h.said.KnowsLease && !broken("a lease holds its slot") {
 		l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
 	}
 	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
@@ -220,15 +210,15 @@ func (w *World) grant(h *host, now time.Time) {
 	h.waitsFor, h.healthAt = nil, time.Time{}
 	w.edit(h, now, func(x *record) {
 		x.Attempt++
-		if x.Previous == "" && h.running != h.closure {
-			x.Previous = h.running
+		if x.Previous == "" && h.said.Closure != h.closure {
+			x.Previous = h.said.Closure
 		}
 	})
 	w.enter(h, Dispatched, "", h.closure, now)
 	if w.virtual {
 		return
 	}
-	e := w.event(r, EventDispatched, CodeOffered, now)
+	e := w.event(r, protocol.LogDispatched, CodeOffered, now)
 	e.Host, e.Detail = h.name, fmt.Sprintf("attempt %d, %s", h.rec.Attempt, h.closure)
 	w.log(e)
 }
@@ -236,7 +226,7 @@ func (w *World) grant(h *host, now time.Time) {
 // renew prolongs the lease of a host that is still downloading, when less than half of it is left.
 func (w *World) renew(h *host, now time.Time) {
 	l, r := h.lease, h.run
-	if h.phase != "fetching" && h.phase != "staged" || l.StartBy.Sub(now) >= r.lease/2 || now.Sub(l.DispatchedAt) > w.limits.FetchLimit {
+	if !h.fetching() || l.StartBy.Sub(now) >= r.lease/2 || now.Sub(l.DispatchedAt) > w.limits.FetchLimit {
 		return
 	}
 	l.StartBy = now.Add(r.lease)
@@ -244,14 +234,14 @@ func (w *World) renew(h *host, now time.Time) {
 	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
 	w.hold(h, l.SlotUntil)
 	w.saveLease(l)
-	e := w.event(r, EventRenewedLease, "", now)
-	e.Host, e.Detail = h.name, h.phase
+	e := w.event(r, protocol.LogLeaseRenewed, "", now)
+	e.Host, e.Detail = h.name, h.said.phase()
 	w.log(e)
 }
 
 // rollback is the request to return that a host gets: it was touched by a recalled rollout, or failed under
 // rollback-and-halt, and still has the target.
-func (w *World) rollback(h *host) *Rollback {
+func (w *World) rollback(h *host) *protocol.Rollback {
 	r := h.run
 	if r == nil || !r.revert || !h.rec.touched() || !h.reported {
 		return nil
@@ -259,10 +249,10 @@ func (w *World) rollback(h *host) *Rollback {
 	if st := h.state(); st == Reverted || (st != Failed && r.State != Reverting && r.State != RolloutReverted) {
 		return nil
 	}
-	if h.running != h.closure && !(h.busy() && h.phase != "undoing" && h.phaseIs(r.Intent, h.closure)) {
+	if h.said.Closure != h.closure && !(h.busy() && h.said.phase() != protocol.PhaseUndoing && h.phaseIs(r.Intent, h.closure)) {
 		return nil
 	}
-	rb := &Rollback{RolloutID: r.RolloutID, TargetRef: h.rec.Previous, Reason: r.HaltReason}
+	rb := &protocol.Rollback{Rollout: r.RolloutID, TargetRef: h.rec.Previous, Reason: r.HaltReason}
 	if rb.TargetRef == "" {
 		rb.TargetRef = r.ChannelRef
 	}
@@ -275,8 +265,8 @@ func (w *World) rollback(h *host) *Rollback {
 // holding is why the host takes no target by itself. A closure that it
 // quarantined is no reason once another is wanted.
 func (h *host) holding() string {
-	if closure, ok := protocol.QuarantinedIn(h.held); ok && closure != h.closure {
+	if closure, ok := protocol.QuarantinedIn(h.said.Held); ok && closure != h.closure {
 		return ""
 	}
-	return h.held
+	return h.said.Held
 }

@@ -46,9 +46,9 @@ func (w *World) Clone(now time.Time) *World {
 			c.store(h.rec.Intent, len(w.hosts), &records[len(records)-1])
 		}
 		c.copyLeases(x, h, now)
-		x.seen, x.until, x.reported, x.running, x.bootID, x.stagedBoot = h.seen, h.until, h.reported, h.running, h.bootID, h.stagedBoot
-		x.health, x.healthAt, x.fetchResult, x.fetchID = h.health, h.healthAt, h.fetchResult, h.fetchID
-		x.held, x.attested, x.knowsLease, x.rebootDue = h.held, h.attested, h.knowsLease, h.rebootDue
+		x.said, x.seen, x.until, x.reported = h.said, h.seen, h.until, h.reported
+		x.said.Phase = nil // a plan takes every host for one that answers what it is asked
+		x.health, x.healthAt, x.attested, x.stagedBoot = h.health, h.healthAt, h.attested, h.stagedBoot
 	}
 	// In the order of the waves, so that they lie like that in memory.
 	for _, ch := range w.channels {

@@ -25,7 +25,7 @@ func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
 	ok := w.takeConfirm(h, id, closure, now)
 	if ok {
 		w.heard(h, now)
-		h.running, h.phase = closure, ""
+		h.said.Closure, h.said.Phase = closure, nil
 	}
 	w.flush(now)
 	w.arm(h, now)
@@ -91,7 +91,7 @@ func (w *World) recover(h *host, id string, now time.Time) {
 	h.done = &lease{Dispatch: Dispatch{
 		Host: h.name, RolloutID: id, Intent: h.run.Intent, Channel: h.run.Channel, Wave: h.wave, Closure: h.closure,
 		ChannelRef: h.run.ChannelRef, State: DispatchConfirmed, DispatchedAt: now, StartBy: now, ConfirmDeadline: now, SlotUntil: now,
-		ConfirmedAt: &now, EndedAt: &now, KnowsLease: h.knowsLease,
+		ConfirmedAt: &now, EndedAt: &now, KnowsLease: h.said.KnowsLease,
 	}}
 	w.saveLease(h.done)
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
@@ -54,7 +55,7 @@ func (w *World) fail(h *host, f fault, code, detail string, now time.Time) {
 	}
 	if r.revert && f != silentFault {
 		r.State = Reverting
-		w.logRun(r, EventReverting, code, "", r.HaltReason, now)
+		w.logRun(r, protocol.LogReverting, code, "", r.HaltReason, now)
 		for i := range r.waves {
 			for _, x := range r.waves[i].hosts {
 				if x != h && x.rec.touched() {
@@ -65,7 +66,7 @@ func (w *World) fail(h *host, f fault, code, detail string, now time.Time) {
 		}
 	} else if r.State != Halted {
 		r.State = Halted
-		w.logRun(r, EventHalted, code, "", r.HaltReason, now)
+		w.logRun(r, protocol.LogHalted, code, "", r.HaltReason, now)
 	}
 	w.move(r)
 }
@@ -83,7 +84,7 @@ func (w *World) quarantine(h *host, code, detail string, now time.Time) {
 	q := &quarantine{Quarantine: Quarantine{Channel: k.channel, Closure: k.closure, Reason: reason, Since: now}}
 	w.quarantines[k] = q
 	w.saveQuarantine(q)
-	e := w.event(h.run, EventQuarantined, code, now)
+	e := w.event(h.run, protocol.LogQuarantined, code, now)
 	e.Host, e.Detail = h.name, k.closure
 	w.log(e)
 }
@@ -92,7 +93,7 @@ func (w *World) clearQuarantine(q *quarantine, why, actor string, now time.Time)
 	q.Cleared = true
 	w.saveQuarantine(q)
 	delete(w.quarantines, quarantineKey{q.Channel, q.Closure})
-	w.log(Event{At: now, Channel: q.Channel, Kind: EventQuarantineCleared, Actor: actor, Reason: why, Detail: q.Closure})
+	w.log(protocol.Event{At: pki.At(now), Channel: q.Channel, Kind: protocol.LogQuarantineCleared, Actor: actor, Reason: why, Detail: q.Closure})
 }
 
 // retryOrFail ends an attempt: the host is queued again until its attempts are used up. One whose attempts end

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
 )
 
 var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -136,7 +137,7 @@ type disk struct {
 	hosts       map[[2]string]HostRecord
 	dispatches  map[string]Dispatch
 	quarantines map[[2]string]Quarantine
-	events      []Event
+	events      []protocol.Event
 }
 
 func newDisk() *disk {
@@ -185,7 +186,7 @@ type box struct {
 	v1            bool
 	mode          string
 	probe         string
-	phase         *Phase
+	phase         *protocol.Phase
 	held          string
 	wait          time.Duration
 	fetch, fetchR string
@@ -234,7 +235,7 @@ func (b *bench) observation(h string) Observation {
 		FetchResult: x.fetch, FetchRollout: x.fetchR, LastConfirmedAt: x.confirmed, Attested: x.attest,
 	}
 	if x.probe != "" {
-		o.Probes = []Probe{{Name: "p", Kind: "http", Status: x.probe}}
+		o.Probes = []protocol.ProbeResult{{Status: x.probe}}
 	}
 	return o
 }
@@ -331,7 +332,7 @@ func (b *bench) state(h string, want HostState) {
 	b.t.Helper()
 	v, ok := b.w.Host(h, b.now)
 	if !ok || v.State != want {
-		b.t.Fatalf("%s at %s is %s (%s), want %s", h, b.now.Sub(epoch), v.State, v.StateReason, want)
+		b.t.Fatalf("%s at %s is %s (%+v), want %s", h, b.now.Sub(epoch), v.State, b.w.hosts[h].rec, want)
 	}
 }
 
@@ -368,4 +369,13 @@ func (b *bench) wipe() {
 
 func single(name string, waves ...waveSpec) spec {
 	return spec{channels: []channelSpec{{name: name, waves: waves}}}
+}
+
+// Quarantines are the quarantines in force, sorted.
+func (w *World) Quarantines() []Quarantine {
+	var out []Quarantine
+	for _, k := range slices.SortedFunc(maps.Keys(w.quarantines), compareQuarantines) {
+		out = append(out, w.quarantines[k].Quarantine)
+	}
+	return out
 }

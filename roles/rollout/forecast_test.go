@@ -6,6 +6,10 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
+
+	"nixfleet/pki"
 )
 
 // forecast is a random fleet that runs one release, and the next one.
@@ -73,13 +77,13 @@ func TestPlanIsWhatThenHappens(t *testing.T) {
 		v := b.w.Plan(next.release(), PlanOptions{}, b.now)
 		var want []string
 		for _, m := range v.Moves {
-			want = append(want, fmt.Sprint(m.At.Sub(epoch), " ", m.Host, " wave ", m.Wave, " from ", m.From, " to ", m.To))
+			want = append(want, fmt.Sprint(m.At.Sub(epoch), " ", m.Host, " wave ", m.Wave, " from ", *m.From, " to ", m.To))
 		}
 		for _, x := range v.Waves {
 			want = append(want, fmt.Sprint(x.At.Sub(epoch), " ", x.Channel, " opens wave ", x.Wave))
 		}
 		for _, c := range v.Channels {
-			want = append(want, fmt.Sprint(c.Channel, " ends ", c.State, " ", c.ConvergedAt))
+			want = append(want, fmt.Sprint(c.Channel, " ends ", c.State, " ", moment(c.ConvergedAt)))
 		}
 		for _, x := range v.Blocked {
 			want = append(want, fmt.Sprint(x.Host, " is blocked: ", x.Reason.Code))
@@ -93,6 +97,14 @@ func TestPlanIsWhatThenHappens(t *testing.T) {
 	}
 }
 
+// moment is a time of the wire as this package has it.
+func moment(at *pki.Timestamp) *time.Time {
+	if at == nil {
+		return nil
+	}
+	return &at.Time
+}
+
 // happens accepts a release and lets the present hosts do as they are told.
 func (b *bench) happens(next spec, present []string) (log []string) {
 	type flight struct {
@@ -104,7 +116,7 @@ func (b *bench) happens(next spec, present []string) (log []string) {
 	b.accept(next)
 	changed := func() (woken []string) {
 		for _, e := range b.last.Events {
-			if e.Kind == EventWaveOpened {
+			if e.Kind == protocol.LogWaveOpened {
 				log = append(log, fmt.Sprint(e.At.Sub(epoch), " ", e.Channel, " opens wave ", waves[e.Channel]))
 				waves[e.Channel]++
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
 )
 
 // question is what a gate is asked. A gate may answer several.
@@ -28,7 +29,7 @@ type subject struct {
 type gate struct {
 	name  string
 	asked question
-	check func(w *World, s subject, now time.Time) *Reason
+	check func(w *World, s subject, now time.Time) *protocol.Reason
 }
 
 // gates are all rules, in the order in which they speak: the first that blocks gives the reason. Checkin, Tick,
@@ -63,7 +64,7 @@ func init() {
 }
 
 // blocked asks all gates and returns the reason of the first that blocks, or nil.
-func (w *World) blocked(q question, s subject, now time.Time) *Reason {
+func (w *World) blocked(q question, s subject, now time.Time) *protocol.Reason {
 	for i := range gates {
 		if g := &gates[i]; g.asked&q != 0 {
 			if r := g.check(w, s, now); r != nil {
@@ -76,22 +77,22 @@ func (w *World) blocked(q question, s subject, now time.Time) *Reason {
 }
 
 // because composes a reason; the sentence only when somebody will read it.
-func (w *World) because(code, next, format string, args ...any) *Reason {
+func (w *World) because(code, next, format string, args ...any) *protocol.Reason {
 	if w.terse {
 		return w.code(code)
 	}
-	return &Reason{Code: code, Text: fmt.Sprintf(format, args...), Next: next}
+	return &protocol.Reason{Code: code, Text: fmt.Sprintf(format, args...), Next: next}
 }
 
 // code is a reason without a sentence, good until the next one.
-func (w *World) code(code string) *Reason {
-	w.bare = Reason{Code: code}
+func (w *World) code(code string) *protocol.Reason {
+	w.bare = protocol.Reason{Code: code}
 	return &w.bare
 }
 
 const nothingToDo = "nothing to do"
 
-func gateRelease(w *World, s subject, _ time.Time) *Reason {
+func gateRelease(w *World, s subject, _ time.Time) *protocol.Reason {
 	switch h := s.host; {
 	case w.rel == nil:
 		return w.because(CodeNotReady, "check the source of releases", "no verified release has been loaded yet")
@@ -104,7 +105,7 @@ func gateRelease(w *World, s subject, _ time.Time) *Reason {
 }
 
 // gateSoakTime: a host soaks for the time of its wave, counted from when it became healthy in this rollout.
-func gateSoakTime(w *World, s subject, now time.Time) *Reason {
+func gateSoakTime(w *World, s subject, now time.Time) *protocol.Reason {
 	rec := s.host.rec
 	if rec == nil || rec.HealthySince == nil {
 		return w.because(CodeAwaitingEvidence, nothingToDo, "it has not been healthy in this rollout yet")
@@ -120,10 +121,10 @@ func gateSoakTime(w *World, s subject, now time.Time) *Reason {
 
 // gateHealth: the host must be heard of at the end of its soak or be waiting for an answer then, and its probes
 // must have run and pass as its mode wants. A soak of zero is no exception [C7].
-func gateHealth(w *World, s subject, now time.Time) *Reason {
+func gateHealth(w *World, s subject, now time.Time) *protocol.Reason {
 	h := s.host
 	switch {
-	case h.running != h.closure || h.healthAt.IsZero() || h.until.Before(s.run.soakEnd(h)):
+	case h.said.Closure != h.closure || h.healthAt.IsZero() || h.until.Before(s.run.soakEnd(h)):
 		return w.because(CodeAwaitingEvidence, nothingToDo, "its soak time is over, and its next check-in has to show that it is healthy")
 	case h.health == failing || h.rec.FailingSince != nil:
 		return w.because(CodeProbesFailing, "look at the probe's failure in nixfleet host explain", "a health probe fails")
@@ -134,9 +135,9 @@ func gateHealth(w *World, s subject, now time.Time) *Reason {
 }
 
 // gateConvergence: a host that runs its target needs none. What it still waits for is the soak gates' answer.
-func gateConvergence(w *World, s subject, now time.Time) *Reason {
+func gateConvergence(w *World, s subject, now time.Time) *protocol.Reason {
 	h := s.host
-	if !h.reported || h.running != h.closure || h.lease != nil {
+	if !h.reported || h.said.Closure != h.closure || h.lease != nil {
 		return nil
 	}
 	switch h.state() {
@@ -154,13 +155,13 @@ func gateConvergence(w *World, s subject, now time.Time) *Reason {
 	case r != nil && w.terse:
 		return r
 	case r != nil:
-		return &Reason{Code: r.Code, Text: prefixed("it runs its declared closure: ", r.Text), Next: r.Next}
+		return &protocol.Reason{Code: r.Code, Text: prefixed("it runs its declared closure: ", r.Text), Next: r.Next}
 	}
 	return w.because(CodeOnTarget, nothingToDo, "it runs its declared closure")
 }
 
 // gateFailure: a host whose target failed is not offered it again before a person or a new intent acts.
-func gateFailure(w *World, s subject, _ time.Time) *Reason {
+func gateFailure(w *World, s subject, _ time.Time) *protocol.Reason {
 	rec := s.host.rec
 	switch s.host.state() {
 	case Failed:
@@ -176,7 +177,7 @@ func gateFailure(w *World, s subject, _ time.Time) *Reason {
 }
 
 // gateLease: a target is sent once per dispatch, and one dispatch at a time is open per host.
-func gateLease(w *World, s subject, _ time.Time) *Reason {
+func gateLease(w *World, s subject, _ time.Time) *protocol.Reason {
 	h := s.host
 	l := h.lease
 	if l == nil {
@@ -185,7 +186,7 @@ func gateLease(w *World, s subject, _ time.Time) *Reason {
 	if l.Intent != s.run.Intent {
 		// An agent that knows leases and has not started drops the old target for the new one by itself; a
 		// staged one is simply staged anew [C18].
-		if l.deferred() || (h.knowsLease && l.KnowsLease && !h.busy()) {
+		if l.deferred() || (h.said.KnowsLease && l.KnowsLease && !h.busy()) {
 			return nil
 		}
 		return w.because(CodeOldLease, nothingToDo, "it may still be switching to the closure of the release before, for which it has until %s", clockText(l.ConfirmDeadline))
@@ -207,22 +208,22 @@ func gateLease(w *World, s subject, _ time.Time) *Reason {
 }
 
 // gateBusy: never offer to a host that says it is in the middle of something.
-func gateBusy(w *World, s subject, _ time.Time) *Reason {
+func gateBusy(w *World, s subject, _ time.Time) *protocol.Reason {
 	if s.host.busy() {
-		return w.because(CodeHostBusy, nothingToDo, "it says that it is %s", s.host.phase)
+		return w.because(CodeHostBusy, nothingToDo, "it says that it is %s", s.host.said.phase())
 	}
 	return nil
 }
 
 // gateFreshness: agents refuse what is older than the signed window, so it is not offered.
-func gateFreshness(w *World, s subject, now time.Time) *Reason {
+func gateFreshness(w *World, s subject, now time.Time) *protocol.Reason {
 	if end := s.run.signedAt.Add(s.run.freshness + time.Minute); now.After(end) {
 		return w.because(CodeStale, "let CI release or nixfleet release --resign", "the release was signed at %s and the window of channel %s is %s", clockText(s.run.signedAt), s.run.Channel, s.run.freshness)
 	}
 	return nil
 }
 
-func gateOperator(w *World, s subject, _ time.Time) *Reason {
+func gateOperator(w *World, s subject, _ time.Time) *protocol.Reason {
 	r := s.run
 	if r.State == Cancelled {
 		return w.because(CodeCancelled, "release again", "the rollout of channel %s was cancelled: %s", r.Channel, r.HaltReason)
@@ -234,7 +235,7 @@ func gateOperator(w *World, s subject, _ time.Time) *Reason {
 }
 
 // gateHalt: after a halt nothing new starts, except the one retry that an operator asked for.
-func gateHalt(w *World, s subject, _ time.Time) *Reason {
+func gateHalt(w *World, s subject, _ time.Time) *protocol.Reason {
 	r := s.run
 	switch r.State {
 	case Halted:
@@ -251,7 +252,7 @@ func gateHalt(w *World, s subject, _ time.Time) *Reason {
 	return nil
 }
 
-func gateQuarantine(w *World, s subject, _ time.Time) *Reason {
+func gateQuarantine(w *World, s subject, _ time.Time) *protocol.Reason {
 	if q := w.quarantines[quarantineKey{s.run.Channel, s.host.closure}]; q != nil {
 		return w.because(CodeQuarantined, "release another closure, or nixfleet host retry "+s.host.name, "its new closure failed on channel %s at %s and is given to nobody (quarantine): %s", q.Channel, clockText(q.Since), q.Reason)
 	}
@@ -260,7 +261,7 @@ func gateQuarantine(w *World, s subject, _ time.Time) *Reason {
 
 // gateChannelEdge: a rollout starts when the newest rollout of each channel before it has converged; an older
 // one that finished does not count, and a channel without hosts holds nobody [C6].
-func gateChannelEdge(w *World, s subject, _ time.Time) *Reason {
+func gateChannelEdge(w *World, s subject, _ time.Time) *protocol.Reason {
 	if s.run.State != Planning {
 		return nil
 	}
@@ -276,7 +277,7 @@ func gateChannelEdge(w *World, s subject, _ time.Time) *Reason {
 	return nil
 }
 
-func gateWave(w *World, s subject, now time.Time) *Reason {
+func gateWave(w *World, s subject, now time.Time) *protocol.Reason {
 	h, r := s.host, s.run
 	if h.wave <= r.Wave || r.State == RolloutConverged || h.retried() {
 		return nil
@@ -289,11 +290,11 @@ func gateWave(w *World, s subject, now time.Time) *Reason {
 	if p := w.blocked(promote, subject{run: r}, now); p != nil {
 		text, next = text+": "+p.Text, p.Next
 	}
-	return &Reason{Code: CodeWave, Text: text, Next: next}
+	return &protocol.Reason{Code: CodeWave, Text: text, Next: next}
 }
 
 // gateCompliance: under enforce, outstanding compliance failures of earlier waves hold the later ones.
-func gateCompliance(w *World, s subject, _ time.Time) *Reason {
+func gateCompliance(w *World, s subject, _ time.Time) *protocol.Reason {
 	if s.run.complianceMode != fleet.ModeEnforce {
 		return nil
 	}
@@ -308,7 +309,7 @@ func gateCompliance(w *World, s subject, _ time.Time) *Reason {
 }
 
 // gateHostEdge: the host at the other end of each edge must have soaked first.
-func gateHostEdge(w *World, s subject, _ time.Time) *Reason {
+func gateHostEdge(w *World, s subject, _ time.Time) *protocol.Reason {
 	for _, e := range s.host.after {
 		if e.first.run != s.run {
 			continue // it has nothing to do in this rollout
@@ -322,21 +323,21 @@ func gateHostEdge(w *World, s subject, _ time.Time) *Reason {
 
 // gateFetch: after a failed fetch of this very rollout the next offer waits; it does come, since what failed
 // may have been the network [A20].
-func gateFetch(w *World, s subject, now time.Time) *Reason {
+func gateFetch(w *World, s subject, now time.Time) *protocol.Reason {
 	h := s.host
 	if !h.fetchFailed() {
 		return nil
 	}
 	if h.lease != nil {
-		return w.because(CodeFetchFailed, "look at the agent's log", "its last fetch failed (%s)", h.fetchResult)
+		return w.because(CodeFetchFailed, "look at the agent's log", "its last fetch failed (%s)", h.said.FetchResult)
 	}
 	if end := w.retryAt(h); now.Before(end) {
-		return w.because(CodeFetchFailed, "look at the agent's log", "its last fetch failed (%s); it is offered the target again at %s", h.fetchResult, clockText(end))
+		return w.because(CodeFetchFailed, "look at the agent's log", "its last fetch failed (%s); it is offered the target again at %s", h.said.FetchResult, clockText(end))
 	}
 	return nil
 }
 
-func gateBackoff(w *World, s subject, now time.Time) *Reason {
+func gateBackoff(w *World, s subject, now time.Time) *protocol.Reason {
 	h := s.host
 	if end := w.retryAt(h); now.Before(end) {
 		return w.because(CodeBackoff, nothingToDo, "attempt %d ended (%s); the next one may start at %s", h.rec.Attempt, h.rec.Reason, clockText(end))
@@ -345,14 +346,14 @@ func gateBackoff(w *World, s subject, now time.Time) *Reason {
 }
 
 // gateHeld: a host that refuses its target is not offered it, unless an operator asked for one more attempt.
-func gateHeld(w *World, s subject, _ time.Time) *Reason {
+func gateHeld(w *World, s subject, _ time.Time) *protocol.Reason {
 	if held := s.host.holding(); held != "" && !s.host.retried() {
 		return w.because(CodeHeld, "nixfleet agent status on the host", "the host takes no target by itself: %s", held)
 	}
 	return nil
 }
 
-func gatePresence(w *World, s subject, now time.Time) *Reason {
+func gatePresence(w *World, s subject, now time.Time) *protocol.Reason {
 	h := s.host
 	switch {
 	case !h.reported:
@@ -364,7 +365,7 @@ func gatePresence(w *World, s subject, now time.Time) *Reason {
 }
 
 // gateBudget: no disruption budget of the host may be used up, whichever rollout uses it [C10].
-func gateBudget(w *World, s subject, now time.Time) *Reason {
+func gateBudget(w *World, s subject, now time.Time) *protocol.Reason {
 	for _, b := range s.host.budgets {
 		if !b.full(w, s.host, now) {
 			continue
@@ -385,13 +386,13 @@ func gateBudget(w *World, s subject, now time.Time) *Reason {
 // gateWaveSoak: a wave is done when each of its hosts has soaked or is not waited for. A wave that was handed
 // out needs at least one host that soaked: silence proves nothing. A wave of absent hosts only stays open for
 // its soak time all the same, and long enough for a rebooting host to be back.
-func gateWaveSoak(w *World, s subject, now time.Time) *Reason {
+func gateWaveSoak(w *World, s subject, now time.Time) *protocol.Reason {
 	r := s.run
 	wv := &r.waves[min(r.Wave, len(r.waves)-1)]
 	if len(wv.hosts) == 0 {
 		return nil
 	}
-	n := func(s HostState) int { return wv.counts[s.index()] }
+	n := func(s HostState) int { return wv.counts[s.Index()] }
 	working := n(Dispatched) + n(Activating) + n(ConfirmWindow)
 	if open := n(Queued) + working + n(Healthy) + n(Deferred); open > 0 {
 		if w.terse {
@@ -429,7 +430,7 @@ func gateWaveSoak(w *World, s subject, now time.Time) *Reason {
 // proven: at least one host of the rollout has soaked; without one it does not converge [C5].
 func (r *run) proven() bool {
 	for i := range r.waves {
-		if c := &r.waves[i].counts; c[Soaked.index()]+c[Converged.index()] > 0 {
+		if c := &r.waves[i].counts; c[Soaked.Index()]+c[Converged.Index()] > 0 {
 			return true
 		}
 	}
@@ -471,17 +472,29 @@ func (h *host) retried() bool {
 
 // fetchFailed: the host's last fetch failed and was for this rollout, or it does not say for which.
 func (h *host) fetchFailed() bool {
-	if h.fetchResult != "verify-failed" && h.fetchResult != "fetch-failed" {
+	if h.said.FetchResult != protocol.FetchVerifyFailed && h.said.FetchResult != protocol.FetchFailed {
 		return false
 	}
-	return h.fetchID == "" || (h.run != nil && h.fetchID == h.run.RolloutID)
+	return h.said.FetchRollout == "" || (h.run != nil && h.said.FetchRollout == h.run.RolloutID)
 }
 
 // busy: in a phase in which a new target would only disturb.
 func (h *host) busy() bool {
-	switch h.phase {
-	case "activating", "checking", "committing", "undoing":
+	switch h.said.phase() {
+	case protocol.PhaseActivating, protocol.PhaseChecking, protocol.PhaseCommitting, protocol.PhaseUndoing:
 		return true
 	}
 	return false
+}
+
+// fetching reports whether the host prepares its target and has not begun to switch.
+func (h *host) fetching() bool {
+	phase := h.said.phase()
+	return phase == protocol.PhaseFetching || phase == protocol.PhaseStaged
+}
+
+// idle reports whether the host does nothing with any target.
+func (h *host) idle() bool {
+	phase := h.said.phase()
+	return phase == "" || phase == protocol.PhaseIdle
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // Each gate blocks with its own code, and passes when its cause is gone.
@@ -26,8 +28,8 @@ func TestGates(t *testing.T) {
 			s.signed, s.opened = b.now, epoch
 			b.accept(s)
 		}},
-		{"paused", two(), func(b *bench) { b.hold(ActionPause) }, "a", CodePaused, "operator", func(b *bench) { b.hold(ActionResume) }},
-		{"cancelled", two(), func(b *bench) { b.hold(ActionCancel) }, "a", CodeCancelled, "operator", func(b *bench) {
+		{"paused", two(), func(b *bench) { b.hold(protocol.ActionPause) }, "a", CodePaused, "operator", func(b *bench) { b.hold(protocol.ActionResume) }},
+		{"cancelled", two(), func(b *bench) { b.hold(protocol.ActionCancel) }, "a", CodeCancelled, "operator", func(b *bench) {
 			s := single("s", one(time.Minute, "a", "newer-a"))
 			s.signed = b.now
 			b.accept(s)
@@ -55,7 +57,7 @@ func TestGates(t *testing.T) {
 			b.checkin("a")
 		}, "a", CodeFetchFailed, "fetch", func(b *bench) { b.pass(time.Minute) }},
 		{"held", two(), func(b *bench) { b.box("a").held = "switched by hand" }, "a", CodeHeld, "host-hold", func(b *bench) { b.box("a").held = "" }},
-		{"busy", two(), func(b *bench) { b.box("a").phase = &Phase{Name: "undoing"} }, "a", CodeHostBusy, "busy", func(b *bench) { b.box("a").phase = nil }},
+		{"busy", two(), func(b *bench) { b.box("a").phase = &protocol.Phase{Name: "undoing"} }, "a", CodeHostBusy, "busy", func(b *bench) { b.box("a").phase = nil }},
 		{"budget", spec{
 			channels: []channelSpec{{name: "s", waves: []waveSpec{one(0, "a", "new-a", "b", "new-b", "c", "new-c")}}},
 			budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
@@ -63,7 +65,7 @@ func TestGates(t *testing.T) {
 		{"quarantine", single("s", one(time.Minute, "a", "same", "b", "same")), func(b *bench) {
 			b.offered("a")
 			b.report("a", Report{Event: "activation-failed", Phase: "switch"})
-			b.hold(ActionResume)
+			b.hold(protocol.ActionResume)
 		}, "b", CodeQuarantined, "quarantine", func(b *bench) { b.retry("b") }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -177,7 +179,7 @@ func TestUnheardHostsCountAsInFlightAfterEmptyStart(t *testing.T) {
 	b.refused("a", CodeBudgetUnheard)
 	b.refused("b", CodeBudgetUnheard)
 	// The last one works on a lease nobody remembers: it is adopted.
-	b.box("c").phase = &Phase{Name: "activating", Closure: "new-c"}
+	b.box("c").phase = &protocol.Phase{Name: "activating", ClosureHash: "new-c"}
 	b.refused("c", CodeHostBusy)
 	b.refused("a", CodeBudget)
 	// A restart in between does not forget the doubt.

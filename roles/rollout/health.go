@@ -1,6 +1,10 @@
 package rollout
 
-import "time"
+import (
+	"time"
+
+	"nixfleet/roles/protocol"
+)
 
 // health is what a host's probes say by its mode.
 type health uint8
@@ -14,7 +18,7 @@ const (
 // judge applies the modes of wire.md §5: enforce wants every probe to pass, permissive none to fail, either at
 // least one that has run. Other modes do not gate, whatever the probes say: v1 agents report probes that never
 // run when health checks are disabled.
-func judge(mode string, probes []Probe) health {
+func judge(mode string, probes []protocol.ProbeResult) health {
 	if mode != "enforce" && mode != "permissive" {
 		return well
 	}
@@ -38,7 +42,7 @@ func judge(mode string, probes []Probe) health {
 // settleHealth starts and stops the clock of failing probes of a healthy host on its target. Probes that have
 // not run neither start nor stop it.
 func (w *World) settleHealth(h *host, now time.Time) {
-	if st := h.state(); st != Healthy && st != Soaked || h.running != h.closure {
+	if st := h.state(); st != Healthy && st != Soaked || h.said.Closure != h.closure {
 		return
 	}
 	switch since := h.rec.FailingSince; {

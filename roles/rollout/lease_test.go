@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 func pair() spec { return single("s", one(time.Minute, "a", "new-a"), one(time.Minute, "b", "new-b")) }
@@ -43,7 +45,7 @@ func TestDownloadProlongsItsLease(t *testing.T) {
 	b := start(t, pair())
 	b.box("a").mode = ""
 	got := b.offered("a")
-	b.box("a").phase = &Phase{Name: "fetching", Intent: got.Intent, Closure: got.Closure}
+	b.box("a").phase = &protocol.Phase{Name: "fetching", Intent: got.Intent, ClosureHash: got.Closure}
 	for range 60 {
 		b.pass(time.Minute)
 		if tg := b.offered("a"); !tg.Resent || tg.StartBy <= 0 {
@@ -89,7 +91,7 @@ func TestUnconfirmedDispatchIsOfferedAgainThenFails(t *testing.T) {
 			gaps = append(gaps, b.now.Sub(last))
 			last = b.now
 		}
-		b.box("a").phase = &Phase{Name: "staged", Closure: "something else"}
+		b.box("a").phase = &protocol.Phase{Name: "staged", ClosureHash: "something else"}
 		b.pass(time.Minute)
 	}
 	if offers != 3 {
@@ -352,8 +354,8 @@ func TestRebootThatFellBackIsAnAttempt(t *testing.T) {
 	b.report("a", Report{Event: "activation-deferred", Closure: "new-a"})
 	b.box("a").boot = "boot-2"
 	b.offered("a") // once more, at once
-	if v, _ := b.w.Host("a", b.now); v.Attempt != 2 {
-		t.Errorf("attempt %d", v.Attempt)
+	if got := b.w.hosts["a"].rec.Attempt; got != 2 {
+		t.Errorf("attempt %d", got)
 	}
 }
 

@@ -2,6 +2,9 @@ package rollout
 
 import (
 	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 // endLease closes the open dispatch. Unless it was confirmed the slot stays held until SlotUntil.
@@ -40,7 +43,7 @@ func (w *World) expire(h *host, now time.Time) {
 	l := h.lease
 	own := h.run != nil && l.Intent == h.run.Intent
 	w.endLease(h, DispatchRolledBack, now)
-	e := Event{At: now, Intent: l.Intent, RolloutID: l.RolloutID, Channel: l.Channel, Host: h.name, Kind: EventLeaseExpired, Reason: CodeLeaseExpired}
+	e := protocol.Event{At: pki.At(now), Intent: l.Intent, RolloutID: l.RolloutID, Channel: l.Channel, Host: h.name, Kind: protocol.LogLeaseExpired, Reason: CodeLeaseExpired}
 	e.Detail = "not confirmed by " + clockText(l.ConfirmDeadline)
 	w.log(e)
 	if !own {

@@ -5,6 +5,8 @@ package rollout
 import (
 	"slices"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // Broken names a rule that is broken. Nothing may run while it is set.
@@ -28,7 +30,7 @@ func Mute() (restore func()) {
 	gates = slices.Clone(gates)
 	for i := range gates {
 		check := gates[i].check
-		gates[i].check = func(w *World, s subject, now time.Time) *Reason {
+		gates[i].check = func(w *World, s subject, now time.Time) *protocol.Reason {
 			r := check(w, s, now)
 			if r != nil {
 				r.Text = ""

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // Errors of operator actions. They are wrapped with what was asked for.
@@ -32,6 +34,14 @@ func (w *World) byID(id string) *run {
 	return nil
 }
 
+// IDs are all rollout ids of the rollout that has this one, oldest first; nil when none has.
+func (w *World) IDs(id string) []string {
+	if r := w.byID(id); r != nil {
+		return slices.Clone(r.IDs)
+	}
+	return nil
+}
+
 // Hold pauses, resumes or cancels a rollout. A paused one starts nothing and opens no wave; what is in flight
 // ends, and soaks go on. Resuming a halted rollout means going on without the hosts that failed, and resuming
 // one whose wave is unproven without those that fell silent. A cancelled one is over.
@@ -46,14 +56,14 @@ func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Chang
 		return Change{}, fmt.Errorf("%s rollout %s (%s): %w", action, rolloutID, r.State, ErrOver)
 	}
 	switch action {
-	case ActionPause:
-		r.Hold = &Hold{Action: ActionPause, By: by, Reason: reason, At: now}
-		w.logRun(r, EventPaused, CodePaused, by, reason, now)
-	case ActionCancel:
+	case protocol.ActionPause:
+		r.Hold = &Hold{Action: protocol.ActionPause, By: by, Reason: reason, At: now}
+		w.logRun(r, protocol.LogPaused, CodePaused, by, reason, now)
+	case protocol.ActionCancel:
 		r.State, r.HaltReason, r.Hold = Cancelled, reason, nil
 		r.TerminalAt = &now
-		w.logRun(r, EventCancelled, CodeCancelled, by, reason, now)
-	case ActionResume:
+		w.logRun(r, protocol.LogCancelled, CodeCancelled, by, reason, now)
+	case protocol.ActionResume:
 		if r.State == Reverting || r.State == RolloutReverted {
 			return Change{}, fmt.Errorf("resume rollout %s: %w", rolloutID, ErrRecalled)
 		}
@@ -69,7 +79,7 @@ func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Chang
 func (w *World) resume(r *run, by, reason string, now time.Time) {
 	paused := r.Hold != nil
 	r.Hold = nil
-	w.logRun(r, EventResumed, "", by, reason, now)
+	w.logRun(r, protocol.LogResumed, "", by, reason, now)
 	if r.State == Halted {
 		r.State, r.HaltReason = Executing, ""
 		if r.WaveSince.IsZero() { // it had not even begun
@@ -111,7 +121,7 @@ func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error
 	case h.lease.pending() && h.state() != Dispatched:
 		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrBusy)
 	}
-	e := w.event(h.run, EventRetry, CodeRetry, now)
+	e := w.event(h.run, protocol.LogRetry, CodeRetry, now)
 	e.Host, e.Actor, e.Detail = h.name, by, reason
 	w.log(e)
 	if q := w.quarantines[quarantineKey{h.run.Channel, h.closure}]; q != nil {
@@ -129,7 +139,7 @@ func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error
 	default:
 		w.enter(h, Queued, CodeRetry, "by "+by, now)
 		w.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
-		h.fetchResult, h.fetchID = "", ""
+		h.said.FetchResult, h.said.FetchRollout = "", ""
 		w.wake(h)
 	}
 	w.settle(h, now)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 // PlanOptions say what a plan takes for granted.
@@ -19,63 +21,23 @@ type PlanOptions struct {
 	Horizon time.Duration
 }
 
-// PlanView is what would happen if a release were accepted now and everything went well.
-type PlanView struct {
-	At       time.Time
-	Moves    []PlanMove    // in time order
-	Waves    []PlanWave    // in time order
-	Channels []PlanChannel // sorted
-	Blocked  []PlanBlocked // hosts that would not get their target, sorted
-}
-
-// PlanMove is one host that gets its target. At is the earliest start; one before
-// the plan's own time is of a host that is under way already.
-type PlanMove struct {
-	At            time.Time
-	Host, Channel string
-	Wave          int
-	From, To      string // closures; From is "" when unknown
-}
-
-// PlanWave is one wave and when it opens at the earliest.
-type PlanWave struct {
-	At      time.Time
-	Channel string
-	Wave    int
-	Hosts   int
-	Soak    time.Duration
-}
-
-// PlanChannel is how the rollout of a channel ends.
-type PlanChannel struct {
-	Channel, RolloutID string
-	Renewed            bool // the intent is the one that the channel has already
-	State              RolloutState
-	ConvergedAt        *time.Time
-	Reason             Reason // why it does not go on
-}
-
-// PlanBlocked is one host that keeps its closure, and why.
-type PlanBlocked struct {
-	Host, Channel, From, To string
-	Wave                    int
-	Reason                  Reason
-}
-
 // Plan drives a copy of the World through virtual time with the given release (nil: the current one): every
 // present host takes its offers, succeeds and stays healthy, every other stays away, and CI keeps signing. The
 // same gates decide as in earnest. The World itself does not change.
-func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) PlanView {
+func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) protocol.Plan {
 	return w.Clone(now).Spend(rel, o, now)
 }
 
 // Spend plans as Plan does, and uses the World up: it is for a copy that nobody looks at any more.
-func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) PlanView {
+func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) protocol.Plan {
 	now = at(now)
 	if rel == nil {
 		rel = w.rel
 	}
-	v := PlanView{At: now}
+	v := protocol.Plan{
+		At: pki.At(now), Moves: []protocol.PlanMove{}, Waves: []protocol.PlanWave{}, Channels: []protocol.PlanChannel{},
+		Blocked: []protocol.PlanBlocked{},
+	}
 	if rel == nil {
 		return v
 	}
@@ -110,13 +72,15 @@ func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) PlanView
 type planner struct {
 	w       *World
 	now     time.Time
-	view    *PlanView
+	view    *protocol.Plan
 	step    time.Duration     // of one activation
 	wait    time.Duration     // hosts count as present for it
 	queue   []*actor          // hosts to ask
 	flights []flight          // under way, by start
 	next    map[*run]int      // wave that opens next
 	intents map[string]string // of the channels, before
+	// closures holds many that the view points to, so that each is no allocation of its own.
+	closures []string
 }
 
 // actor is a present host as the plan takes it to be.
@@ -143,7 +107,7 @@ func (p *planner) board(all bool) {
 	p.flights = make([]flight, 0, len(hosts))
 	for _, h := range hosts {
 		if h.declared && (all || (h.reported && !p.w.offline(h, p.now))) {
-			actors = append(actors, actor{host: h, rank: len(actors), running: h.running})
+			actors = append(actors, actor{host: h, rank: len(actors), running: h.said.Closure})
 		}
 	}
 	for i := range actors {
@@ -152,7 +116,7 @@ func (p *planner) board(all bool) {
 		p.ring(x)
 		p.underWay(x)
 	}
-	slices.SortFunc(p.view.Moves, func(a, b PlanMove) int { return a.At.Compare(b.At) })
+	slices.SortFunc(p.view.Moves, func(a, b protocol.PlanMove) int { return a.At.Compare(b.At.Time) })
 }
 
 // drive asks, lands and ticks, always the earliest first.
@@ -195,12 +159,14 @@ func (p *planner) take() {
 	c := &p.w.pending
 	for _, e := range c.events {
 		r := p.w.runOf(e.Channel, e.Intent)
-		if e.Kind != EventWaveOpened || r == nil || p.next[r] >= len(r.waves) {
+		if e.Kind != protocol.LogWaveOpened || r == nil || p.next[r] >= len(r.waves) {
 			continue
 		}
 		i := p.next[r]
 		p.next[r]++
-		p.view.Waves = append(p.view.Waves, PlanWave{At: e.At, Channel: e.Channel, Wave: i, Hosts: len(r.waves[i].hosts), Soak: r.waves[i].soak})
+		p.view.Waves = append(p.view.Waves, protocol.PlanWave{
+			At: e.At, Channel: e.Channel, Wave: uint32(i), Hosts: uint32(len(r.waves[i].hosts)), SoakSecs: uint32(r.waves[i].soak / time.Second),
+		})
 	}
 	p.w.woken(func(h *host) {
 		if h.actor != nil {
@@ -220,17 +186,19 @@ func (p *planner) ring(x *actor) {
 
 func (p *planner) ask(x *actor) {
 	h := x.host
-	d := p.w.checkin(h, Observation{
-		Closure: x.running, BootID: h.bootID, RebootPending: h.rebootDue, KnowsLease: true, Wait: p.wait, Held: h.held,
+	d := p.w.checkin(h, &Observation{
+		Closure: x.running, BootID: h.said.BootID, RebootPending: h.said.RebootPending, KnowsLease: true, Wait: p.wait, Held: h.said.Held,
 	}, p.now)
 	if t := d.Target; t != nil && !x.flying {
-		p.start(x, PlanMove{At: p.now, Host: h.name, Channel: t.Channel, Wave: t.Wave, From: x.running, To: t.Closure})
+		p.start(x, protocol.PlanMove{
+			At: pki.At(p.now), Host: h.name, Channel: t.Channel, Wave: uint32(t.Wave), From: p.known(x.running), To: t.Closure,
+		})
 	}
 }
 
-func (p *planner) start(x *actor, m PlanMove) {
-	if p.view.Moves == nil {
-		p.view.Moves = make([]PlanMove, 0, cap(p.flights))
+func (p *planner) start(x *actor, m protocol.PlanMove) {
+	if len(p.view.Moves) == 0 {
+		p.view.Moves = make([]protocol.PlanMove, 0, cap(p.flights))
 	}
 	p.view.Moves = append(p.view.Moves, m)
 	p.flights = append(p.flights, flight{x, p.now, m.To})
@@ -242,10 +210,12 @@ func (p *planner) start(x *actor, m PlanMove) {
 func (p *planner) underWay(x *actor) {
 	h := x.host
 	l := h.lease
-	if l == nil || l.deferred() || h.run == nil || l.Intent != h.run.Intent || h.running == h.closure {
+	if l == nil || l.deferred() || h.run == nil || l.Intent != h.run.Intent || h.said.Closure == h.closure {
 		return
 	}
-	p.start(x, PlanMove{At: l.DispatchedAt, Host: h.name, Channel: h.run.Channel, Wave: h.wave, From: h.running, To: h.closure})
+	p.start(x, protocol.PlanMove{
+		At: pki.At(l.DispatchedAt), Host: h.name, Channel: h.run.Channel, Wave: uint32(h.wave), From: p.known(h.said.Closure), To: h.closure,
+	})
 }
 
 // land confirms the flights that have lasted long enough.
@@ -263,29 +233,43 @@ func (p *planner) land() {
 	p.take()
 }
 
+// known is a closure for the wire, nil when it is not known.
+func (p *planner) known(closure string) *string {
+	if closure == "" {
+		return nil
+	}
+	if len(p.closures) == cap(p.closures) {
+		p.closures = make([]string, 0, max(16, len(p.flights)))
+	}
+	p.closures = append(p.closures, closure)
+	return &p.closures[len(p.closures)-1]
+}
+
 func (p *planner) conclude() {
 	for _, ch := range sortedMap(p.w.channels) {
 		r := ch.cur
 		if r == nil {
 			continue
 		}
-		x := PlanChannel{Channel: ch.name, RolloutID: r.RolloutID, State: r.State, Renewed: p.intents[ch.name] == r.Intent}
+		x := protocol.PlanChannel{Channel: ch.name, RolloutID: r.RolloutID, State: string(r.State), Renewed: p.intents[ch.name] == r.Intent}
 		if r.State == RolloutConverged {
-			x.ConvergedAt = r.TerminalAt
+			at := pki.At(*r.TerminalAt)
+			x.ConvergedAt = &at
 		} else if b := p.w.blocked(promote, subject{run: r}, p.now); b != nil {
-			x.Reason = *b
+			x.Reason = b
 		}
 		p.view.Channels = append(p.view.Channels, x)
 		for i := range r.waves {
 			for _, h := range r.waves[i].hosts {
-				if h.running == h.closure && h.reported {
+				if h.said.Closure == h.closure && h.reported {
 					continue
 				}
-				p.view.Blocked = append(p.view.Blocked, PlanBlocked{
-					Host: h.name, Channel: ch.name, From: h.running, To: h.closure, Wave: i, Reason: p.w.decide(h, p.now).Reason,
+				p.view.Blocked = append(p.view.Blocked, protocol.PlanBlocked{
+					Host: h.name, Channel: ch.name, Wave: uint32(i), From: p.known(h.said.Closure), To: &h.closure,
+					Reason: p.w.decide(h, p.now).Reason,
 				})
 			}
 		}
 	}
-	slices.SortFunc(p.view.Blocked, func(a, b PlanBlocked) int { return cmp.Compare(a.Host, b.Host) })
+	slices.SortFunc(p.view.Blocked, func(a, b protocol.PlanBlocked) int { return cmp.Compare(a.Host, b.Host) })
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // A plan is what then happens, when every host takes a minute and nothing fails.
@@ -39,7 +41,7 @@ func TestPlanForesees(t *testing.T) {
 	}
 	var got []string
 	for _, m := range v.Moves {
-		got = append(got, m.Host+" "+m.At.Sub(b.now).String()+" "+m.From+" to "+m.To)
+		got = append(got, m.Host+" "+m.At.Sub(b.now).String()+" "+*m.From+" to "+m.To)
 	}
 	want := []string{
 		"a 0s old-a to new-a", "b 11m0s old-b to new-b", "c 12m0s old-c to new-c", "d 18m0s old-d to new-d",
@@ -54,7 +56,7 @@ func TestPlanForesees(t *testing.T) {
 		t.Errorf("blocked %+v", v.Blocked)
 	}
 	for _, c := range v.Channels {
-		if c.State != RolloutConverged || c.Renewed {
+		if c.State != string(RolloutConverged) || c.Renewed {
 			t.Errorf("channel %+v", c)
 		}
 	}
@@ -86,7 +88,7 @@ func TestTicksGoOn(t *testing.T) {
 func TestPlanWithoutControlPlane(t *testing.T) {
 	w := New(State{}, DefaultLimits(), epoch)
 	v := w.Plan(three(time.Minute).release(), PlanOptions{AssumePresent: true}, epoch)
-	if len(v.Moves) != 4 || len(v.Blocked) != 0 || v.Channels[0].State != RolloutConverged {
+	if len(v.Moves) != 4 || len(v.Blocked) != 0 || v.Channels[0].State != string(RolloutConverged) {
 		t.Errorf("%+v", v)
 	}
 	if empty := w.Plan(nil, PlanOptions{}, epoch); len(empty.Moves) != 0 {
@@ -101,7 +103,7 @@ func TestPlanShowsWhatBlocks(t *testing.T) {
 	b.report("a", Report{Event: "activation-failed", Phase: "switch"})
 	b.checkin("b")
 	v := b.w.Plan(nil, PlanOptions{}, b.now)
-	if len(v.Moves) != 0 || v.Channels[0].State != Halted || !v.Channels[0].Renewed || v.Channels[0].Reason.Code != CodeHalted {
+	if len(v.Moves) != 0 || v.Channels[0].State != string(Halted) || !v.Channels[0].Renewed || v.Channels[0].Reason.Code != CodeHalted {
 		t.Errorf("%+v", v)
 	}
 	for _, x := range v.Blocked {
@@ -149,7 +151,7 @@ func TestPlanAsksSeldom(t *testing.T) {
 	gates = slices.Clone(all)
 	for i := range gates {
 		if check := gates[i].check; gates[i].name == "convergence" {
-			gates[i].check = func(w *World, s subject, now time.Time) *Reason {
+			gates[i].check = func(w *World, s subject, now time.Time) *protocol.Reason {
 				asked++
 				return check(w, s, now)
 			}

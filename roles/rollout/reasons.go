@@ -132,29 +132,6 @@ const (
 	CodeConfirmed = "confirmed"
 )
 
-// Kinds of Event.
-const (
-	EventOpened            = "rollout-opened"
-	EventRenewed           = "rollout-renewed"
-	EventSuperseded        = "rollout-superseded"
-	EventWaveOpened        = "wave-opened"
-	EventConverged         = "rollout-converged"
-	EventHalted            = "rollout-halted"
-	EventReverting         = "rollout-reverting"
-	EventRolloutReverted   = "rollout-reverted"
-	EventPaused            = "rollout-paused"
-	EventResumed           = "rollout-resumed"
-	EventCancelled         = "rollout-cancelled"
-	EventDispatched        = "host-dispatched"
-	EventRenewedLease      = "lease-renewed"
-	EventLeaseExpired      = "lease-expired"
-	EventHost              = "host-state" // any other move of a host; Detail says from and to
-	EventQuarantined       = "closure-quarantined"
-	EventQuarantineCleared = "quarantine-cleared"
-	EventRetry             = "host-retry"
-	EventCompliance        = "compliance-failure"
-)
-
 func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 func countText(n int, word string) string {

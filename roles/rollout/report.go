@@ -105,7 +105,7 @@ func (h *host) dispatched() bool {
 	case Healthy, Soaked, Converged:
 		return true
 	}
-	return h.rec != nil && h.rec.Attempt > 0 || h.reported && h.run != nil && h.running == h.closure
+	return h.rec != nil && h.rec.Attempt > 0 || h.reported && h.run != nil && h.said.Closure == h.closure
 }
 
 // judged reports whether the last dispatch of the host has had its consequences: an operator went on without the host,
@@ -145,7 +145,7 @@ func (w *World) park(h *host, t told, now time.Time) {
 		return
 	}
 	l.State, l.SlotUntil = DispatchDeferred, now
-	h.stagedBoot = h.bootID
+	h.stagedBoot = h.said.BootID
 	if t.Reboots {
 		l.SlotUntil = now.Add(w.limits.Lease + w.limits.ConfirmWindow + w.limits.Margin)
 		w.hold(h, l.SlotUntil)
@@ -191,11 +191,11 @@ func (w *World) faulted(h *host, t told, code string, now time.Time) {
 // rolledBack: the host went back, by itself or because it was asked to.
 func (w *World) rolledBack(h *host, t told, now time.Time) {
 	// What its last check-in said no longer holds.
-	switch h.phase = ""; {
+	switch h.said.Phase = nil; {
 	case h.rec != nil && t.own:
-		h.running = h.rec.Previous
-	case t.lease != nil && h.running == t.lease.Closure:
-		h.running = ""
+		h.said.Closure = h.rec.Previous
+	case t.lease != nil && h.said.Closure == t.lease.Closure:
+		h.said.Closure = ""
 	}
 	recalled := t.own && h.rec.touched() && (h.run.State == Reverting || h.run.State == RolloutReverted)
 	switch {
@@ -232,7 +232,7 @@ func (w *World) noncompliant(h *host, t told, key string, now time.Time) {
 		i, _ := slices.BinarySearch(r.Failures, key)
 		r.Failures = slices.Insert(slices.Clone(r.Failures), i, key)
 	})
-	e := w.event(h.run, EventCompliance, CodeComplianceFailed, now)
+	e := w.event(h.run, protocol.LogCompliance, CodeComplianceFailed, now)
 	e.Host, e.Detail = h.name, key
 	w.log(e)
 	switch h.state() {

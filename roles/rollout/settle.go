@@ -2,6 +2,8 @@ package rollout
 
 import (
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // offlineAt is when a silent host starts to count as offline.
@@ -33,7 +35,7 @@ func (w *World) settle(h *host, now time.Time) {
 // dispatch over the reboot, and says no more than what runs.
 func (w *World) arrive(h *host, now time.Time) {
 	l := h.lease
-	if !l.deferred() || l.KnowsLease || h.knowsLease || !h.reported || h.running != l.Closure || h.bootID == h.stagedBoot {
+	if !l.deferred() || l.KnowsLease || h.said.KnowsLease || !h.reported || h.said.Closure != l.Closure || h.said.BootID == h.stagedBoot {
 		return
 	}
 	own := h.run != nil && l.Intent == h.run.Intent
@@ -50,7 +52,7 @@ func (w *World) arrive(h *host, now time.Time) {
 
 func (w *World) settleInRun(h *host, now time.Time) {
 	r := h.run
-	onTarget := h.reported && h.running == h.closure
+	onTarget := h.reported && h.said.Closure == h.closure
 	away := w.offline(h, now)
 	own := h.lease != nil && h.lease.Intent == r.Intent
 	switch st := h.state(); st {
@@ -77,7 +79,7 @@ func (w *World) settleInRun(h *host, now time.Time) {
 	case Healthy, Soaked:
 		switch {
 		case h.reported && !onTarget:
-			w.enter(h, Queued, CodeSoakVoided, "it runs "+h.running, now)
+			w.enter(h, Queued, CodeSoakVoided, "it runs "+h.said.Closure, now)
 		case w.probesFailed(h, now):
 			w.fail(h, releaseFault, CodeProbesFailed, "health probes fail since "+clockText(*h.rec.FailingSince), now)
 		case st == Healthy && away && h.wave <= r.Wave && r.State == Executing:
@@ -90,24 +92,24 @@ func (w *World) settleInRun(h *host, now time.Time) {
 		}
 	case Converged:
 		if h.reported && !onTarget {
-			w.enter(h, Queued, CodeSoakVoided, "it runs "+h.running, now)
+			w.enter(h, Queued, CodeSoakVoided, "it runs "+h.said.Closure, now)
 		}
 	case Deferred:
 		switch {
 		case away && h.wave <= r.Wave && r.State == Executing:
 			w.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.seen), now)
-		case h.reported && !onTarget && h.stagedBoot != "" && h.bootID != h.stagedBoot:
+		case h.reported && !onTarget && h.stagedBoot != "" && h.said.BootID != h.stagedBoot:
 			w.endLease(h, DispatchRolledBack, now)
-			w.retryOrFail(h, releaseFault, CodeRebootFellBack, "it rebooted into "+h.running, now)
+			w.retryOrFail(h, releaseFault, CodeRebootFellBack, "it rebooted into "+h.said.Closure, now)
 		case h.reported && h.stagedBoot == "" && !onTarget:
-			h.stagedBoot = h.bootID
+			h.stagedBoot = h.said.BootID
 		}
 	}
 	w.settleReverted(h, now)
 }
 
 // quietBlocked is blocked without sentences.
-func (w *World) quietBlocked(q question, h *host, now time.Time) *Reason {
+func (w *World) quietBlocked(q question, h *host, now time.Time) *protocol.Reason {
 	was := w.terse
 	w.terse = true
 	r := w.blocked(q, subject{h, h.run}, now)
@@ -203,11 +205,11 @@ func (w *World) settleReverted(h *host, now time.Time) {
 	switch away := w.offline(h, now); {
 	case away && h.state() != Skipped:
 		w.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.seen), now)
-	case h.reported && !away && h.running != h.closure:
+	case h.reported && !away && h.said.Closure != h.closure:
 		if h.lease != nil && h.lease.Intent == r.Intent {
 			w.endLease(h, DispatchCancelled, now)
 		}
-		w.enter(h, Reverted, h.failureCode(CodeReverting), "it runs "+h.running, now)
+		w.enter(h, Reverted, h.failureCode(CodeReverting), "it runs "+h.said.Closure, now)
 	}
 }
 
@@ -264,7 +266,7 @@ func (w *World) arm(h *host, now time.Time) {
 
 // wakeRetry wakes a host whose back-off or old lease is over.
 func (w *World) wakeRetry(h *host, now time.Time) {
-	if h.run != nil && h.lease == nil && h.reported && h.running != h.closure && !w.offline(h, now) && w.quietBlocked(offer, h, now) == nil {
+	if h.run != nil && h.lease == nil && h.reported && h.said.Closure != h.closure && !w.offline(h, now) && w.quietBlocked(offer, h, now) == nil {
 		w.wake(h)
 	}
 }

@@ -3,6 +3,9 @@ package rollout
 import (
 	"fmt"
 	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
 func (h *host) state() HostState {
@@ -26,12 +29,12 @@ func (w *World) record(h *host, now time.Time) *record {
 func (r *run) count(h *host, sign int) {
 	st := h.state()
 	wv := &r.waves[h.wave]
-	wv.counts[st.index()] += sign
+	wv.counts[st.Index()] += sign
 	if h.rec == nil {
 		return
 	}
 	if h.rec.touched() {
-		r.touched[st.index()] += sign
+		r.touched[st.Index()] += sign
 		if st == Skipped && h.rec.Reason != CodeTolerated {
 			wv.silent += sign
 		}
@@ -73,7 +76,7 @@ func (w *World) enter(h *host, st HostState, code, detail string, now time.Time)
 		h.waitsFor = nil
 	}
 	if (from != st || code != "") && !w.virtual {
-		e := w.event(h.run, EventHost, code, now)
+		e := w.event(h.run, protocol.LogHost, code, now)
 		e.Host, e.Detail = h.name, fmt.Sprintf("%s to %s", from, st)
 		if detail != "" {
 			e.Detail += ": " + detail
@@ -104,8 +107,8 @@ func (w *World) passOn(h *host, from, to HostState, now time.Time) {
 	}
 }
 
-func (w *World) event(r *run, kind, code string, now time.Time) Event {
-	return Event{At: now, Intent: r.Intent, RolloutID: r.RolloutID, Channel: r.Channel, Kind: kind, Reason: code}
+func (w *World) event(r *run, kind, code string, now time.Time) protocol.Event {
+	return protocol.Event{At: pki.At(now), Intent: r.Intent, RolloutID: r.RolloutID, Channel: r.Channel, Kind: kind, Reason: code}
 }
 
 // logRun notes something about the whole rollout.

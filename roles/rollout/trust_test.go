@@ -113,7 +113,7 @@ func TestOneFailurePerDispatch_T20(t *testing.T) {
 		b.offered("a")
 		b.report("a", first)
 		b.wantRollout("s", Halted, 0)
-		b.hold(ActionResume)
+		b.hold(protocol.ActionResume)
 		b.wantRollout("s", Executing, 0)
 		for range 3 {
 			for _, again := range accusations() {
@@ -146,7 +146,7 @@ func TestProbesDoNotHaltAgainAfterResume_T20(t *testing.T) {
 	}
 	failFor()
 	b.wantRollout("s", Halted, 0)
-	b.hold(ActionResume)
+	b.hold(protocol.ActionResume)
 	a.confirmed, a.attest = ptr(b.now), true
 	failFor()
 	b.wantRollout("s", Executing, 0)
@@ -164,7 +164,7 @@ func TestRetryIsJudgedByItsOwnFailure_T20(t *testing.T) {
 	b := start(t, enforced(false))
 	b.offered("a")
 	b.report("a", Report{Event: protocol.EventActivationFailed, Phase: "switch"})
-	b.hold(ActionResume)
+	b.hold(protocol.ActionResume)
 	b.retry("a")
 	b.report("a", Report{Event: protocol.EventActivationFailed, Phase: "switch"})
 	b.report("a", Report{Event: protocol.EventClosureQuarantined, Closure: "new-a", Reason: "switch"})

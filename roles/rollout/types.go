@@ -1,36 +1,42 @@
 package rollout
 
-import "time"
+import (
+	"time"
 
-// HostState is where one host stands within one rollout. The words are those of /v1/hosts.
-type HostState string
-
-const (
-	Queued        HostState = "Queued"        // waits for its turn; the default, never stored by itself
-	Dispatched    HostState = "Dispatched"    // holds a lease and has not said that it started
-	Activating    HostState = "Activating"    // said that it started to activate
-	ConfirmWindow HostState = "ConfirmWindow" // runs the target and has not confirmed yet
-	Healthy       HostState = "Healthy"       // confirmed (or found on its target and well); soaking
-	Soaked        HostState = "Soaked"        // was healthy for the soak time of its wave
-	Converged     HostState = "Converged"     // its rollout is done
-	Failed        HostState = "Failed"        // the target did not work here
-	Reverted      HostState = "Reverted"      // failed or recalled, and back on its previous closure
-	Deferred      HostState = "Deferred"      // staged; waits for a reboot
-	Skipped       HostState = "Skipped"       // not waited for (offline, held, tolerated), not forgotten
+	"nixfleet/roles/protocol"
 )
 
-// RolloutState is where one rollout stands.
-type RolloutState string
+// HostState and RolloutState are the wire's; their short names are this package's.
+type (
+	HostState    = protocol.HostState
+	RolloutState = protocol.RolloutState
+)
 
+// The states of a host. Queued is the default and is not stored by itself.
 const (
-	Planning          RolloutState = "Planning"  // accepted, waits for the channels it comes after
-	Executing         RolloutState = "Executing" // wave Rollout.Wave is open
-	RolloutConverged  RolloutState = "Converged"
-	Halted            RolloutState = "Halted"    // a failure stopped it; nothing new starts
-	Reverting         RolloutState = "Reverting" // a failure recalls every touched host
-	RolloutReverted   RolloutState = "Reverted"  // every touched host is back
-	Cancelled         RolloutState = "Cancelled" // by an operator
-	RolloutSuperseded RolloutState = "Superseded"
+	Queued        = protocol.HostQueued
+	Dispatched    = protocol.HostDispatched
+	Activating    = protocol.HostActivating
+	ConfirmWindow = protocol.HostConfirmWindow
+	Healthy       = protocol.HostHealthy
+	Soaked        = protocol.HostSoaked
+	Converged     = protocol.HostConverged
+	Failed        = protocol.HostFailed
+	Reverted      = protocol.HostReverted
+	Deferred      = protocol.HostDeferred
+	Skipped       = protocol.HostSkipped
+)
+
+// The states of a rollout.
+const (
+	Planning          = protocol.RolloutPlanning
+	Executing         = protocol.RolloutExecuting // wave Rollout.Wave is open
+	RolloutConverged  = protocol.RolloutConverged
+	Halted            = protocol.RolloutHalted
+	Reverting         = protocol.RolloutReverting
+	RolloutReverted   = protocol.RolloutReverted
+	Cancelled         = protocol.RolloutCancelled
+	RolloutSuperseded = protocol.RolloutSuperseded
 )
 
 // Dispatch states, as operators read them in pending_confirms.
@@ -40,13 +46,6 @@ const (
 	DispatchRolledBack = "rolled-back"
 	DispatchCancelled  = "cancelled"
 	DispatchDeferred   = "deferred-pending-reboot"
-)
-
-// Operator actions on a rollout.
-const (
-	ActionPause  = "pause"
-	ActionResume = "resume"
-	ActionCancel = "cancel"
 )
 
 // Rollout is the movement of one channel to one intent. Keyed by (Channel, Intent).
@@ -109,14 +108,6 @@ type Quarantine struct {
 	Cleared                  bool
 }
 
-// Event is one line of a rollout's append-only log. Seq is given by the store.
-type Event struct {
-	Seq                              int64
-	At                               time.Time
-	Intent, RolloutID, Channel, Host string
-	Kind, Actor, Reason, Detail      string // Reason is a stable code, Detail one sentence
-}
-
 // State is everything a World needs in order to go on after a restart.
 type State struct {
 	Rollouts    []Rollout
@@ -132,8 +123,8 @@ type Change struct {
 	Hosts       []HostRecord
 	Dispatches  []Dispatch
 	Quarantines []Quarantine
-	Events      []Event
-	Wake        []string // hosts whose answer may have changed, sorted
+	Events      []protocol.Event // Seq is given by the store; Reason is a stable code, Detail one sentence
+	Wake        []string         // hosts whose answer may have changed, sorted
 }
 
 // Empty reports that nothing has to be stored and nobody has to be woken.
@@ -152,32 +143,20 @@ func (c *Change) Merge(o Change) {
 	c.Wake = append(c.Wake, o.Wake...)
 }
 
-// Probe is one health probe as the agent last reported it: Status is unknown, pass or fail.
-type Probe struct{ Name, Kind, Status string }
-
-// Phase is what an agent says it is doing: fetching, staged, activating, checking, committing, undoing, idle.
-type Phase struct {
-	Name, Intent, Closure string
-	Since                 time.Time
-	Attempt               int
-}
-
 // Observation is one check-in, as far as decisions depend on it. Everything in it is the host's own word,
 // except Attested, which the caller has verified.
 type Observation struct {
 	Closure, BootID string // running closure (store base name), kernel boot id
-	PendingClosure  string // staged for the next boot, when the agent says so
 	LastConfirmedAt *time.Time
-	// Attested: the signature over LastConfirmedAt verifies for some rollout id of the intent that the
-	// host's channel has now; AttestedRollout is that id.
-	Attested        bool
-	AttestedRollout string
-	Probes          []Probe
-	ProbeMode       string // disabled, permissive, enforce or "" (does not gate)
-	FetchResult     string // ok, verify-failed, fetch-failed, none or ""
-	FetchRollout    string
-	Phase           *Phase
-	RebootPending   bool
+	// Attested says that the signature over LastConfirmedAt verifies for some rollout id of the intent that the host's channel
+	// has now.
+	Attested      bool
+	Probes        []protocol.ProbeResult
+	ProbeMode     string // disabled, permissive, enforce or "" (does not gate)
+	FetchResult   string // ok, verify-failed, fetch-failed, none or ""
+	FetchRollout  string
+	Phase         *protocol.Phase // nil: a v1 agent
+	RebootPending bool
 	// Held is why the host does not take targets by itself, "" when it does. protocol.HeldQuarantined of the
 	// target's closure counts like the report closure-quarantined, so that a halt comes back after a lost database.
 	Held       string
@@ -193,7 +172,6 @@ type Report struct {
 	Closure   string // closure_hash where the event has one
 	Phase     string // activation-failed: phase
 	Reason    string // reason; compliance-failure: control_id
-	Detail    string // for people: stderr tail and the like
 	Reboots   bool   // activation-deferred: the host reboots at once and by itself
 	Counts    bool   // the verdict on its signature allows state changes
 	// Unsigned says that the host should have signed it and did not: its event can be signed, and a host key is declared. It then
@@ -228,8 +206,8 @@ func DefaultLimits() Limits {
 // Decision is the answer to "what should this host do now, and why".
 type Decision struct {
 	Target   *Target
-	Rollback *Rollback
-	Reason   Reason
+	Rollback *protocol.Rollback
+	Reason   protocol.Reason
 }
 
 // Target is an offer: activate Closure, beginning not later than StartBy from now.
@@ -244,10 +222,10 @@ type Target struct {
 	Resent                                          bool // the same lease, told again
 }
 
-// Rollback asks a host to return to its recorded previous closure. TargetRef is that closure, or the channel
-// ref when the record was lost.
-type Rollback struct{ RolloutID, TargetRef, Reason string }
-
-// Reason says why a decision is what it is: a stable kebab-case code, the gate that spoke, one English
-// sentence, and the next action of whoever reads it.
-type Reason struct{ Code, Gate, Text, Next string }
+// phase is the name of the phase, empty when the host says none.
+func (o *Observation) phase() string {
+	if o.Phase == nil {
+		return ""
+	}
+	return o.Phase.Name
+}

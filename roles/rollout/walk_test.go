@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // machine is the truth about one simulated host of a walk: it obeys its leases like an agent of ours.
@@ -111,7 +113,7 @@ func (w *walk) run(steps int) {
 			w.release(3)
 		case k < 184:
 			r := w.rollout("c0")
-			c, _ := w.w.Hold(r.RolloutID, []string{ActionPause, ActionResume, ActionResume}[w.rng.IntN(3)], "op", "because", w.now)
+			c, _ := w.w.Hold(r.RolloutID, []string{protocol.ActionPause, protocol.ActionResume, protocol.ActionResume}[w.rng.IntN(3)], "op", "because", w.now)
 			w.took(c)
 		case k < 186:
 			w.retried[h] = true
@@ -190,14 +192,14 @@ func (w *walk) meet(h string, faults bool) {
 	}
 	if m.target != nil && w.rng.IntN(2) == 0 && w.now.Before(m.startBy) {
 		m.begun = w.now
-		m.phase = &Phase{Name: "activating", Intent: m.target.Intent, Closure: m.target.Closure}
+		m.phase = &protocol.Phase{Name: "activating", Intent: m.target.Intent, ClosureHash: m.target.Closure}
 		w.report(h, Report{Event: "activation-started", RolloutID: m.target.RolloutID, Closure: m.target.Closure})
 		m.running, m.since = m.target.Closure, w.now
 		return
 	}
 	m.phase = nil
 	if m.target != nil {
-		m.phase = &Phase{Name: "fetching", Intent: m.target.Intent, Closure: m.target.Closure}
+		m.phase = &protocol.Phase{Name: "fetching", Intent: m.target.Intent, ClosureHash: m.target.Closure}
 	}
 	d := w.checkin(h)
 	w.mayDispatch(h, d)
@@ -212,7 +214,7 @@ func (w *walk) meet(h string, faults bool) {
 	switch {
 	case d.Rollback != nil:
 		m.running, m.since = "back-"+h, w.now
-		w.report(h, Report{Event: "rollback-triggered", RolloutID: d.Rollback.RolloutID, Reason: "asked"})
+		w.report(h, Report{Event: "rollback-triggered", RolloutID: d.Rollback.Rollout, Reason: "asked"})
 	case d.Target != nil:
 		m.target = d.Target
 	case m.target != nil && !w.now.Before(m.startBy):
@@ -294,7 +296,7 @@ func (w *walk) check() {
 	}
 	for _, e := range w.last.Events {
 		h := w.w.hosts[e.Host]
-		if e.Kind == EventHost && h != nil && h.run != nil && h.state() == Soaked && h.rec.Since.Equal(e.At) {
+		if e.Kind == protocol.LogHost && h != nil && h.run != nil && h.state() == Soaked && h.rec.Since.Equal(e.At.Time) {
 			soak := h.run.waves[h.wave].soak
 			if m := w.machines[e.Host]; m.running != h.closure || w.now.Sub(m.since) < soak {
 				t.Fatalf("%s soaked after %s of %s on %s", e.Host, w.now.Sub(m.since), soak, m.running)
@@ -303,7 +305,7 @@ func (w *walk) check() {
 	}
 	for _, e := range w.last.Events {
 		r := w.w.runOf(e.Channel, e.Intent)
-		if e.Kind != EventWaveOpened || r == nil || r.State != Executing || r.Wave == 0 {
+		if e.Kind != protocol.LogWaveOpened || r == nil || r.State != Executing || r.Wave == 0 {
 			continue
 		}
 		for _, h := range r.waves[r.Wave-1].hosts {

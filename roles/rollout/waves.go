@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 // advance lets a rollout take the steps that are due.
@@ -38,7 +40,7 @@ func (w *World) advance(r *run, now time.Time) {
 	}
 }
 
-func (w *World) blockedRun(r *run, now time.Time) *Reason {
+func (w *World) blockedRun(r *run, now time.Time) *protocol.Reason {
 	was := w.terse
 	w.terse = true
 	p := w.blocked(promote, subject{run: r}, now)
@@ -51,7 +53,7 @@ func (w *World) working(r *run) bool {
 	for i := range r.waves {
 		c := &r.waves[i].counts
 		for _, st := range []HostState{Queued, Dispatched, Activating, ConfirmWindow, Healthy, Deferred} {
-			if c[st.index()] > 0 {
+			if c[st.Index()] > 0 {
 				return true
 			}
 		}
@@ -78,7 +80,7 @@ func (w *World) openWave(r *run, now time.Time) {
 	if !w.unheard.IsZero() && r.Wave == 0 && !r.OpenedAt.IsZero() {
 		r.WaveSince = r.OpenedAt
 	}
-	w.logRun(r, EventWaveOpened, "", "", fmt.Sprintf("wave %d of %d, %s", r.Wave, len(r.waves), countText(len(r.waves[r.Wave].hosts), "host")), now)
+	w.logRun(r, protocol.LogWaveOpened, "", "", fmt.Sprintf("wave %d of %d, %s", r.Wave, len(r.waves), countText(len(r.waves[r.Wave].hosts), "host")), now)
 	for _, h := range r.waves[r.Wave].hosts {
 		w.settle(h, now)
 	}
@@ -90,7 +92,7 @@ func (w *World) openWave(r *run, now time.Time) {
 func (w *World) converge(r *run, now time.Time) {
 	r.State = RolloutConverged
 	r.TerminalAt = &now
-	w.logRun(r, EventConverged, "", "", "", now)
+	w.logRun(r, protocol.LogConverged, "", "", "", now)
 	for i := range r.waves {
 		for _, h := range r.waves[i].hosts {
 			if h.state() == Soaked {
@@ -109,13 +111,13 @@ func (w *World) converge(r *run, now time.Time) {
 // endRevert ends a recall when every touched host is back or absent.
 func (w *World) endRevert(r *run, now time.Time) {
 	for st, n := range r.touched {
-		if n > 0 && st != Reverted.index() && st != Skipped.index() {
+		if n > 0 && st != Reverted.Index() && st != Skipped.Index() {
 			return
 		}
 	}
 	r.State = RolloutReverted
 	r.TerminalAt = &now
-	w.logRun(r, EventRolloutReverted, "", "", r.HaltReason, now)
+	w.logRun(r, protocol.LogReverted, "", "", r.HaltReason, now)
 }
 
 // wakeOfferable wakes the hosts that would get a target now, as many as the budgets allow, and queues the rest
@@ -137,7 +139,7 @@ func (w *World) wakeOfferable(r *run, now time.Time) {
 		last = len(r.waves) - 1
 	}
 	for i := range r.waves[:last+1] {
-		if r.waves[i].counts[Queued.index()] == 0 {
+		if r.waves[i].counts[Queued.Index()] == 0 {
 			continue
 		}
 		for _, h := range r.waves[i].hosts {

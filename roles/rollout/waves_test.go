@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"nixfleet/roles/protocol"
 )
 
 func three(soak time.Duration) spec {
@@ -124,7 +126,7 @@ func TestSilentCanaryOpensNoWave(t *testing.T) {
 		t.Errorf("reason %s", c)
 	}
 	// An operator may go on without it.
-	b.hold(ActionResume)
+	b.hold(protocol.ActionResume)
 	b.live(time.Hour)
 	b.wantRollout("s", RolloutConverged, 2)
 }
@@ -182,7 +184,7 @@ func TestRollbackAndHalt(t *testing.T) {
 	b.state("b", Reverted)
 	b.wantRollout("s", RolloutReverted, 1)
 	b.refused("d", CodeReverting)
-	if _, err := b.w.Hold(b.id("a"), ActionResume, "op", "", b.now); !errors.Is(err, ErrRecalled) {
+	if _, err := b.w.Hold(b.id("a"), protocol.ActionResume, "op", "", b.now); !errors.Is(err, ErrRecalled) {
 		t.Errorf("resume: %v", err)
 	}
 	if _, err := b.w.Retry("b", "op", "", b.now); !errors.Is(err, ErrRecalled) {
@@ -228,7 +230,7 @@ func TestHaltEndsWithNewIntentOrResume(t *testing.T) {
 	b.offered("a")
 	b.report("a", Report{Event: "activation-failed", Phase: "switch"})
 	b.wantRollout("s", Halted, 0)
-	b.hold(ActionResume)
+	b.hold(protocol.ActionResume)
 	b.state("a", Skipped)
 	b.live(time.Hour)
 	b.wantRollout("s", RolloutConverged, 2)
@@ -252,7 +254,7 @@ func TestRetryPassesTheHaltForOneHost(t *testing.T) {
 	b.update("a")
 	b.state("a", Healthy)
 	b.refused("b", CodeHalted)
-	b.hold(ActionResume)
+	b.hold(protocol.ActionResume)
 	b.offered("b")
 }
 
@@ -275,15 +277,15 @@ func TestReportsThatDoNotCountChangeNothing(t *testing.T) {
 }
 
 func TestProbeModes(t *testing.T) {
-	p := func(status ...string) (out []Probe) {
+	p := func(status ...string) (out []protocol.ProbeResult) {
 		for _, s := range status {
-			out = append(out, Probe{Status: s})
+			out = append(out, protocol.ProbeResult{Status: s})
 		}
 		return
 	}
 	for _, c := range []struct {
 		mode   string
-		probes []Probe
+		probes []protocol.ProbeResult
 		want   health
 	}{
 		{"enforce", p("pass", "pass"), well},
@@ -370,7 +372,8 @@ func TestRestartDecidesTheSame(t *testing.T) {
 		for _, x := range []string{"a", "b", "c", "d"} {
 			want := b.w.Decide(x, b.now)
 			for name, w := range map[string]*World{"stored": stored, "exported": exported} {
-				w.observe(w.hosts[x], b.observation(x), b.now)
+				o := b.observation(x)
+				w.observe(w.hosts[x], &o, b.now)
 				if got := w.Decide(x, b.now); !reflect.DeepEqual(got, want) && b.w.hosts[x].seen.Equal(b.now) {
 					t.Fatalf("step %d, %s, %s:\n got %+v\nwant %+v", i, name, x, got, want)
 				}
@@ -386,7 +389,7 @@ func TestHoldErrors(t *testing.T) {
 		id, action string
 		want       error
 	}{
-		{"nothing", ActionPause, ErrNoRollout},
+		{"nothing", protocol.ActionPause, ErrNoRollout},
 		{b.id("a"), "explode", ErrAction},
 	} {
 		if _, err := b.w.Hold(c.id, c.action, "op", "", b.now); !errors.Is(err, c.want) {
@@ -396,8 +399,8 @@ func TestHoldErrors(t *testing.T) {
 	if _, err := b.w.Retry("zz", "op", "", b.now); !errors.Is(err, ErrNoHost) {
 		t.Errorf("retry of an unknown host: %v", err)
 	}
-	b.hold(ActionCancel)
-	if _, err := b.w.Hold(b.id("a"), ActionResume, "op", "", b.now); !errors.Is(err, ErrOver) {
+	b.hold(protocol.ActionCancel)
+	if _, err := b.w.Hold(b.id("a"), protocol.ActionResume, "op", "", b.now); !errors.Is(err, ErrOver) {
 		t.Errorf("resume of a cancelled rollout: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
 )
 
 // World is one fleet as the control plane sees it. See the package comment.
@@ -31,11 +32,11 @@ type World struct {
 	stored      map[string]map[string]*record // loaded rows by intent and host, until a release binds them
 	timers      timerHeap
 
-	pending changes // what the running call has changed so far
-	steps   []*run  // a buffer of flush
-	terse   bool    // gates need not compose their sentences
-	bare    Reason  // what they say then
-	virtual bool    // it is a plan's: nobody stores or reads what it changes
+	pending changes         // what the running call has changed so far
+	steps   []*run          // a buffer of flush
+	terse   bool            // gates need not compose their sentences
+	bare    protocol.Reason // what they say then
+	virtual bool            // it is a plan's: nobody stores or reads what it changes
 }
 
 type quarantineKey struct{ channel, closure string }
@@ -75,13 +76,13 @@ type run struct {
 	lease          time.Duration
 	waves          []wave
 	// touched counts, by state, the hosts that got a target in this rollout.
-	touched [stateCount]int
+	touched [protocol.HostStateCount]int
 }
 
 type wave struct {
 	soak         time.Duration
 	hosts        []*host // sorted by name
-	counts       [stateCount]int
+	counts       [protocol.HostStateCount]int
 	silent       int // touched hosts that are Skipped
 	failing      int // Healthy and Soaked hosts whose probes fail
 	noncompliant int // hosts with outstanding compliance failures
@@ -113,23 +114,14 @@ type host struct {
 	waitsFor  *budget // budget queue it stands in
 
 	// The rest is what the host said and when; never stored.
-	seen        time.Time // last contact
-	until       time.Time // it counts as present until then (seen plus the wait of a held request)
-	reported    bool
-	running     string
-	bootID      string
-	stagedBoot  string // bootID when its staged target was first seen
-	health      health
-	healthAt    time.Time // last time health was observed on the target; zero: not yet in this state
-	fetchResult string
-	fetchID     string
-	phase       string
-	phaseIntent string
-	phaseWant   string // closure
-	held        string
-	attested    time.Time // verified confirm time of this intent; zero: none
-	knowsLease  bool
-	rebootDue   bool
+	seen       time.Time // last contact
+	until      time.Time // it counts as present until then (seen plus the wait of a held request)
+	reported   bool
+	said       Observation // its last check-in; what a confirm or a report changes of it is changed here
+	stagedBoot string      // boot id when its staged target was first seen
+	health     health
+	healthAt   time.Time // last time health was observed on the target; zero: not yet in this state
+	attested   time.Time // verified confirm time of this intent; zero: none
 
 	woken bool   // is in World.pending.wake
 	actor *actor // what a plan takes it for; nil outside of one
@@ -156,35 +148,6 @@ type lease struct {
 
 func (l *lease) pending() bool  { return l != nil && l.State == DispatchPending }
 func (l *lease) deferred() bool { return l != nil && l.State == DispatchDeferred }
-
-// stateCount and index give counts by state without maps.
-const stateCount = 11
-
-func (s HostState) index() int {
-	switch s {
-	case Dispatched:
-		return 1
-	case Activating:
-		return 2
-	case ConfirmWindow:
-		return 3
-	case Healthy:
-		return 4
-	case Soaked:
-		return 5
-	case Converged:
-		return 6
-	case Failed:
-		return 7
-	case Reverted:
-		return 8
-	case Deferred:
-		return 9
-	case Skipped:
-		return 10
-	}
-	return 0
-}
 
 // New makes a World that goes on where State was taken. It decides nothing before the first Accept.
 func New(s State, l Limits, now time.Time) *World {

@@ -217,35 +217,35 @@ func (w *world) happened(e protocol.Event) {
 		fmt.Fprintf(w.trace, "LOG %s %s %s %s %s %s\n", time.Since(w.began), e.Channel, e.Host, e.Kind, e.Reason, e.Detail)
 	}
 	switch e.Kind {
-	case rollout.EventOpened:
+	case protocol.LogOpened:
 		w.newest[e.Channel] = e.Intent
 		delete(w.converged, e.Intent)
 		delete(w.halted, e.Intent)
 		delete(w.opened, e.Intent)
-	case rollout.EventSuperseded:
+	case protocol.LogSuperseded:
 		// Nothing follows on a channel that has no hosts any more, and it holds nobody.
 		delete(w.newest, e.Channel)
-	case rollout.EventConverged:
+	case protocol.LogConverged:
 		w.converged[e.Intent] = true
-	case rollout.EventWaveOpened:
+	case protocol.LogWaveOpened:
 		w.opens(e)
-	case rollout.EventHalted, rollout.EventReverting, rollout.EventPaused, rollout.EventCancelled:
+	case protocol.LogHalted, protocol.LogReverting, protocol.LogPaused, protocol.LogCancelled:
 		w.halted[e.Intent] = e.Kind
-		if e.Kind == rollout.EventReverting {
+		if e.Kind == protocol.LogReverting {
 			w.recalled[e.Intent] = true
 		}
-	case rollout.EventResumed:
+	case protocol.LogResumed:
 		delete(w.halted, e.Intent)
-	case rollout.EventRetry:
+	case protocol.LogRetry:
 		w.retried[[2]string{e.Intent, e.Host}] = true
-	case rollout.EventHost:
+	case protocol.LogHost:
 		w.moves(e)
-	case rollout.EventDispatched:
+	case protocol.LogDispatched:
 		w.dispatches(e)
-	case rollout.EventQuarantined:
+	case protocol.LogQuarantined:
 		w.bad[[2]string{e.Channel, e.Detail}] = true
 		w.quarantines(e)
-	case rollout.EventQuarantineCleared:
+	case protocol.LogQuarantineCleared:
 		delete(w.bad, [2]string{e.Channel, e.Detail})
 	}
 }
@@ -265,7 +265,7 @@ func (w *world) dispatches(e protocol.Event) {
 	retried := w.retried[key]
 	delete(w.retried, key)
 	switch why := w.halted[e.Intent]; {
-	case why == rollout.EventHalted && retried:
+	case why == protocol.LogHalted && retried:
 	case why != "":
 		w.broken(invHalt, "%s is dispatched after %s", e.Host, why)
 	}
