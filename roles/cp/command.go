@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/roles/command"
+	"nixfleet/roles/cp/tick"
 )
 
 // Command is `nixfleet cp`.
@@ -18,7 +19,7 @@ func Command() *cli.Command {
 		Description: "Example:\n   nixfleet cp serve --source git+https://forge.example.com/fleet.git#main --db-path /var/lib/nixfleet-cp/state.db \\\n" +
 			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem \\\n" +
 			"     --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem --agent-cn-suffix fleet.example.com",
-		Subcommands: []*cli.Command{serveCommand(), tickCommand(), backupCommand()},
+		Subcommands: []*cli.Command{serveCommand(), tick.Command(), backupCommand()},
 	}
 }
 

@@ -201,7 +201,7 @@ func TestStateIsKeptBesideTheDatabase(t *testing.T) {
 
 func TestTheTokenOfChannelRefsIsTheDefault(t *testing.T) {
 	cfg, err := flagged(t, "--channel-refs-token-file", "a", "--bootstrap-nonces-token-file", "b")
-	if err != nil || cfg.RevocationsSource.tokenFile != "a" || cfg.NoncesSource.tokenFile != "b" || cfg.Rollouts.tokenFile != "a" {
+	if err != nil || cfg.RevocationsSource.TokenFile != "a" || cfg.NoncesSource.TokenFile != "b" || cfg.Rollouts.TokenFile != "a" {
 		t.Errorf("%+v %v", cfg, err)
 	}
 }

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,19 +16,8 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
+	"nixfleet/roles/cp/source"
 )
-
-// pair is a document and its signature at two URLs, as the v1 sources have it.
-type pair struct{ artifact, signature, tokenFile string }
-
-func (p pair) given() bool { return p.artifact != "" || p.signature != "" }
-
-func (p pair) check(name string) error {
-	if (p.artifact == "") != (p.signature == "") {
-		return fmt.Errorf("--%s-artifact-url and --%s-signature-url are given together or not at all", name, name)
-	}
-	return nil
-}
 
 // Config is the configuration of a control plane. Durations of zero mean the
 // default.
@@ -46,10 +36,10 @@ type Config struct {
 	ReleaseDir        string
 	Artifact          string
 	Signature         string
-	ChannelRefs       pair
-	RevocationsSource pair
-	NoncesSource      pair
-	Rollouts          pair // URL templates with {rolloutId}
+	ChannelRefs       source.Pair
+	RevocationsSource source.Pair
+	NoncesSource      source.Pair
+	Rollouts          source.Pair // URL templates with {rolloutId}
 	RolloutsDir       string
 	FreshnessWindow   time.Duration
 	ConfirmDeadline   time.Duration
@@ -89,76 +79,102 @@ const (
 
 // complete fills in defaults and finds what cannot work, all of it at once.
 func (c *Config) complete() error {
-	var problems []error
-	need := func(ok bool, format string, args ...any) {
-		if !ok {
-			problems = append(problems, fmt.Errorf(format, args...))
+	c.defaults()
+	_, err := c.source()
+	return errors.Join(c.required(), c.bounds(), c.together(), err)
+}
+
+// defaults fills in what was not given.
+func (c *Config) defaults() {
+	if c.StateDir == "" {
+		c.StateDir = defaultStateDir
+		if c.DBPath != "" {
+			c.StateDir = filepath.Dir(c.DBPath)
 		}
 	}
-	switch {
-	case c.StateDir != "":
-	case c.DBPath != "":
-		c.StateDir = filepath.Dir(c.DBPath)
-	default:
-		c.StateDir = defaultStateDir
-	}
-	if c.AuditLog == "" {
-		c.AuditLog = filepath.Join(c.StateDir, "issuance.log")
-	}
-	if c.ReleaseDir == "" {
-		c.ReleaseDir = "releases"
-	}
+	c.AuditLog = cmp.Or(c.AuditLog, filepath.Join(c.StateDir, "issuance.log"))
+	c.ReleaseDir = cmp.Or(c.ReleaseDir, "releases")
 	if c.PollInterval <= 0 || c.PollInterval > maxPollInterval {
 		c.PollInterval = maxPollInterval
 	}
-	for d, def := range map[*time.Duration]time.Duration{
-		&c.FreshnessWindow: 30 * 24 * time.Hour, &c.ConfirmDeadline: 360 * time.Second,
-		&c.CheckinInterval: 60 * time.Second, &c.AgentValidity: 30 * 24 * time.Hour,
-	} {
-		if *d == 0 {
-			*d = def
-		}
-	}
+	c.FreshnessWindow = cmp.Or(c.FreshnessWindow, 30*24*time.Hour)
+	c.ConfirmDeadline = cmp.Or(c.ConfirmDeadline, 360*time.Second)
+	c.CheckinInterval = cmp.Or(c.CheckinInterval, 60*time.Second)
+	c.AgentValidity = cmp.Or(c.AgentValidity, 30*24*time.Hour)
 	if c.Jitter == nil {
 		c.Jitter = rand.N[time.Duration]
 	}
-	for n, def := range map[*int]int{&c.MaxHeld: 100000, &c.MaxAnonymous: 256, &c.MaxHandshakes: 256, &c.MaxRate: 20, &c.MaxSourceRate: 50} {
-		if *n == 0 {
-			*n = def
+	c.MaxHeld = cmp.Or(c.MaxHeld, 100_000)
+	c.MaxAnonymous = cmp.Or(c.MaxAnonymous, 256)
+	c.MaxHandshakes = cmp.Or(c.MaxHandshakes, 256)
+	c.MaxRate = cmp.Or(c.MaxRate, 20)
+	c.MaxSourceRate = cmp.Or(c.MaxSourceRate, 50)
+}
+
+// demand is something that a configuration must satisfy.
+type demand struct {
+	met  bool
+	text string
+}
+
+// unmet joins the texts of the demands that are not met.
+func unmet(demands ...demand) error {
+	var problems []error
+	for _, d := range demands {
+		if !d.met {
+			problems = append(problems, errors.New(d.text))
 		}
-	}
-	need(c.TLSCert != "" && c.TLSKey != "", "--tls-cert and --tls-key are needed: nixfleet keygen server makes both")
-	need(c.AgentSuffix != "", "--agent-cn-suffix is needed: the suffix given to nixfleet keygen")
-	need(c.TrustFile != "", "--trust-file is needed")
-	need(c.AgentValidity >= time.Minute, "--agent-cert-validity-secs must be at least 60")
-	need(c.FreshnessWindow > 0 && c.ConfirmDeadline > 0, "windows and deadlines must be above zero")
-	for name, d := range map[string]time.Duration{
-		"freshness-window": c.FreshnessWindow, "confirm-deadline": c.ConfirmDeadline, "agent-cert-validity": c.AgentValidity,
-	} {
-		need(d <= command.LongestTime, "--%s-secs must be at most %d", name, command.LongestTime/time.Second)
-	}
-	need(min(c.MaxRate, c.MaxSourceRate) > 0 && max(c.MaxRate, c.MaxSourceRate) <= maxRate, "--max-rate and --max-source-rate must be from 1 to %d", maxRate)
-	need(c.Source != "" || c.ChannelRefs.given() || c.Artifact != "", "no source of releases: give --source, or --artifact and --signature, or the channel-refs URLs")
-	need((c.Artifact == "") == (c.Signature == ""), "--artifact and --signature are given together")
-	need((c.TPMPubkey == "") == (c.TPMWrapper == ""), "--tpm-ca-pubkey-raw and --tpm-ca-sign-wrapper are given together")
-	for name, p := range map[string]pair{"channel-refs": c.ChannelRefs, "revocations": c.RevocationsSource, "bootstrap-nonces": c.NoncesSource} {
-		if err := p.check(name); err != nil {
-			problems = append(problems, err)
-		}
-	}
-	if c.Rollouts.given() {
-		need(strings.Contains(c.Rollouts.artifact, "{rolloutId}") && strings.Contains(c.Rollouts.signature, "{rolloutId}"),
-			"both rollouts-source URL templates must contain {rolloutId}")
-	}
-	need(!c.RevocationsSource.given() || c.DBPath != "", "revocation URLs need --db-path")
-	if c.Strict {
-		need(c.ClientCA != "", "--strict needs --client-ca")
-		need(c.Source != "" || c.RevocationsSource.given() && c.NoncesSource.given(), "--strict needs the revocations and bootstrap-nonces URLs")
-	}
-	if _, err := c.source(); err != nil {
-		problems = append(problems, err)
 	}
 	return errors.Join(problems...)
+}
+
+// required is what must be given.
+func (c *Config) required() error {
+	return unmet(
+		demand{c.TLSCert != "" && c.TLSKey != "", "--tls-cert and --tls-key are needed: nixfleet keygen server makes both"},
+		demand{c.AgentSuffix != "", "--agent-cn-suffix is needed: the suffix given to nixfleet keygen"},
+		demand{c.TrustFile != "", "--trust-file is needed"},
+		demand{
+			c.Source != "" || c.ChannelRefs.Given() || c.Artifact != "",
+			"no source of releases: give --source, or --artifact and --signature, or the channel-refs URLs",
+		},
+	)
+}
+
+// bounds are those of numbers.
+func (c *Config) bounds() error {
+	const most = command.LongestTime
+	longest := fmt.Sprintf("-secs must be at most %d", most/time.Second)
+	return unmet(
+		demand{c.AgentValidity >= time.Minute, "--agent-cert-validity-secs must be at least 60"},
+		demand{c.FreshnessWindow > 0 && c.ConfirmDeadline > 0, "windows and deadlines must be above zero"},
+		demand{c.FreshnessWindow <= most, "--freshness-window" + longest},
+		demand{c.ConfirmDeadline <= most, "--confirm-deadline" + longest},
+		demand{c.AgentValidity <= most, "--agent-cert-validity" + longest},
+		demand{
+			min(c.MaxRate, c.MaxSourceRate) > 0 && max(c.MaxRate, c.MaxSourceRate) <= maxRate,
+			fmt.Sprintf("--max-rate and --max-source-rate must be from 1 to %d", maxRate),
+		},
+	)
+}
+
+// together is what goes only with something else.
+func (c *Config) together() error {
+	lists := c.RevocationsSource.Given() && c.NoncesSource.Given()
+	return errors.Join(
+		c.ChannelRefs.Check("channel-refs"), c.RevocationsSource.Check("revocations"), c.NoncesSource.Check("bootstrap-nonces"),
+		unmet(
+			demand{(c.Artifact == "") == (c.Signature == ""), "--artifact and --signature are given together"},
+			demand{(c.TPMPubkey == "") == (c.TPMWrapper == ""), "--tpm-ca-pubkey-raw and --tpm-ca-sign-wrapper are given together"},
+			demand{
+				!c.Rollouts.Given() || strings.Contains(c.Rollouts.Artifact, "{rolloutId}") && strings.Contains(c.Rollouts.Signature, "{rolloutId}"),
+				"both rollouts-source URL templates must contain {rolloutId}",
+			},
+			demand{!c.RevocationsSource.Given() || c.DBPath != "", "revocation URLs need --db-path"},
+			demand{!c.Strict || c.ClientCA != "", "--strict needs --client-ca"},
+			demand{!c.Strict || c.Source != "" || lists, "--strict needs the revocations and bootstrap-nonces URLs"},
+		),
+	)
 }
 
 // readable also reads and parses the files that must be there at start, and
@@ -173,9 +189,9 @@ func (c *Config) readable() error {
 	} {
 		problems = append(problems, load())
 	}
-	for _, path := range []string{c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.tokenFile, c.RevocationsSource.tokenFile, c.NoncesSource.tokenFile, c.Rollouts.tokenFile} {
+	for _, path := range []string{c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.TokenFile, c.RevocationsSource.TokenFile, c.NoncesSource.TokenFile, c.Rollouts.TokenFile} {
 		if path != "" {
-			_, err := secretFile(path)
+			_, err := source.Secret(path)
 			problems = append(problems, err)
 		}
 	}
@@ -187,25 +203,25 @@ func (c *Config) readable() error {
 }
 
 // source is what the configuration names, without touching it.
-func (c *Config) source() (Source, error) {
+func (c *Config) source() (source.Source, error) {
 	switch {
 	case strings.HasPrefix(c.Source, "git+"):
-		return NewGitSource(GitConfig{
+		return source.NewGit(source.GitConfig{
 			URL: c.Source, ReleaseDir: c.ReleaseDir, Mirror: filepath.Join(c.StateDir, "source.git"),
 			TokenFile: c.SourceTokenFile, SSHKeyFile: c.SourceSSHKeyFile, KnownHosts: c.SourceKnownHosts,
 		})
 	case strings.Contains(c.Source, "://"):
 		return nil, fmt.Errorf("--source %q: use git+https://, git+ssh://, git+file:// or a directory", c.Source)
 	case c.Source != "":
-		return NewDirSource(c.Source), nil
-	case c.ChannelRefs.given():
-		return NewHTTPSource(HTTPConfig{Fleet: c.ChannelRefs, Revocations: c.RevocationsSource, Nonces: c.NoncesSource}), nil
+		return source.NewDir(c.Source), nil
+	case c.ChannelRefs.Given():
+		return source.NewHTTP(source.HTTPConfig{Fleet: c.ChannelRefs, Revocations: c.RevocationsSource, Nonces: c.NoncesSource}), nil
 	}
-	return NewFilesSource(c.Artifact, c.Signature), nil
+	return source.NewFiles(c.Artifact, c.Signature), nil
 }
 
 // localFallback: the local pair stands in until the source has given a release.
-func (c *Config) localFallback() bool { return c.Source != "" || c.ChannelRefs.given() }
+func (c *Config) localFallback() bool { return c.Source != "" || c.ChannelRefs.Given() }
 
 // fleetName is the fleet document's name within the source.
 func (c *Config) fleetName() string {
@@ -217,5 +233,5 @@ func (c *Config) fleetName() string {
 
 // holdsManifests: there is a place to look for manifests by their id.
 func (c *Config) holdsManifests() bool {
-	return c.Source != "" || c.RolloutsDir != "" || c.Rollouts.given()
+	return c.Source != "" || c.RolloutsDir != "" || c.Rollouts.Given()
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/roles/command"
+	"nixfleet/roles/cp/source"
 )
 
 // variables are those of the flags of all commands of the control plane.
@@ -87,12 +88,12 @@ func flags() []cli.Flag {
 }
 
 func configOf(c *cli.Context, log zerolog.Logger) Config {
-	p := func(name, artifact, signature string) pair {
+	p := func(name, artifact, signature string) source.Pair {
 		token := c.String(name + "-token-file")
 		if token == "" {
 			token = c.String("channel-refs-token-file")
 		}
-		return pair{c.String(name + "-" + artifact), c.String(name + "-" + signature), token}
+		return source.Pair{Artifact: c.String(name + "-" + artifact), Signature: c.String(name + "-" + signature), TokenFile: token}
 	}
 	secs := func(name string) time.Duration { return command.Seconds(c.Int(name)) }
 	return Config{

@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/cp/source"
 )
 
 // manifest serves a manifest by its id, in the order of wire.md §8: what was
@@ -78,7 +79,7 @@ func (s *server) findManifest(id string) (a fleet.Artifact, hosts map[string]int
 	}
 	dirs := []fs.FS{snap.files}
 	if s.cfg.RolloutsDir != "" {
-		dirs = append([]fs.FS{flatDir{boundedDir(s.cfg.RolloutsDir)}}, dirs...)
+		dirs = append([]fs.FS{flatDir{source.Dir(s.cfg.RolloutsDir)}}, dirs...)
 	}
 	for _, dir := range dirs {
 		a, err := fleet.ReadManifest(dir, id)
@@ -91,7 +92,7 @@ func (s *server) findManifest(id string) (a fleet.Artifact, hosts map[string]int
 			return fleet.Artifact{}, nil, http.StatusInternalServerError
 		}
 	}
-	if !s.cfg.Rollouts.given() {
+	if !s.cfg.Rollouts.Given() {
 		return fleet.Artifact{}, nil, http.StatusNotFound
 	}
 	// The agents of a wave ask at once: those who wait for the same one share it.
@@ -104,22 +105,22 @@ func (s *server) findManifest(id string) (a fleet.Artifact, hosts map[string]int
 }
 
 // flatDir is a directory that holds manifests without the rollouts/ before them.
-type flatDir struct{ boundedDir }
+type flatDir struct{ source.Dir }
 
 // Open opens the file that has the base of name.
-func (d flatDir) Open(name string) (fs.File, error) { return d.boundedDir.Open(path.Base(name)) }
+func (d flatDir) Open(name string) (fs.File, error) { return d.Dir.Open(path.Base(name)) }
 
 // fetchManifest asks the URL source, on behalf of all who wait for the manifest:
 // it does not end with the request of one.
 func (s *server) fetchManifest(id string) (fleet.Artifact, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*fetchTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*source.FetchTimeout)
 	defer cancel()
 	at := func(template string) string { return strings.ReplaceAll(template, "{rolloutId}", id) }
-	body, _, err := fetch(ctx, s.fetcher, at(s.cfg.Rollouts.artifact), s.cfg.Rollouts.tokenFile, "")
+	body, _, err := source.Get(ctx, s.fetcher, at(s.cfg.Rollouts.Artifact), s.cfg.Rollouts.TokenFile, "")
 	if err != nil {
 		return fleet.Artifact{}, err
 	}
-	sig, _, err := fetch(ctx, s.fetcher, at(s.cfg.Rollouts.signature), s.cfg.Rollouts.tokenFile, "")
+	sig, _, err := source.Get(ctx, s.fetcher, at(s.cfg.Rollouts.Signature), s.cfg.Rollouts.TokenFile, "")
 	if err != nil {
 		return fleet.Artifact{}, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/cp/source"
 )
 
 // slowSource answers each request after a second.
@@ -33,9 +34,9 @@ func TestAWaveOfAgentsFetchesAManifestOnce_C19(t *testing.T) {
 		s := e.primed(t)
 		body := []byte(`{"channel":"before"}`)
 		id := pki.HashHex(body)
-		source := &slowSource{files: map[string][]byte{fleet.ManifestName(id): body, fleet.ManifestName(id) + ".sig": make([]byte, 64)}}
-		s.fetcher = &http.Client{Transport: source}
-		s.cfg.Rollouts = pair{artifact: "http://forge/rollouts/{rolloutId}.json", signature: "http://forge/rollouts/{rolloutId}.json.sig"}
+		forge := &slowSource{files: map[string][]byte{fleet.ManifestName(id): body, fleet.ManifestName(id) + ".sig": make([]byte, 64)}}
+		s.fetcher = &http.Client{Transport: forge}
+		s.cfg.Rollouts = source.Pair{Artifact: "http://forge/rollouts/{rolloutId}.json", Signature: "http://forge/rollouts/{rolloutId}.json.sig"}
 		var all sync.WaitGroup
 		for range 50 {
 			all.Go(func() {
@@ -45,11 +46,11 @@ func TestAWaveOfAgentsFetchesAManifestOnce_C19(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := source.asked.Load(); n != 2 {
+		if n := forge.asked.Load(); n != 2 {
 			t.Errorf("50 agents made %d requests, not 2", n)
 		}
 		// Nothing is remembered: what the source has lost is lost.
-		source.files = nil
+		forge.files = nil
 		if _, _, status := s.findManifest(id); status != http.StatusBadGateway {
 			t.Errorf("once the source has lost it: %d, want 502", status)
 		}

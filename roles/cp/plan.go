@@ -10,6 +10,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/cp/source"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 )
@@ -66,8 +67,8 @@ func (s *server) answerPlan(w http.ResponseWriter, rel *fleet.Release) {
 }
 
 // readDocuments reads a tar archive of regular files.
-func readDocuments(body io.Reader) (memory, error) {
-	docs := memory{}
+func readDocuments(body io.Reader) (source.Memory, error) {
+	docs := source.Memory{}
 	for archive := tar.NewReader(body); ; {
 		head, err := archive.Next()
 		if errors.Is(err, io.EOF) {
@@ -76,10 +77,10 @@ func readDocuments(body io.Reader) (memory, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read release: %w", err)
 		}
-		if head.Typeflag != tar.TypeReg || len(docs) == 2*maxHeads {
+		if head.Typeflag != tar.TypeReg || len(docs) == 2*source.MaxHeads {
 			return nil, fmt.Errorf("read release: %.200q is no document, or one too many", head.Name)
 		}
-		if docs[head.Name], err = readBounded(archive, head.Name); err != nil {
+		if docs[head.Name], err = source.ReadBounded(archive, head.Name); err != nil {
 			return nil, err
 		}
 	}

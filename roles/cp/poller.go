@@ -5,6 +5,8 @@ import (
 	"errors"
 	"path/filepath"
 	"time"
+
+	"nixfleet/roles/cp/source"
 )
 
 // firstRetry is the pause after a look that failed; it doubles up to the poll
@@ -33,7 +35,7 @@ func (s *server) prime(ctx context.Context) (revision string, ok bool) {
 		s.log.Warn().Str("source", s.source.String()).Msg("source does not answer")
 	}
 	if s.snapshot.Load() == nil && s.cfg.Artifact != "" && s.cfg.localFallback() {
-		local := NewFilesSource(s.cfg.Artifact, s.cfg.Signature)
+		local := source.NewFiles(s.cfg.Artifact, s.cfg.Signature)
 		got, err := local.Fetch(ctx, "")
 		if err == nil {
 			err = s.consider(got, filepath.Base(s.cfg.Artifact))

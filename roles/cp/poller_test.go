@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"nixfleet/roles/cp/source"
 )
 
 // hangingSource answers when its caller gives up, or fails at once.
@@ -17,13 +19,13 @@ type hangingSource struct {
 
 func (s *hangingSource) String() string { return "a forge that is down" }
 
-func (s *hangingSource) Fetch(ctx context.Context, _ string) (Snapshot, error) {
+func (s *hangingSource) Fetch(ctx context.Context, _ string) (source.Fetched, error) {
 	s.calls.Add(1)
 	if s.hang {
 		<-ctx.Done()
-		return Snapshot{}, ctx.Err()
+		return source.Fetched{}, ctx.Err()
 	}
-	return Snapshot{}, errors.New("connection refused")
+	return source.Fetched{}, errors.New("connection refused")
 }
 
 // at runs f in virtual time that begins now: releases and certificates of the
@@ -40,8 +42,8 @@ func TestAForgeThatHangsDelaysTheStartALittle(t *testing.T) {
 	e := serialEstate(t, "a")
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
-		source := &hangingSource{hang: true}
-		s.source = source
+		forge := &hangingSource{hang: true}
+		s.source = forge
 		began := time.Now()
 		if _, ok := s.prime(t.Context()); ok || s.snapshot.Load() == nil {
 			t.Errorf("polled %v, serves %v", ok, s.snapshot.Load())
@@ -63,8 +65,8 @@ func TestAFailedLookIsRepeatedSoonAndThenLessOften(t *testing.T) {
 	e := serialEstate(t, "a")
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
-		source := &hangingSource{}
-		s.source, s.cfg.PollInterval = source, maxPollInterval
+		forge := &hangingSource{}
+		s.source, s.cfg.PollInterval = forge, maxPollInterval
 		ctx, cancel := context.WithCancel(t.Context())
 		go s.pollLoop(ctx, "", true)
 		for _, step := range []struct {
@@ -73,14 +75,14 @@ func TestAFailedLookIsRepeatedSoonAndThenLessOften(t *testing.T) {
 		}{{59 * time.Second, 0}, {2 * time.Second, 1}, {2 * time.Second, 2}, {4 * time.Second, 3}, {8 * time.Second, 4}, {10 * time.Minute, 14}} {
 			time.Sleep(step.sleep)
 			synctest.Wait()
-			if got := source.calls.Load(); got < step.want || got > step.want+2 {
+			if got := forge.calls.Load(); got < step.want || got > step.want+2 {
 				t.Errorf("after %s more: %d looks, want about %d", step.sleep, got, step.want)
 			}
 		}
-		before := source.calls.Load()
+		before := forge.calls.Load()
 		s.lookNow()
 		synctest.Wait()
-		if got := source.calls.Load(); got != before+1 {
+		if got := forge.calls.Load(); got != before+1 {
 			t.Errorf("a poke made %d looks", got-before)
 		}
 		cancel()

@@ -23,6 +23,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
+	"nixfleet/roles/cp/source"
 	"nixfleet/store"
 )
 
@@ -38,7 +39,7 @@ const (
 type server struct {
 	cfg    Config
 	log    zerolog.Logger
-	source Source
+	source source.Source
 	store  *store.Store // nil without a database
 	rules  pki.IdentityRules
 
@@ -95,7 +96,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 func newServer(ctx context.Context, cfg Config) (*server, error) {
-	source, err := cfg.source()
+	from, err := cfg.source()
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +107,7 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		return func(err error) { cfg.Log.Error().Err(err).Msg(what + " not reloaded, the last good one stays") }
 	}
 	s := &server{
-		cfg: cfg, log: cfg.Log, source: source,
+		cfg: cfg, log: cfg.Log, source: from,
 		rules:      pki.IdentityRules{Suffix: cfg.AgentSuffix, SingleCA: cfg.SingleCA, LegacyHosts: cfg.LegacyHosts},
 		serverCert: newReloaded(stays("server certificate"), loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
 		clientCAs:  newReloaded(stays("client CA"), loadClientCAs(cfg.ClientCA), cfg.ClientCA),
@@ -114,7 +115,7 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		history:    newHistory(),
 		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(), repeated: newRepeated(),
 		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
-		started: time.Now(), fetcher: &http.Client{Timeout: fetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
+		started: time.Now(), fetcher: &http.Client{Timeout: source.FetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
 		hostRate:   newBuckets(rate.Limit(cfg.MaxRate), hostBurst*cfg.MaxRate),
 		sourceRate: newBuckets(rate.Limit(cfg.MaxSourceRate), sourceBurst*cfg.MaxSourceRate),
 		tokenLimit: rate.NewLimiter(200, 400), reportRate: newBuckets(rate.Every(10*time.Second), 5), webhookLimit: rate.NewLimiter(1, 5),

@@ -10,6 +10,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/cp/source"
 	"nixfleet/roles/rollout"
 )
 
@@ -69,7 +70,7 @@ func (s *server) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 	}
 	return fleet.LoadOptions{
 		Trust: trust, Now: time.Now(), Window: window,
-		RequireRevocations: s.cfg.Strict || s.cfg.RevocationsSource.given(), RequireNonces: s.cfg.Strict || s.cfg.NoncesSource.given(),
+		RequireRevocations: s.cfg.Strict || s.cfg.RevocationsSource.Given(), RequireNonces: s.cfg.Strict || s.cfg.NoncesSource.Given(),
 		ManifestsElsewhere: s.cfg.Source == "",
 	}, nil
 }
@@ -82,7 +83,7 @@ const anyAge = 200 * 365 * 24 * time.Hour
 // has become too old to serve, or lacks a list that is wanted now, still is the
 // floor.
 func (s *server) restore() {
-	for _, dir := range Kept(s.acceptedDir()) {
+	for _, dir := range source.Kept(s.acceptedDir()) {
 		o, err := s.loadOptions(anyAge)
 		if err != nil {
 			s.log.Error().Err(err).Msg("trust file not loaded")
@@ -110,7 +111,7 @@ func (s *server) restore() {
 }
 
 // consider verifies what a source gave and, when it is newer, puts it in force.
-func (s *server) consider(got Snapshot, fleetName string) error {
+func (s *server) consider(got source.Fetched, fleetName string) error {
 	o, err := s.loadOptions(s.cfg.FreshnessWindow)
 	if err != nil {
 		return err
@@ -144,7 +145,7 @@ func (s *server) consider(got Snapshot, fleetName string) error {
 // as on a full disk; then every look at the source tries again, for without it
 // a restart would go back to the one before.
 func (s *server) keep(rel *fleet.Release) {
-	if err := Keep(s.acceptedDir(), s.filesToKeep(rel)); err != nil {
+	if err := source.Keep(s.acceptedDir(), s.filesToKeep(rel)); err != nil {
 		s.unkept = rel
 		s.log.Error().Err(err).Msg("accepted release not kept on disk")
 		return

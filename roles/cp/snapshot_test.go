@@ -16,6 +16,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/cp/source"
 )
 
 func (p *plane) poke() {
@@ -266,12 +267,12 @@ func TestV1URLSources(t *testing.T) {
 	e.write("token", []byte("sesame\n"))
 	v1 := func(c *Config) {
 		token := e.path("token")
-		at := func(name string) pair {
-			return pair{server.URL + "/" + name, server.URL + "/" + name + ".sig", token}
+		at := func(name string) source.Pair {
+			return source.Pair{Artifact: server.URL + "/" + name, Signature: server.URL + "/" + name + ".sig", TokenFile: token}
 		}
 		c.Source = ""
 		c.ChannelRefs, c.RevocationsSource, c.NoncesSource = at(fleet.FleetName), at(fleet.RevocationsName), at(fleet.NoncesName)
-		c.Rollouts = pair{server.URL + "/rollouts/{rolloutId}.json", server.URL + "/rollouts/{rolloutId}.json.sig", token}
+		c.Rollouts = source.Pair{Artifact: server.URL + "/rollouts/{rolloutId}.json", Signature: server.URL + "/rollouts/{rolloutId}.json.sig", TokenFile: token}
 		c.PollInterval, c.Strict = 50*time.Millisecond, true
 	}
 	p := e.serve(v1)
@@ -318,8 +319,8 @@ func TestV1LocalPairStandsInUntilTheSourceAnswers(t *testing.T) {
 	p := e.serve(func(c *Config) {
 		c.Source = ""
 		c.Artifact, c.Signature = filepath.Join(e.release, fleet.FleetName), filepath.Join(e.release, fleet.FleetName+".sig")
-		c.ChannelRefs = pair{server.URL + "/" + fleet.FleetName, server.URL + "/" + fleet.FleetName + ".sig", ""}
-		c.RevocationsSource = pair{server.URL + "/" + fleet.RevocationsName, server.URL + "/" + fleet.RevocationsName + ".sig", ""}
+		c.ChannelRefs = source.Pair{Artifact: server.URL + "/" + fleet.FleetName, Signature: server.URL + "/" + fleet.FleetName + ".sig"}
+		c.RevocationsSource = source.Pair{Artifact: server.URL + "/" + fleet.RevocationsName, Signature: server.URL + "/" + fleet.RevocationsName + ".sig"}
 		c.PollInterval = 50 * time.Millisecond
 	})
 	if got := p.inForce(); !got.Equal(local) {
@@ -339,7 +340,7 @@ func TestAReleaseThatCouldNotBeKeptIsKeptLater(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rel, err := fleet.LoadRelease(Kept(e.path("state/accepted"))[0], o)
+		rel, err := fleet.LoadRelease(source.Kept(e.path("state/accepted"))[0], o)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 
+	"nixfleet/roles/cp/source"
 	"nixfleet/roles/protocol"
 )
 
@@ -39,7 +40,7 @@ func (s *server) webhook(w http.ResponseWriter, r *http.Request) {
 // announced reports whether the sender knows the token: as a bearer, as GitLab
 // sends it, or by a signature over the body as GitHub, Gitea and Forgejo do.
 func (s *server) announced(h http.Header, body []byte) bool {
-	token, err := secretFile(s.cfg.WebhookTokenFile)
+	token, err := source.Secret(s.cfg.WebhookTokenFile)
 	if err != nil {
 		s.log.Error().Err(err).Msg("webhook token not read")
 		return false

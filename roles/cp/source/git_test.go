@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"bufio"
@@ -95,7 +95,7 @@ func (f *forge) source() *gitSource { return gitSourceOf(f.t, f.config("")) }
 
 func gitSourceOf(t testing.TB, c GitConfig) *gitSource {
 	t.Helper()
-	s, err := NewGitSource(c)
+	s, err := NewGit(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +248,7 @@ func TestCommitsWithoutARelease(t *testing.T) {
 }
 
 func TestAGitReleaseHasABound(t *testing.T) {
-	tree := &gitTree{blobs: map[string]gitBlob{}, loaded: memory{}}
+	tree := &gitTree{blobs: map[string]gitBlob{}, loaded: Memory{}}
 	var names []string
 	for i := range maxReleaseBytes/pki.MaxDocument + 1 {
 		names = append(names, fmt.Sprint(i))
@@ -336,7 +336,7 @@ func TestGitURLs(t *testing.T) {
 		"git+https://hunter2@forge/x.git", "git+ssh://git:hunter2@forge/x.git", "git+https://forge/%zz?hunter2",
 		"git+file:///x#--upload-pack=id", "git+file:///x#a b", "git+file:///x#a..b", "git+file:///x#a:b", "git+file:///x#x.lock", "git+file:///x#a/", "git+file:///x#-",
 	} {
-		if s, err := NewGitSource(GitConfig{URL: bad}); err == nil || strings.Contains(err.Error(), "hunter2") {
+		if s, err := NewGit(GitConfig{URL: bad}); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %v %v", bad, s, err)
 		}
 	}

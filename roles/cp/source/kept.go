@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"errors"
@@ -78,7 +78,7 @@ func Kept(dir string) []fs.FS {
 	var found []fs.FS
 	for _, d := range []string{dir, dir + ".last"} {
 		if info, err := os.Stat(d); err == nil && info.IsDir() {
-			found = append(found, boundedDir(d))
+			found = append(found, Dir(d))
 		}
 	}
 	return found

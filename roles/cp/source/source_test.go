@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"bytes"
@@ -36,7 +36,7 @@ func signedRelease(t testing.TB) (map[string][]byte, *pki.Trust) {
 		files[name], files[name+fleet.SignatureSuffix] = doc, sig
 	}
 	for name, from := range map[string]string{fleet.FleetName: "fleet.json", fleet.RevocationsName: "revocations.json", fleet.NoncesName: "nonces.json"} {
-		doc, err := os.ReadFile(filepath.Join("../../nixops/fleet/testdata", from))
+		doc, err := os.ReadFile(filepath.Join("../../../nixops/fleet/testdata", from))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func writeFiles(t testing.TB, dir string, files map[string][]byte) {
 }
 
 // fetched is a Fetch that must work.
-func fetched(t testing.TB, s Source, known string) Snapshot {
+func fetched(t testing.TB, s Source, known string) Fetched {
 	t.Helper()
 	got, err := s.Fetch(t.Context(), known)
 	if err != nil {
@@ -118,7 +118,7 @@ func content(t testing.TB, files fs.FS, name string) string {
 }
 
 func TestDocumentsInMemoryAreFiles(t *testing.T) {
-	files := memory{"heads/edge.json": []byte("abc")}
+	files := Memory{"heads/edge.json": []byte("abc")}
 	f, err := files.Open("heads/edge.json")
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestDocumentsInMemoryAreFiles(t *testing.T) {
 }
 
 func TestLayersGiveTheFirst(t *testing.T) {
-	l := layers{memory{"a": []byte("1")}, memory{"a": []byte("2"), "b": []byte("3")}}
+	l := Layers{Memory{"a": []byte("1")}, Memory{"a": []byte("2"), "b": []byte("3")}}
 	if content(t, l, "a") != "1" || content(t, l, "b") != "3" {
 		t.Error("not the first")
 	}
@@ -147,17 +147,17 @@ func TestLayersGiveTheFirst(t *testing.T) {
 		t.Error(err)
 	}
 	// A layer that fails is not passed over: what it hides could be older.
-	if _, err := (layers{boundedDir(t.TempDir()), memory{"..": nil}}).ReadFile(".."); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := (Layers{Dir(t.TempDir()), Memory{"..": nil}}).ReadFile(".."); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }
 
 func TestAReleaseHasABound(t *testing.T) {
-	big := memory{}
+	big := Memory{}
 	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
 		big[name] = make([]byte, pki.MaxDocument)
 	}
-	if err := big.add(memory{"i": {1}}, "i", true); !errors.Is(err, pki.ErrSize) {
+	if err := big.add(Memory{"i": {1}}, "i", true); !errors.Is(err, pki.ErrSize) {
 		t.Error(err)
 	}
 }
@@ -171,7 +171,7 @@ func TestSecretFiles(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := secretFile(path)
+		got, err := Secret(path)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%.20q: %q %v", content, got, err)
 		}
@@ -179,7 +179,7 @@ func TestSecretFiles(t *testing.T) {
 			t.Errorf("the error tells the secret: %v", err)
 		}
 	}
-	if _, err := secretFile(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Secret(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

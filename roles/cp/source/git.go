@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"context"
@@ -34,10 +34,10 @@ var errNoBranch = errors.New("the repository has no such branch")
 // branchName is narrower than git's own rule.
 var branchName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._/+-]*$`)
 
-// NewGitSource reads every file of a release from one commit, so that nothing
+// NewGit reads every file of a release from one commit, so that nothing
 // is torn. It uses the git program, without any configuration of the user or
 // the machine.
-func NewGitSource(cfg GitConfig) (Source, error) {
+func NewGit(cfg GitConfig) (Source, error) {
 	u, err := url.Parse(cfg.URL)
 	if err != nil {
 		// The error of the parser repeats the URL with all that may be secret in it.
@@ -67,21 +67,21 @@ func (s *gitSource) String() string { return "git+" + s.remote + "#" + s.branch 
 
 // Fetch asks the remote for the branch first, which is cheap, and fetches one
 // commit when it has moved.
-func (s *gitSource) Fetch(ctx context.Context, known string) (Snapshot, error) {
+func (s *gitSource) Fetch(ctx context.Context, known string) (Fetched, error) {
 	got, err := s.fetch(ctx, known)
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("%s: %w", s, err)
+		return Fetched{}, fmt.Errorf("%s: %w", s, err)
 	}
 	return got, nil
 }
 
-func (s *gitSource) fetch(ctx context.Context, known string) (Snapshot, error) {
+func (s *gitSource) fetch(ctx context.Context, known string) (Fetched, error) {
 	tip, err := s.tip(ctx)
 	if err != nil {
-		return Snapshot{}, err
+		return Fetched{}, err
 	}
 	if tip == known {
-		return Snapshot{Revision: tip, Unchanged: true}, nil
+		return Fetched{Revision: tip, Unchanged: true}, nil
 	}
 	got, err := s.pull(ctx, s.Mirror, known)
 	if err == nil || ctx.Err() != nil || errors.Is(err, errRelease) {
@@ -91,17 +91,17 @@ func (s *gitSource) fetch(ctx context.Context, known string) (Snapshot, error) {
 	// killed leaves locks, a full disk half an object. A new one tells.
 	fresh := s.Mirror + ".new"
 	if err := os.RemoveAll(fresh); err != nil {
-		return Snapshot{}, err
+		return Fetched{}, err
 	}
 	got, again := s.pull(ctx, fresh, "")
 	if again != nil && !errors.Is(again, errRelease) {
-		return Snapshot{}, errors.Join(err, os.RemoveAll(fresh))
+		return Fetched{}, errors.Join(err, os.RemoveAll(fresh))
 	}
 	if err := errors.Join(os.RemoveAll(s.Mirror), os.Rename(fresh, s.Mirror)); err != nil {
-		return Snapshot{}, err
+		return Fetched{}, err
 	}
 	if again != nil {
-		return Snapshot{}, again
+		return Fetched{}, again
 	}
 	got.FS.(*gitTree).mirror = s.Mirror
 	return got, nil
@@ -110,7 +110,7 @@ func (s *gitSource) fetch(ctx context.Context, known string) (Snapshot, error) {
 // tip is the commit that the branch points to.
 func (s *gitSource) tip(ctx context.Context) (string, error) {
 	ref := "refs/heads/" + s.branch
-	out, err := s.git(ctx, gitCall{args: s.transport("ls-remote", "--exit-code", s.remote, ref), timeout: fetchTimeout, network: true})
+	out, err := s.git(ctx, gitCall{args: s.transport("ls-remote", "--exit-code", s.remote, ref), timeout: FetchTimeout, network: true})
 	if git.ExitCode(err) == 2 {
 		return "", fmt.Errorf("%w: %s", errNoBranch, s.branch)
 	}
@@ -130,13 +130,13 @@ func (s *gitSource) tip(ctx context.Context) (string, error) {
 // pull fetches the branch into a mirror and reads the release of what came: the
 // branch may have moved on since it was looked up. The commit that is known,
 // because it was accepted, is kept as well: manifests are still read from it.
-func (s *gitSource) pull(ctx context.Context, mirror, known string) (Snapshot, error) {
+func (s *gitSource) pull(ctx context.Context, mirror, known string) (Fetched, error) {
 	if _, err := os.Stat(filepath.Join(mirror, "HEAD")); err != nil {
 		if err := os.MkdirAll(mirror, 0o750); err != nil {
-			return Snapshot{}, err
+			return Fetched{}, err
 		}
 		if _, err := s.git(ctx, gitCall{args: []string{"init", "--quiet", "--bare", "--template=", mirror}}); err != nil {
-			return Snapshot{}, err
+			return Fetched{}, err
 		}
 	}
 	if validCommit(known) {
@@ -148,21 +148,21 @@ func (s *gitSource) pull(ctx context.Context, mirror, known string) (Snapshot, e
 		"--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--depth=1", "--update-shallow", "--force",
 		s.remote, "+refs/heads/"+s.branch+":"+current,
 	)}); err != nil {
-		return Snapshot{}, err
+		return Fetched{}, err
 	}
 	out, err := s.git(ctx, gitCall{mirror: mirror, args: []string{"rev-parse", "--verify", current + "^{commit}"}})
 	if err != nil {
-		return Snapshot{}, err
+		return Fetched{}, err
 	}
 	commit := strings.TrimSpace(string(out))
 	if !validCommit(commit) {
-		return Snapshot{}, fmt.Errorf("rev-parse answered %.80q", commit)
+		return Fetched{}, fmt.Errorf("rev-parse answered %.80q", commit)
 	}
 	tree, err := s.tree(ctx, mirror, commit)
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("commit %s: %w", commit, err)
+		return Fetched{}, fmt.Errorf("commit %s: %w", commit, err)
 	}
-	return Snapshot{FS: tree, Revision: commit}, nil
+	return Fetched{FS: tree, Revision: commit}, nil
 }
 
 func validCommit(s string) bool {

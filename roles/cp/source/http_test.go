@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"bytes"
@@ -64,8 +64,8 @@ func (s *shelf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *shelf) pair(name string) pair {
-	return pair{artifact: s.URL + "/" + name, signature: s.URL + "/" + name + fleet.SignatureSuffix}
+func (s *shelf) pair(name string) Pair {
+	return Pair{Artifact: s.URL + "/" + name, Signature: s.URL + "/" + name + fleet.SignatureSuffix}
 }
 
 func (s *shelf) config() HTTPConfig {
@@ -90,7 +90,7 @@ func (s *shelf) put(name, text string) {
 func TestPairsOfURLsGiveARelease(t *testing.T) {
 	files, trust := signedRelease(t)
 	server := newShelf(t, files)
-	s := NewHTTPSource(server.config())
+	s := NewHTTP(server.config())
 	got := fetched(t, s, "")
 	if _, err := fleet.LoadRelease(got.FS, fleet.LoadOptions{Trust: trust, Now: releasedAt, Window: time.Hour,
 		RequireRevocations: true, RequireNonces: true, ManifestsElsewhere: true}); err != nil {
@@ -117,7 +117,7 @@ func TestAServerWithoutETags(t *testing.T) {
 	files, _ := signedRelease(t)
 	server := newShelf(t, files)
 	server.etags = false
-	s := NewHTTPSource(server.config())
+	s := NewHTTP(server.config())
 	got := fetched(t, s, "")
 	server.counts()
 	fetched(t, s, got.Revision)
@@ -129,7 +129,7 @@ func TestAServerWithoutETags(t *testing.T) {
 func TestOnlyTheFleetPair(t *testing.T) {
 	files, _ := signedRelease(t)
 	server := newShelf(t, files)
-	got := fetched(t, NewHTTPSource(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
+	got := fetched(t, NewHTTP(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
 	if _, err := got.FS.Open(fleet.RevocationsName); err == nil {
 		t.Error("a list that nobody named")
 	}
@@ -143,7 +143,7 @@ func TestAPairReplacedWhileItIsReadIsReadAgain(t *testing.T) {
 			server.files[fleet.FleetName], server.files[fleet.FleetName+fleet.SignatureSuffix] = []byte("two"), []byte("two")
 		}
 	}
-	got := fetched(t, NewHTTPSource(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
+	got := fetched(t, NewHTTP(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
 	if a, b := content(t, got.FS, fleet.FleetName), content(t, got.FS, fleet.FleetName+fleet.SignatureSuffix); a != "two" || b != "two" {
 		t.Errorf("%s with the signature of %s", a, b)
 	}
@@ -156,7 +156,7 @@ func TestAnUploadThatNeverEndsIsNotWaitedFor(t *testing.T) {
 		n++
 		server.files[fleet.FleetName] = []byte(fmt.Sprint(n))
 	}
-	fetched(t, NewHTTPSource(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
+	fetched(t, NewHTTP(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
 	if n > 3*httpAttempts {
 		t.Errorf("%d requests", n)
 	}
@@ -166,13 +166,13 @@ func TestTheTokenIsReadAtEachPoll(t *testing.T) {
 	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("x"), fleet.FleetName + fleet.SignatureSuffix: []byte("y")})
 	server.token = "first"
 	p := server.pair(fleet.FleetName)
-	p.tokenFile = filepath.Join(t.TempDir(), "token")
+	p.TokenFile = filepath.Join(t.TempDir(), "token")
 	write := func(token string) {
-		if err := os.WriteFile(p.tokenFile, []byte(token+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(p.TokenFile, []byte(token+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := NewHTTPSource(HTTPConfig{Fleet: p})
+	s := NewHTTP(HTTPConfig{Fleet: p})
 	if _, err := s.Fetch(t.Context(), ""); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a token file: %v", err)
 	}
@@ -207,7 +207,7 @@ func TestRedirects(t *testing.T) {
 	}))
 	defer forge.Close()
 	get := func(dir string) error {
-		s := NewHTTPSource(HTTPConfig{Fleet: pair{artifact: forge.URL + dir + fleet.FleetName, signature: forge.URL + dir + fleet.FleetName + fleet.SignatureSuffix}})
+		s := NewHTTP(HTTPConfig{Fleet: Pair{Artifact: forge.URL + dir + fleet.FleetName, Signature: forge.URL + dir + fleet.FleetName + fleet.SignatureSuffix}})
 		s.(*httpSource).client = forge.Client()
 		_, err := s.Fetch(t.Context(), "")
 		return err
@@ -249,8 +249,8 @@ func TestAnswersThatAreNoDocument(t *testing.T) {
 	} {
 		server := httptest.NewServer(c.HandlerFunc)
 		address := server.URL + "/fleet?private_token=hunter2"
-		s := NewHTTPSource(HTTPConfig{Fleet: pair{artifact: address, signature: address}})
-		ctx, cancel := context.WithTimeout(t.Context(), fetchTimeout)
+		s := NewHTTP(HTTPConfig{Fleet: Pair{Artifact: address, Signature: address}})
+		ctx, cancel := context.WithTimeout(t.Context(), FetchTimeout)
 		if name == "nobody there" {
 			ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 		}

@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"context"
@@ -123,7 +123,7 @@ func (s *gitSource) environment(network bool) ([]string, error) {
 		{"http.followRedirects", "false"}, {"http.lowSpeedLimit", "1000"}, {"http.lowSpeedTime", "30"},
 	}
 	if network && s.scheme == "https" && s.TokenFile != "" {
-		token, err := secretFile(s.TokenFile)
+		token, err := Secret(s.TokenFile)
 		if err != nil {
 			return nil, err
 		}

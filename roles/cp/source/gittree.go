@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"bufio"
@@ -27,12 +27,12 @@ const maxReleaseFiles = 200_000
 var errRelease = errors.New("the commit holds no release that can be read")
 
 // gitTree is the release directory of one commit. The documents of its release
-// are in memory; manifests of older ones are read when they are asked for.
+// are in Memory; manifests of older ones are read when they are asked for.
 type gitTree struct {
 	source *gitSource
 	mirror string
 	blobs  map[string]gitBlob
-	loaded memory
+	loaded Memory
 }
 
 type gitBlob struct {
@@ -47,7 +47,7 @@ func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, 
 	if err != nil {
 		return nil, err
 	}
-	t := &gitTree{source: s, mirror: mirror, blobs: blobs, loaded: memory{}}
+	t := &gitTree{source: s, mirror: mirror, blobs: blobs, loaded: Memory{}}
 	var documents, heads []string
 	for name := range blobs {
 		switch base := strings.TrimSuffix(name, fleet.SignatureSuffix); {
@@ -119,7 +119,7 @@ func parseListing(listing string) (map[string]gitBlob, error) {
 	return blobs, nil
 }
 
-// load reads files into memory with one run of git.
+// load reads files into Memory with one run of git.
 func (t *gitTree) load(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil

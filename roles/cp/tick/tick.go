@@ -1,6 +1,10 @@
-package cp
+// Package tick is the control plane's decision without a control plane: it
+// verifies a release, reads v1's observed.json, and prints what would be decided
+// now. It writes nothing and speaks to nobody.
+package tick
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -15,17 +19,19 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
+	"nixfleet/roles/cp/source"
 	"nixfleet/roles/protocol"
 )
 
-func tickCommand() *cli.Command {
+// Command is `nixfleet cp tick`.
+func Command() *cli.Command {
 	return &cli.Command{
 		Name:  "tick",
 		Usage: "verify a release and print what would be decided now, as JSON lines",
 		Description: "Exit 0 planned, 1 the release did not verify, 2 the input could not be read.\n\n" +
 			"Example:\n   nixfleet cp tick --artifact releases/fleet.resolved.json --signature releases/fleet.resolved.json.sig \\\n" +
 			"     --trust-file trust.json --observed observed.json",
-		Flags: command.Variables(variables,
+		Flags: command.Variables("NIXFLEET_CP",
 			&cli.StringFlag{Name: "artifact", Required: true, Usage: "fleet document `FILE`"},
 			&cli.StringFlag{Name: "signature", Required: true, Usage: "its signature `FILE`"},
 			&cli.StringFlag{Name: "trust-file", Value: "/etc/nixfleet/cp/trust.json", Usage: "trust roots `FILE`"},
@@ -37,7 +43,9 @@ func tickCommand() *cli.Command {
 }
 
 func tick(c *cli.Context, now time.Time) error {
-	input := func(err error) error { return failed(2, err, "nixfleet cp tick --help") }
+	input := func(err error) error {
+		return &command.Error{Err: err, Code: 2, Hint: cmp.Or(command.HintOf(err), "nixfleet cp tick --help")}
+	}
 	window := command.Seconds(c.Int("freshness-window-secs"))
 	if window > command.LongestTime {
 		return input(fmt.Errorf("--freshness-window-secs must be at most %d", command.LongestTime/time.Second))
@@ -78,7 +86,8 @@ func tick(c *cli.Context, now time.Time) error {
 		}{"tick", false, protocol.Offset(now), reason}); err != nil {
 			return err
 		}
-		return failed(1, fmt.Errorf("release not accepted: %w", err), "nixfleet verify artifact --help")
+		err = fmt.Errorf("release not accepted: %w", err)
+		return &command.Error{Err: err, Code: 1, Hint: cmp.Or(command.HintOf(err), "nixfleet verify artifact --help")}
 	}
 	actions := tickActions(rel, trust, &o, now)
 	signed := protocol.Offset(rel.SignedAt)
@@ -91,7 +100,7 @@ func tick(c *cli.Context, now time.Time) error {
 		Channels int                 `json:"channels_observed"`
 		Active   int                 `json:"active_rollouts"`
 		Actions  int                 `json:"actions"`
-	}{"tick", true, protocol.Offset(now), signed, text(rel.Commit), len(o.ChannelRefs), len(o.ActiveRollouts), len(actions)}); err != nil {
+	}{"tick", true, protocol.Offset(now), signed, commitOf(rel), len(o.ChannelRefs), len(o.ActiveRollouts), len(actions)}); err != nil {
 		return err
 	}
 	for _, a := range actions {
@@ -100,6 +109,14 @@ func tick(c *cli.Context, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// commitOf is nil for a release that was made outside a checkout.
+func commitOf(rel *fleet.Release) *string {
+	if rel.Commit == "" {
+		return nil
+	}
+	return &rel.Commit
 }
 
 // lines writes JSON lines.
@@ -116,14 +133,14 @@ func (l lines) write(v any) error {
 // tickFiles is the pair under its usual names, with the manifests and heads
 // beside it.
 func tickFiles(artifact, signature string) (fs.FS, error) {
-	beside := boundedDir(filepath.Dir(artifact))
+	beside := source.Dir(filepath.Dir(artifact))
 	body, err := beside.ReadFile(filepath.Base(artifact))
 	if err != nil {
 		return nil, err
 	}
-	sig, err := boundedDir(filepath.Dir(signature)).ReadFile(filepath.Base(signature))
+	sig, err := source.Dir(filepath.Dir(signature)).ReadFile(filepath.Base(signature))
 	if err != nil {
 		return nil, err
 	}
-	return layers{memory{fleet.FleetName: body, fleet.FleetName + fleet.SignatureSuffix: sig}, beside}, nil
+	return source.Layers{source.Memory{fleet.FleetName: body, fleet.FleetName + fleet.SignatureSuffix: sig}, beside}, nil
 }

@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"context"
@@ -21,8 +21,8 @@ const (
 	// after.
 	dirAttempts = 5
 	dirPause    = 100 * time.Millisecond
-	// maxHeads bounds the files in the directory of heads.
-	maxHeads = 20_000
+	// MaxHeads bounds the files in the directory of heads.
+	MaxHeads = 20_000
 )
 
 // errBeingWritten: the release changed under every attempt to read it.
@@ -35,31 +35,31 @@ type dirSource struct {
 	signature      string // file of the fleet document's signature
 }
 
-// NewDirSource is a release directory that something else fills. Signatures
+// NewDir is a release directory that something else fills. Signatures
 // are written last: when they are the same before and after the documents were
 // read, the documents belong to them, unless the writer stands between the two,
 // in which case the release does not verify and is read again later.
-func NewDirSource(dir string) Source { return NewFilesSource(filepath.Join(dir, fleet.FleetName), "") }
+func NewDir(dir string) Source { return NewFiles(filepath.Join(dir, fleet.FleetName), "") }
 
-// NewFilesSource is the v1 pair of local files, of any names; the rest of the
+// NewFiles is the v1 pair of local files, of any names; the rest of the
 // release, where there is one, is beside the fleet document. No signature means
 // the usual one.
-func NewFilesSource(artifact, signature string) Source {
+func NewFiles(artifact, signature string) Source {
 	if signature == "" {
 		signature = artifact + fleet.SignatureSuffix
 	}
 	dir := filepath.Dir(artifact)
-	return &dirSource{dir: dir, fleetName: filepath.Base(artifact), files: boundedDir(dir), signature: signature}
+	return &dirSource{dir: dir, fleetName: filepath.Base(artifact), files: Dir(dir), signature: signature}
 }
 
 func (s *dirSource) String() string { return filepath.Join(s.dir, s.fleetName) }
 
-func (s *dirSource) Fetch(ctx context.Context, known string) (Snapshot, error) {
+func (s *dirSource) Fetch(ctx context.Context, known string) (Fetched, error) {
 	for attempt := range dirAttempts {
 		if attempt > 0 {
 			select {
 			case <-ctx.Done():
-				return Snapshot{}, ctx.Err()
+				return Fetched{}, ctx.Err()
 			case <-time.After(dirPause):
 			}
 		}
@@ -68,16 +68,16 @@ func (s *dirSource) Fetch(ctx context.Context, known string) (Snapshot, error) {
 			return got, err
 		}
 	}
-	return Snapshot{}, fmt.Errorf("read %s: %w", s, errBeingWritten)
+	return Fetched{}, fmt.Errorf("read %s: %w", s, errBeingWritten)
 }
 
-func (s *dirSource) read(known string) (Snapshot, error) {
+func (s *dirSource) read(known string) (Fetched, error) {
 	sigs, revision, err := s.signatures()
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("read release: %w", err)
+		return Fetched{}, fmt.Errorf("read release: %w", err)
 	}
 	if revision == known {
-		return Snapshot{Revision: revision, Unchanged: true}, nil
+		return Fetched{Revision: revision, Unchanged: true}, nil
 	}
 	files := maps.Clone(sigs)
 	for name := range sigs {
@@ -85,23 +85,23 @@ func (s *dirSource) read(known string) (Snapshot, error) {
 			if errors.Is(err, fs.ErrNotExist) {
 				err = fmt.Errorf("%w: %w", errBeingWritten, err)
 			}
-			return Snapshot{}, fmt.Errorf("read release: %w", err)
+			return Fetched{}, fmt.Errorf("read release: %w", err)
 		}
 	}
 	_, after, err := s.signatures()
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("read release: %w", err)
+		return Fetched{}, fmt.Errorf("read release: %w", err)
 	}
 	if after != revision {
-		return Snapshot{}, errBeingWritten
+		return Fetched{}, errBeingWritten
 	}
-	return Snapshot{FS: layers{files, manifestsOnly{s.files}}, Revision: revision}, nil
+	return Fetched{FS: Layers{files, manifestsOnly{s.files}}, Revision: revision}, nil
 }
 
 // signatures reads all but those of manifests; the revision is a hash of them.
-func (s *dirSource) signatures() (memory, string, error) {
-	sigs := memory{}
-	sig, err := boundedDir(filepath.Dir(s.signature)).ReadFile(filepath.Base(s.signature))
+func (s *dirSource) signatures() (Memory, string, error) {
+	sigs := Memory{}
+	sig, err := Dir(filepath.Dir(s.signature)).ReadFile(filepath.Base(s.signature))
 	if err != nil {
 		return nil, "", err
 	}
@@ -115,8 +115,8 @@ func (s *dirSource) signatures() (memory, string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, "", err
 	}
-	if len(heads) > maxHeads {
-		return nil, "", fmt.Errorf("%s has more than %d files", fleet.HeadsDir, maxHeads)
+	if len(heads) > MaxHeads {
+		return nil, "", fmt.Errorf("%s has more than %d files", fleet.HeadsDir, MaxHeads)
 	}
 	for _, head := range heads {
 		if strings.HasSuffix(head.Name(), ".json"+fleet.SignatureSuffix) {
@@ -129,7 +129,7 @@ func (s *dirSource) signatures() (memory, string, error) {
 }
 
 // revision is a hash of names and contents.
-func (m memory) revision() string {
+func (m Memory) revision() string {
 	var all []byte
 	for _, name := range slices.Sorted(maps.Keys(m)) {
 		all = append(all, name+"\x00"+pki.HashHex(m[name])+"\x00"...)

@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"bytes"
@@ -13,16 +13,30 @@ import (
 )
 
 const (
-	fetchTimeout = 15 * time.Second
+	FetchTimeout = 15 * time.Second
 	// httpAttempts bounds how often a pair that changed while it was read is
 	// read again at once.
 	httpAttempts = 3
 	maxRedirects = 5
 )
 
+// Pair is a document and its signature at two URLs, as the v1 sources have it.
+type Pair struct{ Artifact, Signature, TokenFile string }
+
+// Given says whether a URL of the pair is configured.
+func (p Pair) Given() bool { return p.Artifact != "" || p.Signature != "" }
+
+// Check is nil for two URLs or none; name is what the flags begin with.
+func (p Pair) Check(name string) error {
+	if (p.Artifact == "") != (p.Signature == "") {
+		return fmt.Errorf("--%s-artifact-url and --%s-signature-url are given together or not at all", name, name)
+	}
+	return nil
+}
+
 // HTTPConfig names the v1 URLs of a release.
 type HTTPConfig struct {
-	Fleet, Revocations, Nonces pair
+	Fleet, Revocations, Nonces Pair
 }
 
 type httpSource struct {
@@ -36,22 +50,22 @@ type cached struct {
 	body []byte
 }
 
-// NewHTTPSource reads a release from pairs of URLs. A pair that changes while
+// NewHTTP reads a release from pairs of URLs. A pair that changes while
 // it is read is read again. One that an upload has replaced by half does not
 // verify; it is read again at the next poll.
-func NewHTTPSource(cfg HTTPConfig) Source {
-	return &httpSource{HTTPConfig: cfg, client: &http.Client{Timeout: fetchTimeout}, last: map[string]cached{}}
+func NewHTTP(cfg HTTPConfig) Source {
+	return &httpSource{HTTPConfig: cfg, client: &http.Client{Timeout: FetchTimeout}, last: map[string]cached{}}
 }
 
-func (s *httpSource) String() string { return shownURL(s.Fleet.artifact) }
+func (s *httpSource) String() string { return shownURL(s.Fleet.Artifact) }
 
-func (s *httpSource) Fetch(ctx context.Context, known string) (Snapshot, error) {
-	var files memory
+func (s *httpSource) Fetch(ctx context.Context, known string) (Fetched, error) {
+	var files Memory
 	for range httpAttempts {
 		var changed bool
 		var err error
 		if files, changed, err = s.read(ctx); err != nil {
-			return Snapshot{}, err
+			return Fetched{}, err
 		}
 		if !changed {
 			break
@@ -59,7 +73,7 @@ func (s *httpSource) Fetch(ctx context.Context, known string) (Snapshot, error) 
 		// The documents once more: nothing new means that none was replaced while
 		// its signature was on the way.
 		if changed, err = s.again(ctx); err != nil {
-			return Snapshot{}, err
+			return Fetched{}, err
 		}
 		if !changed {
 			break
@@ -67,17 +81,17 @@ func (s *httpSource) Fetch(ctx context.Context, known string) (Snapshot, error) 
 	}
 	revision := files.revision()
 	if revision == known {
-		return Snapshot{Revision: revision, Unchanged: true}, nil
+		return Fetched{Revision: revision, Unchanged: true}, nil
 	}
-	return Snapshot{FS: files, Revision: revision}, nil
+	return Fetched{FS: files, Revision: revision}, nil
 }
 
-func (s *httpSource) parts(each func(name string, p pair) error) error {
+func (s *httpSource) parts(each func(name string, p Pair) error) error {
 	for _, part := range []struct {
 		name string
-		pair pair
+		pair Pair
 	}{{fleet.FleetName, s.Fleet}, {fleet.RevocationsName, s.Revocations}, {fleet.NoncesName, s.Nonces}} {
-		if part.pair.given() {
+		if part.pair.Given() {
 			if err := each(part.name, part.pair); err != nil {
 				return err
 			}
@@ -87,14 +101,14 @@ func (s *httpSource) parts(each func(name string, p pair) error) error {
 }
 
 // read gets every document and right after it its signature.
-func (s *httpSource) read(ctx context.Context) (files memory, changed bool, err error) {
-	files = memory{}
-	err = s.parts(func(name string, p pair) error {
-		body, bodyChanged, err := s.get(ctx, p.artifact, p.tokenFile)
+func (s *httpSource) read(ctx context.Context) (files Memory, changed bool, err error) {
+	files = Memory{}
+	err = s.parts(func(name string, p Pair) error {
+		body, bodyChanged, err := s.get(ctx, p.Artifact, p.TokenFile)
 		if err != nil {
 			return err
 		}
-		sig, sigChanged, err := s.get(ctx, p.signature, p.tokenFile)
+		sig, sigChanged, err := s.get(ctx, p.Signature, p.TokenFile)
 		if err != nil {
 			return err
 		}
@@ -107,8 +121,8 @@ func (s *httpSource) read(ctx context.Context) (files memory, changed bool, err 
 
 // again reports whether a document has changed since it was read.
 func (s *httpSource) again(ctx context.Context) (changed bool, err error) {
-	err = s.parts(func(_ string, p pair) error {
-		_, different, err := s.get(ctx, p.artifact, p.tokenFile)
+	err = s.parts(func(_ string, p Pair) error {
+		_, different, err := s.get(ctx, p.Artifact, p.TokenFile)
 		changed = changed || different
 		return err
 	})
@@ -118,7 +132,7 @@ func (s *httpSource) again(ctx context.Context) (changed bool, err error) {
 // get is the document at a URL and whether it differs from the last answer.
 func (s *httpSource) get(ctx context.Context, url, tokenFile string) (body []byte, changed bool, err error) {
 	last, had := s.last[url]
-	body, etag, err := fetch(ctx, s.client, url, tokenFile, last.etag)
+	body, etag, err := Get(ctx, s.client, url, tokenFile, last.etag)
 	if errors.Is(err, errNotModified) {
 		return last.body, false, nil
 	}
@@ -132,14 +146,14 @@ func (s *httpSource) get(ctx context.Context, url, tokenFile string) (body []byt
 var errNotModified = errors.New("not modified")
 
 // fetch gets one bounded document, with a bearer token that is read anew.
-func fetch(ctx context.Context, client *http.Client, address, tokenFile, etag string) (body []byte, newTag string, err error) {
+func Get(ctx context.Context, client *http.Client, address, tokenFile, etag string) (body []byte, newTag string, err error) {
 	shown := shownURL(address)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, "", fmt.Errorf("fetch %s: no URL", shown)
 	}
 	if tokenFile != "" {
-		token, err := secretFile(tokenFile)
+		token, err := Secret(tokenFile)
 		if err != nil {
 			return nil, "", err
 		}
@@ -166,7 +180,7 @@ func fetch(ctx context.Context, client *http.Client, address, tokenFile, etag st
 	default:
 		return nil, "", fmt.Errorf("fetch %s: answered %s", shown, resp.Status)
 	}
-	if body, err = readBounded(resp.Body, shown); err != nil {
+	if body, err = ReadBounded(resp.Body, shown); err != nil {
 		return nil, "", err
 	}
 	return body, resp.Header.Get("ETag"), nil

@@ -1,4 +1,4 @@
-package cp
+package source
 
 import (
 	"context"
@@ -17,7 +17,7 @@ func TestADirectoryGivesARelease(t *testing.T) {
 	files, trust := signedRelease(t)
 	dir := t.TempDir()
 	writeFiles(t, dir, files)
-	s := NewDirSource(dir)
+	s := NewDir(dir)
 	got := fetched(t, s, "")
 	if rel := verifies(t, got.FS, trust); len(rel.Channels) != 2 || rel.Channels["edge"].Head == nil {
 		t.Errorf("%d channels", len(rel.Channels))
@@ -46,7 +46,7 @@ func TestAListThatChangesAloneIsSeen(t *testing.T) {
 	files, _ := signedRelease(t)
 	dir := t.TempDir()
 	writeFiles(t, dir, files)
-	s := NewDirSource(dir)
+	s := NewDir(dir)
 	last := fetched(t, s, "").Revision
 	for _, name := range []string{fleet.RevocationsName, fleet.NoncesName, fleet.HeadName("edge"), fleet.FleetName} {
 		writeFiles(t, dir, map[string][]byte{name + fleet.SignatureSuffix: []byte("new")})
@@ -68,7 +68,7 @@ func TestV1PairOfFiles(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	got := fetched(t, NewFilesSource(filepath.Join(dir, "fleet.json"), filepath.Join(sigs, "signature")), "")
+	got := fetched(t, NewFiles(filepath.Join(dir, "fleet.json"), filepath.Join(sigs, "signature")), "")
 	rel, err := fleet.LoadRelease(got.FS, fleet.LoadOptions{Trust: trust, Now: releasedAt, Window: time.Hour, FleetName: "fleet.json"})
 	if err != nil || rel.Revocations == nil {
 		t.Error(err)
@@ -81,7 +81,7 @@ func TestAReleaseBeingWrittenIsReadAgain(t *testing.T) {
 	late := files[fleet.RevocationsName]
 	delete(files, fleet.RevocationsName)
 	writeFiles(t, dir, files)
-	if _, err := NewDirSource(dir).Fetch(t.Context(), ""); !errors.Is(err, errBeingWritten) {
+	if _, err := NewDir(dir).Fetch(t.Context(), ""); !errors.Is(err, errBeingWritten) {
 		t.Errorf("signature without its document: %v", err)
 	}
 	written := make(chan struct{})
@@ -90,7 +90,7 @@ func TestAReleaseBeingWrittenIsReadAgain(t *testing.T) {
 		time.Sleep(dirPause + dirPause/2)
 		writeFiles(t, dir, map[string][]byte{fleet.RevocationsName: late})
 	}()
-	verifies(t, fetched(t, NewDirSource(dir), "").FS, trust)
+	verifies(t, fetched(t, NewDir(dir), "").FS, trust)
 	<-written
 
 	ctx, cancel := context.WithTimeout(t.Context(), dirPause/2)
@@ -98,7 +98,7 @@ func TestAReleaseBeingWrittenIsReadAgain(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, fleet.RevocationsName)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewDirSource(dir).Fetch(ctx, ""); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := NewDir(dir).Fetch(ctx, ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -106,17 +106,17 @@ func TestAReleaseBeingWrittenIsReadAgain(t *testing.T) {
 // rewritten is a directory in which a writer replaces the fleet's pair after
 // each of the first n reads of the document.
 type rewritten struct {
-	boundedDir
+	Dir
 	t testing.TB
 	n int
 }
 
 func (d *rewritten) ReadFile(name string) ([]byte, error) {
-	data, err := d.boundedDir.ReadFile(name)
+	data, err := d.Dir.ReadFile(name)
 	if name == fleet.FleetName && d.n > 0 {
 		d.n--
 		text := []byte{byte('a' + d.n)}
-		writeFiles(d.t, string(d.boundedDir), map[string][]byte{fleet.FleetName: text, fleet.FleetName + fleet.SignatureSuffix: text})
+		writeFiles(d.t, string(d.Dir), map[string][]byte{fleet.FleetName: text, fleet.FleetName + fleet.SignatureSuffix: text})
 	}
 	return data, err
 }
@@ -124,20 +124,20 @@ func (d *rewritten) ReadFile(name string) ([]byte, error) {
 func TestADirectoryReplacedWhileItIsReadIsReadAgain(t *testing.T) {
 	dir := t.TempDir()
 	writeFiles(t, dir, map[string][]byte{fleet.FleetName: []byte("old"), fleet.FleetName + fleet.SignatureSuffix: []byte("old")})
-	s := NewDirSource(dir).(*dirSource)
-	s.files = &rewritten{boundedDir(dir), t, 2}
+	s := NewDir(dir).(*dirSource)
+	s.files = &rewritten{Dir(dir), t, 2}
 	got := fetched(t, s, "")
 	if a, b := content(t, got.FS, fleet.FleetName), content(t, got.FS, fleet.FleetName+fleet.SignatureSuffix); a != "a" || b != "a" {
 		t.Errorf("%s with the signature of %s", a, b)
 	}
-	s.files = &rewritten{boundedDir(dir), t, 2 * dirAttempts}
+	s.files = &rewritten{Dir(dir), t, 2 * dirAttempts}
 	if _, err := s.Fetch(t.Context(), ""); !errors.Is(err, errBeingWritten) {
 		t.Errorf("a writer that never rests: %v", err)
 	}
 }
 
 func TestADirectoryWithoutARelease(t *testing.T) {
-	if _, err := NewDirSource(t.TempDir()).Fetch(t.Context(), ""); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := NewDir(t.TempDir()).Fetch(t.Context(), ""); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("empty: %v", err)
 	}
 	files, _ := signedRelease(t)
@@ -152,7 +152,7 @@ func TestADirectoryWithoutARelease(t *testing.T) {
 			if err := errors.Join(os.Remove(path), spoil(path)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := NewDirSource(dir).Fetch(t.Context(), ""); err == nil {
+			if _, err := NewDir(dir).Fetch(t.Context(), ""); err == nil {
 				t.Errorf("%s as %s was read", name, file)
 			}
 		}
@@ -162,7 +162,7 @@ func TestADirectoryWithoutARelease(t *testing.T) {
 func TestPathsOutsideADirectory(t *testing.T) {
 	dir := t.TempDir()
 	writeFiles(t, dir, map[string][]byte{"secret": []byte("x"), "in/side": []byte("y")})
-	d := boundedDir(filepath.Join(dir, "in"))
+	d := Dir(filepath.Join(dir, "in"))
 	for _, name := range []string{"../secret", "/etc/passwd", "side/../../secret", ""} {
 		if data, err := d.ReadFile(name); err == nil {
 			t.Errorf("%q: %q", name, data)
