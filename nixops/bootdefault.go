@@ -53,6 +53,28 @@ func (m *machine) BootDefault(ctx context.Context) (string, error) {
 	return "", nil
 }
 
+// HasBootEntry looks for the closure in every file that a known loader reads.
+func (m *machine) HasBootEntry(ctx context.Context, closure string) (bool, error) {
+	if m.platform == "darwin" {
+		return true, nil
+	}
+	if id, err := m.entryOf(closure); err != nil || id != "" {
+		return id != "", err
+	}
+	for _, file := range []string{"/grub/grub.cfg", "/extlinux/extlinux.conf"} {
+		for _, dir := range loaderDirs {
+			config, err := disk.ReadLinked(m.root+dir+file, maxBootConfig)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return false, fmt.Errorf("boot entries: %w", err)
+			}
+			if strings.Contains(string(config), storeDir+"/"+closure+"/") {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
 var initArgument = regexp.MustCompile(`\binit=(/nix/store/[^\s"']+)`)
 
 // initClosure is the closure named in a kernel command line.

@@ -13,7 +13,6 @@ package nixops
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 )
 
@@ -56,6 +55,9 @@ type Host interface {
 	BootedSystem(ctx context.Context) (string, error)
 	// Profile is the closure of the system profile.
 	Profile(ctx context.Context) (string, error)
+	// HasBootEntry says whether a file of a known boot loader starts the closure. It is
+	// false as well where no known loader is installed.
+	HasBootEntry(ctx context.Context, closure string) (bool, error)
 	// BootDefault is the closure that the boot loader would start by itself, ""
 	// where no known loader (systemd-boot, GRUB, extlinux) is installed.
 	BootDefault(ctx context.Context) (string, error)
@@ -85,7 +87,8 @@ type Host interface {
 
 	// Switch runs the closure's own switch script in a unit of its own and waits for it. The
 	// switch goes on when ctx ends or the caller dies; SwitchState finds it again.
-	// A held lock is ErrLockHeld, before the start as well as by exit code 11.
+	// A held lock is ErrLockHeld, before the start as well as by what the script says.
+	// The exit is read by what the run changed, as Exit.After does.
 	// The error says whether the script ran; the Exit whether it worked.
 	Switch(ctx context.Context, r SwitchRequest) (Exit, error)
 	// SwitchState tells about a unit started by Switch or by a deadline, also by an
@@ -101,8 +104,10 @@ type Host interface {
 	SetProfile(ctx context.Context, closure string) error
 	// RestoreCurrent points /run/current-system at a recorded closure, atomically.
 	RestoreCurrent(ctx context.Context, closure string) error
-	// ClearSwitchLists removes /run/nixos/{start,restart,reload}-list of a killed
-	// switch, which would start the bad generation's units in the next one.
+	// ClearSwitchLists removes what earlier runs left in /run/nixos for later ones: the
+	// lists of a killed switch, which would start the bad generation's units, and those
+	// of activation scripts, which can end each later switch in its middle. Switch does so
+	// before each run that changes units, and keeps the former in one that continues.
 	ClearSwitchLists(ctx context.Context) error
 	// LockHeld says whether a switch holds the switch lock. The file is never deleted.
 	LockHeld(ctx context.Context) (bool, error)
@@ -205,6 +210,10 @@ type SwitchRequest struct {
 	Action  Action
 	Unit    string   // name of the unit without suffix; new for each attempt
 	Env     []string // NAME=value, added to the unit's environment
+
+	// Continues says that an earlier run of the same closure died: what it had stopped,
+	// which its lists name, is started again.
+	Continues bool
 }
 
 // UnitPhase says where a unit is.
@@ -224,77 +233,6 @@ type UnitState struct {
 
 // MaxOutput bounds in bytes what UnitOutput and error messages carry.
 const MaxOutput = 4 << 10
-
-// Exit is how a switch script ended. Codes: nixpkgs
-// pkgs/by-name/sw/switch-to-configuration-ng.
-type Exit struct {
-	Code   int    // exit status; 128+n for a signal
-	Signal string // name of the signal that killed it, "" if none
-}
-
-// Meaning is a stable word for an exit code.
-type Meaning string
-
-const (
-	MeaningDone       Meaning = "done"              // 0
-	MeaningRefused    Meaning = "refused"           // 1: pre-switch check, switch inhibitor or boot loader
-	MeaningActivation Meaning = "activation-failed" // 2: the activation script
-	MeaningUnits      Meaning = "units-failed"      // 4: some unit
-	MeaningLocked     Meaning = "locked"            // 11: try again
-	MeaningReboot     Meaning = "reboot-needed"     // 100: the init interface changed
-	MeaningDied       Meaning = "script-died"       // 101, and 128+n of a signal that the script passed on
-	MeaningKilled     Meaning = "killed"            // by a signal
-	MeaningUnknown    Meaning = "unknown"
-)
-
-// OK says that the script reported success.
-func (e Exit) OK() bool { return e.Code == 0 && e.Signal == "" }
-
-// Meaning tells the exit codes apart.
-func (e Exit) Meaning() Meaning {
-	if e.Signal != "" {
-		return MeaningKilled
-	}
-	switch e.Code {
-	case 0:
-		return MeaningDone
-	case 1:
-		return MeaningRefused
-	case 2:
-		return MeaningActivation
-	case 4:
-		return MeaningUnits
-	case 11:
-		return MeaningLocked
-	case 100:
-		return MeaningReboot
-	case 101:
-		return MeaningDied
-	}
-	if e.Code > 128 && e.Code <= 128+64 {
-		return MeaningKilled
-	}
-	return MeaningUnknown
-}
-
-// String is one clause for people.
-func (e Exit) String() string {
-	if e.Signal != "" {
-		return fmt.Sprintf("killed by %s", e.Signal)
-	}
-	text := map[Meaning]string{
-		MeaningDone:       "done",
-		MeaningRefused:    "a pre-switch check, a switch inhibitor or the boot loader refused",
-		MeaningActivation: "the activation script failed",
-		MeaningUnits:      "some unit failed",
-		MeaningLocked:     "another switch holds the lock",
-		MeaningReboot:     "the init interface changed, a reboot is needed",
-		MeaningDied:       "the switch script itself died",
-		MeaningKilled:     "killed by a signal",
-		MeaningUnknown:    "an exit code that switch-to-configuration does not use",
-	}[e.Meaning()]
-	return fmt.Sprintf("exit %d: %s", e.Code, text)
-}
 
 // Space is what is left, in bytes, for unprivileged writers.
 type Space struct {

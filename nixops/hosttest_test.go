@@ -126,7 +126,7 @@ func testExitCodes(t *testing.T, r *rig) {
 	one := r.installed(t, nixops.SimClosure{})
 	for code, want := range map[int]nixops.Meaning{
 		1: nixops.MeaningRefused, 2: nixops.MeaningActivation, 4: nixops.MeaningUnits,
-		100: nixops.MeaningReboot, 101: nixops.MeaningDied, 7: nixops.MeaningUnknown,
+		100: nixops.MeaningReboot, 101: nixops.MeaningDied, 7: nixops.MeaningDied,
 	} {
 		closure := r.publish(fmt.Sprintf("nixos-system-exit-%d", code), nixops.SimClosure{ExitCode: code})
 		must(t, r.host.Realise(t.Context(), closure, nil))

@@ -149,85 +149,6 @@ func executable(path string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
-func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
-	fail := func(err error) (Exit, error) {
-		return Exit{}, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
-	}
-	if err := checkUnit(r.Unit); err != nil {
-		return fail(err)
-	}
-	command, err := m.scriptOf(r.Closure, r.Action)
-	if err != nil {
-		return fail(err)
-	}
-	held, err := m.LockHeld(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	if held {
-		return fail(ErrLockHeld)
-	}
-	env := slices.Clone(r.Env)
-	if m.root != "" {
-		env = append(env, "NIXFLEET_ROOT="+m.root)
-	}
-	if err := m.super.start(ctx, r.Unit, command, env); err != nil {
-		return fail(err)
-	}
-	m.log.Info().Str("closure", r.Closure).Str("action", string(r.Action)).Str("unit", r.Unit).Msg("switch started")
-	var state UnitState
-	deaf := 0
-	err = wait(ctx, 0, func() (bool, error) {
-		var err error
-		state, err = m.super.state(ctx, r.Unit)
-		if err != nil && ctx.Err() == nil {
-			// The supervisor may be replaced by the very switch it runs.
-			if deaf++; deaf < maxDeaf {
-				return false, nil
-			}
-			return false, err
-		}
-		deaf = 0
-		return state.Phase != UnitRunning, err
-	})
-	if err != nil {
-		return fail(err)
-	}
-	if state.Phase == UnitUnknown {
-		return fail(fmt.Errorf("unit %s ended without a record", r.Unit))
-	}
-	if state.Exit.Meaning() == MeaningLocked {
-		return state.Exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, ErrLockHeld)
-	}
-	return state.Exit, nil
-}
-
-// maxDeaf is how many times in a row a supervisor may fail to answer during a
-// switch, half a second apart.
-const maxDeaf = 60
-
-func (m *machine) SwitchState(ctx context.Context, unit string) (UnitState, error) {
-	if err := checkUnit(unit); err != nil {
-		return UnitState{}, err
-	}
-	return m.super.state(ctx, unit)
-}
-
-func (m *machine) UnitOutput(ctx context.Context, unit string) (string, error) {
-	if err := checkUnit(unit); err != nil {
-		return "", err
-	}
-	text, err := m.super.output(ctx, unit)
-	return legible(text), err
-}
-
-func (m *machine) StopUnit(ctx context.Context, unit string) error {
-	if err := checkUnit(unit); err != nil {
-		return err
-	}
-	return m.super.stop(ctx, unit)
-}
-
 func (m *machine) SetProfile(ctx context.Context, closure string) error {
 	if now, err := m.Profile(ctx); err == nil && now == closure {
 		return nil
@@ -276,16 +197,6 @@ func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
 	}
 	if err := disk.ReplaceLink(path, m.root+currentSystem); err != nil {
 		return fmt.Errorf("restore current system: %w", noSpace(err))
-	}
-	return nil
-}
-
-func (m *machine) ClearSwitchLists(ctx context.Context) error {
-	for _, list := range []string{"start", "restart", "reload"} {
-		err := os.Remove(m.root + "/run/nixos/" + list + "-list")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("clear switch lists: %w", err)
-		}
 	}
 	return nil
 }

@@ -216,7 +216,7 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 	}
 	r.leaveLists = func() {
 		must(t, os.MkdirAll(filepath.Join(root, "run/nixos"), 0o755))
-		for _, l := range []string{"start-list", "restart-list", "reload-list"} {
+		for _, l := range []string{"start-list", "restart-list", "reload-list", "activation-restart-list"} {
 			must(t, os.WriteFile(filepath.Join(root, "run/nixos", l), []byte("bad.service\n"), 0o644))
 		}
 		t.Cleanup(func() {

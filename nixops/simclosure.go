@@ -40,6 +40,7 @@ type SimClosure struct {
 	BootExit   int           `json:"bootExit,omitzero"`  // of `boot`
 	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; a failing check also makes `test` and `switch` exit 1
 	NoCheck    bool          `json:"noCheck,omitzero"`   // does not know `check`
+	BootSkips  bool          `json:"bootSkips,omitzero"` // `boot` exits 0 and has changed nothing
 
 	// What happens when it is booted.
 	NoBoot bool `json:"noBoot,omitzero"` // it hangs, and the next boot is the one that counts

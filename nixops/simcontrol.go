@@ -108,7 +108,7 @@ func (s *Sim) PowerCycle() error {
 		st.BootedAt, st.Asleep = time.Now(), 0
 		st.Current, st.Booted, st.Switched = next, next, time.Now()
 		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
-		st.Units, st.LockHeld, st.StartList = map[string]simUnit{}, false, false
+		st.Units, st.LockHeld, st.Lists = map[string]simUnit{}, false, ""
 		for unit := range st.Deadlines {
 			s.m.dropTimer(unit)
 		}

@@ -58,6 +58,15 @@ func (s *Sim) BootDefault(ctx context.Context) (string, error) {
 	return s.read(func(st *simState) string { return st.BootDefault })
 }
 
+func (s *Sim) HasBootEntry(ctx context.Context, closure string) (bool, error) {
+	has := false
+	err := s.m.look(func(st *simState) error {
+		has = closure == st.BootDefault || slices.Contains(st.Entries, closure)
+		return nil
+	})
+	return has, err
+}
+
 func (s *Sim) BootID(ctx context.Context) (string, error) {
 	return s.read(func(st *simState) string { return st.bootID() })
 }
@@ -221,9 +230,14 @@ func (s *Sim) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		return fail(err)
 	}
 	var end time.Time
+	var before string
 	err = s.m.with(func(st *simState) error {
 		if st.locked() {
 			return ErrLockHeld
+		}
+		before = st.Current
+		if r.changesUnits() && !r.Continues {
+			st.Lists = ""
 		}
 		now := time.Now()
 		end = now.Add(c.SwitchTime)
@@ -254,12 +268,25 @@ func (s *Sim) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 			return fail(err)
 		case state.Phase == UnitUnknown:
 			return fail(fmt.Errorf("unit %s ended without a record", r.Unit))
-		case state.Phase == UnitFinished && state.Exit.Meaning() == MeaningLocked:
-			return state.Exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, ErrLockHeld)
 		case state.Phase == UnitFinished:
-			return state.Exit, nil
+			return s.readExit(ctx, r, state.Exit, before)
 		}
 	}
+}
+
+// readExit is that of the real host. Whatever ends with 11 here has met the lock.
+func (s *Sim) readExit(ctx context.Context, r SwitchRequest, exit Exit, before string) (Exit, error) {
+	after, err := s.CurrentSystem(ctx)
+	if err != nil {
+		return exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
+	}
+	if r.Action != ActionBoot || exit.Code == lockCode {
+		exit = exit.After(before, after, "")
+	}
+	if exit.Meaning() == MeaningLocked {
+		return exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, ErrLockHeld)
+	}
+	return exit, nil
 }
 
 // locked says whether some switch holds the lock.
@@ -322,7 +349,7 @@ func (s *Sim) StopUnit(ctx context.Context, unit string) error {
 		}
 		if (u.Action == ActionTest || u.Action == ActionSwitch) && now.Sub(u.Start) >= u.End.Sub(u.Start)/2 {
 			st.activate(u.Closure, c, now)
-			st.StartList = true
+			st.Lists = u.Closure
 		}
 		u.Done, u.End, u.Exit, u.Signal = true, now, -1, "TERM"
 		st.Units[unit] = u
@@ -359,7 +386,7 @@ func (s *Sim) RestoreCurrent(ctx context.Context, closure string) error {
 
 func (s *Sim) ClearSwitchLists(ctx context.Context) error {
 	return s.m.with(func(st *simState) error {
-		st.StartList = false
+		st.Lists = ""
 		return nil
 	})
 }

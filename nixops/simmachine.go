@@ -43,7 +43,7 @@ type simState struct {
 	Units       map[string]simUnit     `json:"units"`
 	Deadlines   map[string]simDeadline `json:"deadlines"`
 	LockHeld    bool                   `json:"lockHeld"`
-	StartList   bool                   `json:"startList"` // a killed switch left its lists
+	Lists       string                 `json:"lists"` // closure whose killed switch left its lists
 	StoreFree   uint64                 `json:"storeFree"`
 	BootFree    uint64                 `json:"bootFree"`
 	Fetched     map[string]int         `json:"fetched"` // closure -> times it came from the cache
@@ -289,6 +289,9 @@ func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
 		if c.BootExit != 0 {
 			return c.BootExit, false
 		}
+		if c.BootSkips {
+			return 0, false
+		}
 		s.BootDefault = u.Closure
 		s.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Staged})))
 	}
@@ -300,7 +303,7 @@ func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
 	}
 	s.activate(u.Closure, c, u.End)
 	if c.ExitCode == 101 {
-		s.StartList = true
+		s.Lists = u.Closure
 	}
 	if c.ExitCode == 0 && len(c.FailedUnits) > 0 {
 		return 4, true
@@ -311,7 +314,7 @@ func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
 func (s *simState) activate(closure string, c SimClosure, at time.Time) {
 	s.Current, s.Switched = closure, at
 	s.Failed = slices.Sorted(slices.Values(c.FailedUnits))
-	if s.StartList {
+	if s.Lists != "" && s.Lists != closure {
 		// The lists of a killed switch start the bad generation's units.
 		s.Failed = append(s.Failed, "left-by-killed-switch.service")
 	}

@@ -194,12 +194,14 @@ func (s *systemd) state(ctx context.Context, unit string) (UnitState, error) {
 	return s.files.ended(unit)
 }
 
+// journalArguments asks for the end of what a unit wrote. Not by --boot: in a container
+// the agent's sandbox sees another boot id than journald, and our names are used once.
+func journalArguments(unit string) []string {
+	return []string{"--no-pager", "--output=cat", "--lines=200", "--unit=" + unit + ".service"}
+}
+
 func (s *systemd) output(ctx context.Context, unit string) (string, error) {
-	out, err := command{
-		path:    "journalctl",
-		args:    []string{"--boot", "--no-pager", "--output=cat", "--lines=200", "--unit=" + unit + ".service"},
-		timeout: toolTimeout,
-	}.run(ctx)
+	out, err := command{path: "journalctl", args: journalArguments(unit), timeout: toolTimeout}.run(ctx)
 	if over := len(out) - MaxOutput; over > 0 {
 		out = out[over:]
 	}

@@ -80,6 +80,20 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	// With protected control groups the boot id of a container is that of its host.
+	t.Run("output in the journal, seen from the agent's sandbox", func(t *testing.T) {
+		start(t, "nixops-seen", "echo a word for the agent")
+		finished(t, "nixops-seen")
+		args := append([]string{"--quiet", "--pipe", "--wait", "--collect", "--property=ProtectControlGroups=yes",
+			"--property=ProtectKernelTunables=yes", "--", "journalctl"}, journalArguments("nixops-seen")...)
+		err := wait(ctx, patience, func() (bool, error) {
+			out, err := command{path: "systemd-run", args: args, timeout: toolTimeout}.run(ctx)
+			return strings.Contains(string(out), "a word for the agent"), err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
 	// Of what a unit says at once journald keeps ten thousand lines, and says so only when
 	// the unit speaks again. The end is what people need.
 	t.Run("the end of a noisy switch arrives A39", func(t *testing.T) {
