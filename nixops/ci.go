@@ -122,9 +122,9 @@ func (c CI) BuildAttr(ctx context.Context, installable string) (string, error) {
 	return path, nil
 }
 
-// Copy puts closures into a binary cache (file://, s3://, ssh://, ...). With a
-// signing key file, as `nix-store --generate-binary-cache-key` writes it, every path of them is
-// signed on the way, whoever signed it before.
+// Copy puts closures into a binary cache (file://, s3://, ssh://, ...). With a signing key file, as
+// `nix-store --generate-binary-cache-key` writes it, every path of them is signed on the way. What the cache has it
+// has with the signatures from then; Deliver adds this key's.
 func (c CI) Copy(ctx context.Context, paths []string, dest, signingKeyFile string) error {
 	if len(paths) == 0 {
 		return nil
@@ -139,9 +139,12 @@ func (c CI) Copy(ctx context.Context, paths []string, dest, signingKeyFile strin
 			return fmt.Errorf("sign for %s: %w", dest, classify(err))
 		}
 	}
-	copying := append([]string{"copy", "--to", dest}, paths...)
-	if _, err := c.command(c.BuildTimeout, 6*time.Hour, "nix", copying...).run(ctx); err != nil {
-		return fmt.Errorf("copy to %s: %w", dest, classify(err))
-	}
-	return nil
+	copying := c.command(c.BuildTimeout, 6*time.Hour, "nix", append([]string{"copy", "--to", dest}, paths...)...)
+	return withoutMemory(func(fresh []string) error {
+		copying.env = append(copying.env, fresh...)
+		if _, err := copying.run(ctx); err != nil {
+			return fmt.Errorf("copy to %s: %w", dest, classify(err))
+		}
+		return nil
+	})
 }

@@ -2,6 +2,7 @@ package nixops
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type command struct {
 	env     []string // added to the process's own
 	timeout time.Duration
 	lines   func(string) // gets each line of stderr, may be nil
+	limit   int          // of the output, in bytes; maxCapture when it is 0
 }
 
 // commandError is a failed run with the end of what it said.
@@ -70,7 +72,7 @@ func (c command) run(ctx context.Context) ([]byte, error) {
 	cmd.WaitDelay = waitDelay
 	// Nix runs git in the flake that it is told to read, and not in the repository of a git hook around us.
 	cmd.Env = append(git.Environ(os.Environ()), c.env...)
-	var stdout head
+	stdout := head{limit: cmp.Or(c.limit, maxCapture)}
 	stderr := tail{lines: c.lines}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -79,7 +81,7 @@ func (c command) run(ctx context.Context) ([]byte, error) {
 	case ctx.Err() != nil && err != nil:
 		err = ctx.Err()
 	case err == nil && stdout.over:
-		err = fmt.Errorf("printed more than %d bytes", maxCapture)
+		err = fmt.Errorf("printed more than %d bytes", stdout.limit)
 	}
 	if err != nil {
 		return nil, &commandError{name: commandName(c), stderr: stderr.String(), err: err}
@@ -96,14 +98,15 @@ func commandName(c command) string {
 	return name
 }
 
-// head keeps the first maxCapture bytes written to it.
+// head keeps the first bytes written to it.
 type head struct {
-	buf  bytes.Buffer
-	over bool
+	limit int
+	buf   bytes.Buffer
+	over  bool
 }
 
 func (h *head) Write(p []byte) (int, error) {
-	room := maxCapture - h.buf.Len()
+	room := h.limit - h.buf.Len()
 	if len(p) > room {
 		h.over = true
 		h.buf.Write(p[:room])

@@ -1,6 +1,7 @@
 package testnix
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,7 +21,63 @@ type Cache struct {
 
 	mu       sync.Mutex
 	hook     func(http.ResponseWriter, *http.Request) bool
-	requests []string
+	requests []string // each "METHOD PATH"
+	uploads  uploads
+}
+
+// uploads is what a cache does with PUT, by which nix copy fills it over http.
+type uploads int
+
+const (
+	noUploads   uploads = iota
+	anyUpload           // whatever comes
+	firstUpload         // only what is not there yet
+)
+
+// TakeUploads lets nix copy fill the cache by its URL. With replace false the cache refuses to change what it has.
+func (c *Cache) TakeUploads(replace bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.uploads = firstUpload
+	if replace {
+		c.uploads = anyUpload
+	}
+}
+
+// upload writes what a PUT brings.
+func (c *Cache) upload(w http.ResponseWriter, r *http.Request, how uploads) {
+	file := filepath.Join(c.Dir, filepath.FromSlash(r.URL.Path))
+	if _, err := os.Stat(file); how == noUploads || how == firstUpload && err == nil {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	body, err := io.ReadAll(r.Body)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(file), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(file, body, 0o644)
+	}
+	if err != nil {
+		w.WriteHeader(http.StatusInternalServerError)
+	}
+}
+
+// Empty makes the cache lose all that it has.
+func (c *Cache) Empty(t testing.TB) {
+	t.Helper()
+	entries, err := os.ReadDir(c.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() == "nix-cache-info" {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(c.Dir, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // NewCache serves an empty cache until the test ends.
@@ -34,10 +91,14 @@ func (n Nix) NewCache(t testing.TB) *Cache {
 	files := http.FileServer(http.Dir(c.Dir))
 	c.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.mu.Lock()
-		c.requests = append(c.requests, r.URL.Path)
-		hook := c.hook
+		c.requests = append(c.requests, r.Method+" "+r.URL.Path)
+		hook, uploads := c.hook, c.uploads
 		c.mu.Unlock()
-		if hook == nil || !hook(w, r) {
+		switch {
+		case hook != nil && hook(w, r):
+		case r.Method == http.MethodPut:
+			c.upload(w, r, uploads)
+		default:
 			files.ServeHTTP(w, r)
 		}
 	}))
@@ -61,6 +122,15 @@ func (c *Cache) Hook(f func(http.ResponseWriter, *http.Request) bool) {
 
 // Requests are the paths asked for so far.
 func (c *Cache) Requests() []string {
+	lines := c.RequestLines()
+	for i, line := range lines {
+		_, lines[i], _ = strings.Cut(line, " ")
+	}
+	return lines
+}
+
+// RequestLines are the requests so far, each METHOD PATH.
+func (c *Cache) RequestLines() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append([]string(nil), c.requests...)

@@ -245,14 +245,36 @@ func (f *nixFleet) commit(dir, message string) {
 // to the caller.
 func (f *nixFleet) release(push ...string) {
 	f.t.Helper()
-	out := f.mustRun(f.checkout(""), append([]string{
-		"release", "--sign-key", f.key("release.key"), "--trust-file", f.key("trust.json"), "--git-push", "origin:main",
-		"--git-user-name", "ci", "--git-user-email", "ci@fleet.test", "--confirm-window", confirmWindow.String(),
-	}, push...)...)
+	out := f.mustRun(f.checkout(""), append(f.releaseWords(), push...)...)
 	f.t.Log(strings.ReplaceAll(strings.TrimSpace(out), "\n", "; "))
 	if err := f.client.Poke(f.t.Context()); err != nil {
 		// Before the first release there is no control plane to poke.
 		f.t.Logf("poke: %v", err)
+	}
+}
+
+func (f *nixFleet) releaseWords() []string {
+	return []string{
+		"release", "--sign-key", f.key("release.key"), "--trust-file", f.key("trust.json"), "--git-push", "origin:main",
+		"--git-user-name", "ci", "--git-user-email", "ci@fleet.test", "--confirm-window", confirmWindow.String(),
+	}
+}
+
+// refused wants a release to fail with these words before it has signed or pushed anything.
+func (f *nixFleet) refused(words string, push ...string) {
+	f.t.Helper()
+	tip := f.command(f.dir, "git", "-C", filepath.Join(f.dir, "forge.git"), "rev-parse", "main")
+	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, append(f.releaseWords(), push...)...)
+	cmd.Dir, cmd.Env = f.checkout(""), f.environment()
+	out, err := cmd.CombinedOutput()
+	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(string(out), words) ||
+		!strings.Contains(string(out), "--no-verify-cache") {
+		f.t.Fatalf("release %s: %v, without %q:\n%s", strings.Join(push, " "), err, words, out)
+	}
+	if now := f.command(f.dir, "git", "-C", filepath.Join(f.dir, "forge.git"), "rev-parse", "main"); now != tip {
+		f.t.Errorf("the refused release was pushed: %s", now)
 	}
 }
 

@@ -97,7 +97,8 @@ func (f *nixFleet) spoiltCache(names []string, push ...string) {
 		before[name] = [2]string{current, profile}
 	}
 	f.edit("spoilt "+strings.Join(push[2:], " "), names...)
-	f.release(push...)
+	f.refused("hosts cannot fetch", push...)
+	f.release(append(push, "--no-verify-cache")...)
 	for _, name := range names {
 		want := f.declared(name)
 		f.until(name+" reports closure-signature-mismatch", func() string {

@@ -29,6 +29,8 @@ func releaseCommand() *cli.Command {
 			"NIXFLEET_CLOSURE_HASH; one host follows the other unless --push-jobs says that the hook bears company. The\n" +
 			"sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and writes the 64 raw bytes of\n" +
 			"the signature to NIXFLEET_OUTPUT.\n\n" +
+			"Before anything is signed, --copy-to and the caches that the built systems name in nix.conf are asked for\n" +
+			"every path, and whether it has a signature that the systems accept; --no-verify-cache leaves that out.\n\n" +
 			"Nothing is published that does not verify. The keys to verify with are those of --trust-file, else\n" +
 			"--public-key, else trust.json beside the fleet's flake. With a sign hook and none of them, release refuses to\n" +
 			"begin; nixfleet-release, the name that v1 scripts use, then takes the trust.json that the built systems bring,\n" +
@@ -52,6 +54,7 @@ func releaseCommand() *cli.Command {
 			&cli.StringFlag{Name: "push-cmd", EnvVars: []string{"NIXFLEET_PUSH_CMD"}, Usage: "`HOOK` that pushes one closure to the cache"},
 			&cli.StringFlag{Name: "copy-to", Usage: "push all closures with nix copy to this `STORE`"},
 			&cli.StringFlag{Name: "cache-key", Usage: "key `FILE` in Nix's form that --copy-to signs every path with"},
+			&cli.BoolFlag{Name: "no-verify-cache", Usage: "do not ask the caches whether hosts can fetch every path of the release"},
 			&cli.StringFlag{Name: "sign-cmd", EnvVars: []string{"NIXFLEET_SIGN_CMD"}, Usage: "`HOOK` that signs one file"},
 			&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"}, Usage: "release key `FILE`, instead of a hook"},
 			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens encrypted keys"},

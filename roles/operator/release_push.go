@@ -7,31 +7,93 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"nixfleet/nixops"
+	"nixfleet/nixops/fleet"
+
 	"nixfleet/roles/command"
 )
 
-// push hands every closure to the cache before anything names it.
+// push hands every closure to the cache before anything names it, and makes sure that it arrived.
 func (r *releaser) push(ctx context.Context, d *draft) error {
 	if hook := r.c.String("push-cmd"); hook != "" {
 		if err := r.pushBy(ctx, hook, d.closures); err != nil {
 			return command.Coded(2, err)
 		}
 	}
-	if store := r.c.String("copy-to"); store != "" && len(d.closures) > 0 {
-		r.say("copying %d closures to %s", len(d.closures), store)
-		paths := slices.Compact(slices.Sorted(maps.Values(d.closures)))
-		err := inTheClear(r.c.String("cache-key"), r.c.String("identity"), func(key string) error {
-			return r.nix().Copy(ctx, paths, store, key)
-		})
-		if err != nil {
-			return fmt.Errorf("copy to %s: %w", store, err)
+	delivery := nixops.Delivery{Dest: r.c.String("copy-to"), Unverified: r.c.Bool("no-verify-cache"), Say: r.say}
+	if len(d.closures) == 0 {
+		return nil
+	}
+	if delivery.Dest != "" {
+		r.say("copying %s to %s", command.Plural(len(d.closures), "closure"), delivery.Dest)
+		delivery.Closures = slices.Compact(slices.Sorted(maps.Values(d.closures)))
+	}
+	if !delivery.Unverified {
+		var err error
+		if delivery.Systems, err = r.systems(ctx, d, delivery.Dest != ""); err != nil {
+			return err
 		}
 	}
-	return nil
+	err := inTheClear(r.c.String("cache-key"), r.c.String("identity"), func(key string) error {
+		delivery.KeyFile = key
+		return r.nix().Deliver(ctx, delivery)
+	})
+	switch {
+	case errors.Is(err, nixops.ErrUnsigned):
+		return command.Hinted(err, "--cache-key must be a key that the hosts trust already: docs/rotation.md; --no-verify-cache releases all the same")
+	case errors.Is(err, nixops.ErrNotFound), errors.Is(err, nixops.ErrUnreachable):
+		return command.Hinted(err, "push what is missing, or make the cache answer, and release again; --no-verify-cache releases all the same")
+	}
+	return err
+}
+
+// systems are what hosts will fetch and how: as their new system says and, where this machine still has it, as the
+// system of the present release says. A fetcher is left out when nothing says what could be asked for it.
+func (r *releaser) systems(ctx context.Context, d *draft, copied bool) ([]nixops.System, error) {
+	previous, err := r.previousFleet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var systems []nixops.System
+	for _, name := range sortedKeys(d.closures) {
+		system := nixops.System{Path: d.closures[name]}
+		brings, err := r.nix().FetcherOf(system.Path)
+		if err != nil {
+			return nil, fmt.Errorf("host %s: %w", name, err)
+		}
+		if brings == nil && copied {
+			brings = &nixops.Fetcher{Keys: r.signer.cacheKeys}
+		}
+		runs, err := r.fetcherBefore(previous, name)
+		if err != nil {
+			return nil, fmt.Errorf("present system of host %s: %w", name, err)
+		}
+		for _, f := range []*nixops.Fetcher{brings, runs} {
+			if f != nil && (copied || slices.ContainsFunc(f.Caches, ofTheFleet)) {
+				system.Fetchers = append(system.Fetchers, *f)
+			}
+		}
+		systems = append(systems, system)
+	}
+	return systems, nil
+}
+
+// ofTheFleet tells a fleet's cache from the one that every NixOS asks.
+func ofTheFleet(cache string) bool {
+	return strings.TrimSuffix(cache, "/") != "https://cache.nixos.org"
+}
+
+// fetcherBefore is how a host fetches as the present release has it, nil when this machine does not know.
+func (r *releaser) fetcherBefore(previous *fleet.Fleet, name string) (*nixops.Fetcher, error) {
+	if previous == nil || previous.Hosts[name] == nil || previous.Hosts[name].ClosureHash == nil {
+		return nil, nil
+	}
+	return r.nix().FetcherOf("/nix/store/" + *previous.Hosts[name].ClosureHash)
 }
 
 // pushBy runs the push hook for each host, in the order of their names. As soon as

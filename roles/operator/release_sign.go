@@ -26,6 +26,7 @@ type signer struct {
 	hook      string
 	slot      *pki.KeySlot // what the fleet believes; nil when nobody said
 	algorithm string       // the label
+	cacheKeys []string     // what hosts accept from caches, as the trust file says
 	hookOut   *lineWriter
 }
 
@@ -75,7 +76,7 @@ func newSigner(c *cli.Context) (*signer, error) {
 		return nil, command.Coded(3, command.Hinted(fmt.Errorf("the release key is not in ciReleaseKey of %s: no host would accept the release", trustPath),
 			"declare it in nixfleet.trust and deploy that first, signed by the present key: as successor (with retireAt), or as current with the present one as previous"))
 	}
-	s.slot = &trust.CIReleaseKey
+	s.slot, s.cacheKeys = &trust.CIReleaseKey, trust.CacheKeys
 	return s, nil
 }
 

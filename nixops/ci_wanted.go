@@ -1,0 +1,334 @@
+package nixops
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nix-community/go-nix/pkg/narinfo/signature"
+	"github.com/nix-community/go-nix/pkg/nixhash"
+	"golang.org/x/sync/errgroup"
+)
+
+// Bounds of asking a cache. One call asks for so many paths at most, and so many calls run at once; within a call Nix
+// asks for several paths at a time.
+const (
+	askedAtOnce     = 256
+	askingCalls     = 4
+	deliveryTimeout = 30 * time.Minute
+	maxPathInfo     = 1 << 30 // bytes; ten thousand paths are some 6 MB
+	namedProblems   = 10      // paths that an error names
+)
+
+// pathInfo is what `nix path-info --json` says of a path.
+type pathInfo struct {
+	CA         *string  `json:"ca"`
+	NarHash    string   `json:"narHash"`
+	NarSize    uint64   `json:"narSize"`
+	References []string `json:"references"`
+	Signatures []string `json:"signatures"`
+	// Versions of Nix before 2.19, and Lix, give a list of these.
+	Path  string `json:"path"`
+	Valid *bool  `json:"valid"`
+}
+
+// wantedPath is one path of the release.
+type wantedPath struct {
+	open map[int]bool         // fetchers that cannot have it yet, as indexes
+	at   map[string]*pathInfo // as the stores that were asked have it
+}
+
+// wantedPaths are all paths of a release and who fetches them.
+type wantedPaths struct {
+	fetchers []Fetcher
+	keys     [][]signature.PublicKey // of each fetcher
+	paths    map[string]*wantedPath
+	dest     string
+	asked    []string
+	failed   []error // of stores that did not answer
+}
+
+// wanted takes the systems apart, which the store that is built in has. Fetchers are left out of which nothing is
+// known that could be asked.
+func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
+	w := &wantedPaths{paths: map[string]*wantedPath{}, dest: d.Dest}
+	numbers := map[string]int{}
+	fetchers := map[string]map[int]bool{} // of a system
+	for _, s := range d.Systems {
+		for _, f := range s.Fetchers {
+			if d.Dest == "" && len(remote(f.Caches)) == 0 {
+				continue
+			}
+			id := strings.Join(f.Caches, " ") + "\n" + strings.Join(f.Keys, " ")
+			n, known := numbers[id]
+			if !known {
+				n = len(w.fetchers)
+				numbers[id], w.fetchers, w.keys = n, append(w.fetchers, f), append(w.keys, parseKeys(f.Keys))
+			}
+			if fetchers[s.Path] == nil {
+				fetchers[s.Path] = map[int]bool{}
+			}
+			fetchers[s.Path][n] = true
+		}
+	}
+	tops := slices.Sorted(maps.Keys(fetchers))
+	if len(tops) == 0 {
+		return w, nil
+	}
+	list := c.command(deliveryTimeout, deliveryTimeout, "nix", slices.Concat([]string{"path-info", "--json", "--recursive"}, tops)...)
+	infos, err := pathInfos(ctx, list)
+	if err != nil {
+		return nil, fmt.Errorf("read the closures of the release: %w", err)
+	}
+	if infos == nil {
+		d.Say("warning: nix path-info prints nothing; that the release arrived is not verified")
+		return w, nil
+	}
+	for _, top := range tops {
+		for path := range closureIn(infos, top) {
+			if w.paths[path] == nil {
+				w.paths[path] = &wantedPath{open: map[int]bool{}, at: map[string]*pathInfo{}}
+			}
+			maps.Copy(w.paths[path].open, fetchers[top])
+		}
+	}
+	return w, nil
+}
+
+// closureIn walks the references from top.
+func closureIn(infos map[string]*pathInfo, top string) map[string]bool {
+	seen := map[string]bool{top: true}
+	for todo := []string{top}; len(todo) > 0; todo = todo[1:] {
+		info := infos[todo[0]]
+		if info == nil {
+			continue
+		}
+		for _, ref := range info.References {
+			if !seen[ref] {
+				seen[ref] = true
+				todo = append(todo, ref)
+			}
+		}
+	}
+	return seen
+}
+
+// parseKeys leaves out what is not a key: by it Nix accepts nothing either.
+func parseKeys(texts []string) []signature.PublicKey {
+	var keys []signature.PublicKey
+	for _, text := range texts {
+		if key, err := signature.ParsePublicKey(text); err == nil {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// remote are the caches that can be asked from another machine than the host.
+func remote(caches []string) []string {
+	var urls []string
+	for _, url := range caches {
+		scheme, _, _ := strings.Cut(url, "://")
+		if slices.Contains([]string{"http", "https", "s3", "ssh", "ssh-ng"}, scheme) {
+			urls = append(urls, url)
+		}
+	}
+	return urls
+}
+
+// caches are what the fetchers ask, each once and in their order.
+func (w *wantedPaths) caches() []string {
+	var urls []string
+	for _, f := range w.fetchers {
+		for _, url := range remote(f.Caches) {
+			if !slices.Contains(urls, url) && url != w.dest {
+				urls = append(urls, url)
+			}
+		}
+	}
+	return urls
+}
+
+func (w *wantedPaths) all() []string { return slices.Sorted(maps.Keys(w.paths)) }
+
+// openAt lists what a host that asks the cache cannot have yet.
+func (w *wantedPaths) openAt(cache string) []string {
+	var open []string
+	for _, path := range w.all() {
+		for n := range w.paths[path].open {
+			if slices.Contains(w.fetchers[n].Caches, cache) {
+				open = append(open, path)
+				break
+			}
+		}
+	}
+	return open
+}
+
+// ask asks a store for paths. That it does not answer is remembered: another one may have everything.
+func (c CI) ask(ctx context.Context, d Delivery, w *wantedPaths, store string, paths []string) error {
+	if len(paths) == 0 {
+		return nil
+	}
+	if !slices.Contains(w.asked, store) {
+		w.asked = append(w.asked, store)
+	}
+	d.Say("asking %s for %d paths", store, len(paths))
+	parts := slices.Collect(slices.Chunk(paths, askedAtOnce))
+	answers := make([]map[string]*pathInfo, len(parts))
+	err := withoutMemory(func(fresh []string) error {
+		var done atomic.Int64
+		group, asking := errgroup.WithContext(ctx)
+		group.SetLimit(askingCalls)
+		for i, part := range parts {
+			group.Go(func() error {
+				question := c.at(store, slices.Concat([]string{"path-info", "--json"}, part)...)
+				question.env = append(question.env, fresh...)
+				var err error
+				if answers[i], err = pathInfos(asking, question); err != nil {
+					return fmt.Errorf("ask %s: %w", store, classify(err))
+				}
+				if n := done.Add(int64(len(part))); len(parts) > 1 {
+					d.Say("%s has answered for %d of %d paths", store, n, len(paths))
+				}
+				return nil
+			})
+		}
+		return group.Wait()
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		w.failed = append(w.failed, err)
+		return nil
+	}
+	for _, answer := range answers {
+		for path, info := range answer {
+			if p := w.paths[path]; p != nil && info != nil {
+				w.found(store, path, p, info)
+			}
+		}
+	}
+	return nil
+}
+
+// found notes where a path is, and who can have it by that.
+func (w *wantedPaths) found(store, path string, p *wantedPath, info *pathInfo) {
+	p.at[store] = info
+	for n := range p.open {
+		serves := store == w.dest || slices.Contains(w.fetchers[n].Caches, store)
+		if serves && (len(w.fetchers[n].Keys) == 0 || info.acceptedBy(path, w.keys[n])) {
+			delete(p.open, n)
+		}
+	}
+}
+
+// acceptedBy says whether Nix accepts the path where only these keys are trusted. What is addressed by its content
+// needs no signature.
+func (i *pathInfo) acceptedBy(path string, keys []signature.PublicKey) bool {
+	return i.CA != nil && *i.CA != "" || i.signedBy(path, keys)
+}
+
+// signedBy says whether one of the path's signatures is made by one of the keys.
+func (i *pathInfo) signedBy(path string, keys []signature.PublicKey) bool {
+	hash, err := nixhash.ParseAny(i.NarHash, nil)
+	if err != nil {
+		return false
+	}
+	text := fmt.Sprintf("1;%s;%s;%d;%s", path, hash.Format(nixhash.NixBase32, true), i.NarSize,
+		strings.Join(slices.Sorted(slices.Values(i.References)), ","))
+	// Several keys may have had one name; each signature counts.
+	return slices.ContainsFunc(i.Signatures, func(written string) bool {
+		sig, err := signature.ParseSignature(written)
+		return err == nil && slices.ContainsFunc(keys, func(k signature.PublicKey) bool { return k.Verify(text, sig) })
+	})
+}
+
+// verdict is nil when every host can fetch everything.
+func (w *wantedPaths) verdict() error {
+	var lines []string
+	kind := ErrUnsigned
+	for _, path := range w.all() {
+		p := w.paths[path]
+		if len(p.open) == 0 {
+			continue
+		}
+		if len(p.at) == 0 && kind == ErrUnsigned {
+			kind = ErrNotFound
+		}
+		lines = append(lines, path+": "+p.lack())
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	n := len(lines)
+	if n > namedProblems {
+		lines = append(lines[:namedProblems], fmt.Sprintf("and %d more", n-namedProblems))
+	}
+	if kind == ErrNotFound && len(w.failed) > 0 {
+		kind = ErrUnreachable
+	}
+	for _, err := range w.failed {
+		lines = append(lines, err.Error())
+	}
+	return fmt.Errorf("%w: hosts cannot fetch %d of the %d paths of the release, after asking %s:\n  - %s",
+		kind, n, len(w.paths), strings.Join(w.asked, ", "), strings.Join(lines, "\n  - "))
+}
+
+// lack says what a path lacks.
+func (p *wantedPath) lack() string {
+	if len(p.at) == 0 {
+		return "no store that answered has it"
+	}
+	var signers []string
+	for _, store := range slices.Sorted(maps.Keys(p.at)) {
+		for _, sig := range p.at[store].Signatures {
+			if name, _, _ := strings.Cut(sig, ":"); !slices.Contains(signers, name) {
+				signers = append(signers, name)
+			}
+		}
+	}
+	where := strings.Join(slices.Sorted(maps.Keys(p.at)), ", ")
+	if len(signers) == 0 {
+		return "it is not signed at " + where
+	}
+	return "it is signed by " + strings.Join(signers, ", ") + " at " + where + ", and a host that fetches it trusts no such key"
+}
+
+// pathInfos runs nix path-info. A path that the store does not have is nil, or not there; all of the answer is nil
+// where the program prints none, as stand-ins of Nix do.
+func pathInfos(ctx context.Context, c command) (map[string]*pathInfo, error) {
+	c.limit = maxPathInfo
+	out, err := c.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(bytes.TrimSpace(out)) == 0 {
+		return nil, nil
+	}
+	infos := map[string]*pathInfo{}
+	if jsontext.Value(out).Kind() != '[' {
+		if err := json.Unmarshal(out, &infos); err != nil {
+			return nil, fmt.Errorf("read what nix path-info printed: %w", err)
+		}
+		return infos, nil
+	}
+	var list []*pathInfo
+	if err := json.Unmarshal(out, &list); err != nil {
+		return nil, fmt.Errorf("read what nix path-info printed: %w", err)
+	}
+	for _, info := range list {
+		if info != nil && (info.Valid == nil || *info.Valid) {
+			infos[info.Path] = info
+		}
+	}
+	return infos, nil
+}
