@@ -132,7 +132,7 @@ func TestTooLargeSaysLess_T19(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
 			m := newMachine(t, p, good)
-			m.must(os.WriteFile(m.path("probes.json"), []byte(`{"mode":"permissive","probes":[{"name":"a","kind":"exec","command":["/bin/true"],"intervalSecs":10}]}`), 0o600))
+			m.must(os.WriteFile(m.path("probes.json"), []byte(`{"mode":"permissive","exec":[{"name":"a","command":["/bin/true"],"intervalSeconds":10}]}`), 0o600))
 			m.adjust = func(c *Config) { c.HealthChecks = m.path("probes.json") }
 			lie := true
 			p.set(func() {
