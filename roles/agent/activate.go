@@ -11,12 +11,16 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/protocol"
 )
 
 const (
 	unitPoll = 500 * time.Millisecond
 	gatePoll = 500 * time.Millisecond
+	// beginPoll is how often it is asked whether a switch unit is there.
+	beginPoll = 50 * time.Millisecond
 	// answerMargin is left of the window for undoing by ourselves, before the
 	// deadline does.
 	answerMargin = 4 // a quarter of the window
@@ -39,8 +43,8 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 		a.overtake(w)
 		return
 	}
-	switch j, err := a.dir.journal(); {
-	case err != nil || j != nil && j.Step != stepStaged:
+	switch j, err := a.dir.Journal(); {
+	case err != nil || j != nil && j.Step != journal.Staged:
 		return
 	case j != nil && j.Closure == w.closure:
 		a.stagedAlready(j, w)
@@ -57,7 +61,7 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 // being downloaded gives way to it.
 func (a *agent) overtake(w *wanted) {
 	a.missed = nil
-	if j, err := a.dir.journal(); err != nil || j == nil || j.Closure == w.closure {
+	if j, err := a.dir.Journal(); err != nil || j == nil || j.Closure == w.closure {
 		return
 	}
 	a.missed = w
@@ -104,7 +108,7 @@ func (a *agent) refuses(w *wanted) string {
 		// operator's one retry. A control plane that lies gains one attempt by it. One of
 		// v1 offers again whatever has failed, and nobody has asked for it.
 		q.Retried = true
-		if err := a.dir.write(quarantineFile, q); err != nil {
+		if err := a.dir.Write(quarantineFile, q); err != nil {
 			return err.Error()
 		}
 		return ""
@@ -118,7 +122,7 @@ const retryAfter = 5 * time.Second
 
 func (a *agent) forgive() {
 	a.quarantine.set(nil)
-	if err := a.dir.remove(quarantineFile); err != nil {
+	if err := a.dir.Remove(quarantineFile); err != nil {
 		a.log.Error().Err(err).Msg("quarantine not removed")
 	}
 }
@@ -127,7 +131,7 @@ func (a *agent) forgive() {
 func (a *agent) activate(ctx context.Context, w *wanted) {
 	j, err := a.newJournal(ctx, w)
 	if err == nil {
-		err = a.dir.begin(j)
+		err = a.dir.Begin(j)
 	}
 	if err != nil {
 		a.log.Error().Err(err).Msg("activation not begun")
@@ -143,7 +147,7 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 	switch {
 	case ctx.Err() == nil && errors.Is(context.Cause(fetch), errOvertaken):
 		a.log.Info().Str("closure", w.closure).Err(errOvertaken).Msg("activation left")
-		if err := a.dir.end(stepFetching); err != nil {
+		if err := a.dir.End(journal.Fetching); err != nil {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
 	case err != nil:
@@ -153,19 +157,21 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 	}
 }
 
+var overtaken = journal.Because(protocol.CauseSuperseded, "another closure is wanted by now")
+
 // errOvertaken: another closure is wanted by now.
-var errOvertaken = errors.New(protocol.CauseSuperseded.With("another closure is wanted by now"))
+var errOvertaken = errors.New(overtaken.String())
 
 func (a *agent) waiting(format string, args ...any) {
 	a.status.note(func(s *status) { s.Waiting, s.Next = fmt.Sprintf(format, args...), "" })
 }
 
 // newJournal records where the host is, before anything is done to it.
-func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal, error) {
-	j := &journal{
-		Step: stepFetching, Closure: w.closure, RolloutID: w.rolloutID, Intent: w.intent, Channel: w.channel, ChannelRef: w.channelRef,
+func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal.Journal, error) {
+	j := &journal.Journal{
+		Step: journal.Fetching, Closure: w.closure, RolloutID: w.rolloutID, Intent: w.intent, Channel: w.channel, ChannelRef: w.channelRef,
 		Wave: w.wave, Attempt: 1, Compliance: w.compliance, StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.confirm / time.Second),
-		Units: newUnits(strconv.FormatInt(time.Now().UnixMilli(), 36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
+		Units: journal.NewUnits(strconv.FormatInt(time.Now().UnixMilli(), 36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
 	}
 	j.Since = j.StartedAt
 	if q := a.quarantine.get(); q != nil && q.Closure == w.closure {
@@ -174,7 +180,7 @@ func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal, error) {
 	return j, a.recordBefore(ctx, j)
 }
 
-func (a *agent) recordBefore(ctx context.Context, j *journal) (err error) {
+func (a *agent) recordBefore(ctx context.Context, j *journal.Journal) (err error) {
 	for to, read := range map[*string]func(context.Context) (string, error){
 		&j.Before.Current: a.host.CurrentSystem, &j.Before.Profile: a.host.Profile,
 		&j.Before.BootDefault: a.host.BootDefault, &j.BootID: a.host.BootID,
@@ -193,7 +199,7 @@ func (a *agent) recordBefore(ctx context.Context, j *journal) (err error) {
 }
 
 // advanceFrom carries an activation on from where its journal stands.
-func (a *agent) advanceFrom(ctx context.Context, j *journal) {
+func (a *agent) advanceFrom(ctx context.Context, j *journal.Journal) {
 	watch, stop := context.WithCancel(ctx)
 	var watcher sync.WaitGroup
 	defer watcher.Wait()
@@ -202,7 +208,7 @@ func (a *agent) advanceFrom(ctx context.Context, j *journal) {
 	for ctx.Err() == nil {
 		next, err := a.stepOnce(ctx, j)
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, errMoved) {
+			if ctx.Err() != nil || errors.Is(err, journal.ErrMoved) {
 				return
 			}
 			a.log.Error().Err(err).Str("step", string(j.Step)).Msg("activation does not go on")
@@ -222,16 +228,16 @@ const stepAgain = 5 * time.Second
 // onceMore waits after trouble of this host, such as a systemd that does not answer
 // while it is replaced, and gives the activation to go on with. The deadline bounds
 // it. Nil: the activation is over, or is being undone, which has a pace of its own.
-func (a *agent) onceMore(ctx context.Context, j *journal) *journal {
+func (a *agent) onceMore(ctx context.Context, j *journal.Journal) *journal.Journal {
 	for pause := time.Duration(0); ; pause = stepAgain {
 		if err := sleep(ctx, pause); err != nil {
 			return nil
 		}
-		now, err := a.dir.journal()
+		now, err := a.dir.Journal()
 		switch {
-		case errors.Is(err, errUnfit) || err == nil && (now == nil || now.Units != j.Units):
+		case errors.Is(err, journal.ErrUnfit) || err == nil && (now == nil || now.Units != j.Units):
 			return nil
-		case err == nil && slices.Contains([]step{stepStaged, stepUndoing, stepUndone}, now.Step):
+		case err == nil && slices.Contains([]journal.Step{journal.Staged, journal.Undoing, journal.Undone}, now.Step):
 			return nil
 		case err == nil && pause > 0:
 			return now
@@ -240,30 +246,30 @@ func (a *agent) onceMore(ctx context.Context, j *journal) *journal {
 }
 
 // stepOnce takes one step. It returns nil when there is nothing more to do now.
-func (a *agent) stepOnce(ctx context.Context, j *journal) (*journal, error) {
+func (a *agent) stepOnce(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
 	switch j.Step {
-	case stepFetching:
+	case journal.Fetching:
 		return a.arm(ctx, j)
-	case stepSwitching:
+	case journal.Switching:
 		return a.awaitSwitch(ctx, j)
-	case stepChecking:
+	case journal.Checking:
 		return a.check(ctx, j)
-	case stepProven, stepCommitting:
+	case journal.Proven, journal.Committing:
 		return a.commit(ctx, j)
-	case stepCommitted:
+	case journal.Committed:
 		return nil, a.confirm(ctx, j)
-	case stepStaging:
+	case journal.Staging:
 		return a.stage(ctx)
-	case stepArming, stepUndoing:
-		return nil, a.undo(ctx, reasonInterrupted, false)
+	case journal.Arming, journal.Undoing:
+		return nil, a.undo(ctx, undo.Interrupted)
 	}
 	return nil, nil
 }
 
-func (a *agent) undo(ctx context.Context, reason string, blame bool) error {
+func (a *agent) undo(ctx context.Context, reason journal.Reason) error {
 	a.waiting("undoing: %s", reason)
 	a.tellChange()
-	if err := a.undoer.undo(ctx, reason, blame); err != nil {
+	if err := a.undoer.Undo(ctx, reason); err != nil {
 		return err
 	}
 	a.settle(ctx)
@@ -271,58 +277,58 @@ func (a *agent) undo(ctx context.Context, reason string, blame bool) error {
 }
 
 // mayBegin says why an activation must not begin now, empty when it may.
-func (a *agent) mayBegin(j *journal) (w *wanted, why string) {
+func (a *agent) mayBegin(j *journal.Journal) (w *wanted, why journal.Reason) {
 	switch w = a.told.get(); {
 	case w == nil || w.closure != j.Closure:
-		return w, protocol.CauseSuperseded.With("another closure is wanted by now")
+		return w, overtaken
 	case w.late():
-		return w, protocol.CauseLeaseExpired.With("fetching and checking took longer than the lease; waiting to be offered again")
+		return w, journal.Because(protocol.CauseLeaseExpired, "fetching and checking took longer than the lease; waiting to be offered again")
 	}
-	return w, ""
+	return w, why
 }
 
 // arm records the units, arms the deadline outside of this process, and begins
 // the switch.
-func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
+func (a *agent) arm(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
 	w, why := a.mayBegin(j)
-	if why != "" {
+	if why.Cause != "" {
 		return nil, a.leave(ctx, j, why)
 	}
 	if component, err := a.mustWaitForBoot(ctx, j); err != nil {
 		return nil, err
 	} else if component != "" {
-		return a.dir.advance(time.Now(), []step{stepFetching}, stepStaging, func(j *journal) { j.Component = component })
+		return a.dir.Advance(time.Now(), []journal.Step{journal.Fetching}, journal.Staging, func(j *journal.Journal) { j.Component = component })
 	}
 	if err := a.checkTarget(ctx, j.Closure); err != nil {
 		a.giveUp(w, err)
 		return nil, nil
 	}
-	if _, why := a.mayBegin(j); why != "" { // the checks take their time, too
+	if _, why := a.mayBegin(j); why.Cause != "" { // the checks take their time, too
 		return nil, a.leave(ctx, j, why)
 	}
-	j, err := a.dir.advance(time.Now(), []step{stepFetching}, stepArming, nil)
+	j, err := a.dir.Advance(time.Now(), []journal.Step{journal.Fetching}, journal.Arming, nil)
 	if err != nil {
 		return nil, err
 	}
 	if err := a.recordBefore(ctx, j); err != nil {
-		return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
+		return nil, errors.Join(err, a.undo(ctx, undo.Interrupted))
 	}
 	before := *j
 	armedAt, err := a.host.SinceBoot(ctx)
 	if err != nil {
-		return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
+		return nil, errors.Join(err, a.undo(ctx, undo.Interrupted))
 	}
 	for name, closure := range map[string]string{"previous": j.Before.Current, "staged": j.Closure} {
 		if err := a.host.AddRoot(ctx, name, closure); err != nil {
-			return nil, errors.Join(err, a.undo(ctx, reasonInterrupted, false))
+			return nil, errors.Join(err, a.undo(ctx, undo.Interrupted))
 		}
 	}
-	if err := a.undoer.armDeadline(ctx, j); err != nil {
-		return nil, errors.Join(err, a.undo(ctx, protocol.CausePreflight.With("deadline not armed: "+err.Error()), false))
+	if err := a.undoer.Arm(ctx, j); err != nil {
+		return nil, errors.Join(err, a.undo(ctx, journal.Because(protocol.CausePreflight, "deadline not armed: "+err.Error())))
 	}
 	a.report(protocol.EventActivationStarted, &j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
 	a.deliverWithin(ctx, sayTime)
-	j, err = a.dir.advance(time.Now(), []step{stepArming}, stepSwitching, func(j *journal) {
+	j, err = a.dir.Advance(time.Now(), []journal.Step{journal.Arming}, journal.Switching, func(j *journal.Journal) {
 		j.Before, j.BootID, j.FailedBefore = before.Before, before.BootID, before.FailedBefore
 		j.StartedAt, j.ArmedAtMs = pki.At(time.Now().Truncate(time.Millisecond)), armedAt.Milliseconds()
 	})
@@ -335,18 +341,18 @@ func (a *agent) arm(ctx context.Context, j *journal) (*journal, error) {
 
 // leave ends an activation before anything was changed; the closure stays in
 // the store for when it is offered again.
-func (a *agent) leave(ctx context.Context, j *journal, why string) error {
-	a.log.Info().Str("closure", j.Closure).Str("why", why).Msg("activation left")
+func (a *agent) leave(ctx context.Context, j *journal.Journal, why journal.Reason) error {
+	a.log.Info().Str("closure", j.Closure).Stringer("why", why).Msg("activation left")
 	a.waiting("%s", why)
 	if err := a.host.AddRoot(ctx, "staged", j.Closure); err != nil {
 		return err
 	}
-	return a.dir.end(stepFetching)
+	return a.dir.End(journal.Fetching)
 }
 
 // awaitSwitch starts the switch unit, or finds the one that an earlier agent
 // started, and judges how it ended.
-func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
+func (a *agent) awaitSwitch(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
 	state, err := a.host.SwitchState(ctx, j.Units.Switch)
 	if err != nil {
 		return nil, err
@@ -358,20 +364,20 @@ func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
 			return nil, err
 		}
 		if boot != j.BootID {
-			return nil, a.undo(ctx, reasonPower, false)
+			return nil, a.undo(ctx, undo.PowerLost)
 		}
 		exit, err = a.beginSwitch(ctx, j)
-		if errors.Is(err, errMoved) {
+		if errors.Is(err, journal.ErrMoved) {
 			return nil, err
 		}
 		if errors.Is(err, nixops.ErrLockHeld) {
-			return nil, a.undo(ctx, reasonLocked, false)
+			return nil, a.undo(ctx, undo.Locked)
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err() // the unit goes on without us
 		}
 		if err != nil {
-			return nil, errors.Join(err, a.undo(ctx, protocol.CausePreflight.With("the switch was not started: "+err.Error()), false))
+			return nil, errors.Join(err, a.undo(ctx, journal.Because(protocol.CausePreflight, "the switch was not started: "+err.Error())))
 		}
 	} else {
 		for state.Phase == nixops.UnitRunning {
@@ -391,14 +397,14 @@ func (a *agent) awaitSwitch(ctx context.Context, j *journal) (*journal, error) {
 // the journal is locked: a deadline that fires comes before, and nothing is
 // begun, or after, and it stops the unit. Without an armed deadline nothing is
 // begun at all.
-func (a *agent) beginSwitch(ctx context.Context, j *journal) (exit nixops.Exit, err error) {
-	unlock, err := a.dir.lock()
+func (a *agent) beginSwitch(ctx context.Context, j *journal.Journal) (exit nixops.Exit, err error) {
+	unlock, err := a.dir.Lock()
 	if err != nil {
 		return exit, err
 	}
-	now, err := a.dir.journal()
-	if err == nil && (now == nil || now.Step != stepSwitching || now.Units != j.Units) {
-		err = errMoved
+	now, err := a.dir.Journal()
+	if err == nil && (now == nil || now.Step != journal.Switching || now.Units != j.Units) {
+		err = journal.ErrMoved
 	}
 	if err == nil {
 		var armed bool
@@ -419,7 +425,7 @@ func (a *agent) beginSwitch(ctx context.Context, j *journal) (exit nixops.Exit, 
 		select {
 		case <-done:
 			begun = true
-		case <-time.After(journalPoll):
+		case <-time.After(beginPoll):
 			state, err := a.host.SwitchState(ctx, j.Units.Switch)
 			begun = err == nil && state.Phase != nixops.UnitUnknown
 		}
@@ -431,13 +437,13 @@ func (a *agent) beginSwitch(ctx context.Context, j *journal) (exit nixops.Exit, 
 
 // judge tells the exit codes apart. Exit 4 says that some unit failed, which
 // the health gate compares with those that had failed before.
-func (a *agent) judge(ctx context.Context, j *journal, exit nixops.Exit) (*journal, error) {
+func (a *agent) judge(ctx context.Context, j *journal.Journal, exit nixops.Exit) (*journal.Journal, error) {
 	code := int32(exit.Code)
 	output, err := a.host.UnitOutput(ctx, j.Units.Switch)
 	if err != nil {
 		output = ""
 	}
-	noted := func(j *journal) { j.ExitCode, j.Output = &code, tail(output) }
+	noted := func(j *journal.Journal) { j.ExitCode, j.Output = &code, tail(output) }
 	a.log.Info().Str("closure", j.Closure).Str("exit", exit.String()).Msg("switch ended")
 	switch exit.Meaning() {
 	case nixops.MeaningDone, nixops.MeaningUnits:
@@ -446,20 +452,20 @@ func (a *agent) judge(ctx context.Context, j *journal, exit nixops.Exit) (*journ
 		if err != nil {
 			return nil, err
 		}
-		return a.dir.advance(time.Now(), []step{stepSwitching}, stepChecking, func(j *journal) {
+		return a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Checking, func(j *journal.Journal) {
 			noted(j)
 			j.Restarts = restarts
 		})
 	case nixops.MeaningLocked:
-		return nil, a.undo(ctx, reasonLocked, false)
+		return nil, a.undo(ctx, undo.Locked)
 	case nixops.MeaningReboot:
-		if err := a.undoer.undo(ctx, protocol.CauseSuperseded.With("the init interface changed; staged for the next boot"), false); err != nil {
+		if err := a.undoer.Undo(ctx, journal.Because(protocol.CauseSuperseded, "the init interface changed; staged for the next boot")); err != nil {
 			return nil, err
 		}
-		return a.dir.advance(time.Now(), []step{stepUndone}, stepStaging, func(j *journal) { j.Component, j.Reason = "systemd", "" })
+		return a.dir.Advance(time.Now(), []journal.Step{journal.Undone}, journal.Staging, func(j *journal.Journal) { j.Component, j.Reason = "systemd", journal.Reason{} })
 	}
-	if _, err := a.dir.advance(time.Now(), []step{stepSwitching}, stepSwitching, noted); err != nil {
+	if _, err := a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Switching, noted); err != nil {
 		return nil, err
 	}
-	return nil, a.undo(ctx, protocol.CauseSwitch.With(exit.String()), true)
+	return nil, a.undo(ctx, journal.Because(protocol.CauseSwitch, exit.String()))
 }

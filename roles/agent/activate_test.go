@@ -13,6 +13,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -26,7 +27,7 @@ func TestGoodReleaseIsProvenAndConfirmed(t *testing.T) {
 		if m.where() != all(target) || p.confirmed() != 1 {
 			t.Errorf("at %v after %d confirms", m.where(), p.confirmed())
 		}
-		if j, err := directory(m.path("state")).journal(); j != nil || err != nil {
+		if j, err := journal.Directory(m.path("state")).Journal(); j != nil || err != nil {
 			t.Errorf("journal left: %+v %v", j, err)
 		}
 		if p.seen().AttestationSignature == nil || p.seen().Phase.Name != protocol.PhaseIdle {
@@ -280,7 +281,7 @@ func TestOlderReleaseIsRefusedAndWithholdingIsVisible_T17(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		stop()
 		var s status
-		if err := directory(m.path("state")).read(statusName, &s); err != nil || !strings.Contains(s.Stale, "release-stale") {
+		if err := journal.Directory(m.path("state")).Read(statusName, &s); err != nil || !strings.Contains(s.Stale, "release-stale") {
 			t.Errorf("status says %q, %v", s.Stale, err)
 		}
 		if !p.reported(protocol.EventOther) {
@@ -458,7 +459,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 						if err := k.sim.PowerCycle(); err != nil {
 							t.Fatal(err)
 						}
-						if err := k.undoer().guard(context.Background()); err != nil {
+						if err := k.undoer().Guard(context.Background()); err != nil {
 							t.Errorf("%s: guard after a cut at %d (%s): %v", c.name, i, s.calls[i], err)
 						}
 					}

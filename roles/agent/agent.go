@@ -15,7 +15,10 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
@@ -35,7 +38,7 @@ type agent struct {
 	cfg      Config
 	log      zerolog.Logger
 	host     nixops.Host
-	dir      directory
+	dir      journal.Directory
 	identity *identity
 	client   *client.Client // with our certificate
 	// anonymous is for enrolment only.
@@ -44,7 +47,7 @@ type agent struct {
 	verifier  *verifier
 	prober    *prober
 	outbox    *outbox
-	undoer    *undoer
+	undoer    *undo.Undoer
 	reboots   rebootPolicy
 	status    *statusFile
 	started   time.Time
@@ -82,6 +85,33 @@ type agent struct {
 	reportedStale     bool
 }
 
+// Deadline is what the timer of an activation, a unit of the given name, runs on the host of
+// the configuration, in a process of its own: what is not proven is undone. It returns when
+// that is done, and with an error when ctx ends or an hour was not enough.
+func Deadline(ctx context.Context, cfg Config, unit string) error {
+	return undoerOf(cfg).Insist(ctx, unit)
+}
+
+// Guard is what runs at boot before the agent: it acts on an activation that a power cut
+// interrupted.
+func Guard(ctx context.Context, cfg Config) error { return undoerOf(cfg).Guard(ctx) }
+
+func undoerOf(cfg Config) *undo.Undoer {
+	return &undo.Undoer{Host: cfg.Host, Dir: journal.Directory(cfg.StateDir), Log: cfg.Log, Flags: cfg.hostArguments()}
+}
+
+// sleep waits, or returns early with the error of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Run keeps the host at its declared state until ctx ends. An activation that
 // is under way then is taken on by the next agent from its journal.
 func Run(ctx context.Context, cfg Config) error {
@@ -102,15 +132,15 @@ func newAgent(cfg Config) (*agent, error) {
 	if err := cfg.makeHost(); err != nil {
 		return nil, err
 	}
-	dir, err := openDirectory(cfg.StateDir)
+	dir, err := journal.Open(cfg.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	outside, err := openDirectory(outsideDirectory(cfg.StateDir, cfg.ClientCert))
+	outside, err := journal.Open(outsideDirectory(cfg.StateDir, cfg.ClientCert))
 	if err != nil {
 		return nil, err
 	}
-	manifests, err := openDirectory(dir.path("rollouts"))
+	manifests, err := journal.Open(dir.Path("rollouts"))
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +167,7 @@ func newAgent(cfg Config) (*agent, error) {
 		return nil, err
 	}
 	a.prober = newProber(checks, a.host, a.tellChange)
-	a.undoer = &undoer{a.host, dir, a.log, cfg.hostArguments()}
+	a.undoer = undoerOf(cfg)
 	if a.reboots, err = parseRebootPolicy(cfg.RebootPolicy); err != nil {
 		return nil, err
 	}
@@ -165,7 +195,7 @@ func newAgent(cfg Config) (*agent, error) {
 func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*client.Client, error) {
 	cfg := client.Config{BaseURL: a.cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + a.cfg.Version, Now: a.now, Dial: a.cfg.Dial}
 	if a.cfg.CACert != "" {
-		bundle, err := readSmall(a.cfg.CACert)
+		bundle, err := disk.ReadLinked(a.cfg.CACert, pki.MaxDocument)
 		if err != nil {
 			return nil, fmt.Errorf("CA certificate: %w", err)
 		}
@@ -181,10 +211,10 @@ func (a *agent) restoreState() {
 		a.log.Error().Err(err).Msg("state not restored")
 		a.other(protocol.KindJournalSetAside, err.Error())
 	}
-	a.quarantine.set(optional[quarantine](a.dir, quarantineFile, warn))
-	a.hold.set(optional[holdState](a.dir, holdFile, warn))
-	a.confirmed.set(optional[confirmed](a.dir, confirmedFile, warn))
-	if e := optional[enrolled](a.dir, enrolledFile, warn); e != nil {
+	a.quarantine.set(journal.Optional[quarantine](a.dir, quarantineFile, warn))
+	a.hold.set(journal.Optional[holdState](a.dir, journal.HoldFile, warn))
+	a.confirmed.set(journal.Optional[confirmed](a.dir, confirmedFile, warn))
+	if e := journal.Optional[enrolled](a.dir, enrolledFile, warn); e != nil {
 		a.spent = spent{nonce: e.Nonce, at: time.Now()}
 	}
 	if err := a.setFloor(context.Background()); err != nil {
@@ -193,9 +223,9 @@ func (a *agent) restoreState() {
 }
 
 func (a *agent) run(ctx context.Context) error {
-	leave, err := a.dir.only()
+	leave, err := a.dir.Only()
 	if err != nil {
-		return err
+		return command.Hinted(err, "systemctl status nixfleet-agent")
 	}
 	defer leave()
 	defer a.client.CloseIdle()
@@ -389,7 +419,7 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 			a.forgetDoubt()
 		}
 		// What an activation waits for, a boot or its own agent, is still waited for.
-		if j, err := a.dir.journal(); err == nil && j == nil && !a.busy.get() {
+		if j, err := a.dir.Journal(); err == nil && j == nil && !a.busy.get() {
 			a.waiting("nothing: the control plane has no other target for this host")
 		}
 		return

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"nixfleet/roles/agent/journal"
 )
 
 const (
@@ -24,12 +26,12 @@ func (a *agent) watchSleep(ctx context.Context) {
 // undoOverslept does what the deadline would have done by now, had the machine been
 // awake. The worker of the activation finds its journal moved on.
 func (a *agent) undoOverslept(ctx context.Context) {
-	j, err := a.dir.journal()
+	j, err := a.dir.Journal()
 	if err != nil || j == nil || !a.overslept(ctx, j) {
 		return
 	}
 	a.log.Warn().Str("closure", j.Closure).Msg("the deadline has passed while the machine was asleep")
-	if err := a.undoer.deadline(ctx, j.Units.Deadline); err != nil {
+	if err := a.undoer.Deadline(ctx, j.Units.Deadline); err != nil {
 		a.log.Error().Err(err).Msg("undo failed")
 		return
 	}
@@ -38,8 +40,8 @@ func (a *agent) undoOverslept(ctx context.Context) {
 
 // overslept says whether a deadline of this boot is late by more than it can be of a
 // machine that was awake.
-func (a *agent) overslept(ctx context.Context, j *journal) bool {
-	waits := []step{stepSwitching, stepChecking, stepProven, stepCommitting}
+func (a *agent) overslept(ctx context.Context, j *journal.Journal) bool {
+	waits := []journal.Step{journal.Switching, journal.Checking, journal.Proven, journal.Committing}
 	if j.ArmedAtMs == 0 || !slices.Contains(waits, j.Step) {
 		return false
 	}

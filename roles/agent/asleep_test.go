@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -22,7 +23,7 @@ func TestWindowThatPassedAsleep_A27(t *testing.T) {
 		if m.where()[0] != target {
 			t.Fatalf("undone before it slept: %v", m.where())
 		}
-		j, err := directory(m.path("state")).journal()
+		j, err := journal.Directory(m.path("state")).Journal()
 		m.must(err)
 		m.must(m.sim.Suspend(time.Duration(j.WindowSecs) * time.Second * 10))
 		time.Sleep(sleepPoll + 5*time.Second)

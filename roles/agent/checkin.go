@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -111,16 +112,12 @@ const provenTime = time.Minute
 // target is a confirm [T26]. A generation whose confirm nobody answers is proven, and named
 // after a while.
 func (a *agent) unproven(ctx context.Context, current string) bool {
-	j, err := a.dir.journal()
-	if err != nil || j == nil || !j.byManifest() || !a.undoer.runs(ctx, current, j.Closure) {
+	j, err := a.dir.Journal()
+	if err != nil || j == nil || !j.ByManifest() || !a.undoer.Runs(ctx, current, j.Closure) {
 		return false
 	}
-	return j.Step != stepCommitted || time.Since(j.Since.Time) < provenTime
+	return j.Step != journal.Committed || time.Since(j.Since.Time) < provenTime
 }
-
-// byManifest reports whether an activation is under a control plane without heads, where the
-// rollout is the only intent.
-func (j *journal) byManifest() bool { return j.Intent != "" && j.Intent == j.RolloutID }
 
 // briefest is how often a check-in may be called too large and still say less.
 const briefest = 2
@@ -193,7 +190,7 @@ func (a *agent) base(ctx context.Context, current string, sp *specialised) strin
 
 // rebootFacts says what waits for a boot, and gives it in words for people here.
 func (a *agent) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) string {
-	if j, err := a.dir.journal(); err == nil && j != nil && j.Step == stepStaged {
+	if j, err := a.dir.Journal(); err == nil && j != nil && j.Step == journal.Staged {
 		req.PendingGeneration = &protocol.PendingGeneration{ClosureHash: j.Closure}
 		req.RebootPending = &j.Component
 		if !j.BootsOnce {
@@ -220,15 +217,15 @@ func (a *agent) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) s
 }
 
 // phases are the wire's words for the journal's steps.
-var phases = map[step]string{
-	stepFetching: protocol.PhaseFetching, stepArming: protocol.PhaseActivating, stepSwitching: protocol.PhaseActivating,
-	stepChecking: protocol.PhaseChecking, stepProven: protocol.PhaseCommitting, stepCommitting: protocol.PhaseCommitting,
-	stepCommitted: protocol.PhaseCommitting, stepStaging: protocol.PhaseActivating, stepStaged: protocol.PhaseStaged,
-	stepUndoing: protocol.PhaseUndoing, stepUndone: protocol.PhaseUndoing,
+var phases = map[journal.Step]string{
+	journal.Fetching: protocol.PhaseFetching, journal.Arming: protocol.PhaseActivating, journal.Switching: protocol.PhaseActivating,
+	journal.Checking: protocol.PhaseChecking, journal.Proven: protocol.PhaseCommitting, journal.Committing: protocol.PhaseCommitting,
+	journal.Committed: protocol.PhaseCommitting, journal.Staging: protocol.PhaseActivating, journal.Staged: protocol.PhaseStaged,
+	journal.Undoing: protocol.PhaseUndoing, journal.Undone: protocol.PhaseUndoing,
 }
 
 func (a *agent) phase() (*protocol.Phase, error) {
-	j, err := a.dir.journal()
+	j, err := a.dir.Journal()
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +241,7 @@ func (a *agent) heldText() string {
 	if h := a.hold.get(); h != nil {
 		return h.text()
 	}
-	if q := a.quarantine.get(); q != nil && q.Failures > 0 && !broken("what failed is told") {
+	if q := a.quarantine.get(); q != nil && q.Failures > 0 && !journal.Breaks("what failed is told") {
 		return protocol.HeldQuarantined(q.Closure)
 	}
 	return ""

@@ -16,6 +16,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
@@ -50,10 +51,10 @@ func Command() *cli.Command {
 					stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
 				Action: func(c *cli.Context) error {
 					if c.Bool("deadline") {
-						return inState(c, func(u *undoer) error { return u.insist(c.Context, c.String("unit")) })
+						return inState(c, func(h hand) error { return h.Insist(c.Context, c.String("unit")) })
 					}
-					return onHost(func(c *cli.Context, u *undoer) error {
-						return u.undoByHand(c.Context, c.App.Writer, c.String("reason"))
+					return onHost(func(c *cli.Context, h hand) error {
+						return h.undo(c.Context, c.String("reason"))
 					})(c)
 				},
 			},
@@ -67,55 +68,55 @@ func Command() *cli.Command {
 				Name: "pause", Usage: "take no targets until resume; a running deadline goes on",
 				Description: "Example:\n   nixfleet agent pause --reason 'disk is being replaced'",
 				Flags:       local(reason),
-				Action: onHost(func(c *cli.Context, u *undoer) error {
-					return u.pause(c.App.Writer, c.String("reason"))
+				Action: onHost(func(c *cli.Context, h hand) error {
+					return h.pause(c.String("reason"))
 				}),
 			},
 			{
 				Name: "resume", Usage: "follow the fleet again",
 				Description: "Example:\n   nixfleet agent resume",
 				Flags:       local(),
-				Action: onHost(func(c *cli.Context, u *undoer) error {
-					return u.resume(c.Context, c.App.Writer)
+				Action: onHost(func(c *cli.Context, h hand) error {
+					return h.resume(c.Context)
 				}),
 			},
 			{
 				Name: "rollback", Usage: "return to the generation before the confirmed one, and stay there",
 				Description: "Example:\n   nixfleet agent rollback --reason 'printing is broken'",
 				Flags:       local(reason),
-				Action: onHost(func(c *cli.Context, u *undoer) error {
-					return u.rollBack(c.Context, c.App.Writer, c.String("reason"))
+				Action: onHost(func(c *cli.Context, h hand) error {
+					return h.rollBack(c.Context, c.String("reason"))
 				}),
 			},
 			{
 				Name: "activate", Usage: "run a closure by hand; it holds until resume or a new intent", ArgsUsage: "PATH",
 				Description: "Example:\n   nixfleet agent activate /nix/store/…-nixos-system-web-01-25.11",
 				Flags:       local(reason),
-				Action: onHost(func(c *cli.Context, u *undoer) error {
+				Action: onHost(func(c *cli.Context, h hand) error {
 					if c.NArg() != 1 {
 						return &command.Error{Err: errors.New("activate takes one store path; options come before it"), Hint: activateHint}
 					}
-					return u.activate(c.Context, c.App.Writer, c.Args().First(), c.String("reason"))
+					return h.activate(c.Context, c.Args().First(), c.String("reason"))
 				}),
 			},
 			{
 				Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
 				Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
 				Flags:       local(reason, stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies; the agent that ran here last has left word of it")),
-				Action: onHost(func(c *cli.Context, u *undoer) error {
-					place := outsideDirectory(string(u.dir), c.String("client-cert"))
+				Action: onHost(func(c *cli.Context, h hand) error {
+					place := outsideDirectory(string(h.Dir), c.String("client-cert"))
 					var s status
-					if !c.IsSet("client-cert") && u.dir.read(statusName, &s) == nil && s.MarkCopy != "" {
+					if !c.IsSet("client-cert") && h.Dir.Read(statusName, &s) == nil && s.MarkCopy != "" {
 						place = s.MarkCopy
 					}
-					outside, err := openDirectory(place)
+					outside, err := journal.Open(place)
 					if err != nil {
 						return err
 					}
-					if err := (marks{u.dir, outside}).reset(); err != nil {
+					if err := (marks{h.Dir, outside}).reset(); err != nil {
 						return err
 					}
-					if err := u.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {
+					if err := h.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {
 						return err
 					}
 					_, err = fmt.Fprintln(c.App.Writer, "the mark is forgotten: the next release that verifies is believed, however old")
@@ -177,9 +178,9 @@ func hangUps(log zerolog.Logger) (stop func()) {
 // runSimulated does what a real machine does around its agent: its deadline runs
 // by itself, and a reboot ends the agent and starts, after the guard, another.
 func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
-	u := undoerOf(cfg)
+	undoer := undoerOf(cfg)
 	sim.OnDeadline(func(d nixops.Deadline) {
-		if err := u.insist(ctx, d.Unit); err != nil {
+		if err := undoer.Insist(ctx, d.Unit); err != nil {
 			cfg.Log.Error().Err(err).Msg("undo failed")
 		}
 	})
@@ -192,14 +193,14 @@ func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
 		if !again {
 			return err
 		}
-		if err := u.guard(ctx); err != nil {
+		if err := undoer.Guard(ctx); err != nil {
 			cfg.Log.Error().Err(err).Msg("guard failed")
 		}
 	}
 }
 
 // onHost runs a command of root's on a machine that has an agent.
-func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
+func onHost(work func(*cli.Context, hand) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if err := asRoot(c); err != nil {
 			return err
@@ -208,7 +209,7 @@ func onHost(work func(*cli.Context, *undoer) error) cli.ActionFunc {
 		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 			return &command.Error{Err: fmt.Errorf("no agent has run on this machine: %s does not exist", dir), Hint: "systemctl status nixfleet-agent"}
 		}
-		return inState(c, func(u *undoer) error { return work(c, u) })
+		return inState(c, func(h hand) error { return work(c, h) })
 	}
 }
 
@@ -221,7 +222,7 @@ func asRoot(c *cli.Context) error {
 
 // inState runs a command with the host and the state directory of the flags. The directory
 // is made where it is missing: the guard runs at the first boot as well.
-func inState(c *cli.Context, work func(*undoer) error) error {
+func inState(c *cli.Context, work func(hand) error) error {
 	if err := asRoot(c); err != nil {
 		return err
 	}
@@ -230,16 +231,17 @@ func inState(c *cli.Context, work func(*undoer) error) error {
 	if err := cfg.makeHost(); err != nil {
 		return err
 	}
-	dir, err := openDirectory(c.String("state-dir"))
+	dir, err := journal.Open(c.String("state-dir"))
 	if err != nil {
 		return &command.Error{Err: err, Hint: "this needs root"}
 	}
-	return work(&undoer{cfg.Host, dir, log, cfg.hostArguments()})
+	cfg.StateDir, cfg.Log = string(dir), log
+	return work(hand{undoerOf(cfg), c.App.Writer})
 }
 
 func statusCommand(c *cli.Context) error {
-	return onHost(func(c *cli.Context, u *undoer) error {
-		s := gather(c.Context, u.dir, u.host)
+	return onHost(func(c *cli.Context, h hand) error {
+		s := gather(c.Context, h.Dir, h.Host)
 		if !c.Bool("json") {
 			return s.print(c.App.Writer, time.Now())
 		}

@@ -13,6 +13,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -37,7 +38,7 @@ const evidenceSlack = time.Minute
 // fails. It returns why the generation must not stay, empty when it may: only
 // enforce sends it back. A mode that nobody set, and auto, report what a
 // collector finds and want none.
-func (a *agent) comply(ctx context.Context, j *journal) (trouble string) {
+func (a *agent) comply(ctx context.Context, j *journal.Journal) (trouble string) {
 	mode := j.Compliance
 	if mode == fleet.ModeDisabled {
 		return ""
@@ -64,7 +65,7 @@ func (a *agent) comply(ctx context.Context, j *journal) (trouble string) {
 
 // collect names the controls that fail and reports each of them; what keeps
 // it from knowing is reported and returned.
-func (a *agent) collect(ctx context.Context, j *journal) (failing []string, err error) {
+func (a *agent) collect(ctx context.Context, j *journal.Journal) (failing []string, err error) {
 	activated := j.Since
 	problem := protocol.RuntimeGateError{ActivationCompletedAt: activated}
 	defer func() {

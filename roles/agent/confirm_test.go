@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -62,13 +63,13 @@ func TestDeadlineIsDisarmedByTheNextAgent(t *testing.T) {
 }
 
 // committed is a journal that waits for its confirm.
-func (m *machine) committed(closure string) *journal {
+func (m *machine) committed(closure string) *journal.Journal {
 	m.t.Helper()
-	dir, err := openDirectory(m.path("state"))
+	dir, err := journal.Open(m.path("state"))
 	m.must(err)
 	j := anyJournal()
-	j.Step, j.Closure, j.Before, j.BootID = stepCommitted, closure, recorded{before, before, before}, m.boot()
-	m.must(dir.begin(j))
+	j.Step, j.Closure, j.Before, j.BootID = journal.Committed, closure, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
+	m.must(dir.Begin(j))
 	return j
 }
 
@@ -95,7 +96,7 @@ func TestOthersNeverConfirm(t *testing.T) {
 				stop := m.start(m.sim)
 				time.Sleep(30 * time.Minute)
 				stop()
-				j, err := directory(m.path("state")).journal()
+				j, err := journal.Directory(m.path("state")).Journal()
 				if p.confirmed() != 0 || err != nil || (j == nil) != (c.running != target) || m.where() != all(c.running) {
 					t.Errorf("%d confirms, at %v, journal %+v, %v", p.confirmed(), m.where(), j, err)
 				}
@@ -129,7 +130,7 @@ func TestConfirmThatIsNeverAnswered(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		stop()
 		var c confirmed
-		m.must(directory(m.path("state")).read(confirmedFile, &c))
+		m.must(journal.Directory(m.path("state")).Read(confirmedFile, &c))
 		if m.where() != all(another) || c.Closure != another || p.seen().Held != nil {
 			t.Errorf("at %v, confirmed %q, held %v", m.where(), c.Closure, p.seen().Held)
 		}
@@ -146,7 +147,7 @@ func TestBootLoaderThatForgot(t *testing.T) {
 		m.must(m.sim.SetProfile(context.Background(), target))
 		m.committed(target)
 		m.must(m.sim.PowerCycle())
-		m.must(m.undoer().guard(context.Background()))
+		m.must(m.undoer().Guard(context.Background()))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Second)
 		if m.where() != all(before) || p.confirmed() != 0 || !strings.Contains(p.refusals(protocol.EventRollbackTriggered), "power was lost") {

@@ -122,7 +122,7 @@ func (a *agent) enrolOnce(ctx context.Context) error {
 		return fmt.Errorf("enrol: %w", err) // the token may be new to the right control plane
 	}
 	a.spent = spent{token.Claims.Nonce, time.Now()}
-	err = errors.Join(err, a.dir.write(enrolledFile, enrolled{token.Claims.Nonce}))
+	err = errors.Join(err, a.dir.Write(enrolledFile, enrolled{token.Claims.Nonce}))
 	if err == nil {
 		a.log.Info().Time("not_after", answer.NotAfter.Time).Msg("enrolled")
 		a.noteEnrolled()

@@ -9,6 +9,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -92,7 +93,7 @@ func TestHeadOfTheReleaseThatWasKnownByItsManifest(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		p.set(func() { p.v1 = nil })
 		time.Sleep(5 * time.Minute)
-		last, err := (marks{directory(m.path("state")), directory(m.path("cert"))}).load()
+		last, err := (marks{journal.Directory(m.path("state")), journal.Directory(m.path("cert"))}).load()
 		if err != nil || !last.SeenHead || last.Closure != target || p.reported(protocol.EventManifestVerifyFailed) {
 			t.Errorf("mark %+v, %v; reports %v", last, err, p.said())
 		}

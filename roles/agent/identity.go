@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -59,7 +60,7 @@ func (i *identity) certificate() (*tls.Certificate, error) {
 
 // read gives nil when there is no such file.
 func (i *identity) read(path string) (*tls.Certificate, error) {
-	text, err := readSmall(path)
+	text, err := disk.ReadLinked(path, pki.MaxDocument)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -126,7 +127,7 @@ func (i *identity) dueForRenewal(fraction float64) bool {
 
 // keepOnTrial puts a certificate beside the one in use, until accept or discard.
 func (i *identity) keepOnTrial(text string) error {
-	return replace(i.nextPath(), []byte(text), 0o600)
+	return disk.Replace(i.nextPath(), []byte(text), 0o600)
 }
 
 // onTrial is the certificate that was not accepted yet; nil when there is none that is
@@ -138,9 +139,9 @@ func (i *identity) onTrial() *tls.Certificate { return i.valid(i.nextPath()) }
 // renewals in a row must not push out the last certificate that somebody else issued.
 func (i *identity) accept() error {
 	if i.valid(i.previousPath()) == nil && i.valid(i.certPath) != nil {
-		text, err := readSmall(i.certPath)
+		text, err := disk.ReadLinked(i.certPath, pki.MaxDocument)
 		if err == nil {
-			err = replace(i.previousPath(), text, 0o600)
+			err = disk.Replace(i.previousPath(), text, 0o600)
 		}
 		if err != nil {
 			return fmt.Errorf("keep the previous certificate: %w", err)
@@ -156,7 +157,7 @@ func (i *identity) move(from string) error {
 	if err := os.Rename(from, i.certPath); err != nil {
 		return fmt.Errorf("replace certificate: %w", err)
 	}
-	return syncDir(filepath.Dir(i.certPath))
+	return disk.SyncDir(filepath.Dir(i.certPath))
 }
 
 // discard forgets the certificate on trial.
@@ -189,12 +190,12 @@ func (i *identity) prepare() error {
 // readToken reads the bootstrap token, opened with the host's ssh key when it
 // is encrypted.
 func (i *identity) readToken(sshKeyFile string) (*pki.Token, error) {
-	data, err := readSmall(i.token)
+	data, err := disk.ReadLinked(i.token, pki.MaxDocument)
 	if err != nil {
 		return nil, fmt.Errorf("read bootstrap token: %w", err)
 	}
 	if pki.IsSealed(data) {
-		keyText, err := readSmall(sshKeyFile)
+		keyText, err := disk.ReadLinked(sshKeyFile, pki.MaxDocument)
 		if err != nil {
 			return nil, fmt.Errorf("open bootstrap token: %w", err)
 		}

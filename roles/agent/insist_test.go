@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 )
 
 // hiccup is a machine that cannot set its profile for a while.
@@ -33,9 +35,9 @@ func TestDeadlineGoesOnByItself_A5_A9(t *testing.T) {
 				m := newMachine(t, p, good)
 				ill := &hiccup{Host: m.sim}
 				u := m.undoer()
-				u.host = ill
+				u.Host = ill
 				m.sim.OnDeadline(func(d nixops.Deadline) {
-					if err := u.insist(t.Context(), d.Unit); err != nil && t.Context().Err() == nil {
+					if err := u.Insist(t.Context(), d.Unit); err != nil && t.Context().Err() == nil {
 						t.Errorf("deadline: %v", err)
 					}
 				})
@@ -56,10 +58,10 @@ func TestDeadlineGoesOnByItself_A5_A9(t *testing.T) {
 						t.Errorf("undone under somebody else's lock: %v", m.where())
 					}
 					m.must(m.sim.HoldLock(false))
-					time.Sleep(2*undoAgain + lockPoll)
+					time.Sleep(2*undo.Again + time.Second)
 				}
-				j, err := directory(m.path("state")).journal()
-				if err != nil || j == nil || j.Step != stepUndone || m.where() != all(before) {
+				j, err := journal.Directory(m.path("state")).Journal()
+				if err != nil || j == nil || j.Step != journal.Undone || m.where() != all(before) {
 					t.Errorf("%+v, %v, at %v", j, err, m.where())
 				}
 			})
@@ -69,14 +71,14 @@ func TestDeadlineGoesOnByItself_A5_A9(t *testing.T) {
 
 // underALock is a machine in the middle of an activation, of which somebody else has the
 // switch lock.
-func underALock(t *testing.T) (*machine, directory, *journal) {
+func underALock(t *testing.T) (*machine, journal.Directory, *journal.Journal) {
 	t.Helper()
 	m := newMachine(t, newPlane(t), good)
-	dir, err := openDirectory(m.path("state"))
+	dir, err := journal.Open(m.path("state"))
 	m.must(err)
 	j := anyJournal()
-	j.Step, j.Closure, j.Before, j.BootID = stepChecking, target, recorded{before, before, before}, m.boot()
-	m.must(dir.begin(j))
+	j.Step, j.Closure, j.Before, j.BootID = journal.Checking, target, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
+	m.must(dir.Begin(j))
 	m.must(m.sim.HoldLock(true))
 	return m, dir, j
 }
@@ -84,31 +86,31 @@ func underALock(t *testing.T) (*machine, directory, *journal) {
 // An attempt that comes later finds what has happened meanwhile: what was committed
 // stays, another activation is not its own, and the end of its context ends it.
 func TestDeadlineLooksAtTheJournalEachTime(t *testing.T) {
-	for meanwhile, want := range map[string]step{"committed": stepCommitted, "another": stepChecking, "stopped": stepUndoing} {
+	for meanwhile, want := range map[string]journal.Step{"committed": journal.Committed, "another": journal.Checking, "stopped": journal.Undoing} {
 		t.Run(meanwhile, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				m, dir, j := underALock(t)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				done := make(chan error, 1)
-				go func() { done <- m.undoer().insist(ctx, j.Units.Deadline) }()
-				time.Sleep(foreignLockWait + insistFirst/2) // between the first attempt and the second
-				now, err := dir.journal()
+				go func() { done <- m.undoer().Insist(ctx, j.Units.Deadline) }()
+				time.Sleep(undo.LockWait + undo.InsistFirst/2) // between the first attempt and the second
+				now, err := dir.Journal()
 				m.must(err)
 				switch meanwhile {
 				case "committed":
-					now.Step = stepCommitted
+					now.Step = journal.Committed
 				case "another":
-					now.Step, now.Units = stepChecking, newUnits("another")
+					now.Step, now.Units = journal.Checking, journal.NewUnits("another")
 				case "stopped":
 					cancel()
 				}
-				m.must(dir.write(journalFile, now))
+				m.must(dir.Write(journal.File, now))
 				err = <-done
 				if (err == nil) != (meanwhile != "stopped") {
 					t.Errorf("it ends with %v", err)
 				}
-				after, err := dir.journal()
+				after, err := dir.Journal()
 				if err != nil || after == nil || after.Step != want {
 					t.Errorf("the journal is %+v, %v", after, err)
 				}
@@ -122,10 +124,10 @@ func TestDeadlineEndsInTheEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m, _, j := underALock(t)
 		began := time.Now()
-		if err := m.undoer().insist(t.Context(), j.Units.Deadline); !errors.Is(err, nixops.ErrLockHeld) {
+		if err := m.undoer().Insist(t.Context(), j.Units.Deadline); !errors.Is(err, nixops.ErrLockHeld) {
 			t.Errorf("it ends with %v", err)
 		}
-		if took := time.Since(began); took < insistFor/2 || took > insistFor+undoAgain+foreignLockWait {
+		if took := time.Since(began); took < undo.InsistFor/2 || took > undo.InsistFor+undo.Again+undo.LockWait {
 			t.Errorf("it took %s", took)
 		}
 	})

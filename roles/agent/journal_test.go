@@ -1,126 +1,31 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 )
 
-func openDir(t testing.TB) directory {
+func openDir(t testing.TB) journal.Directory {
 	t.Helper()
-	dir, err := openDirectory(filepath.Join(t.TempDir(), "state"))
+	dir, err := journal.Open(filepath.Join(t.TempDir(), "state"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return dir
 }
 
-func anyJournal() *journal {
-	return &journal{Step: stepFetching, Closure: "target", Before: recorded{Current: "before", Profile: "before"}, BootID: "boot",
-		StartedAt: pki.At(time.Unix(1e9, 0)), Since: pki.At(time.Unix(1e9, 0)), WindowSecs: 60, Units: newUnits("1"), FailedBefore: []string{}, Restarts: map[string]uint64{}}
-}
-
-func TestJournalMovesOnlyFromWhereItIs(t *testing.T) {
-	dir := openDir(t)
-	if err := dir.begin(anyJournal()); err != nil {
-		t.Fatal(err)
-	}
-	if err := dir.begin(anyJournal()); !errors.Is(err, errMoved) {
-		t.Errorf("a second activation: %v", err)
-	}
-	if _, err := dir.advance(time.Now(), []step{stepProven}, stepCommitting, nil); !errors.Is(err, errMoved) {
-		t.Errorf("commit of what is not proven: %v", err)
-	}
-	j, err := dir.advance(time.Now(), []step{stepFetching}, stepArming, func(j *journal) { j.Component = "x" })
-	if err != nil || j.Step != stepArming || j.Component != "x" {
-		t.Fatalf("%+v %v", j, err)
-	}
-	if err := dir.end(stepUndone); !errors.Is(err, errMoved) {
-		t.Errorf("end of what goes on: %v", err)
-	}
-}
-
-// Undo and commit race for the journal; exactly one wins.
-func TestUndoAndCommitExcludeEachOther(t *testing.T) {
-	for range 50 {
-		dir := openDir(t)
-		j := anyJournal()
-		j.Step = stepProven
-		if err := dir.begin(j); err != nil {
-			t.Fatal(err)
-		}
-		var won [2]error
-		var wg sync.WaitGroup
-		wg.Go(func() { _, won[0] = dir.advance(time.Now(), []step{stepProven}, stepCommitted, nil) })
-		wg.Go(func() { _, won[1] = dir.advance(time.Now(), revertible, stepUndoing, nil) })
-		wg.Wait()
-		if (won[0] == nil) == (won[1] == nil) {
-			t.Fatalf("commit %v, undo %v", won[0], won[1])
-		}
-	}
-}
-
-func TestDamagedJournalsAreNotBelieved(t *testing.T) {
-	dir := openDir(t)
-	if err := dir.begin(anyJournal()); err != nil {
-		t.Fatal(err)
-	}
-	whole, err := os.ReadFile(dir.path(journalFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, doc := range map[string][]byte{
-		"empty": {}, "half": whole[:len(whole)/2], "flipped": bytes.Replace(whole, []byte("target"), []byte("tarGet"), 1),
-		"future": bytes.Replace(whole, []byte(`"version":1`), []byte(`"version":2`), 1), "foreign": []byte(`{"phase":"x"}`),
-		"null": []byte("null"), "huge": bytes.Repeat([]byte(" "), maxStateFile+1),
-	} {
-		if err := os.WriteFile(dir.path(journalFile), doc, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := dir.journal(); !errors.Is(err, errUnfit) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if err := os.WriteFile(dir.path(journalFile), whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir.path(journalFile), 0o622); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := dir.journal(); !errors.Is(err, errUnfit) {
-		t.Errorf("writable by others: %v", err)
-	}
-}
-
-func FuzzState(f *testing.F) {
-	dir, err := openDirectory(filepath.Join(f.TempDir(), "state"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	if err := dir.begin(anyJournal()); err != nil {
-		f.Fatal(err)
-	}
-	seed, err := os.ReadFile(dir.path(journalFile))
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(seed)
-	f.Fuzz(func(t *testing.T, doc []byte) {
-		var j journal
-		if err := decodeState(doc, &j); err != nil && !errors.Is(err, errUnfit) {
-			t.Errorf("unexpected kind of error: %v", err)
-		}
-	})
+func anyJournal() *journal.Journal {
+	return &journal.Journal{Step: journal.Fetching, Closure: "target", Before: journal.Recorded{Current: "before", Profile: "before"}, BootID: "boot",
+		StartedAt: pki.At(time.Unix(1e9, 0)), Since: pki.At(time.Unix(1e9, 0)), WindowSecs: 60, Units: journal.NewUnits("1"), FailedBefore: []string{}, Restarts: map[string]uint64{}}
 }
 
 func TestTheMarkSurvivesItsStateDirectory_T11(t *testing.T) {
@@ -177,7 +82,7 @@ func TestClampsOfWhatItIsTold(t *testing.T) {
 
 func TestQuarantineHoldsUntilAnotherClosure_A12(t *testing.T) {
 	now := time.Unix(2e9, 0)
-	q := &quarantine{Closure: "bad", Failures: 1, Reason: "r", At: pki.At(now)}
+	q := &quarantine{Closure: "bad", Failures: 1, Reason: journal.Reason{Text: "r"}, At: pki.At(now)}
 	if q.blocked("bad", now.Add(1000*time.Hour)) == "" || q.blocked("good", now) != "" {
 		t.Error("a failed closure must stay blocked and another must not be")
 	}

@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -72,16 +73,16 @@ func TestUndoIsJudgedByThePaths_A7_A8(t *testing.T) {
 		s := &forgetful{snapshots: snapshots{Host: m.sim, m: m, stop: func() {}, at: -1}}
 		s.forgetful.Store(true)
 		u := m.undoer()
-		u.host = s
+		u.Host = s
 		m.sim.OnDeadline(func(nixops.Deadline) {
-			if err := u.deadline(context.Background(), ""); err == nil {
+			if err := u.Deadline(context.Background(), ""); err == nil {
 				t.Error("the deadline calls it done")
 			}
 		})
 		stop := m.start(s)
 		time.Sleep(10 * time.Minute)
-		j, err := directory(m.path("state")).journal()
-		if err != nil || j == nil || j.Step != stepUndoing || p.reported(protocol.EventRollbackTriggered) {
+		j, err := journal.Directory(m.path("state")).Journal()
+		if err != nil || j == nil || j.Step != journal.Undoing || p.reported(protocol.EventRollbackTriggered) {
 			t.Errorf("called done although the profile is not back: %+v, %v, at %v", j, err, m.where())
 		}
 		s.forgetful.Store(false)
@@ -157,7 +158,7 @@ func TestAgentIsReplacedByItsOwnSwitch_A1(t *testing.T) {
 		m := newMachine(t, p, with(nixops.SimClosure{SwitchTime: time.Minute}))
 		stop := m.start(m.sim)
 		for range 600 {
-			if j, err := directory(m.path("state")).journal(); err == nil && j != nil && j.Step == stepSwitching {
+			if j, err := journal.Directory(m.path("state")).Journal(); err == nil && j != nil && j.Step == journal.Switching {
 				break
 			}
 			time.Sleep(500 * time.Millisecond)
@@ -263,8 +264,8 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 					if !running {
 						u := m.undoer()
 						for who, act := range map[string]func(context.Context) error{
-							"deadline": func(ctx context.Context) error { return u.deadline(ctx, "") }, "guard": u.guard,
-							"undo": func(ctx context.Context) error { return u.undo(ctx, "x", false) },
+							"deadline": func(ctx context.Context) error { return u.Deadline(ctx, "") }, "guard": u.Guard,
+							"undo": func(ctx context.Context) error { return u.Undo(ctx, journal.Reason{Text: "x"}) },
 						} {
 							if err := act(context.Background()); err == nil {
 								t.Errorf("%s says nothing of it", who)
@@ -306,11 +307,11 @@ func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 			m.must(err)
 			defer a.client.CloseIdle()
 			j := anyJournal()
-			j.Step, j.Closure, j.Before, j.BootID = stepProven, target, recorded{before, before, before}, m.boot()
-			m.must(a.dir.begin(j))
+			j.Step, j.Closure, j.Before, j.BootID = journal.Proven, target, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
+			m.must(a.dir.Begin(j))
 			done := make(chan error, 2)
 			commit := func() { _, err := a.commit(context.Background(), j); done <- err }
-			deadline := func() { done <- a.undoer.deadline(context.Background(), j.Units.Deadline) }
+			deadline := func() { done <- a.undoer.Deadline(context.Background(), j.Units.Deadline) }
 			want := all(target)
 			if first == "commit" {
 				go commit()
@@ -337,10 +338,10 @@ func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 // What an activation writes down is readable by people without this program.
 func TestJournalIsPlainJSON(t *testing.T) {
 	dir := openDir(t)
-	if err := dir.begin(anyJournal()); err != nil {
+	if err := dir.Begin(anyJournal()); err != nil {
 		t.Fatal(err)
 	}
-	doc, err := os.ReadFile(dir.path(journalFile))
+	doc, err := os.ReadFile(dir.Path(journal.File))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,7 +349,7 @@ func TestJournalIsPlainJSON(t *testing.T) {
 		Version int
 		Body    map[string]any
 	}
-	if err := json.Unmarshal(doc, &e); err != nil || e.Version != stateVersion || e.Body["step"] != "fetching" || e.Body["before"] == nil {
+	if err := json.Unmarshal(doc, &e); err != nil || e.Version != 1 || e.Body["step"] != "fetching" || e.Body["before"] == nil {
 		t.Errorf("%s: %v", doc, err)
 	}
 }

@@ -13,6 +13,8 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 )
 
 const (
@@ -111,15 +113,15 @@ func (m *machine) open() {
 	m.sim = sim
 	u := m.undoer()
 	sim.OnDeadline(func(d nixops.Deadline) {
-		if err := u.insist(m.t.Context(), d.Unit); err != nil && m.t.Context().Err() == nil {
+		if err := u.Insist(m.t.Context(), d.Unit); err != nil && m.t.Context().Err() == nil {
 			m.t.Errorf("deadline: %v", err)
 		}
 	})
 	m.t.Cleanup(sim.Close)
 }
 
-func (m *machine) undoer() *undoer {
-	return &undoer{m.sim, directory(m.path("state")), zerolog.Nop(), nil}
+func (m *machine) undoer() *undo.Undoer {
+	return &undo.Undoer{Host: m.sim, Dir: journal.Directory(m.path("state")), Log: zerolog.Nop()}
 }
 
 func (m *machine) config(host nixops.Host) Config {
@@ -148,7 +150,7 @@ func (m *machine) live(host nixops.Host) (stop func()) {
 		}
 		end()
 		end = func() {}
-		if err := m.undoer().guard(context.Background()); err != nil {
+		if err := m.undoer().Guard(context.Background()); err != nil {
 			m.t.Errorf("guard: %v", err)
 		}
 		if m.sim.AgentStarts() {
@@ -166,7 +168,7 @@ func (m *machine) live(host nixops.Host) (stop func()) {
 func (m *machine) local() status {
 	m.t.Helper()
 	var s status
-	if err := directory(m.path("state")).read(statusName, &s); err != nil {
+	if err := journal.Directory(m.path("state")).Read(statusName, &s); err != nil {
 		m.t.Error(err)
 	}
 	return s

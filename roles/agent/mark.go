@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 )
 
 const markFile = "mark.json"
@@ -53,7 +54,7 @@ func (m *mark) admits(signedAt time.Time, intent, closure string) error {
 // marks keeps the mark in the state directory and once more outside of it, so
 // that deleting the directory does not open the way back.
 type marks struct {
-	state, outside directory
+	state, outside journal.Directory
 }
 
 // load takes the newer of the two. A copy that cannot be believed counts as
@@ -61,9 +62,9 @@ type marks struct {
 func (m marks) load() (*mark, error) {
 	var newest *mark
 	var unfit error
-	for _, dir := range []directory{m.state, m.outside} {
+	for _, dir := range []journal.Directory{m.state, m.outside} {
 		var found mark
-		switch err := dir.read(markFile, &found); {
+		switch err := dir.Read(markFile, &found); {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			unfit = errors.Join(unfit, err)
@@ -78,7 +79,7 @@ func (m marks) load() (*mark, error) {
 }
 
 func (m marks) store(v *mark) error {
-	return errors.Join(m.state.write(markFile, v), m.outside.write(markFile, v))
+	return errors.Join(m.state.Write(markFile, v), m.outside.Write(markFile, v))
 }
 
 // means notes what the release of the mark means for this host.
@@ -93,7 +94,7 @@ func (m marks) means(signedAt time.Time, intent, closure string) error {
 }
 
 func (m marks) reset() error {
-	return errors.Join(m.state.remove(markFile), m.outside.remove(markFile))
+	return errors.Join(m.state.Remove(markFile), m.outside.Remove(markFile))
 }
 
 // outsideDirectory is where the second copy of the mark lies: with the

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"nixfleet/nixops/disk"
 )
 
 // metricsFile is what the textfile collector of Prometheus's node_exporter reads: a
@@ -65,7 +67,7 @@ func (a *agent) writeMetrics() {
 	if steady == f.written && time.Since(f.at) < contactEvery {
 		return
 	}
-	if err := replace(f.path, []byte(all), 0o644); err != nil {
+	if err := disk.Replace(f.path, []byte(all), 0o644); err != nil {
 		if !a.saidMetrics.lately(err.Error()) {
 			a.log.Warn().Err(err).Msg("metrics not written")
 		}

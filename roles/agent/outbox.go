@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -23,7 +24,7 @@ const (
 // are sent in order. Those of another may overtake them, since a host's reports move only
 // the rollout they name; those of none are a rollout of their own here.
 type outbox struct {
-	dir directory
+	dir journal.Directory
 
 	mu      sync.Mutex
 	queue   []*protocol.ReportRequest
@@ -45,18 +46,18 @@ type outboxFile struct {
 	Refused map[string]refusal        `json:"refused,omitempty" shape:"D"`
 }
 
-func openOutbox(dir directory) (*outbox, error) {
+func openOutbox(dir journal.Directory) (*outbox, error) {
 	o := &outbox{dir: dir, refused: map[string]refusal{}, turns: map[string]turn{}}
 	var f outboxFile
-	switch err := dir.read(reportsFile, &f); {
+	switch err := dir.Read(reportsFile, &f); {
 	case err == nil:
 		o.queue = f.Reports
 		if f.Refused != nil {
 			o.refused = f.Refused
 		}
-	case errors.Is(err, errUnfit):
+	case errors.Is(err, journal.ErrUnfit):
 		// Reports are worth less than a start of the agent.
-		_, err := dir.setAside(reportsFile)
+		_, err := dir.SetAside(reportsFile)
 		return o, err
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
@@ -190,7 +191,7 @@ func (o *outbox) drop(r *protocol.ReportRequest) bool {
 // write needs o.mu.
 func (o *outbox) write() error {
 	if len(o.queue) == 0 {
-		return o.dir.remove(reportsFile)
+		return o.dir.Remove(reportsFile)
 	}
-	return o.dir.write(reportsFile, outboxFile{o.queue, o.refused})
+	return o.dir.Write(reportsFile, outboxFile{o.queue, o.refused})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -57,7 +58,7 @@ func TestTrustFileOutsideTheClosures_T16(t *testing.T) {
 func TestStatusShowsWhatIsNotTriedAgain(t *testing.T) {
 	for failures, unreachable := range map[uint32]uint32{1: 0, 0: unreachableTries + 1} {
 		var out bytes.Buffer
-		l := localStatus{Quarantine: &quarantine{Closure: target, Reason: "why", Failures: failures, Unreachable: unreachable}}
+		l := localStatus{Quarantine: &quarantine{Closure: target, Reason: journal.Reason{Text: "why"}, Failures: failures, Unreachable: unreachable}}
 		if err := l.print(&out, time.Now()); err != nil || !strings.Contains(out.String(), "quarantined") {
 			t.Errorf("%d failures, %d undone: %q, %v", failures, unreachable, out.String(), err)
 		}

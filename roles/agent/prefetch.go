@@ -9,6 +9,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/agent/journal"
 )
 
 // A closure may be brought into the store before its wave starts. Which it is, is
@@ -87,7 +88,7 @@ func (a *agent) fetchAhead(ctx context.Context, closure string) error {
 	case current == closure, a.busy.get():
 		return nil // an activation brings its own
 	case a.hold.get() != nil:
-		return errHeld
+		return journal.ErrHeld
 	case q != nil && q.Closure == closure && q.Failures > 0:
 		return nil
 	}
@@ -115,7 +116,7 @@ func (a *agent) dropAhead(ctx context.Context, keep string) error {
 		return err
 	}
 	wanted := map[string]bool{keep: true}
-	if j, err := a.dir.journal(); err != nil {
+	if j, err := a.dir.Journal(); err != nil {
 		return err
 	} else if j != nil {
 		wanted[j.Closure] = true

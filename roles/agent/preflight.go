@@ -10,6 +10,8 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/protocol"
 )
 
@@ -23,15 +25,15 @@ const (
 
 // localError is trouble of this host, for which no release is to blame.
 type localError struct {
-	reason string // the text of a protocol.Cause
-	event  string
+	reason journal.Reason
+	event  string // that reports it; empty: none
 }
 
-func (e *localError) Error() string { return e.reason }
+func (e *localError) Error() string { return e.reason.String() }
 
 // bring gets the closure into the store, protected from collection, and looks
 // whether it can be activated at all.
-func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
+func (a *agent) bring(ctx context.Context, w *wanted, j *journal.Journal) error {
 	if err := a.preflight(ctx, w); err != nil {
 		return err
 	}
@@ -43,15 +45,15 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 		return ctx.Err()
 	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
 		a.report(protocol.EventClosureSignatureMismatch, &w.channelRef, protocol.ClosureSignatureMismatch{ClosureHash: w.closure, StderrTail: tail(err.Error())})
-		return &localError{protocol.CauseRealise.With(err.Error()), ""}
+		return &localError{journal.Because(protocol.CauseRealise, err.Error()), ""}
 	case errors.Is(err, nixops.ErrNoSpace):
-		return &localError{protocol.CauseNoSpace.With(err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseNoSpace, err.Error()), protocol.EventRealiseFailed}
 	case err != nil:
-		return &localError{protocol.CauseRealise.With(err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseRealise, err.Error()), protocol.EventRealiseFailed}
 	}
 	c, err := a.host.Inspect(ctx, w.closure)
 	if err != nil {
-		return &localError{protocol.CauseRealise.With(err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseRealise, err.Error()), protocol.EventRealiseFailed}
 	}
 	if !c.HasSwitch {
 		return errors.New("the closure has no bin/switch-to-configuration")
@@ -64,7 +66,7 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal) error {
 			return err
 		}
 	} else if own, err := filepath.EvalSymlinks(a.cfg.TrustFile); err != nil {
-		return &localError{protocol.CausePreflight.With("trust file: " + err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CausePreflight, "trust file: "+err.Error()), protocol.EventRealiseFailed}
 	} else if !a.cfg.AgentOutside && inStore(own) {
 		// One that no closure brings stays as it is, and has verified this release.
 		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
@@ -90,26 +92,26 @@ func (a *agent) preflight(ctx context.Context, w *wanted) error {
 	}
 	if now := a.cfg.Clock(); past.Sub(now) > pki.ClockSlack {
 		return &localError{
-			protocol.CausePreflight.With(fmt.Sprintf("clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past))),
+			journal.Because(protocol.CausePreflight, fmt.Sprintf("clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past))),
 			protocol.EventRealiseFailed,
 		}
 	}
 	space, err := a.host.Space(ctx)
 	if err != nil {
-		return &localError{protocol.CausePreflight.With(err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CausePreflight, err.Error()), protocol.EventRealiseFailed}
 	}
 	switch {
 	case space.StoreFree < minStoreFree:
-		return &localError{protocol.CauseNoSpace.With(fmt.Sprintf("%d MiB are left in the store", space.StoreFree>>20)), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseNoSpace, fmt.Sprintf("%d MiB are left in the store", space.StoreFree>>20)), protocol.EventRealiseFailed}
 	case space.BootFree < minBootFree:
-		return &localError{protocol.CauseNoSpace.With(fmt.Sprintf("%d MiB are left in /boot", space.BootFree>>20)), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseNoSpace, fmt.Sprintf("%d MiB are left in /boot", space.BootFree>>20)), protocol.EventRealiseFailed}
 	}
 	held, err := a.host.LockHeld(ctx)
 	if err != nil {
-		return &localError{protocol.CausePreflight.With(err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CausePreflight, err.Error()), protocol.EventRealiseFailed}
 	}
 	if held {
-		return &localError{reasonLocked, protocol.EventRealiseFailed}
+		return &localError{undo.Locked, protocol.EventRealiseFailed}
 	}
 	return nil
 }
@@ -126,15 +128,15 @@ func (a *agent) checkTarget(ctx context.Context, closure string) error {
 		return nil
 	}
 	a.waiting("the pre-switch checks of %s", closure)
-	unit := fresh("nixfleet-check")
+	unit := journal.FreshUnit("nixfleet-check")
 	exit, err := a.host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionCheck, Unit: unit})
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, nixops.ErrLockHeld):
-		return &localError{reasonLocked, protocol.EventRealiseFailed}
+		return &localError{undo.Locked, protocol.EventRealiseFailed}
 	case err != nil:
-		return &localError{protocol.CausePreflight.With("check: " + err.Error()), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CausePreflight, "check: "+err.Error()), protocol.EventRealiseFailed}
 	case exit.OK():
 		return nil
 	}
@@ -153,19 +155,19 @@ func (a *agent) giveUp(w *wanted, err error) {
 	}
 	a.log.Error().Err(err).Str("closure", w.closure).Msg("activation given up")
 	a.waiting("%v", err)
-	if err := a.dir.end(stepFetching); err != nil {
+	if err := a.dir.End(journal.Fetching); err != nil {
 		a.log.Error().Err(err).Msg("journal not closed")
 		return
 	}
 	var local *localError
 	if errors.As(err, &local) {
 		if local.event != "" {
-			a.report(local.event, &w.channelRef, protocol.RealiseFailed{ClosureHash: w.closure, Reason: local.reason})
+			a.report(local.event, &w.channelRef, protocol.RealiseFailed{ClosureHash: w.closure, Reason: local.reason.String()})
 		}
 		a.postpone(w.closure, w.intent, w.channelRef, local.reason)
 		return
 	}
 	text := err.Error()
 	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: string(protocol.CauseInspect), StderrTail: &text})
-	a.punish(w.closure, w.intent, w.channelRef, text, true)
+	a.punish(w.closure, w.intent, w.channelRef, journal.Reason{Text: text}, true)
 }

@@ -13,6 +13,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -140,7 +141,7 @@ func TestTargetsOwnChecksComeFirst(t *testing.T) {
 		if p.reported(protocol.EventActivationStarted) || !strings.Contains(p.refusals(protocol.EventActivationFailed), "pre-switch check") {
 			t.Errorf("reports %v", p.said())
 		}
-		if q := optional[quarantine](directory(m.path("state")), quarantineFile, func(err error) { t.Error(err) }); q == nil || q.Failures == 0 {
+		if q := journal.Optional[quarantine](journal.Directory(m.path("state")), quarantineFile, func(err error) { t.Error(err) }); q == nil || q.Failures == 0 {
 			t.Errorf("not quarantined: %+v", q)
 		}
 	})
@@ -157,9 +158,9 @@ func TestClockBehindWhatIsKnown_A22(t *testing.T) {
 		p.release(target, later)
 		head, err := fleet.ParseHead(p.head)
 		m.must(err)
-		dir, err := openDirectory(m.path("state"))
+		dir, err := journal.Open(m.path("state"))
 		m.must(err)
-		m.must(dir.write(markFile, &mark{SignedAt: *head.Meta.SignedAt, Intent: head.Intent}))
+		m.must(dir.Write(markFile, &mark{SignedAt: *head.Meta.SignedAt, Intent: head.Intent}))
 		stop := m.start(m.sim)
 		time.Sleep(20 * time.Minute)
 		if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, "preflight: clock: ") || m.where() != all(before) {
@@ -220,9 +221,9 @@ func TestCertificatesAreValidByWhatIsKnown_A22(t *testing.T) {
 	}{
 		"nothing": {func(*machine) {}, false},
 		"a release": {func(m *machine) {
-			dir, err := openDirectory(m.path("state"))
+			dir, err := journal.Open(m.path("state"))
 			m.must(err)
-			m.must(dir.write(markFile, &mark{SignedAt: pki.At(time.Now().Add(lost)), Intent: "i"}))
+			m.must(dir.Write(markFile, &mark{SignedAt: pki.At(time.Now().Add(lost)), Intent: "i"}))
 		}, true},
 		"the source of its system": {func(m *machine) {
 			version := "25.11." + time.Now().Add(lost).Format("20060102") + ".4f1c0a9"

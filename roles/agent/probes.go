@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -18,7 +17,9 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -81,13 +82,13 @@ func loadProbes(path string) (*healthChecks, error) {
 	if path == "" {
 		return h, nil
 	}
-	doc, err := readSmall(path)
+	doc, err := disk.ReadLinked(path, pki.MaxDocument)
 	if errors.Is(err, os.ErrNotExist) {
 		return h, nil
 	}
 	if err == nil {
 		// Its commands are run by root.
-		err = ownOnly(path)
+		err = journal.OwnOnly(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("health checks: %w", err)
@@ -139,19 +140,6 @@ func (h *healthChecks) check() error {
 		}
 	}
 	return nil
-}
-
-func readSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, pki.MaxDocument+1))
-	if err == nil && len(data) > pki.MaxDocument {
-		err = fmt.Errorf("read %s: %w", path, pki.ErrSize)
-	}
-	return data, err
 }
 
 // list is the probes in order of their names.

@@ -10,13 +10,15 @@ import (
 	"slices"
 	"time"
 
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
 
 // check is the local health gate and one answered check-in. Only the target's
 // own agent may pass it.
-func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
+func (a *agent) check(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
 	if ok, err := a.mayProve(ctx, j); err != nil || !ok {
 		if err == nil {
 			a.waiting("the new generation's own agent has to prove it; this is another")
@@ -25,8 +27,8 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 	}
 	if current, err := a.host.CurrentSystem(ctx); err != nil {
 		return nil, err
-	} else if !a.undoer.runs(ctx, current, j.Closure) {
-		return nil, a.undo(ctx, protocol.CauseSwitch.With(current+" runs after the switch"), true)
+	} else if !a.undoer.Runs(ctx, current, j.Closure) {
+		return nil, a.undo(ctx, journal.Because(protocol.CauseSwitch, current+" runs after the switch"))
 	}
 	if !j.GatePassed {
 		a.waiting("watching %s for %s", j.Closure, a.cfg.SettleTime)
@@ -35,12 +37,12 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 			return nil, err
 		}
 		if trouble != "" {
-			return nil, a.undo(ctx, protocol.CauseHealthGate.With(trouble), true)
+			return nil, a.undo(ctx, journal.Because(protocol.CauseHealthGate, trouble))
 		}
 		if trouble = a.comply(ctx, j); trouble != "" {
-			return nil, a.undo(ctx, protocol.CauseCompliance.With(trouble), true)
+			return nil, a.undo(ctx, journal.Because(protocol.CauseCompliance, trouble))
 		}
-		if j, err = a.dir.advance(time.Now(), []step{stepChecking}, stepChecking, func(j *journal) { j.GatePassed = true }); err != nil {
+		if j, err = a.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking, func(j *journal.Journal) { j.GatePassed = true }); err != nil {
 			return nil, err
 		}
 	}
@@ -51,21 +53,21 @@ func (a *agent) check(ctx context.Context, j *journal) (*journal, error) {
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
 		} else if a.windowUsed(ctx, j) {
-			return nil, a.undo(ctx, reasonUnreachable, broken("outages are not blamed"))
+			return nil, a.undo(ctx, undo.Unreachable)
 		}
 		if err := sleep(ctx, floorPause); err != nil {
 			return nil, err
 		}
 	}
-	return a.dir.advance(time.Now(), []step{stepChecking}, stepProven, nil)
+	return a.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Proven, nil)
 }
 
 // reach gets one authenticated answer. A control plane without heads would take a check-in
 // that names the new generation for a confirm, and is asked who this host is instead; one
 // that does not know the question has answered all the same, since it looks at the
 // certificate first (contracts/wire.md section 1).
-func (a *agent) reach(ctx context.Context, j *journal) error {
-	if !j.byManifest() {
+func (a *agent) reach(ctx context.Context, j *journal.Journal) error {
+	if !j.ByManifest() {
 		_, _, err := a.checkin(ctx, 0)
 		return err
 	}
@@ -77,7 +79,7 @@ func (a *agent) reach(ctx context.Context, j *journal) error {
 }
 
 // mayProve: this process is the target closure's own agent.
-func (a *agent) mayProve(ctx context.Context, j *journal) (bool, error) {
+func (a *agent) mayProve(ctx context.Context, j *journal.Journal) (bool, error) {
 	if a.cfg.AgentOutside {
 		return true, nil
 	}
@@ -95,7 +97,7 @@ func (a *agent) mayProve(ctx context.Context, j *journal) (bool, error) {
 // windowUsed: so much of the window is over that we undo by ourselves. The clock may
 // have been set meanwhile: when it says that even the deadline has passed, which is
 // monotonic and still to come, the deadline is believed.
-func (a *agent) windowUsed(ctx context.Context, j *journal) bool {
+func (a *agent) windowUsed(ctx context.Context, j *journal.Journal) bool {
 	used, window := time.Since(j.StartedAt.Time), time.Duration(j.WindowSecs)*time.Second
 	if used > window {
 		armed, err := a.host.DeadlineArmed(ctx, j.Units.Deadline)
@@ -106,7 +108,7 @@ func (a *agent) windowUsed(ctx context.Context, j *journal) bool {
 
 // gate watches units through the settle time, and on until the probes allow the new
 // generation. It returns what is wrong with it, empty when nothing is.
-func (a *agent) gate(ctx context.Context, j *journal) (string, error) {
+func (a *agent) gate(ctx context.Context, j *journal.Journal) (string, error) {
 	for settled := time.Now().Add(a.cfg.SettleTime); ; {
 		watched := !time.Now().Before(settled)
 		if trouble, err := a.unitTrouble(ctx, j, !watched); err != nil || trouble != "" {
@@ -134,7 +136,7 @@ func (a *agent) gate(ctx context.Context, j *journal) (string, error) {
 
 // unitTrouble compares the units with those before the switch; within the settle time
 // none may be restarted either.
-func (a *agent) unitTrouble(ctx context.Context, j *journal, settling bool) (string, error) {
+func (a *agent) unitTrouble(ctx context.Context, j *journal.Journal, settling bool) (string, error) {
 	failed, err := a.host.FailedUnits(ctx)
 	if err != nil {
 		return "", err

@@ -1,13 +1,12 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"sync"
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 )
 
 const (
@@ -22,15 +21,15 @@ const (
 // quarantine is a closure that failed here and is not tried again until the
 // fleet declares another, root says otherwise, or an operator retries it.
 type quarantine struct {
-	Closure     string        `json:"closure" shape:"R"`
-	Intent      string        `json:"intent" shape:"D"`
-	ChannelRef  string        `json:"channelRef" shape:"D"`
-	Reason      string        `json:"reason" shape:"R"`
-	Failures    uint32        `json:"failures" shape:"R"`
-	Unreachable uint32        `json:"unreachable" shape:"D"` // undos without blame
-	Refused     uint32        `json:"refused" shape:"D"`     // by this host, before anything was changed
-	Retried     bool          `json:"retried" shape:"D"`     // an operator's one retry was taken
-	At          pki.Timestamp `json:"at" shape:"R"`
+	Closure     string         `json:"closure" shape:"R"`
+	Intent      string         `json:"intent" shape:"D"`
+	ChannelRef  string         `json:"channelRef" shape:"D"`
+	Reason      journal.Reason `json:"reason" shape:"R"`
+	Failures    uint32         `json:"failures" shape:"R"`
+	Unreachable uint32         `json:"unreachable" shape:"D"` // undos without blame
+	Refused     uint32         `json:"refused" shape:"D"`     // by this host, before anything was changed
+	Retried     bool           `json:"retried" shape:"D"`     // an operator's one retry was taken
+	At          pki.Timestamp  `json:"at" shape:"R"`
 }
 
 // holdState is root's word on this host: paused, or held at a closure.
@@ -63,26 +62,6 @@ func (c *confirmed) attested() pki.Timestamp {
 	return c.At
 }
 
-// optional reads a document that may be missing; one that cannot be believed is
-// set aside and counts as missing.
-func optional[T any](dir directory, name string, warn func(error)) *T {
-	v := new(T)
-	err := dir.read(name, v)
-	switch {
-	case err == nil:
-		return v
-	case errors.Is(err, fs.ErrNotExist):
-	default:
-		warn(err)
-		if errors.Is(err, errUnfit) {
-			if _, err := dir.setAside(name); err != nil {
-				warn(err)
-			}
-		}
-	}
-	return nil
-}
-
 // over: it is not tried again by itself.
 func (q *quarantine) over() bool { return q.Failures > 0 || q.Unreachable > unreachableTries }
 
@@ -92,7 +71,7 @@ func (q *quarantine) blocked(closure string, now time.Time) string {
 	case q == nil || q.Closure != closure:
 		return ""
 	case q.Failures > 0:
-		return "quarantined: " + q.Reason
+		return "quarantined: " + q.Reason.String()
 	case q.Unreachable > unreachableTries:
 		return fmt.Sprintf("quarantined: undone %d times without blame, the last time: %s", q.Unreachable, q.Reason)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 )
 
@@ -119,9 +120,9 @@ func (a *agent) rebootLoop(ctx context.Context) {
 // awaitsReboot is the staged activation that may be booted now; nil while there
 // is none, root holds the host, or the control plane has not heard of it yet:
 // until then this host has no slot of a budget for being away.
-func (a *agent) awaitsReboot(ctx context.Context) *journal {
-	j, err := a.dir.journal()
-	if err != nil || j == nil || j.Step != stepStaged || !j.Reboots || a.busy.get() || a.hold.get() != nil || a.outbox.waiting(j.ChannelRef) {
+func (a *agent) awaitsReboot(ctx context.Context) *journal.Journal {
+	j, err := a.dir.Journal()
+	if err != nil || j == nil || j.Step != journal.Staged || !j.Reboots || a.busy.get() || a.hold.get() != nil || a.outbox.waiting(j.ChannelRef) {
 		return nil
 	}
 	if boot, err := a.host.BootID(ctx); err != nil || boot != j.BootID {
@@ -132,14 +133,14 @@ func (a *agent) awaitsReboot(ctx context.Context) *journal {
 
 // reboot holds the journal's lock until the machine has the order, so that what
 // is staged is not taken back meanwhile.
-func (a *agent) reboot(ctx context.Context, staged *journal) error {
-	unlock, err := a.dir.lock()
+func (a *agent) reboot(ctx context.Context, staged *journal.Journal) error {
+	unlock, err := a.dir.Lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	j, err := a.dir.journal()
-	if err != nil || j == nil || j.Step != stepStaged || j.Units != staged.Units {
+	j, err := a.dir.Journal()
+	if err != nil || j == nil || j.Step != journal.Staged || j.Units != staged.Units {
 		return err
 	}
 	work := context.WithoutCancel(ctx)

@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -219,7 +220,7 @@ func TestRefusalsCountOnlyWhileCheckinsAreAnswered(t *testing.T) {
 			p.noTarget = true
 			p.routes = map[string]http.HandlerFunc{"/v1/agent/report": refuse, "/v1/agent/checkin": refuse}
 		})
-		dir, err := openDirectory(m.path("state"))
+		dir, err := journal.Open(m.path("state"))
 		m.must(err)
 		o, err := openOutbox(dir)
 		m.must(err)
@@ -255,7 +256,7 @@ func letterOf(rollout string, size int) *protocol.ReportRequest {
 // The queue is bounded in number and bytes, a report that gives way while it is sent
 // takes no other with it, and what is kept is read again.
 func TestOutboxIsBounded(t *testing.T) {
-	dir := directory(t.TempDir())
+	dir := journal.Directory(t.TempDir())
 	o, err := openOutbox(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -285,7 +286,7 @@ func TestOutboxIsBounded(t *testing.T) {
 	if _, err := o.add(letterOf("a", maxOutbox)); err == nil {
 		t.Error("one report may be as large as all")
 	}
-	info, err := os.Stat(dir.path(reportsFile))
+	info, err := os.Stat(dir.Path(reportsFile))
 	if err != nil || info.Size() > maxOutbox+(100<<10) || len(o.queue) < 10 {
 		t.Errorf("%d reports in %d bytes, %v", len(o.queue), info.Size(), err)
 	}
@@ -297,7 +298,7 @@ func TestOutboxIsBounded(t *testing.T) {
 
 // One that is never answered at all is sent last, once others have waited for it.
 func TestReportsPassOneThatIsNeverAnswered(t *testing.T) {
-	dir := directory(t.TempDir())
+	dir := journal.Directory(t.TempDir())
 	o, err := openOutbox(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -334,7 +335,7 @@ func TestReportsPassOneThatIsNeverAnswered(t *testing.T) {
 // How often a report was refused outlives the agent; an agent that starts anew all the
 // time gives none up early, and neither does a clock that is set.
 func TestPatienceOutlivesTheAgent(t *testing.T) {
-	dir := directory(t.TempDir())
+	dir := journal.Directory(t.TempDir())
 	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	o, err := openOutbox(dir)
 	if err != nil {
@@ -391,7 +392,7 @@ func TestReportsDoNotWaitForAHeldCheckin(t *testing.T) {
 			}
 		})
 		m := newMachine(t, p, good)
-		dir, err := openDirectory(m.path("state"))
+		dir, err := journal.Open(m.path("state"))
 		m.must(err)
 		o, err := openOutbox(dir)
 		m.must(err)

@@ -9,6 +9,8 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/protocol"
 )
 
@@ -19,7 +21,7 @@ const (
 
 // resume takes on what an earlier agent, or a power cut, left.
 func (a *agent) resume(ctx context.Context) {
-	j, err := a.dir.journal()
+	j, err := a.dir.Journal()
 	if err != nil {
 		a.disbelieve(err)
 		return
@@ -39,28 +41,28 @@ func (a *agent) resume(ctx context.Context) {
 		return
 	}
 	switch rebooted := boot != j.BootID; {
-	case j.Step == stepStaged && !rebooted:
-	case j.Step == stepStaged:
+	case j.Step == journal.Staged && !rebooted:
+	case j.Step == journal.Staged:
 		a.start(ctx, func(ctx context.Context) { a.afterStagedBoot(ctx, j, current) })
-	case j.Step == stepStaging && rebooted && a.undoer.runs(ctx, current, j.Closure):
+	case j.Step == journal.Staging && rebooted && a.undoer.Runs(ctx, current, j.Closure):
 		// Power was lost between choosing what boots once and writing it down.
 		a.start(ctx, func(ctx context.Context) { a.afterStagedBoot(ctx, j, current) })
-	case j.Step == stepStaging && rebooted:
-		if err := a.undoer.undoFrom(ctx, []step{stepStaging}, reasonPower, false); err != nil {
+	case j.Step == journal.Staging && rebooted:
+		if err := a.undoer.From(ctx, []journal.Step{journal.Staging}, undo.PowerLost); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")
 		}
 		a.settle(ctx)
-	case j.Step == stepFetching:
+	case j.Step == journal.Fetching:
 		// Nothing was changed; the closure is offered again or was superseded.
-		if err := a.dir.end(stepFetching); err != nil {
+		if err := a.dir.End(journal.Fetching); err != nil {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
-	case rebooted && slices.Contains([]step{stepArming, stepSwitching, stepChecking, stepProven}, j.Step),
-		rebooted && j.Step == stepCommitting && !a.undoer.runs(ctx, current, j.Closure):
-		if err := a.undo(ctx, reasonPower, false); err != nil {
+	case rebooted && slices.Contains([]journal.Step{journal.Arming, journal.Switching, journal.Checking, journal.Proven}, j.Step),
+		rebooted && j.Step == journal.Committing && !a.undoer.Runs(ctx, current, j.Closure):
+		if err := a.undo(ctx, undo.PowerLost); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")
 		}
-	case j.Step == stepUndone:
+	case j.Step == journal.Undone:
 	default:
 		a.start(ctx, func(ctx context.Context) { a.advanceFrom(ctx, j) })
 	}
@@ -69,7 +71,7 @@ func (a *agent) resume(ctx context.Context) {
 // disbelieve sets aside a journal that cannot be believed and leaves the host as
 // it is: nobody knows what was under way.
 func (a *agent) disbelieve(err error) {
-	aside, asideErr := a.dir.setAside(journalFile)
+	aside, asideErr := a.dir.SetAside(journal.File)
 	a.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal not believed")
 	a.other(protocol.KindJournalSetAside, err.Error())
 	a.status.note(func(s *status) {
@@ -79,29 +81,29 @@ func (a *agent) disbelieve(err error) {
 
 // settle reports an undo that is done and closes its journal.
 func (a *agent) settle(ctx context.Context) {
-	j, err := a.dir.journal()
-	if errors.Is(err, errUnfit) && !a.busy.get() {
+	j, err := a.dir.Journal()
+	if errors.Is(err, journal.ErrUnfit) && !a.busy.get() {
 		a.disbelieve(err)
 		return
 	}
-	if err == nil && j != nil && j.Step == stepUndoing && !a.busy.get() && time.Since(j.Since.Time) > undoAgain {
+	if err == nil && j != nil && j.Step == journal.Undoing && !a.busy.get() && time.Since(j.Since.Time) > undo.Again {
 		a.start(ctx, func(ctx context.Context) { a.advanceFrom(ctx, j) })
 		return
 	}
-	if err != nil || j == nil || j.Step != stepUndone {
+	if err != nil || j == nil || j.Step != journal.Undone {
 		return
 	}
 	if j.Blame {
-		a.report(protocol.EventActivationFailed, &j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason, ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
+		a.report(protocol.EventActivationFailed, &j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
 	}
-	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason})
+	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason.String()})
 	if j.Recalled {
 		a.forgetRecalled(j)
 	} else {
 		a.punish(j.Closure, j.Intent, j.ChannelRef, j.Reason, j.Blame)
 	}
-	if cause, third := protocol.SplitCause(j.Reason); cause == protocol.CauseThirdClosure && a.hold.get() == nil {
-		a.holdByHand(third)
+	if j.Reason.Cause == protocol.CauseThirdClosure && a.hold.get() == nil {
+		a.holdByHand(j.Reason.Text)
 	}
 	drop := []string{"staged"}
 	if j.Blame {
@@ -113,9 +115,9 @@ func (a *agent) settle(ctx context.Context) {
 		}
 	}
 	a.status.note(func(s *status) {
-		s.Waiting, s.Next = "this host is back on "+j.Before.Current+": "+j.Reason, "journalctl -u "+j.Units.Switch
+		s.Waiting, s.Next = "this host is back on "+j.Before.Current+": "+j.Reason.String(), "journalctl -u "+j.Units.Switch
 	})
-	if err := a.dir.end(stepUndone); err != nil {
+	if err := a.dir.End(journal.Undone); err != nil {
 		a.log.Error().Err(err).Msg("journal not closed")
 	}
 }
@@ -129,34 +131,34 @@ func nonEmpty(s string) *string {
 
 // punish quarantines a closure that is to blame, and counts an undo without
 // blame, after which it is tried again with patience.
-func (a *agent) punish(closure, intent, channelRef, reason string, blame bool) {
+func (a *agent) punish(closure, intent, channelRef string, reason journal.Reason, blame bool) {
 	next := a.count(closure, intent, channelRef, reason, func(q *quarantine) {
 		switch {
 		case blame:
 			q.Failures++
-		case reason != reasonLocked:
+		case reason.Cause != protocol.CauseLockHeld:
 			q.Unreachable++
 		}
 	})
 	if blame {
-		a.log.Warn().Str("closure", closure).Str("reason", reason).Msg("closure quarantined")
+		a.log.Warn().Str("closure", closure).Stringer("reason", reason).Msg("closure quarantined")
 		a.report(protocol.EventClosureQuarantined, &channelRef, protocol.ClosureQuarantined{
-			ClosureHash: closure, ChannelRef: channelRef, FailureCount: next.Failures, Reason: reason,
+			ClosureHash: closure, ChannelRef: channelRef, FailureCount: next.Failures, Reason: reason.String(),
 		})
 	}
 }
 
 // postpone notes that this host could not begin: it tries again for as long as
 // the closure is wanted, less and less often.
-func (a *agent) postpone(closure, intent, channelRef, reason string) {
+func (a *agent) postpone(closure, intent, channelRef string, reason journal.Reason) {
 	a.count(closure, intent, channelRef, reason, func(q *quarantine) {
-		if reason != reasonLocked {
+		if reason.Cause != protocol.CauseLockHeld {
 			q.Refused++
 		}
 	})
 }
 
-func (a *agent) count(closure, intent, channelRef, reason string, change func(*quarantine)) quarantine {
+func (a *agent) count(closure, intent, channelRef string, reason journal.Reason, change func(*quarantine)) quarantine {
 	q := a.quarantine.get()
 	if q == nil || q.Closure != closure {
 		q = &quarantine{Closure: closure, Intent: intent, ChannelRef: channelRef}
@@ -164,7 +166,7 @@ func (a *agent) count(closure, intent, channelRef, reason string, change func(*q
 	next := *q
 	next.ChannelRef, next.Reason, next.At = channelRef, reason, pki.At(a.now().Truncate(time.Millisecond))
 	change(&next)
-	if err := a.dir.write(quarantineFile, &next); err != nil {
+	if err := a.dir.Write(quarantineFile, &next); err != nil {
 		a.log.Error().Err(err).Msg("quarantine not written")
 	}
 	a.quarantine.set(&next)
@@ -180,18 +182,18 @@ const maxRecalled = 64
 
 // forgetRecalled notes that a generation was taken back at the control plane's wish.
 // It is not taken again until something else is wanted.
-func (a *agent) forgetRecalled(j *journal) {
-	done := optional[recalled](a.dir, recalledFile, func(error) {})
+func (a *agent) forgetRecalled(j *journal.Journal) {
+	done := journal.Optional[recalled](a.dir, recalledFile, func(error) {})
 	if done == nil {
 		done = &recalled{}
 	}
 	done.Intents = append(done.Intents, j.Intent)
 	done.Intents = done.Intents[max(0, len(done.Intents)-maxRecalled):]
-	if err := errors.Join(a.dir.write(recalledFile, done), a.dir.remove(confirmedFile)); err != nil {
+	if err := errors.Join(a.dir.Write(recalledFile, done), a.dir.Remove(confirmedFile)); err != nil {
 		a.log.Error().Err(err).Msg("rollback not noted")
 	}
 	a.confirmed.set(nil)
-	a.punish(j.Closure, j.Intent, j.ChannelRef, string(protocol.CauseRecalled), true)
+	a.punish(j.Closure, j.Intent, j.ChannelRef, journal.Reason{Cause: protocol.CauseRecalled}, true)
 }
 
 // rollback honours what the control plane asks only within its clamps: the
@@ -209,13 +211,13 @@ func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
 	r.Reason = clip(r.Reason, maxReason)
 	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
 	next := *j
-	next.Step, next.Units, next.ChannelRef = stepUndoing, newUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
-	next.Reason, next.Blame, next.Recalled = protocol.CauseRecalled.With(r.Reason), false, true
+	next.Step, next.Units, next.ChannelRef = journal.Undoing, journal.NewUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
+	next.Reason, next.Blame, next.Recalled = journal.Because(protocol.CauseRecalled, r.Reason), false, true
 	next.Since = pki.At(time.Now().Truncate(time.Millisecond))
 	if boot, err := a.host.BootID(ctx); err == nil {
 		next.BootID = boot
 	}
-	if err := a.dir.begin(&next); err != nil {
+	if err := a.dir.Begin(&next); err != nil {
 		a.log.Error().Err(err).Msg("rollback not begun")
 		return false
 	}
@@ -243,7 +245,7 @@ func (a *agent) refuseRollback(r *protocol.Rollback, why string) {
 
 // mayRollBack gives the journal of the commit that is to be taken back, or why
 // it is not.
-func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
+func (a *agent) mayRollBack(r *protocol.Rollback) (*journal.Journal, string) {
 	if a.busy.get() {
 		return nil, underWay
 	}
@@ -257,8 +259,8 @@ func (a *agent) mayRollBack(r *protocol.Rollback) (*journal, string) {
 	if head != nil && head.OnHealthFailure != fleet.OnFailureRollback {
 		return nil, "the signed policy is " + string(head.OnHealthFailure)
 	}
-	j := optional[journal](a.dir, committedFile, func(error) {})
-	done := optional[recalled](a.dir, recalledFile, func(error) {})
+	j := journal.Optional[journal.Journal](a.dir, committedFile, func(error) {})
+	done := journal.Optional[recalled](a.dir, recalledFile, func(error) {})
 	c := a.confirmed.get()
 	switch {
 	case c == nil && done != nil:

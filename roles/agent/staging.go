@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -16,7 +17,7 @@ import (
 
 // mustWaitForBoot names the component for which the target cannot be switched
 // to live; empty when it can.
-func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error) {
+func (a *agent) mustWaitForBoot(ctx context.Context, j *journal.Journal) (string, error) {
 	target, err := a.host.Inspect(ctx, j.Closure)
 	if err != nil {
 		return "", err
@@ -45,25 +46,25 @@ func (a *agent) mustWaitForBoot(ctx context.Context, j *journal) (string, error)
 }
 
 // stage prepares the next boot and reports that it is waited for.
-func (a *agent) stage(ctx context.Context) (*journal, error) {
+func (a *agent) stage(ctx context.Context) (*journal.Journal, error) {
 	work := context.WithoutCancel(ctx)
 	once, err := a.host.CanBootOnce(work)
 	if err != nil {
 		a.log.Warn().Err(err).Msg("boot loader not asked; it is taken for one that cannot fall back")
 	}
-	j, err := a.dir.advance(time.Now(), []step{stepStaging}, stepStaging, func(j *journal) {
+	j, err := a.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staging, func(j *journal.Journal) {
 		j.BootsOnce, j.Reboots = once, once && a.reboots.mode != rebootNever
 	})
 	if err != nil {
 		return nil, err
 	}
 	if err := a.prepareBoot(work, j); err != nil {
-		reason, blame := bootTrouble(fmt.Errorf("%s: %w", protocol.CauseBoot, err))
-		if blame && j.BootsOnce {
+		reason := trouble(protocol.CauseBoot, err)
+		if reason.BlamesRelease() && j.BootsOnce {
 			// It was the previous closure's installer that failed.
-			reason, blame = protocol.CausePreflight.With("staging: "+err.Error()), false
+			reason = journal.Because(protocol.CausePreflight, "staging: "+err.Error())
 		}
-		return nil, a.undoer.undoFrom(ctx, []step{stepStaging}, reason, blame)
+		return nil, a.undoer.From(ctx, []journal.Step{journal.Staging}, reason)
 	}
 	a.report(protocol.EventActivationDeferred, &j.ChannelRef, a.deferred(j))
 	if j.BootsOnce {
@@ -71,16 +72,16 @@ func (a *agent) stage(ctx context.Context) (*journal, error) {
 	} else {
 		a.waiting("a person to reboot: %s differs and cannot be switched live; %s", j.Component, noFallback)
 	}
-	_, err = a.dir.advance(time.Now(), []step{stepStaging}, stepStaged, nil)
+	_, err = a.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staged, nil)
 	return nil, err
 }
 
 // prepareBoot has the next boot start the target.
-func (a *agent) prepareBoot(ctx context.Context, j *journal) error {
+func (a *agent) prepareBoot(ctx context.Context, j *journal.Journal) error {
 	if err := a.host.AddRoot(ctx, "staged", j.Closure); err != nil {
 		return err
 	}
-	if err := a.undoer.keepExecutable(ctx, j); err != nil {
+	if err := a.undoer.KeepExecutable(ctx, j); err != nil {
 		return err
 	}
 	if j.BootsOnce {
@@ -90,14 +91,14 @@ func (a *agent) prepareBoot(ctx context.Context, j *journal) error {
 	if err := a.host.SetProfile(ctx, j.Closure); err != nil {
 		return err
 	}
-	return a.undoer.boot(ctx, j, j.Closure, nil)
+	return a.undoer.Boot(ctx, j, j.Closure)
 }
 
 // noFallback is what status says of a staged update that nothing returns from.
 const noFallback = "no automatic fallback"
 
 // deferred is the report of a staged update, in the contract's three words.
-func (a *agent) deferred(j *journal) protocol.ActivationDeferred {
+func (a *agent) deferred(j *journal.Journal) protocol.ActivationDeferred {
 	d := protocol.ActivationDeferred{ClosureHash: j.Closure, ChannelRef: j.ChannelRef, Component: j.Component}
 	switch d.Component {
 	case "dbus", "systemd":
@@ -112,7 +113,7 @@ func (a *agent) deferred(j *journal) protocol.ActivationDeferred {
 
 // bootOnce has the previous closure's own installer make an entry for the target,
 // from a profile of its own, and chooses it for one boot.
-func (a *agent) bootOnce(ctx context.Context, j *journal) error {
+func (a *agent) bootOnce(ctx context.Context, j *journal.Journal) error {
 	keep := j.Before.BootDefault
 	if keep == "" {
 		keep = j.Before.Profile
@@ -120,7 +121,7 @@ func (a *agent) bootOnce(ctx context.Context, j *journal) error {
 	if err := a.host.SetStaged(ctx, j.Closure); err != nil {
 		return err
 	}
-	if err := a.undoer.boot(ctx, j, keep, noCheck); err != nil {
+	if err := a.undoer.BootUnchecked(ctx, j, keep); err != nil {
 		return fmt.Errorf("of %s: %w", keep, err)
 	}
 	return a.host.SetBootOnce(ctx, j.Closure)
@@ -128,10 +129,10 @@ func (a *agent) bootOnce(ctx context.Context, j *journal) error {
 
 // afterStagedBoot proves a staged generation that has been booted, or notes
 // that another was.
-func (a *agent) afterStagedBoot(ctx context.Context, j *journal, current string) {
-	staged := []step{stepStaging, stepStaged}
-	if !a.undoer.runs(ctx, current, j.Closure) {
-		if err := a.undoer.undoFrom(ctx, staged, protocol.CauseBoot.With(current+" was booted instead"), true); err != nil {
+func (a *agent) afterStagedBoot(ctx context.Context, j *journal.Journal, current string) {
+	staged := []journal.Step{journal.Staging, journal.Staged}
+	if !a.undoer.Runs(ctx, current, j.Closure) {
+		if err := a.undoer.From(ctx, staged, journal.Because(protocol.CauseBoot, current+" was booted instead")); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")
 			return
 		}
@@ -148,7 +149,7 @@ func (a *agent) afterStagedBoot(ctx context.Context, j *journal, current string)
 
 // takeStagedBoot begins the proof of what was booted. The guard has armed the
 // deadline already, unless it did not run.
-func (a *agent) takeStagedBoot(ctx context.Context, j *journal, from []step) (*journal, error) {
+func (a *agent) takeStagedBoot(ctx context.Context, j *journal.Journal, from []journal.Step) (*journal.Journal, error) {
 	boot, err := a.host.BootID(ctx)
 	if err != nil {
 		return nil, err
@@ -164,12 +165,12 @@ func (a *agent) takeStagedBoot(ctx context.Context, j *journal, from []step) (*j
 	if armed, err := a.host.DeadlineArmed(ctx, j.Units.Deadline); err != nil {
 		return nil, err
 	} else if !armed {
-		if err := a.undoer.armDeadline(ctx, j); err != nil {
+		if err := a.undoer.Arm(ctx, j); err != nil {
 			return nil, err
 		}
 	}
 	a.prober.reset()
-	return a.dir.advance(time.Now(), from, stepChecking, func(j *journal) {
+	return a.dir.Advance(time.Now(), from, journal.Checking, func(j *journal.Journal) {
 		j.BootID, j.StartedAt, j.GatePassed, j.Restarts = boot, pki.At(time.Now().Truncate(time.Millisecond)), false, restarts
 		j.ArmedAtMs = armedAt.Milliseconds()
 	})
@@ -181,11 +182,11 @@ const stagedAgain = time.Minute
 // stagedAlready answers an offer of what is staged: the control plane has not heard
 // of it in time, or a newer release wants the same closure of this host. Its lease
 // would end as a failure [C18].
-func (a *agent) stagedAlready(j *journal, w *wanted) {
+func (a *agent) stagedAlready(j *journal.Journal, w *wanted) {
 	if a.outbox.waiting(j.ChannelRef) || j.ChannelRef == w.channelRef && time.Since(j.Since.Time) < stagedAgain {
 		return
 	}
-	j, err := a.dir.advance(time.Now(), []step{stepStaged}, stepStaged, func(j *journal) {
+	j, err := a.dir.Advance(time.Now(), []journal.Step{journal.Staged}, journal.Staged, func(j *journal.Journal) {
 		j.RolloutID, j.Intent, j.Channel, j.ChannelRef, j.Wave = w.rolloutID, w.intent, w.channel, w.channelRef, w.wave
 	})
 	if err != nil {
@@ -196,8 +197,8 @@ func (a *agent) stagedAlready(j *journal, w *wanted) {
 }
 
 // supersedeStaged takes a staged generation back before a newer one is begun.
-func (a *agent) supersedeStaged(ctx context.Context, j *journal) {
-	if err := a.undoer.undoFrom(ctx, []step{stepStaged}, protocol.CauseSuperseded.With("a newer release is wanted"), false); err != nil {
+func (a *agent) supersedeStaged(ctx context.Context, j *journal.Journal) {
+	if err := a.undoer.From(ctx, []journal.Step{journal.Staged}, journal.Because(protocol.CauseSuperseded, "a newer release is wanted")); err != nil {
 		a.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not taken back")
 		return
 	}

@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
@@ -113,7 +114,7 @@ func TestStagedForOneReleaseServesTheNext_C18(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		stop()
-		j := optional[journal](directory(m.path("state")), committedFile, func(err error) { t.Error(err) })
+		j := journal.Optional[journal.Journal](journal.Directory(m.path("state")), committedFile, func(err error) { t.Error(err) })
 		if m.where() != all(target) || p.confirmed() != 1 || j == nil || j.ChannelRef != p.id {
 			t.Errorf("at %v, confirmed %+v", m.where(), j)
 		}
@@ -266,7 +267,7 @@ func TestHeldHostDoesNotReboot(t *testing.T) {
 		boot := m.boot()
 		time.Sleep(30 * time.Minute)
 		stop()
-		if err := directory(m.path("state")).write(holdFile, holdState{Kind: "paused", At: pki.At(time.Now())}); err != nil {
+		if err := journal.Directory(m.path("state")).Write(journal.HoldFile, holdState{Kind: "paused", At: pki.At(time.Now())}); err != nil {
 			t.Fatal(err)
 		}
 		stop = m.live(m.sim)
@@ -384,7 +385,7 @@ func TestKilledWhileStaging(t *testing.T) {
 					if err := k.sim.PowerCycle(); err != nil {
 						t.Fatal(err)
 					}
-					if err := k.undoer().guard(context.Background()); err != nil {
+					if err := k.undoer().Guard(context.Background()); err != nil {
 						t.Errorf("guard after a cut at %d (%s): %v", i, s.calls[i], err)
 					}
 				}
@@ -394,7 +395,7 @@ func TestKilledWhileStaging(t *testing.T) {
 				if got := k.where(); got != all(target) && got != all(before) {
 					t.Errorf("killed at %d (%s), power cut %v: ended at %v", i, s.calls[i], power, got)
 				}
-				if j, err := directory(k.path("state")).journal(); j != nil || err != nil {
+				if j, err := journal.Directory(k.path("state")).Journal(); j != nil || err != nil {
 					t.Errorf("killed at %d (%s), power cut %v: journal %+v, %v", i, s.calls[i], power, j, err)
 				}
 			}

@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 )
 
@@ -37,7 +38,7 @@ type status struct {
 
 // statusFile writes the status when it changes, at most a few times a second.
 type statusFile struct {
-	dir directory
+	dir journal.Directory
 
 	mu      sync.Mutex
 	v       status
@@ -47,9 +48,9 @@ type statusFile struct {
 
 // openStatus goes on from what the agent before wrote; what cannot be read is
 // written anew.
-func openStatus(dir directory, hostname string) *statusFile {
+func openStatus(dir journal.Directory, hostname string) *statusFile {
 	f := &statusFile{dir: dir, turned: time.Now()}
-	if dir.read(statusName, &f.v) != nil {
+	if dir.Read(statusName, &f.v) != nil {
 		f.v = status{}
 	}
 	f.v.Hostname, f.v.ContactError = hostname, ""
@@ -68,7 +69,7 @@ func (f *statusFile) note(change func(*status)) {
 	if same == f.written && f.v.LastContact.Sub(f.written.LastContact.Time) < time.Minute {
 		return
 	}
-	if f.dir.write(statusName, f.v) == nil {
+	if f.dir.Write(statusName, f.v) == nil {
 		f.written = f.v
 	}
 }
@@ -98,27 +99,27 @@ func (f *statusFile) lastTurn() time.Time {
 
 // report is the whole of `agent status --json`.
 type localStatus struct {
-	Agent      *status     `json:"agent"`   // null when no agent has run
-	Current    string      `json:"current"` // what runs now
-	Profile    string      `json:"profile"` // what is set
-	Boot       string      `json:"bootDefault"`
-	BootOnce   string      `json:"bootOnce"`   // instead, at the next boot only
-	Activation *journal    `json:"activation"` // under way
-	Confirmed  *confirmed  `json:"confirmed"`
-	Quarantine *quarantine `json:"quarantine"`
-	Hold       *holdState  `json:"hold"`
-	Mark       *mark       `json:"mark"`
-	Problems   []string    `json:"problems"`
+	Agent      *status          `json:"agent"`   // null when no agent has run
+	Current    string           `json:"current"` // what runs now
+	Profile    string           `json:"profile"` // what is set
+	Boot       string           `json:"bootDefault"`
+	BootOnce   string           `json:"bootOnce"`   // instead, at the next boot only
+	Activation *journal.Journal `json:"activation"` // under way
+	Confirmed  *confirmed       `json:"confirmed"`
+	Quarantine *quarantine      `json:"quarantine"`
+	Hold       *holdState       `json:"hold"`
+	Mark       *mark            `json:"mark"`
+	Problems   []string         `json:"problems"`
 }
 
 // gather reads the state directory and the host, and keeps going where
 // something cannot be read.
-func gather(ctx context.Context, dir directory, host nixops.Host) localStatus {
+func gather(ctx context.Context, dir journal.Directory, host nixops.Host) localStatus {
 	var out localStatus
 	out.Problems = []string{}
 	problem := func(err error) { out.Problems = append(out.Problems, err.Error()) }
 	load := func(name string, v any) bool {
-		err := dir.read(name, v)
+		err := dir.Read(name, v)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			problem(fmt.Errorf("%s: %w", name, err))
 		}
@@ -128,8 +129,8 @@ func gather(ctx context.Context, dir directory, host nixops.Host) localStatus {
 	if load(statusName, &s) {
 		out.Agent = &s
 	}
-	var j journal
-	if load(journalFile, &j) {
+	var j journal.Journal
+	if load(journal.File, &j) {
 		out.Activation = &j
 	}
 	var c confirmed
@@ -141,7 +142,7 @@ func gather(ctx context.Context, dir directory, host nixops.Host) localStatus {
 		out.Quarantine = &q
 	}
 	var h holdState
-	if load(holdFile, &h) {
+	if load(journal.HoldFile, &h) {
 		out.Hold = &h
 	}
 	var m mark

@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
 
@@ -177,8 +178,8 @@ func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 			time.Sleep(15 * time.Minute)
 			stop()
 			var q quarantine
-			m.must(directory(m.path("state")).read(quarantineFile, &q))
-			_, held := os.Stat(m.path("state/" + holdFile))
+			m.must(journal.Directory(m.path("state")).Read(quarantineFile, &q))
+			_, held := os.Stat(m.path("state/" + journal.HoldFile))
 			if m.where() != all(before) || q.Closure != target || q.Failures != 1 || held == nil || !strings.Contains(p.refusals(protocol.EventRollbackTriggered), "recall") {
 				t.Errorf("stopped at %d (%s): at %v, %+v, reports %v", at, s.calls[at-1], m.where(), q, p.said())
 			}
@@ -217,14 +218,14 @@ func TestPowerLostWhileStagingABrokenAgent(t *testing.T) {
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
 		stop()
-		dir := directory(m.path("state"))
-		_, err := dir.advance(time.Now(), []step{stepStaged}, stepStaging, nil)
+		dir := journal.Directory(m.path("state"))
+		_, err := dir.Advance(time.Now(), []journal.Step{journal.Staged}, journal.Staging, nil)
 		m.must(err)
 		m.must(m.sim.PowerCycle())
 		if m.where()[0] != target {
 			t.Fatalf("booted %v", m.where())
 		}
-		m.must(m.undoer().guard(context.Background()))
+		m.must(m.undoer().Guard(context.Background()))
 		time.Sleep(15 * time.Minute)
 		if m.where() != all(before) {
 			t.Errorf("ended at %v", m.where())

@@ -8,7 +8,9 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 )
 
 // trustFile is the trust roots of this host, looked at anew at every use.
@@ -28,10 +30,10 @@ func (f *trustFile) read() (*pki.Trust, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trust file: %w", err)
 	}
-	if err := ownOnly(path); err != nil {
+	if err := journal.OwnOnly(path); err != nil {
 		return nil, fmt.Errorf("trust file: %w", err)
 	}
-	data, err := readSmall(path)
+	data, err := disk.ReadLinked(path, pki.MaxDocument)
 	if err != nil {
 		return nil, fmt.Errorf("trust file: %w", err)
 	}

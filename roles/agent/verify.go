@@ -11,8 +11,10 @@ import (
 	"time"
 	"unicode"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -41,7 +43,7 @@ type wanted struct {
 }
 
 // late: the lease is over, and the control plane may have given the slot away.
-func (w *wanted) late() bool { return time.Now().After(w.startBy) && !broken("the lease ends") }
+func (w *wanted) late() bool { return time.Now().After(w.startBy) && !journal.Breaks("the lease ends") }
 
 // verdictError is a refusal with what is reported of it.
 type verdictError struct {
@@ -75,7 +77,7 @@ func (e *staleError) Unwrap() error { return errStale }
 // expired is why a document that was signed then is not acted on; nil while it is fresh.
 func (v *verifier) expired(what string, signedAt time.Time, window time.Duration) error {
 	age := v.now().Sub(signedAt)
-	if age <= window+pki.ClockSlack || broken("the window") {
+	if age <= window+pki.ClockSlack || journal.Breaks("the window") {
 		return nil
 	}
 	return &verdictError{fmt.Errorf("%s: %w", what, &staleError{signedAt, window, age}), protocol.EventStaleTarget, protocol.FetchVerifyFailed}
@@ -90,7 +92,7 @@ type verifier struct {
 	allowV1    bool
 	maxAge     time.Duration // of a manifest under a v1 control plane
 	onlyLocal  func(string) string
-	manifests  directory // verified manifests, one file pair a rollout
+	manifests  journal.Directory // verified manifests, one file pair a rollout
 	head       *fleet.Head
 	headHash   string
 	headFile   fleet.Artifact
@@ -133,7 +135,7 @@ func (v *verifier) updateHead(ctx context.Context, c fetcher, ref *protocol.Head
 	if err != nil {
 		return err
 	}
-	if err := last.admits(file.SignedAt, head.Intent, closure); err != nil && !broken("the mark") {
+	if err := last.admits(file.SignedAt, head.Intent, closure); err != nil && !journal.Breaks("the mark") {
 		return refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", ref.Channel, err)
 	}
 	next := &mark{SignedAt: pki.At(file.SignedAt), Intent: head.Intent, Closure: closure, SeenHead: true, Channel: head.Channel, Window: head.FreshnessWindow}
@@ -311,7 +313,7 @@ func (v *verifier) entryOf(ctx context.Context, c fetcher, head *fleet.Head) (en
 	if err := pki.VerifyInclusion(head.HostSetRoot, int(head.HostCount), proof.Index, leaf, proof.Path); err != nil {
 		return entry, refuse(protocol.EventManifestVerifyFailed, "%w", err)
 	}
-	if entry.Hostname != v.hostname && !broken("whose entry it is") || !fleet.ValidClosure(entry.TargetClosure) {
+	if entry.Hostname != v.hostname && !journal.Breaks("whose entry it is") || !fleet.ValidClosure(entry.TargetClosure) {
 		return entry, refuse(protocol.EventVerifyMismatch, "the signed entry is of host %q, closure %.80q", entry.Hostname, entry.TargetClosure)
 	}
 	return entry, nil
@@ -400,12 +402,12 @@ func (v *verifier) manifest(ctx context.Context, c fetcher, id string) (*fleet.M
 	if file.Hash != id {
 		return nil, fleet.Artifact{}, refuse(protocol.EventManifestMismatch, "manifest has hash %s, its id is %s", file.Hash, id)
 	}
-	err = replace(v.manifests.path(id+".json"), body, 0o600)
+	err = disk.Replace(v.manifests.Path(id+".json"), body, 0o600)
 	if err == nil {
-		err = replace(v.manifests.path(id+".json.sig"), sig, 0o600)
+		err = disk.Replace(v.manifests.Path(id+".json.sig"), sig, 0o600)
 	}
 	if err == nil {
-		err = v.manifests.keepNewest(2 * maxManifests)
+		err = v.manifests.KeepNewest(2 * maxManifests)
 	}
 	return m, file, err
 }
@@ -415,11 +417,11 @@ func (v *verifier) manifest(ctx context.Context, c fetcher, id string) (*fleet.M
 const maxManifests = 8
 
 func (v *verifier) keptManifest(id string) (body, sig []byte) {
-	body, err := readSmall(v.manifests.path(id + ".json"))
+	body, err := disk.ReadLinked(v.manifests.Path(id+".json"), pki.MaxDocument)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	sig, _ = readSmall(v.manifests.path(id + ".json.sig"))
+	sig, _ = disk.ReadLinked(v.manifests.Path(id+".json.sig"), pki.MaxDocument)
 	return body, sig
 }
 

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"nixfleet/nixops/fleet"
-	"nixfleet/roles/agent"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/rollout"
 )
 
@@ -22,7 +22,7 @@ func TestMutants(t *testing.T) {
 		return func() func() { rollout.Broken = rule; return func() { rollout.Broken = "" } }
 	}
 	host := func(rule string) func() func() {
-		return func() func() { agent.Broken = rule; return func() { agent.Broken = "" } }
+		return func() func() { journal.Broken = rule; return func() { journal.Broken = "" } }
 	}
 	both := func(a, b func() func()) func() func() {
 		return func() func() {

@@ -14,6 +14,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
@@ -173,7 +174,7 @@ func TestActivateRefusesWhatIsNoSystem(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		stop()
-		if _, err := os.Stat(m.path("state/" + holdFile)); !strings.Contains(p.acts(), "failed") || err == nil && !strings.Contains(p.acts(), protocol.KindThirdClosure) {
+		if _, err := os.Stat(m.path("state/" + journal.HoldFile)); !strings.Contains(p.acts(), "failed") || err == nil && !strings.Contains(p.acts(), protocol.KindThirdClosure) {
 			t.Errorf("hold %v, reported %s", err, p.acts())
 		}
 	})
@@ -331,7 +332,7 @@ func TestActsOutliveTheAgent(t *testing.T) {
 		m := newMachine(t, p, good)
 		m.stateDirectory()
 		m.types("pause", "--reason", "before the first start")
-		m.must(directory(m.path("state/acts")).write("0.json", struct{}{}))
+		m.must(journal.Directory(m.path("state/acts")).Write("0.json", struct{}{}))
 		m.must(os.WriteFile(m.path("state/acts/1.json"), []byte("{"), 0o600))
 		stop := m.start(m.sim)
 		time.Sleep(10 * time.Minute)

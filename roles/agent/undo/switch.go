@@ -1,0 +1,85 @@
+package undo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/roles/agent/journal"
+)
+
+// noCheck has a switch script leave out its pre-switch checks.
+var noCheck = []string{"NIXOS_NO_CHECK=1"}
+
+// ExitError means that a switch script ran and did not succeed.
+type ExitError struct{ Exit nixops.Exit }
+
+func (e *ExitError) Error() string { return e.Exit.String() }
+
+// run runs a switch script in a unit of its own and ends the unit together with ctx: a script
+// that hangs would keep the locks for ever.
+func (u *Undoer) run(ctx context.Context, r nixops.SwitchRequest) error {
+	r.Unit = journal.FreshUnit(r.Unit)
+	exit, err := u.Host.Switch(ctx, r)
+	switch {
+	case err == nil && !exit.OK():
+		return &ExitError{exit}
+	case err != nil && ctx.Err() != nil:
+		return errors.Join(err, u.Host.StopUnit(context.WithoutCancel(ctx), r.Unit))
+	}
+	return err
+}
+
+// Boot makes a closure the boot default by its own script.
+func (u *Undoer) Boot(ctx context.Context, j *journal.Journal, closure string) error {
+	return u.boot(ctx, j, closure, nil)
+}
+
+// BootUnchecked is Boot without the script's pre-switch checks, for a closure that has run
+// here before.
+func (u *Undoer) BootUnchecked(ctx context.Context, j *journal.Journal, closure string) error {
+	return u.boot(ctx, j, closure, noCheck)
+}
+
+func (u *Undoer) boot(ctx context.Context, j *journal.Journal, closure string, env []string) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	err := u.run(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionBoot, Unit: j.Units.Boot, Env: env})
+	if err != nil && ctx.Err() != nil {
+		// A script that hangs counts as one that failed.
+		return fmt.Errorf("%w: %w", &ExitError{nixops.Exit{Code: -1, Signal: "TERM"}}, err)
+	}
+	return err
+}
+
+// WaitForLock waits, within bounds, for a switch that is not ours.
+func (u *Undoer) WaitForLock(ctx context.Context) error {
+	for waited := time.Duration(0); ; waited += lockPoll {
+		held, err := u.Host.LockHeld(ctx)
+		if err != nil {
+			return err
+		}
+		if !held {
+			return nil
+		}
+		if waited >= LockWait {
+			return fmt.Errorf("%w after %s", nixops.ErrLockHeld, LockWait)
+		}
+		if err := sleep(ctx, lockPoll); err != nil {
+			return err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

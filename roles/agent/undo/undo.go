@@ -1,0 +1,249 @@
+package undo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"nixfleet/nixops"
+	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/protocol"
+)
+
+const (
+	// LockWait bounds the wait for a switch that is not ours.
+	LockWait    = 60 * time.Second
+	lockPoll    = time.Second
+	undoTimeout = 10 * time.Minute
+	// bootTimeout bounds the installer of a boot loader.
+	bootTimeout = 5 * time.Minute
+	// Again is how long the agent waits after an undo that did not succeed.
+	Again = time.Minute
+)
+
+// Undoer restores what an activation recorded. The agent uses it, and so do the deadline and
+// the boot-time guard, which run without an agent.
+type Undoer struct {
+	Host nixops.Host
+	Dir  journal.Directory
+	Log  zerolog.Logger
+	// Flags say where the host is, for the command of a deadline.
+	Flags []string
+}
+
+// Runs reports whether current is the closure or one of its specialisations.
+func (u *Undoer) Runs(ctx context.Context, current, closure string) bool {
+	if current == closure {
+		return true
+	}
+	c, err := u.Host.Inspect(ctx, closure)
+	return err == nil && slices.Contains(c.Specialisations, current)
+}
+
+// Undo takes a revertible activation back and leaves any other alone. It is idempotent: what
+// was half undone is undone to the end.
+func (u *Undoer) Undo(ctx context.Context, reason journal.Reason) error {
+	return u.From(ctx, journal.Revertible, reason)
+}
+
+// From is Undo for an activation at one of the given steps.
+func (u *Undoer) From(ctx context.Context, from []journal.Step, reason journal.Reason) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	unlock, err := u.Dir.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	j, err := u.Dir.AdvanceLocked(time.Now(), from, journal.Undoing, func(j *journal.Journal) {
+		if j.Step != journal.Undoing {
+			j.Reason, j.Blame = reason, blames(reason)
+		}
+	})
+	if errors.Is(err, journal.ErrMoved) {
+		u.Log.Info().Str("why", err.Error()).Msg("nothing to undo")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	u.Log.Warn().Str("closure", j.Closure).Str("previous", j.Before.Current).Stringer("reason", j.Reason).Msg("undo begins")
+	third, err := u.thirdClosure(ctx, j)
+	if err == nil && third == "" {
+		// A switch by hand that is going on shows what it is only when it is over.
+		if err = u.quiet(ctx, j); err == nil {
+			third, err = u.thirdClosure(ctx, j)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("undo %s: %w", j.Closure, err)
+	}
+	if third != "" {
+		// Root switched by hand meanwhile, and keeps that.
+		u.Log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
+		return u.finish(ctx, func(j *journal.Journal) {
+			j.Reason, j.Blame = journal.Because(protocol.CauseThirdClosure, third), false
+		})
+	}
+	if err := u.restore(ctx, j); errors.Is(err, errRebooting) {
+		u.Log.Warn().Msg("rebooting into the previous generation")
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("undo %s: %w", j.Closure, err)
+	}
+	return u.finish(ctx, nil)
+}
+
+func (u *Undoer) finish(ctx context.Context, change func(*journal.Journal)) error {
+	j, err := u.Dir.AdvanceLocked(time.Now(), []journal.Step{journal.Undoing}, journal.Undone, change)
+	if err != nil {
+		return err
+	}
+	u.Log.Info().Str("running", j.Before.Current).Msg("undo done")
+	return u.Host.DisarmDeadline(ctx, j.Units.Deadline)
+}
+
+// thirdClosure is the running closure when it is neither the target nor the one before, and
+// empty otherwise.
+func (u *Undoer) thirdClosure(ctx context.Context, j *journal.Journal) (string, error) {
+	current, err := u.Host.CurrentSystem(ctx)
+	if err != nil {
+		return "", fmt.Errorf("undo: %w", err)
+	}
+	// After a reboot the default runs, where a specialisation of it may have run before.
+	if current == "" || current == j.Before.Current || current == j.Before.BootDefault || u.Runs(ctx, current, j.Closure) {
+		return "", nil
+	}
+	return current, nil
+}
+
+// quiet ends our own switch and waits for one that is not ours.
+func (u *Undoer) quiet(ctx context.Context, j *journal.Journal) error {
+	if err := u.Host.StopUnit(ctx, j.Units.Switch); err != nil {
+		u.Log.Warn().Err(err).Msg("switch unit not stopped")
+	}
+	return u.WaitForLock(ctx)
+}
+
+func (u *Undoer) restore(ctx context.Context, j *journal.Journal) error {
+	if err := u.Host.ClearSwitchLists(ctx); err != nil {
+		return err
+	}
+	if err := u.unstage(ctx, j); err != nil {
+		return err
+	}
+	untouched, err := u.untouched(ctx, j)
+	if err != nil {
+		return err
+	}
+	if !untouched && j.Reboots && u.rebootBack(ctx, j) {
+		return errRebooting
+	}
+	if !untouched {
+		// The previous closure's own script, since the bad one's may be what is bad;
+		// its pre-checks must not keep the host in a bad state.
+		var bad *ExitError
+		err := u.run(ctx, nixops.SwitchRequest{Closure: j.Before.Current, Action: nixops.ActionTest, Unit: j.Units.Undo, Env: noCheck})
+		if errors.As(err, &bad) {
+			u.Log.Warn().Str("exit", bad.Exit.String()).Msg("the previous closure's script did not end well")
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := u.Host.RestoreCurrent(ctx, j.Before.Current); err != nil {
+		return err
+	}
+	if err := u.restoreBoot(ctx, j); err != nil {
+		return err
+	}
+	return u.restored(ctx, j)
+}
+
+func (u *Undoer) restoreBoot(ctx context.Context, j *journal.Journal) error {
+	if err := u.Host.SetProfile(ctx, j.Before.Profile); err != nil {
+		return err
+	}
+	def, err := u.Host.BootDefault(ctx)
+	if err == nil && j.Before.BootDefault != "" && def != j.Before.BootDefault {
+		err = u.boot(ctx, j, j.Before.BootDefault, noCheck)
+		if errors.As(err, new(*ExitError)) {
+			err = nil // what counts is the boot default
+		}
+	}
+	return err
+}
+
+// unstage takes back what was chosen for one boot.
+func (u *Undoer) unstage(ctx context.Context, j *journal.Journal) error {
+	if !j.BootsOnce {
+		return nil
+	}
+	return errors.Join(u.Host.SetBootOnce(ctx, ""), u.Host.SetStaged(ctx, ""))
+}
+
+// errRebooting means that the host reboots into the previous generation, which ends the undo.
+var errRebooting = errors.New("the host reboots")
+
+// rebootBack leaves a generation that was booted, because it could not be switched to live,
+// by booting the one before. It returns false when that cannot be done: a live switch is then
+// the next best.
+func (u *Undoer) rebootBack(ctx context.Context, j *journal.Journal) bool {
+	booted, err := u.Host.BootedSystem(ctx)
+	if err != nil || !u.Runs(ctx, booted, j.Closure) {
+		return false
+	}
+	err = u.restoreBoot(ctx, j)
+	if err == nil {
+		err = u.Host.Reboot(ctx)
+	}
+	if err != nil {
+		u.Log.Error().Err(err).Msg("reboot into the previous generation not begun")
+	}
+	return err == nil
+}
+
+// untouched reports whether the switch never began, or a reboot has undone it already.
+func (u *Undoer) untouched(ctx context.Context, j *journal.Journal) (bool, error) {
+	boot, err := u.Host.BootID(ctx)
+	if err != nil {
+		return false, err
+	}
+	current, err := u.Host.CurrentSystem(ctx)
+	if err != nil {
+		return false, err
+	}
+	if current != j.Before.Current {
+		return false, nil
+	}
+	if boot != j.BootID {
+		return true, nil
+	}
+	state, err := u.Host.SwitchState(ctx, j.Units.Switch)
+	return err == nil && state.Phase == nixops.UnitUnknown, nil
+}
+
+// restored returns an error unless the host is where it was.
+func (u *Undoer) restored(ctx context.Context, j *journal.Journal) error {
+	for _, check := range []struct {
+		what string
+		want string
+		read func(context.Context) (string, error)
+	}{
+		{"current-system", j.Before.Current, u.Host.CurrentSystem},
+		{"profile", j.Before.Profile, u.Host.Profile},
+		{"boot default", j.Before.BootDefault, u.Host.BootDefault},
+	} {
+		got, err := check.read(ctx)
+		if err != nil {
+			return err
+		}
+		if check.want != "" && got != check.want {
+			return fmt.Errorf("%s is %s, it was %s", check.what, got, check.want)
+		}
+	}
+	return nil
+}
