@@ -96,9 +96,8 @@ func exists(path string) bool {
 
 // script writes the shell script of a unit: run the command and record how it
 // ended, in one write. The trap keeps the shell alive through the signal that ends the
-// command, to record that too; descriptor 3 is the supervisor's. The command gets our
-// PATH: that of PID 1 holds next to nothing on NixOS, and a deadline would find neither
-// Nix nor systemctl. The record needs no program but the shell.
+// command, to record that too; descriptor 3 is the supervisor's. The command gets what is
+// handedOn. The record needs no program but the shell.
 //
 // It is a file because a unit's command line must survive being written down and read
 // again: systemd 252 does that to transient units at every daemon-reload, which
@@ -112,8 +111,10 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 		fmt.Fprintf(&b, "sleep %.3f || exit\nmkdir %s || exit\n", wait.Seconds(), quote(f.path(unit, "fired")))
 	}
 	fmt.Fprintf(&b, "trap : TERM\n: >%s\n", quote(f.path(unit, "started")))
-	if path := os.Getenv("PATH"); path != "" {
-		fmt.Fprintf(&b, "export PATH=%s\n", quote(path))
+	for _, name := range handedOn {
+		if value := os.Getenv(name); value != "" {
+			fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
+		}
 	}
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
@@ -128,6 +129,11 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" >%s\nexit $code\n", quote(f.path(unit, "exit")))
 	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
 }
+
+// handedOn are the variables of ours that a unit's command gets. The PATH of PID 1 holds next to nothing on NixOS, and a
+// deadline would find neither Nix nor systemctl. NIX_REMOTE is set where the Nix daemon is not root: root itself must
+// not write to the store's database there, in an undo no more than in the agent.
+var handedOn = []string{"PATH", "NIX_REMOTE"}
 
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 

@@ -114,6 +114,9 @@ let
     lib.filter (key: builtins.match "[^: ]+:[A-Za-z0-9+/]{43}=" key == null) cfg.cacheKeys
   );
 
+  # A text that is not a certificate keeps agents and control plane from starting.
+  isCertificate = lib.hasInfix "-----BEGIN CERTIFICATE-----";
+
   slotAssertions = name: s: keyAssertions name s ++ [
     {
       assertion = (s.successor == null) == (s.retireAt == null);
@@ -177,6 +180,14 @@ in
       slotAssertions "ciReleaseKey" cfg.ciReleaseKey
       ++ slotAssertions "orgRootKey" cfg.orgRootKey
       ++ [
+        {
+          assertion = cfg.rootCAPem == null || isCertificate cfg.rootCAPem;
+          message = "nixfleet.trust.rootCAPem is not a certificate in PEM; give the text of fleet-root.cert.pem, for example with builtins.readFile.";
+        }
+        {
+          assertion = lib.all isCertificate cfg.issuanceCAPems;
+          message = "nixfleet.trust.issuanceCAPems holds a text that is not a certificate in PEM; give the text of issuing-ca.cert.pem, for example with builtins.readFile.";
+        }
         {
           assertion = badCacheKeys == [ ];
           message = "nixfleet.trust.cacheKeys: ${lib.concatStringsSep ", " badCacheKeys} is no public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";

@@ -13,7 +13,9 @@
   control-plane =
     { config, ... }:
     {
-      # Root's and 0400, as agenix makes them: the unit takes them as credentials.
+      # Root's and 0400, as agenix makes them: the unit takes them as credentials. Another
+      # secret comes with a release that holds another encrypted file: the module counts
+      # that file among the unit's restartTriggers, so that the switch restarts the unit.
       age.secrets = {
         nixfleet-server-key.file = ./secrets/server.key.age;
         nixfleet-issuing-ca-key.file = ./secrets/issuing-ca.key.age;

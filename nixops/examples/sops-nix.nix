@@ -9,12 +9,14 @@
       sops = {
         defaultSopsFile = ./secrets/control-plane.yaml;
         age.sshKeyPaths = [ "/etc/ssh/ssh_host_ed25519_key" ];
-        # Root's and 0400, as sops-nix makes them: the unit takes them as credentials,
-        # and restarts by itself when one of them changes.
+        # Root's and 0400, as sops-nix makes them: the unit takes them as credentials.
+        # Another secret comes with a release that holds another encrypted file: the
+        # module counts that file among the unit's restartTriggers. restartUnits is for a
+        # file that only the machine has (validateSopsFiles = false).
         secrets = {
-          "nixfleet/server-key" = { };
-          "nixfleet/issuing-ca-key" = { };
-          "nixfleet/forge-token" = { };
+          "nixfleet/server-key".restartUnits = [ "nixfleet-control-plane.service" ];
+          "nixfleet/issuing-ca-key".restartUnits = [ "nixfleet-control-plane.service" ];
+          "nixfleet/forge-token".restartUnits = [ "nixfleet-control-plane.service" ];
         };
       };
 

@@ -144,7 +144,7 @@ const sourcesFile = "testdata/rendered/sources.sha256"
 func sourcesHash(t testing.TB) string {
 	t.Helper()
 	sum := sha256.New()
-	for _, pattern := range []string{"../../roles/*/*.nix", "../../pki/*.nix", "../cache.nix", "../etc.nix", "../execstart.nix", "../flags.nix", "stub.nix", "testdata/configurations/*.nix"} {
+	for _, pattern := range []string{"../../roles/*/*.nix", "../../pki/*.nix", "../cache.nix", "../etc.nix", "../execstart.nix", "../flags.nix", "../secrets.nix", "stub.nix", "testdata/configurations/*.nix"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil || len(paths) == 0 {
 			t.Fatalf("%s: %v", pattern, err)

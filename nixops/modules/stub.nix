@@ -161,9 +161,12 @@ let
         nginx.virtualHosts = anything { };
         nix-serve = anything { };
         openssh.enable = bool false;
+        openssh.hostKeys = listOf types.attrs;
       };
       system = {
         autoUpgrade.enable = bool false;
+        etc.overlay.enable = bool false;
+        etc.overlay.mutable = bool true;
         stateVersion = anything null;
         switch.enable = bool true;
       };

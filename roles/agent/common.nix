@@ -34,6 +34,13 @@ let
   sameNames = lib.unique (lib.filter (name: lib.count (n: n == name) probeNames > 1) probeNames);
 
   ownTrust = cfg.trustFile == "/etc/nixfleet/agent/trust.json";
+
+  # The key that sshd itself uses, wherever that is kept.
+  hostKeys = lib.filter (key: key.type or "" == "ed25519") (config.services.openssh.hostKeys or [ ]);
+  hostKey = if hostKeys == [ ] then "/etc/ssh/ssh_host_ed25519_key" else (lib.head hostKeys).path;
+  hostKeyText = lib.literalExpression ''"/etc/ssh/ssh_host_ed25519_key"'';
+
+  secrets = import ../../nixops/secrets.nix lib config;
 in
 {
   imports = [ ../../pki/module.nix ];
@@ -81,10 +88,12 @@ in
       };
       clientKey = mkOption {
         type = types.nullOr types.str;
-        default = "/etc/ssh/ssh_host_ed25519_key";
+        default = hostKey;
+        defaultText = hostKeyText;
         description = ''
           The host's ssh key, which is also the key of its certificate; null is
-          {option}`services.nixfleet-agent.sshHostKeyFile`. It never leaves the host.
+          {option}`services.nixfleet-agent.sshHostKeyFile`. It never leaves the host. The default is
+          the ed25519 key of {option}`services.openssh.hostKeys`.
         '';
       };
     };
@@ -105,8 +114,9 @@ in
     };
     sshHostKeyFile = mkOption {
       type = types.str;
-      default = "/etc/ssh/ssh_host_ed25519_key";
-      description = "Key that signs this host's reports.";
+      default = hostKey;
+      defaultText = hostKeyText;
+      description = "Key that signs this host's reports. The default is the ed25519 key of {option}`services.openssh.hostKeys`.";
     };
     tags = mkOption {
       type = types.listOf types.str;
@@ -213,11 +223,13 @@ in
         metrics-file = cfg.metricsFile;
         log-level = if cfg.logLevel == "info" then null else cfg.logLevel;
       };
-      triggers = import ../../nixops/etc.nix lib config [
-        cfg.trustFile
-        cfg.tls.caCert
-        healthFile
-      ];
+      triggers =
+        import ../../nixops/etc.nix lib config [
+          cfg.trustFile
+          cfg.tls.caCert
+          healthFile
+        ]
+        ++ (secrets [ cfg.tls.caCert ]).triggers;
     };
 
     assertions = [
@@ -243,6 +255,13 @@ in
         message = "services.nixfleet-agent: a key or token file lies in the Nix store, where every user reads it; give a path at run time, such as one of agenix or sops-nix.";
       }
     ];
+
+    warnings =
+      let
+        inherit (secrets [ cfg.bootstrapTokenFile cfg.tls.caCert ]) missing;
+      in
+      lib.optional (missing != [ ])
+        "services.nixfleet-agent reads ${lib.concatStringsSep ", " missing}, which no secret of this host declares, so that there is no such file.";
 
     environment.systemPackages = [ cfg.package ];
 

@@ -56,6 +56,8 @@ let
   hardening = {
     LockPersonality = true;
     MemoryDenyWriteExecute = true;
+    # A dump would hold keys and tokens.
+    LimitCORE = 0;
     NoNewPrivileges = true;
     PrivateTmp = true;
     ProtectClock = true;
@@ -79,7 +81,27 @@ let
     CacheDirectory = "nixfleet-agent";
     CacheDirectoryMode = "0700";
   };
-  cache.XDG_CACHE_HOME = "/var/cache/nixfleet-agent";
+  environment = {
+    XDG_CACHE_HOME = "/var/cache/nixfleet-agent";
+  }
+  # As NixOS sets it for every session: root opens the store itself only where the daemon
+  # is root. A unit gets nothing of a session.
+  // optionalAttrs ((config.nix.daemonUser or "root") != "root") { NIX_REMOTE = "daemon"; };
+
+  # What must be written, or be made on this machine, cannot lie in an /etc that is part of
+  # the system.
+  overlay = config.system.etc.overlay or { };
+  etcIsFixed = overlay.enable or false && !(overlay.mutable or true);
+  inEtc = lib.filter (path: path != null && lib.hasPrefix "/etc/" path);
+  brought = path: config.environment.etc ? ${lib.removePrefix "/etc/" path};
+  written = inEtc [
+    cfg.stateDir
+    clientCert
+  ];
+  keysInEtc = lib.filter (path: !(brought path)) (lib.unique (inEtc [
+    cfg.sshHostKeyFile
+    cfg.tls.clientKey
+  ]));
 in
 {
   _class = "nixos";
@@ -159,6 +181,14 @@ in
         message = "services.nixfleet-agent.tls.clientCert (${clientCert}) is on a tmpfs, so that a reboot would lose the certificate while its token is used up; persist ${certificateDirectory}, or set services.nixfleet-agent.allowVolatileState = true.";
       }
       {
+        assertion = !etcIsFixed || written == [ ];
+        message = "services.nixfleet-agent: ${lib.concatStringsSep ", " written} must be writable, and with system.etc.overlay.mutable = false nothing in /etc is; give paths below /var/lib.";
+      }
+      {
+        assertion = !etcIsFixed || keysInEtc == [ ];
+        message = "services.nixfleet-agent: ${lib.concatStringsSep ", " keysInEtc} is the key of this host, and with system.etc.overlay.mutable = false no key can be made in /etc; keep it below /var/lib and name it in services.openssh.hostKeys, from where the agent takes its path.";
+      }
+      {
         assertion = (cfg.rebootPolicy.mode == "window") == (cfg.rebootPolicy.window != null);
         message = "services.nixfleet-agent.rebootPolicy: window belongs to mode = \"window\", for example \"Sun 03:00\".";
       }
@@ -197,7 +227,7 @@ in
         pkgs.openssh
       ];
       environment =
-        cache // optionalAttrs (cfg.tags != [ ]) { NIXFLEET_TAGS = lib.concatStringsSep "," cfg.tags; };
+        environment // optionalAttrs (cfg.tags != [ ]) { NIXFLEET_TAGS = lib.concatStringsSep "," cfg.tags; };
 
       # No RuntimeDirectory: stopping the agent would delete /run/nixfleet with the
       # scripts of switches and deadlines that run on without it.
@@ -232,7 +262,7 @@ in
         config.nix.package
         config.systemd.package
       ];
-      environment = cache;
+      inherit environment;
       serviceConfig = hardening // {
         Type = "oneshot";
         RemainAfterExit = true;

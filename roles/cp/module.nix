@@ -121,6 +121,7 @@ let
 
   execStart = import ../../nixops/execstart.nix lib;
   etcTriggers = import ../../nixops/etc.nix lib config;
+  secrets = import ../../nixops/secrets.nix lib config (lib.attrValues credentials);
   tpm = cfg.tpmCaSignWrapper != null;
 
   count =
@@ -266,6 +267,23 @@ in
       default = false;
       description = "Let agents read the fleet-wide views, as a v1 control plane does. Operators always may.";
     };
+    fleetSize = mkOption {
+      type = types.ints.positive;
+      default = 1000;
+      example = 20000;
+      description = "Hosts that this control plane is to serve, about. {option}`services.nixfleet-control-plane.memoryMax` follows from it.";
+    };
+    memoryMax = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = 1024 + cfg.fleetSize / 8;
+      defaultText = lib.literalExpression "1024 + config.services.nixfleet-control-plane.fleetSize / 8";
+      description = ''
+        Memory that the service may use, in MiB: a GiB, and 128 KiB for each host, which is about
+        twice what a held check-in and the host's state take. What a source sends cannot take
+        more than that from the machine: the service is killed and starts again. Its own
+        collector of garbage works harder from nine tenths on. null sets no bound.
+      '';
+    };
     maxHeld = count "Check-ins held open at once; the rest are answered as plain polls. 100000 when unset.";
     maxAnonymous = count "Connections without a client certificate at once; 256 when unset.";
     maxHandshakes = count "TLS handshakes at once; 256 when unset.";
@@ -324,7 +342,10 @@ in
         "services.nixfleet-control-plane: no host can enrol until nixfleet.trust.orgRootKey.current is set to the public half that 'nixfleet keygen' printed."
       ++
         lib.optional (cfg.fleetCaKey == null && !tpm)
-          "services.nixfleet-control-plane: no host can enrol or renew without an issuing CA; set fleetCaCert and fleetCaKey to those of 'nixfleet keygen'.";
+          "services.nixfleet-control-plane: no host can enrol or renew without an issuing CA; set fleetCaCert and fleetCaKey to those of 'nixfleet keygen'."
+      ++
+        lib.optional (secrets.missing != [ ])
+          "services.nixfleet-control-plane reads ${lib.concatStringsSep ", " secrets.missing}, which no secret of this host declares: without the file the unit ends with status=243/CREDENTIALS before it starts.";
 
     # sqlite3 is what the recipes that look into state.db by hand call.
     environment.systemPackages = [
@@ -339,11 +360,16 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      restartTriggers = etcTriggers ([ cfg.trustFile cfg.source.knownHostsFile ] ++ lib.attrValues credentials);
+      restartTriggers =
+        etcTriggers ([ cfg.trustFile cfg.source.knownHostsFile ] ++ lib.attrValues credentials)
+        ++ secrets.triggers;
       path = [
         pkgs.gitMinimal
         pkgs.openssh
       ];
+      environment = optionalAttrs (cfg.memoryMax != null) {
+        GOMEMLIMIT = "${toString (cfg.memoryMax * 9 / 10)}MiB";
+      };
       preStart = mkIf (cfg.source.url == null) ''
         if [ ! -e ${lib.escapeShellArg cfg.observedPath} ]; then
           printf '%s\n' '{"channelRefs":{},"lastRolledRefs":{},"hostState":{},"activeRollouts":[]}' > ${lib.escapeShellArg cfg.observedPath}
@@ -366,6 +392,8 @@ in
         # Each held check-in is a connection; the filter below keeps the process from
         # raising its own limit.
         LimitNOFILE = 524288;
+        # A dump would hold keys and tokens.
+        LimitCORE = 0;
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
 
         CapabilityBoundingSet = "";
@@ -405,11 +433,14 @@ in
           "~@privileged"
           "~@resources"
         ];
-      };
+      }
+      // optionalAttrs (cfg.memoryMax != null) { MemoryMax = "${toString cfg.memoryMax}M"; };
     };
 
     # A credential is a copy made at start, so a renewed file must start the service
-    # anew. Files are renewed several at once: that may not exhaust a start limit.
+    # anew. Files are renewed several at once: that may not exhaust a start limit. It
+    # sees files that are written or replaced where they lie; secrets of agenix and
+    # sops-nix, which switch a link above the file, restart by the triggers of the unit.
     systemd.paths.nixfleet-control-plane-credentials = {
       description = "credentials of the nixfleet control plane";
       wantedBy = [ "multi-user.target" ];

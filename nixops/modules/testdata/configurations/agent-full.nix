@@ -1,4 +1,21 @@
 # Every option of the agent, and every probe.
+let
+  # A certificate of a hundred years, whose key was thrown away.
+  certificate = ''
+    -----BEGIN CERTIFICATE-----
+    MIIBtTCCAVugAwIBAgIUNmZdujcbK7SjT9lLopgRMpsDMoAwCgYIKoZIzj0EAwIw
+    JzElMCMGA1UEAwwcaXNzdWluZy1jYS5mbGVldC5leGFtcGxlLmNvbTAgFw0yNjEx
+    MjgxOTQwNDlaGA8yMTI2MTEwNDE5NDA0OVowJzElMCMGA1UEAwwcaXNzdWluZy1j
+    YS5mbGVldC5leGFtcGxlLmNvbTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABANh
+    i/wI6wzlOB9d7TBiNcfhPZrzT1Ul7ceUXDcS7GHTzMdTjWWSGb/w/8TikWA5L0vW
+    fnAuH/+3zGquv48ZMHyjYzBhMB0GA1UdDgQWBBRIkA138pkolmNz7SbSyJFqnX6q
+    ljAfBgNVHSMEGDAWgBRIkA138pkolmNz7SbSyJFqnX6qljAPBgNVHRMBAf8EBTAD
+    AQH/MA4GA1UdDwEB/wQEAwIBBjAKBggqhkjOPQQDAgNIADBFAiEAi7xY3BFSEb8S
+    gwji21Hk9zFlWJE26Eqf3gG2xh9GOXACIG05ql48xP+XlYL0rAeXhF2XLFyynPN/
+    U9ioGr/bEf6a
+    -----END CERTIFICATE-----
+  '';
+in
 {
   imports = [
     ../../../../roles/agent/module.nix
@@ -25,8 +42,8 @@
       retireAt = "2027-01-01T00:00:00Z";
       rejectBefore = "2026-02-01T00:00:00Z";
     };
-    rootCAPem = "the root of the fleet";
-    issuanceCAPems = [ "the issuing CA" ];
+    rootCAPem = certificate;
+    issuanceCAPems = [ certificate ];
     orgRootKey.previous = "0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc=";
     orgRootKey.rejectBefore = "2026-02-01T00:00:00Z";
   };

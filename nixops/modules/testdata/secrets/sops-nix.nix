@@ -21,6 +21,10 @@
                 type = lib.types.str;
                 default = "/run/secrets/${name}";
               };
+              restartUnits = lib.mkOption {
+                type = lib.types.listOf lib.types.str;
+                default = [ ];
+              };
               mode = lib.mkOption {
                 type = lib.types.str;
                 default = "0400";
