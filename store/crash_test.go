@@ -265,7 +265,7 @@ func TestCloseCommitsWhatIsQueued(t *testing.T) {
 
 func TestIdleLookupsTouchNoDisk(t *testing.T) {
 	s := fresh(t)
-	if err := s.Revoke(t.Context(), Revocation{Hostname: "a", NotBefore: t0}); err != nil {
+	if err := s.Revoke(t.Context(), Revocation{Hostname: "a", NotBefore: t0}, AuditEntry{At: t0}); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok, err := s.RevokedSince(t.Context(), "a"); !ok || err != nil {

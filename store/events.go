@@ -82,12 +82,15 @@ type AuditEntry struct {
 
 // Audit records an act under the name in the operator's certificate.
 func (s *Store) Audit(ctx context.Context, e AuditEntry) error {
-	err := s.do(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec(`INSERT INTO audit (at, actor, action, subject, reason) VALUES (?,?,?,?,?)`, text(e.At), e.Actor, e.Action, e.Subject, e.Reason)
-		return err
-	})
+	err := s.do(ctx, e.put)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", e.Action, err)
 	}
 	return nil
+}
+
+func (e AuditEntry) put(tx *sql.Tx) error {
+	_, err := tx.Exec(`INSERT INTO audit (at, actor, action, subject, reason) VALUES (?,?,?,?,?)`,
+		text(e.At), e.Actor, e.Action, e.Subject, e.Reason)
+	return err
 }

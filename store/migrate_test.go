@@ -206,7 +206,7 @@ func newer(t *testing.T, extra int) string {
 	if err := s.SubmitRollout(change()).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Revoke(t.Context(), Revocation{Hostname: "forgiven", NotBefore: t0}); err != nil {
+	if err := s.Revoke(t.Context(), Revocation{Hostname: "forgiven", NotBefore: t0}, AuditEntry{At: t0}); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

@@ -18,10 +18,14 @@ type Revocation struct {
 	RevokedBy string
 }
 
-// Revoke adds a local row. Several rows per host are allowed; the latest
-// not_before counts.
-func (s *Store) Revoke(ctx context.Context, r Revocation) error {
+// Revoke adds a local row, with the entry of the audit table that says who added
+// it: both are on disk, or neither is. Several rows per host are allowed; the
+// latest not_before counts.
+func (s *Store) Revoke(ctx context.Context, r Revocation, because AuditEntry) error {
 	err := s.do(ctx, func(tx *sql.Tx) error {
+		if err := because.put(tx); err != nil {
+			return err
+		}
 		_, err := tx.Exec(`INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by) VALUES (?, ?, ?, ?)`,
 			r.Hostname, text(r.NotBefore), r.Reason, r.RevokedBy)
 		return err

@@ -32,7 +32,7 @@ const goldenNonce = "00000000000000000000000000000001"
 // question is a request that the API has an answer to, as it should be sent.
 type question struct {
 	pattern string // of the table of routes; empty: the path is of no route
-	call
+	sent
 	json bool // the body is JSON
 	once bool // of two callers, without faults: more would be too many in a second
 }
@@ -51,15 +51,15 @@ func (e *estate) asked(t *testing.T) []question {
 		Event: protocol.BootstrapEvent{Event: protocol.EventEnrollmentFailed, Details: jsontext.Value(`{"reason":"golden"}`)},
 	}
 	get := func(pattern, path string) question {
-		return question{pattern: pattern, call: call{method: "GET", path: path}}
+		return question{pattern: pattern, sent: sent{method: "GET", path: path}}
 	}
 	post := func(pattern, path string, body any) question {
-		return question{pattern: pattern, call: call{method: "POST", path: path, body: body}, json: true}
+		return question{pattern: pattern, sent: sent{method: "POST", path: path, body: body}, json: true}
 	}
-	webhook := question{pattern: "/v1/webhook", call: call{method: "POST", path: "/v1/webhook", body: "{}", header: map[string]string{"Authorization": "Bearer wrong"}}}
+	webhook := question{pattern: "/v1/webhook", sent: sent{method: "POST", path: "/v1/webhook", body: "{}", header: map[string]string{"Authorization": "Bearer wrong"}}}
 	announced := webhook
 	announced.header, announced.once = map[string]string{"Authorization": "Bearer secret"}, true
-	plan := question{pattern: "/v1/plan", call: call{method: "POST", path: "/v1/plan", body: e.archive(t), header: map[string]string{"Content-Type": protocol.TarType}}}
+	plan := question{pattern: "/v1/plan", sent: sent{method: "POST", path: "/v1/plan", body: e.archive(t), header: map[string]string{"Content-Type": protocol.TarType}}}
 	return []question{
 		get("/healthz", "/healthz"),
 		post("/v1/enroll", "/v1/enroll", e.enrolment("new", func(c *pki.Claims) { c.Nonce = goldenNonce })),
@@ -349,7 +349,7 @@ func TestAnswers(t *testing.T) {
 			"other host": p.web(e.agentCert("b", long)), "host with another key": p.web(e.certFor("a", stranger, long, 12*time.Hour)),
 		}
 		if plane.name == "ready" {
-			if got := p.send(callers["operator"], call{method: "POST", path: "/v1/revocations", body: map[string]any{"hostname": "gone", "reason": "x"}}); got.status != 204 {
+			if got := p.send(callers["operator"], sent{method: "POST", path: "/v1/revocations", body: map[string]any{"hostname": "gone", "reason": "x"}}); got.status != 204 {
 				t.Fatal(got)
 			}
 			callers["revoked host"] = p.web(e.agentCert("gone", long))
@@ -393,7 +393,7 @@ func (p *plane) ask(q question, faults []fault, callers map[string]*http.Client)
 			if out[f.name] == nil {
 				out[f.name] = map[string]string{}
 			}
-			out[f.name][name] = told(p.send(callers[name], bad.call))
+			out[f.name][name] = told(p.send(callers[name], bad.sent))
 		}
 	}
 	return out

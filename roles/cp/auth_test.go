@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
+	"net/http/httptest"
 	"os"
 	"testing"
 	"time"
@@ -37,7 +37,7 @@ func (e *estate) primed(t *testing.T, change ...func(*Config)) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.store.Close() })
-	s.prime(t.Context())
+	s.release.prime(t.Context())
 	return s
 }
 
@@ -45,15 +45,16 @@ func TestARevocationThatCannotBeLookedUpDenies(t *testing.T) {
 	e := newEstate(t, "a")
 	s := e.primed(t)
 	ctx := connected(t, e.agentCert("a", time.Now().Add(-time.Hour)))
-	if id, err := s.authorize(ctx); err != nil || id.Name != "a" || id.Role != pki.RoleAgent {
+	if id, err := s.door.authorize(ctx); err != nil || id.Name != "a" || id.Role != pki.RoleAgent {
 		t.Fatalf("%+v %v", id, err)
 	}
 	if err := s.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_, err := s.authorize(ctx)
-	if coded := (*statusError)(nil); !errors.As(err, &coded) || coded.status != 500 {
-		t.Errorf("%v, want status 500", err)
+	_, err := s.door.authorize(ctx)
+	w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/v1/whoami", nil)
+	if s.api.refuse(w, r, s.door.shut(r, pki.Identity{}, err)); err == nil || w.Code != 500 || w.Body.Len() > 0 {
+		t.Errorf("%v is answered %d %q, want status 500", err, w.Code, w.Body)
 	}
 }
 
@@ -65,15 +66,15 @@ func TestAChainHoldsUntilTheFirstOfItsCertificatesEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cas, _, err := s.clientCAs.get()
+	cas, _, err := s.files.clientCAs.get()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, until, err := s.verifyChain([]*x509.Certificate{leaf}, cas.pool, now)
+	_, until, err := s.door.verifyChain([]*x509.Certificate{leaf}, cas.pool, now)
 	if err != nil || !until.Equal(leaf.NotAfter) {
 		t.Errorf("until %s (%v), want %s", until, err, leaf.NotAfter)
 	}
-	if _, _, err := s.verifyChain([]*x509.Certificate{leaf}, cas.pool, e.ca.Cert.NotAfter.Add(time.Second)); err == nil {
+	if _, _, err := s.door.verifyChain([]*x509.Certificate{leaf}, cas.pool, e.ca.Cert.NotAfter.Add(time.Second)); err == nil {
 		t.Error("a chain is accepted after its issuing CA has ended")
 	}
 }

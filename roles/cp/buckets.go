@@ -72,46 +72,32 @@ func (b *buckets) count() int {
 }
 
 // withinRate bounds the requests of one certificate's key, whether it is accepted
-// or not: a host that asks in a tight loop, or that was shut out and does, must
-// take neither the processor nor the log from the others. The key counts and not
-// the name, so that who has an old certificate of a host uses up nothing of its
-// share. Operators have no bound; they type, and their dashboards know no 429.
-func (s *server) withinRate(w http.ResponseWriter, r *http.Request) bool {
-	conn, _ := r.Context().Value(connectionKey).(*connection)
-	if conn == nil || conn.state == nil || len(conn.state.PeerCertificates) == 0 {
-		return true
+// or not: a host in a tight loop, shut out or not, must take neither the processor
+// nor the log from the others. The key counts and not the name: the holder of an
+// old certificate of a host uses up nothing of the host's share. Operators have no
+// bound; they type, and their dashboards know no 429.
+func (d *door) withinRate(w http.ResponseWriter, r *http.Request) error {
+	conn := connectionOf(r.Context())
+	if conn == nil || len(conn.state.PeerCertificates) == 0 {
+		return nil
 	}
-	if id, err := s.identify(r.Context()); err == nil && id.Role == pki.RoleOperator {
-		return true
+	if id, err := d.identify(r.Context()); err == nil && id.Role == pki.RoleOperator {
+		return nil
 	}
 	leaf := conn.state.PeerCertificates[0]
-	if s.hostRate.take(string(leaf.RawSubjectPublicKeyInfo), time.Now()) {
-		return true
+	if d.hostRate.take(string(leaf.RawSubjectPublicKeyInfo), time.Now()) {
+		return nil
 	}
-	s.tooMany(w, r, "host", leaf.Subject.CommonName, "this host asks too often")
-	return false
+	return d.tooMany(w, r, "host", leaf.Subject.CommonName, "this host asks too often")
 }
 
-// withToken bounds the requests that need no certificate: those of one address
-// first, so that nobody uses up what all have together.
-func (s *server) withToken(next http.HandlerFunc) http.HandlerFunc {
-	return s.perSource(func(w http.ResponseWriter, r *http.Request) {
-		if !s.tokenLimit.Allow() {
-			s.tooMany(w, r, "all", r.RemoteAddr, "too many requests without a certificate")
-			return
-		}
-		next(w, r)
-	})
-}
-
-func (s *server) perSource(next http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if source := sourceOf(r.RemoteAddr); source != "" && !s.sourceRate.take(source, time.Now()) {
-			s.tooMany(w, r, "source", source, "too many requests without a certificate from this address")
-			return
-		}
-		next(w, r)
+// perSource bounds the requests without a certificate of one address.
+func (d *door) perSource(c *call) error {
+	source := sourceOf(c.RemoteAddr)
+	if source == "" || d.sourceRate.take(source, time.Now()) {
+		return nil
 	}
+	return d.tooMany(c.w, c.Request, "source", source, "too many requests without a certificate from this address")
 }
 
 // sourceOf is the IPv4 address of a peer or, of an IPv6 address, the /64: whoever
@@ -135,13 +121,13 @@ func sourceOf(remote string) string {
 	return prefix.String()
 }
 
-// tooMany is the answer to who has no token left; limit names whose ran out. The
-// log names one of them every now and then.
-func (s *server) tooMany(w http.ResponseWriter, r *http.Request, limit, who, text string) {
-	s.metrics.limited.WithLabelValues(limit).Inc()
-	s.limitedLog.Do(func() {
-		s.log.Warn().Str("limit", limit).Str("caller", who).Str("path", r.URL.Path).Msg("too many requests")
+// tooMany refuses a caller who has no token left; limit names whose ran out. The
+// log names one such caller every now and then.
+func (d *door) tooMany(w http.ResponseWriter, r *http.Request, limit, caller, text string) error {
+	d.metrics.limited.WithLabelValues(limit).Inc()
+	d.limitedLog.Do(func() {
+		d.log.Warn().Str("limit", limit).Str("caller", caller).Str("path", r.URL.Path).Msg("too many requests")
 	})
 	w.Header().Set("Retry-After", "10")
-	writeRefusal(w, r, http.StatusTooManyRequests, "too-many-requests", text)
+	return refused(http.StatusTooManyRequests, "too-many-requests", "%s", text)
 }

@@ -106,7 +106,7 @@ func TestSourceOfARequest(t *testing.T) {
 
 // asked is the answer of the API to a request on a connection of cert's holder,
 // which may be nil.
-func asked(t *testing.T, api http.Handler, cert *tls.Certificate, remote string, c call) *httptest.ResponseRecorder {
+func asked(t *testing.T, api http.Handler, cert *tls.Certificate, remote string, c sent) *httptest.ResponseRecorder {
 	t.Helper()
 	ctx := context.WithValue(t.Context(), connectionKey, &connection{})
 	if cert != nil {
@@ -127,10 +127,10 @@ func TestAHostThatAsksInATightLoopIsAlone(t *testing.T) {
 	e := serialEstate(t, "a", "b")
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
-		s.hostRate = newBuckets(1, 5)
-		api, before := s.handler(), time.Now().Add(-time.Hour)
+		s.door.hostRate = newBuckets(1, 5)
+		api, before := s.api, time.Now().Add(-time.Hour)
 		whoami := func(cert *tls.Certificate, accept string) *httptest.ResponseRecorder {
-			return asked(t, api, cert, "192.0.2.1:1", call{method: "GET", path: "/v1/whoami", header: map[string]string{"Accept": accept}})
+			return asked(t, api, cert, "192.0.2.1:1", sent{method: "GET", path: "/v1/whoami", header: map[string]string{"Accept": accept}})
 		}
 		a, b := e.agentCert("a", before), e.agentCert("b", before)
 		// Whoever has a certificate of this name with another key, an old one for example.
@@ -159,10 +159,10 @@ func TestAHostThatAsksInATightLoopIsAlone(t *testing.T) {
 			t.Errorf("no reason for who asks for one: %q", w.Body)
 		}
 		// What everybody may ask is not concerned.
-		if w := asked(t, api, a, "192.0.2.1:1", call{method: "GET", path: "/healthz"}); w.Code != 200 {
+		if w := asked(t, api, a, "192.0.2.1:1", sent{method: "GET", path: "/healthz"}); w.Code != 200 {
 			t.Errorf("healthz: %d", w.Code)
 		}
-		counted := asked(t, api, e.operatorCert("jo"), "192.0.2.1:1", call{method: "GET", path: "/metrics"}).Body.String()
+		counted := asked(t, api, e.operatorCert("jo"), "192.0.2.1:1", sent{method: "GET", path: "/metrics"}).Body.String()
 		if got := metricOf(counted, `nixfleet_requests_limited_total{limit="host"}`); got != "7" {
 			t.Errorf("counted %q requests, want 7", got)
 		}
@@ -176,15 +176,15 @@ func TestAFloodFromOneAddressStarvesNobody(t *testing.T) {
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
 		s.cfg.WebhookTokenFile = e.path("trust.json") // a secret that nobody guesses
-		s.sourceRate, s.tokenLimit = newBuckets(1, 3), rate.NewLimiter(1, 9)
-		api := s.handler()
-		enrol := call{method: "POST", path: "/v1/enroll", body: "{}", header: map[string]string{"Content-Type": "application/json"}}
-		report := call{method: "POST", path: "/v1/agent/bootstrap-report", body: "{}", header: enrol.header}
-		announce := call{method: "POST", path: "/v1/webhook", body: "{}"}
+		s.door.sourceRate, s.door.tokenLimit = newBuckets(1, 3), rate.NewLimiter(1, 9)
+		api := s.api
+		enrol := sent{method: "POST", path: "/v1/enroll", body: "{}", header: map[string]string{"Content-Type": "application/json"}}
+		report := sent{method: "POST", path: "/v1/agent/bootstrap-report", body: "{}", header: enrol.header}
+		announce := sent{method: "POST", path: "/v1/webhook", body: "{}"}
 		for _, step := range []struct {
 			name   string
 			remote string
-			call   call
+			call   sent
 			want   int
 		}{
 			{"first", "192.0.2.1:1", enrol, 422},
@@ -208,7 +208,7 @@ func TestAFloodFromOneAddressStarvesNobody(t *testing.T) {
 				t.Errorf("%s: %d, Retry-After %q, want %d", step.name, w.Code, w.Header().Get("Retry-After"), step.want)
 			}
 		}
-		counted := asked(t, api, e.operatorCert("jo"), "192.0.2.1:1", call{method: "GET", path: "/metrics"}).Body.String()
+		counted := asked(t, api, e.operatorCert("jo"), "192.0.2.1:1", sent{method: "GET", path: "/metrics"}).Body.String()
 		for limit, want := range map[string]string{"source": "4", "all": "1"} {
 			if got := metricOf(counted, `nixfleet_requests_limited_total{limit="`+limit+`"}`); got != want {
 				t.Errorf("%s: counted %q, want %s", limit, got, want)

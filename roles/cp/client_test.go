@@ -52,8 +52,8 @@ func (p *plane) web(cert *tls.Certificate) *http.Client {
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
-// call is one request by hand.
-type call struct {
+// sent is one request by hand.
+type sent struct {
 	method, path string
 	body         any // string and []byte go as they are
 	header       map[string]string
@@ -65,7 +65,7 @@ type answer struct {
 	body   string
 }
 
-func (p *plane) send(c *http.Client, r call) answer {
+func (p *plane) send(c *http.Client, r sent) answer {
 	p.t.Helper()
 	var body []byte
 	switch b := r.body.(type) {

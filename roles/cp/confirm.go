@@ -9,48 +9,42 @@ import (
 	"nixfleet/roles/rollout"
 )
 
-func (s *server) confirm(w http.ResponseWriter, r *http.Request) {
+func (k *checkins) confirm(c *call) (any, error) {
 	var req protocol.ConfirmRequest
-	if !readJSON(w, r, &req) {
-		return
+	if err := c.read(&req); err != nil {
+		return nil, err
 	}
-	if !ownHost(w, r, req.Hostname) {
-		return
+	if err := c.is(req.Hostname); err != nil {
+		return nil, err
 	}
-	host := req.Hostname
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
+	if err := k.store.Err(); err != nil {
+		return nil, err
 	}
-	confirmed := false
-	err := s.change(r.Context(), func(w *rollout.World, now time.Time) (c rollout.Change) {
-		confirmed, c = w.Confirm(host, req.Rollout, req.Generation.ClosureHash, now)
-		return c
+	host, confirmed := req.Hostname, false
+	err := k.world.change(c.Context(), func(w *rollout.World, now time.Time) (change rollout.Change) {
+		confirmed, change = w.Confirm(host, req.Rollout, req.Generation.ClosureHash, now)
+		return change
 	})
+	if err == nil && !confirmed {
+		confirmed, err = k.confirmedBefore(c.Context(), host, &req)
+	}
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
+	k.log.Info().Str("host", host).Str("rollout", req.Rollout).Str("closure", req.Generation.ClosureHash).
+		Bool("accepted", confirmed).Msg("confirm received")
 	if !confirmed {
-		if confirmed, err = s.confirmedBefore(r.Context(), host, &req); err != nil {
-			s.answerFailure(w, r, err)
-			return
-		}
+		return nil, bareStatus(http.StatusGone)
 	}
-	s.log.Info().Str("host", host).Str("rollout", req.Rollout).Str("closure", req.Generation.ClosureHash).Bool("accepted", confirmed).Msg("confirm received")
-	if !confirmed {
-		w.WriteHeader(http.StatusGone)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
+	return nil, nil
 }
 
 // confirmedBefore reports whether this is the repetition of a confirm for a
 // rollout that others have followed since. It decides nothing any more, but a
 // v1 agent that were told 410 would roll a healthy host back.
-func (s *server) confirmedBefore(ctx context.Context, host string, req *protocol.ConfirmRequest) (bool, error) {
-	if v, ok := s.rolloutView(req.Rollout); ok && v.SupersededAt == nil {
+func (k *checkins) confirmedBefore(ctx context.Context, host string, req *protocol.ConfirmRequest) (bool, error) {
+	if v, ok := k.world.view(req.Rollout); ok && v.SupersededAt == nil {
 		return false, nil
 	}
-	return s.store.Confirmed(ctx, host, req.Rollout, req.Generation.ClosureHash)
+	return k.store.Confirmed(ctx, host, req.Rollout, req.Generation.ClosureHash)
 }

@@ -30,15 +30,15 @@ func TestNothingIsServedBeforeAVerifiedRelease(t *testing.T) {
 	p := e.serve()
 	web := p.web(nil)
 	for _, path := range []string{"/v1/hosts", "/metrics", "/nowhere"} {
-		got := p.send(web, call{method: "GET", path: path})
+		got := p.send(web, sent{method: "GET", path: path})
 		if got.status != 503 || got.header.Get("Retry-After") != "30" || got.body != `{"error":"control plane not ready","reason":"awaiting first signed artifact"}` {
 			t.Errorf("%s: %d %v %s", path, got.status, got.header, got.body)
 		}
 	}
-	if got := p.send(web, call{method: "POST", path: "/v1/enroll", body: "{}", header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 503 {
+	if got := p.send(web, sent{method: "POST", path: "/v1/enroll", body: "{}", header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 503 {
 		t.Errorf("readiness is checked first: %d", got.status)
 	}
-	if got := p.send(web, call{method: "GET", path: "/healthz", header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 200 || !strings.HasPrefix(got.body, `{"ok":true,"version":"0.0.1","last_tick_at":`) {
+	if got := p.send(web, sent{method: "GET", path: "/healthz", header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 200 || !strings.HasPrefix(got.body, `{"ok":true,"version":"0.0.1","last_tick_at":`) {
 		t.Errorf("healthz: %d %s", got.status, got.body)
 	}
 }
@@ -54,33 +54,33 @@ func TestChecksComeInTheOrderOfTheContract(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		as   *http.Client
-		call call
+		call sent
 		want int
 	}{
-		{"no number, no certificate", nobody, call{"GET", "/nowhere", nil, header("one")}, 400},
-		{"other version, no certificate", nobody, call{"GET", "/nowhere", nil, header("2")}, 426},
-		{"a version beyond any", nobody, call{"GET", "/nowhere", nil, header("18446744073709551617")}, 426},
-		{"no certificate before an unknown path", nobody, call{"GET", "/nowhere", nil, nil}, 401},
-		{"no certificate before a wrong method", nobody, call{"DELETE", checkinPath, nil, nil}, 401},
-		{"unknown path", agent, call{"GET", "/nowhere", nil, nil}, 404},
-		{"a path that is written in another way", agent, call{"GET", "//v1/whoami", nil, nil}, 404},
-		{"a path with a slash too many", agent, call{"GET", "/v1/whoami/", nil, nil}, 404},
-		{"wrong method", agent, call{"GET", checkinPath, nil, nil}, 405},
-		{"wrong method on a token path", nobody, call{"GET", "/v1/enroll", nil, nil}, 405},
-		{"no header", agent, call{"POST", checkinPath, good, header("")}, 200},
-		{"content type first", agent, call{"POST", checkinPath, "{", kind("text/plain")}, 415},
-		{"no content type", agent, call{"POST", checkinPath, good, kind("")}, 415},
-		{"a +json type", agent, call{"POST", checkinPath, good, kind("application/x+json; charset=utf-8")}, 200},
-		{"size before syntax", agent, call{"POST", checkinPath, strings.Repeat("{", protocol.MaxBody+1), nil}, 413},
-		{"the largest body", agent, call{"POST", checkinPath, good + strings.Repeat(" ", protocol.MaxBody-len(good)), nil}, 200},
-		{"syntax", agent, call{"POST", checkinPath, good[:40], nil}, 400},
-		{"empty", agent, call{"POST", checkinPath, "", nil}, 400},
-		{"shape", agent, call{"POST", checkinPath, `{"hostname":"a"}`, nil}, 422},
-		{"another kind of value", agent, call{"POST", checkinPath, strings.Replace(good, `"a"`, `1`, 1), nil}, 422},
-		{"a repeated known key", agent, call{"POST", checkinPath, `{"hostname":"b",` + good[1:], nil}, 422},
-		{"a repeated unknown key", agent, call{"POST", checkinPath, `{"new":1,"new":2,` + good[1:], nil}, 200},
-		{"another host's name", agent, call{"POST", checkinPath, strings.Replace(good, `"a"`, `"b"`, 1), nil}, 403},
-		{"an operator is no host", operator, call{"POST", checkinPath, good, nil}, 403},
+		{"no number, no certificate", nobody, sent{"GET", "/nowhere", nil, header("one")}, 400},
+		{"other version, no certificate", nobody, sent{"GET", "/nowhere", nil, header("2")}, 426},
+		{"a version beyond any", nobody, sent{"GET", "/nowhere", nil, header("18446744073709551617")}, 426},
+		{"no certificate before an unknown path", nobody, sent{"GET", "/nowhere", nil, nil}, 401},
+		{"no certificate before a wrong method", nobody, sent{"DELETE", checkinPath, nil, nil}, 401},
+		{"unknown path", agent, sent{"GET", "/nowhere", nil, nil}, 404},
+		{"a path that is written in another way", agent, sent{"GET", "//v1/whoami", nil, nil}, 404},
+		{"a path with a slash too many", agent, sent{"GET", "/v1/whoami/", nil, nil}, 404},
+		{"wrong method", agent, sent{"GET", checkinPath, nil, nil}, 405},
+		{"wrong method on a token path", nobody, sent{"GET", "/v1/enroll", nil, nil}, 405},
+		{"no header", agent, sent{"POST", checkinPath, good, header("")}, 200},
+		{"content type first", agent, sent{"POST", checkinPath, "{", kind("text/plain")}, 415},
+		{"no content type", agent, sent{"POST", checkinPath, good, kind("")}, 415},
+		{"a +json type", agent, sent{"POST", checkinPath, good, kind("application/x+json; charset=utf-8")}, 200},
+		{"size before syntax", agent, sent{"POST", checkinPath, strings.Repeat("{", protocol.MaxBody+1), nil}, 413},
+		{"the largest body", agent, sent{"POST", checkinPath, good + strings.Repeat(" ", protocol.MaxBody-len(good)), nil}, 200},
+		{"syntax", agent, sent{"POST", checkinPath, good[:40], nil}, 400},
+		{"empty", agent, sent{"POST", checkinPath, "", nil}, 400},
+		{"shape", agent, sent{"POST", checkinPath, `{"hostname":"a"}`, nil}, 422},
+		{"another kind of value", agent, sent{"POST", checkinPath, strings.Replace(good, `"a"`, `1`, 1), nil}, 422},
+		{"a repeated known key", agent, sent{"POST", checkinPath, `{"hostname":"b",` + good[1:], nil}, 422},
+		{"a repeated unknown key", agent, sent{"POST", checkinPath, `{"new":1,"new":2,` + good[1:], nil}, 200},
+		{"another host's name", agent, sent{"POST", checkinPath, strings.Replace(good, `"a"`, `"b"`, 1), nil}, 403},
+		{"an operator is no host", operator, sent{"POST", checkinPath, good, nil}, 403},
 	} {
 		if got := p.send(c.as, c.call); got.status != c.want {
 			t.Errorf("%s: %d, want %d: %s", c.name, got.status, c.want, got.body)
@@ -96,18 +96,18 @@ func TestAStatusHasNoBodyUnlessItIsAskedFor(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		as   *http.Client
-		call call
+		call sent
 		want int
 		told bool // why, when JSON is asked for
 	}{
-		{"no certificate", nobody, call{"GET", "/v1/hosts", nil, nil}, 401, true},
-		{"another host", agent, call{"POST", checkinPath, e.state("b", "x"), nil}, 403, true},
-		{"used token", nobody, call{"POST", "/v1/enroll", e.enrolment("a", func(c *pki.Claims) { c.ExpiresAt = c.IssuedAt }), nil}, 401, true},
-		{"no such path", agent, call{"GET", "/nowhere", nil, nil}, 404, false},
-		{"no such method", agent, call{"GET", checkinPath, nil, nil}, 405, false},
-		{"no such manifest", operator, call{"GET", "/v1/rollouts/x", nil, nil}, 404, true},
-		{"no such channel", operator, call{"GET", "/v1/channels/x", nil, nil}, 404, true},
-		{"bad limit", operator, call{"GET", "/v1/host-reports?limit=x", nil, nil}, 400, false},
+		{"no certificate", nobody, sent{"GET", "/v1/hosts", nil, nil}, 401, true},
+		{"another host", agent, sent{"POST", checkinPath, e.state("b", "x"), nil}, 403, true},
+		{"used token", nobody, sent{"POST", "/v1/enroll", e.enrolment("a", func(c *pki.Claims) { c.ExpiresAt = c.IssuedAt }), nil}, 401, true},
+		{"no such path", agent, sent{"GET", "/nowhere", nil, nil}, 404, false},
+		{"no such method", agent, sent{"GET", checkinPath, nil, nil}, 405, false},
+		{"no such manifest", operator, sent{"GET", "/v1/rollouts/x", nil, nil}, 404, true},
+		{"no such channel", operator, sent{"GET", "/v1/channels/x", nil, nil}, 404, true},
+		{"bad limit", operator, sent{"GET", "/v1/host-reports?limit=x", nil, nil}, 400, false},
 	} {
 		for accept, wanted := range map[string]bool{"": false, "*/*": false, "text/html, application/json;q=0.5": c.told} {
 			c.call.header = map[string]string{"Accept": accept}
@@ -145,10 +145,10 @@ func TestStrictModeWantsTheHeaderOnPostOnly(t *testing.T) {
 	p := e.serve(func(c *Config) { c.Strict = true })
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
 	none := map[string]string{protocol.HeaderProtocol: ""}
-	if got := p.send(web, call{"POST", checkinPath, "{}", none}); got.status != 400 {
+	if got := p.send(web, sent{"POST", checkinPath, "{}", none}); got.status != 400 {
 		t.Errorf("POST without header: %d, want 400", got.status)
 	}
-	if got := p.send(web, call{"GET", "/v1/rollouts/" + e.rolloutID(), nil, none}); got.status != 200 {
+	if got := p.send(web, sent{"GET", "/v1/rollouts/" + e.rolloutID(), nil, none}); got.status != 200 {
 		t.Errorf("GET of a manifest without header: %d, want 200", got.status)
 	}
 }
@@ -165,7 +165,7 @@ func TestNamesThatAreNotTheirHoldersT3(t *testing.T) {
 		"another host's key with this host's name": e.certFor("a", e.hostKeys["b"], now, time.Hour),
 		"another host":                             e.certFor("b", e.hostKeys["b"], now, time.Hour),
 	} {
-		got := p.send(p.web(cert), call{method: "POST", path: checkinPath, body: e.state("a", closureOf("a", 0))})
+		got := p.send(p.web(cert), sent{method: "POST", path: checkinPath, body: e.state("a", closureOf("a", 0))})
 		if got.status != 401 && got.status != 403 || strings.Contains(got.body, "target") {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
@@ -215,11 +215,11 @@ func TestAnExpiredCertificateIsRefusedOnAnOpenConnection(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
 	web := p.web(e.certFor("a", e.hostKeys["a"], time.Now().Add(-time.Hour), time.Hour+2*time.Second))
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 200 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 200 {
 		t.Fatalf("whoami: %d", got.status)
 	}
 	time.Sleep(2100 * time.Millisecond)
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 401 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 401 {
 		t.Errorf("an expired certificate on an open connection: %d", got.status)
 	}
 }
@@ -247,7 +247,7 @@ func TestTheServerOffersNoHTTP2AndNoOldTLS(t *testing.T) {
 func TestWithoutClientCAEveryMTLSPathAnswers401(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve(func(c *Config) { c.ClientCA = "" })
-	if got := p.send(p.web(e.operatorCert("operator-jo")), call{method: "GET", path: "/v1/whoami"}); got.status != 401 {
+	if got := p.send(p.web(e.operatorCert("operator-jo")), sent{method: "GET", path: "/v1/whoami"}); got.status != 401 {
 		t.Errorf("%d, want 401", got.status)
 	}
 }
@@ -256,18 +256,18 @@ func TestChangedFilesAreUsedWithoutARestart(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
 	web := p.web(e.operatorCert("operator-jo"))
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 200 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 200 {
 		t.Fatalf("whoami: %d", got.status)
 	}
 	// The root leaves the bundle: operators are out, on open connections too.
 	e.write("client-ca.pem", certPEM(e.ca.Cert))
 	p.eventually("the new bundle is in force", func() bool {
-		return p.send(web, call{method: "GET", path: "/v1/whoami"}).status == 401
+		return p.send(web, sent{method: "GET", path: "/v1/whoami"}).status == 401
 	})
 	// A file that is half written leaves the last good one in force.
 	e.write("client-ca.pem", []byte("-----BEGIN CERT"))
 	agent := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
-	if got := p.send(agent, call{method: "GET", path: "/v1/whoami"}); got.status != 200 {
+	if got := p.send(agent, sent{method: "GET", path: "/v1/whoami"}); got.status != 200 {
 		t.Errorf("after a broken bundle: %d", got.status)
 	}
 	key := generate(t, pki.AlgorithmP256)
@@ -296,23 +296,23 @@ func TestReadsAreForOperators(t *testing.T) {
 	p := e.serve()
 	agent, operator := p.web(e.agentCert("a", time.Now().Add(-time.Hour))), p.web(e.operatorCert("operator-jo"))
 	for _, path := range paths {
-		if got := p.send(agent, call{method: "GET", path: path}); got.status != 403 {
+		if got := p.send(agent, sent{method: "GET", path: path}); got.status != 403 {
 			t.Errorf("%s for an agent: %d, want 403", path, got.status)
 		}
-		if got := p.send(operator, call{method: "GET", path: path}); got.status != 200 {
+		if got := p.send(operator, sent{method: "GET", path: path}); got.status != 200 {
 			t.Errorf("%s for an operator: %d %s", path, got.status, got.body)
 		}
 	}
 	for _, path := range []string{"/v1/hosts/a/explain", "/v1/plan"} {
-		if got := p.send(operator, call{method: "GET", path: path}); got.status != 200 {
+		if got := p.send(operator, sent{method: "GET", path: path}); got.status != 200 {
 			t.Errorf("%s for an operator: %d %s", path, got.status, got.body)
 		}
-		if got := p.send(agent, call{method: "GET", path: path}); got.status != 403 {
+		if got := p.send(agent, sent{method: "GET", path: path}); got.status != 403 {
 			t.Errorf("%s for an agent: %d, want 403", path, got.status)
 		}
 	}
 	for _, path := range []string{"/v1/poke", "/v1/hosts/a/retry", "/v1/revocations", "/v1/rollouts/" + e.rolloutID() + "/pause"} {
-		if got := p.send(agent, call{method: "POST", path: path, body: `{"hostname":"b"}`}); got.status != 403 {
+		if got := p.send(agent, sent{method: "POST", path: path, body: `{"hostname":"b"}`}); got.status != 403 {
 			t.Errorf("%s for an agent: %d, want 403", path, got.status)
 		}
 	}
@@ -320,7 +320,7 @@ func TestReadsAreForOperators(t *testing.T) {
 	open := e.serve(func(c *Config) { c.OpenReads = true })
 	agent = open.web(e.agentCert("a", time.Now().Add(-time.Hour)))
 	for _, path := range paths {
-		if got := open.send(agent, call{method: "GET", path: path}); got.status != 200 {
+		if got := open.send(agent, sent{method: "GET", path: path}); got.status != 200 {
 			t.Errorf("%s for an agent with open reads: %d", path, got.status)
 		}
 	}

@@ -1,140 +1,106 @@
 package cp
 
 import (
+	"context"
 	"crypto/subtle"
-	"crypto/x509"
 	"encoding/asn1"
 	"errors"
-	"fmt"
 	"net/http"
-	"os"
 	"time"
-
-	"github.com/go-json-experiment/json"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/store"
 )
 
-// loadCA reads the issuing CA. The TPM's wins over the key file.
-func (c *Config) loadCA() (*pki.CA, error) {
-	if c.FleetCACert == "" || c.FleetCAKey == "" && c.TPMWrapper == "" {
-		return nil, nil
-	}
-	cert, err := os.ReadFile(c.FleetCACert)
-	if err != nil {
-		return nil, fmt.Errorf("issuing CA: %w", err)
-	}
-	if c.TPMWrapper != "" {
-		public, err := os.ReadFile(c.TPMPubkey)
-		if err != nil {
-			return nil, fmt.Errorf("issuing CA: %w", err)
-		}
-		signer, err := pki.NewTPMSigner(public, c.TPMWrapper)
-		if err != nil {
-			return nil, err
-		}
-		return pki.WithSigner(cert, signer)
-	}
-	key, err := os.ReadFile(c.FleetCAKey)
-	if err != nil {
-		return nil, fmt.Errorf("issuing CA: %w", err)
-	}
-	return pki.LoadCA(cert, key)
+// unfit refuses a request for a certificate; the reason goes to the log and,
+// being no secret of ours, to the host.
+func unfit(status int, format string, args ...any) error {
+	return refused(status, "enrolment-refused", format, args...)
 }
 
-// refusedEnrolment is a refusal with its status; the reason goes to the log
-// and, being no secret of ours, to the host.
-func refusedEnrolment(status int, format string, args ...any) error {
-	return &statusError{status, fmt.Errorf(format, args...)}
+// refuse counts and logs what was refused. A failure of ours is told without its
+// reason.
+func (i *issuer) refuse(what, host string, err error) error {
+	refusal := (*Refusal)(nil)
+	if !errors.As(err, &refusal) {
+		refusal = refused(http.StatusInternalServerError, "enrolment-refused", "the control plane cannot issue certificates; see its log")
+	}
+	i.metrics.enrolments.WithLabelValues("refused").Inc()
+	i.log.Warn().Str("host", host).Int("status", refusal.Status).Str("reason", err.Error()).Msg(what + " refused")
+	return refusal
 }
 
-func (s *server) answerEnrolment(w http.ResponseWriter, r *http.Request, what, host string, err error) {
-	status := http.StatusInternalServerError
-	if coded := (*statusError)(nil); errors.As(err, &coded) {
-		status = coded.status
-	}
-	s.metrics.enrolments.WithLabelValues("refused").Inc()
-	s.log.Warn().Str("host", host).Int("status", status).Str("reason", err.Error()).Msg(what + " refused")
-	text := err.Error()
-	if status == http.StatusInternalServerError {
-		text = "the control plane cannot issue certificates; see its log"
-	}
-	writeRefusal(w, r, status, "enrolment-refused", text)
-}
-
-func (s *server) enroll(w http.ResponseWriter, r *http.Request) {
+func (i *issuer) enroll(c *call) (any, error) {
 	var req protocol.EnrollRequest
-	if !readJSON(w, r, &req) {
-		return
+	if err := c.read(&req); err != nil {
+		return nil, err
 	}
-	claims := req.Token.Claims
-	out, err := s.admit(r, &req)
+	host := req.Token.Claims.Hostname
+	out, err := i.admit(c.Context(), &req)
 	if err != nil {
-		s.answerEnrolment(w, r, "enrolment", claims.Hostname, err)
-		return
+		return nil, i.refuse("enrolment", host, err)
 	}
-	s.metrics.enrolments.WithLabelValues("enrolled").Inc()
-	s.log.Info().Str("host", claims.Hostname).Time("not_after", out.NotAfter.Time).Msg("host enrolled")
-	writeJSON(w, http.StatusOK, out)
+	i.metrics.enrolments.WithLabelValues("enrolled").Inc()
+	i.log.Info().Str("host", host).Time("not_after", out.NotAfter.Time).Msg("host enrolled")
+	return out, nil
 }
 
 // admit runs the checks of an enrolment in the contract's order, except that the
 // certificate is signed before the token is used up.
-func (s *server) admit(r *http.Request, req *protocol.EnrollRequest) (*protocol.CertResponse, error) {
-	ctx, now, token := r.Context(), time.Now(), &req.Token
+func (i *issuer) admit(ctx context.Context, req *protocol.EnrollRequest) (*protocol.CertResponse, error) {
+	now, token := time.Now(), &req.Token
 	claims := token.Claims
-	if s.store == nil {
-		return nil, refusedEnrolment(http.StatusServiceUnavailable, "no database: a used token could not be remembered")
+	used, err := i.store.TokenUsed(ctx, claims.Nonce)
+	if errors.Is(err, store.ErrNone) {
+		return nil, unfit(http.StatusServiceUnavailable, "no database: a used token could not be remembered")
 	}
-	used, err := s.store.TokenUsed(ctx, claims.Nonce)
 	if err != nil {
 		return nil, err
 	}
 	if used {
-		return nil, refusedEnrolment(http.StatusConflict, "this token was used before; mint a new one")
+		return nil, unfit(http.StatusConflict, "this token was used before; mint a new one")
 	}
-	snap := s.snapshot.Load()
+	snap := i.snapshot.Load()
 	keepUntil, err := snap.listed(token, now)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.verifyToken(token, now); err != nil {
+	if err := i.verifyToken(token, now); err != nil {
 		return nil, err
 	}
 	csr, err := pki.ParseCSR([]byte(req.CSRPEM))
 	if err != nil {
-		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
+		return nil, unfit(http.StatusBadRequest, "%s", err)
 	}
 	if csr.CommonName != claims.Hostname {
-		return nil, refusedEnrolment(http.StatusUnauthorized, "the request is for %q, the token for %q", csr.CommonName, claims.Hostname)
+		return nil, unfit(http.StatusUnauthorized, "the request is for %q, the token for %q", csr.CommonName, claims.Hostname)
 	}
 	if subtle.ConstantTimeCompare([]byte(fingerprint(csr)), []byte(claims.ExpectedPubkeyFingerprint)) != 1 {
-		return nil, refusedEnrolment(http.StatusUnauthorized, "the token is for another key")
+		return nil, unfit(http.StatusUnauthorized, "the token is for another key")
 	}
 	if err := snap.declares(csr, claims.Hostname); err != nil {
 		return nil, err
 	}
-	if err := s.notRevokedSince(r, snap, token); err != nil {
+	if err := i.notRevokedSince(ctx, snap, token); err != nil {
 		return nil, err
 	}
-	ca, err := s.issuingCA()
+	ca, err := i.issuingCA()
 	if err != nil {
 		return nil, err
 	}
 	// A certificate that cannot be signed must not cost the host its token.
-	issued, err := s.sign(ca, csr, claims.Hostname)
+	issued, err := i.sign(ca, csr, claims.Hostname)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.store.UseToken(ctx, claims.Nonce, claims.Hostname, keepUntil); err != nil {
+	if err := i.store.UseToken(ctx, claims.Nonce, claims.Hostname, keepUntil); err != nil {
 		if errors.Is(err, store.ErrTokenUsed) {
-			return nil, refusedEnrolment(http.StatusConflict, "this token was used before; mint a new one")
+			return nil, unfit(http.StatusConflict, "this token was used before; mint a new one")
 		}
 		return nil, err
 	}
-	return s.issue(issued, "<enroll>", "enroll/nonce:"+claims.Nonce), nil
+	return i.issue(issued, "<enroll>", "enroll/nonce:"+claims.Nonce), nil
 }
 
 // listed wants the token on the signed list, where the release has one, and
@@ -148,11 +114,11 @@ func (snap *snapshot) listed(token *pki.Token, now time.Time) (keepUntil time.Ti
 	entry, ok := snap.nonces[claims.Nonce]
 	switch {
 	case !ok:
-		return keepUntil, refusedEnrolment(http.StatusUnauthorized, "the token's nonce is not on the signed list; add it to bootstrapNonces and release")
+		return keepUntil, unfit(http.StatusUnauthorized, "the token's nonce is not on the signed list; add it to bootstrapNonces and release")
 	case entry.Hostname != claims.Hostname:
-		return keepUntil, refusedEnrolment(http.StatusUnauthorized, "the signed list has this nonce for another host")
+		return keepUntil, unfit(http.StatusUnauthorized, "the signed list has this nonce for another host")
 	case entry.ExpiresAt.Before(now):
-		return keepUntil, refusedEnrolment(http.StatusUnauthorized, "the nonce's entry on the signed list has expired")
+		return keepUntil, unfit(http.StatusUnauthorized, "the nonce's entry on the signed list has expired")
 	}
 	if entry.ExpiresAt.After(keepUntil) {
 		keepUntil = entry.ExpiresAt.Time
@@ -160,18 +126,18 @@ func (snap *snapshot) listed(token *pki.Token, now time.Time) (keepUntil time.Ti
 	return keepUntil, nil
 }
 
-func (s *server) verifyToken(token *pki.Token, now time.Time) error {
+func (i *issuer) verifyToken(token *pki.Token, now time.Time) error {
 	if err := token.VerifyTime(now); err != nil {
-		return refusedEnrolment(http.StatusUnauthorized, "%w", err)
+		return unfit(http.StatusUnauthorized, "%s", err)
 	}
-	trust, _, err := s.trust.get()
+	trust, _, err := i.files.trust.get()
 	if err != nil {
 		// The last good one may hold a key that was taken out since.
 		return err
 	}
 	err = token.VerifySignature(trust.OrgRootKey, now)
 	if errors.Is(err, pki.ErrTokenSignature) {
-		return refusedEnrolment(http.StatusUnauthorized, "%w", err)
+		return unfit(http.StatusUnauthorized, "%s", err)
 	}
 	return err
 }
@@ -180,11 +146,11 @@ func (s *server) verifyToken(token *pki.Token, now time.Time) error {
 func (snap *snapshot) declares(csr *pki.CSR, host string) error {
 	switch {
 	case snap.rel.Fleet.Hosts[host] == nil:
-		return refusedEnrolment(http.StatusUnauthorized, "host %q is not in the fleet", host)
+		return unfit(http.StatusUnauthorized, "host %q is not in the fleet", host)
 	case csr.Key == nil:
-		return refusedEnrolment(http.StatusBadRequest, "%w", pki.ErrCSRKey)
+		return unfit(http.StatusBadRequest, "%s", pki.ErrCSRKey)
 	case !pki.SameKey(snap.key(host), csr.Key):
-		return refusedEnrolment(http.StatusUnauthorized, "the fleet declares no or another pubkey for %q", host)
+		return unfit(http.StatusUnauthorized, "the fleet declares no or another pubkey for %q", host)
 	}
 	return nil
 }
@@ -210,198 +176,81 @@ const tokenBackdate = 61 * time.Second
 // notRevokedSince refuses a token that was minted before its host's revocation.
 // A certificate's own time is in whole seconds: one of the second in which its
 // host was revoked would be born revoked, so that second is waited for.
-func (s *server) notRevokedSince(r *http.Request, snap *snapshot, token *pki.Token) error {
+func (i *issuer) notRevokedSince(ctx context.Context, snap *snapshot, token *pki.Token) error {
 	host := token.Claims.Hostname
-	revoked, err := s.revokedSince(r.Context(), snap, host)
+	revoked, err := i.door.revokedSince(ctx, snap, host)
 	if err != nil || revoked.IsZero() {
 		return err
 	}
 	if token.Claims.IssuedAt.Add(tokenBackdate).Before(revoked) {
-		return refusedEnrolment(http.StatusUnauthorized, "the token was issued before host %q was revoked; mint a new one", host)
+		return unfit(http.StatusUnauthorized, "the token was issued before host %q was revoked; mint a new one", host)
 	}
 	now := time.Now()
 	if !now.Truncate(time.Second).Before(revoked) {
 		return nil
 	}
 	if revoked.Sub(now) > time.Second {
-		return refusedEnrolment(http.StatusUnauthorized, "host %q is revoked until %s", host, pki.At(revoked))
+		return unfit(http.StatusUnauthorized, "host %q is revoked until %s", host, pki.At(revoked))
 	}
 	timer := time.NewTimer(time.Until(now.Truncate(time.Second).Add(2 * time.Second)))
 	defer timer.Stop()
 	select {
-	case <-r.Context().Done():
-		return r.Context().Err()
+	case <-ctx.Done():
+		return ctx.Err()
 	case <-timer.C:
 		return nil
 	}
 }
 
-// issuingCA is the signer of agents' certificates.
-func (s *server) issuingCA() (*pki.CA, error) {
-	ca, _, err := s.ca.get()
-	if ca == nil {
-		return nil, errors.Join(errors.New("no issuing CA is configured"), err)
-	}
-	if now := time.Now(); now.After(ca.Cert.NotAfter) {
-		return nil, fmt.Errorf("the issuing CA's certificate ended at %s", pki.At(ca.Cert.NotAfter))
-	}
-	return ca, nil
-}
-
-// signed is a certificate that nobody has yet.
-type signed struct {
-	text []byte
-	cert *x509.Certificate
-	at   time.Time
-}
-
-func (s *server) sign(ca *pki.CA, csr *pki.CSR, host string) (*signed, error) {
-	now := time.Now()
-	text, cert, err := ca.IssueAgent(csr, host, s.cfg.AgentSuffix, now, s.cfg.AgentValidity)
-	if err != nil {
-		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
-	}
-	return &signed{text, cert, now}, nil
-}
-
-// issue records a certificate and gives it out.
-func (s *server) issue(c *signed, requester, context string) *protocol.CertResponse {
-	s.audit(auditLine{
-		At: pki.At(c.at), Requester: requester, Issued: c.cert.Subject.CommonName, NotAfter: pki.At(c.cert.NotAfter),
-		Validity: int64(s.cfg.AgentValidity / time.Second), Context: context,
-	})
-	return &protocol.CertResponse{CertPEM: string(c.text), NotAfter: pki.At(c.cert.NotAfter)}
-}
-
-// auditLine is one line of the issuance log.
-type auditLine struct {
-	At        pki.Timestamp `json:"at"`
-	Requester string        `json:"requester_cn"`
-	Issued    string        `json:"issued_cn"`
-	NotAfter  pki.Timestamp `json:"not_after"`
-	Validity  int64         `json:"validity_secs"`
-	Context   string        `json:"context"`
-}
-
-// audit appends to the issuance log, best effort: a full disk must not lock a
-// host out of its renewal.
-func (s *server) audit(line auditLine) {
-	doc, err := json.Marshal(line)
-	if err != nil {
-		s.log.Error().Err(err).Msg("issuance not logged")
-		return
-	}
-	s.auditMu.Lock()
-	defer s.auditMu.Unlock()
-	f, err := os.OpenFile(s.cfg.AuditLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-	if err == nil {
-		_, err = f.Write(append(doc, '\n'))
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
-		s.log.Error().Err(err).Msg("issuance not logged")
-	}
-}
-
-// renew takes the name from the caller's certificate, never from the request.
-func (s *server) renew(w http.ResponseWriter, r *http.Request) {
-	var req protocol.RenewRequest
-	if !readJSON(w, r, &req) {
-		return
-	}
-	id := caller(r)
-	host := id.Name
-	out, err := s.renewed(id, &req)
-	if err != nil {
-		s.answerEnrolment(w, r, "renewal", host, err)
-		return
-	}
-	s.metrics.enrolments.WithLabelValues("renewed").Inc()
-	s.log.Info().Str("host", host).Time("not_after", out.NotAfter.Time).Msg("certificate renewed")
-	writeJSON(w, http.StatusOK, out)
-}
-
-func (s *server) renewed(id pki.Identity, req *protocol.RenewRequest) (*protocol.CertResponse, error) {
-	csr, err := pki.ParseCSR([]byte(req.CSRPEM))
-	if err != nil {
-		return nil, refusedEnrolment(http.StatusBadRequest, "%w", err)
-	}
-	if csr.Key == nil {
-		return nil, refusedEnrolment(http.StatusBadRequest, "%w", pki.ErrCSRKey)
-	}
-	host := id.Name
-	if id.Role != pki.RoleAgent {
-		return nil, refusedEnrolment(http.StatusUnauthorized, "%q is no host", host)
-	}
-	if csr.CommonName != host && csr.CommonName != pki.AgentName(host, s.cfg.AgentSuffix) {
-		return nil, refusedEnrolment(http.StatusUnauthorized, "the request is for %q, the certificate is of %q", csr.CommonName, host)
-	}
-	if err := s.snapshot.Load().declares(csr, host); err != nil {
-		return nil, err
-	}
-	ca, err := s.issuingCA()
-	if err != nil {
-		return nil, err
-	}
-	issued, err := s.sign(ca, csr, host)
-	if err != nil {
-		return nil, err
-	}
-	return s.issue(issued, id.CommonName, "renew/prev:<unknown>"), nil
-}
-
 // bootstrapReport stores what a host without a certificate has to say, for a
 // token that could still enrol it.
-func (s *server) bootstrapReport(w http.ResponseWriter, r *http.Request) {
+func (i *issuer) bootstrapReport(c *call) (any, error) {
 	var req protocol.BootstrapReport
-	if !readJSON(w, r, &req) {
-		return
+	if err := c.read(&req); err != nil {
+		return nil, err
 	}
 	host, now := req.Token.Claims.Hostname, time.Now()
-	if err := s.mayReport(r, &req, now); err != nil {
-		s.answerEnrolment(w, r, "bootstrap report", host, err)
-		return
+	if err := i.mayReport(c.Context(), &req, now); err != nil {
+		return nil, i.refuse("bootstrap report", host, err)
 	}
-	if !s.reportRate.take(host, now) {
-		s.tooMany(w, r, "bootstrap-reports", host, "too many reports of this host; it should enrol")
-		return
+	if !i.reportRate.take(host, now) {
+		return nil, i.door.tooMany(c.w, c.Request, "bootstrap-reports", host, "too many reports of this host; it should enrol")
 	}
 	row, err := reportRow(host, nil, req.Event.Event, req.Event.Details)
-	if err == nil && s.store != nil {
-		err = s.store.AddReport(r.Context(), row)
+	if err == nil && i.store != nil {
+		err = i.store.AddReport(c.Context(), row)
 	}
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
-	s.log.Warn().Str("host", host).Str("event", req.Event.Event).Msg("bootstrap report received")
-	w.WriteHeader(http.StatusNoContent)
+	i.log.Warn().Str("host", host).Str("event", req.Event.Event).Msg("bootstrap report received")
+	return nil, nil
 }
 
-func (s *server) mayReport(r *http.Request, req *protocol.BootstrapReport, now time.Time) error {
-	if err := s.verifyToken(&req.Token, now); err != nil {
+func (i *issuer) mayReport(ctx context.Context, req *protocol.BootstrapReport, now time.Time) error {
+	if err := i.verifyToken(&req.Token, now); err != nil {
 		return err
 	}
 	event := req.Event.Event
 	if _, err := protocol.ParseDetails(event, req.Event.Details); err != nil {
-		return refusedEnrolment(http.StatusBadRequest, "%w", err)
+		return unfit(http.StatusBadRequest, "%s", err)
 	}
 	if event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {
-		return refusedEnrolment(http.StatusUnprocessableEntity, "event %s needs a certificate", event)
+		return unfit(http.StatusUnprocessableEntity, "event %s needs a certificate", event)
 	}
-	snap := s.snapshot.Load()
+	snap := i.snapshot.Load()
 	if _, err := snap.listed(&req.Token, now); err != nil {
 		return err
 	}
 	if snap.rel.Fleet.Hosts[req.Token.Claims.Hostname] == nil {
-		return refusedEnrolment(http.StatusUnauthorized, "host %q is not in the fleet", req.Token.Claims.Hostname)
+		return unfit(http.StatusUnauthorized, "host %q is not in the fleet", req.Token.Claims.Hostname)
 	}
-	if s.store == nil {
-		return nil
-	}
-	used, err := s.store.TokenUsed(r.Context(), req.Token.Claims.Nonce)
-	if err == nil && used {
-		err = refusedEnrolment(http.StatusUnauthorized, "this token was used before")
+	used, err := i.store.TokenUsed(ctx, req.Token.Claims.Nonce)
+	switch {
+	case errors.Is(err, store.ErrNone):
+		err = nil // without a database no token has enrolled anybody
+	case err == nil && used:
+		err = unfit(http.StatusUnauthorized, "this token was used before")
 	}
 	return err
 }

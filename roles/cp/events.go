@@ -21,68 +21,78 @@ const (
 // events streams the event log as server-sent events, from the first line
 // after the given sequence number on, until the caller leaves. rollout=ID asks
 // for that rollout alone, follow=false for what there is now.
-func (s *server) events(w http.ResponseWriter, r *http.Request) {
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
+func (v *views) events(c *call) (any, error) {
+	if err := v.store.Err(); err != nil {
+		return nil, err
 	}
-	after, err := followFrom(r)
+	after, err := followFrom(c.Request)
 	if err != nil {
-		http.Error(w, "after: "+err.Error(), http.StatusBadRequest)
-		return
+		return nil, badRequest(http.StatusBadRequest, "after: %v", err)
 	}
-	only, follow := r.URL.Query().Get("rollout"), r.URL.Query().Get("follow") != "false"
+	only, follow := c.URL.Query().Get("rollout"), c.URL.Query().Get("follow") != "false"
 	if only != "" && !fleet.ValidRolloutID(only) {
-		http.Error(w, "rollout: not 64 hexadecimal digits", http.StatusBadRequest)
-		return
+		return nil, badRequest(http.StatusBadRequest, "rollout: not 64 hexadecimal digits")
 	}
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{})
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
+	_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{})
+	c.w.Header().Set("Content-Type", "text/event-stream")
+	c.w.Header().Set("Cache-Control", "no-store")
 	for {
-		more := s.feed.wait()
-		lines, err := s.store.Events(r.Context(), only, after, eventPage)
+		more := v.feed.wait()
+		read, last, err := v.page(c, only, after)
 		if err != nil {
-			s.log.Error().Err(err).Msg("events not read")
-			return
-		}
-		_ = control.SetWriteDeadline(time.Now().Add(requestTimeout))
-		for _, e := range lines {
-			doc, err := json.Marshal(e)
-			if err != nil {
-				s.log.Error().Err(err).Msg("event not encoded")
-				return
+			if c.Context().Err() == nil {
+				v.log.Error().Err(err).Msg("events not sent")
 			}
-			if _, err := fmt.Fprintf(w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
-				return
-			}
-			after = e.Seq
+			return written{}, nil
 		}
-		if err := control.Flush(); err != nil {
-			return
-		}
-		if len(lines) == eventPage {
+		after = last
+		if read == eventPage {
 			continue
 		}
-		if !follow {
-			return
-		}
-		select {
-		case <-more:
-		case <-time.After(eventKeepalive):
-			if _, err := fmt.Fprint(w, ": still here\n\n"); err != nil {
-				return
-			}
-		case <-r.Context().Done():
-			return
-		case <-s.stopping:
-			return
-		}
-		if _, err := s.authorize(r.Context()); err != nil {
-			return
+		if !follow || !v.rest(c, more) {
+			return written{}, nil
 		}
 	}
+}
+
+// page sends a page of the event log, and says how many lines it had and which
+// was the last.
+func (v *views) page(c *call, only string, after int64) (lines int, last int64, err error) {
+	page, err := v.store.Events(c.Context(), only, after, eventPage)
+	if err != nil {
+		return 0, after, err
+	}
+	control := http.NewResponseController(c.w)
+	_ = control.SetWriteDeadline(time.Now().Add(requestTimeout))
+	for _, e := range page {
+		doc, err := json.Marshal(e)
+		if err != nil {
+			return 0, after, err
+		}
+		if _, err := fmt.Fprintf(c.w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
+			return 0, after, err
+		}
+		after = e.Seq
+	}
+	return len(page), after, control.Flush()
+}
+
+// rest waits for the next line, or says after a while that we are still there;
+// false means that the stream ends.
+func (v *views) rest(c *call, more <-chan struct{}) bool {
+	select {
+	case <-more:
+	case <-time.After(eventKeepalive):
+		if _, err := fmt.Fprint(c.w, ": still here\n\n"); err != nil {
+			return false
+		}
+	case <-c.Context().Done():
+		return false
+	case <-v.stopping:
+		return false
+	}
+	_, err := v.door.authorize(c.Context())
+	return err == nil
 }
 
 // followFrom is the sequence number that the caller has seen last; zero: none.

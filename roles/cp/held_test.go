@@ -50,7 +50,7 @@ type heldAnswer struct {
 func (p *plane) held(n string) func() bool {
 	operator := p.web(p.operatorCert("operator-metrics"))
 	return func() bool {
-		return metricOf(p.send(operator, call{method: "GET", path: "/metrics"}).body, "nixfleet_held_requests") == n
+		return metricOf(p.send(operator, sent{method: "GET", path: "/metrics"}).body, "nixfleet_held_requests") == n
 	}
 }
 

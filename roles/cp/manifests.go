@@ -14,30 +14,27 @@ import (
 	"nixfleet/roles/cp/source"
 )
 
-// manifest serves a manifest by its id, in the order of wire.md §8: what was
+func (d *documents) manifest(c *call) (any, error)          { return d.aManifest(c, false) }
+func (d *documents) manifestSignature(c *call) (any, error) { return d.aManifest(c, true) }
+
+// aManifest serves a manifest by its id, in the order of wire.md §8: what was
 // accepted, the release directory, a local directory, the URL source.
-func (s *server) manifest(sig bool) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		id := r.PathValue("id")
-		if !s.cfg.holdsManifests() && !s.snapshot.Load().holdsManifests() {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		if !fleet.ValidRolloutID(id) {
-			writeNotFound(w, r, "no rollout id")
-			return
-		}
-		a, hosts, status := s.findManifest(id)
-		if status != 0 {
-			w.WriteHeader(status)
-			return
-		}
-		if !mayRead(caller(r), a, hosts) {
-			writeRefusal(w, r, http.StatusForbidden, "not-yours", "the manifest does not name this host")
-			return
-		}
-		writeDocument(w, r, a, sig)
+func (d *documents) aManifest(c *call, sig bool) (any, error) {
+	id := c.PathValue("id")
+	if !d.cfg.holdsManifests() && !d.snapshot.Load().holdsManifests() {
+		return nil, bareStatus(http.StatusServiceUnavailable)
 	}
+	if !fleet.ValidRolloutID(id) {
+		return nil, notFound("no rollout id")
+	}
+	a, hosts, err := d.findManifest(id)
+	if err != nil {
+		return nil, err
+	}
+	if !mayRead(c.caller, a, hosts) {
+		return nil, refused(http.StatusForbidden, "not-yours", "the manifest does not name this host")
+	}
+	return document{a, sig}, nil
 }
 
 // holdsManifests: the release came with its manifests.
@@ -67,60 +64,60 @@ func mayRead(id pki.Identity, a fleet.Artifact, hosts map[string]int) bool {
 }
 
 // findManifest gives the hosts that it names when they are at hand.
-func (s *server) findManifest(id string) (a fleet.Artifact, hosts map[string]int, status int) {
-	snap := s.snapshot.Load()
+func (d *documents) findManifest(id string) (a fleet.Artifact, hosts map[string]int, err error) {
+	snap := d.snapshot.Load()
 	for _, c := range snap.rel.Channels {
 		if c.RolloutID == id && len(c.ManifestFile.Body) > 0 {
-			return c.ManifestFile, c.Index, 0
+			return c.ManifestFile, c.Index, nil
 		}
 	}
-	if m, ok := s.history.find(id); ok {
-		return m.file, m.hosts, 0
+	if m, ok := d.history.find(id); ok {
+		return m.file, m.hosts, nil
 	}
 	dirs := []fs.FS{snap.files}
-	if s.cfg.RolloutsDir != "" {
-		dirs = append([]fs.FS{flatDir{source.Dir(s.cfg.RolloutsDir)}}, dirs...)
+	if d.cfg.RolloutsDir != "" {
+		dirs = append([]fs.FS{flatDir{source.Dir(d.cfg.RolloutsDir)}}, dirs...)
 	}
 	for _, dir := range dirs {
 		a, err := fleet.ReadManifest(dir, id)
 		switch {
 		case err == nil:
-			return a, nil, 0
+			return a, nil, nil
 		case errors.Is(err, fs.ErrNotExist):
 		default:
-			s.log.Error().Err(err).Str("rollout", id).Msg("manifest not served")
-			return fleet.Artifact{}, nil, http.StatusInternalServerError
+			d.log.Error().Err(err).Str("rollout", id).Msg("manifest not served")
+			return fleet.Artifact{}, nil, bareStatus(http.StatusInternalServerError)
 		}
 	}
-	if !s.cfg.Rollouts.Given() {
-		return fleet.Artifact{}, nil, http.StatusNotFound
+	if !d.cfg.Rollouts.Given() {
+		return fleet.Artifact{}, nil, bareStatus(http.StatusNotFound)
 	}
 	// The agents of a wave ask at once: those who wait for the same one share it.
-	got, err, _ := s.fetches.Do(id, func() (any, error) { return s.fetchManifest(id) })
+	got, err, _ := d.fetches.Do(id, func() (any, error) { return d.fetchManifest(id) })
 	if err != nil {
-		s.log.Error().Err(err).Str("rollout", id).Msg("manifest not fetched")
-		return fleet.Artifact{}, nil, http.StatusBadGateway
+		d.log.Error().Err(err).Str("rollout", id).Msg("manifest not fetched")
+		return fleet.Artifact{}, nil, bareStatus(http.StatusBadGateway)
 	}
-	return got.(fleet.Artifact), nil, 0
+	return got.(fleet.Artifact), nil, nil
 }
 
 // flatDir is a directory that holds manifests without the rollouts/ before them.
 type flatDir struct{ source.Dir }
 
 // Open opens the file that has the base of name.
-func (d flatDir) Open(name string) (fs.File, error) { return d.Dir.Open(path.Base(name)) }
+func (f flatDir) Open(name string) (fs.File, error) { return f.Dir.Open(path.Base(name)) }
 
 // fetchManifest asks the URL source, on behalf of all who wait for the manifest:
 // it does not end with the request of one.
-func (s *server) fetchManifest(id string) (fleet.Artifact, error) {
+func (d *documents) fetchManifest(id string) (fleet.Artifact, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*source.FetchTimeout)
 	defer cancel()
 	at := func(template string) string { return strings.ReplaceAll(template, "{rolloutId}", id) }
-	body, _, err := source.Get(ctx, s.fetcher, at(s.cfg.Rollouts.Artifact), s.cfg.Rollouts.TokenFile, "")
+	body, _, err := source.Get(ctx, d.fetcher, at(d.cfg.Rollouts.Artifact), d.cfg.Rollouts.TokenFile, "")
 	if err != nil {
 		return fleet.Artifact{}, err
 	}
-	sig, _, err := source.Get(ctx, s.fetcher, at(s.cfg.Rollouts.Signature), s.cfg.Rollouts.TokenFile, "")
+	sig, _, err := source.Get(ctx, d.fetcher, at(d.cfg.Rollouts.Signature), d.cfg.Rollouts.TokenFile, "")
 	if err != nil {
 		return fleet.Artifact{}, err
 	}

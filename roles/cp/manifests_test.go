@@ -2,6 +2,7 @@ package cp
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -35,13 +36,13 @@ func TestAWaveOfAgentsFetchesAManifestOnce_C19(t *testing.T) {
 		body := []byte(`{"channel":"before"}`)
 		id := pki.HashHex(body)
 		forge := &slowSource{files: map[string][]byte{fleet.ManifestName(id): body, fleet.ManifestName(id) + ".sig": make([]byte, 64)}}
-		s.fetcher = &http.Client{Transport: forge}
+		s.handlers.documents.fetcher = &http.Client{Transport: forge}
 		s.cfg.Rollouts = source.Pair{Artifact: "http://forge/rollouts/{rolloutId}.json", Signature: "http://forge/rollouts/{rolloutId}.json.sig"}
 		var all sync.WaitGroup
 		for range 50 {
 			all.Go(func() {
-				if a, _, status := s.findManifest(id); status != 0 || !bytes.Equal(a.Body, body) {
-					t.Errorf("answer %d %q", status, a.Body)
+				if a, _, err := s.handlers.documents.findManifest(id); err != nil || !bytes.Equal(a.Body, body) {
+					t.Errorf("answer %v %q", err, a.Body)
 				}
 			})
 		}
@@ -51,8 +52,9 @@ func TestAWaveOfAgentsFetchesAManifestOnce_C19(t *testing.T) {
 		}
 		// Nothing is remembered: what the source has lost is lost.
 		forge.files = nil
-		if _, _, status := s.findManifest(id); status != http.StatusBadGateway {
-			t.Errorf("once the source has lost it: %d, want 502", status)
+		_, _, err := s.handlers.documents.findManifest(id)
+		if refusal := (*Refusal)(nil); !errors.As(err, &refusal) || refusal.Status != http.StatusBadGateway {
+			t.Errorf("once the source has lost it: %v, want 502", err)
 		}
 	})
 }

@@ -44,7 +44,8 @@ func (m *metrics) control(id string) string {
 	return id
 }
 
-func newMetrics(s *server, version, commit string) *metrics {
+func newMetrics(cfg *Config) *metrics {
+	version, commit := cfg.version()
 	m := &metrics{
 		registry: prometheus.NewRegistry(), controls: map[string]bool{},
 		compliance: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_compliance_failure_events_total", Help: "Compliance failures reported."}, []string{"control_id", "host"}),
@@ -60,13 +61,20 @@ func newMetrics(s *server, version, commit string) *metrics {
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "nixfleet_cp_build_info", Help: "The running build."}, []string{"version", "git_commit"})
 	build.WithLabelValues(version, commit).Set(1)
-	held := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "nixfleet_held_requests", Help: "Check-ins held open."}, func() float64 { return float64(s.waiters.count()) })
-	m.registry.MustRegister(m.compliance, m.gateErrors, m.gateBlocks, build, m.checkins, m.refused, m.limited, m.enrolments, m.polls, m.events, m.signedAt, held, hostStates{s})
+	m.registry.MustRegister(m.compliance, m.gateErrors, m.gateBlocks, build, m.checkins, m.refused, m.limited, m.enrolments, m.polls, m.events, m.signedAt)
 	return m
 }
 
+// watch adds what is counted when it is asked for.
+func (m *metrics) watch(held *waiters, w *world) {
+	m.registry.MustRegister(hostStates{w}, prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Name: "nixfleet_held_requests", Help: "Check-ins held open."},
+		func() float64 { return float64(held.count()) },
+	))
+}
+
 // hostStates counts hosts by state when they are asked for.
-type hostStates struct{ s *server }
+type hostStates struct{ w *world }
 
 var hostStateDesc = prometheus.NewDesc("nixfleet_hosts", "Hosts by rollout state.", []string{"state"}, nil)
 
@@ -76,7 +84,7 @@ func (hostStates) Describe(ch chan<- *prometheus.Desc) { ch <- hostStateDesc }
 // Collect counts.
 func (h hostStates) Collect(ch chan<- prometheus.Metric) {
 	counts := map[string]int{}
-	for _, v := range look(h.s, func(w *rollout.World, now time.Time) []rollout.HostView { return w.Hosts(now) }) {
+	for _, v := range look(h.w, func(w *rollout.World, now time.Time) []rollout.HostView { return w.Hosts(now) }) {
 		state := string(v.State)
 		if state == "" {
 			state = "none"

@@ -57,7 +57,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 		t.Errorf("retry of no host: %d, want 404", got)
 	}
 	web := p.web(e.operatorCert("operator-jo"))
-	if got := p.send(web, call{method: "POST", path: "/v1/rollouts/x/pause", body: "{}"}); got.status != 400 {
+	if got := p.send(web, sent{method: "POST", path: "/v1/rollouts/x/pause", body: "{}"}); got.status != 400 {
 		t.Errorf("pause of no id: %d, want 400", got.status)
 	}
 	var seen []protocol.Event
@@ -94,7 +94,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 		t.Errorf("told again: %+v", ev)
 		return nil
 	})
-	if got := p.send(web, call{method: "GET", path: "/v1/events?after=x"}); got.status != 400 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/events?after=x"}); got.status != 400 {
 		t.Errorf("after=x: %d, want 400", got.status)
 	}
 }
@@ -166,7 +166,7 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 	p := e.serve(func(c *Config) { c.WebhookTokenFile = e.path("webhook") })
 	web := p.web(nil)
 	post := func(header map[string]string) int {
-		return p.send(web, call{method: "POST", path: "/v1/webhook", body: "{}", header: header}).status
+		return p.send(web, sent{method: "POST", path: "/v1/webhook", body: "{}", header: header}).status
 	}
 	for _, wrong := range []map[string]string{nil, {"Authorization": "Bearer open"}, {"Authorization": "Bearer "}, {"X-Gitlab-Token": "x"}} {
 		if got := post(wrong); got != 401 {
@@ -203,10 +203,10 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 	p.stop()
 	p = e.serve()
 	// It is then a path like any that is not known.
-	if got := p.send(p.web(nil), call{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 401 {
+	if got := p.send(p.web(nil), sent{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 401 {
 		t.Errorf("without a token file or a certificate: %d, want 401", got.status)
 	}
-	if got := p.send(p.web(e.operatorCert("jo")), call{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
+	if got := p.send(p.web(e.operatorCert("jo")), sent{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
 		t.Errorf("without a token file: %d, want 404", got.status)
 	}
 }
@@ -321,7 +321,7 @@ func TestReportsThatAreNoneOfTheContract(t *testing.T) {
 		// The shape is looked at first.
 		strings.Replace(head, `"a"`, `"b"`, 1) + `"event":"other","details":{}}`: 422,
 	} {
-		if got := p.send(web, call{method: "POST", path: "/v1/agent/report", body: body}); got.status != want {
+		if got := p.send(web, sent{method: "POST", path: "/v1/agent/report", body: body}); got.status != want {
 			t.Errorf("%s: %d, want %d", body, got.status, want)
 		} else if want == 200 && !strings.HasPrefix(got.body, `{"eventId":"evt-`) {
 			t.Errorf("answered %s", got.body)
@@ -347,7 +347,7 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 	if _, err := a.Report(context.Background(), other); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.send(p.web(e.operatorCert("jo")), call{method: "GET", path: "/v1/host-reports"}); len(got.body) > 2000 {
+	if got := p.send(p.web(e.operatorCert("jo")), sent{method: "GET", path: "/v1/host-reports"}); len(got.body) > 2000 {
 		t.Errorf("a report of a rollout with a long name: %d bytes", len(got.body))
 	}
 	for i := range 205 {
@@ -357,15 +357,15 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 		}
 	}
 	operator := p.web(e.operatorCert("operator-jo"))
-	hosts := p.send(operator, call{method: "GET", path: "/v1/hosts"})
+	hosts := p.send(operator, sent{method: "GET", path: "/v1/hosts"})
 	if len(hosts.body) > 5000 || !strings.Contains(hosts.body, `"outstandingComplianceFailures":200,`) {
 		t.Errorf("hosts: %d bytes: %.2000s", len(hosts.body), hosts.body)
 	}
-	reports := p.send(operator, call{method: "GET", path: "/v1/host-reports?limit=200"})
+	reports := p.send(operator, sent{method: "GET", path: "/v1/host-reports?limit=200"})
 	if len(reports.body) > 100_000 || strings.Count(reports.body, `"_truncated_":true`) != 32 {
 		t.Errorf("reports: %d bytes", len(reports.body))
 	}
-	events := p.send(operator, call{method: "GET", path: "/v1/events?follow=false"})
+	events := p.send(operator, sent{method: "GET", path: "/v1/events?follow=false"})
 	if len(events.body) > 200_000 {
 		t.Errorf("events: %d bytes", len(events.body))
 	}
@@ -382,7 +382,7 @@ func TestComplianceFailuresAreCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	text := p.send(p.web(e.operatorCert("prometheus")), call{method: "GET", path: "/metrics"})
+	text := p.send(p.web(e.operatorCert("prometheus")), sent{method: "GET", path: "/metrics"})
 	if got := metricOf(text.body, `nixfleet_compliance_failure_events_total{control_id="ssh-root",host="a"}`); got != "2" {
 		t.Errorf("metric %q in\n%s", got, text.body)
 	}
@@ -398,7 +398,7 @@ func TestComplianceFailuresAreCounted(t *testing.T) {
 }
 
 func TestMetricLabelsThatHostsChooseAreBounded(t *testing.T) {
-	m := newMetrics(&server{}, "", "")
+	m := newMetrics(&Config{})
 	for range 2 * maxControls {
 		m.control(pki.NewNonce())
 	}
@@ -431,7 +431,7 @@ func TestAChangeThatCannotBeStoredIsForgotten(t *testing.T) {
 	s := e.primed(t)
 	healthy := s.store
 	contactOf := func() *contact {
-		return &contact{host: "a", o: s.observe("a", e.state("a", closureOf("a", 0))), snap: s.snapshot.Load()}
+		return &contact{host: "a", o: s.handlers.checkins.observe("a", e.state("a", closureOf("a", 0))), snap: s.release.snapshot.Load()}
 	}
 	// A closed store stands for a disk that takes nothing.
 	broken, err := store.Open(t.Context(), store.Config{Path: e.path("broken.db")})
@@ -441,15 +441,15 @@ func TestAChangeThatCannotBeStoredIsForgotten(t *testing.T) {
 	if err := broken.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s.store = broken
-	if d, err := s.decide(t.Context(), contactOf()); err == nil {
+	s.world.store = broken
+	if d, err := s.handlers.checkins.decide(t.Context(), contactOf()); err == nil {
 		t.Fatalf("answered %+v although it could not be stored", d.Target)
 	}
-	if _, err := s.decide(t.Context(), contactOf()); err == nil {
+	if _, err := s.handlers.checkins.decide(t.Context(), contactOf()); err == nil {
 		t.Fatal("went on from a state that is not on disk")
 	}
-	s.store = healthy
-	d, err := s.decide(t.Context(), contactOf())
+	s.world.store = healthy
+	d, err := s.handlers.checkins.decide(t.Context(), contactOf())
 	if err != nil || d.Target == nil || d.Target.Resent {
 		t.Fatalf("once it can be stored: %+v %v", d, err)
 	}
@@ -476,7 +476,7 @@ func TestWhoAgentsAre(t *testing.T) {
 		{"/v1/agent/renew", &protocol.RenewRequest{CSRPEM: string(csrOf(t, e.hostKeys["a"], "a"))}, 401},
 		{"/v1/agent/confirm", "{}", 422},
 	} {
-		if got := p.send(operator, call{method: http.MethodPost, path: c.path, body: c.body}); got.status != c.want {
+		if got := p.send(operator, sent{method: http.MethodPost, path: c.path, body: c.body}); got.status != c.want {
 			t.Errorf("%s for an operator: %d, want %d", c.path, got.status, c.want)
 		}
 	}

@@ -15,55 +15,57 @@ import (
 	"nixfleet/roles/rollout"
 )
 
-// plan says what would happen from now on.
-func (s *server) plan(w http.ResponseWriter, _ *http.Request) { s.answerPlan(w, nil) }
+// plans says what would happen.
+type plans struct {
+	world   *world
+	release *inForce
+}
+
+// plan is what would happen from now on.
+func (p *plans) plan(*call) (any, error) { return p.of(nil), nil }
 
 // planRelease says what would happen if the release in the body, a tar archive
 // of its documents, were accepted now. It must be one that could be.
-func (s *server) planRelease(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Content-Type") != protocol.TarType {
-		http.Error(w, "expected request with `Content-Type: "+protocol.TarType+"`", http.StatusUnsupportedMediaType)
-		return
+func (p *plans) planRelease(c *call) (any, error) {
+	if c.Header.Get("Content-Type") != protocol.TarType {
+		return nil, badRequest(http.StatusUnsupportedMediaType, "expected request with `Content-Type: %s`", protocol.TarType)
 	}
-	control := http.NewResponseController(w)
+	control := http.NewResponseController(c.w)
 	_ = control.SetReadDeadline(time.Now().Add(planTimeout))
 	_ = control.SetWriteDeadline(time.Now().Add(2 * planTimeout))
-	docs, err := readDocuments(http.MaxBytesReader(w, r.Body, protocol.MaxPlanBody))
+	docs, err := readDocuments(http.MaxBytesReader(c.w, c.Body, protocol.MaxPlanBody))
 	if err != nil {
 		status := http.StatusBadRequest
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) || errors.Is(err, pki.ErrSize) {
 			status = http.StatusRequestEntityTooLarge
 		}
-		writeRefusal(w, r, status, "no-release", err.Error())
-		return
+		return nil, refused(status, "no-release", "%s", err)
 	}
-	o, err := s.loadOptions(s.cfg.FreshnessWindow)
+	o, err := p.release.loadOptions(p.release.cfg.FreshnessWindow)
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
 	rel, err := fleet.LoadRelease(docs, o)
 	if err == nil {
-		err = rel.Supersedes(s.snapshot.Load().rel)
+		err = rel.Supersedes(p.release.snapshot.Load().rel)
 	}
 	if err != nil {
-		writeRefusal(w, r, http.StatusUnprocessableEntity, "release-refused", err.Error())
-		return
+		return nil, refused(http.StatusUnprocessableEntity, "release-refused", "%s", err)
 	}
-	s.answerPlan(w, rel)
+	return p.of(rel), nil
 }
 
 // planTimeout bounds the reading of a whole release.
 const planTimeout = 2 * time.Minute
 
-// answerPlan decides upon a copy, so that check-ins need not wait for it.
-func (s *server) answerPlan(w http.ResponseWriter, rel *fleet.Release) {
+// of decides upon a copy of the world, so that check-ins need not wait for it.
+func (p *plans) of(rel *fleet.Release) protocol.Plan {
 	var now time.Time
-	world := look(s, func(w *rollout.World, at time.Time) *rollout.World {
+	world := look(p.world, func(w *rollout.World, at time.Time) *rollout.World {
 		now = at
 		return w.Clone(at)
 	})
-	writeJSON(w, http.StatusOK, world.Spend(rel, rollout.PlanOptions{}, now))
+	return world.Spend(rel, rollout.PlanOptions{}, now)
 }
 
 // readDocuments reads a tar archive of regular files.

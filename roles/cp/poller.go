@@ -2,10 +2,10 @@ package cp
 
 import (
 	"context"
-	"errors"
 	"path/filepath"
 	"time"
 
+	"nixfleet/roles/command"
 	"nixfleet/roles/cp/source"
 )
 
@@ -23,66 +23,66 @@ const (
 // It returns the revision that was accepted, and whether the source answered. A
 // forge that hangs delays the start by no more than primeTimeout, and when there
 // is something to serve by no more than restoredTimeout.
-func (s *server) prime(ctx context.Context) (revision string, ok bool) {
-	s.restore()
+func (f *inForce) prime(ctx context.Context) (revision string, ok bool) {
+	f.restore()
 	patience := primeTimeout
-	if s.snapshot.Load() != nil {
+	if f.snapshot.Load() != nil {
 		patience = restoredTimeout
 	}
 	first, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if revision, ok = s.poll(first, ""); !ok && first.Err() != nil && ctx.Err() == nil {
-		s.log.Warn().Str("source", s.source.String()).Msg("source does not answer")
+	if revision, ok = f.poll(first, ""); !ok && first.Err() != nil && ctx.Err() == nil {
+		f.log.Warn().Str("source", f.source.String()).Msg("source does not answer")
 	}
-	if s.snapshot.Load() == nil && s.cfg.Artifact != "" && s.cfg.localFallback() {
-		local := source.NewFiles(s.cfg.Artifact, s.cfg.Signature)
+	if f.snapshot.Load() == nil && f.cfg.Artifact != "" && f.cfg.localFallback() {
+		local := source.NewFiles(f.cfg.Artifact, f.cfg.Signature)
 		got, err := local.Fetch(ctx, "")
 		if err == nil {
-			err = s.consider(got, filepath.Base(s.cfg.Artifact))
+			err = f.consider(got, filepath.Base(f.cfg.Artifact))
 		}
 		if err != nil {
-			s.log.Warn().Err(err).Str("source", local.String()).Msg("release not accepted")
+			f.log.Warn().Err(err).Str("source", local.String()).Msg("release not accepted")
 		}
 	}
 	return revision, ok
 }
 
 // poll looks at the source once and returns the revision that was accepted last.
-func (s *server) poll(ctx context.Context, known string) (revision string, ok bool) {
-	if s.unkept != nil {
-		s.keep(s.unkept)
+func (f *inForce) poll(ctx context.Context, known string) (revision string, ok bool) {
+	if f.unkept != nil {
+		f.keep(f.unkept)
 	}
-	got, err := s.source.Fetch(ctx, known)
+	got, err := f.source.Fetch(ctx, known)
 	if err == nil && got.Unchanged {
-		s.verifyAgain()
-		s.metrics.polls.WithLabelValues("unchanged").Inc()
+		f.verifyAgain()
+		f.metrics.polls.WithLabelValues("unchanged").Inc()
 		return known, true
 	}
 	if err == nil {
-		err = s.consider(got, s.cfg.fleetName())
+		err = f.consider(got, f.cfg.fleetName())
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			s.metrics.polls.WithLabelValues("failed").Inc()
-			line := s.log.Warn().Err(err).Str("source", s.source.String())
-			if hinted := interface{ Hint() string }(nil); errors.As(err, &hinted) && hinted.Hint() != "" {
-				line = line.Str("hint", hinted.Hint())
+			f.metrics.polls.WithLabelValues("failed").Inc()
+			line := f.log.Warn().Err(err).Str("source", f.source.String())
+			if hint := command.HintOf(err); hint != "" {
+				line = line.Str("hint", hint)
 			}
 			line.Msg("release not accepted")
 		}
 		return known, false
 	}
-	s.metrics.polls.WithLabelValues("accepted").Inc()
+	f.metrics.polls.WithLabelValues("accepted").Inc()
 	return got.Revision, true
 }
 
-func (s *server) pollLoop(ctx context.Context, revision string, ok bool) {
+func (f *inForce) pollLoop(ctx context.Context, revision string, ok bool) {
 	retry := time.Duration(0)
 	if !ok {
 		retry = firstRetry
 	}
 	for {
-		wait := s.cfg.PollInterval
+		wait := f.cfg.PollInterval
 		if retry > 0 {
 			wait = min(wait, retry)
 		}
@@ -91,11 +91,11 @@ func (s *server) pollLoop(ctx context.Context, revision string, ok bool) {
 		case <-ctx.Done():
 			timer.Stop()
 			return
-		case <-s.poked:
+		case <-f.poked:
 			timer.Stop()
 		case <-timer.C:
 		}
-		if revision, ok = s.poll(ctx, revision); ok {
+		if revision, ok = f.poll(ctx, revision); ok {
 			retry = 0
 		} else {
 			retry = min(max(firstRetry, 2*retry), maxPollInterval)

@@ -43,19 +43,19 @@ func TestAForgeThatHangsDelaysTheStartALittle(t *testing.T) {
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
 		forge := &hangingSource{hang: true}
-		s.source = forge
+		s.release.source = forge
 		began := time.Now()
-		if _, ok := s.prime(t.Context()); ok || s.snapshot.Load() == nil {
-			t.Errorf("polled %v, serves %v", ok, s.snapshot.Load())
+		if _, ok := s.release.prime(t.Context()); ok || s.release.snapshot.Load() == nil {
+			t.Errorf("polled %v, serves %v", ok, s.release.snapshot.Load())
 		}
 		if took := time.Since(began); took > restoredTimeout {
 			t.Errorf("with a release to serve it took %s", took)
 		}
-		s.snapshot.Store(nil)
+		s.release.snapshot.Store(nil)
 		s.cfg.StateDir = t.TempDir()
 		began = time.Now()
-		s.prime(t.Context())
-		if took := time.Since(began); took != primeTimeout || s.snapshot.Load() != nil {
+		s.release.prime(t.Context())
+		if took := time.Since(began); took != primeTimeout || s.release.snapshot.Load() != nil {
 			t.Errorf("without one it took %s", took)
 		}
 	})
@@ -66,9 +66,9 @@ func TestAFailedLookIsRepeatedSoonAndThenLessOften(t *testing.T) {
 	at(t, func(t *testing.T) {
 		s := e.primed(t)
 		forge := &hangingSource{}
-		s.source, s.cfg.PollInterval = forge, maxPollInterval
+		s.release.source, s.cfg.PollInterval = forge, maxPollInterval
 		ctx, cancel := context.WithCancel(t.Context())
-		go s.pollLoop(ctx, "", true)
+		go s.release.pollLoop(ctx, "", true)
 		for _, step := range []struct {
 			sleep time.Duration
 			want  int32
@@ -80,7 +80,7 @@ func TestAFailedLookIsRepeatedSoonAndThenLessOften(t *testing.T) {
 			}
 		}
 		before := forge.calls.Load()
-		s.lookNow()
+		s.release.lookNow()
 		synctest.Wait()
 		if got := forge.calls.Load(); got != before+1 {
 			t.Errorf("a poke made %d looks", got-before)

@@ -22,7 +22,7 @@ func TestManifestsAreAnsweredInTheOrderOfTheContract(t *testing.T) {
 	dir := e.path("manifests")
 	p := e.serve(func(c *Config) { c.RolloutsDir = dir })
 	get := func(path string) answer {
-		return p.send(p.web(e.agentCert("a", time.Now().Add(-time.Hour))), call{method: "GET", path: path, header: map[string]string{protocol.HeaderProtocol: ""}})
+		return p.send(p.web(e.agentCert("a", time.Now().Add(-time.Hour))), sent{method: "GET", path: path, header: map[string]string{protocol.HeaderProtocol: ""}})
 	}
 	id := e.rolloutID()
 	for _, bad := range []string{"x", strings.ToUpper(id), id + "0", "..%2f..%2ftrust.json"} {
@@ -60,7 +60,7 @@ func TestManifestsAreAnsweredInTheOrderOfTheContract(t *testing.T) {
 	if got := get("/v1/rollouts/" + hash); got.status != 403 {
 		t.Errorf("of another channel: %d, want 403", got.status)
 	}
-	if got := p.send(p.web(e.operatorCert("jo")), call{method: "GET", path: "/v1/rollouts/" + hash}); got.status != 200 || got.body != other {
+	if got := p.send(p.web(e.operatorCert("jo")), sent{method: "GET", path: "/v1/rollouts/" + hash}); got.status != 200 || got.body != other {
 		t.Errorf("for an operator: %d %s", got.status, got.body)
 	}
 }
@@ -127,10 +127,10 @@ func TestHeadsAndProofs(t *testing.T) {
 		t.Error(err)
 	}
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
-	first := p.send(web, call{method: "GET", path: "/v1/heads/stable"})
+	first := p.send(web, sent{method: "GET", path: "/v1/heads/stable"})
 	tag := first.header.Get("ETag")
 	for given, want := range map[string]int{tag: 304, `"x", W/` + tag: 304, "*": 304, `"x"`: 200, strings.Trim(tag, `"`): 200} {
-		again := p.send(web, call{method: "GET", path: "/v1/heads/stable", header: map[string]string{"If-None-Match": given}})
+		again := p.send(web, sent{method: "GET", path: "/v1/heads/stable", header: map[string]string{"If-None-Match": given}})
 		if again.status != want || (again.body == "") != (want == 304) {
 			t.Errorf("the same head again, having %s: %d %q", given, again.status, again.body)
 		}
@@ -148,7 +148,7 @@ func TestReadsOfAFleet(t *testing.T) {
 	web := p.web(e.operatorCert("operator-jo"))
 	read := func(path string) map[string]any {
 		t.Helper()
-		got := p.send(web, call{method: "GET", path: path})
+		got := p.send(web, sent{method: "GET", path: path})
 		if got.status != 200 {
 			t.Fatalf("%s: %d %s", path, got.status, got.body)
 		}
@@ -161,7 +161,7 @@ func TestReadsOfAFleet(t *testing.T) {
 	if got := read("/v1/channels/stable"); got["signed_at"] != pki.At(e.signed).String()[:19]+"+00:00" || got["declared_ci_commit"] != strings.Repeat("ab", 20) || got["freshness_window_minutes"] != 1440. {
 		t.Errorf("channel: %v", got)
 	}
-	if got := p.send(web, call{method: "GET", path: "/v1/channels/none"}); got.status != 404 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/channels/none"}); got.status != 404 {
 		t.Errorf("unknown channel: %d", got.status)
 	}
 	if got := read("/v1/whoami"); got["cn"] != "operator-jo" || !strings.HasSuffix(got["issuedAt"].(string), "+00:00") {
@@ -204,7 +204,7 @@ func TestReadsOfAFleet(t *testing.T) {
 		"/v1/host-reports?limit=x": 400, "/v1/host-reports?limit=": 400, "/v1/host-reports?limit=-1": 400, "/v1/host-reports?limit=0": 200, "/v1/host-reports?limit=999": 200,
 		"/v1/hosts/none/explain": 404,
 	} {
-		if got := p.send(web, call{method: "GET", path: path}); got.status != want {
+		if got := p.send(web, sent{method: "GET", path: path}); got.status != want {
 			t.Errorf("%s: %d, want %d", path, got.status, want)
 		}
 	}
@@ -250,7 +250,7 @@ func TestWithoutADatabase(t *testing.T) {
 	p := e.serve(func(c *Config) { c.DBPath = "" })
 	web := p.web(e.operatorCert("operator-jo"))
 	for _, path := range []string{"/v1/host-reports", "/v1/rollouts", "/v1/rollouts/" + e.rolloutID() + "/lifecycle", "/v1/rollouts/" + e.rolloutID() + "/trace"} {
-		if got := p.send(web, call{method: "GET", path: path}); got.status != 503 {
+		if got := p.send(web, sent{method: "GET", path: path}); got.status != 503 {
 			t.Errorf("%s: %d, want 503", path, got.status)
 		}
 	}
@@ -272,7 +272,7 @@ func TestTheClosureProxy(t *testing.T) {
 	p := e.serve(func(c *Config) { c.ClosureUpstream = server.URL + "/" })
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
 	for path, want := range map[string]int{hash: 200, strings.Repeat("b", 32): 404, "x": 404, strings.Repeat("e", 32): 404, "..%2f..%2fsecret": 404} {
-		got := p.send(web, call{method: "GET", path: "/v1/agent/closure/" + path})
+		got := p.send(web, sent{method: "GET", path: "/v1/agent/closure/" + path})
 		if got.status != want {
 			t.Errorf("%s: %d, want %d", path, got.status, want)
 		}
@@ -281,18 +281,18 @@ func TestTheClosureProxy(t *testing.T) {
 		}
 	}
 	server.Close()
-	if got := p.send(web, call{method: "GET", path: "/v1/agent/closure/" + hash}); got.status != 502 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/agent/closure/" + hash}); got.status != 502 {
 		t.Errorf("without a cache: %d, want 502", got.status)
 	}
 	p.stop()
 	p = e.serve()
-	if got := p.send(p.web(e.agentCert("a", time.Now().Add(-time.Hour))), call{method: "GET", path: "/v1/agent/closure/" + hash}); got.status != 501 || !strings.Contains(got.body, `"tracking"`) {
+	if got := p.send(p.web(e.agentCert("a", time.Now().Add(-time.Hour))), sent{method: "GET", path: "/v1/agent/closure/" + hash}); got.status != 501 || !strings.Contains(got.body, `"tracking"`) {
 		t.Errorf("unset: %d %s", got.status, got.body)
 	}
 }
 
 func TestCheckinsSpreadAfterAStart(t *testing.T) {
-	s := &server{cfg: Config{Jitter: rand.N[time.Duration], CheckinInterval: time.Minute}, started: time.Now()}
+	s := &checkins{cfg: &Config{Jitter: rand.N[time.Duration], CheckinInterval: time.Minute}, started: time.Now()}
 	seen := map[uint32]bool{}
 	for range 200 {
 		next := s.nextCheckin()

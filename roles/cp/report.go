@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/rs/zerolog"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -25,38 +26,43 @@ func newEventID(now time.Time) string {
 	return "evt-" + strconv.FormatInt(now.UnixMilli(), 10) + "-" + string(suffix[:])
 }
 
-func (s *server) report(w http.ResponseWriter, r *http.Request) {
+// reports takes what agents report.
+type reports struct {
+	log      zerolog.Logger
+	world    *world
+	snapshot *current
+	repeated *repeated
+	metrics  *metrics
+}
+
+func (p *reports) report(c *call) (any, error) {
 	var req protocol.ReportRequest
-	if !readJSON(w, r, &req) {
-		return
+	if err := c.read(&req); err != nil {
+		return nil, err
 	}
 	parsed, err := protocol.ParseReport(&req)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
-		return
+		return nil, badRequest(http.StatusUnprocessableEntity, "%v", err)
 	}
-	if !ownHost(w, r, req.Hostname) {
-		return
+	if err := c.is(req.Hostname); err != nil {
+		return nil, err
 	}
 	host := req.Hostname
 	hash, err := hashOf(&req)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
-		return
+		return nil, badRequest(http.StatusUnprocessableEntity, "%v", err)
 	}
-	if id, again := s.repeated.find(host, hash); again {
-		writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: id})
-		return
+	if id, again := p.repeated.find(host, hash); again {
+		return protocol.ReportResponse{EventID: id}, nil
 	}
 	var hostKey *string
-	if h := s.snapshot.Load().rel.Fleet.Hosts[host]; h != nil {
+	if h := p.snapshot.Load().rel.Fleet.Hosts[host]; h != nil {
 		hostKey = h.Pubkey
 	}
 	verdict, signed := protocol.VerifyEvidence(hostKey, parsed)
 	row, err := reportRow(host, req.Rollout, req.Event, req.Details)
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
 	if signed {
 		word := string(verdict)
@@ -64,16 +70,15 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	}
 	told := reportOf(parsed, verdict)
 	told.Unsigned = verdict == protocol.VerdictUnsigned && hostKey != nil
-	if err := s.change(r.Context(), func(w *rollout.World, now time.Time) rollout.Change {
+	if err := p.world.change(c.Context(), func(w *rollout.World, now time.Time) rollout.Change {
 		return w.Report(host, told, now)
 	}, row); err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
-	s.repeated.note(host, hash, row.EventID)
-	s.countReport(host, told)
-	s.log.Info().Str("host", host).Str("event", req.Event).Str("verdict", string(verdict)).Msg("report received")
-	writeJSON(w, http.StatusOK, protocol.ReportResponse{EventID: row.EventID})
+	p.repeated.note(host, hash, row.EventID)
+	p.count(host, told)
+	p.log.Info().Str("host", host).Str("event", req.Event).Str("verdict", string(verdict)).Msg("report received")
+	return protocol.ReportResponse{EventID: row.EventID}, nil
 }
 
 // maxDetails bounds the details that are kept of a report, in bytes: 200 of them
@@ -140,14 +145,14 @@ func reportOf(r *protocol.Parsed, verdict protocol.Verdict) rollout.Report {
 	return out
 }
 
-func (s *server) countReport(host string, told rollout.Report) {
+func (p *reports) count(host string, told rollout.Report) {
 	if !told.Counts {
 		return
 	}
 	switch told.Event {
 	case protocol.EventComplianceFailure:
-		s.metrics.compliance.WithLabelValues(s.metrics.control(told.Reason), host).Inc()
+		p.metrics.compliance.WithLabelValues(p.metrics.control(told.Reason), host).Inc()
 	case protocol.EventRuntimeGateError:
-		s.metrics.gateErrors.Inc()
+		p.metrics.gateErrors.Inc()
 	}
 }

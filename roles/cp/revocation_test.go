@@ -16,13 +16,13 @@ func TestRevocationReachesAnOpenConnection(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	p := e.serve()
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 200 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 200 {
 		t.Fatalf("whoami: %d", got.status)
 	}
 	if err := p.operator().Revoke(context.Background(), "a", nil, "stolen"); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 401 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 401 {
 		t.Errorf("after the revocation: %d, want 401", got.status)
 	}
 	p.checkin(p.agent("b"), e.state("b", closureOf("b", 0)), 0)
@@ -68,7 +68,7 @@ func TestRevocationByHandReachesAnOpenConnection(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 200 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 200 {
 		t.Fatalf("whoami: %d", got.status)
 	}
 	out, err := exec.Command("sqlite3", e.path("state/state.db"),
@@ -76,7 +76,7 @@ func TestRevocationByHandReachesAnOpenConnection(t *testing.T) {
 	if err != nil {
 		t.Fatalf("sqlite3: %v %s", err, out)
 	}
-	if got := p.send(web, call{method: "GET", path: "/v1/whoami"}); got.status != 401 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 401 {
 		t.Errorf("after the row: %d, want 401", got.status)
 	}
 }
@@ -92,7 +92,7 @@ func TestAHostRevokedByItsCertificatesName(t *testing.T) {
 		t.Fatal(err)
 	}
 	for host, want := range map[string]int{"a": 401, "b": 401, "c": 200} {
-		if got := p.send(p.web(e.agentCert(host, time.Now().Add(-time.Hour))), call{method: "GET", path: "/v1/whoami"}); got.status != want {
+		if got := p.send(p.web(e.agentCert(host, time.Now().Add(-time.Hour))), sent{method: "GET", path: "/v1/whoami"}); got.status != want {
 			t.Errorf("%s: %d, want %d", host, got.status, want)
 		}
 	}
@@ -109,7 +109,7 @@ func TestASignedRevocationAndItsEndT9(t *testing.T) {
 	e.revocations.Revocations = []fleet.Revocation{{Hostname: "a", NotBefore: pki.At(time.Now())}}
 	e.publish()
 	operator := p.operator()
-	whoami := func() int { return p.send(web, call{method: "GET", path: "/v1/whoami"}).status }
+	whoami := func() int { return p.send(web, sent{method: "GET", path: "/v1/whoami"}).status }
 	if err := operator.Poke(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestARevokedOperator(t *testing.T) {
 	if err := p.operator().Revoke(context.Background(), "operator-eve", nil, "left"); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.send(web, call{method: "GET", path: "/v1/hosts"}); got.status != 401 {
+	if got := p.send(web, sent{method: "GET", path: "/v1/hosts"}); got.status != 401 {
 		t.Errorf("%d, want 401", got.status)
 	}
 }

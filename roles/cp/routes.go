@@ -2,83 +2,133 @@ package cp
 
 import (
 	"net/http"
-	"path"
 	"strings"
-	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
 )
 
-// handler is the API: the checks that every path has, then the paths.
-func (s *server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", s.healthz)
-	mux.HandleFunc("POST /v1/enroll", s.withToken(s.enroll))
-	mux.HandleFunc("POST /v1/agent/bootstrap-report", s.withToken(s.bootstrapReport))
-	mux.HandleFunc("POST /v1/webhook", s.perSource(s.webhook))
-	mux.HandleFunc("POST /v1/agent/renew", s.renew)
-	mux.HandleFunc("POST /v1/agent/checkin", s.checkin)
-	mux.HandleFunc("POST /v1/agent/confirm", s.confirm)
-	mux.HandleFunc("POST /v1/agent/report", s.report)
-	mux.HandleFunc("GET /v1/agent/closure/{hash}", s.closure)
-	mux.HandleFunc("GET /v1/heads/{channel}", s.head(false))
-	mux.HandleFunc("GET /v1/heads/{channel}/sig", s.head(true))
-	mux.HandleFunc("GET /v1/heads/{channel}/proof/{host}", s.proof)
-	mux.HandleFunc("GET /v1/rollouts/{id}", s.manifest(false))
-	mux.HandleFunc("GET /v1/rollouts/{id}/sig", s.manifest(true))
-	mux.HandleFunc("GET /v1/whoami", s.whoami)
-	for pattern, view := range map[string]http.HandlerFunc{
-		"GET /v1/hosts": s.hosts, "GET /v1/channels/{name}": s.channel, "GET /v1/deferrals": s.deferrals, "GET /v1/host-reports": s.hostReports,
-		"GET /v1/rollouts": s.rollouts, "GET /v1/rollouts/{id}/lifecycle": s.lifecycle, "GET /v1/rollouts/{id}/trace": s.trace,
-		"GET /metrics": promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP,
-	} {
-		mux.HandleFunc(pattern, s.operatorOnly(true, view))
+// callers says who may call a route.
+type callers int
+
+const (
+	// everybody is let in without any check.
+	everybody callers = iota
+	// tokens are hosts that have a token in place of a certificate; each address
+	// and all of them together have a bound.
+	tokens
+	// forges have the webhook's token; each address has a bound.
+	forges
+	// hosts are those that the body names; others are refused once it was read.
+	hosts
+	// members are hosts and operators; the handler looks at what they ask for.
+	members
+	// readers are operators, and hosts where reads are open to them.
+	readers
+	// operators only.
+	operators
+)
+
+// route is one row of the API: what is asked, who may ask, who answers, and the
+// words for its document.
+type route struct {
+	pattern string
+	who     callers
+	handle  handler
+	about   string
+	takes   any // the type of the body, nil for none
+	gives   any // the type of the answer, nil for none
+}
+
+func (rt *route) path() string { return rt.pattern[strings.IndexByte(rt.pattern, '/'):] }
+
+const webhookPath = "/v1/webhook"
+
+// handlers are the parts that answer.
+type handlers struct {
+	issuer    *issuer
+	checkins  *checkins
+	reports   *reports
+	documents *documents
+	views     *views
+	plans     *plans
+	acts      *acts
+	webhook   *webhook
+}
+
+// table is the API.
+func (h *handlers) table(registry *prometheus.Registry) []route {
+	return []route{
+		{"GET /healthz", everybody, h.views.health, "whether it is there", nil, healthResponse{}},
+		{"POST /v1/enroll", tokens, h.issuer.enroll, "the first certificate of a host", protocol.EnrollRequest{}, protocol.CertResponse{}},
+		{"POST /v1/agent/bootstrap-report", tokens, h.issuer.bootstrapReport, "what keeps a host from enrolling", protocol.BootstrapReport{}, nil},
+		{"POST " + webhookPath, forges, h.webhook.announce, "a commit was pushed", nil, nil},
+		{"POST /v1/agent/renew", members, h.issuer.renew, "a new certificate", protocol.RenewRequest{}, protocol.CertResponse{}},
+		{"POST /v1/agent/checkin", hosts, h.checkins.checkin, "what a host runs, and what it should run", protocol.CheckinRequest{}, protocol.CheckinResponse{}},
+		{"POST /v1/agent/confirm", hosts, h.checkins.confirm, "a closure has proven itself", protocol.ConfirmRequest{}, nil},
+		{"POST /v1/agent/report", hosts, h.reports.report, "what happened on a host", protocol.ReportRequest{}, protocol.ReportResponse{}},
+		{"GET /v1/agent/closure/{hash}", members, h.documents.closure, "the narinfo of a closure", nil, nil},
+		{"GET /v1/heads/{channel}", members, h.documents.head, "the signed head of a channel", nil, nil},
+		{"GET /v1/heads/{channel}/sig", members, h.documents.headSignature, "its signature", nil, nil},
+		{"GET /v1/heads/{channel}/proof/{host}", members, h.documents.proof, "the proof of a host's entry", nil, protocol.Proof{}},
+		{"GET /v1/rollouts/{id}", members, h.documents.manifest, "the signed manifest of a rollout", nil, nil},
+		{"GET /v1/rollouts/{id}/sig", members, h.documents.manifestSignature, "its signature", nil, nil},
+		{"GET /v1/whoami", members, h.views.whoami, "the name in the caller's certificate", nil, protocol.Whoami{}},
+		{"GET /v1/hosts", readers, h.views.hosts, "what every host runs and should run", nil, protocol.HostsResponse{}},
+		{"GET /v1/channels/{name}", readers, h.views.channel, "the release of a channel", nil, protocol.ChannelResponse{}},
+		{"GET /v1/deferrals", readers, h.views.deferrals, "channels that wait for others", nil, protocol.DeferralsResponse{}},
+		{"GET /v1/host-reports", readers, h.views.hostReports, "the newest reports", nil, protocol.HostReportsResponse{}},
+		{"GET /v1/rollouts", readers, h.views.rollouts, "rollouts that are open, or all", nil, protocol.RolloutsResponse{}},
+		{"GET /v1/rollouts/{id}/lifecycle", readers, h.views.lifecycle, "where a rollout stands", nil, protocol.Lifecycle{}},
+		{"GET /v1/rollouts/{id}/trace", readers, h.views.trace, "the dispatches of a rollout", nil, protocol.Trace{}},
+		{"GET /metrics", readers, served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{})), "Prometheus metrics", nil, nil},
+		{"GET /v1/hosts/{name}/explain", operators, h.views.explain, "why a host is not updated yet", nil, protocol.Explanation{}},
+		{"GET /v1/plan", operators, h.plans.plan, "what would happen from now on", nil, protocol.Plan{}},
+		{"POST /v1/plan", operators, h.plans.planRelease, "what a release would do", nil, protocol.Plan{}},
+		{"GET /v1/events", operators, h.views.events, "the event log, as it grows", nil, nil},
+		{"POST /v1/rollouts/{id}/pause", operators, h.acts.hold("pause"), "give nobody else the new closure", protocol.HoldRequest{}, nil},
+		{"POST /v1/rollouts/{id}/resume", operators, h.acts.hold("resume"), "go on", protocol.HoldRequest{}, nil},
+		{"POST /v1/rollouts/{id}/cancel", operators, h.acts.hold("cancel"), "end a rollout where it stands", protocol.HoldRequest{}, nil},
+		{"POST /v1/revocations", operators, h.acts.revoke, "refuse the certificates of a name", protocol.RevokeRequest{}, nil},
+		{"POST /v1/hosts/{name}/retry", operators, h.acts.retry, "try a failed closure once more", protocol.HoldRequest{}, nil},
+		{"POST /v1/poke", operators, h.acts.poke, "look for a release now", nil, nil},
 	}
-	for pattern, act := range map[string]http.HandlerFunc{
-		"GET /v1/hosts/{name}/explain": s.explain, "GET /v1/plan": s.plan, "POST /v1/plan": s.planRelease, "GET /v1/events": s.events,
-		"POST /v1/rollouts/{id}/pause": s.holdRollout("pause"), "POST /v1/rollouts/{id}/resume": s.holdRollout("resume"),
-		"POST /v1/rollouts/{id}/cancel": s.holdRollout("cancel"), "POST /v1/revocations": s.revoke,
-		"POST /v1/hosts/{name}/retry": s.retry, "POST /v1/poke": s.poke,
-	} {
-		mux.HandleFunc(pattern, s.operatorOnly(false, act))
+}
+
+// served is an http.Handler as the handler of a route.
+func served(h http.Handler) handler {
+	return func(c *call) (any, error) {
+		h.ServeHTTP(c.w, c.Request)
+		return written{}, nil
 	}
-	return deadlines(s.guard(exactly(mux)))
 }
 
-// exactly serves the paths as they are written, without a body where there is
-// no such path or method. The mux by itself would send a path that is written in
-// another way elsewhere.
-func exactly(mux *http.ServeMux) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || path.Clean(p) != p {
-			w.WriteHeader(http.StatusNotFound)
-			return
+// mayCall refuses callers that a route is not for. Hosts are told apart by the
+// handlers, which know whose host a body or a path names.
+func (d *door) mayCall(c *call, who callers) error {
+	switch who {
+	case tokens:
+		if err := d.perSource(c); err != nil {
+			return err
 		}
-		if _, pattern := mux.Handler(r); pattern == "" {
-			w = bodyless{w}
+		if !d.tokenLimit.Allow() {
+			return d.tooMany(c.w, c.Request, "all", c.RemoteAddr, "too many requests without a certificate")
 		}
-		mux.ServeHTTP(w, r)
-	})
+	case forges:
+		return d.perSource(c)
+	case readers:
+		if c.caller.Role != pki.RoleOperator && !d.cfg.OpenReads {
+			return errOperatorOnly
+		}
+	case operators:
+		if c.caller.Role != pki.RoleOperator {
+			return errOperatorOnly
+		}
+	}
+	return nil
 }
 
-// bodyless keeps status and header of an answer.
-type bodyless struct{ http.ResponseWriter }
-
-// Write takes the body and sends none.
-func (bodyless) Write(body []byte) (int, error) { return len(body), nil }
-
-// WriteHeader sends the header without what it says of the body.
-func (b bodyless) WriteHeader(status int) {
-	b.Header().Del("Content-Type")
-	b.ResponseWriter.WriteHeader(status)
-}
-
-// deadlines gives each answer its time, refusals too: a WriteTimeout of the
-// whole server would cut held requests, and a deadline that an earlier request
-// of the connection left behind would cut this one.
-func deadlines(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTimeout))
-		next.ServeHTTP(w, r)
-	})
-}
+var errOperatorOnly = refused(http.StatusForbidden, "operator-only", "only an operator's certificate may do this")

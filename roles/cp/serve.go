@@ -1,9 +1,7 @@
 package cp
 
 import (
-	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,17 +11,14 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
-	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
 	"nixfleet/roles/command"
 	"nixfleet/roles/cp/source"
+	"nixfleet/roles/rollout"
 	"nixfleet/store"
 )
 
@@ -35,49 +30,20 @@ const (
 	pruneInterval  = time.Hour
 )
 
-// server is a running control plane.
+// server is a running control plane: its parts, each of which knows those that it
+// asks.
 type server struct {
-	cfg    Config
-	log    zerolog.Logger
-	source source.Source
-	store  *store.Store // nil without a database
-	rules  pki.IdentityRules
-
-	serverCert *reloaded[*tls.Certificate]
-	clientCAs  *reloaded[clientCAs]
-	trust      *reloaded[*pki.Trust]
-	ca         *reloaded[*pki.CA]
-
-	snapshot atomic.Pointer[snapshot]
-	floor    *fleet.Release // nothing older is accepted; the poller's own
-	unkept   *fleet.Release // accepted and not on disk yet; the poller's own
-	trusted  uint64         // generation of the trust file that it was verified by; the poller's own
-	history  *history
-	world    world
-	waiters  *waiters
-	feed     *feed
-	seen     *lastSeen
-	repeated *repeated
-	metrics  *metrics
-	lastTick atomic.Int64         // Unix milliseconds
-	revoked  map[string]time.Time // by local rows, at the last tick; the tick loop's own
-
-	displaced bool // the database's file is gone, and that was said; the tick loop's own
-
-	kick     chan struct{} // the tick has something to do
-	poked    chan struct{} // look at the source
+	cfg      *Config
+	log      zerolog.Logger
+	store    store.Database
+	files    *files
+	world    *world
+	ticker   *ticker
+	release  *inForce
+	door     *door
+	handlers *handlers
+	api      *api
 	stopping chan struct{}
-	started  time.Time
-
-	fetcher, cache *http.Client
-	fetches        singleflight.Group // of manifests, by id
-	hostRate       *buckets           // requests by the certificate's key
-	sourceRate     *buckets           // requests that come with a token only, by address
-	tokenLimit     *rate.Limiter      // the same, all together
-	reportRate     *buckets           // bootstrap reports by host
-	webhookLimit   *rate.Limiter
-	limitedLog     rate.Sometimes
-	auditMu        sync.Mutex
 }
 
 // Run serves until ctx ends, then answers what is held and returns nil.
@@ -89,9 +55,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if s.store != nil {
-		defer s.store.Close()
-	}
+	defer s.store.Close()
 	return s.run(ctx)
 }
 
@@ -103,58 +67,84 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o750); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	stays := func(what string) func(error) {
-		return func(err error) { cfg.Log.Error().Err(err).Msg(what + " not reloaded, the last good one stays") }
-	}
-	s := &server{
-		cfg: cfg, log: cfg.Log, source: from,
-		rules:      pki.IdentityRules{Suffix: cfg.AgentSuffix, SingleCA: cfg.SingleCA, LegacyHosts: cfg.LegacyHosts},
-		serverCert: newReloaded(stays("server certificate"), loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
-		clientCAs:  newReloaded(stays("client CA"), loadClientCAs(cfg.ClientCA), cfg.ClientCA),
-		ca:         newReloaded(stays("issuing CA"), cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
-		history:    newHistory(),
-		waiters:    newWaiters(cfg.MaxHeld), feed: newFeed(), seen: newLastSeen(), repeated: newRepeated(),
-		kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), stopping: make(chan struct{}),
-		started: time.Now(), fetcher: &http.Client{Timeout: source.FetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
-		hostRate:   newBuckets(rate.Limit(cfg.MaxRate), hostBurst*cfg.MaxRate),
-		sourceRate: newBuckets(rate.Limit(cfg.MaxSourceRate), sourceBurst*cfg.MaxSourceRate),
-		tokenLimit: rate.NewLimiter(200, 400), reportRate: newBuckets(rate.Every(10*time.Second), 5), webhookLimit: rate.NewLimiter(1, 5),
-		limitedLog: rate.Sometimes{Interval: 10 * time.Second},
-	}
-	s.trust = newReloaded(stays("trust file"), func() (*pki.Trust, error) {
-		t, warnings, err := pki.LoadTrust(cfg.TrustFile)
-		for _, w := range warnings {
-			s.log.Warn().Str("file", cfg.TrustFile).Msg("trust file: " + w)
-		}
-		return t, err
-	}, cfg.TrustFile)
-	version, commit := s.version()
-	s.metrics = newMetrics(s, version, commit)
-	if err := s.readFiles(); err != nil {
+	reread := newFiles(&cfg)
+	if err := reread.read(); err != nil {
 		return nil, err
 	}
-	if cfg.DBPath == "" {
-		s.log.Warn().Msg("no database: nothing is dispatched and nobody can enrol")
-	} else if s.store, err = store.Open(ctx, store.Config{Path: cfg.DBPath, Log: cfg.Log}); err != nil {
+	db, err := openStore(ctx, &cfg)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.loadWorld(ctx); err != nil {
-		if s.store != nil {
-			err = errors.Join(err, s.store.Close())
-		}
-		return nil, err
+	s := assemble(&cfg, from, reread, db)
+	if err := s.world.load(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
+func openStore(ctx context.Context, cfg *Config) (store.Database, error) {
+	if cfg.DBPath == "" {
+		cfg.Log.Warn().Msg("no database: nothing is dispatched and nobody can enrol")
+		return store.None{}, nil
+	}
+	return store.Open(ctx, store.Config{Path: cfg.DBPath, Log: cfg.Log})
+}
+
+// assemble makes the parts of a control plane and tells them of each other.
+func assemble(cfg *Config, from source.Source, reread *files, db store.Database) *server {
+	snapshot, held, log := &current{}, newWaiters(cfg.MaxHeld), cfg.Log
+	counted := newMetrics(cfg)
+	w := &world{
+		limits: cfg.limits(), log: log, store: db, snapshot: snapshot, waiters: held, feed: newFeed(), metrics: counted,
+		kick: make(chan struct{}, 1),
+	}
+	counted.watch(held, w)
+	release := &inForce{
+		cfg: cfg, log: log, source: from, files: reread, snapshot: snapshot, world: w, waiters: held, metrics: counted,
+		history: newHistory(), poked: make(chan struct{}, 1),
+	}
+	s := &server{
+		cfg: cfg, log: log, store: db, files: reread, world: w, release: release, stopping: make(chan struct{}),
+		ticker: &ticker{cfg: cfg, log: log, store: db, world: w, waiters: held},
+		door:   newDoor(cfg, reread, snapshot, db, counted),
+	}
+	seen := newLastSeen()
+	s.handlers = &handlers{
+		issuer: newIssuer(s.door),
+		checkins: &checkins{
+			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, waiters: held, seen: seen, door: s.door, metrics: counted,
+			started: time.Now(), stopping: s.stopping,
+		},
+		reports:   &reports{log: log, world: w, snapshot: snapshot, repeated: newRepeated(), metrics: counted},
+		documents: newDocuments(cfg, snapshot, release.history),
+		views: &views{
+			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, seen: seen, ticker: s.ticker, door: s.door,
+			feed: w.feed, stopping: s.stopping,
+		},
+		plans:   &plans{world: w, release: release},
+		acts:    &acts{cfg: cfg, log: log, store: db, world: w, waiters: held, release: release},
+		webhook: &webhook{cfg: cfg, log: log, door: s.door, release: release, limit: rate.NewLimiter(1, 5)},
+	}
+	s.api = newAPI(s.door, s.handlers.views.health, s.handlers.table(counted.registry))
+	return s
+}
+
+// limits are those of the decisions.
+func (c *Config) limits() rollout.Limits {
+	l := rollout.DefaultLimits()
+	l.ConfirmWindow = c.ConfirmDeadline
+	l.OfflineAfter = max(3*c.CheckinInterval, 3*time.Second)
+	return l
+}
+
 // version splits "0.1.0 (commit abc)".
-func (s *server) version() (version, commit string) {
-	version, rest, _ := strings.Cut(s.cfg.Version, " ")
+func (c *Config) version() (version, commit string) {
+	version, rest, _ := strings.Cut(c.Version, " ")
 	return version, strings.TrimSuffix(strings.TrimPrefix(rest, "(commit "), ")")
 }
 
 func (s *server) run(ctx context.Context) error {
-	revision, polled := s.prime(ctx)
+	revision, polled := s.release.prime(ctx)
 	inner := s.cfg.Listener
 	if inner == nil {
 		var err error
@@ -162,30 +152,35 @@ func (s *server) run(ctx context.Context) error {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
-	listener := newLimitedListener(inner, s.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log)
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var loops sync.WaitGroup
+	for _, loop := range []func(context.Context){
+		func(ctx context.Context) { s.release.pollLoop(ctx, revision, polled) },
+		s.ticker.loop, s.ticker.pruneLoop, s.reloadLoop,
+		func(ctx context.Context) { command.Watchdog(ctx, s.ticker.alive) },
+	} {
+		loops.Go(func() { loop(background) })
+	}
+	defer loops.Wait()
+	defer cancel()
+	return s.listen(ctx, inner)
+}
+
+// listen serves connections until ctx ends.
+func (s *server) listen(ctx context.Context, inner net.Listener) error {
+	listener := newLimitedListener(inner, s.files.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log)
 	web := &http.Server{
-		Handler: s.handler(), ConnContext: connectionContext,
+		Handler: s.api, ConnContext: connectionContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
 		ConnState:                    listener.known.leave,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a path like others
 		// Handshakes that fail are the peers' noise, not ours.
 		ErrorLog: stdlog.New(io.Discard, "", 0),
 	}
-
-	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var loops sync.WaitGroup
-	for _, loop := range []func(context.Context){
-		func(ctx context.Context) { s.pollLoop(ctx, revision, polled) }, s.tickLoop, s.pruneLoop,
-		s.reloadLoop, func(ctx context.Context) { command.Watchdog(ctx, s.alive) },
-	} {
-		loops.Go(func() { loop(background) })
-	}
-	defer loops.Wait()
-	defer cancel()
-
 	failed := make(chan error, 1)
 	go func() { failed <- web.Serve(listener) }()
-	s.log.Info().Str("address", inner.Addr().String()).Str("source", s.source.String()).Bool("ready", s.snapshot.Load() != nil).Msg("control plane listens")
+	s.log.Info().Str("address", inner.Addr().String()).Str("source", s.release.source.String()).
+		Bool("ready", s.release.snapshot.Load() != nil).Msg("control plane listens")
 	command.Ready()
 	select {
 	case err := <-failed:
@@ -204,9 +199,6 @@ func (s *server) run(ctx context.Context) error {
 	return nil
 }
 
-// alive says that the ticks go on, to systemd's watchdog.
-func (s *server) alive() bool { return time.Since(time.UnixMilli(s.lastTick.Load())) < 2*maxTickWait }
-
 // reloadLoop looks at everything at once when it is told to. Files that changed
 // are read without it, too.
 func (s *server) reloadLoop(ctx context.Context) {
@@ -216,35 +208,8 @@ func (s *server) reloadLoop(ctx context.Context) {
 			return
 		case <-s.cfg.Reload:
 		}
-		err := s.readFiles()
-		s.lookNow()
+		err := s.files.read()
+		s.release.lookNow()
 		s.log.Info().AnErr("error", err).Msg("reload: files read, source asked")
-	}
-}
-
-// readFiles reads certificates, CAs and trust file if they have changed.
-func (s *server) readFiles() error {
-	_, _, certErr := s.serverCert.get()
-	_, _, clientErr := s.clientCAs.get()
-	_, _, trustErr := s.trust.get()
-	_, _, issuingErr := s.ca.get()
-	return cmp.Or(certErr, clientErr, trustErr, issuingErr)
-}
-
-func (s *server) pruneLoop(ctx context.Context) {
-	if s.store == nil {
-		return
-	}
-	ticker := time.NewTicker(pruneInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-ticker.C:
-			if err := s.store.Prune(ctx, now); err != nil {
-				s.log.Error().Err(err).Msg("database not pruned")
-			}
-		}
 	}
 }

@@ -141,7 +141,7 @@ func TestARestartWithoutTheSourceServesWhatWasAccepted(t *testing.T) {
 	}
 	os.RemoveAll(e.path("state/accepted.last"))
 	p = e.serve()
-	if got := p.send(p.web(nil), call{method: "GET", path: "/v1/whoami"}); got.status != 503 {
+	if got := p.send(p.web(nil), sent{method: "GET", path: "/v1/whoami"}); got.status != 503 {
 		t.Errorf("with a changed release on disk: %d, want 503", got.status)
 	}
 }
@@ -336,7 +336,7 @@ func TestAReleaseThatCouldNotBeKeptIsKeptLater(t *testing.T) {
 	s := e.primed(t)
 	kept := func() *fleet.Release {
 		t.Helper()
-		o, err := s.loadOptions(anyAge)
+		o, err := s.release.loadOptions(anyAge)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -349,12 +349,12 @@ func TestAReleaseThatCouldNotBeKeptIsKeptLater(t *testing.T) {
 	good := s.cfg.StateDir
 	s.cfg.StateDir = e.path("server.pem/none") // as good as a full disk
 	e.advance(2)
-	revision, ok := s.poll(t.Context(), "")
-	if !ok || !s.snapshot.Load().rel.SignedAt.Equal(e.signed) || kept().SignedAt.Equal(e.signed) {
-		t.Fatalf("polled %v, in force %s, kept %s", ok, s.snapshot.Load().rel.SignedAt, kept().SignedAt)
+	revision, ok := s.release.poll(t.Context(), "")
+	if !ok || !s.release.snapshot.Load().rel.SignedAt.Equal(e.signed) || kept().SignedAt.Equal(e.signed) {
+		t.Fatalf("polled %v, in force %s, kept %s", ok, s.release.snapshot.Load().rel.SignedAt, kept().SignedAt)
 	}
 	s.cfg.StateDir = good
-	if _, ok := s.poll(t.Context(), revision); !ok || !kept().SignedAt.Equal(e.signed) {
+	if _, ok := s.release.poll(t.Context(), revision); !ok || !kept().SignedAt.Equal(e.signed) {
 		t.Errorf("polled %v, kept %s, accepted %s", ok, kept().SignedAt, e.signed)
 	}
 }
@@ -410,18 +410,18 @@ func TestHeadsThatComeLaterAreTakenIn(t *testing.T) {
 	e.empty()
 	e.restore(without)
 	s := e.primed(t)
-	stable := func() *fleet.ChannelRelease { return s.snapshot.Load().rel.Channels["stable"] }
+	stable := func() *fleet.ChannelRelease { return s.release.snapshot.Load().rel.Channels["stable"] }
 	if stable() == nil || stable().Head != nil {
 		t.Fatal("the release without heads is not served, or has one")
 	}
 	intent := stable().Intent
 	e.restore(files)
-	if s.poll(t.Context(), ""); stable().Head == nil || stable().Intent != intent || len(stable().ManifestFile.Body) == 0 {
+	if s.release.poll(t.Context(), ""); stable().Head == nil || stable().Intent != intent || len(stable().ManifestFile.Body) == 0 {
 		t.Error("the head that came later is not served")
 	}
 	e.empty()
 	e.restore(without)
-	if s.poll(t.Context(), ""); stable().Head == nil {
+	if s.release.poll(t.Context(), ""); stable().Head == nil {
 		t.Error("the head was taken away again")
 	}
 	s.store.Close()

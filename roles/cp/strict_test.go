@@ -26,7 +26,7 @@ func TestStrictModeWantsBothLists(t *testing.T) {
 			lists()
 			e.empty()
 			e.publish()
-			if s := e.primed(t, strict, func(c *Config) { c.StateDir = t.TempDir() }); s.snapshot.Load() != nil {
+			if s := e.primed(t, strict, func(c *Config) { c.StateDir = t.TempDir() }); s.release.snapshot.Load() != nil {
 				t.Errorf("%s, v1 %v: the release is served", name, v1)
 			}
 		}
@@ -34,19 +34,19 @@ func TestStrictModeWantsBothLists(t *testing.T) {
 
 	// What was accepted before is not served either, and nothing older is for it.
 	s := e.primed(t)
-	if s.snapshot.Load() == nil {
+	if s.release.snapshot.Load() == nil {
 		t.Fatal("without strict the release is not served")
 	}
 	s.store.Close()
 	e.empty()
 	e.restore(complete)
 	s = e.primed(t, strict)
-	if snap := s.snapshot.Load(); snap != nil || s.floor == nil || !s.floor.SignedAt.After(old) {
-		t.Errorf("served: %v, there is a floor: %v", snap != nil, s.floor != nil)
+	if snap := s.release.snapshot.Load(); snap != nil || s.release.floor == nil || !s.release.floor.SignedAt.After(old) {
+		t.Errorf("served: %v, there is a floor: %v", snap != nil, s.release.floor != nil)
 	}
 	e.v1, e.revocations, e.nonces = false, revocations, nonces
 	e.publish()
-	if s.poll(t.Context(), ""); s.snapshot.Load() == nil {
+	if s.release.poll(t.Context(), ""); s.release.snapshot.Load() == nil {
 		t.Error("a newer release with both lists is not served")
 	}
 }

@@ -8,59 +8,68 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/rs/zerolog"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
+	"nixfleet/store"
 )
 
-func text(s string) *string {
-	if s == "" {
-		return nil
-	}
-	return &s
+// views are what operators, and where reads are open hosts, look at.
+type views struct {
+	cfg      *Config
+	log      zerolog.Logger
+	store    store.Database
+	world    *world
+	snapshot *current
+	seen     *lastSeen
+	ticker   *ticker
+	door     *door
+	feed     *feed
+	stopping <-chan struct{}
 }
 
-func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
-	version, _ := s.version()
-	var last *protocol.OffsetTime
-	if ms := s.lastTick.Load(); ms > 0 {
+// healthResponse is v1's answer of /healthz.
+type healthResponse struct {
+	OK       bool                 `json:"ok"`
+	Version  string               `json:"version"`
+	LastTick *protocol.OffsetTime `json:"last_tick_at"`
+}
+
+func (p *views) health(*call) (any, error) {
+	out := healthResponse{OK: true}
+	out.Version, _ = p.cfg.version()
+	if ms := p.ticker.last.Load(); ms > 0 {
 		t := protocol.Offset(time.UnixMilli(ms))
-		last = &t
+		out.LastTick = &t
 	}
-	writeJSON(w, http.StatusOK, struct {
-		OK       bool                 `json:"ok"`
-		Version  string               `json:"version"`
-		LastTick *protocol.OffsetTime `json:"last_tick_at"`
-	}{true, version, last})
+	return out, nil
 }
 
-func (s *server) whoami(w http.ResponseWriter, r *http.Request) {
-	writeJSON(w, http.StatusOK, protocol.Whoami{CN: caller(r).CommonName, IssuedAt: protocol.Offset(time.Now().Truncate(time.Second))})
+func (p *views) whoami(c *call) (any, error) {
+	return protocol.Whoami{CN: c.caller.CommonName, IssuedAt: protocol.Offset(time.Now().Truncate(time.Second))}, nil
 }
 
-func (s *server) channel(w http.ResponseWriter, r *http.Request) {
-	rel, name := s.snapshot.Load().rel, r.PathValue("name")
-	c, ok := rel.Fleet.Channels[name]
+func (p *views) channel(c *call) (any, error) {
+	rel, name := p.snapshot.Load().rel, c.PathValue("name")
+	channel, ok := rel.Fleet.Channels[name]
 	if !ok {
-		writeNotFound(w, r, "the fleet has no channel "+strconv.Quote(name))
-		return
+		return nil, notFound("the fleet has no channel %q", name)
 	}
 	at := protocol.Offset(rel.SignedAt)
-	writeJSON(w, http.StatusOK, protocol.ChannelResponse{Name: name, DeclaredCICommit: text(rel.Commit), SignedAt: &at, FreshnessWindowMinutes: c.FreshnessWindow})
+	return protocol.ChannelResponse{
+		Name: name, DeclaredCICommit: text(rel.Commit), SignedAt: &at, FreshnessWindowMinutes: channel.FreshnessWindow,
+	}, nil
 }
 
-func (s *server) hosts(w http.ResponseWriter, r *http.Request) {
-	verified := map[string]uint32{}
-	if s.store != nil {
-		var err error
-		if verified, err = s.store.VerifiedReports(r.Context()); err != nil {
-			s.answerFailure(w, r, err)
-			return
-		}
+func (p *views) hosts(c *call) (any, error) {
+	verified, err := p.store.VerifiedReports(c.Context())
+	if err != nil {
+		return nil, err
 	}
-	views := look(s, func(w *rollout.World, now time.Time) []rollout.HostView {
+	views := look(p.world, func(w *rollout.World, now time.Time) []rollout.HostView {
 		views := w.Hosts(now)
 		for i := range views {
 			// The list explains what waits; a converged host needs no sentence.
@@ -74,21 +83,20 @@ func (s *server) hosts(w http.ResponseWriter, r *http.Request) {
 	})
 	out := protocol.HostsResponse{Hosts: make([]protocol.HostEntry, 0, len(views))}
 	for _, v := range views {
-		e := s.entry(v, verified[v.Host])
-		shut, err := s.shutOut(r.Context(), v)
+		e := p.entry(v, verified[v.Host])
+		shut, err := p.shutOut(c.Context(), v)
 		if err != nil {
-			s.answerFailure(w, r, err)
-			return
+			return nil, err
 		}
 		if shut != nil {
 			e.Reason = shut
 		}
 		out.Hosts = append(out.Hosts, e)
 	}
-	writeJSON(w, http.StatusOK, out)
+	return out, nil
 }
 
-func (s *server) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
+func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	e := protocol.HostEntry{
 		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure), CurrentClosureHash: text(v.Closure),
 		LastRolloutID: text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
@@ -110,10 +118,10 @@ func (s *server) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 		at := pki.At(v.LastSeen.Truncate(time.Millisecond))
 		e.LastCheckinAt = &at
 	}
-	if seen, ok := s.seen.of(v.Host); ok {
+	if seen, ok := p.seen.of(v.Host); ok {
 		e.LastUptimeSecs, e.PendingClosureHash, e.Held = seen.uptime, text(seen.pending), seen.held
 	}
-	if h := s.snapshot.Load().rel.Fleet.Hosts[v.Host]; h != nil && h.Pin != nil {
+	if h := p.snapshot.Load().rel.Fleet.Hosts[v.Host]; h != nil && h.Pin != nil {
 		e.Pin = &protocol.HostPin{Commit: h.Pin.Commit, Reason: h.Pin.Reason, ExpiresAt: h.Pin.ExpiresAt}
 	}
 	if v.Reason.Code != "" && !v.Converged {
@@ -135,15 +143,14 @@ func stateWords(s rollout.HostState) (v1, ours string) {
 	return string(s), ""
 }
 
-func (s *server) explain(w http.ResponseWriter, r *http.Request) {
-	name, found := r.PathValue("name"), false
-	v := look(s, func(w *rollout.World, now time.Time) (v rollout.HostView) {
+func (p *views) explain(c *call) (any, error) {
+	name, found := c.PathValue("name"), false
+	v := look(p.world, func(w *rollout.World, now time.Time) (v rollout.HostView) {
 		v, found = w.Host(name, now)
 		return v
 	})
 	if !found {
-		writeRefusal(w, r, http.StatusNotFound, "no-such-host", "the fleet declares no host "+strconv.Quote(name))
-		return
+		return nil, refused(http.StatusNotFound, "no-such-host", "the fleet declares no host %q", name)
 	}
 	e := protocol.Explanation{
 		Hostname: v.Host, Channel: v.Channel, Current: text(v.Closure), Declared: text(v.DeclaredClosure),
@@ -153,15 +160,14 @@ func (s *server) explain(w http.ResponseWriter, r *http.Request) {
 		wave := uint32(v.Wave)
 		e.Wave = &wave
 	}
-	shut, err := s.shutOut(r.Context(), v)
+	shut, err := p.shutOut(c.Context(), v)
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
 	if shut != nil {
 		e.Reason = *shut
 	}
-	writeJSON(w, http.StatusOK, e)
+	return e, nil
 }
 
 // codeRevoked is the reason of a host that is refused at the door, where no gate
@@ -170,16 +176,14 @@ const codeRevoked = "revoked"
 
 // shutOut is what a host waits for that was revoked and has not been heard of
 // since: whatever else is true of it, it is old.
-func (s *server) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reason, error) {
-	at, revoked := s.snapshot.Load().revoked[v.Host]
-	if s.store != nil {
-		local, ok, err := s.store.RevokedSince(ctx, v.Host)
-		if err != nil {
-			return nil, err
-		}
-		if ok && local.After(at) {
-			at, revoked = local, true
-		}
+func (p *views) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reason, error) {
+	at, revoked := p.snapshot.Load().revoked[v.Host]
+	local, ok, err := p.store.RevokedSince(ctx, v.Host)
+	if err != nil {
+		return nil, err
+	}
+	if ok && local.After(at) {
+		at, revoked = local, true
 	}
 	if !revoked || v.LastSeen != nil && !v.LastSeen.Before(at) {
 		return nil, nil
@@ -191,30 +195,27 @@ func (s *server) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Rea
 	}, nil
 }
 
-func (s *server) deferrals(w http.ResponseWriter, _ *http.Request) {
+func (p *views) deferrals(*call) (any, error) {
 	out := protocol.DeferralsResponse{Deferrals: []protocol.Deferral{}}
-	out.Deferrals = append(out.Deferrals, look(s, (*rollout.World).Deferrals)...)
-	writeJSON(w, http.StatusOK, out)
+	out.Deferrals = append(out.Deferrals, look(p.world, (*rollout.World).Deferrals)...)
+	return out, nil
 }
 
-func (s *server) hostReports(w http.ResponseWriter, r *http.Request) {
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
+func (p *views) hostReports(c *call) (any, error) {
+	if err := p.store.Err(); err != nil {
+		return nil, err
 	}
 	limit := 15
-	if query := r.URL.Query(); query.Has("limit") {
+	if query := c.URL.Query(); query.Has("limit") {
 		n, err := strconv.Atoi(query.Get("limit"))
 		if err != nil || n < 0 {
-			w.WriteHeader(http.StatusBadRequest)
-			return
+			return nil, bareStatus(http.StatusBadRequest)
 		}
 		limit = min(max(n, 1), 200)
 	}
-	reports, err := s.store.Reports(r.Context(), limit)
+	reports, err := p.store.Reports(c.Context(), limit)
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
 	}
 	out := protocol.HostReportsResponse{Reports: []protocol.HostReport{}}
 	for _, rep := range reports {
@@ -223,17 +224,16 @@ func (s *server) hostReports(w http.ResponseWriter, r *http.Request) {
 			Rollout: rep.Rollout, SignatureStatus: rep.Verdict, Event: rep.Event, Details: jsontext.Value(rep.Details),
 		})
 	}
-	writeJSON(w, http.StatusOK, out)
+	return out, nil
 }
 
-func (s *server) rollouts(w http.ResponseWriter, r *http.Request) {
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
+func (p *views) rollouts(c *call) (any, error) {
+	if err := p.store.Err(); err != nil {
+		return nil, err
 	}
-	all := r.URL.Query().Get("all") == "true"
+	all := c.URL.Query().Get("all") == "true"
 	out := protocol.RolloutsResponse{Rollouts: []protocol.RolloutSummary{}}
-	look(s, func(w *rollout.World, now time.Time) bool {
+	look(p.world, func(w *rollout.World, now time.Time) bool {
 		for _, v := range w.Rollouts(now) {
 			if v.Open || all {
 				out.Rollouts = append(out.Rollouts, summary(v, w.HostStates(v.RolloutID)))
@@ -241,7 +241,7 @@ func (s *server) rollouts(w http.ResponseWriter, r *http.Request) {
 		}
 		return true
 	})
-	writeJSON(w, http.StatusOK, out)
+	return out, nil
 }
 
 func summary(v rollout.RolloutView, states map[string]rollout.HostState) protocol.RolloutSummary {
@@ -266,29 +266,23 @@ func summary(v rollout.RolloutView, states map[string]rollout.HostState) protoco
 	return out
 }
 
-// rolloutID reads the id of the path, or answers 400.
-func (s *server) rolloutID(w http.ResponseWriter, r *http.Request) (string, bool) {
-	id := r.PathValue("id")
+// knownRollout reads the id of the path, which is one of what a database knows.
+func knownRollout(c *call, db store.Database) (string, error) {
+	id := c.PathValue("id")
 	if !fleet.ValidRolloutID(id) {
-		w.WriteHeader(http.StatusBadRequest)
-		return "", false
+		return "", bareStatus(http.StatusBadRequest)
 	}
-	if s.store == nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return "", false
-	}
-	return id, true
+	return id, db.Err()
 }
 
-func (s *server) lifecycle(w http.ResponseWriter, r *http.Request) {
-	id, ok := s.rolloutID(w, r)
-	if !ok {
-		return
+func (p *views) lifecycle(c *call) (any, error) {
+	id, err := knownRollout(c, p.store)
+	if err != nil {
+		return nil, err
 	}
-	v, ok := s.rolloutView(id)
+	v, ok := p.world.view(id)
 	if !ok {
-		w.WriteHeader(http.StatusNotFound)
-		return
+		return nil, bareStatus(http.StatusNotFound)
 	}
 	at := func(t *time.Time) *protocol.OffsetTime {
 		if t == nil {
@@ -297,10 +291,10 @@ func (s *server) lifecycle(w http.ResponseWriter, r *http.Request) {
 		o := protocol.Offset(*t)
 		return &o
 	}
-	writeJSON(w, http.StatusOK, protocol.Lifecycle{
+	return protocol.Lifecycle{
 		RolloutID: id, SupersededAt: at(v.SupersededAt), SupersededBy: text(v.SupersededBy), TerminalAt: at(v.TerminalAt),
 		Channel: v.Channel, State: string(v.State), HaltReason: v.HaltReason,
-	})
+	}, nil
 }
 
 // terminal are the words of a trace for a dispatch that has ended.
@@ -308,19 +302,17 @@ var terminal = map[string]string{
 	rollout.DispatchConfirmed: "converged", rollout.DispatchRolledBack: "rolled-back", rollout.DispatchCancelled: "cancelled",
 }
 
-func (s *server) trace(w http.ResponseWriter, r *http.Request) {
-	id, ok := s.rolloutID(w, r)
-	if !ok {
-		return
-	}
-	rows, err := s.store.Trace(r.Context(), id)
+func (p *views) trace(c *call) (any, error) {
+	id, err := knownRollout(c, p.store)
 	if err != nil {
-		s.answerFailure(w, r, err)
-		return
+		return nil, err
+	}
+	rows, err := p.store.Trace(c.Context(), id)
+	if err != nil {
+		return nil, err
 	}
 	if len(rows) == 0 {
-		w.WriteHeader(http.StatusNotFound)
-		return
+		return nil, bareStatus(http.StatusNotFound)
 	}
 	out := protocol.Trace{RolloutID: id, Events: []protocol.TraceEvent{}}
 	for _, row := range rows {
@@ -334,5 +326,5 @@ func (s *server) trace(w http.ResponseWriter, r *http.Request) {
 		}
 		out.Events = append(out.Events, e)
 	}
-	writeJSON(w, http.StatusOK, out)
+	return out, nil
 }

@@ -1,0 +1,131 @@
+package cp
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+	"nixfleet/store"
+)
+
+// acts are what operators change. Each is recorded under the name in the
+// operator's certificate before it is made; a revocation is recorded with it, in
+// one transaction.
+type acts struct {
+	cfg     *Config
+	log     zerolog.Logger
+	store   store.Database
+	world   *world
+	waiters *waiters
+	release *inForce
+}
+
+// act is one change: what is done, to what, and why.
+type act struct{ action, subject, why string }
+
+func (a act) entry(by string) store.AuditEntry {
+	return store.AuditEntry{At: time.Now(), Actor: by, Action: a.action, Subject: a.subject, Reason: a.why}
+}
+
+// recorded makes a change after it was recorded.
+func (o *acts) recorded(c *call, a act, step func() error) (any, error) {
+	if err := o.store.Audit(c.Context(), a.entry(c.caller.CommonName)); err != nil {
+		return nil, err
+	}
+	return o.made(c, a, step())
+}
+
+// made logs a change, or says why it was not made.
+func (o *acts) made(c *call, a act, err error) (any, error) {
+	switch {
+	case err == nil:
+		o.log.Info().Str("operator", c.caller.CommonName).Str("action", a.action).Str("subject", a.subject).Str("reason", a.why).
+			Msg("operator action")
+		return nil, nil
+	case errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoHost):
+		return nil, notFound("%s", err)
+	case errors.Is(err, rollout.ErrOver), errors.Is(err, rollout.ErrRecalled), errors.Is(err, rollout.ErrBusy), errors.Is(err, rollout.ErrAction):
+		return nil, refused(http.StatusConflict, "not-possible", "%s", err)
+	}
+	return nil, err
+}
+
+// step runs a change of the world that may be refused.
+func (o *acts) step(ctx context.Context, do func(*rollout.World, time.Time) (rollout.Change, error)) error {
+	var no error
+	err := o.world.change(ctx, func(w *rollout.World, now time.Time) (change rollout.Change) {
+		change, no = do(w, now)
+		return change
+	})
+	return errors.Join(no, err)
+}
+
+// hold pauses, resumes or cancels a rollout.
+func (o *acts) hold(action string) handler {
+	return func(c *call) (any, error) {
+		var req protocol.HoldRequest
+		id, err := knownRollout(c, o.store)
+		if err == nil {
+			err = c.read(&req)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return o.recorded(c, act{action, id, req.Reason}, func() error {
+			return o.step(c.Context(), func(w *rollout.World, now time.Time) (rollout.Change, error) {
+				return w.Hold(id, action, c.caller.CommonName, req.Reason, now)
+			})
+		})
+	}
+}
+
+func (o *acts) retry(c *call) (any, error) {
+	var req protocol.HoldRequest
+	if err := c.read(&req); err != nil {
+		return nil, err
+	}
+	host := c.PathValue("name")
+	return o.recorded(c, act{"retry", host, req.Reason}, func() error {
+		return o.step(c.Context(), func(w *rollout.World, now time.Time) (rollout.Change, error) {
+			return w.Retry(host, c.caller.CommonName, req.Reason, now)
+		})
+	})
+}
+
+func (o *acts) revoke(c *call) (any, error) {
+	var req protocol.RevokeRequest
+	if err := c.read(&req); err != nil {
+		return nil, err
+	}
+	if err := o.store.Err(); err != nil {
+		return nil, err
+	}
+	if req.Hostname == "" {
+		return nil, badRequest(http.StatusUnprocessableEntity, "hostname is empty")
+	}
+	by, a := c.caller.CommonName, act{"revoke", req.Hostname, req.Reason}
+	row := store.Revocation{Hostname: req.Hostname, NotBefore: time.Now(), Reason: req.Reason, RevokedBy: by}
+	if req.NotBefore != nil {
+		row.NotBefore = req.NotBefore.Time
+	}
+	err := o.store.Revoke(c.Context(), row, a.entry(by))
+	if err == nil {
+		o.waiters.wakeIf(func(host string) bool {
+			return host == req.Hostname || pki.AgentName(host, o.cfg.AgentSuffix) == req.Hostname
+		})
+	}
+	return o.made(c, a, err)
+}
+
+func (o *acts) poke(c *call) (any, error) {
+	return o.recorded(c, act{"poke", o.release.source.String(), ""}, func() error {
+		o.release.lookNow()
+		return nil
+	})
+}

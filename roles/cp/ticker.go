@@ -1,0 +1,106 @@
+package cp
+
+import (
+	"context"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"nixfleet/roles/rollout"
+	"nixfleet/store"
+)
+
+// ticker runs what is due in the world, and looks at what nobody tells us of.
+type ticker struct {
+	cfg     *Config
+	log     zerolog.Logger
+	store   store.Database
+	world   *world
+	waiters *waiters
+	last    atomic.Int64 // Unix milliseconds of the last tick
+
+	revoked   map[string]time.Time // by local rows, at the last tick; the loop's own
+	displaced bool                 // the database's file is gone, and that was said; the loop's own
+}
+
+// alive says that the ticks go on, to systemd's watchdog.
+func (t *ticker) alive() bool { return time.Since(time.UnixMilli(t.last.Load())) < 2*maxTickWait }
+
+// wakeRevoked has held requests look again whose host was revoked since the last
+// tick by a row that somebody inserted by hand: nobody else tells them.
+func (t *ticker) wakeRevoked(ctx context.Context) {
+	now, err := t.store.Revocations(ctx)
+	if err != nil {
+		t.log.Error().Err(err).Msg("revocations not read")
+		return
+	}
+	before := t.revoked
+	if t.revoked = now; maps.EqualFunc(now, before, time.Time.Equal) {
+		return
+	}
+	t.waiters.wakeIf(func(host string) bool {
+		return !revokedIn(now, host, t.cfg.AgentSuffix).Equal(revokedIn(before, host, t.cfg.AgentSuffix))
+	})
+}
+
+// warnDisplaced says once that the database's file was taken away, as when a
+// backup is put in its place: a revocation inserted there would count for nobody.
+func (t *ticker) warnDisplaced() {
+	if t.displaced || !t.store.Displaced() {
+		return
+	}
+	t.displaced = true
+	t.log.Error().Str("file", t.cfg.DBPath).Str("hint", "restart the control plane").Msg("database file was replaced or removed, rows inserted by hand are not seen")
+}
+
+// maxTickWait bounds the sleep between two ticks: the clock may be set.
+const maxTickWait = 30 * time.Second
+
+// tickLoop runs what is due: ended leases, soaks, failing probes.
+func (t *ticker) loop(ctx context.Context) {
+	for {
+		next := time.Time{}
+		err := t.world.change(ctx, func(w *rollout.World, now time.Time) (c rollout.Change) {
+			c, next = w.Tick(now)
+			return c
+		})
+		if err == nil {
+			t.last.Store(time.Now().UnixMilli())
+		} else {
+			t.log.Error().Err(err).Msg("tick failed")
+		}
+		t.wakeRevoked(ctx)
+		t.warnDisplaced()
+		wait := maxTickWait
+		if !next.IsZero() {
+			wait = min(max(time.Until(next), time.Millisecond), maxTickWait)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-t.world.kick:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// pruneLoop forgets what the database need not keep.
+func (t *ticker) pruneLoop(ctx context.Context) {
+	ticker := time.NewTicker(pruneInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			if err := t.store.Prune(ctx, now); err != nil {
+				t.log.Error().Err(err).Msg("database not pruned")
+			}
+		}
+	}
+}
