@@ -29,7 +29,8 @@ func TestLessonsNameTestsThatExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+)(?:/[^`]*)?` \\(([a-z0-9/]+)\\)").FindAllStringSubmatch(string(page), -1)
+	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+)(?:/[^`]*)?` \\(([a-z0-9/]+)\\)").
+		FindAllStringSubmatch(string(page), -1)
 	if len(named) < 50 {
 		t.Fatalf("only %d tests found in the page; has its form changed?", len(named))
 	}
@@ -45,7 +46,8 @@ func TestLessonsNameTestsThatExist(t *testing.T) {
 // flags and variables.
 func TestDocsNameCommandsThatExist(t *testing.T) {
 	flags, variables := map[string][]string{}, map[string]bool{}
-	for _, v := range []string{"NIXFLEET_HOST", "NIXFLEET_PATH", "NIXFLEET_CLOSURE_HASH", "NIXFLEET_INPUT", "NIXFLEET_OUTPUT", "NIXFLEET_TAGS"} {
+	for _, v := range []string{"NIXFLEET_HOST", "NIXFLEET_PATH", "NIXFLEET_CLOSURE_HASH", "NIXFLEET_INPUT",
+		"NIXFLEET_OUTPUT", "NIXFLEET_TAGS"} {
 		variables[v] = true // of hooks and probes
 	}
 	examples := map[string]string{}
@@ -184,7 +186,8 @@ func TestPagesAreNarrow(t *testing.T) {
 		n := 0
 		for line := range strings.Lines(text) {
 			n++
-			if wide := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); wide > widestLine && !strings.HasPrefix(line, "|") {
+			if wide := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); wide > widestLine &&
+				!strings.HasPrefix(line, "|") {
 				t.Errorf("%s:%d has %d characters, %d are allowed", page, n, wide, widestLine)
 			}
 		}

@@ -47,19 +47,22 @@ var allowed = map[string][]string{
 	"roles/rollout":         {"nixops/fleet", "pki", "roles/protocol"},
 	"store":                 {"pki", "roles/protocol", "roles/rollout"},
 	"roles/command":         {"nixops/fleet", "pki", "roles/protocol"},
-	"roles/cp": {"nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command", "roles/cp/source", "roles/cp/tick", "roles/protocol",
+	"roles/cp": {"nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command", "roles/cp/source", "roles/cp/tick",
+		"roles/protocol",
 		"roles/rollout", "store"},
 	"roles/cp/source": {"nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command"},
 	"roles/cp/tick": {"nixops/disk", "nixops/fleet", "pki", "roles/command", "roles/cp/source", "roles/protocol",
 		"roles/rollout"},
-	"roles/agent": {"nixops", "nixops/disk", "nixops/fleet", "nixops/sim", "pki", "roles/agent/journal", "roles/agent/undo",
+	"roles/agent": {"nixops", "nixops/disk", "nixops/fleet", "nixops/sim", "pki", "roles/agent/journal",
+		"roles/agent/undo",
 		"roles/agent/verify", "roles/command", "roles/protocol", "roles/protocol/client"},
 	"roles/agent/journal": {"nixops", "nixops/disk", "nixops/fleet", "pki", "roles/protocol"},
 	"roles/agent/undo":    {"nixops", "roles/agent/journal", "roles/protocol"},
 	"roles/agent/verify":  {"nixops/disk", "nixops/fleet", "pki", "roles/agent/journal", "roles/protocol"},
 	"roles/operator": {"nixops", "nixops/disk", "nixops/fleet", "nixops/git", "nixops/template", "pki", "roles/command",
 		"roles/operator/demo", "roles/operator/release", "roles/protocol", "roles/protocol/client"},
-	"roles/operator/release": {"nixops", "nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command", "roles/protocol"},
+	"roles/operator/release": {"nixops", "nixops/disk", "nixops/fleet", "nixops/git", "pki", "roles/command",
+		"roles/protocol"},
 	"roles/operator/demo": {"nixops", "nixops/disk", "nixops/fleet", "nixops/git", "nixops/sim", "pki", "roles/command",
 		"roles/operator/release", "roles/protocol", "roles/protocol/client"},
 	"roles/sim": {}, // tests of several roles in one process
@@ -113,12 +116,14 @@ func TestFloors(t *testing.T) {
 // function of ours counts when its file does I/O.
 func TestPureRooms(t *testing.T) {
 	packages := []string{
-		"bytes", "cmp", "encoding/base64", "errors", "fmt", "io", "io/fs", "maps", "math", "reflect", "regexp", "slices", "sort",
+		"bytes", "cmp", "encoding/base64", "errors", "fmt", "io", "io/fs", "maps", "math", "reflect", "regexp", "slices",
+		"sort",
 		"strconv", "strings", "time", "unicode", "unicode/utf8",
 		"github.com/go-json-experiment/json", "github.com/go-json-experiment/json/jsontext",
 	}
 	clocks := []string{
-		"After", "AfterFunc", "NewTicker", "NewTimer", "Now", "Since", "Sleep", "Tick", "Ticker", "Timer", "Until", "Local", "LoadLocation",
+		"After", "AfterFunc", "NewTicker", "NewTimer", "Now", "Since", "Sleep", "Tick", "Ticker", "Timer", "Until", "Local",
+		"LoadLocation",
 	}
 	impure := filesWithIO(t, "pki")
 	for _, p := range house(t) {
@@ -185,7 +190,8 @@ func filesWithIO(t *testing.T, dir string) map[string]bool {
 // TestOnlyMainExits: a role returns errors, and main alone ends the process.
 func TestOnlyMainExits(t *testing.T) {
 	exits := []string{
-		"os.Exit", "syscall.Exit", "runtime.Goexit", "log.Fatal", "log.Fatalf", "log.Fatalln", "log.Panic", "log.Panicf", "log.Panicln",
+		"os.Exit", "syscall.Exit", "runtime.Goexit", "log.Fatal", "log.Fatalf", "log.Fatalln", "log.Panic", "log.Panicf",
+		"log.Panicln",
 	}
 	for _, p := range house(t) {
 		for name, object := range p.info.Uses {
@@ -307,7 +313,8 @@ var readHouse = sync.OnceValues(func() ([]*typed, error) {
 		return nil, errors.New("go list: " + err.Error() + "\n" + stderr.String())
 	}
 	files, exports := token.NewFileSet(), map[string]string{}
-	imported := importer.ForCompiler(files, "gc", func(name string) (io.ReadCloser, error) { return os.Open(exports[name]) })
+	imported := importer.ForCompiler(files, "gc",
+		func(name string) (io.ReadCloser, error) { return os.Open(exports[name]) })
 	var packages []*typed
 	for decoder := json.NewDecoder(bytes.NewReader(out)); decoder.More(); { // in the order of imports
 		var p struct {
@@ -322,7 +329,8 @@ var readHouse = sync.OnceValues(func() ([]*typed, error) {
 		if p.Module == nil || !p.Module.Main {
 			continue
 		}
-		read := &typed{dir: path.Clean("./" + strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, "nixfleet"), "/")), files: files}
+		read := &typed{dir: path.Clean("./" + strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, "nixfleet"), "/")),
+			files: files}
 		for _, name := range p.GoFiles {
 			parsed, err := parser.ParseFile(files, filepath.Join(p.Dir, name), nil, parser.ParseComments)
 			if err != nil {

@@ -124,9 +124,11 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 // TestWhatReadsPrintsJSON: whatever a person can read a program can read.
 func TestWhatReadsPrintsJSON(t *testing.T) {
 	readers := []string{
-		"nixfleet status", "nixfleet rollout list", "nixfleet rollout show", "nixfleet rollout trace", "nixfleet rollout watch",
+		"nixfleet status", "nixfleet rollout list", "nixfleet rollout show", "nixfleet rollout trace",
+		"nixfleet rollout watch",
 		"nixfleet host explain", "nixfleet config show", "nixfleet derive-pubkey", "nixfleet agent status",
-		"nixfleet verify artifact", "nixfleet verify head", "nixfleet verify revocations", "nixfleet verify nonces", "nixfleet release",
+		"nixfleet verify artifact", "nixfleet verify head", "nixfleet verify revocations", "nixfleet verify nonces",
+		"nixfleet release",
 	}
 	seen := map[string]bool{}
 	walk(application().Commands, "nixfleet", func(path string, c *cli.Command) {

@@ -228,7 +228,8 @@ func typeName(t types.Type) *types.TypeName {
 
 // ours tells whether a type is declared in this module.
 func ours(name *types.TypeName) bool {
-	return name != nil && name.Pkg() != nil && (name.Pkg().Path() == "nixfleet" || strings.HasPrefix(name.Pkg().Path(), "nixfleet/"))
+	return name != nil && name.Pkg() != nil &&
+		(name.Pkg().Path() == "nixfleet" || strings.HasPrefix(name.Pkg().Path(), "nixfleet/"))
 }
 
 func TestFunctionsAreShort(t *testing.T) {

@@ -198,7 +198,8 @@ func (p *typed) textsOf(file string, decl ast.Decl) []text {
 var (
 	verb     = regexp.MustCompile(`%[-+# 0-9.*]*[a-zA-Z]|[^a-zA-Z%]+`)
 	twoWords = regexp.MustCompile(`[A-Za-z',;:.)]{2,} +[A-Za-z(%{]{2,}`)
-	query    = regexp.MustCompile(`^\s*(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|ALTER|VACUUM|SAVEPOINT|ROLLBACK|RELEASE|ATTACH|DETACH)\b|\b(FROM|WHERE) [a-z_]+\b.*[=?]`)
+	query    = regexp.MustCompile(
+		`^\s*(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|ALTER|VACUUM|SAVEPOINT|ROLLBACK|RELEASE|ATTACH|DETACH)\b|\b(FROM|WHERE) [a-z_]+\b.*[=?]`)
 )
 
 // prose tells whether a string reads like words of a language and not like a query.

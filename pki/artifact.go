@@ -70,7 +70,8 @@ type Verified struct {
 // window and not in the future, both within ClockSlack. decode reads the
 // canonical text. The checks run in the order of the contract and the first
 // failure ends them with a *VerifyError.
-func VerifyArtifact(slot *KeySlot, body, sig []byte, now time.Time, window time.Duration, decode func(canonical []byte) (Metadata, error)) (Verified, error) {
+func VerifyArtifact(slot *KeySlot, body, sig []byte, now time.Time, window time.Duration,
+	decode func(canonical []byte) (Metadata, error)) (Verified, error) {
 	keys := slot.Active(now)
 	if len(keys) == 0 {
 		return Verified{}, refused(ReasonNoTrustRoots, "no key is trusted for this")
@@ -103,7 +104,8 @@ func VerifyArtifact(slot *KeySlot, body, sig []byte, now time.Time, window time.
 	signedAt := meta.SignedAt.Time
 	switch age := now.Sub(signedAt); {
 	case slot.RejectBefore != nil && signedAt.Before(slot.RejectBefore.Time):
-		return Verified{}, refused(ReasonRejectBefore, "signed at %s, before rejectBefore %s", At(signedAt), *slot.RejectBefore)
+		return Verified{}, refused(ReasonRejectBefore, "signed at %s, before rejectBefore %s", At(signedAt),
+			*slot.RejectBefore)
 	case age > within(window):
 		return Verified{}, refused(ReasonStale, "signed at %s, longer than %s ago", At(signedAt), window)
 	case age < -ClockSlack: // never -age: the age of the year 9999 saturates at the least Duration

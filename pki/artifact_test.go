@@ -85,12 +85,14 @@ func TestVerifyArtifactBoundaries_T8(t *testing.T) {
 		}
 	}
 	// Ages that no Duration holds.
-	for signedAt, want := range map[string]Reason{"9999-12-31T23:59:59Z": ReasonFutureDated, "0000-01-01T00:00:00Z": ReasonStale} {
+	for signedAt, want := range map[string]Reason{"9999-12-31T23:59:59Z": ReasonFutureDated,
+		"0000-01-01T00:00:00Z": ReasonStale} {
 		if got := reasonOf(verifySigned(t, k, &KeySlot{Current: &public}, artifact(1, signedAt), now, window)); got != want {
 			t.Errorf("signed at %s: got %q, want %q", signedAt, got, want)
 		}
 	}
-	if got := reasonOf(verifySigned(t, k, &KeySlot{Current: &public}, artifact(1, noon), now.Add(time.Hour), math.MaxInt64)); got != "" {
+	if got := reasonOf(verifySigned(t, k, &KeySlot{Current: &public}, artifact(1, noon), now.Add(time.Hour),
+		math.MaxInt64)); got != "" {
 		t.Errorf("longest window: %q", got)
 	}
 
@@ -132,7 +134,8 @@ func TestVerifyArtifactOrder(t *testing.T) {
 		{"no JSON after a lone surrogate", stranger, slot, `["\ud800",]`, ReasonParse},
 		{"depth", stranger, slot, strings.Repeat("[", 128) + strings.Repeat("]", 128), ReasonCanonicalize},
 		{"unknown algorithm only", stranger, &KeySlot{Current: &unknown}, `[]`, ReasonUnsupportedAlgorithm},
-		{"unknown algorithm beside a known one", stranger, &KeySlot{Current: &unknown, Previous: &public}, `[]`, ReasonBadSignature},
+		{"unknown algorithm beside a known one", stranger, &KeySlot{Current: &unknown, Previous: &public}, `[]`,
+			ReasonBadSignature},
 		{"foreign signature", stranger, slot, `[]`, ReasonBadSignature},
 		{"shape", k, slot, `{"meta":{"schemaVersion":1,"signedAt":null}}`, ReasonParse},
 		{"signedAt absent", k, slot, `{"meta":{"schemaVersion":1},"schemaVersion":2}`, ReasonSchemaVersion},
@@ -143,7 +146,8 @@ func TestVerifyArtifactOrder(t *testing.T) {
 		{"stale", k, &KeySlot{Current: &public}, artifact(1, "2026-03-01T00:00:00Z"), ReasonStale},
 		{"future", k, slot, artifact(1, "2026-03-03T00:00:00Z"), ReasonFutureDated},
 		{"good", k, slot, artifact(1, "2026-03-02T11:00:00Z"), ""},
-		{"5.0 is 5 once canonical", k, slot, strings.Replace(artifact(1, "2026-03-02T11:00:00Z"), `"schemaVersion":1}`, `"schemaVersion":1.0}`, 1), ""},
+		{"5.0 is 5 once canonical", k, slot,
+			strings.Replace(artifact(1, "2026-03-02T11:00:00Z"), `"schemaVersion":1}`, `"schemaVersion":1.0}`, 1), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := verifySigned(t, c.signer, c.slot, c.doc, now, 2*time.Hour)
@@ -158,7 +162,8 @@ func TestVerifyArtifactOrder(t *testing.T) {
 func TestDecodeIsNotCalledBeforeTheSignature(t *testing.T) {
 	public := ciKey(t).Public()
 	called := false
-	_, err := VerifyArtifact(&KeySlot{Current: &public}, []byte(artifact(1, noon)), make([]byte, 64), mustTime(t, noon), time.Hour,
+	_, err := VerifyArtifact(&KeySlot{Current: &public}, []byte(artifact(1, noon)), make([]byte, 64), mustTime(t, noon),
+		time.Hour,
 		func([]byte) (Metadata, error) { called = true; return Metadata{}, nil })
 	if called || reasonOf(err) != ReasonBadSignature {
 		t.Errorf("called %v, %v", called, err)
@@ -223,7 +228,8 @@ func TestSignatureIsOverReceivedBytes_T5_T6(t *testing.T) {
 			t.Fatalf("accepted with byte %d changed", i)
 		}
 	}
-	for _, wrong := range [][]byte{nil, sig[:63], append(bytes.Clone(sig), 0), append(bytes.Clone(sig), '\n'), []byte(base64.StdEncoding.EncodeToString(sig))} {
+	for _, wrong := range [][]byte{nil, sig[:63], append(bytes.Clone(sig), 0), append(bytes.Clone(sig), '\n'),
+		[]byte(base64.StdEncoding.EncodeToString(sig))} {
 		if _, err := VerifyArtifact(slot, canonical, wrong, now, time.Hour, metaOf); reasonOf(err) != ReasonBadSignature {
 			t.Errorf("signature of %d bytes: %v", len(wrong), err)
 		}

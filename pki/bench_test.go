@@ -16,9 +16,10 @@ func fleetDocument(n int) []byte {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		fmt.Fprintf(&b, `"host-%05d":{"channel":"stable","closureHash":"0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-host-%05d-25.11.20260301.abcdef0",`+
-			`"healthChecks":[{"kind":"http","name":"site","timeoutSecs":5,"url":"http://127.0.0.1:8080/healthz"}],`+
-			`"pubkey":"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEgHWll+choVbi4Hmd5cwMUyTcbn6vHN1GJQho7FMhXd","system":"x86_64-linux","tags":["canary","eu-west","web"]}`, i, i)
+		fmt.Fprintf(&b,
+			`"host-%05d":{"channel":"stable","closureHash":"0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-host-%05d-25.11.20260301.abcdef0",`+
+				`"healthChecks":[{"kind":"http","name":"site","timeoutSecs":5,"url":"http://127.0.0.1:8080/healthz"}],`+
+				`"pubkey":"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEgHWll+choVbi4Hmd5cwMUyTcbn6vHN1GJQho7FMhXd","system":"x86_64-linux","tags":["canary","eu-west","web"]}`, i, i)
 	}
 	b.WriteString(`},"meta":{"schemaVersion":1,"signedAt":"2026-03-01T12:00:00Z"},"schemaVersion":1}`)
 	return []byte(b.String())
@@ -37,7 +38,8 @@ type benchFleet struct {
 
 func BenchmarkCanonicalize(b *testing.B) {
 	for name, doc := range map[string][]byte{
-		"head":                       []byte(`{"meta":{"schemaVersion":1,"signedAt":"2026-03-01T12:00:00Z"},"kind":"head","schemaVersion":1,"channel":"stable"}`),
+		"head": []byte(
+			`{"meta":{"schemaVersion":1,"signedAt":"2026-03-01T12:00:00Z"},"kind":"head","schemaVersion":1,"channel":"stable"}`),
 		"10000 hosts":                fleetDocument(10000),
 		"10000 hosts, not canonical": []byte(strings.ReplaceAll(string(fleetDocument(10000)), `,"`, ",\n \"")),
 	} {
@@ -79,11 +81,12 @@ func BenchmarkVerifyArtifact(b *testing.B) {
 	b.SetBytes(int64(len(doc)))
 	b.ReportAllocs()
 	for b.Loop() {
-		_, err := VerifyArtifact(&KeySlot{Current: &public}, doc, sig, now, time.Hour, func(canonical []byte) (Metadata, error) {
-			var f benchFleet
-			err := Decode(canonical, &f)
-			return Metadata{f.SchemaVersion, f.Meta.SignedAt}, err
-		})
+		_, err := VerifyArtifact(&KeySlot{Current: &public}, doc, sig, now, time.Hour,
+			func(canonical []byte) (Metadata, error) {
+				var f benchFleet
+				err := Decode(canonical, &f)
+				return Metadata{f.SchemaVersion, f.Meta.SignedAt}, err
+			})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -60,7 +60,8 @@ func certificatePEM(der []byte) []byte {
 }
 
 // issue signs template for pub. A nil CA signs itself.
-func (ca *CA) issue(template *x509.Certificate, pub crypto.PublicKey, self crypto.Signer) ([]byte, *x509.Certificate, error) {
+func (ca *CA) issue(template *x509.Certificate, pub crypto.PublicKey,
+	self crypto.Signer) ([]byte, *x509.Certificate, error) {
 	template.SerialNumber = newSerial()
 	template.NotBefore = template.NotBefore.Truncate(time.Second)
 	template.NotAfter = template.NotAfter.Truncate(time.Second)
@@ -242,7 +243,8 @@ func AgentName(hostname, suffix string) string { return "agent-" + hostname + ".
 // holder renews in time, and is not handed out unless it verifies under it: a
 // name outside the CA's name constraint is an error here and not at the next
 // connection.
-func (ca *CA) IssueAgent(csr *CSR, hostname, suffix string, now time.Time, validity time.Duration) ([]byte, *x509.Certificate, error) {
+func (ca *CA) IssueAgent(csr *CSR, hostname, suffix string, now time.Time,
+	validity time.Duration) ([]byte, *x509.Certificate, error) {
 	if csr.Key == nil {
 		return nil, nil, ErrCSRKey
 	}

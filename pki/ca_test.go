@@ -117,7 +117,8 @@ func TestCACertificates(t *testing.T) {
 	if len(issuing.ExtKeyUsage) != 1 || issuing.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth {
 		t.Errorf("purposes %v", issuing.ExtKeyUsage)
 	}
-	if e := extension(issuing, 2, 5, 29, 30); e == nil || !e.Critical || len(issuing.PermittedDNSDomains) != 1 || issuing.PermittedDNSDomains[0] != suffix {
+	if e := extension(issuing, 2, 5, 29, 30); e == nil || !e.Critical || len(issuing.PermittedDNSDomains) != 1 ||
+		issuing.PermittedDNSDomains[0] != suffix {
 		t.Errorf("name constraint %v, %v", e, issuing.PermittedDNSDomains)
 	}
 	if len(issuing.SubjectKeyId) != 20 || !bytes.Equal(issuing.AuthorityKeyId, root.SubjectKeyId) {
@@ -145,10 +146,12 @@ func TestAgentCertificate(t *testing.T) {
 	if !bytes.Contains(cert.RawSubject, append([]byte{asn1.TagUTF8String, byte(len(name))}, name...)) {
 		t.Error("the common name is no UTF8String")
 	}
-	if len(cert.DNSNames) != 1 || cert.DNSNames[0] != name || len(cert.IPAddresses)+len(cert.URIs)+len(cert.EmailAddresses) > 0 {
+	if len(cert.DNSNames) != 1 || cert.DNSNames[0] != name ||
+		len(cert.IPAddresses)+len(cert.URIs)+len(cert.EmailAddresses) > 0 {
 		t.Errorf("alternative names %v", cert.DNSNames)
 	}
-	if e := extension(cert, 2, 5, 29, 37); e == nil || e.Critical || len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth {
+	if e := extension(cert, 2, 5, 29, 37); e == nil || e.Critical || len(cert.ExtKeyUsage) != 1 ||
+		cert.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth {
 		t.Errorf("purposes %v, %v", e, cert.ExtKeyUsage)
 	}
 	if cert.KeyUsage != 0 || extension(cert, 2, 5, 29, 19) != nil || len(cert.SubjectKeyId) > 0 {
@@ -164,12 +167,15 @@ func TestAgentCertificate(t *testing.T) {
 		t.Error("another key")
 	}
 	// NixOS lets underscores into host names.
-	if id, err := (IdentityRules{Suffix: suffix}).Identify([][]*x509.Certificate{{f.agent(t, "db_01"), f.issuing.Cert, f.root.Cert}}); err != nil || id.Name != "db_01" {
+	if id, err := (IdentityRules{Suffix: suffix}).
+		Identify([][]*x509.Certificate{{f.agent(t, "db_01"), f.issuing.Cert, f.root.Cert}}); err != nil ||
+		id.Name != "db_01" {
 		t.Errorf("db_01 is %+v, %v", id, err)
 	}
 	old := *f.issuing.Cert
 	old.SubjectKeyId = nil
-	if _, cert, err := (&CA{&old, f.issuing.Signer}).IssueAgent(csr, "db-01", suffix, now, day); err != nil || len(cert.AuthorityKeyId) != 20 {
+	if _, cert, err := (&CA{&old, f.issuing.Signer}).IssueAgent(csr, "db-01", suffix, now, day); err != nil ||
+		len(cert.AuthorityKeyId) != 20 {
 		t.Errorf("under a CA without key id: %v", err)
 	}
 	serials := map[string]bool{}
@@ -269,7 +275,8 @@ func TestOperatorAndServerCertificates(t *testing.T) {
 	}
 	text, err := f.root.IssueOperator("jo", key.Crypto().Public(), f.now, 365*day)
 	op := parseOne(t, text, err)
-	if op.Subject.CommonName != "jo" || op.IsCA || !op.BasicConstraintsValid || op.KeyUsage != x509.KeyUsageDigitalSignature ||
+	if op.Subject.CommonName != "jo" || op.IsCA || !op.BasicConstraintsValid ||
+		op.KeyUsage != x509.KeyUsageDigitalSignature ||
 		len(op.ExtKeyUsage) != 1 || op.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth || extension(op, 2, 5, 29, 17) != nil {
 		t.Errorf("operator certificate %+v", op)
 	}
@@ -351,7 +358,8 @@ func TestLoadCA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rsaTemplate := &x509.Certificate{Subject: pkix.Name{CommonName: "old CA"}, NotBefore: f.now, NotAfter: f.now.Add(day), IsCA: true, BasicConstraintsValid: true}
+	rsaTemplate := &x509.Certificate{Subject: pkix.Name{CommonName: "old CA"}, NotBefore: f.now, NotAfter: f.now.Add(day),
+		IsCA: true, BasicConstraintsValid: true}
 	rsaCert, _, err := (*CA)(nil).issue(rsaTemplate, &rsaKey.PublicKey, rsaKey)
 	if err != nil {
 		t.Fatal(err)
@@ -371,7 +379,9 @@ func TestLoadCA(t *testing.T) {
 		good      bool
 	}{
 		{"PKCS#8", cert, pkcs8, true},
-		{"SEC 1 after parameters and certificate", cert, append([]byte("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"+string(cert)), sec1PEM...), true},
+		{"SEC 1 after parameters and certificate", cert,
+			append([]byte("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"+string(cert)),
+				sec1PEM...), true},
 		{"RSA", rsaCert, pemOf(t, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey), nil), true},
 		{"key of another CA", cert, other, false},
 		{"another key first", cert, append(bytes.Clone(other), pkcs8...), false},
@@ -416,7 +426,8 @@ func TestParseCSRRefuses(t *testing.T) {
 	block, _ := pem.Decode(good)
 	forged := bytes.Clone(block.Bytes)
 	forged[len(forged)-1] ^= 1
-	twoNames := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCommonName, Value: "db-01"}, {Type: oidCommonName, Value: "web-01"}}}
+	twoNames := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCommonName, Value: "db-01"},
+		{Type: oidCommonName, Value: "web-01"}}}
 	for what, text := range map[string][]byte{
 		"nothing":              nil,
 		"no PEM":               block.Bytes,

@@ -23,14 +23,17 @@ func readFile(t testing.TB, path ...string) []byte {
 
 func TestCanonicalizeForm(t *testing.T) {
 	for _, c := range []struct{ name, in, want string }{
-		{"keys by UTF-16 units", `{"\ufb33":1,"\ud83d\ude00":2,"\u20ac":3,"1":4,"\r":5}`, "{\"\\r\":5,\"1\":4,\"\u20ac\":3,\"\U0001f600\":2,\"\ufb33\":1}"},
+		{"keys by UTF-16 units", `{"\ufb33":1,"\ud83d\ude00":2,"\u20ac":3,"1":4,"\r":5}`,
+			"{\"\\r\":5,\"1\":4,\"\u20ac\":3,\"\U0001f600\":2,\"\ufb33\":1}"},
 		{"keys recursively, lists as they are", `[{"b":[3,1],"a":{"d":0,"c":0}}]`, `[{"a":{"c":0,"d":0},"b":[3,1]}]`},
 		{"white space", " {\t\"a\" :\r\n [ ] } \n", `{"a":[]}`},
 		{"minus zero", `[-0,-0.0,-0e5]`, `[0,0,0]`},
-		{"numbers as ECMAScript", `[1.0,1e2,1e21,1e-7,0.000001,333333333.33333329,4.50,2e-3,1E30]`, `[1,100,1e+21,1e-7,0.000001,333333333.3333333,4.5,0.002,1e+30]`},
+		{"numbers as ECMAScript", `[1.0,1e2,1e21,1e-7,0.000001,333333333.33333329,4.50,2e-3,1E30]`,
+			`[1,100,1e+21,1e-7,0.000001,333333333.3333333,4.5,0.002,1e+30]`},
 		{"limits of exact integers", `[9007199254740992,-9007199254740992]`, `[9007199254740992,-9007199254740992]`},
 		{"limits of doubles", `[1.7976931348623157e308,5e-324,1e-400]`, `[1.7976931348623157e+308,5e-324,0]`},
-		{"escapes", `"\u0008\u0009\u000a\u000c\u000d\u0000\u001F\u002f\/\u0022\u005c\u007f"`, `"\b\t\n\f\r\u0000\u001f//\"\\` + "\x7f\""},
+		{"escapes", `"\u0008\u0009\u000a\u000c\u000d\u0000\u001F\u002f\/\u0022\u005c\u007f"`,
+			`"\b\t\n\f\r\u0000\u001f//\"\\` + "\x7f\""},
 		{"what JavaScript or HTML would escape", `"\u2028<\u003e&\u00e9"`, "\"\u2028<>&\u00e9\""},
 		{"bare values", ` null `, `null`},
 		{"empty", `{}`, `{}`},
@@ -118,7 +121,8 @@ func TestCanonicalizeRefuses(t *testing.T) {
 		t.Errorf("depth %d: %v", MaxDepth, err)
 	}
 	// Members are counted by object, and a colon in a string is none.
-	if err := refuse([]byte(`[` + hugeObject(MaxMembers/2+1) + `,` + hugeObject(MaxMembers/2+1) + `,{"` + strings.Repeat(":", MaxMembers+1) + `":0}]`)); err != nil {
+	if err := refuse([]byte(`[` + hugeObject(MaxMembers/2+1) + `,` + hugeObject(MaxMembers/2+1) + `,{"` +
+		strings.Repeat(":", MaxMembers+1) + `":0}]`)); err != nil {
 		t.Error(err)
 	}
 	// Brackets and digits inside strings are text.
@@ -251,7 +255,8 @@ func assertSameValue(t *testing.T, name string, in, canonical []byte) {
 	before, _ := json.Marshal(a)
 	after, _ := json.Marshal(b)
 	// Minus zero is the one value that changes.
-	if !bytes.Equal(bytes.ReplaceAll(before, []byte("-0"), []byte("0")), bytes.ReplaceAll(after, []byte("-0"), []byte("0"))) {
+	if !bytes.Equal(bytes.ReplaceAll(before, []byte("-0"), []byte("0")),
+		bytes.ReplaceAll(after, []byte("-0"), []byte("0"))) {
 		t.Errorf("%s: %s became %s", name, before, after)
 	}
 }
@@ -315,7 +320,8 @@ func TestLargeNumbersByExponent(t *testing.T) {
 }
 
 func FuzzCanonicalize(f *testing.F) {
-	for _, s := range []string{`{"b":1,"a":[1.0,-0,1e21]}`, `"\ud83d\ude00\u0000"`, `{"a":1,"a":2}`, `[9007199254740993]`, `[1e400]`, `[1e20]`, "\xff", `[[[[`, `{"\u0061":1,"a":1}`} {
+	for _, s := range []string{`{"b":1,"a":[1.0,-0,1e21]}`, `"\ud83d\ude00\u0000"`, `{"a":1,"a":2}`, `[9007199254740993]`,
+		`[1e400]`, `[1e20]`, "\xff", `[[[[`, `{"\u0061":1,"a":1}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {

@@ -50,7 +50,8 @@ func edgeManifest(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	m["displayName"], m["channel"] = "edge@4f1c0a9b", "edge"
-	m["hostSet"] = []any{map[string]any{"hostname": "web-01", "waveIndex": 0, "targetClosure": "0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}}
+	m["hostSet"] = []any{map[string]any{"hostname": "web-01", "waveIndex": 0,
+		"targetClosure": "0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}}
 	m["healthGate"], m["complianceFrameworks"] = map[string]any{}, []any{}
 	doc, err := Marshal(m)
 	if err != nil {
@@ -133,7 +134,8 @@ func TestContractHashOfEmptyText(t *testing.T) {
 
 // A TPM signs with S above n/2 half of the time.
 func TestContractHighS_T7(t *testing.T) {
-	key := PublicKey{AlgorithmP256, "WzaJDay9fJqWu3Sh7iiz0tdbcuCaIO8lz45v2KnwNQ0OFL7Y1GgqNNg1OL3/W5bommZm7A21dF0C+hIQBy33Wg=="}
+	key := PublicKey{AlgorithmP256,
+		"WzaJDay9fJqWu3Sh7iiz0tdbcuCaIO8lz45v2KnwNQ0OFL7Y1GgqNNg1OL3/W5bommZm7A21dF0C+hIQBy33Wg=="}
 	sig := decode64(t, "sc8Yt9DFb4fbsLMUu4kCJSyscb9+Thh2of1h7Fk99qPWOlP3ALN5jFlIqETGlLeCuI4amVSM6U/GhnRTbDW6jg==")
 	v, err := VerifyArtifact(&KeySlot{Current: &key}, readFile(t, "contract", "revocations.json"), sig,
 		mustTime(t, "2026-03-01T12:00:00Z"), 0, metaOf)
@@ -219,8 +221,10 @@ func TestContractToken(t *testing.T) {
 func TestContractEvidence(t *testing.T) {
 	const id = "3c5da1d73cca1c7f21990e857f1ce67ba1025443bffac40d135d6425798df95e"
 	for payload, want := range map[string]string{
-		`{"hostname":"web-02","lastConfirmedAt":"2026-03-01T12:20:05.120Z","rolloutId":"` + id + `"}`:                                                                                      "bz0fmTj0o8vANRuDjsR76J6OWWXX2D15wMoVbtc5hj7OaiWjreY5cxLwadJSV4eOO2xoHBZrw9SFzVMo9hYqCQ==",
-		`{"exitCode":null,"hostname":"web-02","phase":"switch-poll-timeout","rollout":"` + id + `","stderrTailSha256":"12ae32cb1ec02d01eda3581b127c1fee3b0dc53572ed6baf239721a03d82e126"}`: "amgGVVXhK6F3QEf/VjmeBStG14HfsbX3q8GvJoADHsnIxtmm9ajNGflOTUe+Yl3ZWXDC0Kfl6r6MDT16y+yvBQ==",
+		`{"hostname":"web-02","lastConfirmedAt":"2026-03-01T12:20:05.120Z","rolloutId":"` + id +
+			`"}`: "bz0fmTj0o8vANRuDjsR76J6OWWXX2D15wMoVbtc5hj7OaiWjreY5cxLwadJSV4eOO2xoHBZrw9SFzVMo9hYqCQ==",
+		`{"exitCode":null,"hostname":"web-02","phase":"switch-poll-timeout","rollout":"` + id +
+			`","stderrTailSha256":"12ae32cb1ec02d01eda3581b127c1fee3b0dc53572ed6baf239721a03d82e126"}`: "amgGVVXhK6F3QEf/VjmeBStG14HfsbX3q8GvJoADHsnIxtmm9ajNGflOTUe+Yl3ZWXDC0Kfl6r6MDT16y+yvBQ==",
 	} {
 		canonical, err := Canonicalize([]byte(payload))
 		if err != nil || string(canonical) != payload {

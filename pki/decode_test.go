@@ -123,7 +123,9 @@ func TestDecodeRefuses(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, s := range []string{shapeGood, `{"id":"x","count":7,"map":{"a":{"name":"n"}},"list":[{"name":"m","note":null}],"when":"2026-03-01T12:00:00Z"}`, `null`, `{"id":"x","id":"y"}`, `{"\u0069d":1`} {
+	for _, s := range []string{shapeGood,
+		`{"id":"x","count":7,"map":{"a":{"name":"n"}},"list":[{"name":"m","note":null}],"when":"2026-03-01T12:00:00Z"}`,
+		`null`, `{"id":"x","id":"y"}`, `{"\u0069d":1`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, doc []byte) {

@@ -49,9 +49,11 @@ const maxIntermediates = 8
 
 // VerifyChain finds the chains from the first certificate of peer to one of
 // roots, for a purpose, at a time. The others of peer are intermediates.
-func VerifyChain(peer []*x509.Certificate, roots *x509.CertPool, purpose x509.ExtKeyUsage, now time.Time) ([][]*x509.Certificate, error) {
+func VerifyChain(peer []*x509.Certificate, roots *x509.CertPool, purpose x509.ExtKeyUsage,
+	now time.Time) ([][]*x509.Certificate, error) {
 	if len(peer) == 0 || len(peer) > 1+maxIntermediates {
-		return nil, fmt.Errorf("verify certificate: %d certificates, from 1 to %d are possible", len(peer), 1+maxIntermediates)
+		return nil, fmt.Errorf("verify certificate: %d certificates, from 1 to %d are possible", len(peer),
+			1+maxIntermediates)
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range peer[1:] {

@@ -45,7 +45,8 @@ func TestIdentify_T3(t *testing.T) {
 	legacy := IdentityRules{Suffix: suffix, LegacyHosts: []string{"old-01"}}
 	plain := IdentityRules{Suffix: suffix}
 	twoNames := func(c *x509.Certificate) {
-		c.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidCommonName, Value: db01}, {Type: oidCommonName, Value: "jo"}}
+		c.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidCommonName, Value: db01},
+			{Type: oidCommonName, Value: "jo"}}
 	}
 	for _, c := range []struct {
 		name  string
@@ -63,14 +64,19 @@ func TestIdentify_T3(t *testing.T) {
 		{"host name under the issuing CA", plain, forge(t, f.issuing, f.now, "db-01", nil), f.issuing, "", ""},
 		{"canonical name under the root", plain, forge(t, f.root, f.now, db01, withName(db01)), f.root, "", ""},
 		{"canonical name without an alternative one", plain, forge(t, f.issuing, f.now, db01, nil), f.issuing, "", ""},
-		{"neighbour, name that no constraint is held against", plain, forge(t, neighbour, f.now, db01, nil), neighbour, "", ""},
-		{"neighbour, its own alternative name", plain, forge(t, neighbour, f.now, db01, withName("agent-db-01.other.example.com")), neighbour, "", ""},
-		{"two alternative names", plain, forge(t, f.issuing, f.now, db01, withName(db01, "agent-web-01."+suffix)), f.issuing, "", ""},
+		{"neighbour, name that no constraint is held against", plain, forge(t, neighbour, f.now, db01, nil), neighbour,
+			"", ""},
+		{"neighbour, its own alternative name", plain,
+			forge(t, neighbour, f.now, db01, withName("agent-db-01.other.example.com")), neighbour, "", ""},
+		{"two alternative names", plain, forge(t, f.issuing, f.now, db01, withName(db01, "agent-web-01."+suffix)), f.issuing,
+			"", ""},
 		{"address besides", plain, forge(t, f.issuing, f.now, db01, func(c *x509.Certificate) {
 			c.DNSNames, c.IPAddresses = []string{db01}, []net.IP{net.IPv4(10, 0, 0, 1)}
 		}), f.issuing, "", ""},
 		{"two common names, operator", plain, forge(t, f.root, f.now, "", twoNames), f.root, "", ""},
-		{"two common names, agent", plain, forge(t, f.issuing, f.now, "", func(c *x509.Certificate) { twoNames(c); c.DNSNames = []string{db01} }), f.issuing, "", ""},
+		{"two common names, agent", plain,
+			forge(t, f.issuing, f.now, "", func(c *x509.Certificate) { twoNames(c); c.DNSNames = []string{db01} }), f.issuing,
+			"", ""},
 		{"no common name", plain, forge(t, f.root, f.now, "", withName("x.example.com")), f.root, "", ""},
 		{"empty host", plain, forge(t, f.issuing, f.now, "agent-."+suffix, withName("agent-."+suffix)), f.issuing, "", ""},
 		{"other suffix", plain, forge(t, f.issuing, f.now, "agent-db-01.x", nil), f.issuing, "", ""},
@@ -94,7 +100,8 @@ func TestIdentify_T3(t *testing.T) {
 			!id.NotBefore.Equal(c.leaf.NotBefore) || !id.NotAfter.Equal(c.leaf.NotAfter) {
 			t.Errorf("%s: got %+v, %v", c.name, id, err)
 		}
-		if key, ok := id.Key.(interface{ Equal(crypto.PublicKey) bool }); err == nil && (!ok || !key.Equal(c.leaf.PublicKey)) {
+		if key, ok := id.Key.(interface{ Equal(crypto.PublicKey) bool }); err == nil &&
+			(!ok || !key.Equal(c.leaf.PublicKey)) {
 			t.Errorf("%s: another key", c.name)
 		}
 	}
@@ -176,7 +183,8 @@ func TestIdentifyAmbiguousChains(t *testing.T) {
 		}
 	}
 	agent := f.agent(t, "db-01")
-	if id, err := rules.Identify([][]*x509.Certificate{{agent, f.issuing.Cert}, {agent, f.issuing.Cert, f.root.Cert}}); err != nil || id.Name != "db-01" {
+	if id, err := rules.Identify([][]*x509.Certificate{{agent, f.issuing.Cert},
+		{agent, f.issuing.Cert, f.root.Cert}}); err != nil || id.Name != "db-01" {
 		t.Errorf("two chains of one kind: %+v, %v", id, err)
 	}
 }

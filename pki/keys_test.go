@@ -41,7 +41,8 @@ func TestParsePrivateKeyForms(t *testing.T) {
 	seed := bytes.Repeat([]byte{0x11}, 32)
 	sec1, err := x509.MarshalECPrivateKey(p256.Crypto().(*ecdsa.PrivateKey))
 	sec1PEM := pemOf(t, "EC PRIVATE KEY", sec1, err)
-	opensslEC := append([]byte("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"), sec1PEM...)
+	opensslEC := append([]byte("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"),
+		sec1PEM...)
 	forms := []struct {
 		name string
 		data []byte
@@ -122,7 +123,8 @@ func TestParsePrivateKeyRefuses(t *testing.T) {
 	}
 	// The file's public half is exchanged, which its parser does not notice.
 	seed := ciKey(t).Crypto().(ed25519.PrivateKey).Seed()
-	mixed, err := ssh.MarshalPrivateKey(ed25519.PrivateKey(append(seed, orgKey(t).Crypto().Public().(ed25519.PublicKey)...)), "")
+	mixed, err := ssh.MarshalPrivateKey(
+		ed25519.PrivateKey(append(seed, orgKey(t).Crypto().Public().(ed25519.PublicKey)...)), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,16 +166,20 @@ func TestPrivateKeyRedactsItself(t *testing.T) {
 	encoded, _ := json.Marshal(map[string]any{"pointer": k, "value": *k})
 	shown := log.String() + string(encoded)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-		shown += fmt.Sprintf(verb+verb, k, *k) + fmt.Sprintf(verb, struct{ K *PrivateKey }{k}) + fmt.Sprintf(verb, struct{ K PrivateKey }{*k})
+		shown += fmt.Sprintf(verb+verb, k, *k) + fmt.Sprintf(verb, struct{ K *PrivateKey }{k}) +
+			fmt.Sprintf(verb, struct{ K PrivateKey }{*k})
 	}
-	for _, secret := range []string{string(seed), hex.EncodeToString(seed), strings.ToUpper(hex.EncodeToString(seed)), base64.StdEncoding.EncodeToString(seed)[:40], "48 49 50 51", "0x30, 0x31"} {
+	for _, secret := range []string{string(seed), hex.EncodeToString(seed), strings.ToUpper(hex.EncodeToString(seed)),
+		base64.StdEncoding.EncodeToString(seed)[:40], "48 49 50 51", "0x30, 0x31"} {
 		if strings.Contains(shown, secret) {
 			t.Errorf("%q is shown in %s", secret, shown)
 		}
 	}
 	// Nor does an error quote what it could not read.
-	for _, data := range []string{"-----BEGIN PRIVATE KEY-----\nc2VjcmV0c2VjcmV0\n-----END PRIVATE KEY-----\n", strings.Repeat("secret", 9)} {
-		if _, err := ParsePrivateKey([]byte(data)); err == nil || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "c2Vj") {
+	for _, data := range []string{"-----BEGIN PRIVATE KEY-----\nc2VjcmV0c2VjcmV0\n-----END PRIVATE KEY-----\n",
+		strings.Repeat("secret", 9)} {
+		if _, err := ParsePrivateKey([]byte(data)); err == nil || strings.Contains(err.Error(), "secret") ||
+			strings.Contains(err.Error(), "c2Vj") {
 			t.Errorf("got %v", err)
 		}
 	}

@@ -58,11 +58,13 @@ var limboDiffers = func() map[string]string {
 			"pathlen::max-chain-depth-0-exhausted",
 			"pathlen::max-chain-depth-1-exhausted",
 		}},
-		{"stricter than asked: self-issued certificates count like others, constraints on directory names are not understood and so refused", []string{
-			"pathlen::self-issued-certs-pathlen",
-			"rfc5280::nc::permitted-self-issued",
-			"rfc5280::nc::permitted-dn-match",
-		}},
+		{
+			"stricter than asked: self-issued certificates count like others, constraints on directory names are not " +
+				"understood and so refused", []string{
+				"pathlen::self-issued-certs-pathlen",
+				"rfc5280::nc::permitted-self-issued",
+				"rfc5280::nc::permitted-dn-match",
+			}},
 	} {
 		for _, id := range g.ids {
 			m[id] = g.why
@@ -84,7 +86,8 @@ func TestVectorsX509Limbo(t *testing.T) {
 			MaxDepth       *int                          `json:"max_chain_depth"`
 		}
 	}
-	if err := json.Unmarshal(readFile(t, "vectors", "x509-limbo", "limbo.json"), &doc); err != nil || len(doc.TestCases) < 130 {
+	if err := json.Unmarshal(readFile(t, "vectors", "x509-limbo", "limbo.json"), &doc); err != nil ||
+		len(doc.TestCases) < 130 {
 		t.Fatalf("%d cases, %v", len(doc.TestCases), err)
 	}
 	rules := IdentityRules{Suffix: "example.com"}

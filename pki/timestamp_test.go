@@ -100,7 +100,8 @@ func TestTimestampJSON(t *testing.T) {
 }
 
 func FuzzParseTimestamp(f *testing.F) {
-	for _, s := range []string{"2026-03-01T12:00:00Z", "2026-03-01 14:00:00.1234567899+0200", "0000-01-01T00:00:00+01:00", "2026-02-29T12:00:00z"} {
+	for _, s := range []string{"2026-03-01T12:00:00Z", "2026-03-01 14:00:00.1234567899+0200", "0000-01-01T00:00:00+01:00",
+		"2026-02-29T12:00:00z"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

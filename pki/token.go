@@ -91,7 +91,8 @@ func (t *Token) VerifySignature(slot *KeySlot, now time.Time) error {
 		return fmt.Errorf("%w: version %d, only 1 is known", ErrTokenSignature, t.Version)
 	}
 	if slot.RejectBefore != nil && t.Claims.IssuedAt.Before(slot.RejectBefore.Time) {
-		return fmt.Errorf("%w: issued at %s, before rejectBefore %s", ErrTokenSignature, t.Claims.IssuedAt, *slot.RejectBefore)
+		return fmt.Errorf("%w: issued at %s, before rejectBefore %s", ErrTokenSignature, t.Claims.IssuedAt,
+			*slot.RejectBefore)
 	}
 	sig, err := DecodeBase64(t.Signature)
 	if err != nil {

@@ -73,10 +73,13 @@ func TestTokenForgery(t *testing.T) {
 	slot := &KeySlot{Current: &org}
 	now := contractToken(t).Claims.IssuedAt.Time
 	for name, change := range map[string]func(*Token){
-		"version 0":      func(k *Token) { k.Version = 0 },
-		"version 2":      func(k *Token) { k.Version = 2 },
-		"other host":     func(k *Token) { k.Claims.Hostname = "db-02" },
-		"other key":      func(k *Token) { k.Claims.ExpectedPubkeyFingerprint = "A" + k.Claims.ExpectedPubkeyFingerprint[1:] },
+		"version 0":  func(k *Token) { k.Version = 0 },
+		"version 2":  func(k *Token) { k.Version = 2 },
+		"other host": func(k *Token) { k.Claims.Hostname = "db-02" },
+		"other key": func(k *Token) {
+			k.Claims.ExpectedPubkeyFingerprint = "A" +
+				k.Claims.ExpectedPubkeyFingerprint[1:]
+		},
 		"earlier":        func(k *Token) { k.Claims.IssuedAt = At(k.Claims.IssuedAt.Add(-1)) },
 		"longer":         func(k *Token) { k.Claims.ExpiresAt = At(k.Claims.ExpiresAt.Add(1)) },
 		"other nonce":    func(k *Token) { k.Claims.Nonce = NewNonce() },

@@ -65,9 +65,10 @@ type trustSpellings struct {
 }
 
 var (
-	trustMembers = []string{"schemaVersion", "ciReleaseKey", "cacheKeys", "orgRootKey", "rootCaPem", "rootCAPem", "issuanceCaPems", "issuanceCAPems"}
-	slotMembers  = []string{"current", "previous", "successor", "retireAt", "rejectBefore"}
-	keyMembers   = []string{"algorithm", "public"}
+	trustMembers = []string{"schemaVersion", "ciReleaseKey", "cacheKeys", "orgRootKey", "rootCaPem", "rootCAPem",
+		"issuanceCaPems", "issuanceCAPems"}
+	slotMembers = []string{"current", "previous", "successor", "retireAt", "rejectBefore"}
+	keyMembers  = []string{"algorithm", "public"}
 )
 
 // ParseTrust reads trust.json. A schema other than 1 is refused, and so are the
@@ -115,7 +116,8 @@ func (t *Trust) ignored() []string {
 		}
 		for i, k := range []*PublicKey{s.slot.Current, s.slot.Previous, s.slot.Successor} {
 			if k != nil && !k.Usable() {
-				warnings = append(warnings, fmt.Sprintf("%q verifies nothing: no %s key, nor any other known here", s.name+"."+slotMembers[i], k.Algorithm))
+				warnings = append(warnings, fmt.Sprintf("%q verifies nothing: no %s key, nor any other known here",
+					s.name+"."+slotMembers[i], k.Algorithm))
 			}
 		}
 	}

@@ -50,7 +50,8 @@ func TestTrustBothSpellings_T10(t *testing.T) {
 		{name: "neither"},
 		{name: "the binaries'", members: `,"rootCaPem":"R","issuanceCaPems":["I"]`, root: "R", issuers: []string{"I"}},
 		{name: "the modules'", members: `,"rootCAPem":"R","issuanceCAPems":["I"]`, root: "R", issuers: []string{"I"}},
-		{name: "both", members: `,"rootCaPem":"R","rootCAPem":"R","issuanceCaPems":["I"],"issuanceCAPems":["I"]`, root: "R", issuers: []string{"I"}},
+		{name: "both", members: `,"rootCaPem":"R","rootCAPem":"R","issuanceCaPems":["I"],"issuanceCAPems":["I"]`, root: "R",
+			issuers: []string{"I"}},
 		{name: "one null", members: `,"rootCaPem":null,"rootCAPem":"R"`, root: "R"},
 		{name: "roots disagree", members: `,"rootCaPem":"R","rootCAPem":"S"`, refused: true},
 		{name: "issuers disagree", members: `,"issuanceCaPems":["I"],"issuanceCAPems":["J"]`, refused: true},
@@ -112,11 +113,16 @@ func TestTrustWarnings_T10(t *testing.T) {
 		{trustDoc(`,"rootCAPEM":"R"`), `did you mean "rootCaPem"?`},
 		{trustDoc(`,"orgRotoKey":{}`), `did you mean "orgRootKey"?`},
 		{trustDoc(`,"comment":"hello"`), `"comment" is not read`},
-		{trustDoc(`,"orgRootKey":{"rejectbefore":null}`), `"orgRootKey.rejectbefore" is not read; did you mean "rejectBefore"?`},
-		{trustDoc(`,"orgRootKey":{"current":{"algorithm":"ed25519","public":"oJql9HpnWYAv+VX43C0qFKXJnSO+l/hkEn/5ODRVpPA=","comment":"x"}}`), `"orgRootKey.current.comment"`},
+		{trustDoc(`,"orgRootKey":{"rejectbefore":null}`),
+			`"orgRootKey.rejectbefore" is not read; did you mean "rejectBefore"?`},
+		{
+			trustDoc(
+				`,"orgRootKey":{"current":{"algorithm":"ed25519","public":"oJql9HpnWYAv+VX43C0qFKXJnSO+l/hkEn/5ODRVpPA=","comment":"x"}}`), `"orgRootKey.current.comment"`},
 		{trustDoc(`,"orgRootKey":{"successor":` + trustKey + `}`), `"orgRootKey.successor" is ignored without retireAt`},
-		{trustDoc(`,"orgRootKey":{"previous":{"algorithm":"ml-dsa-65","public":"AA=="}}`), `"orgRootKey.previous" verifies nothing`},
-		{trustDoc(`,"orgRootKey":{"current":{"algorithm":"ed25519","public":"AA=="}}`), `"orgRootKey.current" verifies nothing`},
+		{trustDoc(`,"orgRootKey":{"previous":{"algorithm":"ml-dsa-65","public":"AA=="}}`),
+			`"orgRootKey.previous" verifies nothing`},
+		{trustDoc(`,"orgRootKey":{"current":{"algorithm":"ed25519","public":"AA=="}}`),
+			`"orgRootKey.current" verifies nothing`},
 		{trustDoc(`,"orgRootKey":{"successor":` + trustKey + `,"retireAt":"2027-01-01T00:00:00Z"}`), ""},
 		{trustDoc(`,"orgRootKey":null`), ""},
 	} {
@@ -125,7 +131,8 @@ func TestTrustWarnings_T10(t *testing.T) {
 			t.Errorf("%s: %v", c.doc, err)
 			continue
 		}
-		if c.want == "" && len(warnings) > 0 || c.want != "" && (len(warnings) != 1 || !strings.Contains(warnings[0], c.want)) {
+		if c.want == "" && len(warnings) > 0 ||
+			c.want != "" && (len(warnings) != 1 || !strings.Contains(warnings[0], c.want)) {
 			t.Errorf("%s: got %q, want %q", c.doc, warnings, c.want)
 		}
 	}

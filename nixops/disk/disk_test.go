@@ -188,7 +188,8 @@ func TestLockExcludes(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := disk.Lock(ctx, path, time.Millisecond); !errors.Is(err, disk.ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := disk.Lock(ctx, path, time.Millisecond); !errors.Is(err, disk.ErrLocked) ||
+		!errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a wait that ended: %v", err)
 	}
 	got := make(chan error, 2)

@@ -98,10 +98,12 @@ func TestFailuresAreToldApart(t *testing.T) {
 	theirs := top
 	theirs.Env = []string{"GIT_TEST_ASSUME_DIFFERENT_OWNER=1"}
 	_, err := r.Run(t.Context(), theirs)
-	if !errors.Is(err, ErrOwner) || errors.Is(err, ErrNoRepository) || !strings.Contains(err.Error(), "dubious ownership") {
+	if !errors.Is(err, ErrOwner) || errors.Is(err, ErrNoRepository) ||
+		!strings.Contains(err.Error(), "dubious ownership") {
 		t.Errorf("a repository of another user: %v", err)
 	}
-	if failed := (*Error)(nil); !errors.As(err, &failed) || !strings.HasPrefix(failed.Hint(), "git config --global --add safe.directory /") {
+	if failed := (*Error)(nil); !errors.As(err, &failed) ||
+		!strings.HasPrefix(failed.Hint(), "git config --global --add safe.directory /") {
 		t.Errorf("its hint: %+v", failed)
 	}
 	if err := os.RemoveAll(filepath.Join(dir, ".git")); err != nil {
@@ -165,12 +167,14 @@ func TestWhatGitStartedEndsWithIt(t *testing.T) {
 func TestComplaint(t *testing.T) {
 	for said, want := range map[string]string{
 		"Warning: added\nfatal: no\n": "fatal: no",
-		"ssh: timed out\nfatal: Could not read from remote repository.\n\nPlease make sure you have the correct access rights\n" +
+		"ssh: timed out\nfatal: Could not read from remote repository.\n\nPlease make sure you have the correct access " +
+			"rights\n" +
 			"and the repository exists.\n": "ssh: timed out",
-		"error: failed to push\nhint: pull first\n":                                    "error: failed to push",
-		"fatal: detected dubious ownership in repository at '/x'\nTo add\n\n\tgit c\n": "fatal: detected dubious ownership in repository at '/x'",
-		"and the repository exists.":                                                   "and the repository exists.",
-		"":                                                                             "",
+		"error: failed to push\nhint: pull first\n": "error: failed to push",
+		"fatal: detected dubious ownership in repository at '/x'\nTo add\n\n\tgit c\n": "fatal: detected dubious ownership " +
+			"in repository at '/x'",
+		"and the repository exists.": "and the repository exists.",
+		"":                           "",
 	} {
 		if got := complaint(said); got != want {
 			t.Errorf("%q: %q", said, got)

@@ -75,7 +75,8 @@ func TestEveryNixFileParses(t *testing.T) {
 	if err != nil || len(files) < 20 {
 		t.Fatalf("found %d files: %v", len(files), err)
 	}
-	cmd := exec.Command(filepath.Join(dir, "bin/nix-instantiate"), append([]string{"--store", "dummy://", "--parse"}, files...)...)
+	cmd := exec.Command(filepath.Join(dir, "bin/nix-instantiate"),
+		append([]string{"--store", "dummy://", "--parse"}, files...)...)
 	cmd.Env = append(os.Environ(), "NIX_CONF_DIR="+filepath.Join(dir, "etc"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("parse: %v\n%s", err, out[max(0, len(out)-2000):])
@@ -86,7 +87,8 @@ func TestGoodFleetsGiveTheirGoldenDocument(t *testing.T) {
 	nix(t)
 	for _, path := range fixtures(t, "good") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			out, said, err := evaluate(t, fmt.Sprintf("{ inherit (%s) resolved revocations bootstrapNonces warnings; }", fixture(t, path)))
+			out, said, err := evaluate(t, fmt.Sprintf("{ inherit (%s) resolved revocations bootstrapNonces warnings; }",
+				fixture(t, path)))
 			if err != nil {
 				t.Fatalf("evaluate: %v\n%s", err, said)
 			}

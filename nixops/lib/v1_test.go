@@ -128,8 +128,10 @@ func TestStaticEvidence(t *testing.T) {
 in { inherit (fleet.resolved.channels.stable.compliance) mode; inherit (fleet) warnings; }`
 	const failed = `{ type = "static"; staticEvidence = { passed = false; evidence = { disk = "sda"; encrypted = false; raw = x: x; }; }; }`
 	for _, c := range [][3]string{
-		{"enforce", failed, `host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its compliance.evidence.probes, which channel 'stable' enforces; mend its configuration`},
-		{"permissive", failed, `"warnings":["host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its compliance.evidence.probes, which channel 'stable' would refuse`},
+		{"enforce", failed,
+			`host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its compliance.evidence.probes, which channel 'stable' enforces; mend its configuration`},
+		{"permissive", failed,
+			`"warnings":["host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its compliance.evidence.probes, which channel 'stable' would refuse`},
 		{"disabled", `throw "it is evaluated"`, `"warnings":[]`},
 		{"enforce", strings.Replace(failed, "static\"", "both\"", 1), `fails the static control 'luks'`},
 		{"enforce", strings.Replace(failed, "static\"", "runtime\"", 1), `"mode":"enforce"`},
@@ -137,7 +139,8 @@ in { inherit (fleet.resolved.channels.stable.compliance) mode; inherit (fleet) w
 		{"enforce", `{ type = "static"; staticEvidence.passed = true; }`, `"mode":"enforce"`},
 		{"enforce", `{ type = "static"; staticEvidence = null; }`, `"mode":"enforce"`},
 		{"enforce", `{ type = "static"; staticEvidence = { }; }`, `"mode":"enforce"`},
-		{"enforce", `{ type = "static"; staticEvidence.passed = "false"; }`, `compliance.evidence.probes.luks.staticEvidence.passed must be true or false`},
+		{"enforce", `{ type = "static"; staticEvidence.passed = "false"; }`,
+			`compliance.evidence.probes.luks.staticEvidence.passed must be true or false`},
 	} {
 		out, said, err := evaluate(t, fmt.Sprintf(expression, dir, c[0], c[1]))
 		if !strings.Contains(string(out)+said, c[2]) || (err == nil) != strings.HasPrefix(c[2], `"`) {
@@ -161,8 +164,10 @@ func TestEnforceWantsACollector(t *testing.T) {
 	for _, c := range [][4]string{
 		{"enforce", collector, "x86_64-linux", `"enforce"`},
 		{"permissive", ``, "x86_64-linux", `"permissive"`},
-		{"enforce", ``, "x86_64-linux", `its configuration has no unit compliance-evidence-collector.service: the agent would send every new system back`},
-		{"enforce", `systemd.services.compliance-evidence-collector.enable = false;`, "x86_64-linux", `has no unit compliance-evidence-collector.service`},
+		{"enforce", ``, "x86_64-linux",
+			`its configuration has no unit compliance-evidence-collector.service: the agent would send every new system back`},
+		{"enforce", `systemd.services.compliance-evidence-collector.enable = false;`, "x86_64-linux",
+			`has no unit compliance-evidence-collector.service`},
 		{"enforce", collector, "aarch64-darwin", `under launchd there is no collector of evidence`},
 	} {
 		out, said, err := evaluate(t, fmt.Sprintf(expression, dir, c[0], c[1], c[2]))

@@ -14,8 +14,9 @@ func TestExamplesOfSecrets(t *testing.T) {
 	nixpkgsLib(t)
 	for kind, run := range map[string]string{"agenix": "/run/agenix/nixfleet-", "sops-nix": "/run/secrets/nixfleet/"} {
 		for part, want := range map[string][]string{
-			"control-plane": {"LoadCredential=tls-key:" + run + "server-key\n", "LoadCredential=fleet-ca-key:" + run + "issuing-ca-key\n", "--fleet-ca-key=%d/fleet-ca-key"},
-			"host":          {"--bootstrap-token-file=" + run + "bootstrap-token"},
+			"control-plane": {"LoadCredential=tls-key:" + run + "server-key\n", "LoadCredential=fleet-ca-key:" + run +
+				"issuing-ca-key\n", "--fleet-ca-key=%d/fleet-ca-key"},
+			"host": {"--bootstrap-token-file=" + run + "bootstrap-token"},
 		} {
 			t.Run(kind+" "+part, func(t *testing.T) {
 				var r rendered
@@ -38,7 +39,8 @@ func TestExamplesOfSecrets(t *testing.T) {
 						t.Errorf("the unit has no %q:\n%s", line, unit)
 					}
 				}
-				if part == "control-plane" && !strings.Contains(r.Units["nixfleet-control-plane-credentials.path"], "PathChanged="+run+"server-key\n") {
+				if part == "control-plane" && !strings.Contains(r.Units["nixfleet-control-plane-credentials.path"],
+					"PathChanged="+run+"server-key\n") {
 					t.Error("a renewed key restarts nothing")
 				}
 				for name, text := range r.Units {

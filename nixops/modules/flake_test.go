@@ -93,7 +93,8 @@ func TestFlakeHasItsOutputs(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, have, want)
 		}
 	}
-	for _, check := range []string{"vm-enrol", "vm-deploy", "vm-rollback", "vm-unbootable", "vm-revoke", "vm-wipe", "nixfleet ", "nixfleet-static"} {
+	for _, check := range []string{"vm-enrol", "vm-deploy", "vm-rollback", "vm-unbootable", "vm-revoke", "vm-wipe",
+		"nixfleet ", "nixfleet-static"} {
 		if !slices.ContainsFunc(got["checks"], func(c string) bool { return strings.HasPrefix(c, check) }) {
 			t.Errorf("there is no check %s: %q", check, got["checks"])
 		}
@@ -128,15 +129,19 @@ func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
 func TestModulesAreOfTheirKindOfSystem(t *testing.T) {
 	nixpkgsLib(t)
 	for module, class := range map[string]string{
-		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin", "nixosModules.operator": "darwin",
-		"darwinModules.agent": "nixos",
+		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin",
+		"nixosModules.operator": "darwin",
+		"darwinModules.agent":   "nixos",
 	} {
-		err := evaluate(t, flake+fmt.Sprintf(`(lib.evalModules { class = "%s"; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.%s ]; }).config.assertions`, class, module), nil)
+		err := evaluate(t, flake+fmt.Sprintf(
+			`(lib.evalModules { class = "%s"; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.%s ]; }).config.assertions`, class, module), nil)
 		if err == nil || !strings.Contains(err.Error(), "cannot be imported into a module evaluation that expects class") {
 			t.Errorf("%s in a %s system: %v", module, class, err)
 		}
 	}
-	err := evaluate(t, flake+`map (class: (lib.evalModules { inherit class; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.nixosModules.trust ]; }).config.assertions) [ "nixos" "darwin" ]`, nil)
+	err := evaluate(t,
+		flake+
+			`map (class: (lib.evalModules { inherit class; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.nixosModules.trust ]; }).config.assertions) [ "nixos" "darwin" ]`, nil)
 	if err != nil {
 		t.Errorf("the trust module is for both: %v", err)
 	}
@@ -154,7 +159,8 @@ func TestMkHostForDarwin(t *testing.T) {
   } // %s);
 in parts.render host.config`
 	var r rendered
-	if err := evaluate(t, fmt.Sprintf(host, `{ }`), &r); err == nil || !strings.Contains(err.Error(), "host 'mac-01' is on aarch64-darwin; pass nix-darwin") {
+	if err := evaluate(t, fmt.Sprintf(host, `{ }`), &r); err == nil ||
+		!strings.Contains(err.Error(), "host 'mac-01' is on aarch64-darwin; pass nix-darwin") {
 		t.Errorf("without nix-darwin: %v", err)
 	}
 	err := evaluate(t, fmt.Sprintf(host, `{ nix-darwin.lib.darwinSystem = { modules, specialArgs }: lib.evalModules {
@@ -163,7 +169,8 @@ in parts.render host.config`
 	if err != nil {
 		t.Fatal(err)
 	}
-	if daemon := string(r.Daemons["nixfleet-agent"]); len(r.Failed) > 0 || !strings.Contains(daemon, "--machine-id=mac-01") {
+	if daemon := string(r.Daemons["nixfleet-agent"]); len(r.Failed) > 0 ||
+		!strings.Contains(daemon, "--machine-id=mac-01") {
 		t.Errorf("failed %q, daemon %s", r.Failed, daemon)
 	}
 }
@@ -212,24 +219,28 @@ in `
 	if want := "op Europe/Paris r1 the secrets of the fleet false"; got.Said != want || got.Version != "24.11" {
 		t.Errorf("modules read %q and version %q, want %q and 24.11", got.Said, got.Version, want)
 	}
-	if unit := got.Unit.Units["nixfleet-agent.service"]; len(got.Unit.Failed) > 0 || !strings.Contains(unit, "--machine-id=web-01") {
+	if unit := got.Unit.Units["nixfleet-agent.service"]; len(got.Unit.Failed) > 0 ||
+		!strings.Contains(unit, "--machine-id=web-01") {
 		t.Errorf("failed %q, unit %s", got.Unit.Failed, unit)
 	}
 	for arguments, want := range map[string]string{
 		`{ hostName = "a"; platform = "x86_64-linux"; isVm = true; }`: "isVm = true of host 'a' has no meaning here",
-		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`:    "name and hostName are two names of one argument; keep name",
+		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`: "name and hostName are two names of one argument; " +
+			"keep name",
 		`{ hostName = "a"; }`:                              `system is missing; write for example system = "x86_64-linux"`,
 		`{ platform = "x86_64-linux"; }`:                   `name is missing; write for example name = "web-01"`,
 		`{ hostName = "a"; platform = "aarch64-darwin"; }`: "host 'a' is on aarch64-darwin; pass nix-darwin",
 	} {
-		if err := evaluate(t, fmt.Sprintf(host, arguments)+"host.config.system.stateVersion", nil); err == nil || !strings.Contains(err.Error(), want) {
+		if err := evaluate(t, fmt.Sprintf(host, arguments)+"host.config.system.stateVersion", nil); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%s gives %v, want %q", arguments, err, want)
 		}
 	}
 	// Ours imposes neither a version nor an option.
 	var ours []string
 	if err := evaluate(t, fmt.Sprintf(host, `{ name = "web-01"; system = "x86_64-linux"; }`)+
-		`[ (if host.options ? hostSpec then "hostSpec" else "none") host.config.system.stateVersion ]`, &ours); err != nil || ours[0] != "none" {
+		`[ (if host.options ? hostSpec then "hostSpec" else "none") host.config.system.stateVersion ]`, &ours); err != nil ||
+		ours[0] != "none" {
 		t.Errorf("ours has %q: %v", ours, err)
 	}
 }
@@ -277,7 +288,8 @@ in lib.mapAttrs (_: system: parts.render system.config // {
 	}
 	for name, units := range map[string][]string{
 		"web-01": {"nixfleet-agent.service", "nixfleet-guard.service"}, "web-02": {"nixfleet-agent.service"},
-		"control-plane": {"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path", "nixfleet-agent.service"},
+		"control-plane": {"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path",
+			"nixfleet-agent.service"},
 	} {
 		m := machines[name]
 		if !slices.Equal(m.Logins, []string{operator}) || m.Disk != "/dev/sda" {
@@ -293,7 +305,8 @@ in lib.mapAttrs (_: system: parts.render system.config // {
 		}
 	}
 	web := machines["web-01"]
-	if !strings.Contains(web.Etc["nixfleet/fleet-root.cert.pem"], "BEGIN CERTIFICATE") || !strings.Contains(web.Units["nixfleet-agent.service"], "--machine-id=web-01 ") {
+	if !strings.Contains(web.Etc["nixfleet/fleet-root.cert.pem"], "BEGIN CERTIFICATE") ||
+		!strings.Contains(web.Units["nixfleet-agent.service"], "--machine-id=web-01 ") {
 		t.Errorf("web-01: %+v", web)
 	}
 	bare := filepath.Join(dir, "bare")
@@ -316,8 +329,10 @@ func TestPackageSourceIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expression := fmt.Sprintf(`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; stdenv = null; buildGoModule = attrs: attrs; }; in`, lib, root)
-	source := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--read-write-mode", "--raw", "--expr", expression+` "${p.src}"`)
+	expression := fmt.Sprintf(
+		`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; stdenv = null; buildGoModule = attrs: attrs; }; in`, lib, root)
+	source := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--read-write-mode", "--raw", "--expr",
+		expression+` "${p.src}"`)
 	dir := filepath.Join(t.TempDir(), "source")
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(store.Dir, source))); err != nil {
 		t.Fatal(err)

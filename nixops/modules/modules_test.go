@@ -62,8 +62,9 @@ func evaluate(t testing.TB, expression string, into any) error {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(nix.Bin(), "nix-instantiate"), "--store", "dummy://", "--eval", "--strict", "--json", "--expr", fmt.Sprintf(
-		`let
+	cmd := exec.CommandContext(ctx, filepath.Join(nix.Bin(), "nix-instantiate"), "--store", "dummy://", "--eval",
+		"--strict", "--json", "--expr", fmt.Sprintf(
+			`let
   lib = import %s;
   stub = modules: builtins.removeAttrs (import %s/stub.nix { inherit lib modules; }) [ "options" "parts" ];
   root = %s;
@@ -144,7 +145,8 @@ const sourcesFile = "testdata/rendered/sources.sha256"
 func sourcesHash(t testing.TB) string {
 	t.Helper()
 	sum := sha256.New()
-	for _, pattern := range []string{"../../roles/*/*.nix", "../../pki/*.nix", "../cache.nix", "../etc.nix", "../execstart.nix", "../flags.nix", "../secrets.nix", "stub.nix", "testdata/configurations/*.nix"} {
+	for _, pattern := range []string{"../../roles/*/*.nix", "../../pki/*.nix", "../cache.nix", "../etc.nix",
+		"../execstart.nix", "../flags.nix", "../secrets.nix", "stub.nix", "testdata/configurations/*.nix"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil || len(paths) == 0 {
 			t.Fatalf("%s: %v", pattern, err)
@@ -212,7 +214,8 @@ func TestCommittedFilesAreWhatTheModulesRender(t *testing.T) {
 			have := committed(t, dir)
 			for _, file := range slices.Sorted(maps.Keys(want)) {
 				if have[file] != want[file] {
-					t.Errorf("%s/%s is stale: run go test ./nixops/modules -update\nit is\n%s\nit should be\n%s", dir, file, have[file], want[file])
+					t.Errorf("%s/%s is stale: run go test ./nixops/modules -update\nit is\n%s\nit should be\n%s", dir, file,
+						have[file], want[file])
 				}
 				delete(have, file)
 			}

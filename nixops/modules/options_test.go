@@ -22,10 +22,16 @@ const reference = "../../docs/options.md"
 var chapters = []struct{ title, about, module string }{
 	{"services.nixfleet-agent", "The agent of a NixOS host (`nixosModules.agent`).", "roles/agent/module.nix"},
 	{"services.nixfleet-control-plane", "The control plane (`nixosModules.control-plane`).", "roles/cp/module.nix"},
-	{"nixfleet.operator", "The command line of those who run the fleet (`nixosModules.operator`).", "roles/operator/module.nix"},
-	{"services.nixfleet-cache", "The fleet's binary cache as a substituter (`nixosModules.cache`). `nixfleet.cache` is another name of it.", "nixops/cache.nix"},
-	{"nixfleet.trust", "The public keys that a machine believes (`nixosModules.trust`, which agent and control plane import).", "pki/module.nix"},
-	{"services.nixfleet-agent on nix-darwin", "The agent under launchd (`darwinModules.agent`).", "roles/agent/darwin.nix"},
+	{"nixfleet.operator", "The command line of those who run the fleet (`nixosModules.operator`).",
+		"roles/operator/module.nix"},
+	{"services.nixfleet-cache",
+		"The fleet's binary cache as a substituter (`nixosModules.cache`). `nixfleet.cache` is another name of it.",
+		"nixops/cache.nix"},
+	{"nixfleet.trust",
+		"The public keys that a machine believes (`nixosModules.trust`, which agent and control plane import).",
+		"pki/module.nix"},
+	{"services.nixfleet-agent on nix-darwin", "The agent under launchd (`darwinModules.agent`).",
+		"roles/agent/darwin.nix"},
 }
 
 // documented is one option as nixpkgs' optionAttrSetToDocList describes it.
@@ -64,7 +70,8 @@ Generated from the modules; edit those and run
 		}
 		fmt.Fprintf(&page, "\n## %s\n\n%s\n", c.title, c.about)
 		for _, o := range options {
-			if o.Internal || string(o.Visible) == "false" || strings.HasPrefix(o.Name, "nixfleet.trust.") && c.title != "nixfleet.trust" {
+			if o.Internal || string(o.Visible) == "false" || strings.HasPrefix(o.Name, "nixfleet.trust.") &&
+				c.title != "nixfleet.trust" {
 				continue
 			}
 			page.WriteString(o.markdown(t))
@@ -130,7 +137,8 @@ func TestEveryOptionIsInTheReference(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), filepath.Join(nix.Bin(), "nix-instantiate"), "--store", "dummy://", "--eval", "--strict", "--json",
+		cmd := exec.CommandContext(t.Context(), filepath.Join(nix.Bin(), "nix-instantiate"), "--store", "dummy://", "--eval",
+			"--strict", "--json",
 			"--expr", fmt.Sprintf("import ./names.nix [ %s ]", module))
 		cmd.Env = append(os.Environ(), "NIX_CONF_DIR="+nix.ConfDir())
 		out, err := cmd.CombinedOutput()

@@ -99,7 +99,8 @@ func TestUnitsAreUnderstoodBySystemd(t *testing.T) {
 						}
 					}
 				}
-				out, err := systemdAnalyze(t, "verify", "--man=no", "--recursive-errors=no", filepath.Join(dir, filepath.Base(unit)))
+				out, err := systemdAnalyze(t, "verify", "--man=no", "--recursive-errors=no",
+					filepath.Join(dir, filepath.Base(unit)))
 				if err != nil || strings.Contains(out, dir) {
 					t.Errorf("%v\n%s", err, out)
 				}
@@ -166,7 +167,8 @@ func build(t testing.TB) string {
 var credentials = map[string]string{
 	"tls-cert": "server.cert.pem", "tls-key": "server.key.pem", "client-ca": "client-ca.pem",
 	"fleet-ca-cert": "issuing-ca.cert.pem", "fleet-ca-key": "issuing-ca.key.pem",
-	"source-ssh-key": "release.key", "source-token": "token", "webhook-token": "token", "channel-refs-token": "token", "rollouts-source-token": "token",
+	"source-ssh-key": "release.key", "source-token": "token", "webhook-token": "token", "channel-refs-token": "token",
+	"rollouts-source-token": "token",
 }
 
 // The executable reads every command line of a unit, and with it the trust.json
@@ -279,7 +281,8 @@ func TestTrustIsReadAsItIsWritten_T10(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 			continue
 		}
-		if trust.CIReleaseKey.Current == nil || trust.OrgRootKey == nil || trust.OrgRootKey.Current == nil || len(trust.CacheKeys) == 0 {
+		if trust.CIReleaseKey.Current == nil || trust.OrgRootKey == nil || trust.OrgRootKey.Current == nil ||
+			len(trust.CacheKeys) == 0 {
 			t.Errorf("%s is read as %+v", path, trust)
 		}
 	}
@@ -295,7 +298,8 @@ func TestTrustIsReadAsItIsWritten_T10(t *testing.T) {
 		t.Errorf("successor is %+v until %v", ci.Successor, ci.RetireAt)
 	case ci.RejectBefore == nil || org.RejectBefore == nil || org.Previous == nil:
 		t.Errorf("rejectBefore or previous is lost: %+v, %+v", ci, org)
-	case full.RootCAPEM == nil || !strings.Contains(*full.RootCAPEM, "\nMIIBtTCCAVugAwIBAgIU") || len(full.IssuanceCAPEMs) != 1:
+	case full.RootCAPEM == nil || !strings.Contains(*full.RootCAPEM, "\nMIIBtTCCAVugAwIBAgIU") ||
+		len(full.IssuanceCAPEMs) != 1:
 		t.Errorf("the CAs are %v and %v", full.RootCAPEM, full.IssuanceCAPEMs)
 	}
 }

@@ -88,7 +88,8 @@ func (s *Store) Build(t testing.TB, spec Spec) string {
 	if spec.TrustJSON != "" {
 		files["etc/nixfleet/agent/trust.json"] = spec.TrustJSON
 	}
-	for name, code := range map[string]int{"exit": spec.ExitCode, "boot-exit": spec.BootExit, "check-exit": spec.CheckExit} {
+	for name, code := range map[string]int{"exit": spec.ExitCode, "boot-exit": spec.BootExit,
+		"check-exit": spec.CheckExit} {
 		if code != 0 {
 			files["model/"+name] = strconv.Itoa(code)
 		}
@@ -135,7 +136,8 @@ func (s *Store) Build(t testing.TB, spec Spec) string {
 	for i, special := range slices.Sorted(maps.Keys(spec.Specialisations)) {
 		variable := fmt.Sprintf("closure%d", i)
 		closures[variable] = "/nix/store/" + spec.Specialisations[special]
-		script += fmt.Sprintf("mkdir -p \"$out/specialisation\"; ln -s \"$%s\" \"$out/specialisation/%s\"\n", variable, special)
+		script += fmt.Sprintf("mkdir -p \"$out/specialisation\"; ln -s \"$%s\" \"$out/specialisation/%s\"\n", variable,
+			special)
 	}
 	if spec.Agent != "" {
 		agents["agent"] = spec.Agent

@@ -240,7 +240,8 @@ func (a *actors) push(ts *testscript.TestScript, kind, reason string) {
 	case "torn": // a fleet signed now beside manifests and heads of before
 		signedAt(time.Now())
 	case "older-head":
-		git("checkout", "-q", a.older, "--", "releases/"+fleet.HeadName("stable"), "releases/"+fleet.HeadName("stable")+fleet.SignatureSuffix)
+		git("checkout", "-q", a.older, "--", "releases/"+fleet.HeadName("stable"),
+			"releases/"+fleet.HeadName("stable")+fleet.SignatureSuffix)
 	case "other-head": // that of another channel, well signed
 		for _, suffix := range []string{"", fleet.SignatureSuffix} {
 			write(fleet.HeadName("stable")+suffix, read(fleet.HeadName("edge")+suffix))
@@ -256,7 +257,8 @@ func (a *actors) push(ts *testscript.TestScript, kind, reason string) {
 			write(manifest+suffix, read(fleet.ManifestName(other.RolloutID)+suffix))
 		}
 	case "altered-manifest":
-		write(manifest, []byte(strings.Replace(string(read(manifest)), simClosureName("web-1", 2), simClosureName("web-1", 1), 1)))
+		write(manifest, []byte(strings.Replace(string(read(manifest)), simClosureName("web-1", 2),
+			simClosureName("web-1", 1), 1)))
 		sign(manifest, key)
 	case "duplicate-key":
 		write(fleet.FleetName, []byte(strings.Replace(string(read(fleet.FleetName)), "{", `{"schemaVersion":1,`, 1)))

@@ -60,7 +60,8 @@ type actors struct {
 }
 
 func newActors(t *testing.T) *actors {
-	a := &actors{simFleet: newSimFleet(t, "web-1", "web-2", "edge-1"), certs: map[string]*tls.Certificate{}, keys: map[string]*pki.PrivateKey{}}
+	a := &actors{simFleet: newSimFleet(t, "web-1", "web-2", "edge-1"), certs: map[string]*tls.Certificate{},
+		keys: map[string]*pki.PrivateKey{}}
 	a.channels = map[string]string{"edge-1": "edge"}
 	for _, name := range append(slices.Clone(a.names), "rogue") {
 		a.machine(name)
@@ -74,7 +75,8 @@ func newActors(t *testing.T) *actors {
 	server, err := tls.LoadX509KeyPair(a.path("keys/server.cert.pem"), a.path("keys/server.key.pem"))
 	a.must(err)
 	a.certs["operator"], a.certs["server"] = &operator, &server
-	a.run(binary, "config", "init", "--path", a.path("config.toml"), "--cp-url", "https://"+a.address, "--ca-cert", a.path("keys/fleet-root.cert.pem"),
+	a.run(binary, "config", "init", "--path", a.path("config.toml"), "--cp-url", "https://"+a.address, "--ca-cert",
+		a.path("keys/fleet-root.cert.pem"),
 		"--client-cert", a.path("keys/operator.pem"), "--client-key", a.path("keys/operator.key"))
 	a.release(1)
 	a.older = strings.TrimSpace(a.run("git", "-C", a.path("ci"), "rev-parse", "HEAD"))
@@ -173,7 +175,8 @@ func (a *actors) act(ts *testscript.TestScript, who, key string, args []string) 
 
 // message makes the body of a call by name; no path means that it is none.
 func (a *actors) message(ts *testscript.TestScript, who, key string, args []string) (body any, path string) {
-	word := map[string]string{"as": who, "key": key, "closure": simClosureName(who, 2), "token": "", "rollout": strings.Repeat("0", 64)}
+	word := map[string]string{"as": who, "key": key, "closure": simClosureName(who, 2), "token": "",
+		"rollout": strings.Repeat("0", 64)}
 	if !slices.Contains([]string{"enrol", "renew", "checkin", "confirm", "report"}, args[0]) {
 		return nil, ""
 	}
@@ -198,14 +201,17 @@ func (a *actors) message(ts *testscript.TestScript, who, key string, args []stri
 	case "renew":
 		return protocol.RenewRequest{CSRPEM: csr()}, "/v1/agent/renew"
 	case "checkin":
-		return protocol.CheckinRequest{Hostname: word["as"], AgentVersion: "test", CurrentGeneration: generation, HealthProbes: []protocol.ProbeResult{}}, "/v1/agent/checkin"
+		return protocol.CheckinRequest{Hostname: word["as"], AgentVersion: "test", CurrentGeneration: generation,
+			HealthProbes: []protocol.ProbeResult{}}, "/v1/agent/checkin"
 	case "confirm":
-		return protocol.ConfirmRequest{Hostname: word["as"], Rollout: word["rollout"], Generation: generation}, protocol.ConfirmPath
+		return protocol.ConfirmRequest{Hostname: word["as"], Rollout: word["rollout"], Generation: generation},
+			protocol.ConfirmPath
 	}
 	details, err := pki.Marshal(protocol.Other{Kind: "test", Detail: jsontext.Value(`{}`)})
 	ts.Check(err)
-	return protocol.ReportRequest{Hostname: word["as"], AgentVersion: "test", OccurredAt: pki.At(time.Now().Truncate(time.Second)),
-		Rollout: nil, Event: protocol.EventOther, Details: details}, "/v1/agent/report"
+	return protocol.ReportRequest{Hostname: word["as"], AgentVersion: "test",
+		OccurredAt: pki.At(time.Now().Truncate(time.Second)),
+		Rollout:    nil, Event: protocol.EventOther, Details: details}, "/v1/agent/report"
 }
 
 // request METHOD PATH STATUS [json=TEXT] [size=N] [Name:value]...: prints the
@@ -239,7 +245,8 @@ func (a *actors) request(ts *testscript.TestScript, who string, args []string) s
 			before, after = withoutAudit(before), withoutAudit(after)
 		}
 		if after != before {
-			ts.Fatalf("%s %s as %s was refused with %d and changed the control plane:\n%s", args[0], args[1], who, got, changed(before, after))
+			ts.Fatalf("%s %s as %s was refused with %d and changed the control plane:\n%s", args[0], args[1], who, got,
+				changed(before, after))
 		}
 	}
 	return answer
@@ -323,7 +330,8 @@ func (a *actors) race(ts *testscript.TestScript, args []string) {
 	running.Wait()
 	ts.Check(errors.Join(failures...))
 	slices.Sort(statuses)
-	if statuses[0] != http.StatusOK || slices.ContainsFunc(statuses[1:], func(s int) bool { return s != http.StatusConflict }) {
+	if statuses[0] != http.StatusOK ||
+		slices.ContainsFunc(statuses[1:], func(s int) bool { return s != http.StatusConflict }) {
 		ts.Fatalf("%d enrolments by one token: %v, want one 200 and 409 for the rest", n, statuses)
 	}
 	if now := a.issued(ts); now != issued+1 {

@@ -39,8 +39,10 @@ func (f *simFleet) recipe(heading, next string) string {
 	if !found {
 		f.t.Fatalf("the cookbook has no recipe %q before %q", heading, next)
 	}
-	return strings.NewReplacer("<fleet>", f.path("fleet"), "<secrets>", f.path("secrets"), "<your-name>", "jo", "<bootstrap-ip>", "192.0.2.7",
-		"<SHA-256-base64-of-newhost-pubkey>", f.fingerprint("newhost"), "/run/agenix/org-root-key", f.path("keys/org-root.key"),
+	return strings.NewReplacer("<fleet>", f.path("fleet"), "<secrets>", f.path("secrets"), "<your-name>", "jo",
+		"<bootstrap-ip>", "192.0.2.7",
+		"<SHA-256-base64-of-newhost-pubkey>", f.fingerprint("newhost"), "/run/agenix/org-root-key",
+		f.path("keys/org-root.key"),
 		"/var/lib/nixfleet-cp", f.path("cp")).Replace(text)
 }
 
@@ -108,7 +110,8 @@ func TestCookbook(t *testing.T) {
 	// CI's timer signs it again: one more snapshot, and nobody is told anything.
 	taken := strings.Count(f.read("cp.log"), "snapshot refreshed")
 	f.resign()
-	f.until("the control plane has taken the new signatures", func() bool { return strings.Count(f.read("cp.log"), "snapshot refreshed") > taken })
+	f.until("the control plane has taken the new signatures",
+		func() bool { return strings.Count(f.read("cp.log"), "snapshot refreshed") > taken })
 	f.converged(2, "stuckhost")
 	grep("a release signed again", "snapshot refreshed")
 	if again := f.shell(verify); strings.Count(again, `"dispatch"`) != 2 {
@@ -160,7 +163,8 @@ func TestCookbook(t *testing.T) {
 	onHost, onCP := f.split(diagnosis, "Then check what the CP saw last from this host:\n")
 	_, onCP = f.split(onCP, "ssh root@cp")
 	onCP, _ = f.split(onCP, "Look for:")
-	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\nactive\n") || !strings.Contains(out, "confirmed") || !strings.HasSuffix(out, "\n"+simClosureName("stuckhost", 3)+"\n") {
+	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\nactive\n") ||
+		!strings.Contains(out, "confirmed") || !strings.HasSuffix(out, "\n"+simClosureName("stuckhost", 3)+"\n") {
 		t.Errorf("the host's log and system: %s", out)
 	}
 	if out := f.shell(onCP); strings.Count(out, "|confirmed|") < 2 {
@@ -180,7 +184,8 @@ func TestCookbook(t *testing.T) {
 		t.Errorf("a host in the middle of a switch: %s", out)
 	}
 	stopAgent()
-	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\ninactive\n") || strings.Contains(out, "\nactive\n") {
+	if out := f.shell(onHost); !strings.Contains(out, "=== agent status ===\ninactive\n") ||
+		strings.Contains(out, "\nactive\n") {
 		t.Errorf("a host without its agent: %s", out)
 	}
 
@@ -221,7 +226,9 @@ func (f *simFleet) installed(name string) {
 
 func (f *simFleet) mint(name string) {
 	f.t.Helper()
-	f.write("hosts/"+name+"/token", f.run(binary, "mint-token", "--hostname", name, "--host-pubkey", f.pubkeys[name], "--org-root-key", f.path("keys/org-root.key")))
+	f.write("hosts/"+name+"/token",
+		f.run(binary, "mint-token", "--hostname", name, "--host-pubkey", f.pubkeys[name], "--org-root-key",
+			f.path("keys/org-root.key")))
 }
 
 // rotation does what the recipe about the org root key says in prose: a token of
@@ -234,10 +241,12 @@ func (f *simFleet) rotation() {
 	before, _, err := pki.ParseTrust([]byte(f.read("keys/trust.json")))
 	f.must(err)
 	f.write("trust.rotated", f.read("keys/trust.json"))
-	f.run(binary, "keygen", "org-root", "--out", f.path("secrets/org-root-key.age"), "--recipients-file", f.path("operator-ssh.pub"), "--trust-file", f.path("trust.rotated"))
+	f.run(binary, "keygen", "org-root", "--out", f.path("secrets/org-root-key.age"), "--recipients-file",
+		f.path("operator-ssh.pub"), "--trust-file", f.path("trust.rotated"))
 	trust, _, err := pki.ParseTrust([]byte(f.read("trust.rotated")))
 	f.must(err)
-	if trust.OrgRootKey.Previous == nil || *trust.OrgRootKey.Previous != *before.OrgRootKey.Current || *trust.OrgRootKey.Current == *before.OrgRootKey.Current {
+	if trust.OrgRootKey.Previous == nil || *trust.OrgRootKey.Previous != *before.OrgRootKey.Current ||
+		*trust.OrgRootKey.Current == *before.OrgRootKey.Current {
 		f.t.Fatalf("the rotation made %+v of %+v", trust.OrgRootKey, before.OrgRootKey)
 	}
 	deploy := func(previous *pki.PublicKey) {
@@ -265,7 +274,8 @@ func (f *simFleet) rotation() {
 	if _, err := os.Stat(f.path("hosts/late/cert.pem")); !errors.Is(err, os.ErrNotExist) {
 		f.t.Errorf("a host enrolled with a token of a removed key: %v", err)
 	}
-	f.write("hosts/late/token", f.run(binary, "mint-token", "--hostname", "late", "--host-pubkey", f.pubkeys["late"], "--org-root-key",
+	f.write("hosts/late/token", f.run(binary, "mint-token", "--hostname", "late", "--host-pubkey", f.pubkeys["late"],
+		"--org-root-key",
 		f.path("secrets/org-root-key.age"), "--identity", f.path("operator-ssh")))
 	f.converged(4, "late")
 }

@@ -24,7 +24,8 @@ func demoRun(t *testing.T, path, home string, args ...string) (stdout, stderr st
 	cmd := exec.CommandContext(ctx, binary, append([]string{"demo"}, args...)...)
 	cmd.WaitDelay = time.Second
 	// Of an operator who runs another fleet.
-	cmd.Env = []string{"PATH=" + path, "HOME=" + home, "TMPDIR=" + home, "NIXFLEET_SIGN_CMD=false", "NIXFLEET_CP_URL=https://cp.example.com"}
+	cmd.Env = []string{"PATH=" + path, "HOME=" + home, "TMPDIR=" + home, "NIXFLEET_SIGN_CMD=false",
+		"NIXFLEET_CP_URL=https://cp.example.com"}
 	var out, said strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &said
 	err = cmd.Run()
@@ -53,7 +54,9 @@ func TestDemoKeepsToItself(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	own := []byte("push_cmd = \"false\"\nrecipient = \"age1lvyvwawkr0mcnnnncaghunadrqkmuf9e6507x9y920xxpp866cnql7dp2z\"\ntrust_file = \"/nonexistent\"\n")
+	own := []byte(
+		"push_cmd = \"false\"\nrecipient = \"age1lvyvwawkr0mcnnnncaghunadrqkmuf9e6507x9y920xxpp866cnql7dp2z\"\ntrust_file " +
+			"= \"/nonexistent\"\n")
 	if err := os.WriteFile(config, own, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +89,10 @@ func TestDemoNix(t *testing.T) {
 	}
 	// Every closure that a host had is a valid path of its own store, the broken one
 	// included where it was tried, and nothing lies outside the directory.
-	for name, closures := range map[string][]string{"web-01": {"0", "1", "2", "3", "4"}, "web-02": {"0", "1", "2", "4"}, "edge-01": {"0", "1", "2", "4"}} {
-		valid := strings.Fields(nix.Run(t, "nix-store", "--store", filepath.Join(dir, "hosts", name, "root"), "--query", "--requisites",
+	for name, closures := range map[string][]string{"web-01": {"0", "1", "2", "3", "4"}, "web-02": {"0", "1", "2", "4"},
+		"edge-01": {"0", "1", "2", "4"}} {
+		valid := strings.Fields(nix.Run(t, "nix-store", "--store", filepath.Join(dir, "hosts", name, "root"), "--query",
+			"--requisites",
 			"--include-outputs", filepath.Join(dir, "hosts", name, "root", "run/current-system")))
 		if len(valid) == 0 {
 			t.Errorf("%s runs nothing that its store knows", name)

@@ -44,8 +44,10 @@ func newSSHForge(t *testing.T, f *simFleet) *sshForge {
 	f.write("ssh/known_other", fmt.Sprintf("[127.0.0.1]:%s %s", port, f.read("ssh/other-host.pub")))
 	f.write("ssh/known_nobody", "")
 	f.write("ssh/sshd_config", strings.Join([]string{
-		"ListenAddress 127.0.0.1:" + port, "HostKey " + f.path("ssh/host"), "AuthorizedKeysFile " + f.path("ssh/authorized_keys"),
-		"PidFile none", "UsePAM no", "StrictModes no", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password",
+		"ListenAddress 127.0.0.1:" + port, "HostKey " + f.path("ssh/host"),
+		"AuthorizedKeysFile " + f.path("ssh/authorized_keys"),
+		"PidFile none", "UsePAM no", "StrictModes no", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
+		"PermitRootLogin prohibit-password",
 	}, "\n")+"\n")
 	log, err := os.Create(f.path("ssh/log"))
 	f.must(err)
@@ -87,7 +89,8 @@ func TestGitSSHSource(t *testing.T) {
 		if log, err := os.ReadFile(f.path("cp.log")); err == nil {
 			said = len(log)
 		}
-		f.stopCP = f.serve("--poll-interval", "1s", "--source", source, "--source-ssh-key-file", f.path("ssh/"+key), "--source-known-hosts-file", f.path("ssh/"+known))
+		f.stopCP = f.serve("--poll-interval", "1s", "--source", source, "--source-ssh-key-file", f.path("ssh/"+key),
+			"--source-known-hosts-file", f.path("ssh/"+known))
 	}
 	says := func(words string) {
 		t.Helper()
@@ -99,13 +102,17 @@ func TestGitSSHSource(t *testing.T) {
 		{"another key", f.source, "stranger", "known_hosts", "Permission denied (publickey)", "deploy key"},
 		{"no key", f.source, "none", "known_hosts", "Permission denied (publickey)", "deploy key"},
 		{"a key that others can read", f.source, "readable", "known_hosts", "Permission denied (publickey)", "chmod 600"},
-		{"no such repository", strings.Replace(f.source, "fleet.git", "none.git", 1), "deploy", "known_hosts", "does not appear to be a git repository", "is the path in --source right"},
+		{"no such repository", strings.Replace(f.source, "fleet.git", "none.git", 1), "deploy", "known_hosts",
+			"does not appear to be a git repository", "is the path in --source right"},
 		{"no such branch", strings.Replace(f.source, "#main", "#none", 1), "deploy", "known_hosts", "no such branch", ""},
-		{"nobody listens", strings.Replace(f.source, ":"+f.port, ":1", 1), "deploy", "known_hosts", "Connection refused", "is the forge up"},
+		{"nobody listens", strings.Replace(f.source, ":"+f.port, ":1", 1), "deploy", "known_hosts", "Connection refused",
+			"is the forge up"},
 	} {
 		serve(c.source, c.key, c.known)
 		says("release not accepted")
-		if log := f.read("cp.log")[said:]; !strings.Contains(log, c.error) || !strings.Contains(log, `"hint":"`) == (c.hint != "") || !strings.Contains(log, c.hint) || strings.Contains(log, "snapshot refreshed") {
+		if log := f.read("cp.log")[said:]; !strings.Contains(log, c.error) ||
+			!strings.Contains(log, `"hint":"`) == (c.hint != "") || !strings.Contains(log, c.hint) ||
+			strings.Contains(log, "snapshot refreshed") {
 			t.Errorf("%s: the log should say %q and hint at %q:\n%s", c.name, c.error, c.hint, log)
 		}
 	}

@@ -145,13 +145,16 @@ func (f *simFleet) try(program string, args ...string) (string, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.WaitDelay = f.dir, time.Second
-	cmd.Env = append(os.Environ(), "PATH="+f.path("bin")+":"+filepath.Dir(binary)+":"+os.Getenv("PATH"), "HOME="+f.dir, "DIR="+f.dir, "EDITOR=edit",
-		"XDG_CONFIG_HOME="+f.path("xdg"), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GIT_AUTHOR_NAME=jo", "GIT_AUTHOR_EMAIL=jo@e2e.test",
+	cmd.Env = append(os.Environ(), "PATH="+f.path("bin")+":"+filepath.Dir(binary)+":"+os.Getenv("PATH"), "HOME="+f.dir,
+		"DIR="+f.dir, "EDITOR=edit",
+		"XDG_CONFIG_HOME="+f.path("xdg"), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GIT_AUTHOR_NAME=jo",
+		"GIT_AUTHOR_EMAIL=jo@e2e.test",
 		"GIT_COMMITTER_NAME=jo", "GIT_COMMITTER_EMAIL=jo@e2e.test")
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(program), strings.Join(args, " "), err, out.String(), said.String())
+		return out.String(), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(program), strings.Join(args, " "), err, out.String(),
+			said.String())
 	}
 	return out.String(), nil
 }
@@ -204,9 +207,11 @@ func (f *simFleet) release(n int) {
 	f.t.Helper()
 	f.run("git", "-C", f.path("ci"), "pull", "-q", "--rebase", "origin", "main")
 	declared := &fleet.Fleet{
-		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{}, Waves: map[string][]fleet.Wave{},
-		RolloutPolicies: map[string]fleet.Policy{"now": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt}},
-		Channels:        map[string]fleet.Channel{},
+		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{},
+		Waves: map[string][]fleet.Wave{},
+		RolloutPolicies: map[string]fleet.Policy{
+			"now": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt}},
+		Channels: map[string]fleet.Channel{},
 	}
 	closures := map[string]string{}
 	for _, name := range f.names {
@@ -214,8 +219,9 @@ func (f *simFleet) release(n int) {
 		channel := cmp.Or(f.channels[name], "stable")
 		declared.Hosts[name] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: channel, Pubkey: &pubkey}
 		declared.Waves[channel] = []fleet.Wave{}
-		declared.Channels[channel] = fleet.Channel{RolloutPolicy: "now", ReconcileIntervalMinutes: 1, FreshnessWindow: 120, SigningIntervalMinutes: 60,
-			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled}}
+		declared.Channels[channel] = fleet.Channel{RolloutPolicy: "now", ReconcileIntervalMinutes: 1, FreshnessWindow: 120,
+			SigningIntervalMinutes: 60,
+			Compliance:             fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled}}
 		f.build(name, n)
 		closures[name] = "/nix/store/" + simClosureName(name, n)
 	}
@@ -224,7 +230,8 @@ func (f *simFleet) release(n int) {
 		f.must(err)
 		f.write(file, string(doc))
 	}
-	f.ci("--fleet-file", f.path("declared.json"), "--closures", f.path("closures.json"), "--confirm-window", confirmWindow.String())
+	f.ci("--fleet-file", f.path("declared.json"), "--closures", f.path("closures.json"), "--confirm-window",
+		confirmWindow.String())
 }
 
 // resign is what CI's timer does: the same release, signed again.
@@ -236,8 +243,10 @@ func (f *simFleet) resign() {
 
 func (f *simFleet) ci(flags ...string) {
 	f.t.Helper()
-	f.run(binary, append([]string{"release", "--build-flake", f.path("ci"), "--release-dir", f.path("ci/releases"), "--sign-key", f.path("keys/release.key"),
-		"--trust-file", f.path("keys/trust.json"), "--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@e2e.test"}, flags...)...)
+	f.run(binary, append([]string{"release", "--build-flake", f.path("ci"), "--release-dir", f.path("ci/releases"),
+		"--sign-key", f.path("keys/release.key"),
+		"--trust-file", f.path("keys/trust.json"), "--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email",
+		"ci@e2e.test"}, flags...)...)
 	f.run("git", "-C", f.path("fleet"), "pull", "-q", "--rebase", "origin", "main")
 }
 
@@ -274,18 +283,26 @@ func (f *simFleet) startControlPlane() {
 // serve runs a control plane with more flags.
 func (f *simFleet) serve(flags ...string) (stop func()) {
 	f.t.Helper()
-	return f.start("cp.log", append([]string{"cp", "serve", "--listen", f.address, "--tls-cert", f.path("keys/server.cert.pem"), "--tls-key", f.path("keys/server.key.pem"),
-		"--client-ca", f.path("keys/client-ca.pem"), "--fleet-ca-cert", f.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", f.path("keys/issuing-ca.key.pem"),
-		"--agent-cn-suffix", "e2e.test", "--trust-file", f.path("keys/trust.json"), "--state-dir", f.path("cp"), "--db-path", f.path("cp/state.db"),
-		"--source", "git+file://" + f.path("fleet.git") + "#main", "--confirm-deadline-secs", fmt.Sprint(int(confirmWindow.Seconds()))}, flags...)...)
+	return f.start("cp.log", append(
+		[]string{"cp", "serve", "--listen", f.address, "--tls-cert", f.path("keys/server.cert.pem"), "--tls-key",
+			f.path("keys/server.key.pem"),
+			"--client-ca", f.path("keys/client-ca.pem"), "--fleet-ca-cert", f.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key",
+			f.path("keys/issuing-ca.key.pem"),
+			"--agent-cn-suffix", "e2e.test", "--trust-file", f.path("keys/trust.json"), "--state-dir", f.path("cp"), "--db-path",
+			f.path("cp/state.db"),
+			"--source", "git+file://" + f.path("fleet.git") + "#main", "--confirm-deadline-secs",
+			fmt.Sprint(int(confirmWindow.Seconds()))}, flags...)...)
 }
 
 func (f *simFleet) startAgent(name string) (stop func()) {
 	f.t.Helper()
 	dir := f.path("hosts/" + name)
-	return f.start("hosts/"+name+"/agent.log", "agent", "run", "--control-plane-url", "https://"+f.address, "--machine-id", name,
-		"--trust-file", f.path("keys/trust.json"), "--ca-cert", f.path("keys/fleet-root.cert.pem"), "--client-cert", dir+"/cert.pem",
-		"--client-key", dir+"/key", "--ssh-host-key-file", dir+"/key", "--bootstrap-token-file", dir+"/token", "--state-dir", dir+"/state",
+	return f.start("hosts/"+name+"/agent.log", "agent", "run", "--control-plane-url", "https://"+f.address,
+		"--machine-id", name,
+		"--trust-file", f.path("keys/trust.json"), "--ca-cert", f.path("keys/fleet-root.cert.pem"), "--client-cert",
+		dir+"/cert.pem",
+		"--client-key", dir+"/key", "--ssh-host-key-file", dir+"/key", "--bootstrap-token-file", dir+"/token", "--state-dir",
+		dir+"/state",
 		"--allow-volatile-state", "--poll-interval", "1", "--settle-time", "300ms", "--agent-outside-closure",
 		"--simulated-host", dir+"/machine", "--simulated-cache", f.path("cache"))
 }

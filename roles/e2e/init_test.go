@@ -76,8 +76,10 @@ func TestInitToFirstRollout(t *testing.T) {
 	f.write(filepath.Join(disko, "flake.nix"), standInDisko, 0o644)
 	forge := filepath.Join(f.dir, "forge.git")
 	f.git("init", "--quiet", "--bare", "--initial-branch=main", forge)
-	out := f.mustRun(f.dir, "init", f.checkout(""), "--server", "127.0.0.1", "--suffix", nixSuffix, "--cache-url", f.cache.URL,
-		"--source-url", "git+file://"+forge+"#main", "--nixfleet-url", "path:"+source, "--nixpkgs-url", "path:"+nixpkgs, "--disko-url", "path:"+disko)
+	out := f.mustRun(f.dir, "init", f.checkout(""), "--server", "127.0.0.1", "--suffix", nixSuffix, "--cache-url",
+		f.cache.URL,
+		"--source-url", "git+file://"+forge+"#main", "--nixfleet-url", "path:"+source, "--nixpkgs-url", "path:"+nixpkgs,
+		"--disko-url", "path:"+disko)
 	if !strings.Contains(out, "next, in "+f.checkout("")) {
 		t.Errorf("init says no next step:\n%s", out)
 	}
@@ -135,7 +137,8 @@ func TestNixFlakeInitGivesTheTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.write(filepath.Join(source, "flake.nix"), strings.Replace(string(flake), "github:NixOS/nixpkgs/nixos-unstable", "path:"+nixpkgs, 1), 0o644)
+	f.write(filepath.Join(source, "flake.nix"),
+		strings.Replace(string(flake), "github:NixOS/nixpkgs/nixos-unstable", "path:"+nixpkgs, 1), 0o644)
 	absolute, err := filepath.Abs("../../nixops/template/fleet")
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +168,8 @@ func (f *nixFleet) sshIdentity() {
 		f.t.Fatal(err)
 	}
 	f.write(filepath.Join(f.dir, ".ssh/id_ed25519"), string(private), 0o600)
-	f.write(filepath.Join(f.dir, ".ssh/id_ed25519.pub"), pki.FormatHostKey(key.Crypto().Public().(ed25519.PublicKey), "jo")+"\n", 0o644)
+	f.write(filepath.Join(f.dir, ".ssh/id_ed25519.pub"),
+		pki.FormatHostKey(key.Crypto().Public().(ed25519.PublicKey), "jo")+"\n", 0o644)
 }
 
 // inputs makes the flakes that the fleet's own takes as nixpkgs and nixfleet: a
@@ -252,7 +256,8 @@ func (f *nixFleet) prepareHosts(names ...string) {
 		f.t.Fatal("fleet.nix has no canary that soaks")
 	}
 	declaration = strings.Replace(declaration, "soakMinutes = 30;", "soakSeconds = 1;", 1)
-	declaration = strings.ReplaceAll(declaration, "x86_64-linux", map[string]string{"amd64": "x86_64-linux", "arm64": "aarch64-linux"}[runtime.GOARCH])
+	declaration = strings.ReplaceAll(declaration, "x86_64-linux",
+		map[string]string{"amd64": "x86_64-linux", "arm64": "aarch64-linux"}[runtime.GOARCH])
 	f.write(file, declaration, 0o644)
 }
 
@@ -275,11 +280,14 @@ cp -a "$2" "$MACHINES/${4#.#}"
 		"var/lib/nixfleet": 0o700, "var/lib/nixfleet/bootstrap-token.age": 0o600,
 	}
 	keys := map[string]fs.FileMode{
-		"var/lib/nixfleet-keys": 0o700, "var/lib/nixfleet-keys/server.key.pem": 0o600, "var/lib/nixfleet-keys/issuing-ca.key.pem": 0o600,
-		"var/lib/nixfleet-keys/server.cert.pem": 0o600, "var/lib/nixfleet-keys/client-ca.pem": 0o600, "var/lib/nixfleet-keys/issuing-ca.cert.pem": 0o600,
+		"var/lib/nixfleet-keys": 0o700, "var/lib/nixfleet-keys/server.key.pem": 0o600,
+		"var/lib/nixfleet-keys/issuing-ca.key.pem": 0o600,
+		"var/lib/nixfleet-keys/server.cert.pem":    0o600, "var/lib/nixfleet-keys/client-ca.pem": 0o600,
+		"var/lib/nixfleet-keys/issuing-ca.cert.pem": 0o600,
 	}
 	for _, name := range names {
-		f.shell("sh install.sh "+name+" root@10.0.0.1", "NIXOS_ANYWHERE="+installer, "MACHINES="+machines, "TMPDIR="+temporary)
+		f.shell("sh install.sh "+name+" root@10.0.0.1", "NIXOS_ANYWHERE="+installer, "MACHINES="+machines,
+			"TMPDIR="+temporary)
 		machine := filepath.Join(machines, name)
 		for path, want := range modes {
 			f.mode(filepath.Join(machine, path), want)
@@ -291,8 +299,11 @@ cp -a "$2" "$MACHINES/${4#.#}"
 			f.mode(filepath.Join(machine, path), want)
 		}
 		h := f.installed(name)
-		f.shell(fmt.Sprintf("umask 077; mkdir -p %[2]s; cp %[1]s/var/lib/nixfleet/bootstrap-token.age %[2]s/token.json; cp %[1]s/etc/ssh/ssh_host_ed25519_key %[2]s/",
-			machine, h.dir))
+		f.shell(
+			fmt.Sprintf(
+				"umask 077; mkdir -p %[2]s; cp %[1]s/var/lib/nixfleet/bootstrap-token.age %[2]s/token.json; cp "+
+					"%[1]s/etc/ssh/ssh_host_ed25519_key %[2]s/",
+				machine, h.dir))
 		f.hosts[name] = h
 	}
 	for _, wrong := range []string{"sh install.sh web-01", "sh install.sh web-99 root@10.0.0.1"} {
@@ -343,7 +354,8 @@ func (f *nixFleet) job() func(args ...string) {
 		if len(args) == 0 {
 			key = base64.StdEncoding.EncodeToString([]byte(key + "\n"))
 		}
-		f.shell("git clone --quiet --branch main "+filepath.Join(f.dir, "forge.git")+" ../job && cd ../job && sh ci/release.sh "+strings.Join(args, " ")+
+		f.shell("git clone --quiet --branch main "+filepath.Join(f.dir, "forge.git")+
+			" ../job && cd ../job && sh ci/release.sh "+strings.Join(args, " ")+
 			" && cd .. && rm -rf job && git -C fleet pull --quiet --ff-only origin main",
 			"RELEASE_KEY="+key, "CACHE_KEY="+read("cache.key"), "COPY_TO="+f.cacheDest(), "NIXFLEET="+binary)
 	}

@@ -163,7 +163,8 @@ func (f *nixFleet) newHost(name string) *nixHost {
 	}
 	f.write(filepath.Join(h.dir, "ssh_host_ed25519_key"), string(private), 0o600)
 	h.pubkey = pki.FormatHostKey(h.key.Crypto().Public().(ed25519.PublicKey), "")
-	token := f.mustRun(f.dir, "mint-token", "--hostname", name, "--host-pubkey", h.pubkey, "--org-root-key", f.key("org-root.key"))
+	token := f.mustRun(f.dir, "mint-token", "--hostname", name, "--host-pubkey", h.pubkey, "--org-root-key",
+		f.key("org-root.key"))
 	f.write(filepath.Join(h.dir, "token.json"), token, 0o600)
 	return h
 }
@@ -171,7 +172,8 @@ func (f *nixFleet) newHost(name string) *nixHost {
 // installed is a machine that was just installed, without a key of its own.
 func (f *nixFleet) installed(name string) *nixHost {
 	t := f.t
-	h := &nixHost{name: name, root: testnix.TempDir(t), dir: filepath.Join(f.dir, "hosts", name), url: "https://" + f.address}
+	h := &nixHost{name: name, root: testnix.TempDir(t), dir: filepath.Join(f.dir, "hosts", name),
+		url: "https://" + f.address}
 	var err error
 	first := f.build.Build(t, testnix.Spec{Name: "nixos-system-" + name + "-installed"})
 	f.nix.Run(t, "nix", "copy", "--store", f.build.Dir, "--to", h.root, "--no-check-sigs", "/nix/store/"+first)
@@ -208,7 +210,8 @@ func (f *nixFleet) repository(channels map[string]string) {
 	var hosts, declared strings.Builder
 	seen := map[string]bool{}
 	for name, channel := range channels {
-		fmt.Fprintf(&hosts, "    %s = { system = %q; channel = %q; pubkey = %q; };\n", name, system, channel, f.hosts[name].pubkey)
+		fmt.Fprintf(&hosts, "    %s = { system = %q; channel = %q; pubkey = %q; };\n", name, system, channel,
+			f.hosts[name].pubkey)
 		if !seen[channel] {
 			fmt.Fprintf(&declared, "    %s.rolloutPolicy = \"now\";\n", channel)
 			seen[channel] = true
@@ -315,7 +318,8 @@ func (f *nixFleet) mustRun(dir string, args ...string) string {
 
 // environment makes every Nix below use the store that closures are built in.
 func (f *nixFleet) environment() []string {
-	return append(os.Environ(), "PATH="+f.nix.Bin()+":"+filepath.Dir(binary)+":"+os.Getenv("PATH"), "NIX_CONF_DIR="+f.nix.ConfDir(), "NIX_REMOTE="+f.build.Dir,
+	return append(os.Environ(), "PATH="+f.nix.Bin()+":"+filepath.Dir(binary)+":"+os.Getenv("PATH"),
+		"NIX_CONF_DIR="+f.nix.ConfDir(), "NIX_REMOTE="+f.build.Dir,
 		"NIX_STATE_DIR="+f.build.Dir+"/nix/var/nix", "XDG_CACHE_HOME="+filepath.Join(f.dir, "xdg"), "HOME="+f.dir,
 		"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
 }
@@ -370,11 +374,15 @@ func (f *nixFleet) cpLog() string { return filepath.Join(f.dir, "cp.log") }
 
 func (f *nixFleet) startControlPlane() {
 	f.t.Helper()
-	f.start(f.cpLog(), "cp", "serve", "--listen", f.address, "--tls-cert", f.key("server.cert.pem"), "--tls-key", f.key("server.key.pem"),
-		"--client-ca", f.key("client-ca.pem"), "--fleet-ca-cert", f.key("issuing-ca.cert.pem"), "--fleet-ca-key", f.key("issuing-ca.key.pem"),
+	f.start(f.cpLog(), "cp", "serve", "--listen", f.address, "--tls-cert", f.key("server.cert.pem"), "--tls-key",
+		f.key("server.key.pem"),
+		"--client-ca", f.key("client-ca.pem"), "--fleet-ca-cert", f.key("issuing-ca.cert.pem"), "--fleet-ca-key",
+		f.key("issuing-ca.key.pem"),
 		"--agent-cn-suffix", nixSuffix, "--trust-file", f.key("trust.json"), "--state-dir", filepath.Join(f.dir, "cp"),
-		"--db-path", filepath.Join(f.dir, "cp", "state.db"), "--source", "git+file://"+filepath.Join(f.dir, "forge.git")+"#main",
-		"--poll-interval", "1s", "--checkin-interval", "1s", "--confirm-deadline-secs", fmt.Sprint(int(confirmWindow.Seconds())))
+		"--db-path", filepath.Join(f.dir, "cp", "state.db"), "--source", "git+file://"+filepath.Join(f.dir, "forge.git")+
+			"#main",
+		"--poll-interval", "1s", "--checkin-interval", "1s", "--confirm-deadline-secs",
+		fmt.Sprint(int(confirmWindow.Seconds())))
 	f.until("the control plane answers", func() string {
 		if _, err := f.client.Whoami(f.t.Context()); err != nil {
 			return err.Error()
@@ -384,7 +392,8 @@ func (f *nixFleet) startControlPlane() {
 }
 
 func (f *nixFleet) hostFlags(h *nixHost) []string {
-	return []string{"--state-dir", filepath.Join(h.dir, "state"), "--root", h.root, "--supervisor", "process", "--nix-bin-dir", f.nix.Bin(), "--nix-conf-dir", f.nix.ConfDir()}
+	return []string{"--state-dir", filepath.Join(h.dir, "state"), "--root", h.root, "--supervisor", "process",
+		"--nix-bin-dir", f.nix.Bin(), "--nix-conf-dir", f.nix.ConfDir()}
 }
 
 func (h *nixHost) log() string { return filepath.Join(h.dir, "agent.log") }
@@ -406,10 +415,13 @@ func (f *nixFleet) startAgent(h *nixHost, more ...string) {
 		f.t.Fatal(err)
 	}
 	key := filepath.Join(h.dir, "ssh_host_ed25519_key")
-	args := append([]string{"agent", "run", "--control-plane-url", h.url, "--machine-id", h.name, "--trust-file", f.key("trust.json"),
-		"--ca-cert", f.key("fleet-root.cert.pem"), "--client-cert", filepath.Join(h.dir, "agent-cert.pem"), "--ssh-host-key-file", key,
+	args := append([]string{"agent", "run", "--control-plane-url", h.url, "--machine-id", h.name, "--trust-file",
+		f.key("trust.json"),
+		"--ca-cert", f.key("fleet-root.cert.pem"), "--client-cert", filepath.Join(h.dir, "agent-cert.pem"),
+		"--ssh-host-key-file", key,
 		"--bootstrap-token-file", filepath.Join(h.dir, "token.json"), "--allow-volatile-state", "--agent-outside-closure",
-		"--poll-interval", "1", "--settle-time", "300ms", "--substituters", f.cache.URL, "--trusted-public-keys", trust.CacheKeys[0],
+		"--poll-interval", "1", "--settle-time", "300ms", "--substituters", f.cache.URL, "--trusted-public-keys",
+		trust.CacheKeys[0],
 	}, f.hostFlags(h)...)
 	h.stop = f.start(h.log(), append(args, more...)...)
 }
@@ -492,7 +504,8 @@ func (f *nixFleet) converged(names ...string) {
 				return err.Error()
 			}
 			for _, entry := range view.Hosts {
-				if entry.Hostname == name && entry.Converged && entry.CurrentClosureHash != nil && *entry.CurrentClosureHash == want {
+				if entry.Hostname == name && entry.Converged && entry.CurrentClosureHash != nil &&
+					*entry.CurrentClosureHash == want {
 					return ""
 				}
 			}

@@ -40,7 +40,9 @@ func TestNixChain(t *testing.T) {
 	firstClosure := f.declared("db-1")
 
 	f.step("unsigned", func() { f.spoiltCache(three, "--copy-to", f.cacheDest()) })
-	f.step("wrongly signed", func() { f.spoiltCache(three, "--copy-to", f.cacheDest(), "--cache-key", f.foreign.SecretFile) })
+	f.step("wrongly signed", func() {
+		f.spoiltCache(three, "--copy-to", f.cacheDest(), "--cache-key", f.foreign.SecretFile)
+	})
 	f.step("repaired", func() {
 		f.edit("repaired", three...)
 		f.release(f.properly()...)
@@ -107,7 +109,8 @@ func (f *nixFleet) spoiltCache(names []string, push ...string) {
 				return err.Error()
 			}
 			for _, r := range answer.Reports {
-				if r.Hostname == name && r.Event == protocol.EventClosureSignatureMismatch && strings.Contains(string(r.Details), want) {
+				if r.Hostname == name && r.Event == protocol.EventClosureSignatureMismatch &&
+					strings.Contains(string(r.Details), want) {
 					if r.SignatureStatus == nil || *r.SignatureStatus != "verified" {
 						return fmt.Sprintf("the report's signature is %v", r.SignatureStatus)
 					}
@@ -296,7 +299,8 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 	// The head itself, while the host knows only its predecessor.
 	p.refused(f, h, head.forge(t, nil, func(doc map[string]any) { doc["confirmWindowSecs"] = 3600 }).as(t),
 		protocol.EventManifestVerifyFailed, string(pki.ReasonBadSignature))
-	p.refused(f, h, head.forge(t, foreign, func(map[string]any) {}).as(t), protocol.EventManifestVerifyFailed, string(pki.ReasonBadSignature))
+	p.refused(f, h, head.forge(t, foreign, func(map[string]any) {}).as(t), protocol.EventManifestVerifyFailed,
+		string(pki.ReasonBadSignature))
 	older := first.as(t)
 	older.answer = func(answer protocol.CheckinResponse) protocol.CheckinResponse {
 		answer.Head = &protocol.HeadRef{Channel: "stable", Hash: first.hash(t)}

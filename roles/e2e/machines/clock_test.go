@@ -32,7 +32,8 @@ func skewed(t *testing.T) string {
 	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {file: dir + "/time.go"}})
 	must(t, err)
 	must(t, os.WriteFile(dir+"/overlay.json", overlay, 0o644))
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-overlay", dir+"/overlay.json", "-o", dir+"/nixfleet", "nixfleet")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-overlay", dir+"/overlay.json", "-o",
+		dir+"/nixfleet", "nixfleet")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build nixfleet: %v\n%s", err, out)

@@ -21,7 +21,8 @@ var controlPlaneFiles = map[string]string{
 const secrets = "/var/lib/secrets/"
 
 // bareMachine runs Debian's own systemd and, besides, units of its own.
-func bareMachine(t *testing.T, n *network, name, base, binary string, units map[string]string, wanted ...string) *machine {
+func bareMachine(t *testing.T, n *network, name, base, binary string, units map[string]string,
+	wanted ...string) *machine {
 	t.Helper()
 	m := newMachine(t, n, name, base, binary)
 	m.write("/usr/local/sbin/stage-2", "#!/bin/sh\nexec /lib/systemd/systemd\n", 0o755)
@@ -46,7 +47,8 @@ func TestControlPlaneUnit(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(keys, "webhook-token"), []byte("a-token-of-the-forge\n"), 0o600))
 
 	units := map[string]string{}
-	for _, name := range []string{"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path", "nixfleet-control-plane-credentials.service"} {
+	for _, name := range []string{"nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path",
+		"nixfleet-control-plane-credentials.service"} {
 		text, err := os.ReadFile("../../../nixops/modules/testdata/rendered/control-plane/" + name)
 		must(t, err)
 		units[name] = strings.NewReplacer(
@@ -55,7 +57,8 @@ func TestControlPlaneUnit(t *testing.T) {
 			"--agent-cn-suffix=fleet.example.com", "--agent-cn-suffix="+suffix,
 		).Replace(string(text))
 	}
-	m := bareMachine(t, newNetwork(t), "cp", base, binary, units, "nixfleet-control-plane.service", "nixfleet-control-plane-credentials.path")
+	m := bareMachine(t, newNetwork(t), "cp", base, binary, units, "nixfleet-control-plane.service",
+		"nixfleet-control-plane-credentials.path")
 	file := func(inside, from string, mode os.FileMode) {
 		t.Helper()
 		data, err := os.ReadFile(filepath.Join(keys, from))
@@ -75,13 +78,17 @@ func TestControlPlaneUnit(t *testing.T) {
 "channels":{"stable":{"rolloutPolicy":"now","reconcileIntervalMinutes":30,"freshnessWindow":1440,"signingIntervalMinutes":60,"compliance":{"frameworks":[],"mode":"disabled"}}},
 "rolloutPolicies":{"now":{"strategy":"all-at-once","healthGate":{},"onHealthFailure":"halt","waves":[]}},
 "waves":{"stable":[]},"edges":[],"channelEdges":[],"disruptionBudgets":[],"meta":{"schemaVersion":1,"signedAt":null,"ciCommit":null}}`, public)), 0o644))
-	must(t, os.WriteFile(filepath.Join(keys, "closures.json"), []byte(`{"web-01":"/nix/store/0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}`), 0o644))
-	command(t, binary, "release", "--fleet-file", filepath.Join(keys, "fleet.json"), "--closures", filepath.Join(keys, "closures.json"),
-		"--release-dir", m.path("/srv/fleet"), "--sign-key", filepath.Join(keys, "release.key"), "--trust-file", filepath.Join(keys, "trust.json"))
+	must(t, os.WriteFile(filepath.Join(keys, "closures.json"),
+		[]byte(`{"web-01":"/nix/store/0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}`), 0o644))
+	command(t, binary, "release", "--fleet-file", filepath.Join(keys, "fleet.json"), "--closures",
+		filepath.Join(keys, "closures.json"),
+		"--release-dir", m.path("/srv/fleet"), "--sign-key", filepath.Join(keys, "release.key"), "--trust-file",
+		filepath.Join(keys, "trust.json"))
 
 	m.boot()
 	answers := func() string {
-		out, err := m.try("nixfleet", "status", "--json", "--cp-url", "https://127.0.0.1:8080", "--ca-cert", "/root/fleet-root.cert.pem",
+		out, err := m.try("nixfleet", "status", "--json", "--cp-url", "https://127.0.0.1:8080", "--ca-cert",
+			"/root/fleet-root.cert.pem",
 			"--client-cert", "/root/operator.pem", "--client-key", "/root/operator.key")
 		if err != nil {
 			return err.Error()
@@ -94,7 +101,8 @@ func TestControlPlaneUnit(t *testing.T) {
 	until(t, "the control plane answers", answers)
 
 	show := func(property string) string {
-		return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property="+property, "nixfleet-control-plane.service"))
+		return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property="+property,
+			"nixfleet-control-plane.service"))
 	}
 	pid := show("MainPID")
 	if uid := strings.TrimSpace(m.run("stat", "--format=%u", "/proc/"+pid)); uid == "0" {
@@ -114,7 +122,9 @@ func TestControlPlaneUnit(t *testing.T) {
 
 	// All machines of this kernel share its inotify instances; when others have taken
 	// them, no path unit can watch anything.
-	if _, err := m.try("sh", "-c", "systemctl reset-failed nixfleet-control-plane-credentials.path; systemctl start nixfleet-control-plane-credentials.path"); err != nil {
+	if _, err := m.try("sh", "-c",
+		"systemctl reset-failed nixfleet-control-plane-credentials.path; systemctl start "+
+			"nixfleet-control-plane-credentials.path"); err != nil {
 		if journal := m.journal(); strings.Contains(journal, "Failed to allocate inotify fd") {
 			t.Skip("no inotify instance is left on this machine to watch the credentials with")
 		}

@@ -64,7 +64,8 @@ func playInitChanged(t *testing.T, g *ground) {
 	}
 	p.m.reboot(nil)
 	p.confirmed(next)
-	p.tell("switch-to-configuration ends with 100; then root reboots", "the new generation, after the reboot", "deferred: systemd; pending reboot; then converged")
+	p.tell("switch-to-configuration ends with 100; then root reboots", "the new generation, after the reboot",
+		"deferred: systemd; pending reboot; then converged")
 }
 
 // inhibitor gives a system a switch inhibitor: two systems with other texts cannot be
@@ -80,7 +81,8 @@ func playInhibited(t *testing.T, g *ground) {
 	p.staged(next)
 	p.m.reboot(nil)
 	p.confirmed(next)
-	p.tell("deferred update without a reboot window; then root reboots", "the new generation, after the reboot", "deferred; pending reboot; then converged")
+	p.tell("deferred update without a reboot window; then root reboots", "the new generation, after the reboot",
+		"deferred; pending reboot; then converged")
 }
 
 func playRebootWindow(t *testing.T, g *ground) {
@@ -92,12 +94,14 @@ func playRebootWindow(t *testing.T, g *ground) {
 	if n := p.m.booted(); n != 2 {
 		t.Errorf("%s was booted %d times", p.m.name, n)
 	}
-	p.tell("deferred update with a reboot window (stub of systemd-boot's variables)", "the new generation, booted once and then for good", "deferred; rebooted in its window; converged")
+	p.tell("deferred update with a reboot window (stub of systemd-boot's variables)",
+		"the new generation, booted once and then for good", "deferred; rebooted in its window; converged")
 }
 
 // A staged generation that does not prove itself is left again by a reboot.
 func playStagedBad(t *testing.T, g *ground) {
-	p := newPlayOn(t, g, g.brief, "staged-bad", "channel-staged-bad", once, inhibitor("one"), option("--reboot-policy=immediate"))
+	p := newPlayOn(t, g, g.brief, "staged-bad", "channel-staged-bad", once, inhibitor("one"),
+		option("--reboot-policy=immediate"))
 	next := p.next("next", inhibitor("two"), option("--reboot-policy=immediate"), agentOf(g.broken))
 	p.release(next)
 	p.defers(next)

@@ -27,7 +27,8 @@ type forge struct {
 
 // newForge makes the repository and the first release, of an empty fleet.
 func (g *ground) newForge(name string, window time.Duration) *forge {
-	f := &forge{g: g, name: name, window: window, hosts: map[string]*fleet.Host{}, policies: map[string]string{}, closures: map[string]string{}}
+	f := &forge{g: g, name: name, window: window, hosts: map[string]*fleet.Host{}, policies: map[string]string{},
+		closures: map[string]string{}}
 	g.run("git", "init", "-q", "--bare", "-b", "main", f.repository())
 	g.run("git", "clone", "-q", f.repository(), f.checkout())
 	must(g.t, os.WriteFile(f.checkout()+"/flake.lock", []byte("0\n"), 0o644))
@@ -94,7 +95,8 @@ func (f *forge) releases() {
 
 func (f *forge) publish(hosts map[string]*fleet.Host, closures, policies map[string]string) error {
 	declared := &fleet.Fleet{
-		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{}, Waves: map[string][]fleet.Wave{}, Channels: map[string]fleet.Channel{},
+		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}, Hosts: map[string]*fleet.Host{},
+		Waves: map[string][]fleet.Wave{}, Channels: map[string]fleet.Channel{},
 		RolloutPolicies: map[string]fleet.Policy{
 			"halt":     {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt},
 			"rollback": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureRollback},
@@ -126,8 +128,11 @@ func (f *forge) publish(hosts map[string]*fleet.Host, closures, policies map[str
 		}
 	}
 	g := f.g
-	_, err := g.try(g.binary, "release", "--build-flake", f.checkout(), "--release-dir", f.checkout()+"/releases", "--fleet-file", g.path(f.name+"-declared.json"),
-		"--closures", g.path(f.name+"-closures.json"), "--sign-key", g.path("keys/release.key"), "--trust-file", g.path("keys/trust.json"),
-		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@"+suffix, "--confirm-window", f.window.String())
+	_, err := g.try(g.binary, "release", "--build-flake", f.checkout(), "--release-dir", f.checkout()+"/releases",
+		"--fleet-file", g.path(f.name+"-declared.json"),
+		"--closures", g.path(f.name+"-closures.json"), "--sign-key", g.path("keys/release.key"), "--trust-file",
+		g.path("keys/trust.json"),
+		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@"+suffix, "--confirm-window",
+		f.window.String())
 	return err
 }

@@ -55,8 +55,10 @@ const suffix = "machines.test"
 
 func newGround(t testing.TB, binary, base string, nix testnix.Nix) *ground {
 	g := &ground{
-		t: t, nix: nix, binary: binary, base: base, dir: t.TempDir(), net: newNetwork(t), store: nix.NewStore(t), cache: nix.NewCache(t),
-		agents: map[string]string{}, hooks: map[string]func(http.ResponseWriter, *http.Request) bool{}, ports: 8443, setup: make(chan struct{}, 2),
+		t: t, nix: nix, binary: binary, base: base, dir: t.TempDir(), net: newNetwork(t), store: nix.NewStore(t),
+		cache:  nix.NewCache(t),
+		agents: map[string]string{}, hooks: map[string]func(http.ResponseWriter, *http.Request) bool{}, ports: 8443,
+		setup: make(chan struct{}, 2),
 	}
 	g.run(binary, "keygen", "all", "--dir", g.path("keys"), "--suffix", suffix, "--server", hubAddress)
 	g.serveCache()
@@ -106,13 +108,15 @@ func (g *ground) read(name string) string {
 func (g *ground) try(program string, args ...string) (string, error) {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = g.dir
-	cmd.Env = append(os.Environ(), "HOME="+g.dir, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GIT_AUTHOR_NAME=ci",
+	cmd.Env = append(os.Environ(), "HOME="+g.dir, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=ci",
 		"GIT_AUTHOR_EMAIL=ci@"+suffix, "GIT_COMMITTER_NAME=ci", "GIT_COMMITTER_EMAIL=ci@"+suffix)
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err != nil {
-		return string(out), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(program), strings.Join(args, " "), err, out, said.String())
+		return string(out), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(program), strings.Join(args, " "), err, out,
+			said.String())
 	}
 	return string(out), nil
 }
@@ -194,11 +198,16 @@ func (c *controlPlane) start(t testing.TB) {
 	log, err := os.OpenFile(dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must(t, err)
 	defer log.Close()
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+g.net.hub, g.binary, "cp", "serve", "--listen", fmt.Sprintf("%s:%d", hubAddress, c.port),
-		"--tls-cert", g.path("keys/server.cert.pem"), "--tls-key", g.path("keys/server.key.pem"), "--client-ca", g.path("keys/client-ca.pem"),
-		"--fleet-ca-cert", g.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", g.path("keys/issuing-ca.key.pem"), "--agent-cn-suffix", suffix,
-		"--trust-file", g.path("keys/trust.json"), "--state-dir", dir, "--db-path", dir+"/state.db", "--source", "git+file://"+c.forge.repository()+"#main",
-		"--poll-interval", "1s", "--checkin-interval", "2s", "--confirm-deadline-secs", fmt.Sprint(int(c.forge.window.Seconds())))
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+g.net.hub, g.binary, "cp", "serve", "--listen",
+		fmt.Sprintf("%s:%d", hubAddress, c.port),
+		"--tls-cert", g.path("keys/server.cert.pem"), "--tls-key", g.path("keys/server.key.pem"), "--client-ca",
+		g.path("keys/client-ca.pem"),
+		"--fleet-ca-cert", g.path("keys/issuing-ca.cert.pem"), "--fleet-ca-key", g.path("keys/issuing-ca.key.pem"),
+		"--agent-cn-suffix", suffix,
+		"--trust-file", g.path("keys/trust.json"), "--state-dir", dir, "--db-path", dir+"/state.db", "--source",
+		"git+file://"+c.forge.repository()+"#main",
+		"--poll-interval", "1s", "--checkin-interval", "2s", "--confirm-deadline-secs",
+		fmt.Sprint(int(c.forge.window.Seconds())))
 	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.SysProcAttr = log, log, append(os.Environ(), "HOME="+g.dir), withUs
 	must(t, cmd.Start())
 	c.mu.Lock()

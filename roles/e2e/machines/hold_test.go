@@ -36,14 +36,17 @@ type hold struct {
 // hold stops the machine when it comes to the step; to be asked for before the release.
 func (p *play) hold(step string) *hold {
 	p.Helper()
-	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE)
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK,
+		unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE)
 	if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL) {
 		p.Skipf("this kernel does not let us hold a machine at a step of its journal: %v", err)
 	}
 	must(p, err)
-	h := &hold{m: p.m, step: step, file: os.NewFile(uintptr(fd), "fanotify"), reached: make(chan struct{}), let: make(chan struct{})}
+	h := &hold{m: p.m, step: step, file: os.NewFile(uintptr(fd), "fanotify"), reached: make(chan struct{}),
+		let: make(chan struct{})}
 	p.Cleanup(h.release)
-	must(p, unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM|unix.FAN_EVENT_ON_CHILD, unix.AT_FDCWD, p.m.path(agentState)))
+	must(p, unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM|unix.FAN_EVENT_ON_CHILD, unix.AT_FDCWD,
+		p.m.path(agentState)))
 	go h.watch()
 	return h
 }

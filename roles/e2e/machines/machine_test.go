@@ -137,7 +137,8 @@ func (m *machine) start() error {
 	// In a group of its own: systemd manages the groups below its own as if they were
 	// all its machine's.
 	cmd := exec.Command("/bin/sh", "-c", join+`exec "$@"`, "sh", "systemd-nspawn", "-q", "-D", m.root, "--machine="+m.name,
-		"--register=no", "--keep-unit", "--link-journal=no", "--network-namespace-path=/run/netns/"+m.netns, "--console=read-only", "--capability=CAP_NET_ADMIN",
+		"--register=no", "--keep-unit", "--link-journal=no", "--network-namespace-path=/run/netns/"+m.netns,
+		"--console=read-only", "--capability=CAP_NET_ADMIN",
 		"--resolv-conf=off", "--timezone=off", "--bind-ro="+m.binary+":/usr/local/bin/nixfleet", "/usr/local/sbin/stage-2")
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = console, console, withUs
 	if err := cmd.Start(); err != nil {
@@ -191,7 +192,8 @@ func leaderOf(nspawn int) int {
 		status, _ := os.ReadFile("/proc/" + child + "/status")
 		for line := range strings.Lines(string(status)) {
 			if f := strings.Fields(line); len(f) > 2 && f[0] == "NSpid:" && f[len(f)-1] == "1" {
-				if comm, _ := os.ReadFile("/proc/" + child + "/comm"); strings.HasPrefix(string(comm), "systemd-nspawn") || strings.HasPrefix(string(comm), "(sd-") {
+				if comm, _ := os.ReadFile("/proc/" + child + "/comm"); strings.HasPrefix(string(comm), "systemd-nspawn") ||
+					strings.HasPrefix(string(comm), "(sd-") {
 					return 0
 				}
 				pid, _ := strconv.Atoi(child)
@@ -285,8 +287,10 @@ func (m *machine) try(args ...string) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(leader), "-m", "-p", "-i", "-u", "-n", "-C", "--"}, args...)...)
-	cmd.Env = []string{"PATH=" + nixInside + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME=/root", "LANG=C"}
+	cmd := exec.CommandContext(ctx, "nsenter",
+		append([]string{"-t", strconv.Itoa(leader), "-m", "-p", "-i", "-u", "-n", "-C", "--"}, args...)...)
+	cmd.Env = []string{"PATH=" + nixInside + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME=/root",
+		"LANG=C"}
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -332,7 +336,8 @@ func (m *machine) console() string {
 }
 
 func (m *machine) journal() string {
-	out, err := m.try("journalctl", "--no-pager", "-o", "short-precise", "-n", "300", "-u", "nixfleet-*", "-u", "network-*", "-u", "app*", "-u", "init.scope")
+	out, err := m.try("journalctl", "--no-pager", "-o", "short-precise", "-n", "300", "-u", "nixfleet-*", "-u",
+		"network-*", "-u", "app*", "-u", "init.scope")
 	if err != nil {
 		out += m.console()
 	}

@@ -71,7 +71,8 @@ func TestMachines(t *testing.T) {
 	t.Run("all", func(t *testing.T) {
 		// The long ones first, since they end last. Parallel tests by themselves begin in
 		// any order.
-		slices.SortStableFunc(scenarios, func(a, b scenario) int { return slices.Index(long, b.name) - slices.Index(long, a.name) })
+		slices.SortStableFunc(scenarios,
+			func(a, b scenario) int { return slices.Index(long, b.name) - slices.Index(long, a.name) })
 		slots := make(chan struct{}, atOnce)
 		var turns []chan struct{}
 		for _, s := range scenarios {
@@ -102,7 +103,8 @@ type scenario struct {
 
 // long are the scenarios of many parts, and those that wait out a window or a pause, the
 // longest last.
-var long = []string{"clock", "cache-bad", "masks-agent", "breaks-agent", "cuts-network", "hangs", "recall", "lock-held", "staged-bad", "cp-4", "power-3", "power-5",
+var long = []string{"clock", "cache-bad", "masks-agent", "breaks-agent", "cuts-network", "hangs", "recall", "lock-held",
+	"staged-bad", "cp-4", "power-3", "power-5",
 	"exit-codes", "cp-3", "cp-2", "cp-1", "power-2", "power-1", "cache-slow", "cache-away", "power-fetching", "cp-away"}
 
 // table is what happened, as Markdown.

@@ -19,7 +19,8 @@ func init() {
 		course("cp-1", begin("cp-1"), killed("fetching"), killed("arming"), killed("switching")),
 		course("cp-2", begin("cp-2"), killed("checking"), killed("undoing", late), killed("undone", late)),
 		course("cp-3", begin("cp-3"), killed("proven"), killed("committing"), killed("committed")),
-		course("cp-4", begin("cp-4", inhibitor("0")), part{"staging", playControlPlaneKilledStaging}, part{"staged", playControlPlaneKilledStaged}),
+		course("cp-4", begin("cp-4", inhibitor("0")), part{"staging", playControlPlaneKilledStaging},
+			part{"staged", playControlPlaneKilledStaged}),
 	)
 	killedAt["staging"], killedAt["staged"] = true, true
 }

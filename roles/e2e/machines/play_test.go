@@ -36,18 +36,22 @@ func newPlay(t *testing.T, g *ground, cp *controlPlane, name string, changes ...
 
 // newPlayOn is newPlay on a channel that may be shared, with a machine that is prepared
 // before anything is installed.
-func newPlayOn(t *testing.T, g *ground, cp *controlPlane, name, channel string, prepare func(*machine), changes ...change) *play {
+func newPlayOn(t *testing.T, g *ground, cp *controlPlane, name, channel string, prepare func(*machine),
+	changes ...change) *play {
 	t.Helper()
 	g.setup <- struct{}{}
 	p := &play{T: t, g: g, cp: cp, m: newMachine(t, g.net, name, g.base, g.binary), known: map[string]bool{}}
 	prepare(p.m)
 	private, public := newKey(t, name)
 	p.m.write("/etc/ssh/ssh_host_ed25519_key", private, 0o600)
-	token := g.run(g.binary, "mint-token", "--hostname", name, "--host-pubkey", public, "--org-root-key", g.path("keys/org-root.key"))
+	token := g.run(g.binary, "mint-token", "--hostname", name, "--host-pubkey", public, "--org-root-key",
+		g.path("keys/org-root.key"))
 	p.m.write("/etc/nixfleet/bootstrap-token", token, 0o600)
 	p.m.write("/etc/nixfleet/fleet-root.cert.pem", g.read("keys/fleet-root.cert.pem"), 0o644)
-	p.m.write("/etc/nix/nix.conf", "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\nsubstituters = http://"+hubAddress+":"+cachePort+
-		"\ntrusted-public-keys = "+g.cacheKey+"\n", 0o644)
+	p.m.write("/etc/nix/nix.conf",
+		"experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\nsubstituters = http://"+hubAddress+
+			":"+cachePort+
+			"\ntrusted-public-keys = "+g.cacheKey+"\n", 0o644)
 	p.m.write("/usr/local/sbin/stage-2", stage2Model, 0o755)
 	p.m.write(systemdInside+"/bootctl", bootctlStub, 0o755)
 
@@ -88,13 +92,15 @@ func (p *play) install(closure string) {
 		must(p, os.Symlink("/run/"+link, p.m.path("/nix/var/nix/gcroots/"+link)))
 	}
 	p.m.write("/boot/loader/loader.conf", "default nixos-"+closure+".conf\n", 0o644)
-	p.m.write("/boot/loader/entries/nixos-"+closure+".conf", "options init=/nix/store/"+closure+"/init loglevel=4\n", 0o644)
+	p.m.write("/boot/loader/entries/nixos-"+closure+".conf",
+		"options init=/nix/store/"+closure+"/init loglevel=4\n", 0o644)
 }
 
 // system is a generation of this machine like the first one, but for the changes.
 func (p *play) system(changes ...change) *system {
 	s := &system{
-		machine: p.m, url: p.cp.url(), agent: p.g.agent, trust: p.g.read("keys/trust.json"), address: p.m.address, init: "1\n",
+		machine: p.m, url: p.cp.url(), agent: p.g.agent, trust: p.g.read("keys/trust.json"), address: p.m.address,
+		init:  "1\n",
 		units: map[string]string{}, knobs: map[string]string{}, files: map[string]string{},
 	}
 	for _, change := range changes {
@@ -157,7 +163,8 @@ func (p *play) outside() outside {
 		o.profile = filepath.Base(target)
 	}
 	conf, _ := os.ReadFile(p.m.path("/boot/loader/loader.conf"))
-	entry, _ := os.ReadFile(p.m.path("/boot/loader/entries/" + strings.TrimSpace(strings.TrimPrefix(string(conf), "default "))))
+	entry, _ := os.ReadFile(p.m.path("/boot/loader/entries/" +
+		strings.TrimSpace(strings.TrimPrefix(string(conf), "default "))))
 	if found := initOf.FindSubmatch(entry); found != nil {
 		o.boot = string(found[1])
 	}

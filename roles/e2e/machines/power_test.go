@@ -19,13 +19,16 @@ func init() {
 			powerCut("arming", "arming", nil, lostPower),
 			// Before anything of the target runs, while it stops units, and after it has flipped.
 			powerCut("switching", "switching, before the script", nil, lostPower),
-			powerCut("switching-stops", "switching, units being stopped", func(p *play, next string) { p.listed("start") }, lostPower, knob("seconds", pause)),
-			powerCut("switching-flipped", "switching, after current-system flipped", func(p *play, next string) { p.becomes(current, next) }, lostPower, knob("seconds-after", pause)),
+			powerCut("switching-stops", "switching, units being stopped", func(p *play, next string) { p.listed("start") },
+				lostPower, knob("seconds", pause)),
+			powerCut("switching-flipped", "switching, after current-system flipped",
+				func(p *play, next string) { p.becomes(current, next) }, lostPower, knob("seconds-after", pause)),
 		),
 		course("power-2", begin("power-2"),
 			powerCut("checking", "checking", nil, lostPower),
 			powerCut("proven", "proven", nil, lostPower),
-			powerCut("committing", "committing, before the boot loader", func(p *play, next string) { p.becomes(profile, next) }, lostPower, knob("boot-seconds", pause)),
+			powerCut("committing", "committing, before the boot loader", func(p *play, next string) { p.becomes(profile, next) },
+				lostPower, knob("boot-seconds", pause)),
 			powerCut("undone", "undone", nil, lateUndone, late),
 		),
 		course("power-3", begin("power-3"),
@@ -41,7 +44,8 @@ func init() {
 		),
 		course("power-5", begin("power-5", inhibitor("one")),
 			// The boot loader has not been told yet: what boots is what was there.
-			powerCut("staging", "staging, before the boot loader", func(p *play, next string) { p.becomes(profile, next) }, lostPower, inhibitor("two"), knob("boot-seconds", pause)),
+			powerCut("staging", "staging, before the boot loader", func(p *play, next string) { p.becomes(profile, next) },
+				lostPower, inhibitor("two"), knob("boot-seconds", pause)),
 			part{"staged", playPowerStaged},
 		),
 		scenario{"power-fetching", playPowerFetching}, scenario{"reboots", playReboots},
@@ -51,7 +55,8 @@ func init() {
 
 // powerCut is a part with a power cut at a step, the first word of its name: when there is
 // a moment to wait for, then, and otherwise while the machine is held there.
-func powerCut(name, at string, moment func(p *play, next string), end func(p *play, next string), changes ...change) part {
+func powerCut(name, at string, moment func(p *play, next string), end func(p *play, next string),
+	changes ...change) part {
 	step, _, _ := strings.Cut(name, "-")
 	cutAt[step] = true
 	return part{name, func(p *play, next func(...change) string) {

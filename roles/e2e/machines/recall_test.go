@@ -49,7 +49,8 @@ func (g *ground) newPuppet(t *testing.T, cp *controlPlane) *puppet {
 	proxy := &httputil.ReverseProxy{
 		Transport: &http.Transport{
 			DialContext: g.net.dial, DisableKeepAlives: true,
-			TLSClientConfig: &tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.certificate() }},
+			TLSClientConfig: &tls.Config{RootCAs: roots,
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.certificate() }},
 		},
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(upstream)
@@ -72,7 +73,8 @@ func (g *ground) newPuppet(t *testing.T, cp *controlPlane) *puppet {
 		}
 		proxy.ServeHTTP(w, r)
 	})
-	server := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}}
+	server := &http.Server{Handler: handler,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}}
 	go server.ServeTLS(listener, "", "")
 	t.Cleanup(func() { server.Close() })
 	return p
@@ -210,7 +212,8 @@ func playRecall(t *testing.T, g *ground) {
 		}
 		return "no report of it"
 	})
-	p.tell("rollback asked for another rollout than the one in force", "the generation it runs", "rollback-refused: what runs here is not of the rollout that the head names")
+	p.tell("rollback asked for another rollout than the one in force", "the generation it runs",
+		"rollback-refused: what runs here is not of the rollout that the head names")
 	cp.demands(nil)
 	cp.gagged(false)
 	p.confirmed(three)

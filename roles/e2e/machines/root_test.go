@@ -43,7 +43,8 @@ func baseRoot(t testing.TB, dir string, nix testnix.Nix) string {
 	fresh := root + ".new"
 	must(t, os.RemoveAll(fresh))
 	t.Log("making the root of the machines with debootstrap")
-	command(t, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,iproute2,ca-certificates", release, fresh, mirror(t))
+	command(t, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,iproute2,ca-certificates", release,
+		fresh, mirror(t))
 
 	// As on NixOS, units come from the running closure alone. Debian's own links that
 	// enable some are gone with the directory.
@@ -51,7 +52,8 @@ func baseRoot(t testing.TB, dir string, nix testnix.Nix) string {
 	must(t, os.Symlink("../static/systemd/system", fresh+"/etc/systemd/system"))
 	must(t, os.WriteFile(fresh+"/etc/NIXOS", nil, 0o644))
 	// What nobody asks for here but what takes inotify instances, of which root has 128.
-	for _, wanted := range []string{"sysinit.target.wants/systemd-ask-password-*", "multi-user.target.wants/systemd-ask-password-*",
+	for _, wanted := range []string{"sysinit.target.wants/systemd-ask-password-*",
+		"multi-user.target.wants/systemd-ask-password-*",
 		"multi-user.target.wants/getty.target", "multi-user.target.wants/systemd-logind.service", "timers.target.wants/*"} {
 		links, err := filepath.Glob(fresh + "/usr/lib/systemd/system/" + wanted)
 		must(t, err)
@@ -66,14 +68,16 @@ func baseRoot(t testing.TB, dir string, nix testnix.Nix) string {
 		must(t, os.Symlink("/usr/bin/"+program, fresh+systemdInside+"/"+program))
 	}
 	must(t, os.MkdirAll(fresh+"/etc/systemd/system.conf.d", 0o755))
-	must(t, os.WriteFile(fresh+"/etc/systemd/system.conf.d/path.conf", []byte("[Manager]\nDefaultEnvironment=PATH="+systemdInside+"\n"), 0o644))
+	must(t, os.WriteFile(fresh+"/etc/systemd/system.conf.d/path.conf",
+		[]byte("[Manager]\nDefaultEnvironment=PATH="+systemdInside+"\n"), 0o644))
 	must(t, os.RemoveAll(fresh+"/etc/hostname"))
 
 	// The Nix that .ci/nix.sh made runs by the absolute paths of its own libc, and the
 	// agent has a /tmp of its own: it gets a place that is the same in every machine.
 	command(t, "cp", "-a", nix.Dir+"/root", fresh+nixInside)
 	program := fresh + nixInside + "/usr/bin/nix"
-	for _, change := range []struct{ show, set string }{{"--print-interpreter", "--set-interpreter"}, {"--print-rpath", "--set-rpath"}} {
+	for _, change := range []struct{ show, set string }{{"--print-interpreter", "--set-interpreter"},
+		{"--print-rpath", "--set-rpath"}} {
 		old := strings.TrimSpace(command(t, "patchelf", change.show, program))
 		command(t, "patchelf", "--force-rpath", change.set, strings.ReplaceAll(old, nix.Dir+"/root", nixInside), program)
 	}
@@ -88,7 +92,8 @@ func baseRoot(t testing.TB, dir string, nix testnix.Nix) string {
 // mirror is the archive that apt of this machine uses.
 func mirror(t testing.TB) string {
 	t.Helper()
-	for line := range strings.Lines(command(t, "apt-get", "indextargets", "--format", "$(CREATED_BY)|$(RELEASE)|$(REPO_URI)|$(COMPONENT)")) {
+	for line := range strings.Lines(
+		command(t, "apt-get", "indextargets", "--format", "$(CREATED_BY)|$(RELEASE)|$(REPO_URI)|$(COMPONENT)")) {
 		f := strings.Split(strings.TrimSpace(line), "|")
 		if len(f) == 4 && f[0] == "Packages" && f[1] == release && f[3] == "main" {
 			return f[2]

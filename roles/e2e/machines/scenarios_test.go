@@ -74,7 +74,8 @@ func playFailsLater(t *testing.T, g *ground) {
 func playCrashLoop(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.main, "crash-loop")
 	p.release(p.next("next", unit("loop.service",
-		"[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh -c '/bin/sleep 0.3; exit 1'\nRestart=always\nRestartSec=1\n")))
+		"[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh -c '/bin/sleep 0.3; exit "+
+			"1'\nRestart=always\nRestartSec=1\n")))
 	p.back("loop.service", true)
 	p.tell("unit that crash-loops", onOld, "")
 }
@@ -89,7 +90,8 @@ func playFailedBefore(t *testing.T, g *ground) {
 	if out, err := p.m.try("systemctl", "is-failed", "broken.service"); err != nil {
 		p.Errorf("broken.service is %s", out)
 	}
-	p.tell("unit that had failed before too", onNew, "converged; switch-to-configuration's exit 4 is not blamed on the release")
+	p.tell("unit that had failed before too", onNew,
+		"converged; switch-to-configuration's exit 4 is not blamed on the release")
 }
 
 func playCutsNetwork(t *testing.T, g *ground) {
@@ -251,7 +253,8 @@ func playLockHeld(t *testing.T, g *ground) {
 	next := p.next("next")
 	held := make(chan error, 1)
 	go func() {
-		_, err := p.m.try("flock", "-n", "/run/nixos/switch-to-configuration.lock", "sh", "-c", "touch /run/is-held; until test -e /run/let-go; do sleep 1; done")
+		_, err := p.m.try("flock", "-n", "/run/nixos/switch-to-configuration.lock", "sh", "-c",
+			"touch /run/is-held; until test -e /run/let-go; do sleep 1; done")
 		held <- err
 	}()
 	until(t, "the lock is held", func() string {

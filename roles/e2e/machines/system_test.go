@@ -50,7 +50,8 @@ const mask = "mask"
 
 // service is a unit that runs a command for good.
 func service(command string, settings ...string) string {
-	return "[Unit]\nDescription=" + command + "\n\n[Service]\nExecStart=" + command + "\n" + strings.Join(settings, "\n") + "\n"
+	return "[Unit]\nDescription=" + command + "\n\n[Service]\nExecStart=" + command + "\n" +
+		strings.Join(settings, "\n") + "\n"
 }
 
 // knob, unit and the like change a system that is about to be built.
@@ -107,16 +108,21 @@ const stub = "/nix/store/00000000000000000000000000000000-"
 func (s *system) spec(t testing.TB, nixfleet string) testnix.Spec {
 	t.Helper()
 	units := map[string]string{
-		"nixfleet-agent.service": s.shipped(t, "nixfleet-agent.service", nixfleet), "nixfleet-guard.service": s.shipped(t, "nixfleet-guard.service", nixfleet),
-		"network-eth0.service":        strings.ReplaceAll(networkUnit, "@address@", s.address),
-		"app.service":                 service("/bin/sleep infinity", "Environment=RELEASE="+s.label),
-		"multi-user.target":           "[Unit]\nDescription=Multi-User System\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n",
+		"nixfleet-agent.service": s.shipped(t, "nixfleet-agent.service", nixfleet),
+		"nixfleet-guard.service": s.shipped(t, "nixfleet-guard.service", nixfleet),
+		"network-eth0.service":   strings.ReplaceAll(networkUnit, "@address@", s.address),
+		"app.service":            service("/bin/sleep infinity", "Environment=RELEASE="+s.label),
+		"multi-user.target": "[Unit]\nDescription=Multi-User " +
+			"System\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n",
 		"sysinit-reactivation.target": "[Unit]\nDescription=Reactivate sysinit units\n",
 	}
 	maps.Copy(units, s.units)
 	spec := testnix.Spec{
-		Name: "nixos-system-" + s.machine.name + "-" + s.label, Agent: s.agent, TrustJSON: s.trust, Script: switchModel, Specialisations: s.special,
-		Links: map[string]string{}, Files: map[string]string{"activate": activateModel, "init-interface-version": s.init, "nixos-version": "25.11.20251101.0000000\n"},
+		Name: "nixos-system-" + s.machine.name + "-" + s.label, Agent: s.agent, TrustJSON: s.trust, Script: switchModel,
+		Specialisations: s.special,
+		Links:           map[string]string{},
+		Files: map[string]string{"activate": activateModel, "init-interface-version": s.init,
+			"nixos-version": "25.11.20251101.0000000\n"},
 	}
 	for name, text := range units {
 		if text == mask {
@@ -125,7 +131,8 @@ func (s *system) spec(t testing.TB, nixfleet string) testnix.Spec {
 		}
 		spec.Files["etc/systemd/system/"+name] = text
 	}
-	for _, name := range append([]string{"nixfleet-agent.service", "nixfleet-guard.service", "network-eth0.service", "app.service"}, s.wanted...) {
+	for _, name := range append([]string{"nixfleet-agent.service", "nixfleet-guard.service", "network-eth0.service",
+		"app.service"}, s.wanted...) {
 		spec.Links["etc/systemd/system/multi-user.target.wants/"+name] = "../" + name
 	}
 	for name, value := range s.knobs {

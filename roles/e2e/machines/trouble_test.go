@@ -19,7 +19,8 @@ func init() {
 		scenario{"cp-away", playControlPlaneAway},
 		scenario{"cache-away", playCacheAway},
 		scenario{"cache-slow", playCacheSlow},
-		course("cache-bad", begin("cache-bad"), part{"corrupt", playCacheCorrupt}, part{"unsigned", playCacheUnsigned}, part{"other", playCacheOther}),
+		course("cache-bad", begin("cache-bad"), part{"corrupt", playCacheCorrupt}, part{"unsigned", playCacheUnsigned},
+			part{"other", playCacheOther}),
 		scenario{"store-small", playStoreSmall},
 		scenario{"store-full", playStoreFull},
 		course("exit-codes", begin("exit-codes"),
@@ -98,7 +99,8 @@ func playControlPlaneAway(t *testing.T, g *ground) {
 	cp.start(t)
 	p.hears("control-plane-unreachable")
 	p.confirmed(next) // it is tried again without anybody asking
-	p.tell("control plane away for long", onOld+", then the new one by itself", "control-plane-unreachable; nothing quarantined; converged after it was back")
+	p.tell("control plane away for long", onOld+", then the new one by itself",
+		"control-plane-unreachable; nothing quarantined; converged after it was back")
 }
 
 // trickle serves the content of paths slowly, over the given time.
@@ -156,7 +158,8 @@ func playCacheAway(t *testing.T, g *ground) {
 	p.stays("realise-failed", next)
 	g.hook(p.m, nil)
 	p.confirmed(next)
-	p.tell("cache unreachable for a while", onOld+", then the new one by itself", "realise-failed; nothing quarantined; then converged")
+	p.tell("cache unreachable for a while", onOld+", then the new one by itself",
+		"realise-failed; nothing quarantined; then converged")
 }
 
 // A download is no part of the confirm window (A9).
@@ -224,7 +227,8 @@ func playStoreFull(t *testing.T, g *ground) {
 			if err := syscall.Statfs(p.m.path("/nix"), &full); err != nil {
 				t.Error(err)
 			}
-			if err := syscall.Mount("tmpfs", p.m.path("/nix"), "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=2g,nr_inodes=%d", full.Files-full.Ffree+3)); err != nil {
+			if err := syscall.Mount("tmpfs", p.m.path("/nix"), "tmpfs", syscall.MS_REMOUNT,
+				fmt.Sprintf("size=2g,nr_inodes=%d", full.Files-full.Ffree+3)); err != nil {
 				t.Error(err)
 			}
 		}
