@@ -79,50 +79,57 @@ func (w *World) bindBudgets(r *fleet.Release, now time.Time) {
 		h.budgets, h.waitsFor = nil, nil
 	}
 	for _, name := range sortedChannels(r) {
-		m := r.Channels[name].Manifest
-		for _, mb := range m.DisruptionBudgets {
-			limit := budgetLimit(mb.MaxInFlight, mb.MaxInFlightPct, len(mb.Hosts))
-			if limit < 0 || len(mb.Hosts) == 0 {
-				continue
-			}
-			key := selectorKey(mb.Selector)
-			if b := w.budgets[key]; b != nil { // declared again: the stricter one counts
-				b.limit = min(b.limit, limit)
-				continue
-			}
-			b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
-			w.budgets[key] = b
-			for _, hostname := range mb.Hosts {
-				if h := w.hosts[hostname]; h != nil {
-					h.budgets = append(h.budgets, b)
-					if !h.reported {
-						b.unheard++
-					}
-				}
-			}
+		for _, mb := range r.Channels[name].Manifest.DisruptionBudgets {
+			w.bindBudget(mb)
 		}
 	}
 	for _, h := range w.hosts {
-		if h.slotUntil.IsZero() {
-			continue
+		if !h.slotUntil.IsZero() {
+			w.rebindSlots(h)
+			w.arm(h, now)
 		}
-		// A host in flight counts where it was counted when it got its slot, and where it belongs now.
-		var slots []*budget
-		for _, b := range h.slots {
-			if n := w.budgets[b.key]; n != nil {
-				slots = append(slots, n)
+	}
+}
+
+// bindBudget counts the members of one budget. Declared again, the stricter one counts.
+func (w *World) bindBudget(mb fleet.ManifestBudget) {
+	limit := budgetLimit(mb.MaxInFlight, mb.MaxInFlightPct, len(mb.Hosts))
+	if limit < 0 || len(mb.Hosts) == 0 {
+		return
+	}
+	key := selectorKey(mb.Selector)
+	if b := w.budgets[key]; b != nil {
+		b.limit = min(b.limit, limit)
+		return
+	}
+	b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
+	w.budgets[key] = b
+	for _, hostname := range mb.Hosts {
+		if h := w.hosts[hostname]; h != nil {
+			h.budgets = append(h.budgets, b)
+			if !h.reported {
+				b.unheard++
 			}
 		}
-		for _, b := range h.budgets {
-			if !slices.Contains(slots, b) {
-				slots = append(slots, b)
-			}
+	}
+}
+
+// rebindSlots counts a host in flight where it was counted when it got its slot, and where it belongs now.
+func (w *World) rebindSlots(h *host) {
+	var slots []*budget
+	for _, b := range h.slots {
+		if n := w.budgets[b.key]; n != nil {
+			slots = append(slots, n)
 		}
-		h.slots = slots
-		for _, b := range slots {
-			b.used++
+	}
+	for _, b := range h.budgets {
+		if !slices.Contains(slots, b) {
+			slots = append(slots, b)
 		}
-		w.arm(h, now)
+	}
+	h.slots = slots
+	for _, b := range slots {
+		b.used++
 	}
 }
 
@@ -139,7 +146,7 @@ func (w *World) hold(h *host, until time.Time) {
 
 // release gives the slots of a host back and wakes those who may take them.
 func (w *World) release(h *host, now time.Time) {
-	if h.slotUntil.IsZero() || broken("slots come back") {
+	if h.slotUntil.IsZero() || broken(ruleSlotsComeBack) {
 		return
 	}
 	slots := h.slots
@@ -166,15 +173,17 @@ func (w *World) wakeQueue(b *budget, now time.Time) {
 		if h.run == nil || h.state() != Queued {
 			continue
 		}
-		switch p := w.quietBlocked(offer, h, now); {
-		case p == nil:
+		switch why := w.about(h, now).blocked(offer); {
+		case !why.holds():
 			w.wake(h)
 			if b.promised++; b.promised == 1 {
 				w.pending.promised = append(w.pending.promised, b)
 			}
 			room--
-		case p.Code == CodeBudget || p.Code == CodeBudgetUnheard:
+		case why.code == CodeBudget || why.code == CodeBudgetUnheard:
 			w.queueUp(h, now) // at another one
+		default:
+			w.lookAgain(&h.timer, why.opens, now)
 		}
 	}
 }
@@ -190,7 +199,7 @@ func (w *World) enqueue(h *host, b *budget) {
 // inFlight counts the hosts that hold a slot, and after an empty start those that might.
 func (b *budget) inFlight(w *World, now time.Time) int {
 	n := b.used
-	if now.Before(w.unheard) && !broken("unheard hosts count") {
+	if now.Before(w.unheard) && !broken(ruleUnheardCount) {
 		n += b.unheard
 	}
 	return n

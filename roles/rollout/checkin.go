@@ -15,22 +15,35 @@ func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision
 	now = at(now)
 	h := w.hosts[hostname]
 	if h == nil {
-		return Decision{Reason: *w.blocked(offer, subject{}, now)}, Change{}
+		return w.unknown(now), Change{}
 	}
 	d := w.checkin(h, &o, now)
 	return d, w.finish()
+}
+
+// unknown is the answer to a host that the fleet does not have.
+func (w *World) unknown(now time.Time) Decision {
+	s := subject{w: w, now: now}
+	return Decision{Reason: s.reason(s.blocked(offer))}
 }
 
 func (w *World) checkin(h *host, o *Observation, now time.Time) Decision {
 	w.observe(h, o, now)
 	w.settle(h, now)
 	w.flush(now)
-	d := w.answer(h, now)
+	d, why := w.answer(h, now)
+	if !w.virtual { // a plan's hosts read nothing
+		d.Reason = w.about(h, now).reason(why)
+	}
 	w.flush(now)
 	w.arm(h, now)
+	w.lookAgain(&h.timer, why.opens, now)
 	h.woken = false // it is being answered
 	return d
 }
+
+// about is the subject of questions about a host.
+func (w *World) about(h *host, now time.Time) subject { return subject{w, h, h.run, now} }
 
 // Seen notes that a host is still there (its held request was answered without a new check-in, say).
 func (w *World) Seen(hostname string, now time.Time) {
@@ -105,28 +118,22 @@ func (w *World) adopt(h *host, now time.Time) {
 	}
 }
 
-// phaseIs: the host's phase is about this target.
-func (h *host) phaseIs(intent, closure string) bool {
-	p := h.said.Phase
-	return p == nil || (p.Intent == "" || p.Intent == intent) && (p.ClosureHash == "" || p.ClosureHash == closure)
-}
-
 // answer decides for a host whose state is settled, and grants what it decides.
-func (w *World) answer(h *host, now time.Time) Decision {
-	d := w.decide(h, now)
-	if d.Target == nil {
-		if d.Reason.Code == CodeBudget || d.Reason.Code == CodeBudgetUnheard {
+func (w *World) answer(h *host, now time.Time) (Decision, hold) {
+	d, why := w.decide(h, now)
+	switch {
+	case d.Target == nil:
+		if why.code == CodeBudget || why.code == CodeBudgetUnheard {
 			w.queueUp(h, now)
 		}
-		return d
-	}
-	if d.Target.Resent {
+		return d, why
+	case d.Target.Resent:
 		w.renew(h, now)
-	} else {
+	default:
 		w.grant(h, now)
 	}
 	d.Target.StartBy = h.lease.StartBy.Sub(now)
-	return d
+	return d, why
 }
 
 // Decide answers what a check-in with the last observation would be answered now, and changes nothing.
@@ -134,39 +141,32 @@ func (w *World) Decide(hostname string, now time.Time) Decision {
 	now = at(now)
 	h := w.hosts[hostname]
 	if h == nil {
-		return Decision{Reason: *w.blocked(offer, subject{}, now)}
+		return w.unknown(now)
 	}
-	return w.decide(h, now)
+	d, why := w.decide(h, now)
+	d.Reason = w.about(h, now).reason(why)
+	return d
 }
 
-func (w *World) decide(h *host, now time.Time) Decision {
-	s := subject{h, h.run}
+// decide answers a host, and says why: what holds it, or what it is told.
+func (w *World) decide(h *host, now time.Time) (Decision, hold) {
+	s := w.about(h, now)
 	if rb := w.rollback(h); rb != nil {
-		return Decision{Rollback: rb, Reason: protocol.Reason{
-			Code: CodeRollback, Gate: "halt", Text: "it is asked to return to its previous closure: " + rb.Reason, Next: "fix it and release",
-		}}
+		return Decision{Rollback: rb}, hold{code: CodeRollback, gate: "halt", about: rb}
 	}
 	if w.mayResend(h, now) {
-		r := w.blocked(resend, s, now)
-		if r == nil {
-			return Decision{Target: w.target(h, now, true), Reason: protocol.Reason{
-				Code: CodeResent, Gate: "lease", Text: "it was told its new closure, has not begun to switch to it, and is told again when it next asks", Next: nothingToDo,
-			}}
+		if why := s.blocked(resend); why.holds() {
+			return Decision{}, why
 		}
-		return Decision{Reason: *r}
+		return Decision{Target: w.target(h, now, true)}, hold{code: CodeResent, gate: "lease"}
 	}
-	if r := w.blocked(offer, s, now); r != nil {
-		return Decision{Reason: *r}
+	if why := s.blocked(offer); why.holds() {
+		return Decision{}, why
 	}
-	if w.terse {
-		return Decision{Target: w.target(h, now, false), Reason: protocol.Reason{Code: CodeOffered}}
-	}
-	return Decision{Target: w.target(h, now, false), Reason: protocol.Reason{
-		Code: CodeOffered, Gate: "dispatch", Text: "it is told its new closure when it next asks; its wave " + fmt.Sprint(h.wave) + " is open", Next: nothingToDo,
-	}}
+	return Decision{Target: w.target(h, now, false)}, hold{code: CodeOffered, gate: "dispatch"}
 }
 
-// mayResend: the host holds a lease that it can still use and shows that it has not started. Only agents that
+// mayResend reports whether the host holds a lease that it can still use and shows that it has not started. Only agents that
 // know leases are told twice; to others a target is sent once per dispatch.
 func (w *World) mayResend(h *host, now time.Time) bool {
 	l := h.lease
@@ -200,7 +200,7 @@ func (w *World) grant(h *host, now time.Time) {
 		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.said.KnowsLease,
 	}}
 	l.ConfirmDeadline = now.Add(r.confirmWindow)
-	if h.said.KnowsLease && !broken("a lease holds its slot") {
+	if h.said.KnowsLease && !broken(ruleLeaseHoldsSlot) {
 		l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
 	}
 	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
@@ -246,7 +246,7 @@ func (w *World) rollback(h *host) *protocol.Rollback {
 	if r == nil || !r.revert || !h.rec.touched() || !h.reported {
 		return nil
 	}
-	if st := h.state(); st == Reverted || (st != Failed && r.State != Reverting && r.State != RolloutReverted) {
+	if st := h.state(); st == Reverted || (st != Failed && !r.recalled()) {
 		return nil
 	}
 	if h.said.Closure != h.closure && !(h.busy() && h.said.phase() != protocol.PhaseUndoing && h.phaseIs(r.Intent, h.closure)) {
@@ -260,13 +260,4 @@ func (w *World) rollback(h *host) *protocol.Rollback {
 		rb.Reason = h.rec.Reason
 	}
 	return rb
-}
-
-// holding is why the host takes no target by itself. A closure that it
-// quarantined is no reason once another is wanted.
-func (h *host) holding() string {
-	if closure, ok := protocol.QuarantinedIn(h.said.Held); ok && closure != h.closure {
-		return ""
-	}
-	return h.said.Held
 }

@@ -29,6 +29,7 @@ func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
 	}
 	w.flush(now)
 	w.arm(h, now)
+	w.await(h, now)
 	return ok
 }
 
@@ -37,37 +38,13 @@ func (w *World) takeConfirm(h *host, id, closure string, now time.Time) bool {
 	if l != nil && !w.names(l, id) {
 		l = nil
 	}
-	recalled := h.run != nil && (h.run.State == Reverting || h.run.State == RolloutReverted)
-	if l != nil {
-		own := h.run != nil && l.Intent == h.run.Intent
-		refused := own && (recalled || h.state() == Failed)
-		if closure == l.Closure && !refused && (l.deferred() || !now.After(l.ConfirmDeadline)) {
-			if broken("a confirm is recorded") {
-				return true
-			}
-			w.endLease(h, DispatchConfirmed, now)
-			if own {
-				w.becomeHealthy(h, now)
-			}
-			return true
-		}
-	}
-	if h.done != nil && w.names(h.done, id) && closure == h.done.Closure && h.done.Intent != h.intent() {
+	switch {
+	case l != nil && w.confirmLease(h, closure, now):
 		return true
-	}
-	if h.run != nil && closure == h.closure && slices.Contains(h.run.IDs, id) {
-		switch st := h.state(); {
-		case st == Healthy || st == Soaked || st == Converged:
-			if h.done == nil || h.done.Intent != h.run.Intent {
-				w.recover(h, id, now)
-			}
-			return true
-		case recalled || st == Reverted || w.quarantines[quarantineKey{h.run.Channel, closure}] != nil:
-		default:
-			w.recover(h, id, now)
-			w.becomeHealthy(h, now)
-			return true
-		}
+	case h.done != nil && w.names(h.done, id) && closure == h.done.Closure && h.done.Intent != h.intent():
+		return true // said again, and the answer to the first may have been lost
+	case h.run != nil && closure == h.closure && slices.Contains(h.run.IDs, id) && w.confirmCurrent(h, id, now):
+		return true
 	}
 	if l != nil {
 		w.endLease(h, DispatchRolledBack, now)
@@ -77,6 +54,48 @@ func (w *World) takeConfirm(h *host, id, closure string, now time.Time) bool {
 	}
 	return false
 }
+
+// confirmLease takes a confirm for the open dispatch, while its deadline is ahead or it is parked for a reboot.
+func (w *World) confirmLease(h *host, closure string, now time.Time) bool {
+	l := h.lease
+	own := h.run != nil && l.Intent == h.run.Intent
+	if own && (h.run.recalled() || h.state() == Failed) {
+		return false
+	}
+	if closure != l.Closure || !l.deferred() && now.After(l.ConfirmDeadline) {
+		return false
+	}
+	if broken(ruleConfirmCounts) {
+		return true
+	}
+	w.endLease(h, DispatchConfirmed, now)
+	if own {
+		w.becomeHealthy(h, now)
+	}
+	return true
+}
+
+// confirmCurrent takes a confirm without a dispatch that could take it, of a host that runs what is declared for it.
+func (w *World) confirmCurrent(h *host, id string, now time.Time) bool {
+	switch h.state() {
+	case Healthy, Soaked, Converged:
+		if h.done == nil || h.done.Intent != h.run.Intent {
+			w.recover(h, id, now)
+		}
+		return true
+	case Reverted:
+		return false
+	}
+	if h.run.recalled() || w.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
+		return false
+	}
+	w.recover(h, id, now)
+	w.becomeHealthy(h, now)
+	return true
+}
+
+// recalled reports whether the touched hosts of the rollout go back, or have done so.
+func (r *run) recalled() bool { return r.State == Reverting || r.State == RolloutReverted }
 
 // recover keeps what a confirm without a dispatch that could take it says: the dispatch ended before the host
 // got through, or was lost with the database. Its answer may be lost, too, and the host then says it again when
@@ -114,7 +133,7 @@ func (h *host) intent() string {
 	return h.run.Intent
 }
 
-// names: the id is one of the ids of the dispatch's rollout.
+// names reports whether the id is one of the ids of the dispatch's rollout.
 func (w *World) names(l *lease, id string) bool {
 	if l.RolloutID == id {
 		return true

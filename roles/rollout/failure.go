@@ -46,29 +46,42 @@ func (w *World) fail(h *host, f fault, code, detail string, now time.Time) {
 	if f == releaseFault {
 		w.quarantine(h, code, detail, now)
 	}
-	if r.State != Executing && r.State != Planning && !(r.State == Halted && r.revert && f != silentFault) {
+	w.applyPolicy(h, f, code, detail, now)
+}
+
+// applyPolicy halts or recalls the rollout in which a host failed, while there is something to stop.
+func (w *World) applyPolicy(h *host, f fault, code, detail string, now time.Time) {
+	r := h.run
+	recall := r.revert && f != silentFault
+	if r.State != Executing && r.State != Planning && !(r.State == Halted && recall) {
 		return
 	}
 	r.HaltReason = fmt.Sprintf("host %s: %s", h.name, code)
 	if detail != "" {
 		r.HaltReason += " (" + detail + ")"
 	}
-	if r.revert && f != silentFault {
+	switch {
+	case recall:
 		r.State = Reverting
 		w.logRun(r, protocol.LogReverting, code, "", r.HaltReason, now)
-		for i := range r.waves {
-			for _, x := range r.waves[i].hosts {
-				if x != h && x.rec.touched() {
-					w.settle(x, now)
-					w.wake(x)
-				}
-			}
-		}
-	} else if r.State != Halted {
+		w.recall(r, h, now)
+	case r.State != Halted:
 		r.State = Halted
 		w.logRun(r, protocol.LogHalted, code, "", r.HaltReason, now)
 	}
 	w.move(r)
+}
+
+// recall looks at every touched host of a rollout but one, so that each is asked to go back.
+func (w *World) recall(r *run, but *host, now time.Time) {
+	for i := range r.waves {
+		for _, x := range r.waves[i].hosts {
+			if x != but && x.rec.touched() {
+				w.settle(x, now)
+				w.wake(x)
+			}
+		}
+	}
 }
 
 // quarantine stops offering the closure of a host on its channel.

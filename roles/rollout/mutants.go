@@ -2,12 +2,7 @@
 
 package rollout
 
-import (
-	"slices"
-	"time"
-
-	"nixfleet/roles/protocol"
-)
+import "slices"
 
 // Broken names a rule that is broken. Nothing may run while it is set.
 var Broken string
@@ -24,19 +19,9 @@ func Without(name string) (restore func()) {
 	return func() { gates = all }
 }
 
-// Mute has all gates block without a word until restore is called.
+// Mute has all gates hold without a word until restore is called.
 func Mute() (restore func()) {
-	all := gates
-	gates = slices.Clone(gates)
-	for i := range gates {
-		check := gates[i].check
-		gates[i].check = func(w *World, s subject, now time.Time) *protocol.Reason {
-			r := check(w, s, now)
-			if r != nil {
-				r.Text = ""
-			}
-			return r
-		}
-	}
-	return func() { gates = all }
+	all := sentences
+	sentences = map[string]sentence{}
+	return func() { sentences = all }
 }

@@ -52,7 +52,7 @@ func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) protocol
 		}
 	}
 	horizon := now.Add(cmp.Or(o.Horizon, 90*24*time.Hour))
-	w.virtual, w.terse = true, true
+	w.virtual = true
 	w.accept(rel, now)
 	p.take()
 	for _, ch := range w.channels {
@@ -64,7 +64,6 @@ func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) protocol
 	p.board(o.AssumePresent)
 	p.wait = horizon.Sub(now)
 	p.drive(horizon)
-	w.terse = false
 	p.conclude()
 	return v
 }
@@ -255,8 +254,9 @@ func (p *planner) conclude() {
 		if r.State == RolloutConverged {
 			at := pki.At(*r.TerminalAt)
 			x.ConvergedAt = &at
-		} else if b := p.w.blocked(promote, subject{run: r}, p.now); b != nil {
-			x.Reason = b
+		} else if why := p.w.whole(r, p.now).blocked(promote); why.holds() {
+			reason := p.w.whole(r, p.now).reason(why)
+			x.Reason = &reason
 		}
 		p.view.Channels = append(p.view.Channels, x)
 		for i := range r.waves {
@@ -266,7 +266,7 @@ func (p *planner) conclude() {
 				}
 				p.view.Blocked = append(p.view.Blocked, protocol.PlanBlocked{
 					Host: h.name, Channel: ch.name, Wave: uint32(i), From: p.known(h.said.Closure), To: &h.closure,
-					Reason: p.w.decide(h, p.now).Reason,
+					Reason: p.w.Decide(h.name, p.now).Reason,
 				})
 			}
 		}

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"testing"
 	"time"
-
-	"nixfleet/roles/protocol"
 )
 
 // A plan is what then happens, when every host takes a minute and nothing fails.
@@ -151,9 +149,9 @@ func TestPlanAsksSeldom(t *testing.T) {
 	gates = slices.Clone(all)
 	for i := range gates {
 		if check := gates[i].check; gates[i].name == "convergence" {
-			gates[i].check = func(w *World, s subject, now time.Time) *protocol.Reason {
+			gates[i].check = func(s subject) hold {
 				asked++
-				return check(w, s, now)
+				return check(s)
 			}
 		}
 	}

@@ -1,11 +1,5 @@
 package rollout
 
-import (
-	"fmt"
-	"strings"
-	"time"
-)
-
 // Codes of Reason and of HostRecord.Reason. They are stable: scripts, metrics and alerts may match on them.
 const (
 	// CodeNotReady: no verified release has been accepted yet.
@@ -131,33 +125,3 @@ const (
 	// CodeConfirmed: the host confirmed.
 	CodeConfirmed = "confirmed"
 )
-
-func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
-
-func countText(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
-}
-
-func verb(n int, one, many string) string {
-	if n == 1 {
-		return one
-	}
-	return many
-}
-
-func prefixed(p, s string) string {
-	if s == "" {
-		return ""
-	}
-	return p + strings.TrimPrefix(s, "it is ")
-}
-
-func reasonSuffix(reason string) string {
-	if reason == "" {
-		return ""
-	}
-	return " (" + reason + ")"
-}

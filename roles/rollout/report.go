@@ -24,6 +24,7 @@ func (w *World) Report(hostname string, r Report, now time.Time) Change {
 	}
 	w.flush(now)
 	w.arm(h, now)
+	w.await(h, now)
 	return w.finish()
 }
 
@@ -197,7 +198,7 @@ func (w *World) rolledBack(h *host, t told, now time.Time) {
 	case t.lease != nil && h.said.Closure == t.lease.Closure:
 		h.said.Closure = ""
 	}
-	recalled := t.own && h.rec.touched() && (h.run.State == Reverting || h.run.State == RolloutReverted)
+	recalled := t.own && h.rec.touched() && h.run.recalled()
 	switch {
 	case recalled || (t.own && h.state() == Failed):
 		if t.fault && !hostLocal(t.Reason) && !recalled {

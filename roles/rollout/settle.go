@@ -39,7 +39,7 @@ func (w *World) arrive(h *host, now time.Time) {
 		return
 	}
 	own := h.run != nil && l.Intent == h.run.Intent
-	if own && (h.run.State == Reverting || h.run.State == RolloutReverted || h.state() == Failed || h.state() == Reverted) {
+	if own && (h.run.recalled() || h.state() == Failed || h.state() == Reverted) {
 		return
 	}
 	w.endLease(h, DispatchConfirmed, now)
@@ -50,71 +50,111 @@ func (w *World) arrive(h *host, now time.Time) {
 	}
 }
 
+// glance is what a host is judged by when it is settled.
+type glance struct {
+	now      time.Time
+	onTarget bool // it says that it runs its target
+	away     bool // it is silent
+	own      bool // its open lease is of this rollout
+	awaited  bool // its wave is open, and its rollout goes on
+}
+
+// settlers move a host on from the state that they stand for. Filled by init, since a host that is found well moves on
+// from there at once.
+var settlers [protocol.HostStateCount]func(w *World, h *host, g glance)
+
+func init() {
+	settlers[Queued.Index()] = (*World).settleWaiting
+	settlers[Skipped.Index()] = (*World).settleWaiting
+	settlers[Dispatched.Index()] = (*World).settleDispatched
+	settlers[Activating.Index()] = (*World).settleActivating
+	settlers[Healthy.Index()] = (*World).settleSoaking
+	settlers[Soaked.Index()] = (*World).settleSoaking
+	settlers[Converged.Index()] = (*World).settleConverged
+	settlers[Deferred.Index()] = (*World).settleDeferred
+}
+
 func (w *World) settleInRun(h *host, now time.Time) {
 	r := h.run
-	onTarget := h.reported && h.said.Closure == h.closure
-	away := w.offline(h, now)
-	own := h.lease != nil && h.lease.Intent == r.Intent
-	switch st := h.state(); st {
-	case Queued, Skipped:
-		switch {
-		case onTarget && !away && !h.busy() && !own && r.State != Reverting && r.State != RolloutReverted:
-			w.find(h, now)
-		case st == Skipped:
-			w.unskip(h, away, now)
-		default:
-			w.skip(h, away, now)
-		}
-	case Dispatched:
-		switch {
-		case onTarget:
-			w.enter(h, ConfirmWindow, "", "", now)
-		case h.busy() && h.phaseIs(r.Intent, h.closure):
-			w.start(h, now)
-		}
-	case Activating:
-		if onTarget {
-			w.enter(h, ConfirmWindow, "", "", now)
-		}
-	case Healthy, Soaked:
-		switch {
-		case h.reported && !onTarget:
-			w.enter(h, Queued, CodeSoakVoided, "it runs "+h.said.Closure, now)
-		case w.probesFailed(h, now):
-			w.fail(h, releaseFault, CodeProbesFailed, "health probes fail since "+clockText(*h.rec.FailingSince), now)
-		case st == Healthy && away && h.wave <= r.Wave && r.State == Executing:
-			w.enter(h, Skipped, h.tolerated(CodeOffline), "silent since "+clockText(h.seen), now)
-		case st == Healthy && w.quietBlocked(soak, h, now) == nil:
-			w.enter(h, Soaked, h.tolerated(""), "", now)
-			if r.State == RolloutConverged {
-				w.enter(h, Converged, "", "", now)
-			}
-		}
-	case Converged:
-		if h.reported && !onTarget {
-			w.enter(h, Queued, CodeSoakVoided, "it runs "+h.said.Closure, now)
-		}
-	case Deferred:
-		switch {
-		case away && h.wave <= r.Wave && r.State == Executing:
-			w.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.seen), now)
-		case h.reported && !onTarget && h.stagedBoot != "" && h.said.BootID != h.stagedBoot:
-			w.endLease(h, DispatchRolledBack, now)
-			w.retryOrFail(h, releaseFault, CodeRebootFellBack, "it rebooted into "+h.said.Closure, now)
-		case h.reported && h.stagedBoot == "" && !onTarget:
-			h.stagedBoot = h.said.BootID
-		}
+	g := glance{
+		now:      now,
+		onTarget: h.reported && h.said.Closure == h.closure,
+		away:     w.offline(h, now),
+		own:      h.lease != nil && h.lease.Intent == r.Intent,
+		awaited:  h.wave <= r.Wave && r.State == Executing,
+	}
+	if move := settlers[h.state().Index()]; move != nil {
+		move(w, h, g)
 	}
 	w.settleReverted(h, now)
 }
 
-// quietBlocked is blocked without sentences.
-func (w *World) quietBlocked(q question, h *host, now time.Time) *protocol.Reason {
-	was := w.terse
-	w.terse = true
-	r := w.blocked(q, subject{h, h.run}, now)
-	w.terse = was
-	return r
+func (w *World) settleWaiting(h *host, g glance) {
+	switch {
+	case g.onTarget && !g.away && !h.busy() && !g.own && !h.run.recalled():
+		w.find(h, g.now)
+	case h.state() == Skipped:
+		w.unskip(h, g.away, g.now)
+	default:
+		w.skip(h, g.away, g.now)
+	}
+}
+
+func (w *World) settleDispatched(h *host, g glance) {
+	switch {
+	case g.onTarget:
+		w.enter(h, ConfirmWindow, "", "", g.now)
+	case h.busy() && h.phaseIs(h.run.Intent, h.closure):
+		w.start(h, g.now)
+	}
+}
+
+func (w *World) settleActivating(h *host, g glance) {
+	if g.onTarget {
+		w.enter(h, ConfirmWindow, "", "", g.now)
+	}
+}
+
+func (w *World) settleSoaking(h *host, g glance) {
+	switch {
+	case h.reported && !g.onTarget:
+		w.enter(h, Queued, CodeSoakVoided, "it runs "+h.said.Closure, g.now)
+		return
+	case w.probesFailed(h, g.now):
+		w.fail(h, releaseFault, CodeProbesFailed, "health probes fail since "+clockText(*h.rec.FailingSince), g.now)
+		return
+	case h.state() == Soaked:
+		return
+	case g.away && g.awaited:
+		w.enter(h, Skipped, h.tolerated(CodeOffline), "silent since "+clockText(h.seen), g.now)
+		return
+	}
+	if why := w.about(h, g.now).blocked(soak); why.holds() {
+		w.lookAgain(&h.timer, why.opens, g.now)
+		return
+	}
+	w.enter(h, Soaked, h.tolerated(""), "", g.now)
+	if h.run.State == RolloutConverged {
+		w.enter(h, Converged, "", "", g.now)
+	}
+}
+
+func (w *World) settleConverged(h *host, g glance) {
+	if h.reported && !g.onTarget {
+		w.enter(h, Queued, CodeSoakVoided, "it runs "+h.said.Closure, g.now)
+	}
+}
+
+func (w *World) settleDeferred(h *host, g glance) {
+	switch {
+	case g.away && g.awaited:
+		w.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.seen), g.now)
+	case h.reported && !g.onTarget && h.stagedBoot != "" && h.said.BootID != h.stagedBoot:
+		w.endLease(h, DispatchRolledBack, g.now)
+		w.retryOrFail(h, releaseFault, CodeRebootFellBack, "it rebooted into "+h.said.Closure, g.now)
+	case h.reported && h.stagedBoot == "" && !g.onTarget:
+		h.stagedBoot = h.said.BootID
+	}
 }
 
 // find takes a host that runs its target without a lease: restored from its signed confirm time when there is
@@ -143,7 +183,7 @@ func (w *World) find(h *host, now time.Time) {
 		w.enter(h, Queued, CodeReturned, "", now)
 	}
 	w.settleHealth(h, now)
-	if h.state() == Healthy && w.quietBlocked(soak, h, now) == nil {
+	if h.state() == Healthy {
 		w.settleInRun(h, now)
 	}
 }
@@ -196,7 +236,7 @@ func (w *World) unskip(h *host, away bool, now time.Time) {
 // settleReverted notices touched hosts of a recalled rollout that are back on their previous closure.
 func (w *World) settleReverted(h *host, now time.Time) {
 	r := h.run
-	if r.State != Reverting && r.State != RolloutReverted || !h.rec.touched() {
+	if !r.recalled() || !h.rec.touched() {
 		return
 	}
 	if st := h.state(); st == Reverted || h.lease.pending() || h.busy() {
@@ -213,60 +253,67 @@ func (w *World) settleReverted(h *host, now time.Time) {
 	}
 }
 
-// arm schedules the next look at a host: strictly after now, so that nothing spins.
-func (w *World) arm(h *host, now time.Time) {
-	next := func(t time.Time) {
-		if t.After(now) {
-			w.schedule(&h.timer, t)
-		}
+// lookAgain has the owner of a timer looked at when the gate that holds it opens, strictly after now, so that nothing
+// spins. Zero means that no time is known: what opens that gate wakes.
+func (w *World) lookAgain(t *timer, opens, now time.Time) {
+	if opens.After(now) {
+		w.schedule(t, opens)
 	}
+}
+
+// arm schedules the next look at a host for the deadlines of its lease, slots and silence. What a gate waits for is
+// armed by whoever asked the gate.
+func (w *World) arm(h *host, now time.Time) {
+	t := &h.timer
 	if h.lease.pending() {
-		next(w.expiry(h).Add(time.Millisecond))
+		w.lookAgain(t, w.expiry(h).Add(time.Millisecond), now)
 		if !h.reported {
-			next(w.grace)
+			w.lookAgain(t, w.grace, now)
 		}
 	}
 	if !h.slotUntil.IsZero() {
-		next(h.slotUntil)
+		w.lookAgain(t, h.slotUntil, now)
 	}
 	if h.run == nil {
 		return
 	}
 	if h.run.State == Reverting && h.rec.touched() && h.state() != Skipped {
-		next(w.offlineAt(h))
+		w.lookAgain(t, w.offlineAt(h), now)
 	}
-	open := h.run.State == Executing && h.wave <= h.run.Wave
 	switch h.state() {
-	case Queued:
-		if open {
-			next(w.offlineAt(h))
+	case Queued, Deferred, Healthy:
+		if h.run.State == Executing && h.wave <= h.run.Wave {
+			w.lookAgain(t, w.offlineAt(h), now)
 		}
-		if h.rec != nil {
-			next(w.retryAt(h))
-		}
-	case Skipped:
-		next(w.retryAt(h))
-	case Deferred:
-		if open {
-			next(w.offlineAt(h))
-		}
-	case Healthy, Soaked:
-		if h.state() == Healthy {
-			next(h.run.soakEnd(h))
-			if open {
-				next(w.offlineAt(h))
-			}
-		}
-		if h.rec.FailingSince != nil {
-			next(h.rec.FailingSince.Add(w.limits.ProbeFailAfter))
-			next(w.offlineAt(h))
-		}
+	}
+	if h.rec != nil && h.rec.FailingSince != nil {
+		w.lookAgain(t, h.rec.FailingSince.Add(w.limits.ProbeFailAfter), now)
+		w.lookAgain(t, w.offlineAt(h), now)
+	}
+}
+
+// await asks what holds a host whose state has changed without a check-in, and has it looked at again when that opens.
+// One that stands in the queue of a budget is woken by that.
+func (w *World) await(h *host, now time.Time) {
+	if h.run == nil || !h.reported || h.waitsFor != nil || len(h.run.waves) == 0 {
+		return
+	}
+	switch h.state() {
+	case Queued, Skipped:
+		w.lookAgain(&h.timer, w.about(h, now).blocked(offer).opens, now)
+	case Healthy:
+		w.lookAgain(&h.timer, w.about(h, now).blocked(soak).opens, now)
 	}
 }
 
 // wakeRetry wakes a host whose back-off or old lease is over.
 func (w *World) wakeRetry(h *host, now time.Time) {
-	if h.run != nil && h.lease == nil && h.reported && h.said.Closure != h.closure && !w.offline(h, now) && w.quietBlocked(offer, h, now) == nil {
-		w.wake(h)
+	if h.run == nil || h.lease != nil || !h.reported || h.said.Closure == h.closure || w.offline(h, now) {
+		return
 	}
+	if why := w.about(h, now).blocked(offer); why.holds() {
+		w.lookAgain(&h.timer, why.opens, now)
+		return
+	}
+	w.wake(h)
 }

@@ -40,7 +40,7 @@ func (w *World) Host(name string, now time.Time) (HostView, bool) {
 		return HostView{}, false
 	}
 	v := w.view(h, at(now))
-	v.Reason = w.decide(h, at(now)).Reason
+	v.Reason = w.Decide(name, now).Reason
 	return v, true
 }
 
@@ -112,8 +112,8 @@ func (w *World) Rollout(id string, now time.Time) (RolloutView, bool) {
 func (w *World) viewRun(r *run, now time.Time) RolloutView {
 	v := RolloutView{Rollout: r.export(), Open: r.State.Open()}
 	if v.Open && len(r.waves) > 0 {
-		if p := w.blocked(promote, subject{run: r}, now); p != nil {
-			v.Reason = *p
+		if why := w.whole(r, now).blocked(promote); why.holds() {
+			v.Reason = w.whole(r, now).reason(why)
 		}
 	}
 	return v
@@ -142,11 +142,12 @@ func (w *World) Deferrals(now time.Time) []protocol.Deferral {
 		if r == nil || r.State != Planning {
 			continue
 		}
-		p := gateChannelEdge(w, subject{run: r}, at(now))
-		if p == nil {
+		s := w.whole(r, at(now))
+		why := s.channelEdge()
+		if !why.holds() {
 			continue
 		}
-		d := protocol.Deferral{Channel: ch.name, TargetRef: r.ChannelRef, Reason: p.Text}
+		d := protocol.Deferral{Channel: ch.name, TargetRef: r.ChannelRef, Reason: s.reason(why).Text}
 		var by []string
 		for _, e := range ch.after {
 			if c := e.before.cur; c != nil && c.State != RolloutConverged {

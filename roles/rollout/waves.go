@@ -17,12 +17,8 @@ func (w *World) advance(r *run, now time.Time) {
 		w.openWave(r, now)
 	}
 	for r.State == Executing {
-		if p := w.blockedRun(r, now); p != nil {
-			if p.Code == CodeWaveAbsent {
-				if end := w.absentUntil(r); end.After(now) {
-					w.schedule(&r.timer, end)
-				}
-			}
+		if why := w.whole(r, now).blocked(promote); why.holds() {
+			w.lookAgain(&r.timer, why.opens, now)
 			return
 		}
 		if r.Wave < len(r.waves)-1 {
@@ -30,7 +26,7 @@ func (w *World) advance(r *run, now time.Time) {
 			w.openWave(r, now)
 			continue
 		}
-		if w.working(r) {
+		if r.working() {
 			return
 		}
 		w.converge(r, now)
@@ -40,22 +36,14 @@ func (w *World) advance(r *run, now time.Time) {
 	}
 }
 
-func (w *World) blockedRun(r *run, now time.Time) *protocol.Reason {
-	was := w.terse
-	w.terse = true
-	p := w.blocked(promote, subject{run: r}, now)
-	w.terse = was
-	return p
-}
+// whole is the subject of questions about a whole rollout.
+func (w *World) whole(r *run, now time.Time) subject { return subject{w: w, run: r, now: now} }
 
-// working: late joiners of earlier waves are still on their way.
-func (w *World) working(r *run) bool {
+// working reports whether late joiners of earlier waves are still on their way.
+func (r *run) working() bool {
 	for i := range r.waves {
-		c := &r.waves[i].counts
-		for _, st := range []HostState{Queued, Dispatched, Activating, ConfirmWindow, Healthy, Deferred} {
-			if c[st.Index()] > 0 {
-				return true
-			}
+		if r.waves[i].in(Queued, Dispatched, Activating, ConfirmWindow, Healthy, Deferred) > 0 {
+			return true
 		}
 	}
 	return false
@@ -63,11 +51,7 @@ func (w *World) working(r *run) bool {
 
 // begin starts a planned rollout when the channels before it let it.
 func (w *World) begin(r *run, now time.Time) bool {
-	was := w.terse
-	w.terse = true
-	held := gateChannelEdge(w, subject{run: r}, now) != nil
-	w.terse = was
-	if held || r.Hold != nil {
+	if r.Hold != nil || w.whole(r, now).channelEdge().holds() {
 		return false
 	}
 	r.State = Executing
@@ -126,10 +110,7 @@ func (w *World) wakeOfferable(r *run, now time.Time) {
 	if r.rel == nil || (r.State != Executing && r.State != RolloutConverged) {
 		return
 	}
-	was := w.terse
-	w.terse = true
 	defer func() {
-		w.terse = was
 		for _, b := range w.budgets {
 			b.planned = 0
 		}
@@ -146,19 +127,26 @@ func (w *World) wakeOfferable(r *run, now time.Time) {
 			if h.state() != Queued || !h.reported {
 				continue
 			}
-			p := w.blocked(offer, subject{h, r}, now)
-			switch {
-			case p == nil:
-				w.wake(h)
-				for _, b := range h.budgets {
-					if !h.holds(b) {
-						b.planned++
-					}
-				}
-			case p.Code == CodeBudget:
-				w.queueUp(h, now)
+			w.wakeOrQueue(h, now)
+		}
+	}
+}
+
+// wakeOrQueue wakes a host that would get its target now, or has it wait for what holds it.
+func (w *World) wakeOrQueue(h *host, now time.Time) {
+	why := w.about(h, now).blocked(offer)
+	switch {
+	case !why.holds():
+		w.wake(h)
+		for _, b := range h.budgets {
+			if !h.holds(b) {
+				b.planned++
 			}
 		}
+	case why.code == CodeBudget:
+		w.queueUp(h, now)
+	default:
+		w.lookAgain(&h.timer, why.opens, now)
 	}
 }
 

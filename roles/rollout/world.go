@@ -32,11 +32,9 @@ type World struct {
 	stored      map[string]map[string]*record // loaded rows by intent and host, until a release binds them
 	timers      timerHeap
 
-	pending changes         // what the running call has changed so far
-	steps   []*run          // a buffer of flush
-	terse   bool            // gates need not compose their sentences
-	bare    protocol.Reason // what they say then
-	virtual bool            // it is a plan's: nobody stores or reads what it changes
+	pending changes // what the running call has changed so far
+	steps   []*run  // a buffer of flush
+	virtual bool    // it is a plan's: nobody stores or reads what it changes
 }
 
 type quarantineKey struct{ channel, closure string }
@@ -179,7 +177,7 @@ func New(s State, l Limits, now time.Time) *World {
 	}) {
 		ch := w.channel(r.Channel)
 		r.IDs = slices.Clone(r.IDs)
-		if r.State == Halted && broken("a halt is kept") {
+		if r.State == Halted && broken(ruleHaltIsKept) {
 			r.State = Executing
 		}
 		created[r.Intent] = r.CreatedAt
