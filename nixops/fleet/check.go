@@ -1,15 +1,12 @@
 package fleet
 
 import (
-	"bytes"
 	"fmt"
 	"regexp"
 	"slices"
 	"sort"
 	"strings"
 	"unicode"
-
-	"github.com/go-json-experiment/json/jsontext"
 
 	"nixfleet/pki"
 )
@@ -222,9 +219,6 @@ func (c *checker) policies() {
 // evaluator that fills in what was not given says null for `not` and may say an
 // empty list for `and`.
 func (c *checker) lowered(subject string, s Selector) {
-	given := func(v jsontext.Value) bool {
-		return v != nil && v.Kind() != 'n' && !(v.Kind() == '[' && bytes.Equal(bytes.Join(bytes.Fields(v), nil), []byte("[]")))
-	}
 	if given(s.And) || given(s.Not) {
 		c.wrong(subject, "lower the selector to a list of hosts", "uses `and` or `not`, which a signed document cannot carry: it would mean other hosts, or none")
 	}

@@ -13,8 +13,13 @@
   signingIntervalMinutes = 60;
   reconcileIntervalMinutes = 30;
 
-  onHealthFailure = "halt";
+  # As in v1, so that a fleet.nix of v1 means here what it means there.
+  onHealthFailure = "rollback-and-halt";
 
   # modeOf :: the compliance of a channel -> its mode
-  modeOf = compliance: compliance.mode or "disabled";
+  #
+  # As in v1 where frameworks are declared. A channel without any has nothing to enforce,
+  # and its hosts need no collector of evidence.
+  modeOf =
+    compliance: compliance.mode or (if compliance.frameworks or [ ] == [ ] then "disabled" else "enforce");
 }

@@ -296,7 +296,7 @@ func TestStaticCompliance(t *testing.T) {
     };
     frameworks.nis2 = { inherit controls; };
     channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "%[2]s"; }; };
-    channels.lab = base.channels.stable // { compliance.frameworks = [ "nis2" ]; };
+    channels.lab = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "disabled"; }; };
   });
 in { inherit (fleet.resolved.channels.stable) compliance; inherit (fleet) warnings; }`
 	for _, c := range [][3]string{

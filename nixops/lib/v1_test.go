@@ -176,3 +176,33 @@ func TestEnforceWantsACollector(t *testing.T) {
 		}
 	}
 }
+
+// What a declaration leaves out means here what it means in v1, where the same word is
+// stronger than another: a failure brings the others back as well, and frameworks that are
+// declared are enforced. A word that is written counts.
+func TestDefaultsAreNotWeakerThanThoseOfV1(t *testing.T) {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const expression = `let
+  base = import %[1]s/testdata/base.nix;
+  fleet = (import %[1]s).mkFleet (base // {
+    channels.stable = base.channels.stable // { %[2]s };
+    rolloutPolicies.staged = { %[3]s };
+  });
+in [ fleet.resolved.channels.stable.compliance.mode fleet.resolved.rolloutPolicies.staged.onHealthFailure ]`
+	for _, c := range [][3]string{
+		{``, ``, `["disabled","rollback-and-halt"]`},
+		{`compliance = { };`, `onHealthFailure = "halt";`, `["disabled","halt"]`},
+		{`compliance.frameworks = [ ];`, ``, `["disabled","rollback-and-halt"]`},
+		{`compliance.frameworks = [ "nis2" ];`, ``, `["enforce","rollback-and-halt"]`},
+		{`compliance = { frameworks = [ "nis2" ]; mode = "permissive"; };`, ``, `["permissive","rollback-and-halt"]`},
+		{`compliance.mode = "enforce";`, ``, `["enforce","rollback-and-halt"]`},
+	} {
+		out, said, err := evaluate(t, fmt.Sprintf(expression, dir, c[0], c[1]))
+		if err != nil || strings.TrimSpace(string(out)) != c[2] {
+			t.Errorf("%q, %q: %s, want %s\n%v %s", c[0], c[1], out, c[2], err, said)
+		}
+	}
+}

@@ -65,6 +65,14 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 	}
 	r.keepOwnHosts(d)
 	roundSoaks(d)
+	lowered, err := fleet.LowerPolicies(d.doc)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range lowered {
+		r.say("wave %d of policy %s: its selector is signed as a list of %s, since a signed document has neither `and` nor `not`",
+			l.Wave, l.Policy, command.Plural(l.Hosts, "host"))
+	}
 	if err := r.closures(ctx, d, flake); err != nil {
 		return nil, err
 	}

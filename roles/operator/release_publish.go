@@ -159,6 +159,9 @@ func (r *releaser) seal(ctx context.Context, d *draft) (*sealed, error) {
 	r.summary.SignedAt, r.summary.CICommit = &at, d.ciCommit
 	r.summary.FleetHash, r.summary.DryRun = pki.HashHex(stamped.fleet), r.c.Bool("dry-run")
 	r.summary.Changed, r.summary.PrunedNonce = changes(previous, f), stamped.pruned
+	for _, change := range fleet.PolicyChanges(previous, f) {
+		r.say("warning: %s", change)
+	}
 	// Signed in the order of v1, which a hook may count on.
 	artifacts := []struct {
 		name string

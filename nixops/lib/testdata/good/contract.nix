@@ -41,7 +41,7 @@ mkFleet {
     };
   };
   rolloutPolicies = {
-    fast = { };
+    fast.onHealthFailure = "halt";
     staged = {
       healthGate.systemdFailedUnits.max = 0;
       onHealthFailure = "rollback-and-halt";
