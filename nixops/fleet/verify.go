@@ -12,6 +12,10 @@ import (
 // ErrNotNamed: a signed document does not name this host, or not this closure.
 var ErrNotNamed = errors.New("not named by the signed document")
 
+// AnyAge is a window for callers that leave the age of a document to the window that the
+// document itself is signed with, or that look at it besides.
+const AnyAge = 200 * 365 * 24 * time.Hour
+
 // VerifyManifest believes a manifest that came alone, as an agent under a v1
 // control plane and the v1 https source get it: signed, fresh by window, and
 // hashing to the id under which it was asked for. Members that are not known

@@ -13,6 +13,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -30,12 +31,12 @@ const (
 
 // take begins an activation of a verified target, unless something speaks
 // against it.
-func (a *agent) take(ctx context.Context, w *wanted) {
+func (a *agent) take(ctx context.Context, w *verify.Target) {
 	a.told.set(w)
-	a.status.note(func(s *status) { s.Told, s.Rollout = w.closure, w.rolloutID })
-	a.follow(ctx, w.intent)
+	a.status.note(func(s *status) { s.Told, s.Rollout = w.Closure(), w.RolloutID() })
+	a.follow(ctx, w.Intent())
 	if why := a.refuses(w); why != "" {
-		a.log.Info().Str("closure", w.closure).Str("why", why).Msg("target not taken")
+		a.log.Info().Str("closure", w.Closure()).Str("why", why).Msg("target not taken")
 		a.status.note(func(s *status) { s.Waiting, s.Next = why, "nixfleet agent status; nixfleet agent resume" })
 		return
 	}
@@ -46,7 +47,7 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 	switch j, err := a.dir.Journal(); {
 	case err != nil || j != nil && j.Step != journal.Staged:
 		return
-	case j != nil && j.Closure == w.closure:
+	case j != nil && j.Closure == w.Closure():
 		a.stagedAlready(j, w)
 		return
 	case j != nil:
@@ -59,9 +60,9 @@ func (a *agent) take(ctx context.Context, w *wanted) {
 // overtake: a target comes while an activation is under way. One of the same closure
 // renews its lease; another is kept, since it may be sent only once, and what is still
 // being downloaded gives way to it.
-func (a *agent) overtake(w *wanted) {
+func (a *agent) overtake(w *verify.Target) {
 	a.missed = nil
-	if j, err := a.dir.Journal(); err != nil || j == nil || j.Closure == w.closure {
+	if j, err := a.dir.Journal(); err != nil || j == nil || j.Closure == w.Closure() {
 		return
 	}
 	a.missed = w
@@ -77,7 +78,7 @@ func (a *agent) takeMissed(ctx context.Context) {
 		return
 	}
 	a.missed = nil
-	if a.told.get() == w && !w.late() {
+	if a.told.get() == w && !w.Late() {
 		a.take(ctx, w)
 	}
 }
@@ -93,17 +94,17 @@ func (a *agent) start(ctx context.Context, work func(context.Context)) {
 }
 
 // refuses says why a target is not taken; empty when it is.
-func (a *agent) refuses(w *wanted) string {
+func (a *agent) refuses(w *verify.Target) string {
 	if held := a.hold.get(); held != nil {
 		return "held by root: " + held.text()
 	}
 	q := a.quarantine.get()
-	if q != nil && q.Closure != w.closure {
+	if q != nil && q.Closure != w.Closure() {
 		a.forgive()
 		return ""
 	}
-	why := q.blocked(w.closure, a.now())
-	if q != nil && w.byHead && q.over() && !q.Retried && !a.outbox.waiting(q.ChannelRef) && a.now().Sub(q.At.Time) > retryAfter {
+	why := q.blocked(w.Closure(), a.now())
+	if q != nil && w.ByHead() && q.over() && !q.Retried && !a.outbox.waiting(q.ChannelRef) && a.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
 		// operator's one retry. A control plane that lies gains one attempt by it. One of
 		// v1 offers again whatever has failed, and nobody has asked for it.
@@ -128,7 +129,7 @@ func (a *agent) forgive() {
 }
 
 // activate takes a target from nothing to confirmed, or the host back.
-func (a *agent) activate(ctx context.Context, w *wanted) {
+func (a *agent) activate(ctx context.Context, w *verify.Target) {
 	j, err := a.newJournal(ctx, w)
 	if err == nil {
 		err = a.dir.Begin(j)
@@ -137,7 +138,7 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 		a.log.Error().Err(err).Msg("activation not begun")
 		return
 	}
-	a.waiting("downloading %s", w.closure)
+	a.waiting("downloading %s", w.Closure())
 	a.tellChange()
 	fetch, giveWay := context.WithCancelCause(ctx)
 	defer giveWay(nil)
@@ -146,7 +147,7 @@ func (a *agent) activate(ctx context.Context, w *wanted) {
 	a.fetching.set(nil)
 	switch {
 	case ctx.Err() == nil && errors.Is(context.Cause(fetch), errOvertaken):
-		a.log.Info().Str("closure", w.closure).Err(errOvertaken).Msg("activation left")
+		a.log.Info().Str("closure", w.Closure()).Err(errOvertaken).Msg("activation left")
 		if err := a.dir.End(journal.Fetching); err != nil {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
@@ -167,14 +168,14 @@ func (a *agent) waiting(format string, args ...any) {
 }
 
 // newJournal records where the host is, before anything is done to it.
-func (a *agent) newJournal(ctx context.Context, w *wanted) (*journal.Journal, error) {
+func (a *agent) newJournal(ctx context.Context, w *verify.Target) (*journal.Journal, error) {
 	j := &journal.Journal{
-		Step: journal.Fetching, Closure: w.closure, RolloutID: w.rolloutID, Intent: w.intent, Channel: w.channel, ChannelRef: w.channelRef,
-		Wave: w.wave, Attempt: 1, Compliance: w.compliance, StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.confirm / time.Second),
+		Step: journal.Fetching, Closure: w.Closure(), RolloutID: w.RolloutID(), Intent: w.Intent(), Channel: w.Channel(), ChannelRef: w.ChannelRef(),
+		Wave: w.Wave(), Attempt: 1, Compliance: w.Compliance(), StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.ConfirmWindow() / time.Second),
 		Units: journal.NewUnits(strconv.FormatInt(time.Now().UnixMilli(), 36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
 	}
 	j.Since = j.StartedAt
-	if q := a.quarantine.get(); q != nil && q.Closure == w.closure {
+	if q := a.quarantine.get(); q != nil && q.Closure == w.Closure() {
 		j.Attempt += q.Failures + q.Unreachable + q.Refused
 	}
 	return j, a.recordBefore(ctx, j)
@@ -277,11 +278,11 @@ func (a *agent) undo(ctx context.Context, reason journal.Reason) error {
 }
 
 // mayBegin says why an activation must not begin now, empty when it may.
-func (a *agent) mayBegin(j *journal.Journal) (w *wanted, why journal.Reason) {
+func (a *agent) mayBegin(j *journal.Journal) (w *verify.Target, why journal.Reason) {
 	switch w = a.told.get(); {
-	case w == nil || w.closure != j.Closure:
+	case w == nil || w.Closure() != j.Closure:
 		return w, overtaken
-	case w.late():
+	case w.Late():
 		return w, journal.Because(protocol.CauseLeaseExpired, "fetching and checking took longer than the lease; waiting to be offered again")
 	}
 	return w, why
@@ -326,7 +327,7 @@ func (a *agent) arm(ctx context.Context, j *journal.Journal) (*journal.Journal, 
 	if err := a.undoer.Arm(ctx, j); err != nil {
 		return nil, errors.Join(err, a.undo(ctx, journal.Because(protocol.CausePreflight, "deadline not armed: "+err.Error())))
 	}
-	a.report(protocol.EventActivationStarted, &j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
+	a.report(protocol.EventActivationStarted, j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
 	a.deliverWithin(ctx, sayTime)
 	j, err = a.dir.Advance(time.Now(), []journal.Step{journal.Arming}, journal.Switching, func(j *journal.Journal) {
 		j.Before, j.BootID, j.FailedBefore = before.Before, before.BootID, before.FailedBefore

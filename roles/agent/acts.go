@@ -107,7 +107,7 @@ func (a *agent) respect(running string) {
 		}
 		return
 	}
-	if w := a.told.get(); h != nil || running == "" || w != nil && w.closure == running {
+	if w := a.told.get(); h != nil || running == "" || w != nil && w.Closure() == running {
 		return
 	}
 	if j, err := a.dir.Journal(); err != nil || j != nil {

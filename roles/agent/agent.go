@@ -19,6 +19,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
@@ -43,8 +44,8 @@ type agent struct {
 	client   *client.Client // with our certificate
 	// anonymous is for enrolment only.
 	anonymous *client.Client
-	trust     *trustFile
-	verifier  *verifier
+	trust     *verify.TrustFile
+	verifier  *verify.Verifier
 	prober    *prober
 	outbox    *outbox
 	undoer    *undo.Undoer
@@ -59,7 +60,7 @@ type agent struct {
 	changed     chan struct{}       // something local that the control plane should hear of
 	worker      sync.WaitGroup
 	busy        cache[bool]
-	told        cache[*wanted] // the newest verified target
+	told        cache[*verify.Target] // the newest verified target
 	quarantine  cache[*quarantine]
 	hold        cache[*holdState]
 	confirmed   cache[*confirmed]
@@ -69,12 +70,12 @@ type agent struct {
 	planned     chan *ahead // the newest plan; only the loop of check-ins sends
 	lookedAhead string      // head that was looked at for it
 
-	unfetched   *offer    // whose manifest or proof could not be had
-	missed      *wanted   // came while another closure was being fetched
-	doubted     time.Time // when an answer was last not believed
-	saidRefusal said      // of a rollback
-	saidDoubt   said      // about an answer
-	saidRenewal said      // that failed
+	unfetched   *offer         // whose manifest or proof could not be had
+	missed      *verify.Target // came while another closure was being fetched
+	doubted     time.Time      // when an answer was last not believed
+	saidRefusal said           // of a rollback
+	saidDoubt   said           // about an answer
+	saidRenewal said           // that failed
 	saidMetrics said
 	brevity     cache[int] // how much a check-in leaves out
 	metricsFile metricsFile
@@ -98,6 +99,24 @@ func Guard(ctx context.Context, cfg Config) error { return undoerOf(cfg).Guard(c
 
 func undoerOf(cfg Config) *undo.Undoer {
 	return &undo.Undoer{Host: cfg.Host, Dir: journal.Directory(cfg.StateDir), Log: cfg.Log, Flags: cfg.hostArguments()}
+}
+
+// Bounds of the agent, whatever it is told.
+const (
+	maxContact = 15 * time.Minute
+	maxReason  = 500 // bytes of a text of the control plane
+)
+
+// source is the control plane as a source of signed documents.
+type source struct{ *client.Client }
+
+func (s source) HeadProof(ctx context.Context, channel, hostname string) (*protocol.Proof, error) {
+	proof, err := s.Client.HeadProof(ctx, channel, hostname)
+	var refused *client.Error
+	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+		return nil, fmt.Errorf("%w: %w", verify.ErrNoEntry, err)
+	}
+	return proof, err
 }
 
 // sleep waits, or returns early with the error of ctx.
@@ -136,7 +155,7 @@ func newAgent(cfg Config) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	outside, err := journal.Open(outsideDirectory(cfg.StateDir, cfg.ClientCert))
+	outside, err := journal.Open(verify.OutsideDirectory(cfg.StateDir, cfg.ClientCert))
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +171,9 @@ func newAgent(cfg Config) (*agent, error) {
 		cfg: cfg, log: cfg.Log, host: cfg.Host, dir: dir, started: time.Now(),
 		delivering: semaphore.NewWeighted(1), changed: make(chan struct{}, 1), planned: make(chan *ahead, 1),
 	}
-	a.trust = &trustFile{path: cfg.TrustFile, log: a.log}
+	a.trust = verify.NewTrustFile(cfg.TrustFile, a.log)
 	a.identity = &identity{
-		hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now, trust: a.trust.read, allowV1: cfg.AllowV1,
+		hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.now, trust: a.trust.Read, allowV1: cfg.AllowV1,
 	}
 	if a.identity.host, err = pki.ReadPrivateKey(cfg.SSHHostKey); err != nil {
 		a.log.Warn().Err(err).Msg("reports are not signed")
@@ -177,14 +196,15 @@ func newAgent(cfg Config) (*agent, error) {
 	a.metricsFile.path = cfg.MetricsFile
 	a.status = openStatus(dir, cfg.MachineID)
 	a.status.note(func(s *status) { s.MarkCopy = string(outside) })
-	a.verifier = &verifier{
-		hostname: cfg.MachineID, trust: a.trust.read, marks: marks{dir, outside}, now: a.now, allowV1: cfg.AllowV1,
-		maxAge: cfg.MaxManifestAge, onlyLocal: func(string) string { return cfg.ComplianceMode }, manifests: manifests,
-	}
-	if _, err := a.trust.read(); err != nil {
+	marks := verify.Marks{State: dir, Outside: outside}
+	a.verifier = verify.New(verify.Config{
+		Hostname: cfg.MachineID, Trust: a.trust.Read, Marks: marks, Now: a.now, AllowV1: cfg.AllowV1,
+		MaxManifestAge: cfg.MaxManifestAge, Compliance: cfg.ComplianceMode, Manifests: manifests,
+	})
+	if _, err := a.trust.Read(); err != nil {
 		return nil, err
 	}
-	a.restoreState()
+	a.restoreState(marks)
 	if a.client, err = a.newClient(a.identity.certificate); err != nil {
 		return nil, err
 	}
@@ -206,7 +226,7 @@ func (a *agent) newClient(certificate func() (*tls.Certificate, error)) (*client
 
 // restoreState reads what the last agent left. What cannot be believed is set
 // aside and said.
-func (a *agent) restoreState() {
+func (a *agent) restoreState(marks verify.Marks) {
 	warn := func(err error) {
 		a.log.Error().Err(err).Msg("state not restored")
 		a.other(protocol.KindJournalSetAside, err.Error())
@@ -217,7 +237,7 @@ func (a *agent) restoreState() {
 	if e := journal.Optional[enrolled](a.dir, enrolledFile, warn); e != nil {
 		a.spent = spent{nonce: e.Nonce, at: time.Now()}
 	}
-	if err := a.setFloor(context.Background()); err != nil {
+	if err := a.setFloor(context.Background(), marks); err != nil {
 		warn(err)
 	}
 }
@@ -394,19 +414,19 @@ func (a *agent) handle(ctx context.Context, answer *protocol.CheckinResponse, se
 	a.answered.Store(true)
 	a.overdue.Store(false)
 	a.status.note(func(s *status) { s.LastContact, s.ContactError = pki.At(time.Now()), "" })
-	known := a.verifier.headHash
-	if err := a.verifier.updateHead(ctx, a.client, answer.Head); err != nil {
+	known := a.verifier.HeadHash()
+	if err := a.verifier.UpdateHead(ctx, source{a.client}, answer.Head); err != nil {
 		a.distrust(answer.Target, err)
 		a.reportStale()
 		return
 	}
-	if f := a.fetch.get(); a.verifier.headHash != known && f != nil && f.Result != protocol.FetchOK {
+	if f := a.fetch.get(); a.verifier.HeadHash() != known && f != nil && f.Result != protocol.FetchOK {
 		// What failed before was of an older release, or has been had by now.
-		a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: &a.verifier.head.RolloutID})
+		a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: nonEmpty(a.verifier.Head().RolloutID)})
 	}
 	a.reportStale()
-	if a.verifier.mine {
-		a.follow(ctx, a.verifier.head.Intent)
+	if a.verifier.Mine() {
+		a.follow(ctx, a.verifier.Head().Intent)
 	}
 	// A rollback that is refused does not keep the host from what mends it.
 	if answer.Rollback != nil && a.rollback(ctx, answer.Rollback) {
@@ -449,15 +469,15 @@ type offer struct {
 // consider verifies a target and takes it.
 func (a *agent) consider(ctx context.Context, o *offer, head *protocol.HeadRef) {
 	a.unfetched = nil
-	w, err := a.verifier.target(ctx, a.client, o.target, head, o.sent)
+	w, err := a.verifier.Target(ctx, source{a.client}, o.target, head, o.sent)
 	if err != nil {
 		if a.distrust(o.target, err) == protocol.FetchFailed {
 			a.unfetched = o
 		}
 		return
 	}
-	a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: &w.rolloutID})
-	if w.late() {
+	a.fetch.set(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: nonEmpty(w.RolloutID())})
+	if w.Late() {
 		return // it is offered again, now that its manifest could be had
 	}
 	a.take(ctx, w)
@@ -470,7 +490,7 @@ func (a *agent) fetchAgain(ctx context.Context, head *protocol.HeadRef) {
 	if o == nil {
 		return
 	}
-	if head != nil && a.verifier.head.RolloutID != o.target.RolloutID {
+	if head != nil && a.verifier.Head().RolloutID != o.target.RolloutID {
 		a.unfetched = nil
 		return
 	}
@@ -480,24 +500,24 @@ func (a *agent) fetchAgain(ctx context.Context, head *protocol.HeadRef) {
 // distrust notes and reports an answer that did not verify, and gives the outcome
 // of the fetch.
 func (a *agent) distrust(t *protocol.Target, err error) (result string) {
-	if errors.Is(err, errReplaced) {
+	if errors.Is(err, verify.ErrReplaced) {
 		a.log.Info().Err(err).Msg("answer is out of date")
 		return ""
 	}
-	a.log.Error().Err(err).Msg("answer not believed")
-	text := clip(err.Error(), maxReason)
+	text := protocol.Clip(err.Error(), maxReason)
+	a.log.Error().Str(zerolog.ErrorFieldName, text).Msg("answer not believed")
 	if t != nil {
 		// What nothing has verified is kept and reported no longer than it may be.
 		bounded := *t
 		for _, s := range []*string{&bounded.RolloutID, &bounded.ClosureHash, &bounded.ChannelRef} {
-			*s = clip(*s, maxReference)
+			*s = protocol.Clip(*s, verify.MaxReference)
 		}
 		t = &bounded
 	}
 	outcome := &protocol.FetchOutcome{Result: protocol.FetchVerifyFailed, Error: &text}
 	event := ""
-	if v := (*verdictError)(nil); errors.As(err, &v) {
-		outcome.Result, event = v.fetch, v.event
+	if v := (*verify.Refusal)(nil); errors.As(err, &v) {
+		outcome.Result, event = v.Fetch, v.Event
 	}
 	if t != nil {
 		outcome.RolloutID = &t.RolloutID
@@ -520,20 +540,20 @@ func (a *agent) distrust(t *protocol.Target, err error) (result string) {
 	}
 	switch event {
 	case protocol.EventStaleTarget:
-		if old := (*staleError)(nil); t != nil && errors.As(err, &old) {
-			a.report(event, &t.ChannelRef, protocol.StaleTarget{
-				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(old.signedAt),
-				FreshnessWindowSecs: uint32(min(old.window/time.Second, math.MaxUint32)), AgeSecs: int64(old.age / time.Second),
+		if old := (*verify.Stale)(nil); t != nil && errors.As(err, &old) {
+			a.report(event, t.ChannelRef, protocol.StaleTarget{
+				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(old.SignedAt),
+				FreshnessWindowSecs: uint32(min(old.Window/time.Second, math.MaxUint32)), AgeSecs: int64(old.Age / time.Second),
 			})
 		}
 	case protocol.EventVerifyMismatch:
 		if t != nil {
-			a.report(event, &t.ChannelRef, protocol.VerifyMismatch{Expected: text, Actual: t.ClosureHash})
+			a.report(event, t.ChannelRef, protocol.VerifyMismatch{Expected: text, Actual: t.ClosureHash})
 		}
 	case protocol.EventTrustError:
-		a.report(event, nil, protocol.Reasoned{Reason: text})
+		a.report(event, "", protocol.Reasoned{Reason: text})
 	case protocol.EventManifestMissing, protocol.EventManifestVerifyFailed, protocol.EventManifestMismatch:
-		a.report(event, nil, protocol.ManifestProblem{RolloutID: rollout, Reason: text})
+		a.report(event, "", protocol.ManifestProblem{RolloutID: rollout, Reason: text})
 	}
 	return outcome.Result
 }
@@ -541,7 +561,7 @@ func (a *agent) distrust(t *protocol.Target, err error) (result string) {
 // reportStale makes withholding visible: without a head fresher than its
 // window this host says so, once per time that it begins.
 func (a *agent) reportStale() {
-	over, stale := a.verifier.stale()
+	over, stale := a.verifier.Stale()
 	a.status.note(func(s *status) {
 		s.Stale = ""
 		if stale {

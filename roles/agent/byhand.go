@@ -15,6 +15,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
@@ -163,8 +164,8 @@ func (h hand) activate(ctx context.Context, path, reason string) error {
 
 // intentInForce is the intent of the newest verified release.
 func intentInForce(dir journal.Directory) string {
-	var m mark
-	if dir.Read(markFile, &m) != nil {
+	var m verify.Mark
+	if dir.Read(verify.MarkFile, &m) != nil {
 		return ""
 	}
 	return m.Intent

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/command"
 )
 
@@ -38,7 +39,7 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 
 // warnUnpinned says what a renewal cannot be held against.
 func (c *Config) warnUnpinned(w io.Writer) error {
-	trust, err := (&trustFile{path: c.TrustFile}).read()
+	trust, err := verify.NewTrustFile(c.TrustFile, zerolog.Nop()).Read()
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (c *Config) warnUnpinned(w io.Writer) error {
 // readable reads the files that must be there at the start as the agent will.
 func (c *Config) readable() error {
 	a := &agent{cfg: *c}
-	roots, trust := (&trustFile{path: c.TrustFile}).read()
+	roots, trust := verify.NewTrustFile(c.TrustFile, zerolog.Nop()).Read()
 	if trust == nil {
 		_, trust = issuingCAs(roots)
 	}

@@ -146,7 +146,7 @@ func clipped(s *string, limit int) *string {
 	if s == nil {
 		return nil
 	}
-	short := clip(*s, limit)
+	short := protocol.Clip(*s, limit)
 	return &short
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/verify"
 )
 
 // now is the time, but never before what is known to have passed: boards without
@@ -23,8 +24,8 @@ func (a *agent) now() time.Time {
 // certificate where a pinned issuing CA vouches for it, and of the source that its system is
 // made from. All three are signed by others: its own clock may have been wrong before, and
 // what a control plane alone says of the time does not count.
-func (a *agent) setFloor(ctx context.Context) error {
-	m, err := a.verifier.marks.load()
+func (a *agent) setFloor(ctx context.Context, marks verify.Marks) error {
+	m, err := marks.Load()
 	var past []time.Time
 	if m != nil {
 		past = append(past, m.SignedAt.Add(-pki.ClockSlack))

@@ -17,6 +17,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
@@ -104,7 +105,7 @@ func Command() *cli.Command {
 				Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
 				Flags:       local(reason, stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies; the agent that ran here last has left word of it")),
 				Action: onHost(func(c *cli.Context, h hand) error {
-					place := outsideDirectory(string(h.Dir), c.String("client-cert"))
+					place := verify.OutsideDirectory(string(h.Dir), c.String("client-cert"))
 					var s status
 					if !c.IsSet("client-cert") && h.Dir.Read(statusName, &s) == nil && s.MarkCopy != "" {
 						place = s.MarkCopy
@@ -113,7 +114,7 @@ func Command() *cli.Command {
 					if err != nil {
 						return err
 					}
-					if err := (marks{h.Dir, outside}).reset(); err != nil {
+					if err := (verify.Marks{State: h.Dir, Outside: outside}).Reset(); err != nil {
 						return err
 					}
 					if err := h.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {

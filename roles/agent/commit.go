@@ -131,7 +131,7 @@ func (a *agent) confirm(ctx context.Context, j *journal.Journal) error {
 			return nil
 		}
 		a.log.Warn().Err(err).Dur("retry_in", wait).Msg("confirm not delivered")
-		if w := a.told.get(); w != nil && w.closure != j.Closure {
+		if w := a.told.get(); w != nil && w.Closure() != j.Closure {
 			return a.unconfirmed(j, "a newer release is wanted")
 		}
 		if err := sleep(ctx, wait); err != nil {
@@ -156,7 +156,7 @@ func (a *agent) elsewhere(ctx context.Context, j *journal.Journal, current strin
 		a.settle(ctx)
 		return nil
 	}
-	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: protocol.CauseThirdClosure.With(current)})
+	a.report(protocol.EventRollbackTriggered, j.ChannelRef, protocol.Reasoned{Reason: protocol.CauseThirdClosure.With(current)})
 	a.holdByHand(current)
 	return a.unconfirmed(j, current+" runs instead")
 }

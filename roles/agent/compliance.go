@@ -71,7 +71,7 @@ func (a *agent) collect(ctx context.Context, j *journal.Journal) (failing []stri
 	defer func() {
 		if err != nil && ctx.Err() == nil && (j.Compliance == fleet.ModeEnforce || !errors.Is(err, nixops.ErrNoCollector)) {
 			problem.Reason = err.Error()
-			a.report(protocol.EventRuntimeGateError, &j.ChannelRef, problem)
+			a.report(protocol.EventRuntimeGateError, j.ChannelRef, problem)
 		}
 	}()
 	found, err := a.host.CollectEvidence(ctx)
@@ -99,7 +99,7 @@ func (a *agent) collect(ctx context.Context, j *journal.Journal) (failing []stri
 			continue
 		}
 		failing = append(failing, c.Control)
-		a.report(protocol.EventComplianceFailure, &j.ChannelRef, protocol.ComplianceFailure{
+		a.report(protocol.EventComplianceFailure, j.ChannelRef, protocol.ComplianceFailure{
 			ControlID: c.Control, Status: c.Status, FrameworkArticles: append([]string{}, c.FrameworkArticles...),
 			EvidenceSnippet: c.Checks, EvidenceCollectedAt: e.Timestamp,
 		})

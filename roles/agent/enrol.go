@@ -237,7 +237,7 @@ func (a *agent) renew(ctx context.Context) {
 func (a *agent) renewalFailed(err error) {
 	a.log.Warn().Err(err).Msg("certificate not renewed")
 	if !a.saidRenewal.lately(err.Error()) {
-		a.report(protocol.EventRenewalFailed, nil, protocol.Reasoned{Reason: err.Error()})
+		a.report(protocol.EventRenewalFailed, "", protocol.Reasoned{Reason: err.Error()})
 	}
 }
 

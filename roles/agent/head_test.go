@@ -10,6 +10,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -93,7 +94,7 @@ func TestHeadOfTheReleaseThatWasKnownByItsManifest(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		p.set(func() { p.v1 = nil })
 		time.Sleep(5 * time.Minute)
-		last, err := (marks{journal.Directory(m.path("state")), journal.Directory(m.path("cert"))}).load()
+		last, err := (verify.Marks{State: journal.Directory(m.path("state")), Outside: journal.Directory(m.path("cert"))}).Load()
 		if err != nil || !last.SeenHead || last.Closure != target || p.reported(protocol.EventManifestVerifyFailed) {
 			t.Errorf("mark %+v, %v; reports %v", last, err, p.said())
 		}
@@ -141,7 +142,7 @@ func TestReleaseThatComesMeanwhileIsNoLie(t *testing.T) {
 			defer a.client.CloseIdle()
 			releases := [][2][]byte{{p.head, p.headSig}}
 			first := &protocol.Target{ClosureHash: target, ChannelRef: p.id, RolloutID: p.id}
-			m.must(a.verifier.marks.store(&mark{SignedAt: pki.At(time.Unix(1, 0)), SeenHead: true, Channel: "stable"}))
+			m.must(a.dir.Write(verify.MarkFile, &verify.Mark{SignedAt: pki.At(time.Unix(1, 0)), SeenHead: true, Channel: "stable"}))
 			p.release(another, time.Now().Add(time.Second))
 			releases = append(releases, [2][]byte{p.head, p.headSig})
 			s := &swapped{proof: p.proof}
@@ -149,9 +150,9 @@ func TestReleaseThatComesMeanwhileIsNoLie(t *testing.T) {
 				s.heads = append(s.heads, releases[i])
 			}
 			ref := &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(releases[c.named][0])}
-			m.must(a.verifier.updateHead(context.Background(), s, ref))
-			_, err = a.verifier.target(context.Background(), s, first, ref, time.Now())
-			if lie := err != nil && !errors.Is(err, errReplaced); lie != c.lie || err == nil {
+			m.must(a.verifier.UpdateHead(context.Background(), s, ref))
+			_, err = a.verifier.Target(context.Background(), s, first, ref, time.Now())
+			if lie := err != nil && !errors.Is(err, verify.ErrReplaced); lie != c.lie || err == nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		})

@@ -35,7 +35,7 @@ func (a *agent) metrics() (steady, all string) {
 	}
 	q := a.quarantine.get()
 	gauge("release_stale", "Whether the newest verified release is past its freshness window.", truth(s.Stale != ""))
-	gauge("release_signed_timestamp_seconds", "When the newest verified release was signed.", a.verifier.signed().Unix())
+	gauge("release_signed_timestamp_seconds", "When the newest verified release was signed.", a.verifier.SignedAt().Unix())
 	gauge("held", "Whether root holds this host.", truth(a.hold.get() != nil))
 	gauge("quarantined", "Whether a closure failed here and is not tried again.", truth(q != nil && q.over()))
 	gauge("reboot_pending", "Whether something waits for a reboot.", truth(s.RebootPending != ""))
@@ -43,17 +43,6 @@ func (a *agent) metrics() (steady, all string) {
 	steady = b.String()
 	gauge("last_contact_timestamp_seconds", "When the control plane last answered a check-in.", max(0, s.LastContact.Unix()))
 	return steady, b.String()
-}
-
-// signed is when the newest verified release was signed; 1970 without one.
-func (v *verifier) signed() time.Time {
-	if v.head != nil {
-		return v.headSigned
-	}
-	if last, err := v.marks.load(); err == nil && last != nil {
-		return last.SignedAt.Time
-	}
-	return time.Unix(0, 0)
 }
 
 // writeMetrics brings the file up to date. It is for people: a failure is logged, once

@@ -32,15 +32,15 @@ func spread(hostname, closure string, over time.Duration) time.Duration {
 
 // planAhead looks at each new head for what it means for this host.
 func (a *agent) planAhead(ctx context.Context) {
-	if a.cfg.PrefetchSpread == 0 || !a.verifier.mine || a.verifier.headHash == a.lookedAhead {
+	if a.cfg.PrefetchSpread == 0 || !a.verifier.Mine() || a.verifier.HeadHash() == a.lookedAhead {
 		return
 	}
-	entry, err := a.verifier.entry(ctx, a.client)
+	entry, err := a.verifier.Entry(ctx, source{a.client})
 	if err != nil {
 		a.log.Warn().Err(err).Msg("nothing fetched ahead")
 		return
 	}
-	a.lookedAhead = a.verifier.headHash
+	a.lookedAhead = a.verifier.HeadHash()
 	if p := a.ahead.get(); p != nil && p.closure == entry.TargetClosure {
 		return
 	}

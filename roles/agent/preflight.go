@@ -12,6 +12,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -33,25 +34,25 @@ func (e *localError) Error() string { return e.reason.String() }
 
 // bring gets the closure into the store, protected from collection, and looks
 // whether it can be activated at all.
-func (a *agent) bring(ctx context.Context, w *wanted, j *journal.Journal) error {
+func (a *agent) bring(ctx context.Context, w *verify.Target, j *journal.Journal) error {
 	if err := a.preflight(ctx, w); err != nil {
 		return err
 	}
 	limited, cancel := context.WithTimeout(ctx, fetchLimit)
 	defer cancel()
-	err := a.host.Realise(limited, w.closure, func(line string) { a.waiting("downloading %s: %s", w.closure, line) })
+	err := a.host.Realise(limited, w.Closure(), func(line string) { a.waiting("downloading %s: %s", w.Closure(), line) })
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
-		a.report(protocol.EventClosureSignatureMismatch, &w.channelRef, protocol.ClosureSignatureMismatch{ClosureHash: w.closure, StderrTail: tail(err.Error())})
+		a.report(protocol.EventClosureSignatureMismatch, w.ChannelRef(), protocol.ClosureSignatureMismatch{ClosureHash: w.Closure(), StderrTail: tail(err.Error())})
 		return &localError{journal.Because(protocol.CauseRealise, err.Error()), ""}
 	case errors.Is(err, nixops.ErrNoSpace):
 		return &localError{journal.Because(protocol.CauseNoSpace, err.Error()), protocol.EventRealiseFailed}
 	case err != nil:
 		return &localError{journal.Because(protocol.CauseRealise, err.Error()), protocol.EventRealiseFailed}
 	}
-	c, err := a.host.Inspect(ctx, w.closure)
+	c, err := a.host.Inspect(ctx, w.Closure())
 	if err != nil {
 		return &localError{journal.Because(protocol.CauseRealise, err.Error()), protocol.EventRealiseFailed}
 	}
@@ -62,7 +63,7 @@ func (a *agent) bring(ctx context.Context, w *wanted, j *journal.Journal) error 
 		return errors.New("the closure has no agent of its own, so that nobody could prove it")
 	}
 	if c.TrustJSON != nil {
-		if err := w.trustAdmits(c.TrustJSON); err != nil {
+		if err := w.TrustAdmits(c.TrustJSON); err != nil {
 			return err
 		}
 	} else if own, err := filepath.EvalSymlinks(a.cfg.TrustFile); err != nil {
@@ -83,11 +84,11 @@ func tail(s string) string {
 }
 
 // preflight looks for what would make the activation fail half-way.
-func (a *agent) preflight(ctx context.Context, w *wanted) error {
+func (a *agent) preflight(ctx context.Context, w *verify.Target) error {
 	// What a host confirms and attests carries its own clock's time, which may have
 	// been set since the release was verified.
 	past := a.floor
-	if signed := w.signedAt.Add(-pki.ClockSlack); signed.After(past) {
+	if signed := w.SignedAt().Add(-pki.ClockSlack); signed.After(past) {
 		past = signed
 	}
 	if now := a.cfg.Clock(); past.Sub(now) > pki.ClockSlack {
@@ -149,11 +150,11 @@ func (a *agent) checkTarget(ctx context.Context, closure string) error {
 
 // giveUp ends an activation that has changed nothing yet. A download that was
 // cut off by our own end stays in the journal for the next agent.
-func (a *agent) giveUp(w *wanted, err error) {
+func (a *agent) giveUp(w *verify.Target, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
-	a.log.Error().Err(err).Str("closure", w.closure).Msg("activation given up")
+	a.log.Error().Err(err).Str("closure", w.Closure()).Msg("activation given up")
 	a.waiting("%v", err)
 	if err := a.dir.End(journal.Fetching); err != nil {
 		a.log.Error().Err(err).Msg("journal not closed")
@@ -162,12 +163,12 @@ func (a *agent) giveUp(w *wanted, err error) {
 	var local *localError
 	if errors.As(err, &local) {
 		if local.event != "" {
-			a.report(local.event, &w.channelRef, protocol.RealiseFailed{ClosureHash: w.closure, Reason: local.reason.String()})
+			a.report(local.event, w.ChannelRef(), protocol.RealiseFailed{ClosureHash: w.Closure(), Reason: local.reason.String()})
 		}
-		a.postpone(w.closure, w.intent, w.channelRef, local.reason)
+		a.postpone(w.Closure(), w.Intent(), w.ChannelRef(), local.reason)
 		return
 	}
 	text := err.Error()
-	a.report(protocol.EventActivationFailed, &w.channelRef, protocol.ActivationFailed{Phase: string(protocol.CauseInspect), StderrTail: &text})
-	a.punish(w.closure, w.intent, w.channelRef, journal.Reason{Text: text}, true)
+	a.report(protocol.EventActivationFailed, w.ChannelRef(), protocol.ActivationFailed{Phase: string(protocol.CauseInspect), StderrTail: &text})
+	a.punish(w.Closure(), w.Intent(), w.ChannelRef(), journal.Reason{Text: text}, true)
 }

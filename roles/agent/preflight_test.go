@@ -14,6 +14,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -160,7 +161,7 @@ func TestClockBehindWhatIsKnown_A22(t *testing.T) {
 		m.must(err)
 		dir, err := journal.Open(m.path("state"))
 		m.must(err)
-		m.must(dir.Write(markFile, &mark{SignedAt: *head.Meta.SignedAt, Intent: head.Intent}))
+		m.must(dir.Write(verify.MarkFile, &verify.Mark{SignedAt: *head.Meta.SignedAt, Intent: head.Intent}))
 		stop := m.start(m.sim)
 		time.Sleep(20 * time.Minute)
 		if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, "preflight: clock: ") || m.where() != all(before) {
@@ -223,7 +224,7 @@ func TestCertificatesAreValidByWhatIsKnown_A22(t *testing.T) {
 		"a release": {func(m *machine) {
 			dir, err := journal.Open(m.path("state"))
 			m.must(err)
-			m.must(dir.Write(markFile, &mark{SignedAt: pki.At(time.Now().Add(lost)), Intent: "i"}))
+			m.must(dir.Write(verify.MarkFile, &verify.Mark{SignedAt: pki.At(time.Now().Add(lost)), Intent: "i"}))
 		}, true},
 		"the source of its system": {func(m *machine) {
 			version := "25.11." + time.Now().Add(lost).Format("20060102") + ".4f1c0a9"

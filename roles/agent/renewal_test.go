@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"nixfleet/pki"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -407,8 +408,8 @@ func TestRenewalWithoutKeyIdentifier(t *testing.T) {
 		for _, c := range []struct{ allow, inUse, answered, taken bool }{
 			{false, true, true, true}, {false, false, true, true}, {false, false, false, true}, {false, true, false, false}, {true, true, false, true},
 		} {
-			trust := &trustFile{path: m.path("trust.json"), log: zerolog.Nop()}
-			i := &identity{hostname: testHost, certPath: m.path("cert/agent.pem"), key: p.hostKey, now: time.Now, trust: trust.read, allowV1: c.allow}
+			trust := verify.NewTrustFile(m.path("trust.json"), zerolog.Nop())
+			i := &identity{hostname: testHost, certPath: m.path("cert/agent.pem"), key: p.hostKey, now: time.Now, trust: trust.Read, allowV1: c.allow}
 			inUse := *i.usable().Leaf
 			cert, err := oneCertificate(text)
 			m.must(err)

@@ -42,14 +42,16 @@ func (s *said) lately(what string) bool {
 	return false
 }
 
-// report signs an event, where the contract wants it, and queues it.
-func (a *agent) report(event string, rollout *string, details any) {
-	doc, err := protocol.SignEvidence(a.identity.signer(), a.cfg.MachineID, rollout, event, details)
+// report signs an event of a rollout, or of none, where the contract wants a signature, and
+// queues it.
+func (a *agent) report(event, rollout string, details any) {
+	of := nonEmpty(rollout)
+	doc, err := protocol.SignEvidence(a.identity.signer(), a.cfg.MachineID, of, event, details)
 	var lost []*protocol.ReportRequest
 	if err == nil {
 		lost, err = a.outbox.add(&protocol.ReportRequest{
 			Hostname: a.cfg.MachineID, AgentVersion: a.cfg.Version, OccurredAt: pki.At(a.now().Truncate(time.Millisecond)),
-			Rollout: rollout, Event: event, Details: doc,
+			Rollout: of, Event: event, Details: doc,
 		})
 	}
 	for _, r := range lost {
@@ -66,7 +68,7 @@ func (a *agent) other(kind, text string) {
 	if err != nil {
 		return
 	}
-	a.report(protocol.EventOther, nil, protocol.Other{Kind: kind, Detail: detail})
+	a.report(protocol.EventOther, "", protocol.Other{Kind: kind, Detail: detail})
 }
 
 // answer is what became of a report that was sent.

@@ -87,9 +87,9 @@ func letters(t *testing.T, answer func(name string) (int, string)) (*agent, *pos
 	m.must(err)
 	t.Cleanup(a.client.CloseIdle)
 	for _, name := range []string{"a1", "a2", "b1", "n1"} {
-		var rollout *string
+		rollout := ""
 		if name != "n1" {
-			rollout = new(name[:1])
+			rollout = name[:1]
 		}
 		a.report(protocol.EventRollbackTriggered, rollout, protocol.Reasoned{Reason: name})
 	}

@@ -11,6 +11,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -94,9 +95,9 @@ func (a *agent) settle(ctx context.Context) {
 		return
 	}
 	if j.Blame {
-		a.report(protocol.EventActivationFailed, &j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
+		a.report(protocol.EventActivationFailed, j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
 	}
-	a.report(protocol.EventRollbackTriggered, &j.ChannelRef, protocol.Reasoned{Reason: j.Reason.String()})
+	a.report(protocol.EventRollbackTriggered, j.ChannelRef, protocol.Reasoned{Reason: j.Reason.String()})
 	if j.Recalled {
 		a.forgetRecalled(j)
 	} else {
@@ -142,7 +143,7 @@ func (a *agent) punish(closure, intent, channelRef string, reason journal.Reason
 	})
 	if blame {
 		a.log.Warn().Str("closure", closure).Stringer("reason", reason).Msg("closure quarantined")
-		a.report(protocol.EventClosureQuarantined, &channelRef, protocol.ClosureQuarantined{
+		a.report(protocol.EventClosureQuarantined, channelRef, protocol.ClosureQuarantined{
 			ClosureHash: closure, ChannelRef: channelRef, FailureCount: next.Failures, Reason: reason.String(),
 		})
 	}
@@ -202,13 +203,13 @@ func (a *agent) forgetRecalled(j *journal.Journal) {
 //
 // It says whether that is under way, so that a target has to wait.
 func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
-	r.Rollout = clip(r.Rollout, maxReference)
+	r.Rollout = protocol.Clip(r.Rollout, verify.MaxReference)
 	j, why := a.mayRollBack(r)
 	if why != "" {
 		a.refuseRollback(r, why)
 		return false
 	}
-	r.Reason = clip(r.Reason, maxReason)
+	r.Reason = protocol.Clip(r.Reason, maxReason)
 	a.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
 	next := *j
 	next.Step, next.Units, next.ChannelRef = journal.Undoing, journal.NewUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
@@ -235,7 +236,7 @@ const (
 func (a *agent) refuseRollback(r *protocol.Rollback, why string) {
 	a.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
 	if why == alreadyBack {
-		a.report(protocol.EventRollbackTriggered, &r.Rollout, protocol.Reasoned{Reason: protocol.CauseRecalled.With("already back")})
+		a.report(protocol.EventRollbackTriggered, r.Rollout, protocol.Reasoned{Reason: protocol.CauseRecalled.With("already back")})
 		return
 	}
 	if text := r.Rollout + ": " + why; why != underWay && !a.saidRefusal.lately(text) {
@@ -252,7 +253,7 @@ func (a *agent) mayRollBack(r *protocol.Rollback) (*journal.Journal, string) {
 	if h := a.hold.get(); h != nil {
 		return nil, "held by root: " + h.text()
 	}
-	head := a.verifier.head
+	head := a.verifier.Head()
 	if head == nil && !a.cfg.AllowRollback {
 		return nil, "no signed head allows it"
 	}

@@ -7,6 +7,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -66,7 +67,7 @@ func (a *agent) stage(ctx context.Context) (*journal.Journal, error) {
 		}
 		return nil, a.undoer.From(ctx, []journal.Step{journal.Staging}, reason)
 	}
-	a.report(protocol.EventActivationDeferred, &j.ChannelRef, a.deferred(j))
+	a.report(protocol.EventActivationDeferred, j.ChannelRef, a.deferred(j))
 	if j.BootsOnce {
 		a.waiting("a reboot: %s differs and cannot be switched live; %s", j.Component, a.reboots)
 	} else {
@@ -182,18 +183,18 @@ const stagedAgain = time.Minute
 // stagedAlready answers an offer of what is staged: the control plane has not heard
 // of it in time, or a newer release wants the same closure of this host. Its lease
 // would end as a failure [C18].
-func (a *agent) stagedAlready(j *journal.Journal, w *wanted) {
-	if a.outbox.waiting(j.ChannelRef) || j.ChannelRef == w.channelRef && time.Since(j.Since.Time) < stagedAgain {
+func (a *agent) stagedAlready(j *journal.Journal, w *verify.Target) {
+	if a.outbox.waiting(j.ChannelRef) || j.ChannelRef == w.ChannelRef() && time.Since(j.Since.Time) < stagedAgain {
 		return
 	}
 	j, err := a.dir.Advance(time.Now(), []journal.Step{journal.Staged}, journal.Staged, func(j *journal.Journal) {
-		j.RolloutID, j.Intent, j.Channel, j.ChannelRef, j.Wave = w.rolloutID, w.intent, w.channel, w.channelRef, w.wave
+		j.RolloutID, j.Intent, j.Channel, j.ChannelRef, j.Wave = w.RolloutID(), w.Intent(), w.Channel(), w.ChannelRef(), w.Wave()
 	})
 	if err != nil {
 		a.log.Error().Err(err).Msg("staged generation not reported again")
 		return
 	}
-	a.report(protocol.EventActivationDeferred, &j.ChannelRef, a.deferred(j))
+	a.report(protocol.EventActivationDeferred, j.ChannelRef, a.deferred(j))
 }
 
 // supersedeStaged takes a staged generation back before a newer one is begun.

@@ -13,7 +13,9 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/command"
+	"nixfleet/roles/protocol"
 )
 
 const statusName = "status.json"
@@ -80,7 +82,7 @@ const maxStatusText = 1000
 // bound cuts what others may have had their hand in.
 func (s *status) bound() {
 	for _, text := range []*string{&s.Told, &s.Rollout, &s.Waiting, &s.Next, &s.Held, &s.Stale, &s.ContactError} {
-		*text = clip(*text, maxStatusText)
+		*text = protocol.Clip(*text, maxStatusText)
 	}
 }
 
@@ -108,7 +110,7 @@ type localStatus struct {
 	Confirmed  *confirmed       `json:"confirmed"`
 	Quarantine *quarantine      `json:"quarantine"`
 	Hold       *holdState       `json:"hold"`
-	Mark       *mark            `json:"mark"`
+	Mark       *verify.Mark     `json:"mark"`
 	Problems   []string         `json:"problems"`
 }
 
@@ -145,8 +147,8 @@ func gather(ctx context.Context, dir journal.Directory, host nixops.Host) localS
 	if load(journal.HoldFile, &h) {
 		out.Hold = &h
 	}
-	var m mark
-	if load(markFile, &m) {
+	var m verify.Mark
+	if load(verify.MarkFile, &m) {
 		out.Mark = &m
 	}
 	for to, read := range map[*string]func(context.Context) (string, error){

@@ -10,6 +10,7 @@ import (
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/protocol"
 )
 
@@ -266,13 +267,13 @@ func TestManifestsDoNotPileUp(t *testing.T) {
 		p := newV1Plane(t)
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
-		for i := range 3 * maxManifests {
+		for i := range 3 * verify.MaxManifests {
 			p.release([]string{target, another}[i%2], time.Now())
 			time.Sleep(2 * time.Minute)
 		}
 		stop()
 		kept, err := os.ReadDir(m.path("state/rollouts"))
-		if err != nil || len(kept) != 2*maxManifests {
+		if err != nil || len(kept) != 2*verify.MaxManifests {
 			t.Errorf("%d files, %v", len(kept), err)
 		}
 	})

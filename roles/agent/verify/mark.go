@@ -1,4 +1,4 @@
-package agent
+package verify
 
 import (
 	"errors"
@@ -11,11 +11,12 @@ import (
 	"nixfleet/roles/agent/journal"
 )
 
-const markFile = "mark.json"
+// MarkFile is the name of both copies of the mark.
+const MarkFile = "mark.json"
 
-// mark is the newest release this host has verified: it never goes back behind
+// Mark is the newest release this host has verified: it never goes back behind
 // it. There is one per host, whatever the channel.
-type mark struct {
+type Mark struct {
 	SignedAt pki.Timestamp `json:"signedAt" shape:"R"`
 	Intent   string        `json:"intent" shape:"R"`
 	Closure  string        `json:"closure" shape:"D"`  // what it meant for this host, when that is known
@@ -24,21 +25,21 @@ type mark struct {
 	Window   uint32        `json:"window" shape:"D"`   // its freshness window, in minutes
 }
 
-// follows: a head of the channel that this host is known to be in.
-func (m *mark) follows(channel string) bool { return m != nil && m.SeenHead && m.Channel == channel }
+// follows reports whether a channel is the one that this host is known to be in.
+func (m *Mark) follows(channel string) bool { return m != nil && m.SeenHead && m.Channel == channel }
 
-// sameTime: another release than the mark's that was signed at the same time, so that
-// only what it means for this host can tell whether it may follow.
-func (m *mark) sameTime(signedAt time.Time, intent string) bool {
+// sameTime reports whether a release is another one than the mark's and was signed at the same
+// time, so that only what it means for this host can tell whether it may follow.
+func (m *Mark) sameTime(signedAt time.Time, intent string) bool {
 	return m != nil && signedAt.Equal(m.SignedAt.Time) && intent != m.Intent
 }
 
-// errOlder: the release is older than one that was verified before.
+// errOlder means that the release is older than one that was verified before.
 var errOlder = errors.New("older than the newest release this host has verified")
 
 // admits says whether a release may follow the mark: it is newer, or it is the
 // same, by intent or by what it means for this host.
-func (m *mark) admits(signedAt time.Time, intent, closure string) error {
+func (m *Mark) admits(signedAt time.Time, intent, closure string) error {
 	if m == nil || signedAt.After(m.SignedAt.Time) {
 		return nil
 	}
@@ -51,20 +52,20 @@ func (m *mark) admits(signedAt time.Time, intent, closure string) error {
 	return fmt.Errorf("%w: another release with the same signing time %s", errOlder, m.SignedAt)
 }
 
-// marks keeps the mark in the state directory and once more outside of it, so
+// Marks keeps the mark in the state directory and once more outside of it, so
 // that deleting the directory does not open the way back.
-type marks struct {
-	state, outside journal.Directory
+type Marks struct {
+	State, Outside journal.Directory
 }
 
-// load takes the newer of the two. A copy that cannot be believed counts as
+// Load takes the newer of the two. A copy that cannot be believed counts as
 // none; both unbelievable is an error.
-func (m marks) load() (*mark, error) {
-	var newest *mark
+func (m Marks) Load() (*Mark, error) {
+	var newest *Mark
 	var unfit error
-	for _, dir := range []journal.Directory{m.state, m.outside} {
-		var found mark
-		switch err := dir.Read(markFile, &found); {
+	for _, dir := range []journal.Directory{m.State, m.Outside} {
+		var found Mark
+		switch err := dir.Read(MarkFile, &found); {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			unfit = errors.Join(unfit, err)
@@ -78,13 +79,13 @@ func (m marks) load() (*mark, error) {
 	return newest, nil
 }
 
-func (m marks) store(v *mark) error {
-	return errors.Join(m.state.Write(markFile, v), m.outside.Write(markFile, v))
+func (m Marks) store(v *Mark) error {
+	return errors.Join(m.State.Write(MarkFile, v), m.Outside.Write(MarkFile, v))
 }
 
-// means notes what the release of the mark means for this host.
-func (m marks) means(signedAt time.Time, intent, closure string) error {
-	last, err := m.load()
+// means records the closure that the release of the mark means for this host.
+func (m Marks) means(signedAt time.Time, intent, closure string) error {
+	last, err := m.Load()
 	if err != nil || last == nil || !signedAt.Equal(last.SignedAt.Time) || last.Intent != intent || last.Closure == closure {
 		return err
 	}
@@ -93,13 +94,14 @@ func (m marks) means(signedAt time.Time, intent, closure string) error {
 	return m.store(&next)
 }
 
-func (m marks) reset() error {
-	return errors.Join(m.state.Remove(markFile), m.outside.Remove(markFile))
+// Reset forgets both copies of the mark.
+func (m Marks) Reset() error {
+	return errors.Join(m.State.Remove(MarkFile), m.Outside.Remove(MarkFile))
 }
 
-// outsideDirectory is where the second copy of the mark lies: with the
+// OutsideDirectory is where the second copy of the mark lies: with the
 // certificate, unless that is inside the state directory.
-func outsideDirectory(stateDir, clientCert string) string {
+func OutsideDirectory(stateDir, clientCert string) string {
 	dir := filepath.Dir(clientCert)
 	if clientCert == "" || filepath.Clean(dir) == filepath.Clean(stateDir) {
 		return filepath.Clean(stateDir) + ".mark"

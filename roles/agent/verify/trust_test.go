@@ -1,4 +1,4 @@
-package agent
+package verify
 
 import (
 	"bytes"
@@ -34,11 +34,11 @@ func TestTrustWarningsAreSaidOnce(t *testing.T) {
 		must(os.WriteFile(path, []byte(strings.Replace(string(doc), "{", `{"`+member+`":[],`, 1)), 0o600))
 	}
 	var log bytes.Buffer
-	f := &trustFile{path: path, log: zerolog.New(&log)}
+	f := NewTrustFile(path, zerolog.New(&log))
 	read := func(want pki.PublicKey) {
 		t.Helper()
 		for range 5 {
-			got, err := f.read()
+			got, err := f.Read()
 			must(err)
 			if !reflect.DeepEqual(*got.CIReleaseKey.Current, want) {
 				t.Errorf("it trusts %v, want %v", got.CIReleaseKey.Current, want)
@@ -59,12 +59,12 @@ func TestTrustWarningsAreSaidOnce(t *testing.T) {
 		t.Errorf("said %d times:\n%s", lines, log.String())
 	}
 	must(os.Chmod(path, 0o622))
-	if _, err := f.read(); err == nil {
+	if _, err := f.Read(); err == nil {
 		t.Error("a file that others can write is read on")
 	}
 	must(os.Chmod(path, 0o600))
 	must(os.WriteFile(path, []byte("{"), 0o600))
-	if _, err := f.read(); err == nil {
+	if _, err := f.Read(); err == nil {
 		t.Error("a damaged file is read on")
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package verify
 
 import (
 	"bytes"
@@ -13,8 +13,8 @@ import (
 	"nixfleet/roles/agent/journal"
 )
 
-// trustFile is the trust roots of this host, looked at anew at every use.
-type trustFile struct {
+// TrustFile is the trust roots of this host, read anew at every use.
+type TrustFile struct {
 	path string
 	log  zerolog.Logger
 
@@ -23,9 +23,14 @@ type trustFile struct {
 	trust *pki.Trust
 }
 
-// read refuses a file that others could write. What the file says to no purpose is
-// logged once per content of it, not at every use.
-func (f *trustFile) read() (*pki.Trust, error) {
+// NewTrustFile reads nothing yet. Warnings about the file go to log.
+func NewTrustFile(path string, log zerolog.Logger) *TrustFile {
+	return &TrustFile{path: path, log: log}
+}
+
+// Read refuses a file that others could write. Members without effect are logged once per
+// content of the file, not at every use.
+func (f *TrustFile) Read() (*pki.Trust, error) {
 	path, err := filepath.EvalSymlinks(f.path)
 	if err != nil {
 		return nil, fmt.Errorf("trust file: %w", err)
