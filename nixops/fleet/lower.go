@@ -49,20 +49,15 @@ type Lowered struct {
 	Hosts  int // that it means
 }
 
-// LowerPolicies writes the selectors of policies that use `and` or `not` as lists of hosts, in a declaration that is
-// still a generic document, and names them. v1's mkFleet leaves both words in the policies, where nobody reads them:
+// LowerPolicies writes the selectors of policies that use `and` or `not` as lists of hosts, and names them. v1's mkFleet leaves both words in the policies, where nobody reads them:
 // the waves that count are resolved already. A budget's selector is read, and stays for Check to refuse.
-func LowerPolicies(doc map[string]any) ([]Lowered, error) {
-	text, err := pki.Marshal(doc)
-	if err != nil {
-		return nil, fmt.Errorf("encode the fleet: %w", err)
-	}
-	f, err := ParseFleet(text)
+func (d *Declaration) LowerPolicies() ([]Lowered, error) {
+	f, err := d.Fleet()
 	if err != nil {
 		return nil, fmt.Errorf("the fleet's declaration: %w", err)
 	}
 	var lowered []Lowered
-	policies, _ := doc["rolloutPolicies"].(map[string]any)
+	policies := d.member("rolloutPolicies")
 	for _, name := range slices.Sorted(maps.Keys(f.RolloutPolicies)) {
 		policy, _ := policies[name].(map[string]any)
 		waves, _ := policy["waves"].([]any)

@@ -35,7 +35,7 @@ func TestPoliciesAreLowered_C14(t *testing.T) {
 		`{"not":{"all":true}}`: "[]",
 	} {
 		doc := wave(given)
-		lowered, err := LowerPolicies(doc)
+		lowered, err := (&Declaration{doc}).LowerPolicies()
 		if err != nil {
 			t.Fatalf("%s: %v", given, err)
 		}
@@ -59,7 +59,7 @@ func TestPoliciesAreLowered_C14(t *testing.T) {
 		}
 	}
 	for _, wrong := range []string{`{"not":[1]}`, `{"and":[{"tags":"web"}]}`} {
-		if lowered, err := LowerPolicies(wave(wrong)); err == nil {
+		if lowered, err := (&Declaration{wave(wrong)}).LowerPolicies(); err == nil {
 			t.Errorf("%s: lowered %v", wrong, lowered)
 		}
 	}

@@ -12,44 +12,54 @@ import (
 // ErrNotNamed: a signed document does not name this host, or not this closure.
 var ErrNotNamed = errors.New("not named by the signed document")
 
-// AnyAge is a window for callers that leave the age of a document to the window that the
-// document itself is signed with, or that look at it besides.
-const AnyAge = 200 * 365 * 24 * time.Hour
+const (
+	// DefaultWindow is how old a signature may be where nothing else is said, which is v1's default.
+	DefaultWindow = 2592000 * time.Second
+	// AnyAge is a window for what may be of any age: its age is judged by something else.
+	AnyAge = 200 * 365 * 24 * time.Hour
+)
 
-// VerifyManifest believes a manifest that came alone, as an agent under a v1
-// control plane and the v1 https source get it: signed, fresh by window, and
-// hashing to the id under which it was asked for. Members that are not known
-// are allowed, since the hash is taken over the bytes that came. A refusal is a
-// *pki.VerifyError.
-func VerifyManifest(slot *pki.KeySlot, id string, body, sig []byte, now time.Time, window time.Duration) (*Manifest, Artifact, error) {
-	m, file, err := verifySingle(slot, body, sig, now, window, ParseManifest)
-	if err != nil {
-		return nil, Artifact{}, fmt.Errorf("verify manifest %.64s: %w", id, err)
+// VerifyManifest believes a manifest that came alone, as an agent under a v1 control plane and the v1 https source get
+// it: signed, fresh by window, and hashing to the id under which it was asked for. Members that are not known are
+// allowed, since the hash is taken over the bytes that came. A refusal is a *pki.VerifyError.
+func VerifyManifest(
+	slot *pki.KeySlot, id string, body, sig []byte, now time.Time, window time.Duration,
+) (*Manifest, Artifact, error) {
+	m, file, err := Verify(slot, body, sig, now, window, ParseManifest)
+	if err == nil && file.Hash != id {
+		err = &pki.VerifyError{Reason: pki.ReasonMismatch, Err: fmt.Errorf("its hash is %s, it was advertised as %.80q", file.Hash, id)}
 	}
-	if file.Hash != id {
-		return nil, Artifact{}, fmt.Errorf("verify manifest %.64s: %w", id, &pki.VerifyError{
-			Reason: pki.ReasonMismatch, Err: fmt.Errorf("it hashes to %s", file.Hash)})
+	if err != nil {
+		return nil, Artifact{}, err
 	}
 	return m, file, nil
 }
 
 // VerifyHead believes a head that came alone. A refusal is a *pki.VerifyError.
 func VerifyHead(slot *pki.KeySlot, body, sig []byte, now time.Time, window time.Duration) (*Head, Artifact, error) {
-	h, file, err := verifySingle(slot, body, sig, now, window, ParseHead)
-	if err != nil {
-		return nil, Artifact{}, fmt.Errorf("verify head: %w", err)
-	}
-	return h, file, nil
+	return Verify(slot, body, sig, now, window, ParseHead)
 }
 
-func verifySingle[T interface{ Metadata() pki.Metadata }](slot *pki.KeySlot, body, sig []byte, now time.Time, window time.Duration, parse func([]byte) (T, error)) (doc T, file Artifact, err error) {
-	v, err := pki.VerifyArtifact(slot, body, sig, now, window, func(canonical []byte) (meta pki.Metadata, err error) {
-		if doc, err = parse(canonical); err == nil {
-			meta = doc.Metadata()
+// Verify believes one signed document that parse reads: signed by an active key of slot and fresh by window. A
+// refusal is a *pki.VerifyError, and the document is then nil.
+func Verify[T any, P interface {
+	*T
+	Metadata() pki.Metadata
+}](
+	slot *pki.KeySlot, body, sig []byte, now time.Time, window time.Duration, parse func([]byte) (P, error),
+) (P, Artifact, error) {
+	var doc P
+	v, err := pki.VerifyArtifact(slot, body, sig, now, window, func(canonical []byte) (pki.Metadata, error) {
+		var err error
+		if doc, err = parse(canonical); err != nil {
+			return pki.Metadata{}, err
 		}
-		return meta, err
+		return doc.Metadata(), nil
 	})
-	return doc, Artifact{Body: body, Sig: sig, Hash: v.Hash, SignedAt: v.SignedAt}, err
+	if err != nil {
+		return nil, Artifact{}, err
+	}
+	return doc, Artifact{Body: body, Sig: sig, Hash: v.Hash, SignedAt: v.SignedAt}, nil
 }
 
 // ReadManifest reads the manifest of some release, also of a past one, to be

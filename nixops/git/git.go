@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -49,6 +50,9 @@ type Runner struct {
 	// Otherwise git gets a group of its own, and all of it ends when the run does.
 	Attended bool
 }
+
+// Attended is git as whoever runs this process has configured it.
+func Attended() Runner { return Runner{Environ: Environ(os.Environ()), Attended: true} }
 
 // Call is one run of git.
 type Call struct {
@@ -155,7 +159,7 @@ func (e *Error) Hint() string {
 	}
 	for line := range strings.Lines(e.Said) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "git config --global --add safe.directory ") {
-			return line + " lets this user work in it"
+			return line
 		}
 	}
 	return ""

@@ -77,3 +77,19 @@ func Wrap(text string, width int, indent string) string {
 	}
 	return b.String()
 }
+
+// Short is the beginning of a hash, as lines for people show it.
+func Short(hash string) string { return hash[:min(8, len(hash))] }
+
+// ShellWord quotes what a shell would change; a leading ~/ stays as it is.
+func ShellWord(s string) string {
+	const harmless = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@+,="
+	head := ""
+	if strings.HasPrefix(s, "~/") {
+		head, s = "~/", s[2:]
+	}
+	if s != "" && s[0] != '#' && strings.Trim(s, harmless+"#") == "" {
+		return head + s
+	}
+	return head + "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

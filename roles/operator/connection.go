@@ -55,7 +55,7 @@ func connect(c *cli.Context) (*client.Client, error) {
 			Hint: "nixfleet config init --cp-url URL --ca-cert FILE --client-cert FILE --client-key FILE",
 		}
 	}
-	ca, err := readFile(c.String("ca-cert"), smallFile)
+	ca, err := command.ReadFile(c.String("ca-cert"), command.SmallFile)
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("read CA certificate: %w", err), "--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
 	}

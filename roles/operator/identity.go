@@ -21,26 +21,28 @@ import (
 // keyring opens what is encrypted to the operator. An ssh key with a passphrase
 // is the rule on workstations: the passphrase is asked for once for each key, and
 // only when the key is the one that fits.
+//
+// A command has one: `release` opens the release key when it begins, and the cache key after an hour of building, when
+// nobody is there to be asked again.
 type keyring struct {
-	ask func(path string) ([]byte, error)
+	identity string // file that opens what is encrypted; "" when none was named
+	ask      func(path string) ([]byte, error)
 
 	mu    sync.Mutex
-	known map[string][]age.Identity
+	known []age.Identity
 }
 
-// theKeyring is the process's: `release` opens the release key when it begins and
-// the cache key after an hour of building, when nobody is there to be asked again.
-var theKeyring = keyring{ask: askPassphrase}
+func newKeyring(identity string) *keyring { return &keyring{identity: identity, ask: askPassphrase} }
 
 // open decrypts sealed, which was read from path.
-func (k *keyring) open(sealed []byte, path, identity string) ([]byte, error) {
+func (k *keyring) open(sealed []byte, path string) ([]byte, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var asking error
-	identities := k.known[identity]
+	identities := k.known
 	if identities == nil {
 		var err error
-		if identities, err = k.read(identity, &asking); err != nil {
+		if identities, err = k.read(k.identity, &asking); err != nil {
 			return nil, err
 		}
 	}
@@ -49,21 +51,18 @@ func (k *keyring) open(sealed []byte, path, identity string) ([]byte, error) {
 	case asking != nil:
 		return nil, asking
 	case errors.Is(err, pki.ErrSealed):
-		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "--identity %s is none of those it was encrypted to", identity)
+		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "%s is not a recipient of this key", k.identity)
 	case err != nil:
-		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "was that the passphrase of --identity %s?", identity)
+		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "was that the passphrase of --identity %s?", k.identity)
 	}
-	if k.known == nil {
-		k.known = map[string][]age.Identity{}
-	}
-	k.known[identity] = identities
+	k.known = identities
 	return data, nil
 }
 
 // read reads an identity file. Why a passphrase could not be had is left in
 // asking, since age keeps the text of such an error only.
 func (k *keyring) read(path string, asking *error) ([]age.Identity, error) {
-	text, err := readFile(path, smallFile)
+	text, err := command.ReadFile(path, command.SmallFile)
 	if err != nil {
 		return nil, fmt.Errorf("read identity: %w", err)
 	}

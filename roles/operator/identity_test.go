@@ -44,26 +44,26 @@ func TestIdentityWithPassphrase(t *testing.T) {
 		return sealed
 	}
 	asked, phrase, refusal := 0, "open sesame", error(nil)
-	k := keyring{ask: func(string) ([]byte, error) { asked++; return []byte(phrase), refusal }}
+	k := keyring{identity: path, ask: func(string) ([]byte, error) { asked++; return []byte(phrase), refusal }}
 
 	stranger, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.open(seal(stranger, "x"), "x.age", path); !errors.Is(err, pki.ErrSealed) || asked != 0 {
+	if _, err := k.open(seal(stranger, "x"), "x.age"); !errors.Is(err, pki.ErrSealed) || asked != 0 {
 		t.Errorf("encrypted to somebody else: %v, asked %d times", err, asked)
 	}
 	phrase = "guess"
-	if _, err := k.open(seal(public, "x"), "x.age", path); err == nil || !strings.Contains(command.HintOf(err), "passphrase") {
+	if _, err := k.open(seal(public, "x"), "x.age"); err == nil || !strings.Contains(command.HintOf(err), "passphrase") {
 		t.Errorf("wrong passphrase: %v (hint %q)", err, command.HintOf(err))
 	}
 	refusal = context.Canceled
-	if _, err := k.open(seal(public, "x"), "x.age", path); command.ExitCode(err) != 130 {
+	if _, err := k.open(seal(public, "x"), "x.age"); command.ExitCode(err) != 130 {
 		t.Errorf("interrupted at the prompt: %v, exit code %d", err, command.ExitCode(err))
 	}
 	phrase, refusal, asked = "open sesame", nil, 0
 	for _, text := range []string{"release key", "cache key"} {
-		got, err := k.open(seal(public, text), "x.age", path)
+		got, err := k.open(seal(public, text), "x.age")
 		if err != nil || string(got) != text {
 			t.Errorf("open %s: %q, %v", text, got, err)
 		}

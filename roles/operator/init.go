@@ -323,7 +323,7 @@ func moveInto(made, dir string) error {
 // tree: of a repository Nix sees only what git tracks. Without git it is left.
 func trackWithGit(ctx context.Context, dir string) (bool, error) {
 	run := func(args ...string) error {
-		_, err := attendedGit().Run(ctx, git.Call{Dir: dir, Args: args})
+		_, err := git.Attended().Run(ctx, git.Call{Dir: dir, Args: args})
 		return err
 	}
 	err := run("rev-parse", "--is-inside-work-tree")

@@ -157,7 +157,7 @@ func daysOf(c *cli.Context) (time.Duration, error) {
 func recipients(c *cli.Context) ([]age.Recipient, error) {
 	lines := c.StringSlice("recipient")
 	if path := c.String("recipients-file"); path != "" {
-		text, err := readFile(path, smallFile)
+		text, err := command.ReadFile(path, command.SmallFile)
 		if err != nil {
 			return nil, fmt.Errorf("read recipients: %w", err)
 		}

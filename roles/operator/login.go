@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/disk"
+	"nixfleet/roles/command"
 )
 
 // templateIdentity is the operator's private key as the template names it.
@@ -67,7 +68,7 @@ var loginKey = regexp.MustCompile(`^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|38
 func loginKeys(c *cli.Context) ([]string, error) {
 	lines := c.StringSlice("recipient")
 	if path := c.String("recipients-file"); path != "" {
-		text, err := readFile(path, smallFile)
+		text, err := command.ReadFile(path, command.SmallFile)
 		if err != nil {
 			return nil, fmt.Errorf("read recipients: %w", err)
 		}
@@ -82,7 +83,7 @@ func loginKeys(c *cli.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := readFile(filepath.Join(home, ".ssh", name+".pub"), smallFile)
+	text, err := command.ReadFile(filepath.Join(home, ".ssh", name+".pub"), command.SmallFile)
 	if err != nil {
 		return nil, fmt.Errorf("read the ssh key that may log in: %w", err)
 	}
@@ -102,7 +103,7 @@ func loginLines(lines []string) []string {
 // writeLogins writes operators.nix of the tree in dir: its own comment, and the keys.
 func writeLogins(dir string, keys []string) error {
 	path := filepath.Join(dir, "operators.nix")
-	text, err := readFile(path, smallFile)
+	text, err := command.ReadFile(path, command.SmallFile)
 	if err != nil {
 		return fmt.Errorf("read the tree: %w", err)
 	}

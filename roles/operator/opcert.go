@@ -76,7 +76,7 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := signingKey(keyPath, c.String("identity"))
+	key, err := newKeyring(c.String("identity")).signingKey(keyPath)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = command.Hinted(err, "%s", nameRoot)
@@ -88,7 +88,7 @@ func loadRoot(c *cli.Context) (*pki.CA, error) {
 
 // caFrom joins a CA's certificate and key, which must be P-256 as v1's are.
 func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
-	cert, err := readFile(certPath, smallFile)
+	cert, err := command.ReadFile(certPath, command.SmallFile)
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("read fleet root: %w", err), "%s", nameRoot)
 	}

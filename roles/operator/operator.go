@@ -12,6 +12,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -68,5 +70,7 @@ func finish(c *cli.Command, prefix string) {
 
 // progress says on stderr what takes its time.
 func progress(c *cli.Context, format string, args ...any) {
-	fmt.Fprintf(newLineWriter(c, ""), format+"\n", args...)
+	fmt.Fprintf(c.App.ErrWriter, format+"\n", args...)
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

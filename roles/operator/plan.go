@@ -71,7 +71,7 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 	}
 	channels := [][]string{{"CHANNEL", "ROLLOUT", "ENDS", "WHEN", "WHY NOT FURTHER"}}
 	for _, x := range p.Channels {
-		row := []string{command.Plain(x.Channel), command.Plain(short(x.RolloutID)), command.Plain(x.State), "-", ""}
+		row := []string{command.Plain(x.Channel), command.Plain(command.Short(x.RolloutID)), command.Plain(x.State), "-", ""}
 		if x.ConvergedAt != nil {
 			row[3] = "done"
 			if x.ConvergedAt.After(p.At.Time) {

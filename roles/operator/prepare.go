@@ -187,24 +187,11 @@ func installCommand(name string, files []string, identity, address string) strin
 		`(umask 077; extra=$(mktemp -d); trap 'rm -rf "$extra"' EXIT`,
 		`mkdir -p "$extra"/etc/ssh "$extra"/var/lib/nixfleet`,
 		`chmod 755 "$extra" "$extra"/etc "$extra"/etc/ssh "$extra"/var "$extra"/var/lib`,
-		fmt.Sprintf(`age -d -i %s %s > "$extra"/%s`, shellWord(identity), shellWord(files[0]), hostKeyPath),
-		fmt.Sprintf(`cp %s "$extra"/%s.pub`, shellWord(files[1]), hostKeyPath),
-		fmt.Sprintf(`cp %s "$extra"/%s`, shellWord(files[2]), hostTokenPath),
-		fmt.Sprintf(`nixos-anywhere --extra-files "$extra" --flake %s root@%s)`, shellWord(".#"+name), address),
+		fmt.Sprintf(`age -d -i %s %s > "$extra"/%s`, command.ShellWord(identity), command.ShellWord(files[0]), hostKeyPath),
+		fmt.Sprintf(`cp %s "$extra"/%s.pub`, command.ShellWord(files[1]), hostKeyPath),
+		fmt.Sprintf(`cp %s "$extra"/%s`, command.ShellWord(files[2]), hostTokenPath),
+		fmt.Sprintf(`nixos-anywhere --extra-files "$extra" --flake %s root@%s)`, command.ShellWord(".#"+name), address),
 	}, "\n")
-}
-
-// shellWord quotes what a shell would change; a leading ~/ stays its own.
-func shellWord(s string) string {
-	const harmless = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@+,="
-	head := ""
-	if strings.HasPrefix(s, "~/") {
-		head, s = "~/", s[2:]
-	}
-	if s != "" && s[0] != '#' && strings.Trim(s, harmless+"#") == "" {
-		return head + s
-	}
-	return head + "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // keywords of Nix, which are no attribute names as they are.

@@ -22,7 +22,7 @@ func derivePubkeyCommand() *cli.Command {
 			if c.NArg() != 1 {
 				return command.Usage("nixfleet derive-pubkey FILE", "derive-pubkey takes one file")
 			}
-			key, err := readKey(c.Args().First(), c.String("identity"))
+			key, err := newKeyring(c.String("identity")).key(c.Args().First())
 			if err != nil {
 				return err
 			}

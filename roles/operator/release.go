@@ -1,10 +1,7 @@
 package operator
 
 import (
-	"context"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -12,8 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
 	"nixfleet/roles/command"
+	"nixfleet/roles/operator/release"
 )
 
 func releaseCommand() *cli.Command {
@@ -26,7 +23,7 @@ func releaseCommand() *cli.Command {
 			"Exit 0: released, or nothing had changed; 1: configuration, evaluation or build; 2: a hook failed (or\n" +
 			"usage); 3: what was signed does not verify.\n\n" +
 			"A hook runs as `sh -c`. The push hook, once for each host, has NIXFLEET_HOST, NIXFLEET_PATH and\n" +
-			"NIXFLEET_CLOSURE_HASH; one host follows the other unless --push-jobs says that the hook bears company. The\n" +
+			"NIXFLEET_CLOSURE_HASH; hosts are pushed one at a time unless --push-jobs allows more. The\n" +
 			"sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and writes the 64 raw bytes of\n" +
 			"the signature to NIXFLEET_OUTPUT.\n\n" +
 			"Before anything is signed, --copy-to and the caches that the built systems name in nix.conf are asked for\n" +
@@ -70,7 +67,7 @@ func releaseCommand() *cli.Command {
 			&cli.StringFlag{Name: "git-user-name", EnvVars: []string{"NIXFLEET_GIT_USER_NAME"}, Usage: "`NAME` of the committer"},
 			&cli.StringFlag{Name: "git-user-email", EnvVars: []string{"NIXFLEET_GIT_USER_EMAIL"}, Usage: "`ADDRESS` of the committer"},
 			&cli.StringFlag{Name: "smoke-verify", Value: "true", Usage: "load the signed release as a control plane would: `true|false` (signatures are checked always)"},
-			&cli.BoolFlag{Name: "reuse-unchanged-signature", Usage: "publish nothing when not a single byte but the time would change"},
+			&cli.BoolFlag{Name: "reuse-unchanged-signature", Usage: "publish nothing when only the signing time would change"},
 			&cli.BoolFlag{Name: "resign", Usage: "renew the signatures of the present release, without building"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "evaluate and build, then say what would change; push, sign and write nothing"},
 			&cli.DurationFlag{Name: "confirm-window", Value: 6 * time.Minute, Usage: "`TIME` a host has to confirm"},
@@ -80,136 +77,131 @@ func releaseCommand() *cli.Command {
 			&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},
 			command.JSONFlag(),
 		},
-		Action: release,
+		Action: runRelease,
 	}
 }
 
-// releaser is one run of release.
-type releaser struct {
-	c       *cli.Context
-	out     io.Writer
-	dir     string // the release directory, absolute
-	name    string // of the fleet's file
-	repo    *repository
-	signer  *signer
-	roots   string // links to what is built, until it is pushed; "" when nothing is
-	now     time.Time
-	warned  map[string]bool // of trust files, said once
-	summary releaseSummary
-}
-
-// releaseSummary is what --json prints.
-type releaseSummary struct {
-	Released    bool                      `json:"released"`
-	Unchanged   bool                      `json:"unchanged"`
-	DryRun      bool                      `json:"dryRun"`
-	Resigned    bool                      `json:"resigned"`
-	SignedAt    *pki.Timestamp            `json:"signedAt"`
-	CICommit    *string                   `json:"ciCommit"`
-	GitCommit   *string                   `json:"gitCommit"`
-	FleetHash   string                    `json:"fleetResolvedHash"`
-	Channels    map[string]channelSummary `json:"channels"`
-	Changed     []hostChange              `json:"changedHosts"`
-	ExpiredPins []string                  `json:"expiredPins"`
-	PrunedNonce int                       `json:"prunedNonces"`
-}
-
-type channelSummary struct {
-	RolloutID  string `json:"rolloutId"`
-	Intent     string `json:"intent"`
-	OpenedAt   string `json:"openedAt"`
-	Hosts      int    `json:"hosts"`
-	NewRollout bool   `json:"newRollout"`
-}
-
-type hostChange struct {
-	Host string  `json:"host"`
-	From *string `json:"from"`
-	To   *string `json:"to"`
-}
-
-func (r *releaser) say(format string, args ...any) { fmt.Fprintf(r.out, format+"\n", args...) }
-
-func release(c *cli.Context) error {
-	ctx := c.Context
-	r, err := newReleaser(ctx, c)
+func runRelease(c *cli.Context) error {
+	cfg, err := releaseConfig(c)
 	if err != nil {
 		return err
 	}
-	var d *draft
-	if c.Bool("resign") {
-		d, err = r.present(ctx)
-	} else {
-		// An hour lies between the first build and the push.
-		if r.roots, err = os.MkdirTemp("", "nixfleet-roots-"); err != nil {
-			return err
-		}
-		defer os.RemoveAll(r.roots)
-		d, err = r.declare(ctx)
-	}
+	summary, err := release.Run(c.Context, cfg)
 	if err != nil {
 		return err
 	}
-	if err := r.publish(ctx, d); err != nil {
-		return err
+	if c.Bool("json") {
+		return command.Document(c, summary)
 	}
-	return r.report()
+	return printRelease(c, summary)
 }
 
-func newReleaser(ctx context.Context, c *cli.Context) (*releaser, error) {
+// releaseConfig reads the flags of release, once and for all.
+func releaseConfig(c *cli.Context) (release.Config, error) {
+	if err := checkRelease(c); err != nil {
+		return release.Config{}, err
+	}
 	dir, err := filepath.Abs(c.String("release-dir"))
 	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", c.String("release-dir"), err)
+		return release.Config{}, fmt.Errorf("resolve %s: %w", c.String("release-dir"), err)
 	}
-	r := &releaser{c: c, out: newLineWriter(c, ""), dir: dir, name: c.String("artifact-name"), now: time.Now(), warned: map[string]bool{}}
-	switch {
-	case c.String("log-format") != "json" && c.String("log-format") != "pretty":
-		return nil, command.Usage("", "--log-format must be pretty or json")
-	case c.String("smoke-verify") != "true" && c.String("smoke-verify") != "false":
-		return nil, command.Usage("", "--smoke-verify must be true or false")
-	case r.name == "" || filepath.Base(r.name) != r.name || strings.HasPrefix(r.name, "."):
-		return nil, command.Usage("", "--artifact-name must be a plain file name")
-	case r.name == fleet.RevocationsName || r.name == fleet.NoncesName || strings.HasSuffix(r.name, fleet.SignatureSuffix):
-		return nil, command.Usage("", "--artifact-name %s is the name of another file of a release", r.name)
-	case c.Duration("confirm-window") < time.Minute || c.Duration("confirm-window") > time.Hour:
-		// contracts/additions.md §4: agents clamp it, and would then wait for another
-		// time than the control plane.
-		return nil, command.Usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
-	case c.Duration("lease") < time.Second:
-		return nil, command.Usage("", "--lease must be at least a second")
-	case c.Int("jobs") < 1 || c.Int("push-jobs") < 1:
-		return nil, command.Usage("", "--jobs and --push-jobs must be at least 1")
-	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
-		return nil, command.Usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
-	case c.Bool("resign") && c.Bool("reuse-unchanged-signature"):
-		return nil, command.Usage("", "--resign and --reuse-unchanged-signature contradict each other")
+	git, err := releaseGit(c)
+	if err != nil {
+		return release.Config{}, err
 	}
-	if r.signer, err = newSigner(c); err != nil {
-		return nil, err
+	flake, installable := c.String("build-flake"), c.String("fleet-resolved-attr")
+	if ref, attr, ok := strings.Cut(installable, "#"); ok && ref == "." && !c.IsSet("fleet-resolved-attr") {
+		installable = flake + "#" + attr
 	}
-	if r.repo, err = openRepository(ctx, dir, c); err != nil {
-		return nil, err
+	list := func(name string) release.List {
+		return release.List{Attribute: c.String(name + "-attr"), File: c.String(name + "-file")}
 	}
-	// Needed at the very end only: a key that cannot be opened is found, and a
-	// passphrase asked for, while somebody is there.
-	if path := c.String("cache-key"); path != "" && !c.Bool("resign") && !c.Bool("dry-run") {
-		if _, err := readSecret(path, c.String("identity")); err != nil {
-			return nil, err
-		}
-	}
-	return r, nil
+	return release.Config{
+		Dir: dir, FleetName: c.String("artifact-name"),
+		Source: release.Source{
+			Flake: flake, Installable: installable, FleetFile: c.String("fleet-file"), Closures: c.String("closures"),
+			Hosts: c.String("hosts"), PinURL: c.String("pin-source-url"),
+			Revocations: list("revocations"), Nonces: list("bootstrap-nonces"),
+		},
+		Nix: release.Nix{
+			BinDir: c.String("nix-bin-dir"), ConfDir: c.String("nix-conf-dir"), Store: c.String("store"), Jobs: c.Int("jobs"),
+		},
+		Push: release.Push{
+			Hook: c.String("push-cmd"), Jobs: c.Int("push-jobs"), CopyTo: c.String("copy-to"), CacheKey: c.String("cache-key"),
+			Unverified: c.Bool("no-verify-cache"),
+		},
+		Signing: release.Signing{
+			Hook: c.String("sign-cmd"), KeyFile: c.String("sign-key"), TrustFile: c.String("trust-file"),
+			PublicKey: c.String("public-key"), Algorithm: c.String("signature-algorithm"),
+			AllowUnverified: c.Bool("allow-unverified"),
+		},
+		Git: git,
+		Windows: release.Windows{
+			Confirm: c.Duration("confirm-window"), SetConfirm: c.IsSet("confirm-window"),
+			Lease: c.Duration("lease"), SetLease: c.IsSet("lease"),
+		},
+		Keys:   keyFiles{newKeyring(c.String("identity"))},
+		Resign: c.Bool("resign"), DryRun: c.Bool("dry-run"), ReuseUnchanged: c.Bool("reuse-unchanged-signature"),
+		NoLoad:   c.String("smoke-verify") == "false",
+		Progress: c.App.ErrWriter, JSONProgress: c.String("log-format") == "json",
+	}, nil
 }
 
-// listMax is how many changed hosts are printed for a person.
-const listMax = 40
-
-// report prints what happened: a few lines for people, one object for programs.
-func (r *releaser) report() error {
-	s := &r.summary
-	if r.c.Bool("json") {
-		return command.Document(r.c, s)
+// checkRelease refuses flags that contradict each other, and values that hosts would not keep to.
+func checkRelease(c *cli.Context) error {
+	name := c.String("artifact-name")
+	confirm := c.Duration("confirm-window")
+	switch {
+	case c.String("log-format") != "json" && c.String("log-format") != "pretty":
+		return command.Usage("", "--log-format must be pretty or json")
+	case c.String("smoke-verify") != "true" && c.String("smoke-verify") != "false":
+		return command.Usage("", "--smoke-verify must be true or false")
+	case name == "" || filepath.Base(name) != name || strings.HasPrefix(name, "."):
+		return command.Usage("", "--artifact-name must be a plain file name")
+	case name == fleet.RevocationsName || name == fleet.NoncesName || strings.HasSuffix(name, fleet.SignatureSuffix):
+		return command.Usage("", "--artifact-name %s is the name of another file of a release", name)
+	case confirm < time.Minute || confirm > time.Hour:
+		// contracts/additions.md §4: agents clamp it, and would then wait for another time than the control plane.
+		return command.Usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
+	case c.Duration("lease") < time.Second:
+		return command.Usage("", "--lease must be at least a second")
+	case c.Int("jobs") < 1 || c.Int("push-jobs") < 1:
+		return command.Usage("", "--jobs and --push-jobs must be at least 1")
+	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
+		return command.Usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
+	case c.Bool("resign") && c.Bool("reuse-unchanged-signature"):
+		return command.Usage("", "--resign and --reuse-unchanged-signature contradict each other")
 	}
-	w := r.c.App.Writer
+	return nil
+}
+
+// releaseGit reads how a release is committed.
+func releaseGit(c *cli.Context) (release.Git, error) {
+	git := release.Git{
+		Commit: c.Bool("git-commit"), Template: c.String("commit-template"),
+		UserName: c.String("git-user-name"), Email: c.String("git-user-email"),
+	}
+	target := c.String("git-push")
+	if target == "" {
+		return git, nil
+	}
+	i := strings.LastIndex(target, ":")
+	if i < 1 || i == len(target)-1 {
+		return git, command.Usage("--git-push origin:main", "--git-push must be REMOTE:BRANCH")
+	}
+	git.Remote, git.Branch = target[:i], strings.TrimPrefix(target[i+1:], "refs/heads/")
+	if strings.HasPrefix(git.Remote, "-") || strings.HasPrefix(git.Branch, "-") {
+		return git, command.Usage("", "--git-push must be REMOTE:BRANCH")
+	}
+	return git, nil
+}
+
+// changesShown is how many changed hosts are printed for a person.
+const changesShown = 40
+
+// printRelease says what happened, in a few lines for people.
+func printRelease(c *cli.Context, s *release.Summary) error {
+	w := c.App.Writer
 	switch {
 	case s.Unchanged:
 		fmt.Fprintln(w, "nothing changed")
@@ -226,14 +218,14 @@ func (r *releaser) report() error {
 		if ch.NewRollout {
 			opened += " (new)"
 		}
-		rows = append(rows, []string{name, fmt.Sprint(ch.Hosts), short(ch.RolloutID), opened})
+		rows = append(rows, []string{name, fmt.Sprint(ch.Hosts), command.Short(ch.RolloutID), opened})
 	}
 	if err := command.Table(w, rows); err != nil {
 		return err
 	}
 	for i, h := range s.Changed {
-		if i == listMax {
-			fmt.Fprintf(w, "… and %d more (--json has all)\n", len(s.Changed)-listMax)
+		if i == changesShown {
+			fmt.Fprintf(w, "… and %d more (--json has all)\n", len(s.Changed)-changesShown)
 			break
 		}
 		fmt.Fprintf(w, "%s: %s -> %s\n", h.Host, command.OrDash(h.From), command.OrDash(h.To))
@@ -242,7 +234,7 @@ func (r *releaser) report() error {
 		fmt.Fprintf(w, "%s: its pin has expired\n", pin)
 	}
 	if s.PrunedNonce > 0 {
-		fmt.Fprintf(w, "%d expired bootstrap nonces left out\n", s.PrunedNonce)
+		fmt.Fprintf(w, "%s left out\n", command.Plural(s.PrunedNonce, "expired bootstrap nonce"))
 	}
 	if s.GitCommit != nil {
 		fmt.Fprintf(w, "commit %s\n", *s.GitCommit)

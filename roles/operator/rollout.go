@@ -112,7 +112,7 @@ func rolloutList(c *cli.Context) error {
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
-			command.Plain(short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.Words()), when(r.CreatedAt.Time),
+			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.Words()), when(r.CreatedAt.Time),
 		})
 	}
 	if len(rows) == 1 {
@@ -173,12 +173,12 @@ func rolloutShow(c *cli.Context) error {
 	}
 	life, err := client.Keeping(&lifecycle).Lifecycle(c.Context, id)
 	if err != nil {
-		return explained(err, "ask for rollout "+short(id))
+		return explained(err, "ask for rollout "+command.Short(id))
 	}
 	if c.Bool("json") {
 		summary, err := summaryOf(list, id)
 		if err != nil {
-			return fmt.Errorf("rollout %s: %w", short(id), err)
+			return fmt.Errorf("rollout %s: %w", command.Short(id), err)
 		}
 		return command.Text(c, fmt.Appendf(nil, `{"rollout":%s,"lifecycle":%s}`, summary, lifecycle))
 	}
@@ -239,7 +239,7 @@ func rolloutTrace(c *cli.Context) error {
 	if c.Bool("events") {
 		err := plane.Events(c.Context, client.EventQuery{Rollout: id, Past: true}, func(e protocol.Event) error { return printEvent(c, &e) })
 		if !errors.Is(err, io.EOF) {
-			return explained(err, "trace rollout "+short(id))
+			return explained(err, "trace rollout "+command.Short(id))
 		}
 		return nil
 	}
@@ -253,9 +253,9 @@ func rolloutTrace(c *cli.Context) error {
 	if err != nil {
 		var answer *client.Error
 		if errors.As(err, &answer) && answer.Status == 404 {
-			return command.Hinted(fmt.Errorf("rollout %s has no dispatch on record", short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", short(id), short(id))
+			return command.Hinted(fmt.Errorf("rollout %s has no dispatch on record", command.Short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", command.Short(id), command.Short(id))
 		}
-		return explained(err, "trace rollout "+short(id))
+		return explained(err, "trace rollout "+command.Short(id))
 	}
 	if body != nil {
 		return command.Text(c, body)
@@ -287,9 +287,9 @@ func hold(action, past string) cli.ActionFunc {
 			return err
 		}
 		if err := client.Hold(c.Context, id, action, c.String("reason")); err != nil {
-			return explained(err, action+" rollout "+short(id))
+			return explained(err, action+" rollout "+command.Short(id))
 		}
-		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s", short(id), past)
+		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s", command.Short(id), past)
 	}
 }
 
@@ -313,7 +313,7 @@ func hostExplain(c *cli.Context) error {
 	w := c.App.Writer
 	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", command.Plain(x.Hostname), command.Plain(x.Channel), command.OrDash(x.Current), command.OrDash(x.Declared), command.OrDash(x.State))
 	if x.RolloutID != nil {
-		fmt.Fprintf(w, "rollout   %s\n", command.Plain(short(*x.RolloutID)))
+		fmt.Fprintf(w, "rollout   %s\n", command.Plain(command.Short(*x.RolloutID)))
 	}
 	if x.Wave != nil {
 		fmt.Fprintf(w, "wave      %d\n", *x.Wave)

@@ -135,7 +135,7 @@ func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
 	if path == "" {
 		return nil, command.Usage("nixfleet keygen org-root makes one", "--org-root-key is missing")
 	}
-	key, err := signingKey(path, c.String("identity"))
+	key, err := newKeyring(c.String("identity")).signingKey(path)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +211,7 @@ func checkFingerprint(s string) (string, error) {
 func hostKey(arg string) (ed25519.PublicKey, error) {
 	text := arg
 	if !strings.HasPrefix(arg, "ssh-") {
-		data, err := readFile(arg, smallFile)
+		data, err := command.ReadFile(arg, command.SmallFile)
 		if err != nil {
 			return nil, command.Hinted(fmt.Errorf("read host key: %w", err), "name /etc/ssh/ssh_host_ed25519_key.pub of the host, give its line itself, or - for standard input")
 		}
@@ -241,7 +241,7 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	body, err := readFile(path, pki.MaxDocument)
+	body, err := command.ReadFile(path, pki.MaxDocument)
 	if err != nil {
 		return "", fmt.Errorf("read fleet: %w", err)
 	}
@@ -249,11 +249,11 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	if signature == "" {
 		signature = path + ".sig"
 	}
-	sig, err := readFile(signature, smallFile)
+	sig, err := command.ReadFile(signature, command.SmallFile)
 	if err != nil {
 		return "", command.Hinted(fmt.Errorf("read fleet signature: %w", err), "name it with --fleet-signature")
 	}
-	f, _, err := verified(&trust.CIReleaseKey, body, sig, time.Now(), defaultWindow, fleet.ParseFleet)
+	f, _, err := fleet.Verify(&trust.CIReleaseKey, body, sig, time.Now(), fleet.DefaultWindow, fleet.ParseFleet)
 	if err != nil {
 		return "", fmt.Errorf("verify fleet %s: %w", path, err)
 	}
@@ -283,16 +283,26 @@ func installedTrust() string {
 
 // loadTrust reads a trust file and prints what it says about misspelt members.
 func loadTrust(c *cli.Context, path string) (*pki.Trust, error) {
-	data, err := readFile(path, smallFile)
+	trust, warnings, err := readTrust(path)
+	for _, w := range warnings {
+		progress(c, "warning: %s", w)
+	}
+	return trust, err
+}
+
+// readTrust reads a trust file; the warnings are of misspelt members.
+func readTrust(path string) (*pki.Trust, []string, error) {
+	data, err := command.ReadFile(path, command.SmallFile)
 	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("read trust file: %w", err), "it is the fleet's trust.json, which nixfleet keygen writes and every NixOS host of the fleet has in /etc/nixfleet")
+		return nil, nil, command.Hinted(fmt.Errorf("read trust file: %w", err),
+			"it is the fleet's trust.json, which nixfleet keygen writes and every NixOS host of the fleet has in /etc/nixfleet")
 	}
 	trust, warnings, err := pki.ParseTrust(data)
 	if err != nil {
-		return nil, fmt.Errorf("read trust file %s: %w", path, err)
+		return nil, nil, fmt.Errorf("read trust file %s: %w", path, err)
 	}
-	for _, w := range warnings {
-		progress(c, "warning: %s: %s", path, w)
+	for i, w := range warnings {
+		warnings[i] = path + ": " + w
 	}
-	return trust, nil
+	return trust, warnings, nil
 }

@@ -16,23 +16,6 @@ import (
 	"nixfleet/roles/protocol"
 )
 
-// defaultWindow is the age that v1's control plane accepts when nothing else
-// is said.
-const defaultWindow = 2592000 * time.Second
-
-// verified checks one signed artifact in the order of contracts/artifacts.md §3.
-func verified[T interface{ Metadata() pki.Metadata }](slot *pki.KeySlot, body, sig []byte, now time.Time, window time.Duration, parse func([]byte) (T, error)) (T, pki.Verified, error) {
-	var doc T
-	v, err := pki.VerifyArtifact(slot, body, sig, now, window, func(canonical []byte) (pki.Metadata, error) {
-		var err error
-		if doc, err = parse(canonical); err != nil {
-			return pki.Metadata{}, err
-		}
-		return doc.Metadata(), nil
-	})
-	return doc, v, err
-}
-
 // allRequired is what nixfleet-verify-artifact, the name that v1 scripts use,
 // stands for: nothing is judged by a default that the script did not ask for.
 const allRequired = "all-required"
@@ -45,7 +28,7 @@ func verifyCommand() *cli.Command {
 			&cli.StringFlag{Name: "signature", Usage: "its signature `FILE` (default: the same name with .sig)"},
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE`"},
 			&cli.StringFlag{Name: "now", Usage: "`TIME` to judge its age at, RFC 3339 (default: now)"},
-			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(defaultWindow / time.Second), Usage: "oldest acceptable signature, in `SECONDS`"},
+			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(fleet.DefaultWindow / time.Second), Usage: "oldest acceptable signature, in `SECONDS`"},
 			command.JSONFlag(),
 		}
 		return &cli.Command{
@@ -173,14 +156,14 @@ func readEvidence(c *cli.Context, file string) (*evidence, error) {
 	if e.trust, err = loadTrust(c, trustPath); err != nil {
 		return nil, err
 	}
-	if e.body, err = readFile(e.path, pki.MaxDocument); err != nil {
+	if e.body, err = command.ReadFile(e.path, pki.MaxDocument); err != nil {
 		return nil, err
 	}
 	signature := c.String("signature")
 	if signature == "" {
 		signature = e.path + ".sig"
 	}
-	e.sig, err = readFile(signature, smallFile)
+	e.sig, err = command.ReadFile(signature, command.SmallFile)
 	return e, err
 }
 
@@ -209,12 +192,12 @@ func refusalOf(err error) refused {
 	return r
 }
 
-func outcomeOf(v pki.Verified, doc any) outcome {
+func outcomeOf(v fleet.Artifact, doc any) outcome {
 	return outcome{Verified: true, Hash: v.Hash, SignedAt: pki.At(v.SignedAt).String(), Document: doc}
 }
 
 func verifyFleet(_ *cli.Context, e *evidence) (any, string, error) {
-	f, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseFleet)
+	f, v, err := fleet.Verify(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseFleet)
 	if err != nil {
 		return nil, "", err
 	}
@@ -226,20 +209,16 @@ func verifyManifest(c *cli.Context, e *evidence) (any, string, error) {
 	if id == "" {
 		return nil, "", command.Usage("", "--rollout-id is missing")
 	}
-	m, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseManifest)
+	m, v, err := fleet.VerifyManifest(&e.trust.CIReleaseKey, id, e.body, e.sig, e.now, e.window)
 	if err != nil {
 		return nil, "", err
-	}
-	// An id that is none was advertised all the same, and is no manifest's.
-	if v.Hash != id {
-		return nil, "", &pki.VerifyError{Reason: pki.ReasonMismatch, Err: fmt.Errorf("its hash is %s, it was advertised as %q", v.Hash, id)}
 	}
 	return outcomeOf(v, m), fmt.Sprintf("schemaVersion=%d channel=%s hostSet=%d fleetResolvedHash=%s rolloutId=%s",
 		m.SchemaVersion, m.Channel, len(m.HostSet), m.FleetResolvedHash, v.Hash), nil
 }
 
 func verifyHead(c *cli.Context, e *evidence) (any, string, error) {
-	h, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseHead)
+	h, v, err := fleet.VerifyHead(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window)
 	if err != nil {
 		return nil, "", err
 	}
@@ -249,7 +228,7 @@ func verifyHead(c *cli.Context, e *evidence) (any, string, error) {
 		}
 	}
 	if path := c.String("proof"); path != "" {
-		data, err := readFile(path, smallFile)
+		data, err := command.ReadFile(path, command.SmallFile)
 		if err != nil {
 			return nil, "", command.Coded(2, err)
 		}
@@ -270,7 +249,7 @@ func verifyHead(c *cli.Context, e *evidence) (any, string, error) {
 }
 
 func headCommitsTo(h *fleet.Head, path string) error {
-	body, err := readFile(path, pki.MaxDocument)
+	body, err := command.ReadFile(path, pki.MaxDocument)
 	if err != nil {
 		return command.Coded(2, err)
 	}
@@ -296,7 +275,7 @@ func headCommitsTo(h *fleet.Head, path string) error {
 }
 
 func verifyRevocations(_ *cli.Context, e *evidence) (any, string, error) {
-	r, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseRevocations)
+	r, v, err := fleet.Verify(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseRevocations)
 	if err != nil {
 		return nil, "", err
 	}
@@ -304,7 +283,7 @@ func verifyRevocations(_ *cli.Context, e *evidence) (any, string, error) {
 }
 
 func verifyNonces(_ *cli.Context, e *evidence) (any, string, error) {
-	n, v, err := verified(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseNonces)
+	n, v, err := fleet.Verify(&e.trust.CIReleaseKey, e.body, e.sig, e.now, e.window, fleet.ParseNonces)
 	if err != nil {
 		return nil, "", err
 	}
@@ -318,7 +297,7 @@ func verifyProbe(c *cli.Context) error {
 			return command.Usage("nixfleet verify probe --help", "--%s is missing", name)
 		}
 		var err error
-		if parts[i], err = readFile(c.String(name), pki.MaxDocument); err != nil {
+		if parts[i], err = command.ReadFile(c.String(name), pki.MaxDocument); err != nil {
 			return command.Coded(2, err)
 		}
 	}

@@ -88,7 +88,7 @@ func rolloutWatch(c *cli.Context) error {
 	}
 	err = w.follow(ctx, id)
 	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
-		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("rollout %s is not over after %s", short(id), c.Duration("timeout")), "nixfleet rollout show %s", short(id)))
+		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("rollout %s is not over after %s", command.Short(id), c.Duration("timeout")), "nixfleet rollout show %s", command.Short(id)))
 	}
 	return err
 }
@@ -176,7 +176,7 @@ func (w *watcher) lifecycle(ctx context.Context, id string) (*protocol.Lifecycle
 	if errors.As(err, &refused) && refused.Status == 404 {
 		if !w.missed {
 			w.missed = true
-			progress(w.c, "rollout %s is not known yet; waiting for it", short(id))
+			progress(w.c, "rollout %s is not known yet; waiting for it", command.Short(id))
 		}
 		return nil, nil
 	}
@@ -202,7 +202,7 @@ func (w *watcher) outcome(life *protocol.Lifecycle) (done bool, err error) {
 	if life == nil {
 		return false, nil
 	}
-	name := "rollout " + short(life.RolloutID)
+	name := "rollout " + command.Short(life.RolloutID)
 	why := ""
 	if life.HaltReason != "" {
 		why = ": " + command.Plain(life.HaltReason)
@@ -212,7 +212,7 @@ func (w *watcher) outcome(life *protocol.Lifecycle) (done bool, err error) {
 		progress(w.c, "%s has converged", name)
 		return true, nil
 	case protocol.RolloutHalted, protocol.RolloutReverting, protocol.RolloutReverted:
-		return true, command.Coded(exitFailed, command.Hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", short(life.RolloutID)))
+		return true, command.Coded(exitFailed, command.Hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", command.Short(life.RolloutID)))
 	case protocol.RolloutCancelled:
 		return true, command.Coded(exitCancelled, fmt.Errorf("%s was cancelled", name))
 	case protocol.RolloutSuperseded:
@@ -237,7 +237,7 @@ func printEvent(c *cli.Context, e *protocol.Event) error {
 // eventLine is one event for a person.
 func eventLine(e *protocol.Event) string {
 	parts := []string{when(e.At.Time), command.Plain(e.Kind)}
-	for _, part := range []string{e.Channel, short(e.RolloutID), e.Host, e.Actor, e.Reason, e.Detail} {
+	for _, part := range []string{e.Channel, command.Short(e.RolloutID), e.Host, e.Actor, e.Reason, e.Detail} {
 		if part != "" {
 			parts = append(parts, command.Plain(part))
 		}

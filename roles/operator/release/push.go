@@ -1,4 +1,4 @@
-package operator
+package release
 
 import (
 	"context"
@@ -19,33 +19,34 @@ import (
 )
 
 // push hands every closure to the cache before anything names it, and makes sure that it arrived.
-func (r *releaser) push(ctx context.Context, d *draft) error {
-	if hook := r.c.String("push-cmd"); hook != "" {
-		if err := r.pushBy(ctx, hook, d.closures); err != nil {
+func (r *releaser) push(ctx context.Context, b *built) error {
+	cfg := r.cfg.Push
+	if r.cfg.DryRun || len(b.closures) == 0 {
+		return nil
+	}
+	if cfg.Hook != "" {
+		if err := r.pushBy(ctx, cfg.Hook, b.closures); err != nil {
 			return command.Coded(2, err)
 		}
 	}
-	delivery := nixops.Delivery{Dest: r.c.String("copy-to"), Unverified: r.c.Bool("no-verify-cache"), Say: r.say}
-	if len(d.closures) == 0 {
-		return nil
-	}
+	delivery := nixops.Delivery{Dest: cfg.CopyTo, Unverified: cfg.Unverified, Say: r.say}
 	if delivery.Dest != "" {
-		r.say("copying %s to %s", command.Plural(len(d.closures), "closure"), delivery.Dest)
-		delivery.Closures = slices.Compact(slices.Sorted(maps.Values(d.closures)))
+		r.say("copying %s to %s", command.Plural(len(b.closures), "closure"), delivery.Dest)
+		delivery.Closures = slices.Compact(slices.Sorted(maps.Values(b.closures)))
 	}
 	if !delivery.Unverified {
 		var err error
-		if delivery.Systems, err = r.systems(ctx, d, delivery.Dest != ""); err != nil {
+		if delivery.Systems, err = r.systems(ctx, b); err != nil {
 			return err
 		}
 	}
-	err := inTheClear(r.c.String("cache-key"), r.c.String("identity"), func(key string) error {
+	err := r.cfg.Keys.Clear(cfg.CacheKey, func(key string) error {
 		delivery.KeyFile = key
 		return r.nix().Deliver(ctx, delivery)
 	})
 	switch {
 	case errors.Is(err, nixops.ErrUnsigned):
-		return command.Hinted(err, "--cache-key must be a key that the hosts trust already: docs/rotation.md; --no-verify-cache releases all the same")
+		return command.Hinted(err, "--cache-key must be a key that the hosts trust already, see docs/rotation.md; --no-verify-cache releases all the same")
 	case errors.Is(err, nixops.ErrNotFound), errors.Is(err, nixops.ErrUnreachable):
 		return command.Hinted(err, "push what is missing, or make the cache answer, and release again; --no-verify-cache releases all the same")
 	}
@@ -54,14 +55,15 @@ func (r *releaser) push(ctx context.Context, d *draft) error {
 
 // systems are what hosts will fetch and how: as their new system says and, where this machine still has it, as the
 // system of the present release says. A fetcher is left out when nothing says what could be asked for it.
-func (r *releaser) systems(ctx context.Context, d *draft, copied bool) ([]nixops.System, error) {
-	previous, err := r.previousFleet(ctx)
+func (r *releaser) systems(ctx context.Context, b *built) ([]nixops.System, error) {
+	previous, err := r.shelf().fleet(ctx)
 	if err != nil {
 		return nil, err
 	}
+	copied := r.cfg.Push.CopyTo != ""
 	var systems []nixops.System
-	for _, name := range sortedKeys(d.closures) {
-		system := nixops.System{Path: d.closures[name]}
+	for _, name := range sortedKeys(b.closures) {
+		system := nixops.System{Path: b.closures[name]}
 		brings, err := r.nix().FetcherOf(system.Path)
 		if err != nil {
 			return nil, fmt.Errorf("host %s: %w", name, err)
@@ -104,7 +106,7 @@ func (r *releaser) pushBy(ctx context.Context, hook string, closures map[string]
 	failures := make([]error, len(names))
 	var failed atomic.Bool
 	var group errgroup.Group
-	group.SetLimit(r.c.Int("push-jobs"))
+	group.SetLimit(r.cfg.Push.Jobs)
 	for i, name := range names {
 		group.Go(func() error {
 			if failed.Load() {
@@ -116,7 +118,7 @@ func (r *releaser) pushBy(ctx context.Context, hook string, closures map[string]
 			if base == path {
 				path = "/nix/store/" + base
 			}
-			out := &lineWriter{w: r.out, prefix: "push " + name + ": "}
+			out := newLineWriter(r.lines, false, "push "+name+": ")
 			if err := runHook(ctx, hook, out, "NIXFLEET_HOST="+name, "NIXFLEET_PATH="+path, "NIXFLEET_CLOSURE_HASH="+base); err != nil {
 				failures[i] = fmt.Errorf("push %s: %w", name, err)
 				failed.Store(true)

@@ -1,32 +1,31 @@
-package operator
+package fleet
 
 import (
 	"strings"
 	"testing"
 
-	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 )
 
 // The contract's examples are written already: not a byte changes.
 func TestWrittenIsTheContractsForm(t *testing.T) {
 	for _, c := range []struct{ name, hash string }{
-		{"fleet.resolved.json", "551036413ab6cf917848cfb23ec08349f26e7adf73bb9c1e7f4a0914a2a899fc"},
+		{"fleet.json", "551036413ab6cf917848cfb23ec08349f26e7adf73bb9c1e7f4a0914a2a899fc"},
 		{"revocations.json", "cf020f20ebee9b23a1407dda40a24046f39f1d859603e40de3af6c58040b148b"},
-		{"bootstrap-nonces.json", "4ee51148725921a2a4f71e3d0e767ab09d4d406e6a7d00cb3d5550be2857f8b4"},
+		{"nonces.json", "4ee51148725921a2a4f71e3d0e767ab09d4d406e6a7d00cb3d5550be2857f8b4"},
 	} {
-		doc, err := object([]byte(exampleArtifacts[c.name]))
+		doc, err := parseObject(vector(t, c.name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []byte
 		switch c.name {
-		case "fleet.resolved.json":
-			got, err = written(doc, fleet.ParseFleet)
+		case "fleet.json":
+			got, err = written(doc, ParseFleet)
 		case "revocations.json":
-			got, err = written(doc, fleet.ParseRevocations)
-		case "bootstrap-nonces.json":
-			got, err = written(doc, fleet.ParseNonces)
+			got, err = written(doc, ParseRevocations)
+		case "nonces.json":
+			got, err = written(doc, ParseNonces)
 		}
 		if err != nil || pki.HashHex(got) != c.hash {
 			t.Errorf("%s: %s, %v", c.name, got, err)
@@ -51,18 +50,18 @@ func TestWrittenFillsIn(t *testing.T) {
 		"null": {"EXTRA", `,"pin":null,"closureHash":null,"healthChecks":null,"rebootPolicy":null`, "WAVE", `,"soakSeconds":null`,
 			"SELECTOR", `"channel":null,"and":[],"not":null`, "GATE", `,"healthGate":{"systemdFailedUnits":null}`, "ALGORITHM", `,"signatureAlgorithm":null`},
 	} {
-		doc, err := object([]byte(strings.NewReplacer(with...).Replace(sparse)))
+		doc, err := parseObject([]byte(strings.NewReplacer(with...).Replace(sparse)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := written(doc, fleet.ParseFleet)
+		got, err := written(doc, ParseFleet)
 		if err != nil || string(got) != want {
 			t.Errorf("%s: %v\ngot  %s\nwant %s", name, err, got, want)
 		}
 	}
 	doc := map[string]any{"schemaVersion": 1, "revocations": []any{map[string]any{"hostname": "a", "notBefore": "2026-03-01 13:00:00.5+01", "ticket": 7}},
 		"meta": map[string]any{"schemaVersion": 1}}
-	got, err := written(doc, fleet.ParseRevocations)
+	got, err := written(doc, ParseRevocations)
 	if list := `"revocations":[{"hostname":"a","notBefore":"2026-03-01T12:00:00.500Z","reason":null,"revokedBy":null,"ticket":7}]`; err != nil || !strings.Contains(string(got), list) {
 		t.Errorf("got %s, %v", got, err)
 	}

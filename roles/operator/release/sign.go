@@ -1,18 +1,14 @@
-package operator
+package release
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/git"
 	"nixfleet/pki"
@@ -34,18 +30,18 @@ type signer struct {
 // token. A push hook has no bound: the first closure of a host is gigabytes.
 const hookPatience = 10 * time.Minute
 
-func newSigner(c *cli.Context) (*signer, error) {
-	s := &signer{hook: c.String("sign-cmd"), algorithm: c.String("signature-algorithm"), hookOut: newLineWriter(c, "sign: ")}
-	path := c.String("sign-key")
+func (r *releaser) newSigner() (*signer, error) {
+	cfg := r.cfg.Signing
+	s := &signer{hook: cfg.Hook, algorithm: cfg.Algorithm, hookOut: newLineWriter(r.cfg.Progress, r.cfg.JSONProgress, "sign: ")}
 	switch {
-	case path != "" && s.hook != "":
+	case cfg.KeyFile != "" && s.hook != "":
 		return nil, command.Usage("", "give --sign-key or --sign-cmd (NIXFLEET_SIGN_KEY, NIXFLEET_SIGN_CMD), not both")
-	case path == "" && s.hook == "" && !c.Bool("dry-run"):
+	case cfg.KeyFile == "" && s.hook == "" && !r.cfg.DryRun:
 		return nil, command.Usage("nixfleet keygen release makes a key", "--sign-key or --sign-cmd is missing")
 	}
-	if path != "" {
+	if cfg.KeyFile != "" {
 		var err error
-		if s.key, err = signingKey(path, c.String("identity")); err != nil {
+		if s.key, err = r.cfg.Keys.SigningKey(cfg.KeyFile); err != nil {
 			return nil, err
 		}
 		if s.algorithm != "" && s.algorithm != s.key.Algorithm() {
@@ -62,80 +58,59 @@ func newSigner(c *cli.Context) (*signer, error) {
 	default:
 		return nil, command.Usage("", "--signature-algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
 	}
-	trustPath, err := s.knownKeys(c)
+	trustPath, err := r.knownKeys(s)
 	if trustPath == "" || err != nil {
 		return s, err
 	}
-	trust, err := loadTrust(c, trustPath)
+	trust, warnings, err := r.cfg.Keys.Trust(trustPath)
 	if err != nil {
 		return nil, err
 	}
-	// A release that the fleet's own trust cannot verify would lock it out:
-	// found before an hour of building, not after.
-	if s.key != nil && !active(&trust.CIReleaseKey, s.key.Public()) {
-		return nil, command.Coded(3, command.Hinted(fmt.Errorf("the release key is not in ciReleaseKey of %s: no host would accept the release", trustPath),
-			"declare it in nixfleet.trust and deploy that first, signed by the present key: as successor (with retireAt), or as current with the present one as previous"))
+	for _, w := range warnings {
+		r.say("warning: %s", w)
+	}
+	// A release that the fleet's own trust cannot verify would lock it out: found before an hour of building, not after.
+	if s.key != nil && !slices.Contains(trust.CIReleaseKey.Active(time.Now()), s.key.Public()) {
+		err := fmt.Errorf("the release key is not in ciReleaseKey of %s: no host would accept the release", trustPath)
+		return nil, command.Coded(3, command.Hinted(err, "declare it in nixfleet.trust and deploy that first, signed by the present key: "+
+			"as successor (with retireAt), or as current with the present one as previous"))
 	}
 	s.slot, s.cacheKeys = &trust.CIReleaseKey, trust.CacheKeys
 	return s, nil
 }
 
-// knownKeys finds what signatures are verified with: the trust file to load, or a
-// key that was given. A hook whose key nobody knows may sign anything.
-func (s *signer) knownKeys(c *cli.Context) (trustPath string, err error) {
-	public := c.String("public-key")
-	switch trustPath = c.String("trust-file"); {
-	case public != "" && (trustPath != "" || s.key != nil):
+// knownKeys finds what signatures are verified with: the trust file to load, or a key that was given. A hook whose key
+// nobody knows may sign anything.
+func (r *releaser) knownKeys(s *signer) (trustPath string, err error) {
+	cfg := r.cfg.Signing
+	switch {
+	case cfg.PublicKey != "" && (cfg.TrustFile != "" || s.key != nil):
 		return "", command.Usage("", "--public-key is for a --sign-cmd without --trust-file")
-	case public != "":
-		key := pki.PublicKey{Algorithm: s.algorithm, Public: public}
+	case cfg.PublicKey != "":
+		key := pki.PublicKey{Algorithm: s.algorithm, Public: cfg.PublicKey}
 		if !key.Usable() {
 			return "", command.Usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key", s.algorithm)
 		}
 		s.slot = &pki.KeySlot{Current: &key}
-	case trustPath != "" || s.slot != nil || c.Bool("dry-run"):
-	default:
-		trustPath = filepath.Join(c.String("build-flake"), trustName)
-		if _, err := os.Stat(trustPath); err == nil {
-			progress(c, "verifying signatures with %s", trustPath)
-			return trustPath, nil
-		}
-		trustPath = ""
-		if !c.Bool("allow-unverified") {
-			return "", command.Usage("give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes all the same",
-				"nothing says with which key --sign-cmd signs: hosts might refuse what it makes")
-		}
+		return "", nil
+	case cfg.TrustFile != "" || s.slot != nil || r.cfg.DryRun:
+		return cfg.TrustFile, nil
 	}
-	return trustPath, nil
+	ours := filepath.Join(r.cfg.Source.Flake, trustName)
+	if _, err := os.Stat(ours); err == nil {
+		r.say("verifying signatures with %s", ours)
+		return ours, nil
+	}
+	if !cfg.AllowUnverified {
+		return "", command.Usage(
+			"give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes all the same",
+			"nothing says with which key --sign-cmd signs: hosts might refuse what it makes")
+	}
+	return "", nil
 }
 
 // trustName is the trust file at the top of a fleet's repository.
 const trustName = "trust.json"
-
-// learn takes the keys that hosts will believe from the first system that brings
-// them, when nobody said which they are.
-func (r *releaser) learn(d *draft) {
-	if r.signer.slot != nil || r.c.Bool("dry-run") {
-		return
-	}
-	for _, name := range sortedKeys(d.closures) {
-		if trust, err := r.trustOf(d, name); trust != nil && err == nil {
-			r.say("verifying signatures with the trust.json that %s brings", name)
-			r.signer.slot = &trust.CIReleaseKey
-			return
-		}
-	}
-	r.say("warning: nothing says with which key --sign-cmd signs; its signatures are only measured, not verified: give --trust-file")
-}
-
-func active(slot *pki.KeySlot, key pki.PublicKey) bool {
-	for _, k := range slot.Active(time.Now()) {
-		if k == key {
-			return true
-		}
-	}
-	return false
-}
 
 // sign returns the 64 bytes over canonical, verified.
 func (s *signer) sign(ctx context.Context, canonical []byte, what string) ([]byte, error) {
@@ -155,10 +130,8 @@ func (s *signer) sign(ctx context.Context, canonical []byte, what string) ([]byt
 	if s.slot == nil {
 		return sig, nil
 	}
-	for _, k := range s.slot.Active(time.Now()) {
-		if k.Verify(canonical, sig) {
-			return sig, nil
-		}
+	if verifies(s.slot, canonical, sig) {
+		return sig, nil
 	}
 	return nil, command.Coded(3, command.Hinted(fmt.Errorf("sign %s: the signature does not verify under any release key of the fleet", what),
 		"does the hook sign the bytes of $NIXFLEET_INPUT with the key in ciReleaseKey?"))
@@ -183,7 +156,7 @@ func (s *signer) callHook(ctx context.Context, canonical []byte) ([]byte, error)
 	if err := runHook(ctx, s.hook, s.hookOut, "NIXFLEET_INPUT="+in, "NIXFLEET_OUTPUT="+out); err != nil {
 		return nil, err
 	}
-	return readFile(out, smallFile)
+	return command.ReadFile(out, command.SmallFile)
 }
 
 // runHook runs a hook as v1 does: sh -c, standard input closed. Its output is
@@ -211,61 +184,4 @@ func firstLine(s string) string {
 		line += " …"
 	}
 	return line
-}
-
-// lineWriter passes whole lines on, each with a prefix, so that what parallel
-// builds say does not mix; with --log-format json each as an object.
-type lineWriter struct {
-	w      io.Writer
-	prefix string
-	json   bool
-	mu     sync.Mutex
-	rest   []byte
-}
-
-func newLineWriter(c *cli.Context, prefix string) *lineWriter {
-	return &lineWriter{w: c.App.ErrWriter, prefix: prefix, json: c.String("log-format") == "json"}
-}
-
-// format is a whole line, with its end, as it is passed on.
-func (l *lineWriter) format(line []byte) []byte {
-	text := append([]byte(l.prefix), line...)
-	if !l.json {
-		return text
-	}
-	level, message := "info", strings.ToValidUTF8(strings.TrimSpace(string(text)), "?")
-	if rest, ok := strings.CutPrefix(message, "warning: "); ok {
-		level, message = "warn", rest
-	}
-	doc, err := pki.Marshal(map[string]string{"level": level, "time": pki.At(time.Now().Truncate(time.Second)).String(), "message": message})
-	if err != nil {
-		return text
-	}
-	return append(doc, '\n')
-}
-
-// end passes on a last line that has no end of its own.
-func (l *lineWriter) end() {
-	l.mu.Lock()
-	unfinished := len(l.rest) > 0
-	l.mu.Unlock()
-	if unfinished {
-		l.Write([]byte{'\n'})
-	}
-}
-
-func (l *lineWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.rest = append(l.rest, p...)
-	for {
-		i := bytes.IndexByte(l.rest, '\n')
-		if i < 0 {
-			return len(p), nil
-		}
-		if _, err := l.w.Write(l.format(l.rest[:i+1])); err != nil {
-			return 0, err
-		}
-		l.rest = l.rest[i+1:]
-	}
 }

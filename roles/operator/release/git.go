@@ -1,4 +1,4 @@
-package operator
+package release
 
 import (
 	"bytes"
@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
-
 	"nixfleet/nixops/git"
 	"nixfleet/roles/command"
 )
@@ -24,33 +22,21 @@ var errMoved = errors.New("the branch has moved")
 // the commit it was read from and pushed only if the remote branch still is
 // where it was (compare-and-swap); the work tree is touched after that.
 type repository struct {
-	top, rel         string // work tree; the release directory in it, with slashes
-	head             string // commit checked out when we began
-	base             string // commit that the release is read from and put upon
-	remote, branch   string // "" without --git-push
-	expected         string // the remote branch as read; "" when it does not exist
-	template         string
-	userName, userID string
+	top, rel       string // work tree; the release directory in it, with slashes
+	head           string // commit checked out when we began
+	base           string // commit that the release is read from and put upon
+	remote, branch string // "" without --git-push
+	expected       string // the remote branch as read; "" when it does not exist
+	cfg            Git
 }
 
-// openRepository finds the repository around dir. It is nil when nothing is to
-// be committed.
-func openRepository(ctx context.Context, dir string, c *cli.Context) (*repository, error) {
-	target := c.String("git-push")
-	if !c.Bool("git-commit") && target == "" {
+// openRepository finds the repository around dir. It is nil when nothing is to be committed. Signing anew may go on
+// top of any commit.
+func openRepository(ctx context.Context, dir string, cfg Git, resign bool) (*repository, error) {
+	if !cfg.Commit && cfg.Remote == "" {
 		return nil, nil
 	}
-	r := &repository{template: c.String("commit-template"), userName: c.String("git-user-name"), userID: c.String("git-user-email")}
-	if target != "" {
-		i := strings.LastIndex(target, ":")
-		if i < 1 || i == len(target)-1 {
-			return nil, command.Usage("--git-push origin:main", "--git-push must be REMOTE:BRANCH")
-		}
-		r.remote, r.branch = target[:i], strings.TrimPrefix(target[i+1:], "refs/heads/")
-		if strings.HasPrefix(r.remote, "-") || strings.HasPrefix(r.branch, "-") {
-			return nil, command.Usage("", "--git-push must be REMOTE:BRANCH")
-		}
-	}
+	r := &repository{cfg: cfg, remote: cfg.Remote, branch: cfg.Branch}
 	inside := dir
 	for {
 		if _, err := os.Stat(inside); err == nil {
@@ -83,7 +69,7 @@ func openRepository(ctx context.Context, dir string, c *cli.Context) (*repositor
 	if r.remote == "" {
 		return r, nil
 	}
-	return r, r.read(ctx, c.Bool("resign"))
+	return r, r.read(ctx, resign)
 }
 
 // read learns where the remote branch is and chooses the commit to build upon.
@@ -279,11 +265,11 @@ func (r *repository) settle(ctx context.Context) error {
 
 func (r *repository) person() []string {
 	var env []string
-	if r.userName != "" {
-		env = append(env, "GIT_AUTHOR_NAME="+r.userName, "GIT_COMMITTER_NAME="+r.userName)
+	if r.cfg.UserName != "" {
+		env = append(env, "GIT_AUTHOR_NAME="+r.cfg.UserName, "GIT_COMMITTER_NAME="+r.cfg.UserName)
 	}
-	if r.userID != "" {
-		env = append(env, "GIT_AUTHOR_EMAIL="+r.userID, "GIT_COMMITTER_EMAIL="+r.userID)
+	if r.cfg.Email != "" {
+		env = append(env, "GIT_AUTHOR_EMAIL="+r.cfg.Email, "GIT_COMMITTER_EMAIL="+r.cfg.Email)
 	}
 	return env
 }
@@ -293,10 +279,8 @@ func (r *repository) message(sha string, now time.Time) string {
 	if sha == "" {
 		sha = r.base
 	}
-	return strings.NewReplacer("{sha}", sha, "{sha:0:8}", short(sha), "{ts}", now.UTC().Format(time.RFC3339)).Replace(r.template) + "\n"
+	return strings.NewReplacer("{sha}", sha, "{sha:0:8}", command.Short(sha), "{ts}", now.UTC().Format(time.RFC3339)).Replace(r.cfg.Template) + "\n"
 }
-
-func short(hash string) string { return hash[:min(8, len(hash))] }
 
 func (r *repository) git(ctx context.Context, env []string, args ...string) (string, error) {
 	return r.gitInput(ctx, env, "", args...)
@@ -312,12 +296,7 @@ func (r *repository) gitBytes(ctx context.Context, env []string, input string, a
 	if args[0] == "push" || args[0] == "fetch" {
 		call.Timeout = git.TransferTimeout
 	}
-	return attendedGit().Run(ctx, call)
-}
-
-// attendedGit is git as whoever runs this command has configured it.
-func attendedGit() git.Runner {
-	return git.Runner{Environ: git.Environ(os.Environ()), Attended: true}
+	return git.Attended().Run(ctx, call)
 }
 
 // commitOf is the commit that a local flake is checked out at; nil when it is in no git repository, or in one without
