@@ -88,7 +88,8 @@ func (s *steadyWriter) writable() bool {
 			continue
 		}
 		// A reader that has gone away would end the process by SIGPIPE.
-		s.stuck = err != nil || n != 1 || poll[0].Revents&unix.POLLOUT == 0 || poll[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+		room := err == nil && n == 1 && poll[0].Revents&unix.POLLOUT != 0
+		s.stuck = !room || poll[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
 		return !s.stuck
 	}
 }

@@ -109,6 +109,7 @@ func (e *estate) asked(t *testing.T) []question {
 		post("/v1/hosts/{name}/retry", "/v1/hosts/a/retry", hold),
 		post("/v1/hosts/{name}/retry", "/v1/hosts/none/retry", hold),
 		post("/v1/poke", "/v1/poke", nil),
+		get("/v1/openapi.json", "/v1/openapi.json"),
 		get("", "/v1/none"),
 		get("", "/"),
 	}
@@ -282,6 +283,8 @@ func told(a answer) string {
 		return line + fmt.Sprintf(" %d bytes", len(a.body))
 	case strings.HasPrefix(kind, "text/plain; version="):
 		return line + " metrics"
+	case strings.HasPrefix(a.body, `{"components":`):
+		return line + " OpenAPI"
 	case a.body == "":
 		return line
 	}
@@ -322,7 +325,8 @@ func goldenPlanes(e *estate) []struct {
 
 // TestAnswers holds statuses, bodies and the order of checks of the whole API
 // (contracts/wire.md §1, §3 to §9) to what is recorded: every route by every
-// kind of caller with every fault, on control planes in every state.
+// kind of caller with every fault, on control planes in every state. Each answer is
+// also held to the OpenAPI document.
 func TestAnswers(t *testing.T) {
 	e := newEstate(t, "a", "b", "gone", "new")
 	e.nonces = &fleet.BootstrapNonces{
@@ -334,6 +338,9 @@ func TestAnswers(t *testing.T) {
 	e.write("empty/none", nil)
 	stranger := generate(t, pki.AlgorithmEd25519)
 	var g golden
+	described := e.serve(func(c *Config) { c.StateDir = e.path("state described"); c.DBPath = c.StateDir + "/state.db" })
+	doc := described.documented(described.web(e.operatorCert("operator-jo")))
+	described.stop()
 	for _, plane := range goldenPlanes(e) {
 		started := time.Now()
 		p := e.serve(plane.change, func(c *Config) {
@@ -355,10 +362,18 @@ func TestAnswers(t *testing.T) {
 			callers["revoked host"] = p.web(e.agentCert("gone", long))
 		}
 		for _, q := range e.asked(t) {
-			g.add(plane.name, q, p.ask(q, plane.faults, callers))
+			g.add(plane.name, q, p.ask(doc, q, plane.faults, callers))
 		}
 		p.stop()
 		t.Logf("%s: %s", plane.name, time.Since(started).Round(time.Millisecond))
+	}
+	for path, methods := range doc.Paths {
+		for method := range methods {
+			// There is no cache here to read a narinfo of.
+			if row := strings.ToUpper(method) + " " + path; !doc.answered[row] && path != "/v1/agent/closure/{hash}" {
+				t.Errorf("%s was never answered as its document says", row)
+			}
+		}
 	}
 	e.handshakes(t, &g)
 	got := scrubbed(g.String())
@@ -377,7 +392,7 @@ func TestAnswers(t *testing.T) {
 
 // ask sends a question with each fault as each caller, always in the same order:
 // some answers depend on those before.
-func (p *plane) ask(q question, faults []fault, callers map[string]*http.Client) map[string]map[string]string {
+func (p *plane) ask(doc *apiDocument, q question, faults []fault, callers map[string]*http.Client) map[string]map[string]string {
 	p.t.Helper()
 	out := map[string]map[string]string{}
 	for _, f := range faults {
@@ -393,7 +408,9 @@ func (p *plane) ask(q question, faults []fault, callers map[string]*http.Client)
 			if out[f.name] == nil {
 				out[f.name] = map[string]string{}
 			}
-			out[f.name][name] = told(p.send(callers[name], bad.sent))
+			got := p.send(callers[name], bad.sent)
+			doc.holds(p.t, question{pattern: q.pattern, sent: bad.sent}, got)
+			out[f.name][name] = told(got)
 		}
 	}
 	return out

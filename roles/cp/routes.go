@@ -38,12 +38,30 @@ type route struct {
 	pattern string
 	who     callers
 	handle  handler
-	about   string
-	takes   any // the type of the body, nil for none
-	gives   any // the type of the answer, nil for none
+	about   about
 }
 
-func (rt *route) path() string { return rt.pattern[strings.IndexByte(rt.pattern, '/'):] }
+// about describes a route in the API's document.
+type about struct {
+	summary string
+	takes   any    // the type of the body, or its media type; nil for none
+	gives   any    // the type of the answer, its media type, or a status; nil for 204
+	query   string // names of the query's parameters, with spaces between
+}
+
+// media is the type of a body that is not one of our JSON documents.
+type media string
+
+const (
+	signedJSON media = "application/json"
+	signature  media = "application/octet-stream"
+	narinfo    media = "text/x-nix-narinfo"
+	stream     media = "text/event-stream"
+	exposition media = "text/plain"
+)
+
+func (rt *route) method() string { return rt.pattern[:strings.IndexByte(rt.pattern, ' ')] }
+func (rt *route) path() string   { return rt.pattern[strings.IndexByte(rt.pattern, '/'):] }
 
 const webhookPath = "/v1/webhook"
 
@@ -61,40 +79,71 @@ type handlers struct {
 
 // table is the API.
 func (h *handlers) table(registry *prometheus.Registry) []route {
+	metrics := served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	hold := protocol.HoldRequest{}
 	return []route{
-		{"GET /healthz", everybody, h.views.health, "whether it is there", nil, healthResponse{}},
-		{"POST /v1/enroll", tokens, h.issuer.enroll, "the first certificate of a host", protocol.EnrollRequest{}, protocol.CertResponse{}},
-		{"POST /v1/agent/bootstrap-report", tokens, h.issuer.bootstrapReport, "what keeps a host from enrolling", protocol.BootstrapReport{}, nil},
-		{"POST " + webhookPath, forges, h.webhook.announce, "a commit was pushed", nil, nil},
-		{"POST /v1/agent/renew", members, h.issuer.renew, "a new certificate", protocol.RenewRequest{}, protocol.CertResponse{}},
-		{"POST /v1/agent/checkin", hosts, h.checkins.checkin, "what a host runs, and what it should run", protocol.CheckinRequest{}, protocol.CheckinResponse{}},
-		{"POST /v1/agent/confirm", hosts, h.checkins.confirm, "a closure has proven itself", protocol.ConfirmRequest{}, nil},
-		{"POST /v1/agent/report", hosts, h.reports.report, "what happened on a host", protocol.ReportRequest{}, protocol.ReportResponse{}},
-		{"GET /v1/agent/closure/{hash}", members, h.documents.closure, "the narinfo of a closure", nil, nil},
-		{"GET /v1/heads/{channel}", members, h.documents.head, "the signed head of a channel", nil, nil},
-		{"GET /v1/heads/{channel}/sig", members, h.documents.headSignature, "its signature", nil, nil},
-		{"GET /v1/heads/{channel}/proof/{host}", members, h.documents.proof, "the proof of a host's entry", nil, protocol.Proof{}},
-		{"GET /v1/rollouts/{id}", members, h.documents.manifest, "the signed manifest of a rollout", nil, nil},
-		{"GET /v1/rollouts/{id}/sig", members, h.documents.manifestSignature, "its signature", nil, nil},
-		{"GET /v1/whoami", members, h.views.whoami, "the name in the caller's certificate", nil, protocol.Whoami{}},
-		{"GET /v1/hosts", readers, h.views.hosts, "what every host runs and should run", nil, protocol.HostsResponse{}},
-		{"GET /v1/channels/{name}", readers, h.views.channel, "the release of a channel", nil, protocol.ChannelResponse{}},
-		{"GET /v1/deferrals", readers, h.views.deferrals, "channels that wait for others", nil, protocol.DeferralsResponse{}},
-		{"GET /v1/host-reports", readers, h.views.hostReports, "the newest reports", nil, protocol.HostReportsResponse{}},
-		{"GET /v1/rollouts", readers, h.views.rollouts, "rollouts that are open, or all", nil, protocol.RolloutsResponse{}},
-		{"GET /v1/rollouts/{id}/lifecycle", readers, h.views.lifecycle, "where a rollout stands", nil, protocol.Lifecycle{}},
-		{"GET /v1/rollouts/{id}/trace", readers, h.views.trace, "the dispatches of a rollout", nil, protocol.Trace{}},
-		{"GET /metrics", readers, served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{})), "Prometheus metrics", nil, nil},
-		{"GET /v1/hosts/{name}/explain", operators, h.views.explain, "why a host is not updated yet", nil, protocol.Explanation{}},
-		{"GET /v1/plan", operators, h.plans.plan, "what would happen from now on", nil, protocol.Plan{}},
-		{"POST /v1/plan", operators, h.plans.planRelease, "what a release would do", nil, protocol.Plan{}},
-		{"GET /v1/events", operators, h.views.events, "the event log, as it grows", nil, nil},
-		{"POST /v1/rollouts/{id}/pause", operators, h.acts.hold("pause"), "give nobody else the new closure", protocol.HoldRequest{}, nil},
-		{"POST /v1/rollouts/{id}/resume", operators, h.acts.hold("resume"), "go on", protocol.HoldRequest{}, nil},
-		{"POST /v1/rollouts/{id}/cancel", operators, h.acts.hold("cancel"), "end a rollout where it stands", protocol.HoldRequest{}, nil},
-		{"POST /v1/revocations", operators, h.acts.revoke, "refuse the certificates of a name", protocol.RevokeRequest{}, nil},
-		{"POST /v1/hosts/{name}/retry", operators, h.acts.retry, "try a failed closure once more", protocol.HoldRequest{}, nil},
-		{"POST /v1/poke", operators, h.acts.poke, "look for a release now", nil, nil},
+		{"GET /healthz", everybody, h.views.health, about{"tell that the process serves", nil, healthResponse{}, ""}},
+
+		{"POST /v1/enroll", tokens, h.issuer.enroll,
+			about{"get the first certificate of a host", protocol.EnrollRequest{}, protocol.CertResponse{}, ""}},
+		{"POST /v1/agent/bootstrap-report", tokens, h.issuer.bootstrapReport,
+			about{"report what keeps a host from enrolling", protocol.BootstrapReport{}, nil, ""}},
+		{"POST " + webhookPath, forges, h.webhook.announce,
+			about{"announce a commit", media("*/*"), nothingBut(http.StatusAccepted), ""}},
+
+		{"POST /v1/agent/renew", members, h.issuer.renew,
+			about{"get a new certificate", protocol.RenewRequest{}, protocol.CertResponse{}, ""}},
+		{"POST /v1/agent/checkin", hosts, h.checkins.checkin,
+			about{"say what a host runs, be told what it should run", protocol.CheckinRequest{}, protocol.CheckinResponse{}, ""}},
+		{"POST /v1/agent/confirm", hosts, h.checkins.confirm,
+			about{"confirm a closure that has proven itself", protocol.ConfirmRequest{}, nil, ""}},
+		{"POST /v1/agent/report", hosts, h.reports.report,
+			about{"report an event of a host", protocol.ReportRequest{}, protocol.ReportResponse{}, ""}},
+
+		{"GET /v1/agent/closure/{hash}", members, h.documents.closure,
+			about{"read a narinfo of the cache", nil, narinfo, ""}},
+		{"GET /v1/heads/{channel}", members, h.documents.head,
+			about{"read the signed head of a channel", nil, signedJSON, ""}},
+		{"GET /v1/heads/{channel}/sig", members, h.documents.headSignature,
+			about{"read a head's signature", nil, signature, ""}},
+		{"GET /v1/heads/{channel}/proof/{host}", members, h.documents.proof,
+			about{"read the proof that a head has a host's entry", nil, protocol.Proof{}, ""}},
+		{"GET /v1/rollouts/{id}", members, h.documents.manifest, about{"read a signed manifest", nil, signedJSON, ""}},
+		{"GET /v1/rollouts/{id}/sig", members, h.documents.manifestSignature,
+			about{"read a manifest's signature", nil, signature, ""}},
+		{"GET /v1/whoami", members, h.views.whoami, about{"read the name in one's certificate", nil, protocol.Whoami{}, ""}},
+
+		{"GET /v1/hosts", readers, h.views.hosts,
+			about{"list what every host runs and should run", nil, protocol.HostsResponse{}, ""}},
+		{"GET /v1/channels/{name}", readers, h.views.channel,
+			about{"read the release of a channel", nil, protocol.ChannelResponse{}, ""}},
+		{"GET /v1/deferrals", readers, h.views.deferrals,
+			about{"list channels that wait for others", nil, protocol.DeferralsResponse{}, ""}},
+		{"GET /v1/host-reports", readers, h.views.hostReports,
+			about{"list the newest reports", nil, protocol.HostReportsResponse{}, "limit"}},
+		{"GET /v1/rollouts", readers, h.views.rollouts,
+			about{"list rollouts that are open, or all", nil, protocol.RolloutsResponse{}, "all"}},
+		{"GET /v1/rollouts/{id}/lifecycle", readers, h.views.lifecycle,
+			about{"read how a rollout stands", nil, protocol.Lifecycle{}, ""}},
+		{"GET /v1/rollouts/{id}/trace", readers, h.views.trace,
+			about{"list the dispatches of a rollout", nil, protocol.Trace{}, ""}},
+		{"GET /metrics", readers, metrics, about{"read metrics for Prometheus", nil, exposition, ""}},
+
+		{"GET /v1/hosts/{name}/explain", operators, h.views.explain,
+			about{"read why a host is not updated yet", nil, protocol.Explanation{}, ""}},
+		{"GET /v1/plan", operators, h.plans.plan, about{"read what would happen from now on", nil, protocol.Plan{}, ""}},
+		{"POST /v1/plan", operators, h.plans.planRelease,
+			about{"read what a release would do", media(protocol.TarType), protocol.Plan{}, ""}},
+		{"GET /v1/events", operators, h.views.events, about{"follow the event log", nil, stream, "after rollout follow"}},
+		{"POST /v1/rollouts/{id}/pause", operators, h.acts.hold("pause"),
+			about{"give no more hosts the new closure", hold, nil, ""}},
+		{"POST /v1/rollouts/{id}/resume", operators, h.acts.hold("resume"), about{"go on with a rollout", hold, nil, ""}},
+		{"POST /v1/rollouts/{id}/cancel", operators, h.acts.hold("cancel"),
+			about{"end a rollout as it stands", hold, nil, ""}},
+		{"POST /v1/revocations", operators, h.acts.revoke,
+			about{"refuse the certificates of a name", protocol.RevokeRequest{}, nil, ""}},
+		{"POST /v1/hosts/{name}/retry", operators, h.acts.retry, about{"try a failed closure once more", hold, nil, ""}},
+		{"POST /v1/poke", operators, h.acts.poke, about{"ask the source for a release now", nil, nil, ""}},
 	}
 }
 

@@ -75,8 +75,11 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := assemble(&cfg, from, reread, db)
-	if err := s.world.load(ctx); err != nil {
+	s, err := assemble(&cfg, from, reread, db)
+	if err == nil {
+		err = s.world.load(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
@@ -91,7 +94,7 @@ func openStore(ctx context.Context, cfg *Config) (store.Database, error) {
 }
 
 // assemble makes the parts of a control plane and tells them of each other.
-func assemble(cfg *Config, from source.Source, reread *files, db store.Database) *server {
+func assemble(cfg *Config, from source.Source, reread *files, db store.Database) (*server, error) {
 	snapshot, held, log := &current{}, newWaiters(cfg.MaxHeld), cfg.Log
 	counted := newMetrics(cfg)
 	w := &world{
@@ -125,8 +128,13 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		acts:    &acts{cfg: cfg, log: log, store: db, world: w, waiters: held, release: release},
 		webhook: &webhook{cfg: cfg, log: log, door: s.door, release: release, limit: rate.NewLimiter(1, 5)},
 	}
-	s.api = newAPI(s.door, s.handlers.views.health, s.handlers.table(counted.registry))
-	return s
+	version, _ := cfg.version()
+	routes, err := described(s.handlers.table(counted.registry), version)
+	if err != nil {
+		return nil, fmt.Errorf("describe the API: %w", err)
+	}
+	s.api = newAPI(s.door, s.handlers.views.health, routes)
+	return s, nil
 }
 
 // limits are those of the decisions.
