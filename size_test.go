@@ -34,14 +34,11 @@ var offenders = struct{ fields, methods, functions, files []string }{
 		"nixops.SimClosure",
 		"nixops.simState",
 		"roles/agent.agent",
-		"roles/rollout.World",
-		"roles/rollout.host",
 	},
 	methods: []string{
 		"nixops.Sim",
 		"nixops.machine",
 		"roles/agent.agent",
-		"roles/rollout.World",
 	},
 	functions: []string{
 		"nixops/testnix.Store.Build",
@@ -54,7 +51,6 @@ var offenders = struct{ fields, methods, functions, files []string }{
 		"roles/agent/activate.go",
 		"roles/agent/agent.go",
 		"roles/operator/keygen.go",
-		"roles/rollout/gates.go",
 	},
 }
 

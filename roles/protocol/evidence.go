@@ -111,7 +111,8 @@ func evidenceOf(event string, details any) (e evidence, ok bool, err error) {
 		}, &d.Signature}
 	case *ComplianceFailure:
 		e = evidence{map[string]any{
-			"controlId": d.ControlID, "status": d.Status, "frameworkArticles": d.FrameworkArticles, "evidenceCollectedAt": d.EvidenceCollectedAt,
+			"controlId": d.ControlID, "status": d.Status, "frameworkArticles": d.FrameworkArticles,
+			"evidenceCollectedAt": d.EvidenceCollectedAt,
 		}, &d.Signature}
 		e.members["evidenceSnippetSha256"], err = snippetHash(d.EvidenceSnippet)
 	case *RuntimeGateError:
@@ -161,8 +162,9 @@ type Signer interface {
 	Sign(message []byte) ([]byte, error)
 }
 
-// SignEvidence encodes details (one of the detail types) and, for an event that is signed, adds `signature` by the host's key. A
-// compliance snippet above 1024 bytes is replaced by its size and beginning first. A nil key leaves the event unsigned.
+// SignEvidence encodes details (one of the detail types) and, for an event that is signed, adds `signature` by the
+// host's key. A compliance snippet above 1024 bytes is replaced by its size and beginning first. A nil key leaves
+// the event unsigned.
 func SignEvidence(key Signer, hostname string, rollout *string, event string, details any) (jsontext.Value, error) {
 	doc, err := signEvidence(key, hostname, rollout, event, details)
 	if err != nil {
@@ -247,8 +249,8 @@ const (
 // ones do, since v1 hosts without a readable key send such.
 func (v Verdict) Counts() bool { return v != VerdictMismatch && v != VerdictMalformed }
 
-// VerifyEvidence judges a report's signature by the declared host key, an OpenSSH line; nil when the host has none. signed is false
-// for events that are not signed, which have no verdict.
+// VerifyEvidence judges a report's signature by the declared host key, an OpenSSH line; nil when the host has none.
+// signed is false for events that are not signed, which have no verdict.
 func VerifyEvidence(hostKey *string, r *Parsed) (v Verdict, signed bool) {
 	e, signed, err := evidenceOf(r.Event, r.Details)
 	switch {

@@ -21,10 +21,11 @@ const (
 // HostStateCount is the number of states of a host.
 const HostStateCount = 11
 
-// HostStates are all states of a host in the order in which they are told: what went wrong first, then the life of a host.
+// HostStates are all states of a host in the order in which they are told: what went wrong first, then the life of
+// a host.
 var HostStates = [HostStateCount]HostState{
-	HostFailed, HostReverted, HostQueued, HostDispatched, HostActivating, HostConfirmWindow, HostDeferred, HostHealthy, HostSoaked,
-	HostConverged, HostSkipped,
+	HostFailed, HostReverted, HostQueued, HostDispatched, HostActivating, HostConfirmWindow, HostDeferred, HostHealthy,
+	HostSoaked, HostConverged, HostSkipped,
 }
 
 // Index is the place of the state in HostStates. A word that is not a state counts as HostQueued.

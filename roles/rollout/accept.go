@@ -2,7 +2,6 @@ package rollout
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -33,9 +32,9 @@ func (w *World) Accept(rel *fleet.Release, now time.Time) Change {
 
 func (w *World) accept(rel *fleet.Release, now time.Time) {
 	w.rel = rel
-	w.bindHosts(rel)
+	w.rollouts.bindHosts(rel)
 	names := map[string]struct{}{}
-	for name := range w.channels {
+	for name := range w.rollouts.channels {
 		names[name] = struct{}{}
 	}
 	for name := range rel.Fleet.Channels {
@@ -43,91 +42,91 @@ func (w *World) accept(rel *fleet.Release, now time.Time) {
 	}
 	ordered := slices.Sorted(maps.Keys(names))
 	for _, name := range ordered {
-		w.bindChannel(name, now)
+		w.rollouts.bindChannel(name, now)
 	}
-	if !w.unheard.IsZero() {
-		for _, ch := range w.channels {
+	if !w.budgets.unheard.IsZero() {
+		for _, ch := range w.rollouts.channels {
 			if ch.cur != nil {
-				w.unheard = later(w.unheard, w.born.Add(ch.cur.lease+ch.cur.confirmWindow))
+				w.budgets.unheard = later(w.budgets.unheard, w.budgets.born.Add(ch.cur.lease+ch.cur.confirmWindow))
 			}
 		}
-		w.schedule(&w.clock, w.unheard)
+		w.timers.schedule(&w.budgets.clock, w.budgets.unheard)
 	}
-	w.bindEdges(rel)
-	w.bindBudgets(rel, now)
-	w.dropHosts()
-	w.stored = map[string]map[string]*record{}
-	w.clearUndeclared(now)
+	w.rollouts.bindEdges(rel)
+	w.budgets.bindBudgets(rel, now)
+	w.rollouts.dropHosts()
+	w.hosts.stored = map[string]map[string]*record{}
+	w.rollouts.clearUndeclared(now)
 	for _, name := range ordered {
-		if r := w.channels[name].cur; r != nil && r.rel != nil {
+		if r := w.rollouts.channels[name].cur; r != nil && r.rel != nil {
 			for i := range r.waves {
 				for _, h := range r.waves[i].hosts {
-					w.settle(h, now)
+					w.hosts.settle(h, now)
 				}
 			}
-			w.move(r)
+			w.changes.move(r)
 		}
 	}
-	w.flush(now)
+	w.rollouts.flush(now)
 	for _, name := range ordered {
-		if r := w.channels[name].cur; r != nil {
-			w.wakeOfferable(r, now)
+		if r := w.rollouts.channels[name].cur; r != nil {
+			w.rollouts.wakeOfferable(r, now)
 		}
 	}
 }
 
 // bindHosts notes who is declared, and forgets what the last release said.
-func (w *World) bindHosts(rel *fleet.Release) {
-	for _, h := range w.hosts {
-		h.declared, h.channel, h.pinned, h.reboots, h.after, h.before = false, nil, "", "", nil, nil
+func (rs *rollouts) bindHosts(rel *fleet.Release) {
+	for _, h := range rs.w.hosts.byName {
+		h.decl = declaration{budgets: h.decl.budgets} // those are bound again after the rollouts
 	}
 	// In the order in which they are asked and settled, so that they lie like that in memory.
 	for _, name := range sortedChannels(rel) {
 		for _, e := range rel.Channels[name].Manifest.HostSet {
-			w.host(e.Hostname)
+			rs.w.hosts.host(e.Hostname)
 		}
 	}
 	for name, declared := range rel.Fleet.Hosts {
-		h := w.host(name)
-		h.declared = true
-		h.channel = w.channel(declared.Channel)
+		h := rs.w.hosts.host(name)
+		h.decl.named = true
+		h.decl.channel = rs.channel(declared.Channel)
 		switch mode, window := declared.Reboots(); mode {
 		case "window":
-			h.reboots = "in its window, " + window
+			h.decl.reboots = "in its window, " + window
 		case "immediate":
-			h.reboots = "at once"
+			h.decl.reboots = "at once"
 		}
 		if p := declared.Pin; p != nil {
-			h.pinned = "commit " + p.Commit
+			h.decl.pinned = "commit " + p.Commit
 			if p.ExpiresAt != nil {
-				h.pinned += " until " + clockText(p.ExpiresAt.Time)
+				h.decl.pinned += " until " + clockText(p.ExpiresAt.Time)
 			}
 			if p.Reason != "" {
-				h.pinned += " (" + p.Reason + ")"
+				h.decl.pinned += " (" + p.Reason + ")"
 			}
 		}
 	}
 }
 
 // dropHosts forgets hosts that no release names and that hold nothing.
-func (w *World) dropHosts() {
-	for name, h := range w.hosts {
-		if !h.declared && h.lease == nil && h.slotUntil.IsZero() {
-			w.unschedule(&h.timer)
-			delete(w.hosts, name)
+func (rs *rollouts) dropHosts() {
+	for name, h := range rs.w.hosts.byName {
+		if !h.decl.named && h.lease == nil && h.slot.until.IsZero() {
+			rs.w.timers.unschedule(&h.timer)
+			delete(rs.w.hosts.byName, name)
 		}
 	}
 }
 
 // bindChannel renews, supersedes or ends the rollout of one channel and binds its hosts.
-func (w *World) bindChannel(name string, now time.Time) {
-	ch := w.channel(name)
-	cr := w.rel.Channels[name]
+func (rs *rollouts) bindChannel(name string, now time.Time) {
+	ch := rs.channel(name)
+	cr := rs.w.rel.Channels[name]
 	old := ch.cur
 	switch {
 	case cr == nil:
 		if old != nil {
-			w.supersede(ch, "", now)
+			rs.supersede(ch, "", now)
 			ch.cur = nil
 		}
 		return
@@ -140,29 +139,30 @@ func (w *World) bindChannel(name string, now time.Time) {
 			if n := len(old.IDs) - maxIDs; n > 0 {
 				old.IDs = slices.Delete(old.IDs, 0, n)
 			}
-			w.logRun(old, protocol.LogRenewed, "", "", "signed again at "+clockText(w.rel.SignedAt), now)
+			rs.logRun(old, protocol.LogRenewed, "", "", "signed again at "+clockText(rs.w.rel.SignedAt), now)
 		}
 	default:
 		if old != nil {
-			w.supersede(ch, cr.RolloutID, now)
+			rs.supersede(ch, cr.RolloutID, now)
 		}
 		opened := cr.OpenedAt
 		if opened.IsZero() {
-			opened = w.rel.SignedAt
+			opened = rs.w.rel.SignedAt
 		}
 		ch.past = slices.DeleteFunc(ch.past, func(p *run) bool { return p.Intent == cr.Intent })
 		ch.cur = newRun(Rollout{
 			Intent: cr.Intent, RolloutID: cr.RolloutID, Channel: name, ChannelRef: cr.Manifest.ChannelRef,
 			IDs: []string{cr.RolloutID}, State: Planning, OpenedAt: at(opened.Add(time.Millisecond - 1)), CreatedAt: now,
 		})
-		delete(w.stored, cr.Intent)
-		w.logRun(ch.cur, protocol.LogOpened, "", "", fmt.Sprintf("%s, %s", cr.Manifest.DisplayName, countText(len(cr.Manifest.HostSet), "host")), now)
+		delete(rs.w.hosts.stored, cr.Intent)
+		opening := cr.Manifest.DisplayName + ", " + countText(len(cr.Manifest.HostSet), "host")
+		rs.logRun(ch.cur, protocol.LogOpened, "", "", opening, now)
 	}
-	w.bindRun(ch.cur, cr)
+	rs.bindRun(ch.cur, cr)
 }
 
 // supersede ends the newest rollout of a channel in favour of another, by its id.
-func (w *World) supersede(ch *channel, by string, now time.Time) {
+func (rs *rollouts) supersede(ch *channel, by string, now time.Time) {
 	r := ch.cur
 	for i := range r.waves {
 		for _, h := range r.waves[i].hosts {
@@ -170,18 +170,19 @@ func (w *World) supersede(ch *channel, by string, now time.Time) {
 				continue
 			}
 			if h.lease != nil && h.lease.Intent == r.Intent {
-				h.prior = h.rec
+				h.past.prior = h.rec
 			}
-			h.run, h.rec, h.waitsFor = nil, nil, nil
+			h.run, h.rec, h.slot.waitsFor = nil, nil, nil
 		}
 	}
 	r.waves, r.rel = nil, nil
-	w.unschedule(&r.timer)
-	r.State, r.Hold, r.SupersededAt, r.SupersededBy = RolloutSuperseded, nil, &now, by
+	rs.w.timers.unschedule(&r.timer)
+	r.State, r.Hold = RolloutSuperseded, nil
+	r.SupersededAt, r.SupersededBy = &now, by
 	if r.TerminalAt == nil {
 		r.TerminalAt = &now
 	}
-	w.logRun(r, protocol.LogSuperseded, "", "", "", now)
+	rs.logRun(r, protocol.LogSuperseded, "", "", "", now)
 	ch.past = slices.Insert(ch.past, 0, r)
 	if len(ch.past) > maxPast {
 		ch.past = ch.past[:maxPast]
@@ -189,14 +190,14 @@ func (w *World) supersede(ch *channel, by string, now time.Time) {
 }
 
 // bindRun reads what a release says about a rollout and counts its hosts.
-func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
-	declared := w.rel.Fleet.Channels[r.Channel]
-	policy := w.rel.Fleet.RolloutPolicies[declared.RolloutPolicy]
-	r.rel, r.signedAt = cr, w.rel.SignedAt
+func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease) {
+	declared := rs.w.rel.Fleet.Channels[r.Channel]
+	policy := rs.w.rel.Fleet.RolloutPolicies[declared.RolloutPolicy]
+	r.rel, r.signedAt = cr, rs.w.rel.SignedAt
 	r.freshness = fleet.Minutes(declared.FreshnessWindow)
 	r.complianceMode = declared.Compliance.Mode
 	r.revert = policy.OnHealthFailure == fleet.OnFailureRollback
-	r.confirmWindow, r.lease = w.limits.ConfirmWindow, w.limits.Lease
+	r.confirmWindow, r.lease = rs.w.limits.ConfirmWindow, rs.w.limits.Lease
 	if hd := cr.Head; hd != nil {
 		if hd.ConfirmWindowSecs > 0 {
 			r.confirmWindow = time.Duration(hd.ConfirmWindowSecs) * time.Second
@@ -206,38 +207,17 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 		}
 	}
 	// A channel without waves is one wave without soak time; it still waits for its hosts [C5].
-	declaredWaves := w.rel.Fleet.Waves[r.Channel]
+	declaredWaves := rs.w.rel.Fleet.Waves[r.Channel]
 	r.waves = make([]wave, max(1, len(declaredWaves)))
 	for i, dw := range declaredWaves {
 		r.waves[i].soak = dw.Soak()
 	}
 	r.Wave = min(r.Wave, len(r.waves)-1)
 	r.touched = [protocol.HostStateCount]int{}
-	stored := w.stored[r.Intent]
+	stored := rs.w.hosts.stored[r.Intent]
 	for _, e := range cr.Manifest.HostSet {
-		h := w.host(e.Hostname)
-		if h.run != nil && h.run != r {
-			h.waitsFor = nil
-		}
-		if h.rec != nil && h.rec.Intent != r.Intent {
-			if h.lease != nil && h.lease.Intent == h.rec.Intent {
-				h.prior = h.rec
-			}
-			h.rec = nil
-		}
-		if h.rec == nil {
-			h.rec = stored[h.name]
-		}
-		if h.closure != e.TargetClosure || h.run != r {
-			h.healthAt = time.Time{}
-		}
-		if h.reported && h.said.Closure == e.TargetClosure && h.healthAt.IsZero() {
-			h.healthAt = h.seen
-		}
-		if h.run != r {
-			h.attested = time.Time{} // it was for another intent
-		}
-		h.run, h.closure = r, e.TargetClosure
+		h := rs.w.hosts.host(e.Hostname)
+		h.bind(r, e.TargetClosure, stored)
 		h.wave = min(int(e.WaveIndex), len(r.waves)-1)
 		r.waves[h.wave].hosts = append(r.waves[h.wave].hosts, h)
 		r.count(h, 1)
@@ -247,20 +227,47 @@ func (w *World) bindRun(r *run, cr *fleet.ChannelRelease) {
 	}
 }
 
+// bind gives a host its target in a rollout with the row that is stored of it, and forgets what was true of another.
+func (h *host) bind(r *run, closure string, stored map[string]*record) {
+	moved := h.run != r
+	if h.run != nil && moved {
+		h.slot.waitsFor = nil
+	}
+	if h.rec != nil && h.rec.Intent != r.Intent {
+		if h.lease != nil && h.lease.Intent == h.rec.Intent {
+			h.past.prior = h.rec
+		}
+		h.rec = nil
+	}
+	if h.rec == nil {
+		h.rec = stored[h.name]
+	}
+	if moved || h.closure != closure {
+		h.proof.healthAt = time.Time{}
+	}
+	if h.contact.reported && h.said.Closure == closure && h.proof.healthAt.IsZero() {
+		h.proof.healthAt = h.contact.seen
+	}
+	if moved {
+		h.proof.attested = time.Time{} // it was for another intent
+	}
+	h.run, h.closure = r, closure
+}
+
 // bindEdges reads the order between channels and between hosts.
-func (w *World) bindEdges(rel *fleet.Release) {
-	for _, ch := range w.channels {
+func (rs *rollouts) bindEdges(rel *fleet.Release) {
+	for _, ch := range rs.channels {
 		ch.after = nil
 	}
 	for _, e := range rel.Fleet.ChannelEdges {
-		ch := w.channel(e.Gated)
-		ch.after = append(ch.after, channelEdge{before: w.channel(e.Gates), reason: text(e.Reason)})
+		ch := rs.channel(e.Gated)
+		ch.after = append(ch.after, channelEdge{before: rs.channel(e.Gates), reason: text(e.Reason)})
 	}
 	for _, e := range rel.Fleet.Edges {
-		gated, first := w.hosts[e.Gated], w.hosts[e.Gates]
+		gated, first := rs.w.hosts.byName[e.Gated], rs.w.hosts.byName[e.Gates]
 		if gated != nil && first != nil {
-			gated.after = append(gated.after, hostEdge{first: first, reason: text(e.Reason)})
-			first.before = append(first.before, gated)
+			gated.decl.after = append(gated.decl.after, hostEdge{first: first, reason: text(e.Reason)})
+			first.decl.before = append(first.decl.before, gated)
 		}
 	}
 }
@@ -273,19 +280,19 @@ func text(s *string) string {
 }
 
 // clearUndeclared forgets quarantines of closures that no host of the channel is declared to run any more.
-func (w *World) clearUndeclared(now time.Time) {
-	if len(w.quarantines) == 0 {
+func (rs *rollouts) clearUndeclared(now time.Time) {
+	if len(rs.quarantines) == 0 {
 		return
 	}
 	wanted := map[quarantineKey]struct{}{}
-	for name, cr := range w.rel.Channels {
+	for name, cr := range rs.w.rel.Channels {
 		for _, e := range cr.Manifest.HostSet {
 			wanted[quarantineKey{name, e.TargetClosure}] = struct{}{}
 		}
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(w.quarantines), compareQuarantines) {
+	for _, k := range slices.SortedFunc(maps.Keys(rs.quarantines), compareQuarantines) {
 		if _, ok := wanted[k]; !ok {
-			w.clearQuarantine(w.quarantines[k], "nothing declares it", "", now)
+			rs.clearQuarantine(rs.quarantines[k], "nothing declares it", "", now)
 		}
 	}
 }

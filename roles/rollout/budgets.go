@@ -73,41 +73,41 @@ func selectorLabel(s fleet.Selector) string {
 }
 
 // bindBudgets reads the budgets that the manifests of a release froze, and counts the slots held now.
-func (w *World) bindBudgets(r *fleet.Release, now time.Time) {
-	w.budgets = map[string]*budget{}
-	for _, h := range w.hosts {
-		h.budgets, h.waitsFor = nil, nil
+func (bs *budgets) bindBudgets(r *fleet.Release, now time.Time) {
+	bs.bySelector = map[string]*budget{}
+	for _, h := range bs.w.hosts.byName {
+		h.decl.budgets, h.slot.waitsFor = nil, nil
 	}
 	for _, name := range sortedChannels(r) {
 		for _, mb := range r.Channels[name].Manifest.DisruptionBudgets {
-			w.bindBudget(mb)
+			bs.bindBudget(mb)
 		}
 	}
-	for _, h := range w.hosts {
-		if !h.slotUntil.IsZero() {
-			w.rebindSlots(h)
-			w.arm(h, now)
+	for _, h := range bs.w.hosts.byName {
+		if !h.slot.until.IsZero() {
+			bs.rebindSlots(h)
+			bs.w.hosts.arm(h, now)
 		}
 	}
 }
 
 // bindBudget counts the members of one budget. Declared again, the stricter one counts.
-func (w *World) bindBudget(mb fleet.ManifestBudget) {
+func (bs *budgets) bindBudget(mb fleet.ManifestBudget) {
 	limit := budgetLimit(mb.MaxInFlight, mb.MaxInFlightPct, len(mb.Hosts))
 	if limit < 0 || len(mb.Hosts) == 0 {
 		return
 	}
 	key := selectorKey(mb.Selector)
-	if b := w.budgets[key]; b != nil {
+	if b := bs.bySelector[key]; b != nil {
 		b.limit = min(b.limit, limit)
 		return
 	}
 	b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
-	w.budgets[key] = b
+	bs.bySelector[key] = b
 	for _, hostname := range mb.Hosts {
-		if h := w.hosts[hostname]; h != nil {
-			h.budgets = append(h.budgets, b)
-			if !h.reported {
+		if h := bs.w.hosts.byName[hostname]; h != nil {
+			h.decl.budgets = append(h.decl.budgets, b)
+			if !h.contact.reported {
 				b.unheard++
 			}
 		}
@@ -115,83 +115,83 @@ func (w *World) bindBudget(mb fleet.ManifestBudget) {
 }
 
 // rebindSlots counts a host in flight where it was counted when it got its slot, and where it belongs now.
-func (w *World) rebindSlots(h *host) {
+func (bs *budgets) rebindSlots(h *host) {
 	var slots []*budget
-	for _, b := range h.slots {
-		if n := w.budgets[b.key]; n != nil {
+	for _, b := range h.slot.budgets {
+		if n := bs.bySelector[b.key]; n != nil {
 			slots = append(slots, n)
 		}
 	}
-	for _, b := range h.budgets {
+	for _, b := range h.decl.budgets {
 		if !slices.Contains(slots, b) {
 			slots = append(slots, b)
 		}
 	}
-	h.slots = slots
+	h.slot.budgets = slots
 	for _, b := range slots {
 		b.used++
 	}
 }
 
 // hold takes a slot in each budget of the host, or keeps those it has for longer.
-func (w *World) hold(h *host, until time.Time) {
-	if h.slotUntil.IsZero() {
-		h.slots = h.budgets
-		for _, b := range h.slots {
+func (bs *budgets) hold(h *host, until time.Time) {
+	if h.slot.until.IsZero() {
+		h.slot.budgets = h.decl.budgets
+		for _, b := range h.slot.budgets {
 			b.used++
 		}
 	}
-	h.slotUntil = later(h.slotUntil, until)
+	h.slot.until = later(h.slot.until, until)
 }
 
 // release gives the slots of a host back and wakes those who may take them.
-func (w *World) release(h *host, now time.Time) {
-	if h.slotUntil.IsZero() || broken(ruleSlotsComeBack) {
+func (bs *budgets) release(h *host, now time.Time) {
+	if h.slot.until.IsZero() || broken(ruleSlotsComeBack) {
 		return
 	}
-	slots := h.slots
-	h.slotUntil, h.slots, h.ended = time.Time{}, nil, nil
+	slots := h.slot.budgets
+	h.slot.until, h.slot.budgets, h.past.ended = time.Time{}, nil, nil
 	for _, b := range slots {
 		b.used--
 	}
 	for _, b := range slots {
-		w.wakeQueue(b, now)
+		bs.wakeQueue(b, now)
 	}
 }
 
 // wakeQueue wakes as many waiting hosts as the budget has room for. Those that the same call has woken before count:
 // else a thousand slots that come back one by one would wake half a million hosts for them.
-func (w *World) wakeQueue(b *budget, now time.Time) {
-	for room := b.limit - b.inFlight(w, now) - b.promised; room > 0 && len(b.queue) > 0; {
+func (bs *budgets) wakeQueue(b *budget, now time.Time) {
+	for room := b.limit - b.inFlight(bs.w, now) - b.promised; room > 0 && len(b.queue) > 0; {
 		h := b.queue[0]
 		b.queue[0] = nil
 		b.queue = b.queue[1:]
-		if h.waitsFor != b {
+		if h.slot.waitsFor != b {
 			continue
 		}
-		h.waitsFor = nil
+		h.slot.waitsFor = nil
 		if h.run == nil || h.state() != Queued {
 			continue
 		}
-		switch why := w.about(h, now).blocked(offer); {
+		switch why := bs.w.about(h, now).blocked(offer); {
 		case !why.holds():
-			w.wake(h)
+			bs.w.changes.wake(h)
 			if b.promised++; b.promised == 1 {
-				w.pending.promised = append(w.pending.promised, b)
+				bs.w.changes.promised = append(bs.w.changes.promised, b)
 			}
 			room--
 		case why.code == CodeBudget || why.code == CodeBudgetUnheard:
-			w.queueUp(h, now) // at another one
+			bs.queueUp(h, now) // at another one
 		default:
-			w.lookAgain(&h.timer, why.opens, now)
+			bs.w.timers.lookAgain(&h.timer, why.opens, now)
 		}
 	}
 }
 
 // enqueue lets a host wait for a budget.
-func (w *World) enqueue(h *host, b *budget) {
-	if h.waitsFor != b {
-		h.waitsFor = b
+func (bs *budgets) enqueue(h *host, b *budget) {
+	if h.slot.waitsFor != b {
+		h.slot.waitsFor = b
 		b.queue = append(b.queue, h)
 	}
 }
@@ -199,14 +199,16 @@ func (w *World) enqueue(h *host, b *budget) {
 // inFlight counts the hosts that hold a slot, and after an empty start those that might.
 func (b *budget) inFlight(w *World, now time.Time) int {
 	n := b.used
-	if now.Before(w.unheard) && !broken(ruleUnheardCount) {
+	if now.Before(w.budgets.unheard) && !broken(ruleUnheardCount) {
 		n += b.unheard
 	}
 	return n
 }
 
 // holds: the host holds a slot of the budget.
-func (h *host) holds(b *budget) bool { return !h.slotUntil.IsZero() && slices.Contains(h.slots, b) }
+func (h *host) holds(b *budget) bool {
+	return !h.slot.until.IsZero() && slices.Contains(h.slot.budgets, b)
+}
 
 // full reports whether one more host may not start. A host that holds its slot already does not count twice.
 func (b *budget) full(w *World, h *host, now time.Time) bool {
@@ -214,7 +216,7 @@ func (b *budget) full(w *World, h *host, now time.Time) bool {
 	if h.holds(b) {
 		n--
 	}
-	if !h.reported && now.Before(w.unheard) {
+	if !h.contact.reported && now.Before(w.budgets.unheard) {
 		n--
 	}
 	return n >= b.limit

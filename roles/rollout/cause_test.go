@@ -26,7 +26,7 @@ func TestOnlyTheCauseDecides(t *testing.T) {
 				r.Event = event
 				b.report("a", r)
 				state, quarantines := b.rollout("s").State, len(b.w.Quarantines())
-				got := fmt.Sprintf("%s with %d quarantines, %s", state, quarantines, b.w.hosts["a"].state())
+				got := fmt.Sprintf("%s with %d quarantines, %s", state, quarantines, b.w.hosts.byName["a"].state())
 				want := "Executing with 0 quarantines, Queued"
 				if cause.Blame() == protocol.BlameRelease {
 					want = "Halted with 1 quarantines, Failed"

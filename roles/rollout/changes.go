@@ -16,92 +16,93 @@ type changes struct {
 	quarantines []*quarantine
 	events      []protocol.Event
 	moved       []*run    // rollouts that may be ready for their next step
-	wake        []*host   // those that are still woken
+	toWake      []*host   // those that are still woken
 	promised    []*budget // whose slots are promised to them
+	virtual     bool      // it is a plan's: nobody stores or reads what it changes
 }
 
-func (w *World) saveRun(r *run) {
-	if !r.dirty && !w.virtual {
+func (c *changes) saveRun(r *run) {
+	if !r.dirty && !c.virtual {
 		r.dirty = true
-		w.pending.runs = append(w.pending.runs, r)
+		c.runs = append(c.runs, r)
 	}
 }
 
-func (w *World) saveRecord(r *record) {
-	if !r.dirty && !w.virtual {
+func (c *changes) saveRecord(r *record) {
+	if !r.dirty && !c.virtual {
 		r.dirty = true
-		w.pending.records = append(w.pending.records, r)
+		c.records = append(c.records, r)
 	}
 }
 
-func (w *World) saveLease(l *lease) {
-	if !l.dirty && !w.virtual {
+func (c *changes) saveLease(l *lease) {
+	if !l.dirty && !c.virtual {
 		l.dirty = true
-		w.pending.leases = append(w.pending.leases, l)
+		c.leases = append(c.leases, l)
 	}
 }
 
-func (w *World) saveQuarantine(q *quarantine) {
-	if !q.dirty && !w.virtual {
+func (c *changes) saveQuarantine(q *quarantine) {
+	if !q.dirty && !c.virtual {
 		q.dirty = true
-		w.pending.quarantines = append(w.pending.quarantines, q)
+		c.quarantines = append(c.quarantines, q)
 	}
 }
 
-func (w *World) log(e protocol.Event) {
-	if !w.virtual || e.Kind == protocol.LogWaveOpened {
-		w.pending.events = append(w.pending.events, e)
+func (c *changes) log(e protocol.Event) {
+	if !c.virtual || e.Kind == protocol.LogWaveOpened {
+		c.events = append(c.events, e)
 	}
 }
 
 // wake notes that a held request of this host may now have another answer.
-func (w *World) wake(h *host) {
-	if h.reported && !h.woken {
+func (c *changes) wake(h *host) {
+	if h.contact.reported && !h.woken {
 		h.woken = true
-		w.pending.wake = append(w.pending.wake, h)
+		c.toWake = append(c.toWake, h)
 	}
 }
 
 // woken takes the hosts to wake, in the order in which that was noted, and forgets what was promised to them.
-func (w *World) woken(take func(*host)) {
-	for _, h := range w.pending.wake {
+func (c *changes) woken(take func(*host)) {
+	for _, h := range c.toWake {
 		if h.woken { // it may have been answered meanwhile
 			h.woken = false
 			take(h)
 		}
 	}
-	for _, b := range w.pending.promised {
+	for _, b := range c.promised {
 		b.promised = 0
 	}
 }
 
 // move notes that a rollout may be ready for its next step; flush takes it.
-func (w *World) move(r *run) {
+func (c *changes) move(r *run) {
 	if !r.moved {
 		r.moved = true
-		w.pending.moved = append(w.pending.moved, r)
+		c.moved = append(c.moved, r)
 	}
 }
 
 // flush lets every moved rollout take its steps; steps may move others.
-func (w *World) flush(now time.Time) {
-	for len(w.pending.moved) > 0 {
-		moved := w.pending.moved
-		w.pending.moved, w.steps = w.steps[:0], nil
+func (rs *rollouts) flush(now time.Time) {
+	for len(rs.w.changes.moved) > 0 {
+		moved := rs.w.changes.moved
+		rs.w.changes.moved, rs.steps = rs.steps[:0], nil
 		slices.SortFunc(moved, func(a, b *run) int {
 			return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Intent, b.Intent))
 		})
 		for _, r := range moved {
 			r.moved = false
-			w.advance(r, now)
+			rs.advance(r, now)
 		}
-		w.steps = moved
+		rs.steps = moved
 	}
 }
 
 // finish exports what the call changed and starts a new collection.
 func (w *World) finish() Change {
-	p := &w.pending
+	p := &w.changes
 	var c Change
 	for _, r := range p.runs {
 		r.dirty = false
@@ -123,7 +124,7 @@ func (w *World) finish() Change {
 		c.Quarantines = append(c.Quarantines, q.Quarantine)
 	}
 	c.Events = p.events
-	w.woken(func(h *host) { c.Wake = append(c.Wake, h.name) })
+	w.changes.woken(func(h *host) { c.Wake = append(c.Wake, h.name) })
 	slices.SortFunc(c.Rollouts, func(a, b Rollout) int {
 		return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Intent, b.Intent))
 	})
@@ -137,6 +138,6 @@ func (w *World) finish() Change {
 		return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Closure, b.Closure))
 	})
 	slices.Sort(c.Wake)
-	*p = changes{}
+	*p = changes{virtual: p.virtual}
 	return c
 }

@@ -13,7 +13,7 @@ import (
 // nothing returns an empty Change.
 func (w *World) Checkin(hostname string, o Observation, now time.Time) (Decision, Change) {
 	now = at(now)
-	h := w.hosts[hostname]
+	h := w.hosts.byName[hostname]
 	if h == nil {
 		return w.unknown(now), Change{}
 	}
@@ -28,16 +28,16 @@ func (w *World) unknown(now time.Time) Decision {
 }
 
 func (w *World) checkin(h *host, o *Observation, now time.Time) Decision {
-	w.observe(h, o, now)
-	w.settle(h, now)
-	w.flush(now)
-	d, why := w.answer(h, now)
-	if !w.virtual { // a plan's hosts read nothing
+	w.hosts.observe(h, o, now)
+	w.hosts.settle(h, now)
+	w.rollouts.flush(now)
+	d, why := w.leases.answer(h, now)
+	if !w.changes.virtual { // a plan's hosts read nothing
 		d.Reason = w.about(h, now).reason(why)
 	}
-	w.flush(now)
-	w.arm(h, now)
-	w.lookAgain(&h.timer, why.opens, now)
+	w.rollouts.flush(now)
+	w.hosts.arm(h, now)
+	w.timers.lookAgain(&h.timer, why.opens, now)
 	h.woken = false // it is being answered
 	return d
 }
@@ -47,90 +47,92 @@ func (w *World) about(h *host, now time.Time) subject { return subject{w, h, h.r
 
 // Seen notes that a host is still there (its held request was answered without a new check-in, say).
 func (w *World) Seen(hostname string, now time.Time) {
-	if h := w.hosts[hostname]; h != nil && h.reported {
-		h.seen = later(h.seen, at(now))
-		h.until = later(h.until, h.seen)
+	if h := w.hosts.byName[hostname]; h != nil && h.contact.reported {
+		h.contact.seen = later(h.contact.seen, at(now))
+		h.contact.until = later(h.contact.until, h.contact.seen)
 	}
 }
 
 // Gone notes that a held request ended without an answer: the host no longer counts as present.
 func (w *World) Gone(hostname string, now time.Time) {
-	if h := w.hosts[hostname]; h != nil && h.reported && h.until.After(at(now)) {
-		h.until = at(now)
-		w.arm(h, at(now))
+	if h := w.hosts.byName[hostname]; h != nil && h.contact.reported && h.contact.until.After(at(now)) {
+		h.contact.until = at(now)
+		w.hosts.arm(h, at(now))
 	}
 }
 
 // heard notes a sign of life. The first one after a start ends the doubt whether the host holds a slot.
-func (w *World) heard(h *host, now time.Time) {
-	if !h.reported {
-		h.reported = true
-		for _, b := range h.budgets {
+func (hs *hosts) heard(h *host, now time.Time) {
+	if !h.contact.reported {
+		h.contact.reported = true
+		for _, b := range h.decl.budgets {
 			b.unheard--
-			if now.Before(w.unheard) {
-				w.wakeQueue(b, now)
+			if now.Before(hs.w.budgets.unheard) {
+				hs.w.budgets.wakeQueue(b, now)
 			}
 		}
 	}
-	h.seen, h.until = now, later(h.until, now)
+	h.contact.seen, h.contact.until = now, later(h.contact.until, now)
 }
 
 // observe copies an observation.
-func (w *World) observe(h *host, o *Observation, now time.Time) {
-	w.heard(h, now)
-	h.until = now.Add(max(0, o.Wait))
+func (hs *hosts) observe(h *host, o *Observation, now time.Time) {
+	hs.heard(h, now)
+	h.contact.until = now.Add(max(0, o.Wait))
 	h.said = *o
 	h.said.Probes = nil // judged, and of the request's memory
-	h.health = judge(o.ProbeMode, o.Probes)
-	h.attested = time.Time{}
+	h.proof.health = judge(o.ProbeMode, o.Probes)
+	h.proof.attested = time.Time{}
 	if o.Attested && o.LastConfirmedAt != nil {
 		// Rounded up: what is restored may not be a moment longer than what was.
-		h.attested = at(o.LastConfirmedAt.Add(time.Millisecond - 1))
+		h.proof.attested = at(o.LastConfirmedAt.Add(time.Millisecond - 1))
 	}
 	if h.said.Closure == h.closure {
-		h.healthAt = now
+		h.proof.healthAt = now
 		if h.run != nil {
-			w.settleHealth(h, now)
+			hs.settleHealth(h, now)
 		}
 	}
-	w.adopt(h, now)
+	hs.adopt(h, now)
 	quarantined, _ := protocol.QuarantinedIn(h.said.Held)
 	refuses := h.run != nil && quarantined == h.closure && h.lease == nil && !h.judged()
-	if st := h.state(); refuses && (st == Queued || st == Skipped) && (h.dispatched() || now.Before(w.unheard)) {
-		w.fail(h, releaseFault, CodeAgentQuarantine, h.said.Held, now)
+	waits := h.state() == Queued || h.state() == Skipped
+	if refuses && waits && (h.dispatched() || now.Before(hs.w.budgets.unheard)) {
+		hs.fail(h, releaseFault, CodeAgentQuarantine, h.said.Held, now)
 	}
-	if h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched && h.fetchFailed() && h.idle() {
-		w.endLease(h, DispatchRolledBack, now)
-		w.retryOrFail(h, localFault, CodeFetchFailed, h.said.FetchResult, now)
+	given := h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched
+	if given && h.fetchFailed() && h.idle() {
+		hs.w.leases.endLease(h, DispatchRolledBack, now)
+		hs.retryOrFail(h, localFault, CodeFetchFailed, h.said.FetchResult, now)
 	}
 }
 
 // adopt gives a slot to a host that works on a lease which nobody here remembers.
-func (w *World) adopt(h *host, now time.Time) {
-	if h.lease != nil || !h.slotUntil.IsZero() {
+func (hs *hosts) adopt(h *host, now time.Time) {
+	if h.lease != nil || !h.slot.until.IsZero() {
 		return
 	}
 	switch {
 	case h.busy():
-		w.hold(h, now.Add(w.limits.ConfirmWindow+w.limits.Margin))
-	case now.Before(w.unheard) && h.fetching():
-		w.hold(h, now.Add(w.limits.Lease+w.limits.ConfirmWindow+w.limits.Margin))
+		hs.w.budgets.hold(h, now.Add(hs.w.limits.ConfirmWindow+hs.w.limits.Margin))
+	case now.Before(hs.w.budgets.unheard) && h.fetching():
+		hs.w.budgets.hold(h, now.Add(hs.w.limits.Lease+hs.w.limits.ConfirmWindow+hs.w.limits.Margin))
 	}
 }
 
 // answer decides for a host whose state is settled, and grants what it decides.
-func (w *World) answer(h *host, now time.Time) (Decision, hold) {
-	d, why := w.decide(h, now)
+func (ls *leases) answer(h *host, now time.Time) (Decision, hold) {
+	d, why := ls.decide(h, now)
 	switch {
 	case d.Target == nil:
 		if why.code == CodeBudget || why.code == CodeBudgetUnheard {
-			w.queueUp(h, now)
+			ls.w.budgets.queueUp(h, now)
 		}
 		return d, why
 	case d.Target.Resent:
-		w.renew(h, now)
+		ls.renew(h, now)
 	default:
-		w.grant(h, now)
+		ls.grant(h, now)
 	}
 	d.Target.StartBy = h.lease.StartBy.Sub(now)
 	return d, why
@@ -139,44 +141,47 @@ func (w *World) answer(h *host, now time.Time) (Decision, hold) {
 // Decide answers what a check-in with the last observation would be answered now, and changes nothing.
 func (w *World) Decide(hostname string, now time.Time) Decision {
 	now = at(now)
-	h := w.hosts[hostname]
+	h := w.hosts.byName[hostname]
 	if h == nil {
 		return w.unknown(now)
 	}
-	d, why := w.decide(h, now)
+	d, why := w.leases.decide(h, now)
 	d.Reason = w.about(h, now).reason(why)
 	return d
 }
 
 // decide answers a host, and says why: what holds it, or what it is told.
-func (w *World) decide(h *host, now time.Time) (Decision, hold) {
-	s := w.about(h, now)
-	if rb := w.rollback(h); rb != nil {
+func (ls *leases) decide(h *host, now time.Time) (Decision, hold) {
+	s := ls.w.about(h, now)
+	if rb := ls.rollback(h); rb != nil {
 		return Decision{Rollback: rb}, hold{code: CodeRollback, gate: "halt", about: rb}
 	}
-	if w.mayResend(h, now) {
+	if ls.mayResend(h, now) {
 		if why := s.blocked(resend); why.holds() {
 			return Decision{}, why
 		}
-		return Decision{Target: w.target(h, now, true)}, hold{code: CodeResent, gate: "lease"}
+		return Decision{Target: ls.target(h, now, true)}, hold{code: CodeResent, gate: "lease"}
 	}
 	if why := s.blocked(offer); why.holds() {
 		return Decision{}, why
 	}
-	return Decision{Target: w.target(h, now, false)}, hold{code: CodeOffered, gate: "dispatch"}
+	return Decision{Target: ls.target(h, now, false)}, hold{code: CodeOffered, gate: "dispatch"}
 }
 
-// mayResend reports whether the host holds a lease that it can still use and shows that it has not started. Only agents that
-// know leases are told twice; to others a target is sent once per dispatch.
-func (w *World) mayResend(h *host, now time.Time) bool {
+// mayResend reports whether the host holds a lease that it can still use and shows that it has not started. Only
+// agents that know leases are told twice; to others a target is sent once per dispatch.
+func (ls *leases) mayResend(h *host, now time.Time) bool {
 	l := h.lease
-	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || !l.KnowsLease || !h.said.KnowsLease || h.state() != Dispatched || !now.Before(l.StartBy) {
+	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || h.state() != Dispatched || !now.Before(l.StartBy) {
+		return false
+	}
+	if !l.KnowsLease || !h.said.KnowsLease {
 		return false
 	}
 	return h.idle() || h.fetching() && h.phaseIs(l.Intent, l.Closure)
 }
 
-func (w *World) target(h *host, now time.Time, resent bool) *Target {
+func (ls *leases) target(h *host, now time.Time, resent bool) *Target {
 	r := h.run
 	t := &Target{
 		Closure: h.closure, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, ChannelRef: r.ChannelRef,
@@ -190,66 +195,68 @@ func (w *World) target(h *host, now time.Time, resent bool) *Target {
 }
 
 // grant dispatches: a lease, its slots and the host's row.
-func (w *World) grant(h *host, now time.Time) {
+func (ls *leases) grant(h *host, now time.Time) {
 	r := h.run
 	if h.lease != nil {
-		w.endLease(h, DispatchCancelled, now)
+		ls.endLease(h, DispatchCancelled, now)
 	}
 	l := &lease{retry: h.retried(), Dispatch: Dispatch{
 		Host: h.name, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, Wave: h.wave, Closure: h.closure,
-		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease), KnowsLease: h.said.KnowsLease,
+		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease),
+		KnowsLease: h.said.KnowsLease,
 	}}
 	l.ConfirmDeadline = now.Add(r.confirmWindow)
 	if h.said.KnowsLease && !broken(ruleLeaseHoldsSlot) {
 		l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
 	}
-	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
+	l.SlotUntil = l.ConfirmDeadline.Add(ls.w.limits.Margin)
 	h.lease = l
-	w.saveLease(l)
-	w.hold(h, l.SlotUntil)
-	h.waitsFor, h.healthAt = nil, time.Time{}
-	w.edit(h, now, func(x *record) {
+	ls.w.changes.saveLease(l)
+	ls.w.budgets.hold(h, l.SlotUntil)
+	h.slot.waitsFor, h.proof.healthAt = nil, time.Time{}
+	ls.w.hosts.edit(h, now, func(x *record) {
 		x.Attempt++
 		if x.Previous == "" && h.said.Closure != h.closure {
 			x.Previous = h.said.Closure
 		}
 	})
-	w.enter(h, Dispatched, "", h.closure, now)
-	if w.virtual {
+	ls.w.hosts.enter(h, Dispatched, "", h.closure, now)
+	if ls.w.changes.virtual {
 		return
 	}
-	e := w.event(r, protocol.LogDispatched, CodeOffered, now)
+	e := ls.w.rollouts.event(r, protocol.LogDispatched, CodeOffered, now)
 	e.Host, e.Detail = h.name, fmt.Sprintf("attempt %d, %s", h.rec.Attempt, h.closure)
-	w.log(e)
+	ls.w.changes.log(e)
 }
 
 // renew prolongs the lease of a host that is still downloading, when less than half of it is left.
-func (w *World) renew(h *host, now time.Time) {
+func (ls *leases) renew(h *host, now time.Time) {
 	l, r := h.lease, h.run
-	if !h.fetching() || l.StartBy.Sub(now) >= r.lease/2 || now.Sub(l.DispatchedAt) > w.limits.FetchLimit {
+	if !h.fetching() || l.StartBy.Sub(now) >= r.lease/2 || now.Sub(l.DispatchedAt) > ls.w.limits.FetchLimit {
 		return
 	}
 	l.StartBy = now.Add(r.lease)
 	l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
-	l.SlotUntil = l.ConfirmDeadline.Add(w.limits.Margin)
-	w.hold(h, l.SlotUntil)
-	w.saveLease(l)
-	e := w.event(r, protocol.LogLeaseRenewed, "", now)
+	l.SlotUntil = l.ConfirmDeadline.Add(ls.w.limits.Margin)
+	ls.w.budgets.hold(h, l.SlotUntil)
+	ls.w.changes.saveLease(l)
+	e := ls.w.rollouts.event(r, protocol.LogLeaseRenewed, "", now)
 	e.Host, e.Detail = h.name, h.said.phase()
-	w.log(e)
+	ls.w.changes.log(e)
 }
 
 // rollback is the request to return that a host gets: it was touched by a recalled rollout, or failed under
 // rollback-and-halt, and still has the target.
-func (w *World) rollback(h *host) *protocol.Rollback {
+func (ls *leases) rollback(h *host) *protocol.Rollback {
 	r := h.run
-	if r == nil || !r.revert || !h.rec.touched() || !h.reported {
+	if r == nil || !r.revert || !h.rec.touched() || !h.contact.reported {
 		return nil
 	}
 	if st := h.state(); st == Reverted || (st != Failed && !r.recalled()) {
 		return nil
 	}
-	if h.said.Closure != h.closure && !(h.busy() && h.said.phase() != protocol.PhaseUndoing && h.phaseIs(r.Intent, h.closure)) {
+	onItsWay := h.busy() && h.said.phase() != protocol.PhaseUndoing && h.phaseIs(r.Intent, h.closure)
+	if h.said.Closure != h.closure && !onItsWay {
 		return nil
 	}
 	rb := &protocol.Rollback{Rollout: r.RolloutID, TargetRef: h.rec.Previous, Reason: r.HaltReason}

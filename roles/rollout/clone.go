@@ -10,17 +10,13 @@ import (
 // since callers hold up every check-in for it.
 func (w *World) Clone(now time.Time) *World {
 	now = at(now)
-	c := &World{
-		limits: w.limits, rel: w.rel, started: w.started, grace: w.grace, unheard: w.unheard, born: w.born,
-		hosts:       make(map[string]*host, len(w.hosts)),
-		channels:    make(map[string]*channel, len(w.channels)),
-		budgets:     map[string]*budget{},
-		quarantines: make(map[quarantineKey]*quarantine, len(w.quarantines)),
-		stored:      map[string]map[string]*record{},
-	}
-	c.schedule(&c.clock, c.unheard)
-	for name, ch := range w.channels {
-		x := c.channel(name)
+	c := empty(w.limits, w.started)
+	c.rel, c.grace = w.rel, w.grace
+	c.budgets.unheard, c.budgets.born = w.budgets.unheard, w.budgets.born
+	c.hosts.byName = make(map[string]*host, len(w.hosts.byName))
+	c.timers.schedule(&c.budgets.clock, c.budgets.unheard)
+	for name, ch := range w.rollouts.channels {
+		x := c.rollouts.channel(name)
 		if ch.cur != nil {
 			x.cur = newRun(ch.cur.export())
 		}
@@ -28,30 +24,29 @@ func (w *World) Clone(now time.Time) *World {
 			x.past = append(x.past, newRun(r.export()))
 		}
 	}
-	for k, q := range w.quarantines {
-		c.quarantines[k] = &quarantine{Quarantine: q.Quarantine}
+	for k, q := range w.rollouts.quarantines {
+		c.rollouts.quarantines[k] = &quarantine{Quarantine: q.Quarantine}
 	}
-	for intent, rows := range w.stored {
+	for intent, rows := range w.hosts.stored {
 		for _, r := range rows {
-			c.store(intent, len(rows), &record{HostRecord: r.export()})
+			c.hosts.store(intent, len(rows), &record{HostRecord: r.export()})
 		}
 	}
-	hosts, records := make([]host, len(w.hosts)), make([]record, 0, len(w.hosts))
+	hosts, records := make([]host, len(w.hosts.byName)), make([]record, 0, len(w.hosts.byName))
 	copied := func(h *host) {
-		x := &hosts[len(c.hosts)]
+		x := &hosts[len(c.hosts.byName)]
 		x.name, x.timer.host = h.name, x
-		c.hosts[h.name] = x
+		c.hosts.byName[h.name] = x
 		if h.rec != nil {
 			records = append(records, record{HostRecord: h.rec.export()})
-			c.store(h.rec.Intent, len(w.hosts), &records[len(records)-1])
+			c.hosts.store(h.rec.Intent, len(w.hosts.byName), &records[len(records)-1])
 		}
-		c.copyLeases(x, h, now)
-		x.said, x.seen, x.until, x.reported = h.said, h.seen, h.until, h.reported
+		c.leases.copyLeases(x, h, now)
+		x.said, x.contact, x.proof = h.said, h.contact, h.proof
 		x.said.Phase = nil // a plan takes every host for one that answers what it is asked
-		x.health, x.healthAt, x.attested, x.stagedBoot = h.health, h.healthAt, h.attested, h.stagedBoot
 	}
 	// In the order of the waves, so that they lie like that in memory.
-	for _, ch := range w.channels {
+	for _, ch := range w.rollouts.channels {
 		if ch.cur == nil {
 			continue
 		}
@@ -61,8 +56,8 @@ func (w *World) Clone(now time.Time) *World {
 			}
 		}
 	}
-	for _, h := range w.hosts {
-		if c.hosts[h.name] == nil {
+	for _, h := range w.hosts.byName {
+		if c.hosts.byName[h.name] == nil {
 			copied(h)
 		}
 	}
@@ -70,21 +65,21 @@ func (w *World) Clone(now time.Time) *World {
 }
 
 // store keeps a row until a release binds it.
-func (w *World) store(intent string, expected int, r *record) {
-	m := w.stored[intent]
+func (hs *hosts) store(intent string, expected int, r *record) {
+	m := hs.stored[intent]
 	if m == nil {
 		m = make(map[string]*record, expected)
-		w.stored[intent] = m
+		hs.stored[intent] = m
 	}
 	m[r.Host] = r
 }
 
 // copyLeases shares leases that are over, since they do not change any more.
-func (w *World) copyLeases(x, h *host, now time.Time) {
+func (ls *leases) copyLeases(x, h *host, now time.Time) {
 	var of [3]*lease
 	n := 0
-	for _, l := range []*lease{h.done, h.lease, h.ended} {
-		if l == nil || (l == h.ended && h.slotUntil.IsZero()) {
+	for _, l := range []*lease{h.past.done, h.lease, h.past.ended} {
+		if l == nil || (l == h.past.ended && h.slot.until.IsZero()) {
 			continue
 		}
 		if l == h.lease {
@@ -95,6 +90,6 @@ func (w *World) copyLeases(x, h *host, now time.Time) {
 	}
 	slices.SortStableFunc(of[:n], func(a, b *lease) int { return a.DispatchedAt.Compare(b.DispatchedAt) })
 	for _, l := range of[:n] {
-		w.load(x, l, now)
+		ls.load(x, l, now)
 	}
 }

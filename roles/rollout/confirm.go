@@ -13,50 +13,51 @@ import (
 // closure must be the dispatched one. A recalled rollout takes no confirms.
 func (w *World) Confirm(hostname, rolloutID, closure string, now time.Time) (ok bool, c Change) {
 	now = at(now)
-	h := w.hosts[hostname]
+	h := w.hosts.byName[hostname]
 	if h == nil {
 		return false, Change{}
 	}
-	ok = w.confirm(h, rolloutID, closure, now)
+	ok = w.leases.confirm(h, rolloutID, closure, now)
 	return ok, w.finish()
 }
 
-func (w *World) confirm(h *host, id, closure string, now time.Time) bool {
-	ok := w.takeConfirm(h, id, closure, now)
+func (ls *leases) confirm(h *host, id, closure string, now time.Time) bool {
+	ok := ls.takeConfirm(h, id, closure, now)
 	if ok {
-		w.heard(h, now)
+		ls.w.hosts.heard(h, now)
 		h.said.Closure, h.said.Phase = closure, nil
 	}
-	w.flush(now)
-	w.arm(h, now)
-	w.await(h, now)
+	ls.w.rollouts.flush(now)
+	ls.w.hosts.arm(h, now)
+	ls.w.hosts.await(h, now)
 	return ok
 }
 
-func (w *World) takeConfirm(h *host, id, closure string, now time.Time) bool {
+func (ls *leases) takeConfirm(h *host, id, closure string, now time.Time) bool {
 	l := h.lease
-	if l != nil && !w.names(l, id) {
+	if l != nil && !ls.w.rollouts.names(l, id) {
 		l = nil
 	}
+	done := h.past.done
 	switch {
-	case l != nil && w.confirmLease(h, closure, now):
+	case l != nil && ls.confirmLease(h, closure, now):
 		return true
-	case h.done != nil && w.names(h.done, id) && closure == h.done.Closure && h.done.Intent != h.intent():
+	case done != nil && ls.w.rollouts.names(done, id) && closure == done.Closure && done.Intent != h.intent():
 		return true // said again, and the answer to the first may have been lost
-	case h.run != nil && closure == h.closure && slices.Contains(h.run.IDs, id) && w.confirmCurrent(h, id, now):
+	case h.run != nil && closure == h.closure && slices.Contains(h.run.IDs, id) && ls.confirmCurrent(h, id, now):
 		return true
 	}
 	if l != nil {
-		w.endLease(h, DispatchRolledBack, now)
+		ls.endLease(h, DispatchRolledBack, now)
 		if h.run != nil && l.Intent == h.run.Intent && h.state() != Failed {
-			w.retryOrFail(h, silentFault, CodeLeaseExpired, "a confirm was refused", now)
+			ls.w.hosts.retryOrFail(h, silentFault, CodeLeaseExpired, "a confirm was refused", now)
 		}
 	}
 	return false
 }
 
 // confirmLease takes a confirm for the open dispatch, while its deadline is ahead or it is parked for a reboot.
-func (w *World) confirmLease(h *host, closure string, now time.Time) bool {
+func (ls *leases) confirmLease(h *host, closure string, now time.Time) bool {
 	l := h.lease
 	own := h.run != nil && l.Intent == h.run.Intent
 	if own && (h.run.recalled() || h.state() == Failed) {
@@ -68,29 +69,29 @@ func (w *World) confirmLease(h *host, closure string, now time.Time) bool {
 	if broken(ruleConfirmCounts) {
 		return true
 	}
-	w.endLease(h, DispatchConfirmed, now)
+	ls.endLease(h, DispatchConfirmed, now)
 	if own {
-		w.becomeHealthy(h, now)
+		ls.w.hosts.becomeHealthy(h, now)
 	}
 	return true
 }
 
 // confirmCurrent takes a confirm without a dispatch that could take it, of a host that runs what is declared for it.
-func (w *World) confirmCurrent(h *host, id string, now time.Time) bool {
+func (ls *leases) confirmCurrent(h *host, id string, now time.Time) bool {
 	switch h.state() {
 	case Healthy, Soaked, Converged:
-		if h.done == nil || h.done.Intent != h.run.Intent {
-			w.recover(h, id, now)
+		if h.past.done == nil || h.past.done.Intent != h.run.Intent {
+			ls.recover(h, id, now)
 		}
 		return true
 	case Reverted:
 		return false
 	}
-	if h.run.recalled() || w.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
+	if h.run.recalled() || ls.w.rollouts.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
 		return false
 	}
-	w.recover(h, id, now)
-	w.becomeHealthy(h, now)
+	ls.recover(h, id, now)
+	ls.w.hosts.becomeHealthy(h, now)
 	return true
 }
 
@@ -100,26 +101,27 @@ func (r *run) recalled() bool { return r.State == Reverting || r.State == Rollou
 // recover keeps what a confirm without a dispatch that could take it says: the dispatch ended before the host
 // got through, or was lost with the database. Its answer may be lost, too, and the host then says it again when
 // a newer release is in force.
-func (w *World) recover(h *host, id string, now time.Time) {
+func (ls *leases) recover(h *host, id string, now time.Time) {
 	if l := h.lease; l != nil && l.Intent == h.run.Intent && l.Closure == h.closure {
-		w.endLease(h, DispatchConfirmed, now)
+		ls.endLease(h, DispatchConfirmed, now)
 		return
 	}
-	w.endLease(h, DispatchCancelled, now)
-	w.release(h, now)
-	h.done = &lease{Dispatch: Dispatch{
+	ls.endLease(h, DispatchCancelled, now)
+	ls.w.budgets.release(h, now)
+	h.past.done = &lease{Dispatch: Dispatch{
 		Host: h.name, RolloutID: id, Intent: h.run.Intent, Channel: h.run.Channel, Wave: h.wave, Closure: h.closure,
-		ChannelRef: h.run.ChannelRef, State: DispatchConfirmed, DispatchedAt: now, StartBy: now, ConfirmDeadline: now, SlotUntil: now,
+		ChannelRef: h.run.ChannelRef, State: DispatchConfirmed,
+		DispatchedAt: now, StartBy: now, ConfirmDeadline: now, SlotUntil: now,
 		ConfirmedAt: &now, EndedAt: &now, KnowsLease: h.said.KnowsLease,
 	}}
-	w.saveLease(h.done)
+	ls.w.changes.saveLease(h.past.done)
 }
 
 // becomeHealthy starts the soak clock of a host that confirmed.
-func (w *World) becomeHealthy(h *host, now time.Time) {
-	h.healthAt = time.Time{}
-	w.enter(h, Healthy, CodeConfirmed, "", now)
-	w.edit(h, now, func(r *record) {
+func (hs *hosts) becomeHealthy(h *host, now time.Time) {
+	h.proof.healthAt = time.Time{}
+	hs.enter(h, Healthy, CodeConfirmed, "", now)
+	hs.edit(h, now, func(r *record) {
 		since := now
 		r.HealthySince = &since
 		r.Attempt = max(r.Attempt, 1)
@@ -134,17 +136,17 @@ func (h *host) intent() string {
 }
 
 // names reports whether the id is one of the ids of the dispatch's rollout.
-func (w *World) names(l *lease, id string) bool {
+func (rs *rollouts) names(l *lease, id string) bool {
 	if l.RolloutID == id {
 		return true
 	}
-	r := w.runOf(l.Channel, l.Intent)
+	r := rs.runOf(l.Channel, l.Intent)
 	return r != nil && slices.Contains(r.IDs, id)
 }
 
 // runOf finds a rollout that is still remembered.
-func (w *World) runOf(channel, intent string) *run {
-	ch := w.channels[channel]
+func (rs *rollouts) runOf(channel, intent string) *run {
+	ch := rs.channels[channel]
 	if ch == nil {
 		return nil
 	}

@@ -28,29 +28,29 @@ const (
 )
 
 // fail records that the target did not work on this host and applies the failure policy.
-func (w *World) fail(h *host, f fault, code, detail string, now time.Time) {
+func (hs *hosts) fail(h *host, f fault, code, detail string, now time.Time) {
 	r := h.run
 	if h.lease != nil && h.lease.Intent == r.Intent {
-		w.endLease(h, DispatchRolledBack, now)
+		hs.w.leases.endLease(h, DispatchRolledBack, now)
 	}
 	switch st := h.state(); {
 	case h.rec != nil && h.rec.Reason == CodeTolerated:
-		w.enter(h, Skipped, CodeTolerated, detail, now) // an operator has gone on without it
+		hs.enter(h, Skipped, CodeTolerated, detail, now) // an operator has gone on without it
 		return
 	case st == Failed && f == releaseFault && (h.rec.Reason == CodeLost || h.rec.Reason == CodeUnconfirmed):
 		// Now it is known what the silence meant.
 	case st == Failed || st == Reverted:
 		return
 	}
-	w.enter(h, Failed, code, detail, now)
+	hs.enter(h, Failed, code, detail, now)
 	if f == releaseFault {
-		w.quarantine(h, code, detail, now)
+		hs.w.rollouts.quarantine(h, code, detail, now)
 	}
-	w.applyPolicy(h, f, code, detail, now)
+	hs.w.rollouts.applyPolicy(h, f, code, detail, now)
 }
 
 // applyPolicy halts or recalls the rollout in which a host failed, while there is something to stop.
-func (w *World) applyPolicy(h *host, f fault, code, detail string, now time.Time) {
+func (rs *rollouts) applyPolicy(h *host, f fault, code, detail string, now time.Time) {
 	r := h.run
 	recall := r.revert && f != silentFault
 	if r.State != Executing && r.State != Planning && !(r.State == Halted && recall) {
@@ -63,31 +63,31 @@ func (w *World) applyPolicy(h *host, f fault, code, detail string, now time.Time
 	switch {
 	case recall:
 		r.State = Reverting
-		w.logRun(r, protocol.LogReverting, code, "", r.HaltReason, now)
-		w.recall(r, h, now)
+		rs.logRun(r, protocol.LogReverting, code, "", r.HaltReason, now)
+		rs.recall(r, h, now)
 	case r.State != Halted:
 		r.State = Halted
-		w.logRun(r, protocol.LogHalted, code, "", r.HaltReason, now)
+		rs.logRun(r, protocol.LogHalted, code, "", r.HaltReason, now)
 	}
-	w.move(r)
+	rs.w.changes.move(r)
 }
 
 // recall looks at every touched host of a rollout but one, so that each is asked to go back.
-func (w *World) recall(r *run, but *host, now time.Time) {
+func (rs *rollouts) recall(r *run, but *host, now time.Time) {
 	for i := range r.waves {
 		for _, x := range r.waves[i].hosts {
 			if x != but && x.rec.touched() {
-				w.settle(x, now)
-				w.wake(x)
+				rs.w.hosts.settle(x, now)
+				rs.w.changes.wake(x)
 			}
 		}
 	}
 }
 
 // quarantine stops offering the closure of a host on its channel.
-func (w *World) quarantine(h *host, code, detail string, now time.Time) {
+func (rs *rollouts) quarantine(h *host, code, detail string, now time.Time) {
 	k := quarantineKey{h.run.Channel, h.closure}
-	if w.quarantines[k] != nil {
+	if rs.quarantines[k] != nil {
 		return
 	}
 	reason := code + " on " + h.name
@@ -95,35 +95,38 @@ func (w *World) quarantine(h *host, code, detail string, now time.Time) {
 		reason += ": " + detail
 	}
 	q := &quarantine{Quarantine: Quarantine{Channel: k.channel, Closure: k.closure, Reason: reason, Since: now}}
-	w.quarantines[k] = q
-	w.saveQuarantine(q)
-	e := w.event(h.run, protocol.LogQuarantined, code, now)
+	rs.quarantines[k] = q
+	rs.w.changes.saveQuarantine(q)
+	e := rs.event(h.run, protocol.LogQuarantined, code, now)
 	e.Host, e.Detail = h.name, k.closure
-	w.log(e)
+	rs.w.changes.log(e)
 }
 
-func (w *World) clearQuarantine(q *quarantine, why, actor string, now time.Time) {
+func (rs *rollouts) clearQuarantine(q *quarantine, why, actor string, now time.Time) {
 	q.Cleared = true
-	w.saveQuarantine(q)
-	delete(w.quarantines, quarantineKey{q.Channel, q.Closure})
-	w.log(protocol.Event{At: pki.At(now), Channel: q.Channel, Kind: protocol.LogQuarantineCleared, Actor: actor, Reason: why, Detail: q.Closure})
+	rs.w.changes.saveQuarantine(q)
+	delete(rs.quarantines, quarantineKey{q.Channel, q.Closure})
+	rs.w.changes.log(protocol.Event{
+		At: pki.At(now), Channel: q.Channel, Kind: protocol.LogQuarantineCleared,
+		Actor: actor, Reason: why, Detail: q.Closure,
+	})
 }
 
 // retryOrFail ends an attempt: the host is queued again until its attempts are used up. One whose attempts end
 // for reasons of its own is then not waited for any more, and still offered its target now and then [A20, C17].
-func (w *World) retryOrFail(h *host, f fault, code, detail string, now time.Time) {
-	if h.rec != nil && h.rec.Attempt >= w.limits.MaxAttempts {
+func (hs *hosts) retryOrFail(h *host, f fault, code, detail string, now time.Time) {
+	if h.rec != nil && h.rec.Attempt >= hs.w.limits.MaxAttempts {
 		if f == localFault {
-			w.enter(h, Skipped, code, detail, now)
+			hs.enter(h, Skipped, code, detail, now)
 			return
 		}
 		if code == CodeLeaseExpired {
 			code = CodeUnconfirmed
 		}
-		w.fail(h, f, code, detail, now)
+		hs.fail(h, f, code, detail, now)
 		return
 	}
-	w.enter(h, Queued, code, detail, now)
+	hs.enter(h, Queued, code, detail, now)
 }
 
 // hostLocal reports whether one of an agent's texts says that the attempt ended for a reason that is not the release.
@@ -133,4 +136,24 @@ func hostLocal(texts ...string) bool {
 		cause, _ := protocol.SplitCause(text)
 		return cause.Blame() != protocol.BlameRelease
 	})
+}
+
+// retryAt is when the next attempt may start: at once after the first, then after 1, 2, 4, ... 15 minutes.
+// A failed fetch always costs a minute at least.
+func (h *host) retryAt() time.Time {
+	if h.rec == nil || h.rec.Attempt == 0 {
+		return time.Time{}
+	}
+	n := h.rec.Attempt - 2
+	switch own := h.rec.Reason == CodeFetchFailed || h.rec.Reason == CodeHostLocal; {
+	case own && (h.rec.State == Queued || h.rec.State == Skipped):
+		n++
+	case h.rec.State == Queued && (h.rec.Reason == CodeLeaseExpired || h.rec.Reason == CodeRebootFellBack):
+	default:
+		return time.Time{}
+	}
+	if n < 0 {
+		return time.Time{}
+	}
+	return h.rec.Since.Add(min(time.Minute<<min(n, 8), 15*time.Minute))
 }

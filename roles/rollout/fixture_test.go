@@ -332,7 +332,7 @@ func (b *bench) state(h string, want HostState) {
 	b.t.Helper()
 	v, ok := b.w.Host(h, b.now)
 	if !ok || v.State != want {
-		b.t.Fatalf("%s at %s is %s (%+v), want %s", h, b.now.Sub(epoch), v.State, b.w.hosts[h].rec, want)
+		b.t.Fatalf("%s at %s is %s (%+v), want %s", h, b.now.Sub(epoch), v.State, b.w.hosts.byName[h].rec, want)
 	}
 }
 
@@ -374,8 +374,8 @@ func single(name string, waves ...waveSpec) spec {
 // Quarantines are the quarantines in force, sorted.
 func (w *World) Quarantines() []Quarantine {
 	var out []Quarantine
-	for _, k := range slices.SortedFunc(maps.Keys(w.quarantines), compareQuarantines) {
-		out = append(out, w.quarantines[k].Quarantine)
+	for _, k := range slices.SortedFunc(maps.Keys(w.rollouts.quarantines), compareQuarantines) {
+		out = append(out, w.rollouts.quarantines[k].Quarantine)
 	}
 	return out
 }

@@ -152,7 +152,7 @@ func (b *bench) happens(next spec, present []string) (log []string) {
 			for len(flights) > 0 && !flights[0].ends.After(b.now) {
 				h := flights[0].host
 				flights = flights[1:]
-				b.box(h).running = b.w.hosts[h].closure
+				b.box(h).running = b.w.hosts.byName[h].closure
 				b.confirm(h)
 				ask(append(changed(), h))
 			}

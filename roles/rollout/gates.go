@@ -93,7 +93,7 @@ func (s subject) release() hold {
 	switch {
 	case s.w.rel == nil:
 		return hold{code: CodeNotReady}
-	case s.host == nil || !s.host.declared:
+	case s.host == nil || !s.host.decl.named:
 		return hold{code: CodeNotDeclared}
 	case s.host.run == nil:
 		return hold{code: CodeNoClosure}
@@ -118,11 +118,11 @@ func (s subject) soakTime() hold {
 func (s subject) health() hold {
 	h := s.host
 	switch {
-	case h.said.Closure != h.closure || h.healthAt.IsZero() || h.until.Before(s.run.soakEnd(h)):
+	case h.said.Closure != h.closure || h.proof.healthAt.IsZero() || h.contact.until.Before(s.run.soakEnd(h)):
 		return hold{code: CodeAwaitingEvidence}
-	case h.health == failing || h.rec.FailingSince != nil:
+	case h.proof.health == failing || h.rec.FailingSince != nil:
 		return hold{code: CodeProbesFailing}
-	case h.health == notRun:
+	case h.proof.health == notRun:
 		return hold{code: CodeProbesNotRun}
 	}
 	return hold{}
@@ -131,12 +131,12 @@ func (s subject) health() hold {
 // convergence holds a host that runs its target: it needs none. What it still waits for is the soak gates' answer.
 func (s subject) convergence() hold {
 	h := s.host
-	if !h.reported || h.said.Closure != h.closure || h.lease != nil {
+	if !h.contact.reported || h.said.Closure != h.closure || h.lease != nil {
 		return hold{}
 	}
 	switch h.state() {
 	case Converged:
-		if h.pinned != "" {
+		if h.decl.pinned != "" {
 			return hold{code: CodePinned}
 		}
 		return hold{code: CodeConverged}
@@ -202,7 +202,7 @@ func (s subject) busy() hold {
 }
 
 func (s subject) presence() hold {
-	if s.w.offline(s.host, s.now) || !s.host.reported {
+	if s.w.hosts.offline(s.host, s.now) || !s.host.contact.reported {
 		return hold{code: CodeOffline}
 	}
 	return hold{}
@@ -240,7 +240,7 @@ func (s subject) halt() hold {
 }
 
 func (s subject) quarantine() hold {
-	if q := s.w.quarantines[quarantineKey{s.run.Channel, s.host.closure}]; q != nil {
+	if q := s.w.rollouts.quarantines[quarantineKey{s.run.Channel, s.host.closure}]; q != nil {
 		return hold{code: CodeQuarantined, about: q}
 	}
 	return hold{}
@@ -252,7 +252,7 @@ func (s subject) channelEdge() hold {
 	if s.run.State != Planning {
 		return hold{}
 	}
-	after := s.w.channels[s.run.Channel].after
+	after := s.w.rollouts.channels[s.run.Channel].after
 	for i := range after {
 		if p := after[i].before.cur; p != nil && p.State != RolloutConverged {
 			return hold{code: CodeChannelEdge, about: &after[i]}
@@ -287,13 +287,13 @@ func (s subject) noncompliant() int {
 
 // hostEdge holds a host until the one at the other end of each edge has soaked.
 func (s subject) hostEdge() hold {
-	for i := range s.host.after {
-		first := s.host.after[i].first
+	for i := range s.host.decl.after {
+		first := s.host.decl.after[i].first
 		if first.run != s.run {
 			continue // it has nothing to do in this rollout
 		}
 		if st := first.state(); st != Soaked && st != Converged {
-			return hold{code: CodeHostEdge, about: &s.host.after[i]}
+			return hold{code: CodeHostEdge, about: &s.host.decl.after[i]}
 		}
 	}
 	return hold{}
@@ -308,14 +308,14 @@ func (s subject) fetch() hold {
 	if s.host.lease != nil {
 		return hold{code: CodeFetchFailed}
 	}
-	if end := s.w.retryAt(s.host); s.now.Before(end) {
+	if end := s.host.retryAt(); s.now.Before(end) {
 		return hold{code: CodeFetchFailed, opens: end}
 	}
 	return hold{}
 }
 
 func (s subject) backoff() hold {
-	if end := s.w.retryAt(s.host); s.now.Before(end) {
+	if end := s.host.retryAt(); s.now.Before(end) {
 		return hold{code: CodeBackoff, opens: end}
 	}
 	return hold{}
@@ -331,12 +331,12 @@ func (s subject) held() hold {
 
 // budget holds a host while a disruption budget of its is used up, whichever rollout uses it [C10].
 func (s subject) budget() hold {
-	for _, b := range s.host.budgets {
+	for _, b := range s.host.decl.budgets {
 		if !b.full(s.w, s.host, s.now) {
 			continue
 		}
-		if s.now.Before(s.w.unheard) && b.unheard > 0 {
-			return hold{code: CodeBudgetUnheard, about: b, opens: s.w.unheard}
+		if s.now.Before(s.w.budgets.unheard) && b.unheard > 0 {
+			return hold{code: CodeBudgetUnheard, about: b, opens: s.w.budgets.unheard}
 		}
 		return hold{code: CodeBudget, about: b}
 	}
@@ -364,62 +364,11 @@ func (s subject) waveSoak() hold {
 	if wv.in(Failed, Reverted)+wv.silent > 0 {
 		return hold{code: CodeWaveUnproven}
 	}
-	if end := s.w.absentUntil(r); s.now.Before(end) {
+	if end := s.w.rollouts.absentUntil(r); s.now.Before(end) {
 		return hold{code: CodeWaveAbsent, opens: end}
 	}
 	if r.Wave >= len(r.waves)-1 && !r.proven() {
 		return hold{code: CodeWaveAbsent}
 	}
 	return hold{}
-}
-
-// open is the highest open wave.
-func (r *run) open() *wave { return &r.waves[min(r.Wave, len(r.waves)-1)] }
-
-// in counts the hosts in any of the states.
-func (v *wave) in(states ...HostState) int {
-	n := 0
-	for _, st := range states {
-		n += v.counts[st.Index()]
-	}
-	return n
-}
-
-// proven reports whether at least one host of the rollout has soaked; without one it does not converge [C5].
-func (r *run) proven() bool {
-	for i := range r.waves {
-		if r.waves[i].in(Soaked, Converged) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
-func (w *World) absentUntil(r *run) time.Time {
-	return r.WaveSince.Add(max(r.open().soak, w.limits.OfflineAfter))
-}
-
-// soakEnd is when a host that became healthy at HealthySince has soaked.
-func (r *run) soakEnd(h *host) time.Time {
-	return h.rec.HealthySince.Add(r.waves[h.wave].soak)
-}
-
-// retryAt is when the next attempt may start: at once after the first, then after 1, 2, 4, ... 15 minutes.
-// A failed fetch always costs a minute at least.
-func (w *World) retryAt(h *host) time.Time {
-	if h.rec == nil || h.rec.Attempt == 0 {
-		return time.Time{}
-	}
-	n := h.rec.Attempt - 2
-	switch own := h.rec.Reason == CodeFetchFailed || h.rec.Reason == CodeHostLocal; {
-	case own && (h.rec.State == Queued || h.rec.State == Skipped):
-		n++
-	case h.rec.State == Queued && (h.rec.Reason == CodeLeaseExpired || h.rec.Reason == CodeRebootFellBack):
-	default:
-		return time.Time{}
-	}
-	if n < 0 {
-		return time.Time{}
-	}
-	return h.rec.Since.Add(min(time.Minute<<min(n, 8), 15*time.Minute))
 }

@@ -44,7 +44,7 @@ func TestGates(t *testing.T) {
 			b.checkin("a")
 			b.state("a", Soaked)
 			// Told after the wave was promoted, by a host that has converged in an earlier round.
-			b.w.edit(b.w.hosts["a"], b.now, func(r *record) { r.Failures = []string{"compliance:c"} })
+			b.w.hosts.edit(b.w.hosts.byName["a"], b.now, func(r *record) { r.Failures = []string{"compliance:c"} })
 		}, "b", CodeCompliance, "compliance", func(b *bench) { b.retry("a") }},
 		{"fetch", two(), func(b *bench) {
 			b.offered("a")

@@ -41,25 +41,25 @@ func judge(mode string, probes []protocol.ProbeResult) health {
 
 // settleHealth starts and stops the clock of failing probes of a healthy host on its target. Probes that have
 // not run neither start nor stop it.
-func (w *World) settleHealth(h *host, now time.Time) {
+func (hs *hosts) settleHealth(h *host, now time.Time) {
 	if st := h.state(); st != Healthy && st != Soaked || h.said.Closure != h.closure {
 		return
 	}
 	switch since := h.rec.FailingSince; {
-	case h.health == failing && since == nil:
-		w.edit(h, now, func(r *record) { since := now; r.FailingSince = &since })
-	case h.health == well && since != nil:
-		w.edit(h, now, func(r *record) { r.FailingSince = nil })
-		w.move(h.run)
+	case h.proof.health == failing && since == nil:
+		hs.edit(h, now, func(r *record) { since := now; r.FailingSince = &since })
+	case h.proof.health == well && since != nil:
+		hs.edit(h, now, func(r *record) { r.FailingSince = nil })
+		hs.w.changes.move(h.run)
 	}
 }
 
 // probesFailed: probes fail for the sustained time by a word of the host that still holds, or it fell silent
 // while they failed.
-func (w *World) probesFailed(h *host, now time.Time) bool {
+func (hs *hosts) probesFailed(h *host, now time.Time) bool {
 	since := h.rec.FailingSince
-	if since == nil || !h.reported || now.Before(since.Add(w.limits.ProbeFailAfter)) {
+	if since == nil || !h.contact.reported || now.Before(since.Add(hs.w.limits.ProbeFailAfter)) {
 		return false
 	}
-	return !now.After(h.until) || w.offline(h, now)
+	return !now.After(h.contact.until) || hs.offline(h, now)
 }

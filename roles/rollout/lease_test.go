@@ -354,7 +354,7 @@ func TestRebootThatFellBackIsAnAttempt(t *testing.T) {
 	b.report("a", Report{Event: "activation-deferred", Closure: "new-a"})
 	b.box("a").boot = "boot-2"
 	b.offered("a") // once more, at once
-	if got := b.w.hosts["a"].rec.Attempt; got != 2 {
+	if got := b.w.hosts.byName["a"].rec.Attempt; got != 2 {
 		t.Errorf("attempt %d", got)
 	}
 }

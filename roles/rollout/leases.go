@@ -8,72 +8,95 @@ import (
 )
 
 // endLease closes the open dispatch. Unless it was confirmed the slot stays held until SlotUntil.
-func (w *World) endLease(h *host, state string, now time.Time) {
+func (ls *leases) endLease(h *host, state string, now time.Time) {
 	l := h.lease
 	if l == nil {
 		return
 	}
 	l.State, l.EndedAt = state, &now
-	w.saveLease(l)
-	h.lease, h.stagedBoot = nil, ""
+	ls.w.changes.saveLease(l)
+	h.lease, h.proof.stagedBoot = nil, ""
 	switch state {
 	case DispatchConfirmed:
 		l.ConfirmedAt = &now
-		h.done = l
-		w.release(h, now)
+		h.past.done = l
+		ls.w.budgets.release(h, now)
 	default:
-		h.ended = l
+		h.past.ended = l
 	}
-	if h.prior != nil && (h.run == nil || l.Intent != h.run.Intent) {
-		h.prior = nil
+	if h.past.prior != nil && (h.run == nil || l.Intent != h.run.Intent) {
+		h.past.prior = nil
 	}
 }
 
 // expiry is when a dispatch is over. One that has begun and whose host is silent gets the margin on top: an agent
 // that undoes at its own deadline needs a moment to say why.
-func (w *World) expiry(h *host) time.Time {
-	if st := h.state(); (st == Activating || st == ConfirmWindow) && w.offline(h, h.lease.ConfirmDeadline) {
-		return h.lease.ConfirmDeadline.Add(w.limits.Margin)
+func (ls *leases) expiry(h *host) time.Time {
+	if st := h.state(); (st == Activating || st == ConfirmWindow) && ls.w.hosts.offline(h, h.lease.ConfirmDeadline) {
+		return h.lease.ConfirmDeadline.Add(ls.w.limits.Margin)
 	}
 	return h.lease.ConfirmDeadline
 }
 
 // expire ends a dispatch that was not confirmed in time.
-func (w *World) expire(h *host, now time.Time) {
+func (ls *leases) expire(h *host, now time.Time) {
 	l := h.lease
 	own := h.run != nil && l.Intent == h.run.Intent
-	w.endLease(h, DispatchRolledBack, now)
-	e := protocol.Event{At: pki.At(now), Intent: l.Intent, RolloutID: l.RolloutID, Channel: l.Channel, Host: h.name, Kind: protocol.LogLeaseExpired, Reason: CodeLeaseExpired}
-	e.Detail = "not confirmed by " + clockText(l.ConfirmDeadline)
-	w.log(e)
+	ls.endLease(h, DispatchRolledBack, now)
+	ls.w.changes.log(protocol.Event{
+		At: pki.At(now), Intent: l.Intent, RolloutID: l.RolloutID, Channel: l.Channel, Host: h.name,
+		Kind: protocol.LogLeaseExpired, Reason: CodeLeaseExpired, Detail: "not confirmed by " + clockText(l.ConfirmDeadline),
+	})
 	if !own {
-		w.wake(h)
+		ls.w.changes.wake(h)
 		return
 	}
 	switch st := h.state(); st {
 	case Dispatched, Activating, ConfirmWindow:
 		switch {
-		case st != Dispatched && w.offline(h, now):
-			w.fail(h, silentFault, CodeLost, "silent since it started to activate", now)
-		case w.offline(h, now):
-			w.enter(h, Queued, CodeLeaseExpired, "", now)
+		case st != Dispatched && ls.w.hosts.offline(h, now):
+			ls.w.hosts.fail(h, silentFault, CodeLost, "silent since it started to activate", now)
+		case ls.w.hosts.offline(h, now):
+			ls.w.hosts.enter(h, Queued, CodeLeaseExpired, "", now)
 		default:
-			w.retryOrFail(h, silentFault, CodeLeaseExpired, "", now)
+			ls.w.hosts.retryOrFail(h, silentFault, CodeLeaseExpired, "", now)
 		}
 	}
 }
 
 // start notes that an activation has begun: its confirm window runs from now.
-func (w *World) start(h *host, now time.Time) {
+func (ls *leases) start(h *host, now time.Time) {
 	l := h.lease
 	if !l.pending() {
 		return
 	}
-	l.ConfirmDeadline = now.Add(w.limits.ConfirmWindow)
-	l.SlotUntil = later(l.SlotUntil, l.ConfirmDeadline.Add(w.limits.Margin))
-	w.hold(h, l.SlotUntil)
-	w.saveLease(l)
+	l.ConfirmDeadline = now.Add(ls.w.limits.ConfirmWindow)
+	l.SlotUntil = later(l.SlotUntil, l.ConfirmDeadline.Add(ls.w.limits.Margin))
+	ls.w.budgets.hold(h, l.SlotUntil)
+	ls.w.changes.saveLease(l)
 	if h.run != nil && l.Intent == h.run.Intent && h.state() == Dispatched {
-		w.enter(h, Activating, "", "", now)
+		ls.w.hosts.enter(h, Activating, "", "", now)
+	}
+}
+
+// arrive takes a host of v1 that runs the target it had staged as one that confirmed: its agent has forgotten the
+// dispatch over the reboot, and says no more than what runs.
+func (ls *leases) arrive(h *host, now time.Time) {
+	l := h.lease
+	if !l.deferred() || l.KnowsLease || h.said.KnowsLease {
+		return
+	}
+	if !h.contact.reported || h.said.Closure != l.Closure || h.said.BootID == h.proof.stagedBoot {
+		return
+	}
+	own := h.run != nil && l.Intent == h.run.Intent
+	if own && (h.run.recalled() || h.state() == Failed || h.state() == Reverted) {
+		return
+	}
+	ls.endLease(h, DispatchConfirmed, now)
+	if own {
+		ls.w.hosts.becomeHealthy(h, now)
+		h.proof.healthAt = now // what runs was seen just now
+		ls.w.hosts.settleHealth(h, now)
 	}
 }

@@ -20,8 +20,8 @@ var (
 )
 
 // find a rollout by any of its ids.
-func (w *World) byID(id string) *run {
-	for _, ch := range sortedMap(w.channels) {
+func (rs *rollouts) byID(id string) *run {
+	for _, ch := range sortedMap(rs.channels) {
 		if ch.cur != nil && slices.Contains(ch.cur.IDs, id) {
 			return ch.cur
 		}
@@ -36,7 +36,7 @@ func (w *World) byID(id string) *run {
 
 // IDs are all rollout ids of the rollout that has this one, oldest first; nil when none has.
 func (w *World) IDs(id string) []string {
-	if r := w.byID(id); r != nil {
+	if r := w.rollouts.byID(id); r != nil {
 		return slices.Clone(r.IDs)
 	}
 	return nil
@@ -47,7 +47,7 @@ func (w *World) IDs(id string) []string {
 // one whose wave is unproven without those that fell silent. A cancelled one is over.
 func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Change, error) {
 	now = at(now)
-	r := w.byID(rolloutID)
+	r := w.rollouts.byID(rolloutID)
 	if r == nil {
 		return Change{}, fmt.Errorf("%s rollout %s: %w", action, rolloutID, ErrNoRollout)
 	}
@@ -58,35 +58,35 @@ func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Chang
 	switch action {
 	case protocol.ActionPause:
 		r.Hold = &Hold{Action: protocol.ActionPause, By: by, Reason: reason, At: now}
-		w.logRun(r, protocol.LogPaused, CodePaused, by, reason, now)
+		w.rollouts.logRun(r, protocol.LogPaused, CodePaused, by, reason, now)
 	case protocol.ActionCancel:
 		r.State, r.HaltReason, r.Hold = Cancelled, reason, nil
 		r.TerminalAt = &now
-		w.logRun(r, protocol.LogCancelled, CodeCancelled, by, reason, now)
+		w.rollouts.logRun(r, protocol.LogCancelled, CodeCancelled, by, reason, now)
 	case protocol.ActionResume:
 		if r.State == Reverting || r.State == RolloutReverted {
 			return Change{}, fmt.Errorf("resume rollout %s: %w", rolloutID, ErrRecalled)
 		}
-		w.resume(r, by, reason, now)
+		w.rollouts.resume(r, by, reason, now)
 	default:
 		return Change{}, fmt.Errorf("%s rollout %s: %w", action, rolloutID, ErrAction)
 	}
-	w.move(r)
-	w.flush(now)
+	w.changes.move(r)
+	w.rollouts.flush(now)
 	return w.finish(), nil
 }
 
-func (w *World) resume(r *run, by, reason string, now time.Time) {
+func (rs *rollouts) resume(r *run, by, reason string, now time.Time) {
 	paused := r.Hold != nil
 	r.Hold = nil
-	w.logRun(r, protocol.LogResumed, "", by, reason, now)
+	rs.logRun(r, protocol.LogResumed, "", by, reason, now)
 	if r.State == Halted {
 		r.State, r.HaltReason = Executing, ""
 		if r.WaveSince.IsZero() { // it had not even begun
 			r.State = Planning
 		}
 	} else if paused {
-		w.wakeOfferable(r, now)
+		rs.wakeOfferable(r, now)
 		return
 	}
 	for i := range r.waves {
@@ -96,13 +96,13 @@ func (w *World) resume(r *run, by, reason string, now time.Time) {
 		for _, h := range r.waves[i].hosts {
 			st := h.state()
 			if st == Failed || st == Reverted || (st == Skipped && h.rec.touched() && h.rec.Reason != CodeTolerated) {
-				w.enter(h, Skipped, CodeTolerated, "by "+by, now)
+				rs.w.hosts.enter(h, Skipped, CodeTolerated, "by "+by, now)
 			} else {
-				w.settle(h, now)
+				rs.w.hosts.settle(h, now)
 			}
 		}
 	}
-	w.wakeOfferable(r, now)
+	rs.wakeOfferable(r, now)
 }
 
 // Retry gives one host one more attempt at its target: it clears its failure and the quarantine of its closure,
@@ -110,7 +110,7 @@ func (w *World) resume(r *run, by, reason string, now time.Time) {
 // waits for its wave.
 func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error) {
 	now = at(now)
-	h := w.hosts[hostname]
+	h := w.hosts.byName[hostname]
 	switch {
 	case h == nil || h.run == nil:
 		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrNoHost)
@@ -121,28 +121,28 @@ func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error
 	case h.lease.pending() && h.state() != Dispatched:
 		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrBusy)
 	}
-	e := w.event(h.run, protocol.LogRetry, CodeRetry, now)
+	e := w.rollouts.event(h.run, protocol.LogRetry, CodeRetry, now)
 	e.Host, e.Actor, e.Detail = h.name, by, reason
-	w.log(e)
-	if q := w.quarantines[quarantineKey{h.run.Channel, h.closure}]; q != nil {
-		w.clearQuarantine(q, CodeRetry, by, now)
+	w.changes.log(e)
+	if q := w.rollouts.quarantines[quarantineKey{h.run.Channel, h.closure}]; q != nil {
+		w.rollouts.clearQuarantine(q, CodeRetry, by, now)
 	}
 	switch st := h.state(); {
 	case (st == Queued || st == Skipped) && h.wave > h.run.Wave:
 		if h.rec != nil {
-			w.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
+			w.hosts.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
 		}
 	case st == Healthy || st == Soaked || st == Converged || st == Dispatched || st == Deferred:
 		if h.rec.Failures != nil {
-			w.edit(h, now, func(r *record) { r.Failures = nil })
+			w.hosts.edit(h, now, func(r *record) { r.Failures = nil })
 		}
 	default:
-		w.enter(h, Queued, CodeRetry, "by "+by, now)
-		w.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
+		w.hosts.enter(h, Queued, CodeRetry, "by "+by, now)
+		w.hosts.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
 		h.said.FetchResult, h.said.FetchRollout = "", ""
-		w.wake(h)
+		w.changes.wake(h)
 	}
-	w.settle(h, now)
-	w.flush(now)
+	w.hosts.settle(h, now)
+	w.rollouts.flush(now)
 	return w.finish(), nil
 }

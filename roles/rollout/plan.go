@@ -41,8 +41,10 @@ func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) protocol
 	if rel == nil {
 		return v
 	}
-	p := &planner{w: w, now: now, view: &v, step: cmp.Or(o.Activation, time.Minute), next: map[*run]int{}, intents: map[string]string{}}
-	for _, ch := range w.channels {
+	p := &planner{
+		w: w, now: now, view: &v, step: cmp.Or(o.Activation, time.Minute), next: map[*run]int{}, intents: map[string]string{},
+	}
+	for _, ch := range w.rollouts.channels {
 		if ch.cur == nil {
 			continue
 		}
@@ -52,10 +54,10 @@ func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) protocol
 		}
 	}
 	horizon := now.Add(cmp.Or(o.Horizon, 90*24*time.Hour))
-	w.virtual = true
+	w.changes.virtual = true
 	w.accept(rel, now)
 	p.take()
-	for _, ch := range w.channels {
+	for _, ch := range w.rollouts.channels {
 		// CI keeps signing: what is fresh now stays fresh.
 		if r := ch.cur; r != nil && !now.After(r.signedAt.Add(r.freshness+time.Minute)) {
 			r.freshness = horizon.Sub(r.signedAt)
@@ -100,12 +102,12 @@ type flight struct {
 
 // board takes the present hosts in and asks each of them first.
 func (p *planner) board(all bool) {
-	hosts := sortedMap(p.w.hosts)
+	hosts := sortedMap(p.w.hosts.byName)
 	actors := make([]actor, 0, len(hosts))
 	p.queue = make([]*actor, 0, len(hosts))
 	p.flights = make([]flight, 0, len(hosts))
 	for _, h := range hosts {
-		if h.declared && (all || (h.reported && !p.w.offline(h, p.now))) {
+		if h.decl.named && (all || (h.contact.reported && !p.w.hosts.offline(h, p.now))) {
 			actors = append(actors, actor{host: h, rank: len(actors), running: h.said.Closure})
 		}
 	}
@@ -155,24 +157,25 @@ func (p *planner) drive(horizon time.Time) {
 
 // take reads what has changed: waves that opened, and hosts that would be woken.
 func (p *planner) take() {
-	c := &p.w.pending
+	c := &p.w.changes
 	for _, e := range c.events {
-		r := p.w.runOf(e.Channel, e.Intent)
+		r := p.w.rollouts.runOf(e.Channel, e.Intent)
 		if e.Kind != protocol.LogWaveOpened || r == nil || p.next[r] >= len(r.waves) {
 			continue
 		}
 		i := p.next[r]
 		p.next[r]++
 		p.view.Waves = append(p.view.Waves, protocol.PlanWave{
-			At: e.At, Channel: e.Channel, Wave: uint32(i), Hosts: uint32(len(r.waves[i].hosts)), SoakSecs: uint32(r.waves[i].soak / time.Second),
+			At: e.At, Channel: e.Channel, Wave: uint32(i),
+			Hosts: uint32(len(r.waves[i].hosts)), SoakSecs: uint32(r.waves[i].soak / time.Second),
 		})
 	}
-	p.w.woken(func(h *host) {
+	p.w.changes.woken(func(h *host) {
 		if h.actor != nil {
 			p.ring(h.actor)
 		}
 	})
-	*c = changes{events: c.events[:0], moved: c.moved, wake: c.wake[:0], promised: c.promised[:0]}
+	*c = changes{events: c.events[:0], moved: c.moved, toWake: c.toWake[:0], promised: c.promised[:0], virtual: c.virtual}
 }
 
 // ring has a host asked.
@@ -186,7 +189,8 @@ func (p *planner) ring(x *actor) {
 func (p *planner) ask(x *actor) {
 	h := x.host
 	d := p.w.checkin(h, &Observation{
-		Closure: x.running, BootID: h.said.BootID, RebootPending: h.said.RebootPending, KnowsLease: true, Wait: p.wait, Held: h.said.Held,
+		Closure: x.running, BootID: h.said.BootID, RebootPending: h.said.RebootPending, Held: h.said.Held,
+		KnowsLease: true, Wait: p.wait,
 	}, p.now)
 	if t := d.Target; t != nil && !x.flying {
 		p.start(x, protocol.PlanMove{
@@ -213,7 +217,8 @@ func (p *planner) underWay(x *actor) {
 		return
 	}
 	p.start(x, protocol.PlanMove{
-		At: pki.At(l.DispatchedAt), Host: h.name, Channel: h.run.Channel, Wave: uint32(h.wave), From: p.known(h.said.Closure), To: h.closure,
+		At: pki.At(l.DispatchedAt), Host: h.name, Channel: h.run.Channel, Wave: uint32(h.wave),
+		From: p.known(h.said.Closure), To: h.closure,
 	})
 }
 
@@ -224,7 +229,7 @@ func (p *planner) land() {
 		f := p.flights[n]
 		f.actor.flying, f.actor.running = false, f.to
 		if h := f.actor.host; h.run != nil {
-			p.w.confirm(h, h.run.RolloutID, f.to, p.now)
+			p.w.leases.confirm(h, h.run.RolloutID, f.to, p.now)
 		}
 		p.ring(f.actor)
 	}
@@ -245,23 +250,25 @@ func (p *planner) known(closure string) *string {
 }
 
 func (p *planner) conclude() {
-	for _, ch := range sortedMap(p.w.channels) {
+	for _, ch := range sortedMap(p.w.rollouts.channels) {
 		r := ch.cur
 		if r == nil {
 			continue
 		}
-		x := protocol.PlanChannel{Channel: ch.name, RolloutID: r.RolloutID, State: string(r.State), Renewed: p.intents[ch.name] == r.Intent}
+		x := protocol.PlanChannel{
+			Channel: ch.name, RolloutID: r.RolloutID, State: string(r.State), Renewed: p.intents[ch.name] == r.Intent,
+		}
 		if r.State == RolloutConverged {
 			at := pki.At(*r.TerminalAt)
 			x.ConvergedAt = &at
-		} else if why := p.w.whole(r, p.now).blocked(promote); why.holds() {
-			reason := p.w.whole(r, p.now).reason(why)
+		} else if why := p.w.rollouts.whole(r, p.now).blocked(promote); why.holds() {
+			reason := p.w.rollouts.whole(r, p.now).reason(why)
 			x.Reason = &reason
 		}
 		p.view.Channels = append(p.view.Channels, x)
 		for i := range r.waves {
 			for _, h := range r.waves[i].hosts {
-				if h.said.Closure == h.closure && h.reported {
+				if h.said.Closure == h.closure && h.contact.reported {
 					continue
 				}
 				p.view.Blocked = append(p.view.Blocked, protocol.PlanBlocked{

@@ -13,18 +13,18 @@ import (
 // does not let them count, change nothing.
 func (w *World) Report(hostname string, r Report, now time.Time) Change {
 	now = at(now)
-	h := w.hosts[hostname]
+	h := w.hosts.byName[hostname]
 	if h == nil || !r.Counts {
 		return Change{}
 	}
 	w.Seen(hostname, now)
-	w.report(h, r, now)
+	w.hosts.report(h, r, now)
 	if h.run != nil {
-		w.settleReverted(h, now)
+		w.hosts.settleReverted(h, now)
 	}
-	w.flush(now)
-	w.arm(h, now)
-	w.await(h, now)
+	w.rollouts.flush(now)
+	w.hosts.arm(h, now)
+	w.hosts.await(h, now)
 	return w.finish()
 }
 
@@ -39,9 +39,9 @@ type told struct {
 	fault bool
 }
 
-func (w *World) report(h *host, r Report, now time.Time) {
+func (hs *hosts) report(h *host, r Report, now time.Time) {
 	t := told{Report: r, lease: h.lease}
-	if t.lease != nil && !w.names(t.lease, r.RolloutID) {
+	if t.lease != nil && !hs.w.rollouts.names(t.lease, r.RolloutID) {
 		t.lease = nil
 	}
 	declared := r.Closure != "" && r.Closure == h.closure
@@ -49,36 +49,36 @@ func (w *World) report(h *host, r Report, now time.Time) {
 	if !t.own && t.lease == nil || r.Closure != "" && t.own && !declared {
 		return
 	}
-	t.fault = w.believes(h, t, now)
+	t.fault = hs.believes(h, t, now)
 	switch r.Event {
 	case protocol.EventActivationStarted:
 		if t.lease != nil {
-			w.start(h, now)
+			hs.w.leases.start(h, now)
 		}
 	case protocol.EventActivationDeferred:
-		w.park(h, t, now)
+		hs.w.leases.park(h, t, now)
 	case protocol.EventActivationFailed:
 		if hostLocal(r.Phase, r.Reason) {
-			w.attemptEnded(h, t, words(r), now)
+			hs.attemptEnded(h, t, words(r), now)
 		} else {
-			w.faulted(h, t, CodeActivationFailed, now)
+			hs.faulted(h, t, CodeActivationFailed, now)
 		}
 	case protocol.EventVerifyMismatch:
 		// A v1 agent says so when the switch ended on a third closure: it has gone back and quarantined its target.
-		w.faulted(h, t, CodeActivationFailed, now)
+		hs.faulted(h, t, CodeActivationFailed, now)
 	case protocol.EventClosureQuarantined:
 		if t.fault {
-			w.faulted(h, t, CodeAgentQuarantine, now)
+			hs.faulted(h, t, CodeAgentQuarantine, now)
 		}
 	case protocol.EventRollbackTriggered:
-		w.rolledBack(h, t, now)
+		hs.rolledBack(h, t, now)
 	case protocol.EventRealiseFailed, protocol.EventClosureSignatureMismatch, protocol.EventStaleTarget,
 		protocol.EventManifestMissing, protocol.EventManifestVerifyFailed, protocol.EventManifestMismatch:
-		w.attemptEnded(h, t, r.Event+": "+words(r), now)
+		hs.attemptEnded(h, t, r.Event+": "+words(r), now)
 	case protocol.EventComplianceFailure:
-		w.noncompliant(h, t, "compliance:"+r.Reason, now)
+		hs.noncompliant(h, t, "compliance:"+r.Reason, now)
 	case protocol.EventRuntimeGateError:
-		w.noncompliant(h, t, "runtime-gate:"+r.Reason, now)
+		hs.noncompliant(h, t, "runtime-gate:"+r.Reason, now)
 	}
 }
 
@@ -86,7 +86,7 @@ func (w *World) report(h *host, r Report, now time.Time) {
 // have been dispatched in this rollout, or that runs its target, and once for each dispatch: neither a resumed rollout
 // nor a retry is stopped by a report of what happened before. Right after the database was lost nobody's dispatch is
 // known, and a host's word about its declared closure counts for a while, so that halts come back.
-func (w *World) believes(h *host, t told, now time.Time) bool {
+func (hs *hosts) believes(h *host, t told, now time.Time) bool {
 	switch {
 	case t.Unsigned:
 		return false
@@ -97,7 +97,7 @@ func (w *World) believes(h *host, t told, now time.Time) bool {
 	case t.lease != nil:
 		return true
 	}
-	return t.own && !h.judged() && (h.dispatched() || now.Before(w.unheard))
+	return t.own && !h.judged() && (h.dispatched() || now.Before(hs.w.budgets.unheard))
 }
 
 // dispatched reports whether the host is known to have got its target in this rollout, or to run it.
@@ -106,7 +106,7 @@ func (h *host) dispatched() bool {
 	case Healthy, Soaked, Converged:
 		return true
 	}
-	return h.rec != nil && h.rec.Attempt > 0 || h.reported && h.run != nil && h.said.Closure == h.closure
+	return h.rec != nil && h.rec.Attempt > 0 || h.contact.reported && h.run != nil && h.said.Closure == h.closure
 }
 
 // judged reports whether the last dispatch of the host has had its consequences: an operator went on without the host,
@@ -140,57 +140,57 @@ const maxFailures = 200
 
 // park keeps a staged target until its host has rebooted: no deadline runs and no slot is held, since nothing
 // is disrupted and people set the pace [A17]. A host that reboots at once is disrupted, and keeps its slot.
-func (w *World) park(h *host, t told, now time.Time) {
+func (ls *leases) park(h *host, t told, now time.Time) {
 	l := t.lease
 	if !l.pending() {
 		return
 	}
 	l.State, l.SlotUntil = DispatchDeferred, now
-	h.stagedBoot = h.said.BootID
+	h.proof.stagedBoot = h.said.BootID
 	if t.Reboots {
-		l.SlotUntil = now.Add(w.limits.Lease + w.limits.ConfirmWindow + w.limits.Margin)
-		w.hold(h, l.SlotUntil)
+		l.SlotUntil = now.Add(ls.w.limits.Lease + ls.w.limits.ConfirmWindow + ls.w.limits.Margin)
+		ls.w.budgets.hold(h, l.SlotUntil)
 	} else {
-		w.release(h, now)
+		ls.w.budgets.release(h, now)
 	}
-	w.saveLease(l)
+	ls.w.changes.saveLease(l)
 	if t.own && l.Intent == h.run.Intent {
-		w.enter(h, Deferred, CodeDeferred, "", now)
+		ls.w.hosts.enter(h, Deferred, CodeDeferred, "", now)
 	}
 }
 
 // attemptEnded ends an attempt that failed for reasons of this host.
-func (w *World) attemptEnded(h *host, t told, detail string, now time.Time) {
+func (hs *hosts) attemptEnded(h *host, t told, detail string, now time.Time) {
 	if t.lease != nil {
-		w.endLease(h, DispatchRolledBack, now)
+		hs.w.leases.endLease(h, DispatchRolledBack, now)
 	}
 	if !t.own {
 		return
 	}
 	switch h.state() {
 	case Dispatched, Activating, ConfirmWindow, Deferred:
-		w.retryOrFail(h, localFault, CodeHostLocal, detail, now)
+		hs.retryOrFail(h, localFault, CodeHostLocal, detail, now)
 	}
 }
 
 // faulted counts a failure that the release may have caused. One that does not count against the release ends the
 // attempt only.
-func (w *World) faulted(h *host, t told, code string, now time.Time) {
+func (hs *hosts) faulted(h *host, t told, code string, now time.Time) {
 	if !t.fault {
-		w.attemptEnded(h, t, words(t.Report), now)
+		hs.attemptEnded(h, t, words(t.Report), now)
 		return
 	}
 	if t.lease != nil {
-		w.endLease(h, DispatchRolledBack, now)
+		hs.w.leases.endLease(h, DispatchRolledBack, now)
 	}
 	// A failure of a superseded rollout counts for the current one when that wants the same closure.
 	if t.own || (h.run != nil && t.lease != nil && t.lease.Closure == h.closure) {
-		w.fail(h, releaseFault, code, words(t.Report), now)
+		hs.fail(h, releaseFault, code, words(t.Report), now)
 	}
 }
 
 // rolledBack: the host went back, by itself or because it was asked to.
-func (w *World) rolledBack(h *host, t told, now time.Time) {
+func (hs *hosts) rolledBack(h *host, t told, now time.Time) {
 	// What its last check-in said no longer holds.
 	switch h.said.Phase = nil; {
 	case h.rec != nil && t.own:
@@ -202,45 +202,49 @@ func (w *World) rolledBack(h *host, t told, now time.Time) {
 	switch {
 	case recalled || (t.own && h.state() == Failed):
 		if t.fault && !hostLocal(t.Reason) && !recalled {
-			w.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
+			hs.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
 		}
 		if t.lease != nil {
-			w.endLease(h, DispatchRolledBack, now)
+			hs.w.leases.endLease(h, DispatchRolledBack, now)
 		}
-		w.enter(h, Reverted, h.failureCode(CodeReverting), words(t.Report), now)
+		hs.enter(h, Reverted, h.failureCode(CodeReverting), words(t.Report), now)
 	case hostLocal(t.Reason) || !t.fault:
-		w.attemptEnded(h, t, words(t.Report), now)
+		hs.attemptEnded(h, t, words(t.Report), now)
 	case t.lease != nil:
-		w.faulted(h, t, CodeRolledBack, now)
+		hs.faulted(h, t, CodeRolledBack, now)
 		if t.own {
-			w.enter(h, Reverted, CodeRolledBack, "", now)
+			hs.enter(h, Reverted, CodeRolledBack, "", now)
 		}
 	case h.state() == Healthy || h.state() == Soaked:
 		// It gave up what it had confirmed.
-		w.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
-		w.enter(h, Reverted, CodeRolledBack, "", now)
+		hs.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
+		hs.enter(h, Reverted, CodeRolledBack, "", now)
 	}
 }
 
 // noncompliant counts distinct outstanding failures, however often they are told [C15]. They are settled by a new
 // intent or by a retry. What a host says of the closure before is not counted: it would hold the waves after it.
-func (w *World) noncompliant(h *host, t told, key string, now time.Time) {
+func (hs *hosts) noncompliant(h *host, t told, key string, now time.Time) {
 	key = brief(key)
-	if !t.own || t.Unsigned || !(t.lease != nil || h.dispatched() || now.Before(w.unheard)) || (h.rec != nil && (len(h.rec.Failures) >= maxFailures || slices.Contains(h.rec.Failures, key))) {
+	known := t.lease != nil || h.dispatched() || now.Before(hs.w.budgets.unheard)
+	if !t.own || t.Unsigned || !known {
 		return
 	}
-	w.edit(h, now, func(r *record) {
+	if h.rec != nil && (len(h.rec.Failures) >= maxFailures || slices.Contains(h.rec.Failures, key)) {
+		return
+	}
+	hs.edit(h, now, func(r *record) {
 		i, _ := slices.BinarySearch(r.Failures, key)
 		r.Failures = slices.Insert(slices.Clone(r.Failures), i, key)
 	})
-	e := w.event(h.run, protocol.LogCompliance, CodeComplianceFailed, now)
+	e := hs.w.rollouts.event(h.run, protocol.LogCompliance, CodeComplianceFailed, now)
 	e.Host, e.Detail = h.name, key
-	w.log(e)
+	hs.w.changes.log(e)
 	switch h.state() {
 	case Converged, Queued, Skipped, Failed, Reverted:
 	default:
 		if h.run.complianceMode == fleet.ModeEnforce && t.fault {
-			w.fail(h, complianceFault, CodeComplianceFailed, key, now)
+			hs.fail(h, complianceFault, CodeComplianceFailed, key, now)
 		}
 	}
 }

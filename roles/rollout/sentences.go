@@ -48,13 +48,15 @@ func init() {
 		CodeNotDeclared: fixed("the current release does not name this host", "declare the host and release, or retire it"),
 		CodeNoClosure:   fixed("the current release gives this host no closure", "release a closure for it"),
 
-		CodeOffered:  sayOffered,
-		CodeResent:   fixed("it was told its new closure, has not begun to switch to it, and is told again when it next asks", ""),
+		CodeOffered: sayOffered,
+		CodeResent: fixed(
+			"it was told its new closure, has not begun to switch to it, and is told again when it next asks", ""),
 		CodeRollback: sayRollback,
 
-		CodeConverged:        fixed("it runs its declared closure and its rollout is done", ""),
-		CodePinned:           sayPinned,
-		CodeSoaked:           fixed("it runs its declared closure and its soak time is over; the rest of its rollout goes on", ""),
+		CodeConverged: fixed("it runs its declared closure and its rollout is done", ""),
+		CodePinned:    sayPinned,
+		CodeSoaked: fixed(
+			"it runs its declared closure and its soak time is over; the rest of its rollout goes on", ""),
 		CodeSoaking:          saySoaking,
 		CodeAwaitingEvidence: sayAwaiting,
 		CodeProbesFailing:    fixed("a health probe fails", "look at the probe's failure in nixfleet host explain"),
@@ -108,7 +110,7 @@ func sayRollback(h hold, _ subject) (string, string) {
 }
 
 func sayPinned(_ hold, s subject) (string, string) {
-	return "it runs its declared closure, which is pinned to " + s.host.pinned, "remove the pin to follow the channel"
+	return "it runs its declared closure, which is pinned to " + s.host.decl.pinned, "remove the pin to follow the channel"
 }
 
 func saySoaking(_ hold, s subject) (string, string) {
@@ -128,7 +130,8 @@ func sayFailed(h hold, s subject) (string, string) {
 	if h.code == CodeFailed {
 		return fmt.Sprintf("its new closure failed here (%s) at %s", rec.Reason, clockText(rec.Since)), next
 	}
-	return fmt.Sprintf("its new closure failed (%s), and it went back to the one before at %s", rec.Reason, clockText(rec.Since)), next
+	return fmt.Sprintf("its new closure failed (%s), and it went back to the one before at %s",
+		rec.Reason, clockText(rec.Since)), next
 }
 
 func sayTolerated(_ hold, s subject) (string, string) {
@@ -142,7 +145,8 @@ func sayLease(h hold, s subject) (string, string) {
 	case CodeOldLease:
 		return "it may still be switching to the closure of the release before, for which it has until " + by, ""
 	case CodeConfirmWindow:
-		return "it runs its new closure and has to prove that it is healthy by " + by + ", or it goes back to the one before", ""
+		return "it runs its new closure and has to prove that it is healthy by " + by +
+			", or it goes back to the one before", ""
 	case CodeActivating:
 		return "it is switching to its new closure and has to confirm it by " + by + ", or it goes back to the one before", ""
 	}
@@ -151,7 +155,7 @@ func sayLease(h hold, s subject) (string, string) {
 
 func sayDeferred(_ hold, s subject) (string, string) {
 	const ready = "its new closure is ready and takes effect with the next reboot"
-	if by := s.host.reboots; by != "" {
+	if by := s.host.decl.reboots; by != "" {
 		return ready + "; it reboots by itself " + by, "nothing, or reboot it where its boot loader has no fallback"
 	}
 	return ready, "reboot the host"
@@ -162,11 +166,12 @@ func sayBusy(_ hold, s subject) (string, string) {
 }
 
 func sayOffline(_ hold, s subject) (string, string) {
-	if !s.host.reported {
+	if !s.host.contact.reported {
 		return "it has not been heard of since the control plane started at " + clockText(s.w.started),
 			"check that its agent runs and is enrolled"
 	}
-	return "it has been silent since " + clockText(s.host.seen), "nothing to do; it gets the current release when it is back"
+	return "it has been silent since " + clockText(s.host.contact.seen),
+		"nothing to do; it gets the current release when it is back"
 }
 
 func sayStale(_ hold, s subject) (string, string) {
@@ -179,17 +184,20 @@ func sayOperator(_ hold, s subject) (string, string) {
 	if r.State == Cancelled {
 		return fmt.Sprintf("the rollout of channel %s was cancelled: %s", r.Channel, r.HaltReason), "release again"
 	}
-	return fmt.Sprintf("%s paused the rollout of channel %s at %s: %s", r.Hold.By, r.Channel, clockText(r.Hold.At), r.Hold.Reason),
+	return fmt.Sprintf("%s paused the rollout of channel %s at %s: %s",
+			r.Hold.By, r.Channel, clockText(r.Hold.At), r.Hold.Reason),
 		"nixfleet rollout resume " + r.RolloutID
 }
 
 func sayHalted(h hold, s subject) (string, string) {
 	r := s.run
 	if h.code == CodeReverting {
-		return fmt.Sprintf("the rollout of channel %s failed, and its hosts go back to the closures before: %s", r.Channel, r.HaltReason),
+		return fmt.Sprintf("the rollout of channel %s failed, and its hosts go back to the closures before: %s",
+				r.Channel, r.HaltReason),
 			"release a fix"
 	}
-	return fmt.Sprintf("the rollout of channel %s is halted after a failure; no more hosts get the new closure: %s", r.Channel, r.HaltReason),
+	return fmt.Sprintf("the rollout of channel %s is halted after a failure; no more hosts get the new closure: %s",
+			r.Channel, r.HaltReason),
 		"release a fix, or go on regardless: nixfleet rollout resume " + r.RolloutID +
 			"; a host whose word is not to be trusted is shut out with nixfleet revoke first"
 }
@@ -228,7 +236,8 @@ func sayCompliance(_ hold, s subject) (string, string) {
 
 func sayHostEdge(h hold, _ subject) (string, string) {
 	e := h.about.(*hostEdge)
-	return fmt.Sprintf("host %s comes first and is %s%s", e.first.name, strings.ToLower(string(e.first.state())), reasonSuffix(e.reason)),
+	return fmt.Sprintf("host %s comes first and is %s%s",
+			e.first.name, strings.ToLower(string(e.first.state())), reasonSuffix(e.reason)),
 		"look at nixfleet host explain " + e.first.name
 }
 
@@ -242,7 +251,8 @@ func sayFetchFailed(h hold, s subject) (string, string) {
 
 func sayBackoff(h hold, s subject) (string, string) {
 	rec := s.host.rec
-	return fmt.Sprintf("attempt %d ended (%s); the next one may start at %s", rec.Attempt, rec.Reason, clockText(h.opens)), ""
+	return fmt.Sprintf("attempt %d ended (%s); the next one may start at %s",
+		rec.Attempt, rec.Reason, clockText(h.opens)), ""
 }
 
 func sayHeld(_ hold, s subject) (string, string) {
@@ -252,10 +262,12 @@ func sayHeld(_ hold, s subject) (string, string) {
 func sayBudget(h hold, s subject) (string, string) {
 	b := h.about.(*budget)
 	if h.code == CodeBudgetUnheard {
-		return fmt.Sprintf("%s of the disruption budget for %s %s not reported since the database was lost and may be in flight until %s",
+		return fmt.Sprintf("%s of the disruption budget for %s %s not reported since the database was lost "+
+			"and may be in flight until %s",
 			countText(b.unheard, "host"), b.label, verb(b.unheard, "has", "have"), clockText(h.opens)), ""
 	}
-	return fmt.Sprintf("the disruption budget for %s lets %d of its hosts change at the same time, and %d do", b.label, b.limit, b.used), ""
+	return fmt.Sprintf("the disruption budget for %s lets %d of its hosts change at the same time, and %d do",
+		b.label, b.limit, b.used), ""
 }
 
 func sayWorking(_ hold, s subject) (string, string) {
@@ -276,7 +288,8 @@ func sayWorking(_ hold, s subject) (string, string) {
 		return fmt.Sprintf("probes fail on %s of wave %d", countText(wv.failing, "host"), s.run.Wave),
 			"look at nixfleet host explain on the failing ones"
 	}
-	return fmt.Sprintf("of the %s in wave %d, %s", countText(len(wv.hosts), "host"), s.run.Wave, strings.Join(parts, ", ")), ""
+	return fmt.Sprintf("of the %s in wave %d, %s",
+		countText(len(wv.hosts), "host"), s.run.Wave, strings.Join(parts, ", ")), ""
 }
 
 func sayUnproven(_ hold, s subject) (string, string) {

@@ -37,6 +37,9 @@ func (t *timer) rank() int {
 	return 0
 }
 
+// timers are what is due when, of hosts, rollouts and the World.
+type timers struct{ heap timerHeap }
+
 // timerHeap has four children to a node and the times in itself: a comparison seldom has to look at a host.
 type timerHeap []armed
 
@@ -97,25 +100,25 @@ func (h *timerHeap) remove(i int) *timer {
 }
 
 // schedule makes the timer fire at the given time or before.
-func (w *World) schedule(t *timer, due time.Time) {
+func (ts *timers) schedule(t *timer, due time.Time) {
 	if due.IsZero() {
 		return
 	}
 	ms := due.Add(time.Millisecond - 1).UnixMilli() // a tick's time is in milliseconds, and must not be before it
 	switch {
 	case t.pos == 0:
-		w.timers = append(w.timers, armed{ms, t})
-		w.timers.settle(len(w.timers) - 1)
-	case ms < w.timers[t.pos-1].at:
-		w.timers[t.pos-1].at = ms
-		w.timers.settle(t.pos - 1)
+		ts.heap = append(ts.heap, armed{ms, t})
+		ts.heap.settle(len(ts.heap) - 1)
+	case ms < ts.heap[t.pos-1].at:
+		ts.heap[t.pos-1].at = ms
+		ts.heap.settle(t.pos - 1)
 	}
 }
 
 // unschedule forgets the timer of something that goes away.
-func (w *World) unschedule(t *timer) {
+func (ts *timers) unschedule(t *timer) {
 	if t.pos > 0 {
-		w.timers.remove(t.pos - 1)
+		ts.heap.remove(t.pos - 1)
 	}
 }
 
@@ -128,35 +131,35 @@ func (w *World) Tick(now time.Time) (c Change, next time.Time) {
 }
 
 func (w *World) tick(now time.Time) (next time.Time) {
-	for len(w.timers) > 0 && w.timers[0].at <= now.UnixMilli() {
-		t := w.timers.remove(0)
+	for len(w.timers.heap) > 0 && w.timers.heap[0].at <= now.UnixMilli() {
+		t := w.timers.heap.remove(0)
 		switch {
 		case t.host != nil:
-			w.settle(t.host, now)
-			w.wakeRetry(t.host, now)
+			w.hosts.settle(t.host, now)
+			w.hosts.wakeRetry(t.host, now)
 		case t.run != nil:
-			w.move(t.run)
+			w.changes.move(t.run)
 		default:
-			w.endUnheard(now)
+			w.budgets.endUnheard(now)
 		}
-		w.flush(now)
+		w.rollouts.flush(now)
 	}
-	if len(w.timers) > 0 {
-		next = time.UnixMilli(w.timers[0].at).UTC()
+	if len(w.timers.heap) > 0 {
+		next = time.UnixMilli(w.timers.heap[0].at).UTC()
 	}
 	return next
 }
 
 // endUnheard gives back the slots that were kept for hosts unheard of since an empty start.
-func (w *World) endUnheard(now time.Time) {
-	if now.Before(w.unheard) {
-		w.schedule(&w.clock, w.unheard)
+func (bs *budgets) endUnheard(now time.Time) {
+	if now.Before(bs.unheard) {
+		bs.w.timers.schedule(&bs.clock, bs.unheard)
 		return
 	}
-	w.unheard = time.Time{}
-	for _, ch := range sortedMap(w.channels) {
+	bs.unheard = time.Time{}
+	for _, ch := range sortedMap(bs.w.rollouts.channels) {
 		if ch.cur != nil {
-			w.wakeOfferable(ch.cur, now)
+			bs.w.rollouts.wakeOfferable(ch.cur, now)
 		}
 	}
 }

@@ -16,10 +16,11 @@ func (h *host) state() HostState {
 }
 
 // record returns the host's row in its rollout, making it when needed.
-func (w *World) record(h *host, now time.Time) *record {
+func (hs *hosts) record(h *host, now time.Time) *record {
 	if h.rec == nil {
 		h.rec = &record{HostRecord: HostRecord{
-			Host: h.name, Intent: h.run.Intent, Channel: h.run.Channel, State: Queued, Wave: h.wave, Closure: h.closure, Since: now,
+			Host: h.name, Intent: h.run.Intent, Channel: h.run.Channel, State: Queued, Wave: h.wave, Closure: h.closure,
+			Since: now,
 		}}
 	}
 	return h.rec
@@ -48,20 +49,20 @@ func (r *run) count(h *host, sign int) {
 }
 
 // edit changes a host's row and keeps every counter right.
-func (w *World) edit(h *host, now time.Time, change func(*record)) {
+func (hs *hosts) edit(h *host, now time.Time, change func(*record)) {
 	h.run.count(h, -1)
-	change(w.record(h, now))
+	change(hs.record(h, now))
 	h.run.count(h, 1)
-	w.saveRecord(h.rec)
+	hs.w.changes.saveRecord(h.rec)
 }
 
 // enter moves a host to a state, for a reason, and lets its rollout and its neighbours notice.
-func (w *World) enter(h *host, st HostState, code, detail string, now time.Time) {
+func (hs *hosts) enter(h *host, st HostState, code, detail string, now time.Time) {
 	from := h.state()
 	if from == st && h.rec != nil && h.rec.Reason == code {
 		return
 	}
-	w.edit(h, now, func(r *record) {
+	hs.edit(h, now, func(r *record) {
 		r.State, r.Reason, r.Since = st, code, now
 		switch st {
 		case Healthy, Soaked, Converged, Skipped:
@@ -73,48 +74,50 @@ func (w *World) enter(h *host, st HostState, code, detail string, now time.Time)
 		}
 	})
 	if st != Queued {
-		h.waitsFor = nil
+		h.slot.waitsFor = nil
 	}
-	if (from != st || code != "") && !w.virtual {
-		e := w.event(h.run, protocol.LogHost, code, now)
+	if (from != st || code != "") && !hs.w.changes.virtual {
+		e := hs.w.rollouts.event(h.run, protocol.LogHost, code, now)
 		e.Host, e.Detail = h.name, fmt.Sprintf("%s to %s", from, st)
 		if detail != "" {
 			e.Detail += ": " + detail
 		}
-		w.log(e)
+		hs.w.changes.log(e)
 	}
-	w.move(h.run)
-	w.passOn(h, from, st, now)
+	hs.w.changes.move(h.run)
+	hs.passOn(h, from, st, now)
 }
 
 // passOn tells the hosts that come after this one by an edge.
-func (w *World) passOn(h *host, from, to HostState, now time.Time) {
-	for _, g := range h.before {
+func (hs *hosts) passOn(h *host, from, to HostState, now time.Time) {
+	for _, g := range h.decl.before {
 		if g.run != h.run {
 			continue
 		}
 		switch {
 		case to == Soaked && from != Converged:
 			if g.state() == Skipped && g.rec.Reason == CodeHostEdge {
-				w.enter(g, Queued, CodeReturned, "", now)
+				hs.enter(g, Queued, CodeReturned, "", now)
 			}
-			w.wake(g)
+			hs.w.changes.wake(g)
 		case to == Skipped && g.state() == Queued:
-			w.enter(g, Skipped, CodeHostEdge, "host "+h.name+", which comes first, is not waited for", now)
+			hs.enter(g, Skipped, CodeHostEdge, "host "+h.name+", which comes first, is not waited for", now)
 		case from == Skipped && g.state() == Skipped && g.rec.Reason == CodeHostEdge:
-			w.enter(g, Queued, CodeReturned, "", now)
+			hs.enter(g, Queued, CodeReturned, "", now)
 		}
 	}
 }
 
-func (w *World) event(r *run, kind, code string, now time.Time) protocol.Event {
-	return protocol.Event{At: pki.At(now), Intent: r.Intent, RolloutID: r.RolloutID, Channel: r.Channel, Kind: kind, Reason: code}
+func (rs *rollouts) event(r *run, kind, code string, now time.Time) protocol.Event {
+	return protocol.Event{
+		At: pki.At(now), Intent: r.Intent, RolloutID: r.RolloutID, Channel: r.Channel, Kind: kind, Reason: code,
+	}
 }
 
 // logRun notes something about the whole rollout.
-func (w *World) logRun(r *run, kind, code, actor, detail string, now time.Time) {
-	e := w.event(r, kind, code, now)
+func (rs *rollouts) logRun(r *run, kind, code, actor, detail string, now time.Time) {
+	e := rs.event(r, kind, code, now)
 	e.Actor, e.Detail = actor, detail
-	w.log(e)
-	w.saveRun(r)
+	rs.w.changes.log(e)
+	rs.w.changes.saveRun(r)
 }

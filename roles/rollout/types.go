@@ -83,7 +83,8 @@ type HostRecord struct {
 	FailingSince          *time.Time // first of an unbroken run of failing probes
 	Reason                string     // stable code saying why it is in State
 	Attempt               int        // dispatches so far
-	// Failures are the distinct outstanding compliance failures, sorted: "compliance:<control id>" or "runtime-gate:<reason>".
+	// Failures are the distinct outstanding compliance failures, sorted: "compliance:<control id>" or
+	// "runtime-gate:<reason>".
 	Failures []string
 }
 
@@ -148,8 +149,8 @@ func (c *Change) Merge(o Change) {
 type Observation struct {
 	Closure, BootID string // running closure (store base name), kernel boot id
 	LastConfirmedAt *time.Time
-	// Attested says that the signature over LastConfirmedAt verifies for some rollout id of the intent that the host's channel
-	// has now.
+	// Attested says that the signature over LastConfirmedAt verifies for some rollout id of the intent that the host's
+	// channel has now.
 	Attested      bool
 	Probes        []protocol.ProbeResult
 	ProbeMode     string // disabled, permissive, enforce or "" (does not gate)
@@ -174,8 +175,8 @@ type Report struct {
 	Reason    string // reason; compliance-failure: control_id
 	Reboots   bool   // activation-deferred: the host reboots at once and by itself
 	Counts    bool   // the verdict on its signature allows state changes
-	// Unsigned says that the host should have signed it and did not: its event can be signed, and a host key is declared. It then
-	// says nothing against the release.
+	// Unsigned says that the host should have signed it and did not: its event can be signed, and a host key is
+	// declared. It then says nothing against the release.
 	Unsigned bool
 }
 

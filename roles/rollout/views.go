@@ -35,11 +35,11 @@ type RolloutView struct {
 
 // Host is the view of one host, with the reason that explain prints.
 func (w *World) Host(name string, now time.Time) (HostView, bool) {
-	h := w.hosts[name]
+	h := w.hosts.byName[name]
 	if h == nil {
 		return HostView{}, false
 	}
-	v := w.view(h, at(now))
+	v := w.hosts.view(h, at(now))
 	v.Reason = w.Decide(name, now).Reason
 	return v, true
 }
@@ -47,26 +47,26 @@ func (w *World) Host(name string, now time.Time) (HostView, bool) {
 // Hosts is the view of all declared hosts, sorted by name, without reasons (ask Host for one).
 func (w *World) Hosts(now time.Time) []HostView {
 	now = at(now)
-	out := make([]HostView, 0, len(w.hosts))
-	for _, h := range w.hosts {
-		if h.declared {
-			out = append(out, w.view(h, now))
+	out := make([]HostView, 0, len(w.hosts.byName))
+	for _, h := range w.hosts.byName {
+		if h.decl.named {
+			out = append(out, w.hosts.view(h, now))
 		}
 	}
 	slices.SortFunc(out, func(a, b HostView) int { return cmp.Compare(a.Host, b.Host) })
 	return out
 }
 
-func (w *World) view(h *host, now time.Time) HostView {
+func (hs *hosts) view(h *host, now time.Time) HostView {
 	v := HostView{
-		Host: h.name, DeclaredClosure: h.closure, Closure: h.said.Closure, Online: h.reported && !w.offline(h, now),
+		Host: h.name, DeclaredClosure: h.closure, Closure: h.said.Closure, Online: h.contact.reported && !hs.offline(h, now),
 		PendingReboot: h.said.RebootPending || h.lease.deferred(),
 	}
-	if h.channel != nil {
-		v.Channel = h.channel.name
+	if h.decl.channel != nil {
+		v.Channel = h.decl.channel.name
 	}
-	if h.reported {
-		seen := h.seen
+	if h.contact.reported {
+		seen := h.contact.seen
 		v.LastSeen = &seen
 	}
 	if h.run == nil {
@@ -74,8 +74,8 @@ func (w *World) view(h *host, now time.Time) HostView {
 		return v
 	}
 	v.State, v.RolloutID, v.Wave = h.state(), h.run.RolloutID, h.wave
-	v.Converged = h.reported && h.said.Closure == h.closure
-	if w.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
+	v.Converged = h.contact.reported && h.said.Closure == h.closure
+	if hs.w.rollouts.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
 		v.Quarantined = h.closure
 	}
 	if r := h.rec; r != nil {
@@ -88,12 +88,12 @@ func (w *World) view(h *host, now time.Time) HostView {
 func (w *World) Rollouts(now time.Time) []RolloutView {
 	now = at(now)
 	var out []RolloutView
-	for _, ch := range sortedMap(w.channels) {
+	for _, ch := range sortedMap(w.rollouts.channels) {
 		if ch.cur != nil {
-			out = append(out, w.viewRun(ch.cur, now))
+			out = append(out, w.rollouts.viewRun(ch.cur, now))
 		}
 		for _, r := range ch.past {
-			out = append(out, w.viewRun(r, now))
+			out = append(out, w.rollouts.viewRun(r, now))
 		}
 	}
 	slices.SortStableFunc(out, func(a, b RolloutView) int { return b.CreatedAt.Compare(a.CreatedAt) })
@@ -102,18 +102,18 @@ func (w *World) Rollouts(now time.Time) []RolloutView {
 
 // Rollout finds a remembered rollout by any of its ids.
 func (w *World) Rollout(id string, now time.Time) (RolloutView, bool) {
-	r := w.byID(id)
+	r := w.rollouts.byID(id)
 	if r == nil {
 		return RolloutView{}, false
 	}
-	return w.viewRun(r, at(now)), true
+	return w.rollouts.viewRun(r, at(now)), true
 }
 
-func (w *World) viewRun(r *run, now time.Time) RolloutView {
+func (rs *rollouts) viewRun(r *run, now time.Time) RolloutView {
 	v := RolloutView{Rollout: r.export(), Open: r.State.Open()}
 	if v.Open && len(r.waves) > 0 {
-		if why := w.whole(r, now).blocked(promote); why.holds() {
-			v.Reason = w.whole(r, now).reason(why)
+		if why := rs.whole(r, now).blocked(promote); why.holds() {
+			v.Reason = rs.whole(r, now).reason(why)
 		}
 	}
 	return v
@@ -121,7 +121,7 @@ func (w *World) viewRun(r *run, now time.Time) RolloutView {
 
 // HostStates is the state of each host of a rollout; nil when only its header is remembered.
 func (w *World) HostStates(id string) map[string]HostState {
-	r := w.byID(id)
+	r := w.rollouts.byID(id)
 	if r == nil || len(r.waves) == 0 {
 		return nil
 	}
@@ -137,12 +137,12 @@ func (w *World) HostStates(id string) map[string]HostState {
 // Deferrals are the channels that wait for others, sorted by channel.
 func (w *World) Deferrals(now time.Time) []protocol.Deferral {
 	var out []protocol.Deferral
-	for _, ch := range sortedMap(w.channels) {
+	for _, ch := range sortedMap(w.rollouts.channels) {
 		r := ch.cur
 		if r == nil || r.State != Planning {
 			continue
 		}
-		s := w.whole(r, at(now))
+		s := w.rollouts.whole(r, at(now))
 		why := s.channelEdge()
 		if !why.holds() {
 			continue

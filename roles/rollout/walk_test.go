@@ -276,7 +276,7 @@ func (w *walk) mayDispatch(h string, d Decision) {
 	}
 	m.leased = d.Target.Intent
 	m.startBy = w.now.Add(d.Target.StartBy)
-	if d.Target.Closure != w.w.hosts[h].closure {
+	if d.Target.Closure != w.w.hosts.byName[h].closure {
 		w.t.Fatalf("%s got %s", h, d.Target.Closure)
 	}
 }
@@ -295,7 +295,7 @@ func (w *walk) check() {
 		}
 	}
 	for _, e := range w.last.Events {
-		h := w.w.hosts[e.Host]
+		h := w.w.hosts.byName[e.Host]
 		if e.Kind == protocol.LogHost && h != nil && h.run != nil && h.state() == Soaked && h.rec.Since.Equal(e.At.Time) {
 			soak := h.run.waves[h.wave].soak
 			if m := w.machines[e.Host]; m.running != h.closure || w.now.Sub(m.since) < soak {
@@ -304,7 +304,7 @@ func (w *walk) check() {
 		}
 	}
 	for _, e := range w.last.Events {
-		r := w.w.runOf(e.Channel, e.Intent)
+		r := w.w.rollouts.runOf(e.Channel, e.Intent)
 		if e.Kind != protocol.LogWaveOpened || r == nil || r.State != Executing || r.Wave == 0 {
 			continue
 		}
@@ -323,19 +323,19 @@ func (w *walk) check() {
 func checkCounters(t testing.TB, w *World) {
 	t.Helper()
 	used := map[*budget]int{}
-	for _, h := range w.hosts {
-		if !h.slotUntil.IsZero() {
-			for _, b := range h.slots {
+	for _, h := range w.hosts.byName {
+		if !h.slot.until.IsZero() {
+			for _, b := range h.slot.budgets {
 				used[b]++
 			}
 		}
 	}
-	for _, b := range w.budgets {
+	for _, b := range w.budgets.bySelector {
 		if used[b] != b.used || b.planned != 0 {
 			t.Fatalf("budget %s counts %d used, %d planned; %d hosts hold a slot", b.label, b.used, b.planned, used[b])
 		}
 	}
-	for _, ch := range w.channels {
+	for _, ch := range w.rollouts.channels {
 		r := ch.cur
 		if r == nil {
 			continue

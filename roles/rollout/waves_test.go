@@ -358,7 +358,7 @@ func TestRestartDecidesTheSame(t *testing.T) {
 		switch d := b.checkin(h); {
 		case d.Target != nil && i%3 == 0:
 			b.report(h, Report{Event: "activation-started"})
-		case d.Target != nil || b.w.hosts[h].lease != nil:
+		case d.Target != nil || b.w.hosts.byName[h].lease != nil:
 			b.box(h).running = "new-" + h
 			b.confirm(h)
 		}
@@ -373,8 +373,8 @@ func TestRestartDecidesTheSame(t *testing.T) {
 			want := b.w.Decide(x, b.now)
 			for name, w := range map[string]*World{"stored": stored, "exported": exported} {
 				o := b.observation(x)
-				w.observe(w.hosts[x], &o, b.now)
-				if got := w.Decide(x, b.now); !reflect.DeepEqual(got, want) && b.w.hosts[x].seen.Equal(b.now) {
+				w.hosts.observe(w.hosts.byName[x], &o, b.now)
+				if got := w.Decide(x, b.now); !reflect.DeepEqual(got, want) && b.w.hosts.byName[x].contact.seen.Equal(b.now) {
 					t.Fatalf("step %d, %s, %s:\n got %+v\nwant %+v", i, name, x, got, want)
 				}
 			}

@@ -34,7 +34,9 @@ func (c *Client) BootstrapReport(ctx context.Context, r *protocol.BootstrapRepor
 // Checkin says what the host runs and asks what it should. With wait above zero
 // the control plane may hold the answer that long; CheckinResponse.Held says
 // whether it knows how.
-func (c *Client) Checkin(ctx context.Context, r *protocol.CheckinRequest, wait time.Duration) (*protocol.CheckinResponse, error) {
+func (c *Client) Checkin(
+	ctx context.Context, r *protocol.CheckinRequest, wait time.Duration,
+) (*protocol.CheckinResponse, error) {
 	req := request{method: http.MethodPost, path: "/v1/agent/checkin", body: r}
 	if seconds := int(wait / time.Second); seconds > 0 {
 		req.header = http.Header{"Prefer": {"wait=" + strconv.Itoa(seconds)}}
@@ -91,7 +93,8 @@ func (c *Client) Head(ctx context.Context, channel string) (body, sig []byte, er
 
 // HeadProof fetches the proof that a host's entry is under the channel's head.
 func (c *Client) HeadProof(ctx context.Context, channel, hostname string) (*protocol.Proof, error) {
-	return ask[protocol.Proof](ctx, c, request{method: http.MethodGet, path: "/v1/heads/" + url.PathEscape(channel) + "/proof/" + url.PathEscape(hostname)})
+	path := "/v1/heads/" + url.PathEscape(channel) + "/proof/" + url.PathEscape(hostname)
+	return ask[protocol.Proof](ctx, c, request{method: http.MethodGet, path: path})
 }
 
 // Manifest fetches a manifest as it is stored.
@@ -169,7 +172,8 @@ func (c *Client) Whoami(ctx context.Context) (*protocol.Whoami, error) {
 
 // Explain says why a host runs what it runs.
 func (c *Client) Explain(ctx context.Context, hostname string) (*protocol.Explanation, error) {
-	return ask[protocol.Explanation](ctx, c, request{method: http.MethodGet, path: "/v1/hosts/" + url.PathEscape(hostname) + "/explain"})
+	path := "/v1/hosts/" + url.PathEscape(hostname) + "/explain"
+	return ask[protocol.Explanation](ctx, c, request{method: http.MethodGet, path: path})
 }
 
 // Hold pauses, resumes or cancels a rollout.
@@ -194,7 +198,8 @@ func (c *Client) Retry(ctx context.Context, hostname, reason string) error {
 // Revoke shuts a host or an operator out at once: certificates issued before
 // notBefore are refused. Nil means all that were issued up to now.
 func (c *Client) Revoke(ctx context.Context, hostname string, notBefore *pki.Timestamp, reason string) error {
-	return c.tell(ctx, "/v1/revocations", &protocol.RevokeRequest{Hostname: hostname, NotBefore: notBefore, Reason: reason})
+	r := protocol.RevokeRequest{Hostname: hostname, NotBefore: notBefore, Reason: reason}
+	return c.tell(ctx, "/v1/revocations", &r)
 }
 
 // Poke makes the control plane look at its source now.

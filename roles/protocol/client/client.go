@@ -70,7 +70,8 @@ type Client struct {
 // CheckURL says what is wrong with the URL of a control plane.
 func CheckURL(text string) error {
 	base, err := url.Parse(text)
-	if err != nil || base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+	if err != nil || base.Scheme != "https" || base.Host == "" ||
+		base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return fmt.Errorf("control plane URL %q is not https://host:port", text)
 	}
 	return nil

@@ -1,0 +1,91 @@
+package rollout
+
+import "time"
+
+// host is one machine. The strings are shared with the release.
+type host struct {
+	timer
+	name string
+
+	// What the release declares.
+	decl    declaration
+	run     *run // newest rollout of its channel, when that names the host
+	wave    int
+	closure string // target
+
+	// What was decided.
+	rec   *record // within run; nil: Queued and never touched
+	lease *lease  // open dispatch, of run or of a superseded one
+	past  past
+	slot  slot
+
+	// What the host said and when; never stored.
+	said    Observation // its last check-in; what a confirm or a report changes of it is changed here
+	contact contact
+	proof   proof
+
+	woken bool   // is in changes.wake
+	actor *actor // what a plan takes it for; nil outside of one
+}
+
+// declaration is what a release says of a host besides its target.
+type declaration struct {
+	named   bool   // the release has the host
+	pinned  string // "commit until time" for people, "" when not pinned
+	reboots string // when it reboots by itself, for people; "" when it does not
+	channel *channel
+	after   []hostEdge
+	before  []*host   // hosts held by an edge that this one opens
+	budgets []*budget // that count this host
+}
+
+// past is what is still known of dispatches that are over.
+type past struct {
+	done  *lease  // last confirmed dispatch
+	ended *lease  // unconfirmed and over; its slot may still be held
+	prior *record // within the superseded rollout of the open lease, while that is open
+}
+
+// slot is what a host takes of its budgets.
+type slot struct {
+	until    time.Time // it holds its budgets' slots until then; zero: it holds none
+	budgets  []*budget
+	waitsFor *budget // budget queue it stands in
+}
+
+// contact is when a host was heard of.
+type contact struct {
+	seen     time.Time // last contact
+	until    time.Time // it counts as present until then (seen plus the wait of a held request)
+	reported bool      // since the control plane started
+}
+
+// proof is what speaks for a host on its target.
+type proof struct {
+	health     health
+	healthAt   time.Time // last time health was observed on the target; zero: not yet in this state
+	attested   time.Time // verified confirm time of this intent; zero: none
+	stagedBoot string    // boot id when its staged target was first seen
+}
+
+type hostEdge struct {
+	first  *host
+	reason string
+}
+
+type record struct {
+	HostRecord
+	dirty bool
+}
+
+// touched: the host got a target (or attests that it took one) within this rollout.
+func (r *record) touched() bool { return r != nil && (r.Attempt > 0 || r.Previous != "") }
+
+type lease struct {
+	Dispatch
+	dirty bool
+	retry bool // an operator asked for it, after a failure
+}
+
+func (l *lease) pending() bool  { return l != nil && l.State == DispatchPending }
+func (l *lease) deferred() bool { return l != nil && l.State == DispatchDeferred }
