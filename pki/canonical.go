@@ -87,40 +87,76 @@ func refuse(in []byte) error {
 	if !utf8.Valid(in) {
 		return ErrEncoding
 	}
-	depth := 0
-	var members [MaxDepth + 1]int // of the object that is open at each depth
+	var open nesting
 	for i := 0; i < len(in); i++ {
 		switch c := in[i]; {
 		case c == '"':
-			for i++; i < len(in) && in[i] != '"'; i++ {
-				if in[i] == '\\' {
-					i++
-				}
-			}
+			i = stringEnd(in, i)
 		case c == '[' || c == '{':
-			if depth++; depth > MaxDepth {
-				return fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
+			if err := open.enter(); err != nil {
+				return err
 			}
-			if depth > 0 { // below it are more ends than beginnings: no JSON
-				members[depth] = 0
-			}
-		case c == ':' && depth > 0:
-			if members[depth]++; members[depth] > MaxMembers {
-				return fmt.Errorf("%w: an object of more than %d members", ErrSize, MaxMembers)
+		case c == ':':
+			if err := open.member(); err != nil {
+				return err
 			}
 		case c == ']' || c == '}':
-			depth--
+			open.depth--
 		case c == '-' || c >= '0' && c <= '9':
 			start := i
-			for i+1 < len(in) && strings.IndexByte("+-.0123456789eE", in[i+1]) >= 0 {
-				i++
-			}
+			i = numberEnd(in, i)
 			if err := refuseNumber(in[start : i+1]); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// nesting counts the arrays and objects that are open, and the members of each.
+// It is below zero when more have ended than begun, which is not JSON.
+type nesting struct {
+	depth   int
+	members [MaxDepth + 1]int // of the object that is open at each depth
+}
+
+func (n *nesting) enter() error {
+	if n.depth++; n.depth > MaxDepth {
+		return fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
+	}
+	if n.depth > 0 {
+		n.members[n.depth] = 0
+	}
+	return nil
+}
+
+func (n *nesting) member() error {
+	if n.depth <= 0 {
+		return nil
+	}
+	if n.members[n.depth]++; n.members[n.depth] > MaxMembers {
+		return fmt.Errorf("%w: an object of more than %d members", ErrSize, MaxMembers)
+	}
+	return nil
+}
+
+// stringEnd is where the string that begins at i ends: its closing quote, or the
+// end of the document.
+func stringEnd(in []byte, i int) int {
+	for i++; i < len(in) && in[i] != '"'; i++ {
+		if in[i] == '\\' {
+			i++
+		}
+	}
+	return i
+}
+
+// numberEnd is the last byte of the number that begins at i.
+func numberEnd(in []byte, i int) int {
+	for i+1 < len(in) && strings.IndexByte("+-.0123456789eE", in[i+1]) >= 0 {
+		i++
+	}
+	return i
 }
 
 // isJSON: the grammar accepts it, whatever Canonicalize says against its values.

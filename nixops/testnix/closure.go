@@ -78,6 +78,24 @@ derivation (
 // are the same closure.
 func (s *Store) Build(t testing.TB, spec Spec) string {
 	t.Helper()
+	dir := t.TempDir()
+	data, err := json.Marshal(spec.arguments(), json.Deterministic(true))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "spec.json"), data, 0o644)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "closure.nix"), []byte(expression), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.nix.Run(t, "nix-build", filepath.Join(dir, "closure.nix"),
+		"--arg", "spec", filepath.Join(dir, "spec.json"), "--store", s.Dir, "--no-out-link")
+	return filepath.Base(path)
+}
+
+// contents are the files of the closure: those that the spec names, and what tells the model what to do.
+func (spec *Spec) contents() map[string]string {
 	files := map[string]string{"model/marker": marker}
 	if !spec.NoSwitch {
 		files["bin/switch-to-configuration"] = model
@@ -114,12 +132,15 @@ func (s *Store) Build(t testing.TB, spec Spec) string {
 		files["model/restarts"] = restarts.String()
 	}
 	maps.Copy(files, spec.Files)
+	return files
+}
 
-	name := spec.Name
+// arguments are those of the expression.
+func (spec *Spec) arguments() map[string]any {
+	files, name := spec.contents(), spec.Name
 	if name == "" {
 		name = "nixos-system-test"
 	}
-	d := map[string]any{"name": name}
 	texts, closures, agents := map[string]string{}, map[string]string{}, map[string]string{}
 	script := "set -e\n"
 	for i, path := range slices.Sorted(maps.Keys(files)) {
@@ -146,20 +167,5 @@ func (s *Store) Build(t testing.TB, spec Spec) string {
 	if spec.Padding > 0 {
 		script += fmt.Sprintf("head -c %d /dev/urandom >\"$out/padding\"\n", spec.Padding)
 	}
-	d["script"], d["texts"], d["closures"], d["agents"] = script, texts, closures, agents
-
-	dir := t.TempDir()
-	data, err := json.Marshal(d, json.Deterministic(true))
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "spec.json"), data, 0o644)
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "closure.nix"), []byte(expression), 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := s.nix.Run(t, "nix-build", filepath.Join(dir, "closure.nix"), "--arg", "spec", filepath.Join(dir, "spec.json"),
-		"--store", s.Dir, "--no-out-link")
-	return filepath.Base(path)
+	return map[string]any{"name": name, "script": script, "texts": texts, "closures": closures, "agents": agents}
 }
