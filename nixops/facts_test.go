@@ -65,11 +65,11 @@ func TestUnitsOfSystemd_A24(t *testing.T) {
 	}
 	var failed []string
 	restarts := map[string]uint64{}
-	for _, u := range unitsOf(blocks) {
-		if u.failed {
-			failed = append(failed, u.name)
+	for _, u := range unitsOf(blocks, 0) {
+		if u.Failed {
+			failed = append(failed, u.Name)
 		}
-		restarts[u.name] = u.restarts
+		restarts[u.Name] = u.Restarts
 	}
 	if want := []string{"bad.service", "loop.service", "queued.service", "x.mount"}; !slices.Equal(failed, want) {
 		t.Errorf("failed %q, want %q", failed, want)
@@ -87,8 +87,8 @@ func FuzzProperties(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, u := range unitsOf(blocks) {
-			if u.name == "" {
+		for _, u := range unitsOf(blocks, 0) {
+			if u.Name == "" {
 				t.Error("a unit without a name")
 			}
 		}

@@ -112,14 +112,15 @@ type Host interface {
 	// LockHeld says whether a switch holds the switch lock. The file is never deleted.
 	LockHeld(ctx context.Context) (bool, error)
 
-	// FailedUnits are the sorted units that failed, or are being restarted after a failure.
-	FailedUnits(ctx context.Context) ([]string, error)
+	// Units describes the machine's units, sorted by name.
+	Units(ctx context.Context) ([]Unit, error)
+	// StartAgain starts those of the units, which ran before, that do not run now although
+	// the running closure brings them and nothing else starts them. It names those that do
+	// not come up within half a minute.
+	StartAgain(ctx context.Context, ran []string) (down []string, err error)
 	// ActiveState is systemd's word for a unit, given with its suffix: "active",
 	// "inactive", "activating", "failed" and so on; "not-found" for one that does not exist.
 	ActiveState(ctx context.Context, unit string) (string, error)
-	// Restarts counts the automatic restarts of each unit since it was started; two
-	// readings show a crash loop that no single look does. Units without are left out.
-	Restarts(ctx context.Context) (map[string]uint64, error)
 
 	// CollectEvidence runs the host's collector of compliance evidence, for two
 	// minutes at most, and reads what it wrote. ErrNoCollector: the host has none.

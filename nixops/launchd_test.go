@@ -88,8 +88,8 @@ func TestLaunchdSupervisor(t *testing.T) {
 	if exists(proof) {
 		t.Error("fired although disarmed")
 	}
-	units, err := l.health(ctx)
-	if err != nil || len(units) != 4 || !units[0].failed || units[1].failed || units[2].failed || units[3].failed {
+	units, err := l.units(ctx)
+	if err != nil || len(units) != 4 || !units[0].Failed || units[1].Failed || units[2].Failed || units[3].Failed {
 		t.Errorf("health %+v, %v", units, err)
 	}
 	for unit, want := range map[string]string{

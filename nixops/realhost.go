@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -213,21 +212,6 @@ func (m *machine) LockHeld(ctx context.Context) (bool, error) {
 	return held, nil
 }
 
-func (m *machine) FailedUnits(ctx context.Context) ([]string, error) {
-	units, err := m.super.health(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("failed units: %w", err)
-	}
-	failed := []string{}
-	for _, u := range units {
-		if u.failed {
-			failed = append(failed, u.name)
-		}
-	}
-	slices.Sort(failed)
-	return slices.Compact(failed), nil
-}
-
 func (m *machine) ActiveState(ctx context.Context, unit string) (string, error) {
 	if !anyUnit.MatchString(unit) {
 		return "", fmt.Errorf("unit name %q is none", unit)
@@ -237,20 +221,6 @@ func (m *machine) ActiveState(ctx context.Context, unit string) (string, error) 
 		return "", fmt.Errorf("state of unit %s: %w", unit, err)
 	}
 	return state, nil
-}
-
-func (m *machine) Restarts(ctx context.Context) (map[string]uint64, error) {
-	units, err := m.super.health(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("restarts of units: %w", err)
-	}
-	restarts := map[string]uint64{}
-	for _, u := range units {
-		if u.restarts > 0 {
-			restarts[u.name] = u.restarts
-		}
-	}
-	return restarts, nil
 }
 
 func (m *machine) Space(ctx context.Context) (Space, error) {

@@ -41,6 +41,19 @@ type rig struct {
 	output       string                          // part of what every activation writes
 }
 
+// failed names the units that failed.
+func (r *rig) failed(t *testing.T) ([]string, error) {
+	t.Helper()
+	units, err := r.host.Units(t.Context())
+	names := []string{}
+	for _, u := range units {
+		if u.Failed {
+			names = append(names, u.Name)
+		}
+	}
+	return names, err
+}
+
 func newSimRig(t *testing.T) *rig {
 	dir, cache := t.TempDir(), t.TempDir()
 	open := func() *nixops.Sim {

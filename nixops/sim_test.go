@@ -61,7 +61,7 @@ func TestSimPowerCycle(t *testing.T) {
 		if after, err := sim.BootID(t.Context()); err != nil || after == before {
 			t.Errorf("boot id %s stays", after)
 		}
-		if failed, err := sim.FailedUnits(t.Context()); err != nil || len(failed) != 0 || !sim.Online() || !sim.AgentStarts() {
+		if failed, err := failedOf(t, sim); err != nil || len(failed) != 0 || !sim.Online() || !sim.AgentStarts() {
 			t.Errorf("failed %v, %v", failed, err)
 		}
 		if state, err := sim.SwitchState(t.Context(), "switch-1"); err != nil || state.Phase != nixops.UnitUnknown {
@@ -85,11 +85,11 @@ func TestSimLateUnitsAndCallback(t *testing.T) {
 		if got := <-switched; got != simTwo {
 			t.Errorf("switched to %s", got)
 		}
-		if failed, err := sim.FailedUnits(t.Context()); err != nil || len(failed) != 0 {
+		if failed, err := failedOf(t, sim); err != nil || len(failed) != 0 {
 			t.Errorf("at once: %v, %v", failed, err)
 		}
 		time.Sleep(6 * time.Second)
-		if failed, err := sim.FailedUnits(t.Context()); err != nil || !slices.Equal(failed, []string{"late.service"}) {
+		if failed, err := failedOf(t, sim); err != nil || !slices.Equal(failed, []string{"late.service"}) {
 			t.Errorf("later: %v, %v", failed, err)
 		}
 	})
@@ -117,7 +117,7 @@ func TestSimKilledSwitch_A23(t *testing.T) {
 			if err != nil || !exit.OK() {
 				t.Fatalf("undo: %v, %v", exit, err)
 			}
-			failed, err := sim.FailedUnits(t.Context())
+			failed, err := failedOf(t, sim)
 			must(t, err)
 			return failed
 		}
@@ -186,4 +186,10 @@ func TestSimMemory(t *testing.T) {
 			t.Errorf("wrote closure %q", base)
 		}
 	}
+}
+
+// failedOf names the units of a simulated machine that failed.
+func failedOf(t *testing.T, sim *nixops.Sim) ([]string, error) {
+	t.Helper()
+	return (&rig{host: sim}).failed(t)
 }

@@ -49,7 +49,7 @@ func TestSimAlone(t *testing.T) {
 	again := open()
 	defer again.Close()
 	expect(again, next)
-	if failed, err := again.FailedUnits(t.Context()); err != nil || len(failed) > 0 {
+	if failed, err := again.failed(); err != nil || len(failed) > 0 {
 		t.Errorf("failed units %v, %v", failed, err)
 	}
 }

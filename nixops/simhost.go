@@ -1,6 +1,7 @@
 package nixops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -400,7 +401,8 @@ func (s *Sim) LockHeld(ctx context.Context) (bool, error) {
 	return held, err
 }
 
-func (s *Sim) FailedUnits(ctx context.Context) ([]string, error) {
+// failed names the units that failed, sorted.
+func (s *Sim) failed() ([]string, error) {
 	failed := []string{}
 	err := s.m.look(func(st *simState) error {
 		failed = append(failed, st.Failed...)
@@ -424,7 +426,7 @@ func (s *Sim) ActiveState(ctx context.Context, unit string) (string, error) {
 	if !anyUnit.MatchString(unit) {
 		return "", fmt.Errorf("unit name %q is none", unit)
 	}
-	failed, err := s.FailedUnits(ctx)
+	failed, err := s.failed()
 	if err != nil {
 		return "", err
 	}
@@ -447,29 +449,39 @@ func (s *Sim) ActiveState(ctx context.Context, unit string) (string, error) {
 	return "active", nil
 }
 
-func (s *Sim) Restarts(ctx context.Context) (map[string]uint64, error) {
-	restarts := map[string]uint64{}
-	err := s.m.look(func(st *simState) error {
-		if st.Current == "" {
-			return nil
+func (s *Sim) Units(ctx context.Context) ([]Unit, error) {
+	failed, err := s.failed()
+	if err != nil {
+		return nil, err
+	}
+	units := map[string]Unit{}
+	note := func(name string, change func(*Unit)) {
+		u := units[name]
+		u.Name, u.Transient = name, madeUp.MatchString(name)
+		u.Declared = !u.Transient
+		change(&u)
+		units[name] = u
+	}
+	c := s.current()
+	err = s.m.look(func(st *simState) error {
+		since := time.Since(st.Switched)
+		for _, name := range c.CrashLoop {
+			note(name, func(u *Unit) { u.Restarts = uint64(since / cmp.Or(max(c.CrashEvery, 0), time.Second)) })
 		}
-		c, err := s.valid(st.Current)
-		if err != nil {
-			return err
-		}
-		every := c.CrashEvery
-		if every <= 0 {
-			every = time.Second
-		}
-		if n := time.Since(st.Switched) / every; n > 0 {
-			for _, unit := range c.CrashLoop {
-				restarts[unit] = uint64(n)
+		for _, name := range c.Inactive {
+			if c.InactiveFor == 0 || since < c.InactiveFor {
+				note(name, func(u *Unit) {})
 			}
 		}
 		return nil
 	})
-	return restarts, err
+	for _, name := range failed {
+		note(name, func(u *Unit) { u.Failed = true })
+	}
+	return sortedUnits(units), err
 }
+
+func (s *Sim) StartAgain(ctx context.Context, ran []string) ([]string, error) { return nil, nil }
 
 func (s *Sim) ArmDeadline(ctx context.Context, d Deadline) error {
 	if err := checkDeadline(d); err != nil {

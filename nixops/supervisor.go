@@ -27,21 +27,16 @@ type supervisor interface {
 	arm(ctx context.Context, d Deadline) error
 	disarm(ctx context.Context, unit string) error
 	armed(ctx context.Context, unit string) (bool, error)
-	// health describes every unit of the machine.
-	health(ctx context.Context) ([]unitHealth, error)
+	// units describes every unit of the machine.
+	units(ctx context.Context) ([]Unit, error)
+	// startAgain is the host's StartAgain.
+	startAgain(ctx context.Context, ran []string) (down []string, err error)
 	// activeState is one unit's state in systemd's words.
 	activeState(ctx context.Context, unit string) (string, error)
 	// collect runs the collector of compliance evidence and says how it exited;
 	// ErrNoCollector when there is none.
 	collect(ctx context.Context) (exit int, err error)
 	reboot(ctx context.Context) error
-}
-
-// unitHealth is what tells a good unit from a bad one.
-type unitHealth struct {
-	name     string
-	failed   bool // failed, or waiting to be restarted after a failure
-	restarts uint64
 }
 
 // stopGrace is how long processes may take to end by themselves.

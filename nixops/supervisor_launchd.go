@@ -145,15 +145,18 @@ func (l *launchd) armed(ctx context.Context, unit string) (bool, error) {
 	return l.loaded(ctx, unit)
 }
 
-// health lists jobs that do not run and whose last run ended badly
-// (`launchctl list`: process, status, label).
-func (l *launchd) health(ctx context.Context) ([]unitHealth, error) {
-	var units []unitHealth
+// units tells jobs that do not run, and whose last run ended badly, from the others
+// (`launchctl list`: process, status, label). It does not know who brings a job.
+func (l *launchd) units(ctx context.Context) ([]Unit, error) {
+	var units []Unit
 	err := l.list(ctx, func(name, state string) {
-		units = append(units, unitHealth{name: name, failed: state == "failed"})
+		units = append(units, Unit{Name: name, Active: state == "active", Failed: state == "failed", Declared: true, Triggered: true})
 	})
 	return units, err
 }
+
+// startAgain has nothing to do: launchd keeps its jobs running by itself.
+func (l *launchd) startAgain(ctx context.Context, ran []string) ([]string, error) { return nil, nil }
 
 // list hands on every job with its state in systemd's words.
 func (l *launchd) list(ctx context.Context, each func(name, state string)) error {

@@ -1,7 +1,6 @@
 package nixops
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -153,36 +152,37 @@ func (p *processes) armed(ctx context.Context, unit string) (bool, error) {
 	return running && p.files.waiting(unit), err
 }
 
-// health reads what the closures' own scripts wrote down, because without an init
-// nobody else knows: one failed unit per line in failed-units, one "unit count"
-// per line in restarts.
-func (p *processes) health(ctx context.Context) ([]unitHealth, error) {
-	var units []unitHealth
-	for _, kind := range []string{"failed-units", "restarts"} {
-		file, err := os.Open(p.dir + "/" + kind)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+// units reads what the closures' own scripts wrote down, because without an init
+// nobody else knows: one failed unit a line in failed-units, one "unit count" a line in
+// restarts, one unit that does not run a line in inactive-units.
+func (p *processes) units(ctx context.Context) ([]Unit, error) {
+	units := map[string]Unit{}
+	for _, kind := range []string{"inactive-units", "restarts", "failed-units"} {
+		text, err := disk.Read(p.dir+"/"+kind, maxFact)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
-		lines := bufio.NewScanner(file)
-		for lines.Scan() {
-			name, count, _ := strings.Cut(lines.Text(), " ")
+		for line := range strings.Lines(string(text)) {
+			name, count, _ := strings.Cut(strings.TrimSpace(line), " ")
 			if name == "" {
 				continue
 			}
-			unit := unitHealth{name: name, failed: kind == "failed-units"}
-			unit.restarts, _ = strconv.ParseUint(count, 10, 64)
-			units = append(units, unit)
-		}
-		err = errors.Join(lines.Err(), file.Close())
-		if err != nil {
-			return nil, err
+			unit := units[name]
+			unit.Name, unit.Active = name, kind == "restarts"
+			unit.Failed = kind == "failed-units"
+			unit.Transient = madeUp.MatchString(name)
+			unit.Declared = !unit.Transient
+			if kind == "restarts" {
+				unit.Restarts, _ = strconv.ParseUint(count, 10, 64)
+			}
+			units[name] = unit
 		}
 	}
-	return units, nil
+	return sortedUnits(units), nil
 }
+
+// startAgain has nothing to do: without an init there are no units but ours.
+func (p *processes) startAgain(ctx context.Context, ran []string) ([]string, error) { return nil, nil }
 
 // activeState takes every unit for active that is not listed as failed or, one
 // per line, in inactive-units.

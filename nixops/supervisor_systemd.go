@@ -231,30 +231,6 @@ func (s *systemd) armed(ctx context.Context, unit string) (bool, error) {
 	return s.active(ctx, unit+".timer")
 }
 
-func (s *systemd) health(ctx context.Context) ([]unitHealth, error) {
-	blocks, err := properties(ctx, []string{"Id", "ActiveState", "SubState", "Result", "NRestarts"}, "*")
-	if err != nil {
-		return nil, err
-	}
-	return unitsOf(blocks), nil
-}
-
-// unitsOf judges units: one that waits for its automatic restart never shows as
-// failed, but the result of its last run does.
-func unitsOf(blocks []map[string]string) []unitHealth {
-	units := make([]unitHealth, 0, len(blocks))
-	for _, b := range blocks {
-		unit := unitHealth{name: b["Id"]}
-		waiting := strings.HasPrefix(b["SubState"], "auto-restart")
-		unit.failed = b["ActiveState"] == "failed" || waiting && b["Result"] != "success"
-		unit.restarts, _ = strconv.ParseUint(b["NRestarts"], 10, 64)
-		if unit.name != "" {
-			units = append(units, unit)
-		}
-	}
-	return units
-}
-
 func (s *systemd) activeState(ctx context.Context, unit string) (string, error) {
 	blocks, err := properties(ctx, []string{"LoadState", "ActiveState"}, unit)
 	if err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,8 +59,8 @@ func TestSystemdSupervisor(t *testing.T) {
 				t.Errorf("exit %d is recorded as %+v", code, exit)
 			}
 		}
-		units, err := s.health(ctx)
-		if err != nil || slices.ContainsFunc(units, func(u unitHealth) bool { return strings.HasPrefix(u.name, "nixops-exit") }) {
+		units, err := s.units(ctx)
+		if err != nil || slices.ContainsFunc(units, func(u Unit) bool { return strings.HasPrefix(u.Name, "nixops-exit") }) {
 			t.Errorf("units %+v, %v: our own are left", units, err)
 		}
 	})
@@ -269,16 +271,16 @@ func TestSystemdSupervisor(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		seen := map[string]unitHealth{}
+		seen := map[string]Unit{}
 		err := wait(ctx, patience, func() (bool, error) {
-			units, err := s.health(ctx)
+			units, err := s.units(ctx)
 			for _, u := range units {
-				seen[u.name] = u
+				seen[u.Name] = u
 			}
 			loop := seen["nixops-loop.service"]
-			return seen["nixops-bad.service"].failed && loop.failed && loop.restarts >= 2, err
+			return seen["nixops-bad.service"].Failed && loop.Failed && loop.Restarts >= 2, err
 		})
-		if err != nil || seen["nixops-good.service"].name == "" || seen["nixops-good.service"].failed {
+		if err != nil || seen["nixops-good.service"].Name == "" || seen["nixops-good.service"].Failed {
 			t.Errorf("%v: bad %+v, loop %+v, good %+v", err, seen["nixops-bad.service"], seen["nixops-loop.service"], seen["nixops-good.service"])
 		}
 		for unit, want := range map[string]string{
@@ -287,6 +289,78 @@ func TestSystemdSupervisor(t *testing.T) {
 			if state, err := s.activeState(ctx, unit); err != nil || state != want {
 				t.Errorf("%s is %q, %v; want %q", unit, state, err, want)
 			}
+		}
+	})
+	// Who brings a unit, how its last run ended although it runs again, and that one that
+	// was stopped is started.
+	t.Run("origin and end of units A32 A34", func(t *testing.T) {
+		run := func(program string, args ...string) {
+			t.Helper()
+			if _, err := (command{path: program, args: args, timeout: toolTimeout}).run(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dir := "/etc/systemd/system"
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			dir = resolved
+		} else if err := os.MkdirAll("/etc/static/systemd/system", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{
+			"nixops-well.service":  "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sleep 0.7\nRestart=always\n",
+			"nixops-badly.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh -c 'sleep 0.7; exit 1'\nRestart=always\n",
+			"nixops-app.service":   "[Service]\nExecStart=/bin/sleep 600\n",
+		} {
+			if err := os.WriteFile(dir+"/"+name, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				command{path: "systemctl", args: []string{"stop", name}}.run(context.Background())
+				os.Remove(dir + "/" + name)
+			})
+		}
+		run("systemctl", "daemon-reload")
+		run("systemctl", "start", "nixops-well.service", "nixops-badly.service", "nixops-app.service")
+		run("systemd-run", "--quiet", "--unit=nixops-made-up", "/bin/sleep", "600")
+		defer run("systemctl", "stop", "nixops-made-up.service")
+		seen := func() map[string]Unit {
+			t.Helper()
+			units, err := s.units(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			byName := map[string]Unit{}
+			for _, u := range units {
+				byName[u.Name] = u
+			}
+			return byName
+		}
+		err := wait(ctx, patience, func() (bool, error) {
+			units := seen()
+			well, badly := units["nixops-well.service"], units["nixops-badly.service"]
+			return well.Active && well.Restarts > 0 && well.EndsWell && badly.Active && badly.Restarts > 0 && !badly.EndsWell, nil
+		})
+		units := seen()
+		if err != nil {
+			t.Errorf("%v: %+v, %+v", err, units["nixops-well.service"], units["nixops-badly.service"])
+		}
+		app, made := units["nixops-app.service"], units["nixops-made-up.service"]
+		if !app.Active || !app.Declared || app.Transient || app.Age <= 0 || !made.Active || made.Declared || !made.Transient {
+			t.Errorf("declared %+v, made up %+v", app, made)
+		}
+		run("systemctl", "stop", "nixops-app.service")
+		ran := NewBaseline(slices.Collect(maps.Values(units)), time.Hour).Ran
+		if !slices.Contains(ran, app.Name) || slices.Contains(ran, made.Name) {
+			t.Errorf("what ran is %q", ran)
+		}
+		if down, err := s.down(ctx, ran); err != nil || !slices.Contains(down, app.Name) {
+			t.Errorf("down: %q, %v", down, err)
+		}
+		if down, err := s.startAgain(ctx, []string{app.Name, "nixops-none.service", "nixops-badly.service"}); err != nil || slices.Contains(down, app.Name) {
+			t.Errorf("down after the start: %q, %v", down, err)
+		}
+		if u := seen()[app.Name]; !u.Active {
+			t.Errorf("started again: %+v", u)
 		}
 	})
 	// What a deadline is to undo may have left nobody else to do it.

@@ -190,9 +190,16 @@ func (a *agent) recordBefore(ctx context.Context, j *journal.Journal) (err error
 			return fmt.Errorf("record the host's state: %w", err)
 		}
 	}
-	if j.FailedBefore, err = a.host.FailedUnits(ctx); err != nil {
+	units, err := a.host.Units(ctx)
+	if err != nil {
 		return fmt.Errorf("record the host's state: %w", err)
 	}
+	now, err := a.host.SinceBoot(ctx)
+	if err != nil {
+		return fmt.Errorf("record the host's state: %w", err)
+	}
+	j.UnitsBefore = nixops.NewBaseline(units, now)
+	j.FailedBefore = j.UnitsBefore.Failed
 	if j.Before.Profile == "" {
 		j.Before.Profile = j.Before.Current
 	}
@@ -271,6 +278,9 @@ func (a *agent) undo(ctx context.Context, reason journal.Reason) error {
 	a.waiting("undoing: %s", reason)
 	a.tellChange()
 	if err := a.undoer.Undo(ctx, reason); err != nil {
+		a.waiting("undoing: %s; to be tried again: %v", reason, err)
+		// A held check-in would keep the next attempt waiting.
+		time.AfterFunc(undo.Again+time.Second, a.tellChange)
 		return err
 	}
 	a.settle(ctx)
@@ -330,7 +340,8 @@ func (a *agent) arm(ctx context.Context, j *journal.Journal) (*journal.Journal, 
 	a.report(protocol.EventActivationStarted, j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
 	a.deliverWithin(ctx, sayTime)
 	j, err = a.dir.Advance(time.Now(), []journal.Step{journal.Arming}, journal.Switching, func(j *journal.Journal) {
-		j.Before, j.BootID, j.FailedBefore = before.Before, before.BootID, before.FailedBefore
+		j.Before, j.BootID = before.Before, before.BootID
+		j.UnitsBefore, j.FailedBefore = before.UnitsBefore, before.FailedBefore
 		j.StartedAt, j.ArmedAtMs = pki.At(time.Now().Truncate(time.Millisecond)), armedAt.Milliseconds()
 	})
 	if err != nil {
@@ -391,6 +402,9 @@ func (a *agent) awaitSwitch(ctx context.Context, j *journal.Journal) (*journal.J
 		}
 		exit = state.Exit
 	}
+	if exit, err = a.readExit(ctx, j, exit); err != nil {
+		return nil, err
+	}
 	return a.judge(ctx, j, exit)
 }
 
@@ -420,7 +434,9 @@ func (a *agent) beginSwitch(ctx context.Context, j *journal.Journal) (exit nixop
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		exit, err = a.host.Switch(ctx, nixops.SwitchRequest{Closure: j.Closure, Action: nixops.ActionTest, Unit: j.Units.Switch})
+		exit, err = a.host.Switch(ctx, nixops.SwitchRequest{
+			Closure: j.Closure, Action: nixops.ActionTest, Unit: j.Units.Switch, Continues: j.Again,
+		})
 	}()
 	for begun := false; !begun; {
 		select {
@@ -434,39 +450,4 @@ func (a *agent) beginSwitch(ctx context.Context, j *journal.Journal) (exit nixop
 	unlock()
 	<-done
 	return exit, err
-}
-
-// judge tells the exit codes apart. Exit 4 says that some unit failed, which
-// the health gate compares with those that had failed before.
-func (a *agent) judge(ctx context.Context, j *journal.Journal, exit nixops.Exit) (*journal.Journal, error) {
-	code := int32(exit.Code)
-	output, err := a.host.UnitOutput(ctx, j.Units.Switch)
-	if err != nil {
-		output = ""
-	}
-	noted := func(j *journal.Journal) { j.ExitCode, j.Output = &code, tail(output) }
-	a.log.Info().Str("closure", j.Closure).Str("exit", exit.String()).Msg("switch ended")
-	switch exit.Meaning() {
-	case nixops.MeaningDone, nixops.MeaningUnits:
-		a.prober.reset()
-		restarts, err := a.host.Restarts(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Checking, func(j *journal.Journal) {
-			noted(j)
-			j.Restarts = restarts
-		})
-	case nixops.MeaningLocked:
-		return nil, a.undo(ctx, undo.Locked)
-	case nixops.MeaningReboot:
-		if err := a.undoer.Undo(ctx, journal.Because(protocol.CauseSuperseded, "the init interface changed; staged for the next boot")); err != nil {
-			return nil, err
-		}
-		return a.dir.Advance(time.Now(), []journal.Step{journal.Undone}, journal.Staging, func(j *journal.Journal) { j.Component, j.Reason = "systemd", journal.Reason{} })
-	}
-	if _, err := a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Switching, noted); err != nil {
-		return nil, err
-	}
-	return nil, a.undo(ctx, journal.Because(protocol.CauseSwitch, exit.String()))
 }

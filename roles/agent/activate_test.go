@@ -354,11 +354,11 @@ func (s *snapshots) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.
 	defer s.take("switched " + string(r.Action))
 	return s.Host.Switch(ctx, r)
 }
-func (s *snapshots) FailedUnits(ctx context.Context) ([]string, error) {
+func (s *snapshots) Units(ctx context.Context) ([]nixops.Unit, error) {
 	if n := len(s.calls); n > 0 && s.calls[n-1] != "gate" {
 		s.take("gate")
 	}
-	return s.Host.FailedUnits(ctx)
+	return s.Host.Units(ctx)
 }
 func (s *snapshots) SetProfile(ctx context.Context, c string) error {
 	s.take("profile")

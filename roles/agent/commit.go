@@ -66,8 +66,26 @@ func (a *agent) makeDefault(ctx context.Context, j *journal.Journal) error {
 	if err := a.undoer.Boot(ctx, j, j.Closure); err != nil {
 		return &localError{trouble(protocol.CauseBoot, err), ""}
 	}
+	if err := a.bootTook(ctx, j); err != nil {
+		return &localError{trouble(protocol.CauseBoot, err), ""}
+	}
 	_, err := a.dir.AdvanceLocked(time.Now(), []journal.Step{journal.Committing}, journal.Committed, nil)
 	return err
+}
+
+// bootTook looks whether an installer that ended well has done anything. Where the boot
+// default was read rightly before, which the profile shows, is what it was, and no entry
+// starts the closure, a reboot would go back without a word. Of a loader that cannot be
+// read nothing is known, which is no error.
+func (a *agent) bootTook(ctx context.Context, j *journal.Journal) error {
+	def, err := a.host.BootDefault(ctx)
+	if err != nil || def == "" || def == j.Closure || def != j.Before.BootDefault || def != j.Before.Profile {
+		return nil
+	}
+	if has, err := a.host.HasBootEntry(ctx, j.Closure); err != nil || has {
+		return nil
+	}
+	return fmt.Errorf("the installer ended well and changed nothing: %s is still what boots next", def)
 }
 
 // trouble is the reason for an undo after an error of this host. A script blames the closure

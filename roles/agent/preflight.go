@@ -145,6 +145,10 @@ func (a *agent) checkTarget(ctx context.Context, closure string) error {
 	if err != nil {
 		output = err.Error()
 	}
+	if exit.Meaning() == nixops.MeaningNotBegun { // the number of an error of this host
+		why := fmt.Sprintf("check: %s: %s", exit, tail(output))
+		return &localError{journal.Because(protocol.CausePreflight, why), protocol.EventRealiseFailed}
+	}
 	return fmt.Errorf("the target's pre-switch checks refuse it: %s: %s", exit, tail(output))
 }
 

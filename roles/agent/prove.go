@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"nixfleet/roles/agent/journal"
@@ -109,10 +108,20 @@ func (a *agent) windowUsed(ctx context.Context, j *journal.Journal) bool {
 // gate watches units through the settle time, and on until the probes allow the new
 // generation. It returns what is wrong with it, empty when nothing is.
 func (a *agent) gate(ctx context.Context, j *journal.Journal) (string, error) {
+	before := j.Baseline()
+	watch := before.Watch(time.Now())
 	for settled := time.Now().Add(a.cfg.SettleTime); ; {
 		watched := !time.Now().Before(settled)
-		if trouble, err := a.unitTrouble(ctx, j, !watched); err != nil || trouble != "" {
-			return trouble, err
+		units, err := a.host.Units(ctx)
+		if err != nil {
+			return "", err
+		}
+		trouble := before.Failing(units)
+		if !watched {
+			trouble = watch.Look(units, time.Now())
+		}
+		if trouble != "" {
+			return trouble, nil
 		}
 		if watched {
 			failing := a.prober.failing()
@@ -132,30 +141,4 @@ func (a *agent) gate(ctx context.Context, j *journal.Journal) (string, error) {
 			return "", err
 		}
 	}
-}
-
-// unitTrouble compares the units with those before the switch; within the settle time
-// none may be restarted either.
-func (a *agent) unitTrouble(ctx context.Context, j *journal.Journal, settling bool) (string, error) {
-	failed, err := a.host.FailedUnits(ctx)
-	if err != nil {
-		return "", err
-	}
-	failed = slices.DeleteFunc(failed, func(u string) bool { return slices.Contains(j.FailedBefore, u) })
-	if len(failed) > 0 {
-		return fmt.Sprintf("units failed that had not before: %v", failed), nil
-	}
-	if !settling {
-		return "", nil
-	}
-	restarts, err := a.host.Restarts(ctx)
-	if err != nil {
-		return "", err
-	}
-	for unit, n := range restarts {
-		if n > j.Restarts[unit] && !slices.Contains(j.FailedBefore, unit) {
-			return fmt.Sprintf("unit %s was restarted while it was watched", unit), nil
-		}
-	}
-	return "", nil
 }

@@ -97,7 +97,11 @@ func (a *agent) settle(ctx context.Context) {
 	if j.Blame {
 		a.report(protocol.EventActivationFailed, j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
 	}
-	a.report(protocol.EventRollbackTriggered, j.ChannelRef, protocol.Reasoned{Reason: j.Reason.String()})
+	told := j.Reason.String()
+	if j.UndoTrouble != "" {
+		told += "; " + j.UndoTrouble
+	}
+	a.report(protocol.EventRollbackTriggered, j.ChannelRef, protocol.Reasoned{Reason: told})
 	if j.Recalled {
 		a.forgetRecalled(j)
 	} else {
@@ -116,7 +120,7 @@ func (a *agent) settle(ctx context.Context) {
 		}
 	}
 	a.status.note(func(s *status) {
-		s.Waiting, s.Next = "this host is back on "+j.Before.Current+": "+j.Reason.String(), "journalctl -u "+j.Units.Switch
+		s.Waiting, s.Next = "this host is back on "+j.Before.Current+": "+told, "journalctl -u "+j.Units.Switch
 	})
 	if err := a.dir.End(journal.Undone); err != nil {
 		a.log.Error().Err(err).Msg("journal not closed")
@@ -215,6 +219,8 @@ func (a *agent) rollback(ctx context.Context, r *protocol.Rollback) bool {
 	next.Step, next.Units, next.ChannelRef = journal.Undoing, journal.NewUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
 	next.Reason, next.Blame, next.Recalled = journal.Because(protocol.CauseRecalled, r.Reason), false, true
 	next.Since = pki.At(time.Now().Truncate(time.Millisecond))
+	// What ran when it was activated may have been stopped by root since.
+	next.UnitsBefore.Ran, next.UndoTries, next.UndoTrouble = nil, 0, ""
 	if boot, err := a.host.BootID(ctx); err == nil {
 		next.BootID = boot
 	}

@@ -155,7 +155,7 @@ func (a *agent) takeStagedBoot(ctx context.Context, j *journal.Journal, from []j
 	if err != nil {
 		return nil, err
 	}
-	restarts, err := a.host.Restarts(ctx)
+	restarts, err := a.restarts(ctx)
 	if err != nil {
 		return nil, err
 	}

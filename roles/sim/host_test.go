@@ -452,9 +452,9 @@ func (m *watched) RestoreCurrent(ctx context.Context, closure string) error {
 	return errors.Join(m.Sim.RestoreCurrent(ctx, closure), m.step(ctx))
 }
 
-func (m *watched) FailedUnits(ctx context.Context) ([]string, error) {
+func (m *watched) Units(ctx context.Context) ([]nixops.Unit, error) {
 	if err := m.step(ctx); err != nil {
 		return nil, err
 	}
-	return m.Sim.FailedUnits(ctx)
+	return m.Sim.Units(ctx)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"nixfleet/nixops"
 	"nixfleet/nixops/disk"
 	"nixfleet/pki"
 )
@@ -70,11 +71,12 @@ type Journal struct {
 	WindowSecs   uint32            `json:"windowSecs" shape:"R"`
 	ArmedAtMs    int64             `json:"armedAtMs" shape:"D"` // the deadline was, since the boot, time asleep included
 	Units        Units             `json:"units" shape:"R"`
-	FailedBefore []string          `json:"failedBefore" shape:"D"`
-	Restarts     map[string]uint64 `json:"restarts" shape:"D"`
-	Component    string            `json:"component" shape:"D"` // staged: what waits for the boot
-	BootsOnce    bool              `json:"bootsOnce" shape:"D"` // staged: the loader keeps its default and falls back to it
-	Reboots      bool              `json:"reboots" shape:"D"`   // staged: the host's policy lets the agent reboot it
+	UnitsBefore  nixops.Baseline   `json:"unitsBefore" shape:"D"`
+	FailedBefore []string          `json:"failedBefore" shape:"D"` // the same for agents that know no base line
+	Restarts     map[string]uint64 `json:"restarts" shape:"D"`     // after the switch; for such agents, too
+	Component    string            `json:"component" shape:"D"`    // staged: what waits for the boot
+	BootsOnce    bool              `json:"bootsOnce" shape:"D"`    // staged: the loader keeps its default and falls back to it
+	Reboots      bool              `json:"reboots" shape:"D"`      // staged: the host's policy lets the agent reboot it
 
 	// Compliance is the mode of the compliance gate for this activation.
 	Compliance string `json:"compliance" shape:"D"`
@@ -89,7 +91,17 @@ type Journal struct {
 	Recalled bool   `json:"recalled" shape:"D"`
 	ExitCode *int32 `json:"exitCode" shape:"N"`
 	Output   string `json:"output" shape:"D"`
+
+	// Again means that the switch script died and was run a second time.
+	Again bool `json:"again" shape:"D"`
+	// UndoTries counts the runs of the previous closure's script that did not end well, and
+	// UndoTrouble is what is not as it was although the undo is done.
+	UndoTries   uint32 `json:"undoTries" shape:"D"`
+	UndoTrouble string `json:"undoTrouble" shape:"D"`
 }
+
+// Baseline is what the units did before the switch.
+func (j *Journal) Baseline() nixops.Baseline { return j.UnitsBefore.And(j.FailedBefore) }
 
 // ByManifest reports whether the activation is under a control plane without heads, where
 // the rollout is the only intent.

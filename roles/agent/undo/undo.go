@@ -143,14 +143,10 @@ func (u *Undoer) restore(ctx context.Context, j *journal.Journal) error {
 	if !untouched && j.Reboots && u.rebootBack(ctx, j) {
 		return errRebooting
 	}
+	var unwell error
 	if !untouched {
-		// The previous closure's own script, since the bad one's may be what is bad;
-		// its pre-checks must not keep the host in a bad state.
-		var bad *ExitError
-		err := u.run(ctx, nixops.SwitchRequest{Closure: j.Before.Current, Action: nixops.ActionTest, Unit: j.Units.Undo, Env: noCheck})
-		if errors.As(err, &bad) {
-			u.Log.Warn().Str("exit", bad.Exit.String()).Msg("the previous closure's script did not end well")
-		} else if err != nil {
+		unwell, err = u.switchBack(ctx, j)
+		if err != nil {
 			return err
 		}
 	}
@@ -160,7 +156,13 @@ func (u *Undoer) restore(ctx context.Context, j *journal.Journal) error {
 	if err := u.restoreBoot(ctx, j); err != nil {
 		return err
 	}
-	return u.restored(ctx, j)
+	if err := u.restored(ctx, j); err != nil {
+		return err
+	}
+	if untouched {
+		return nil
+	}
+	return u.restoreUnits(ctx, j, unwell)
 }
 
 func (u *Undoer) restoreBoot(ctx context.Context, j *journal.Journal) error {
