@@ -37,24 +37,28 @@ func run(args []string) int {
 	return command.Run(ctx, application(), commandLine(args))
 }
 
-// application is the command tree of all three roles.
+// application is the command tree of all three roles. `cp poke` is an operator's question to a running control plane.
 func application() *cli.App {
-	controlPlane := cp.Command()
-	controlPlane.Subcommands = append(controlPlane.Subcommands, operator.PokeCommand())
 	verbs := operator.Commands(operator.Roles{
-		ControlPlane: inProcess(cp.Command),
-		Agent:        inProcess(agent.Command),
+		ControlPlane: inProcess("cp", func() []*cli.Command { return []*cli.Command{cp.Command()} }),
+		Agent:        inProcess("agent", func() []*cli.Command { return []*cli.Command{agent.Command()} }),
+		Operator:     inProcess("", func() []*cli.Command { return operator.Commands(operator.Roles{}) }),
 	})
-	return command.App(build(), append(verbs, controlPlane, agent.Command())...)
+	return command.App(build(), append(verbs, cp.Command(operator.PokeCommand()), agent.Command())...)
 }
 
-// inProcess runs one role the way a command line would, for the demo.
-func inProcess(role func() *cli.Command) func(context.Context, []string, io.Writer, io.Writer) error {
+// inProcess runs command lines for the demonstration, without the environment, whose variables are meant for another
+// fleet. The words of a role follow its name.
+func inProcess(role string, commands func() []*cli.Command) func(context.Context, []string, io.Writer, io.Writer) error {
 	return func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-		c := role()
-		app := command.App(build(), c)
+		app := command.App(build(), commands()...)
+		command.WithoutVariables(app.Commands...)
 		app.Writer, app.ErrWriter = stdout, stderr
-		return app.RunContext(ctx, append([]string{"nixfleet", c.Name}, args...))
+		line := []string{"nixfleet"}
+		if role != "" {
+			line = append(line, role)
+		}
+		return app.RunContext(ctx, append(line, args...))
 	}
 }
 

@@ -52,6 +52,9 @@ type Lowered struct {
 // LowerPolicies writes the selectors of policies that use `and` or `not` as lists of hosts, and names them. v1's mkFleet leaves both words in the policies, where nobody reads them:
 // the waves that count are resolved already. A budget's selector is read, and stays for Check to refuse.
 func (d *Declaration) LowerPolicies() ([]Lowered, error) {
+	if !d.hasRules() {
+		return nil, nil
+	}
 	f, err := d.Fleet()
 	if err != nil {
 		return nil, fmt.Errorf("the fleet's declaration: %w", err)
@@ -81,4 +84,20 @@ func (d *Declaration) LowerPolicies() ([]Lowered, error) {
 		}
 	}
 	return lowered, nil
+}
+
+// hasRules says whether a policy uses `and` or `not` at all: hardly any does, and reading a large fleet takes its time.
+func (d *Declaration) hasRules() bool {
+	for _, p := range d.member("rolloutPolicies") {
+		policy, _ := p.(map[string]any)
+		waves, _ := policy["waves"].([]any)
+		for _, w := range waves {
+			wave, _ := w.(map[string]any)
+			selector, _ := wave["selector"].(map[string]any)
+			if selector["and"] != nil || selector["not"] != nil {
+				return true
+			}
+		}
+	}
+	return false
 }

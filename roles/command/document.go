@@ -31,3 +31,13 @@ func Text(c *cli.Context, text jsontext.Value) error {
 	_, err := fmt.Fprintf(c.App.Writer, "%s\n", text)
 	return err
 }
+
+// Line prints a value as JSON on one line.
+func Line(c *cli.Context, v any) error {
+	doc, err := pki.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s\n", doc)
+	return err
+}

@@ -53,6 +53,42 @@ func variable(f cli.Flag, name []string) cli.Flag {
 	return f
 }
 
+// WithoutVariables makes commands deaf to the environment, for a program that runs another role's command line in its
+// own process: the variables around it are meant for itself.
+func WithoutVariables(commands ...*cli.Command) {
+	for _, c := range commands {
+		WithoutVariables(c.Subcommands...)
+		for _, f := range c.Flags {
+			forget(f)
+		}
+	}
+}
+
+func forget(f cli.Flag) {
+	switch f := f.(type) {
+	case textFlag:
+		forget(f.StringFlag)
+	case listFlag:
+		forget(f.StringSliceFlag)
+	case truthFlag:
+		forget(f.BoolFlag)
+	case *cli.StringFlag:
+		f.EnvVars = nil
+	case *cli.StringSliceFlag:
+		f.EnvVars = nil
+	case *cli.BoolFlag:
+		f.EnvVars = nil
+	case *cli.IntFlag:
+		f.EnvVars = nil
+	case *cli.Int64Flag:
+		f.EnvVars = nil
+	case *cli.Float64Flag:
+		f.EnvVars = nil
+	case *cli.DurationFlag:
+		f.EnvVars = nil
+	}
+}
+
 func otherwise(have, names []string) []string {
 	if len(have) > 0 {
 		return have

@@ -11,15 +11,15 @@ import (
 	"nixfleet/roles/cp/tick"
 )
 
-// Command is `nixfleet cp`.
-func Command() *cli.Command {
+// Command is `nixfleet cp`, with what other roles ask of a control plane behind its own verbs.
+func Command(others ...*cli.Command) *cli.Command {
 	return &cli.Command{
 		Name:  "cp",
 		Usage: "the control plane: route signed releases to agents",
 		Description: "Example:\n   nixfleet cp serve --source git+https://forge.example.com/fleet.git#main --db-path /var/lib/nixfleet-cp/state.db \\\n" +
 			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem \\\n" +
 			"     --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem --agent-cn-suffix fleet.example.com",
-		Subcommands: []*cli.Command{serveCommand(), tick.Command(), backupCommand()},
+		Subcommands: append([]*cli.Command{serveCommand(), tick.Command(), backupCommand()}, others...),
 	}
 }
 

@@ -9,22 +9,18 @@
 package operator
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/roles/command"
+	"nixfleet/roles/operator/demo"
 )
 
-// Roles are the other roles' command lines, which main hands over because the
-// roles do not import each other; the demo runs them in its own process.
-type Roles struct {
-	ControlPlane, Agent func(ctx context.Context, args []string, stdout, stderr io.Writer) error
-}
+// Roles are the command lines that the demonstration runs in its own process.
+type Roles = demo.Roles
 
 // Commands returns the operator's verbs.
 func Commands(roles Roles) []*cli.Command {
@@ -32,7 +28,7 @@ func Commands(roles Roles) []*cli.Command {
 		statusCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
 		initCommand(), releaseCommand(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
-		configCommand(), command.Completion(), demoCommand(roles),
+		configCommand(), command.Completion(), demo.Command(roles),
 	}
 	for _, c := range verbs {
 		finish(c, "NIXFLEET")

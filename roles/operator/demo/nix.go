@@ -1,4 +1,4 @@
-package operator
+package demo
 
 import (
 	"archive/tar"
@@ -36,10 +36,10 @@ type nixMachines struct {
 	url     string // of the cache
 }
 
-// demoFlake declares the fleet. A system is what its tar holds: the unpacking is
+// flake declares the fleet. A system is what its tar holds: the unpacking is
 // done by Nix itself, so that building needs no shell and no other package, which
 // a machine without a nixpkgs at hand does not have.
-const demoFlake = `{
+const flake = `{
   outputs =
     { self }:
     let
@@ -62,14 +62,14 @@ const demoFlake = `{
 }
 `
 
-// demoSwitch stands for switch-to-configuration where there is no init.
+// switchScript stands for switch-to-configuration where there is no init.
 //
-//go:embed demoswitch.sh
-var demoSwitch string
+//go:embed switch.sh
+var switchScript string
 
-// demoNixConf is all the configuration that Nix gets. The stores are private, so
+// nixConf is all the configuration that Nix gets. The stores are private, so
 // builds run in a namespace whatever the sandbox is set to.
-const demoNixConf = `experimental-features = nix-command flakes
+const nixConf = `experimental-features = nix-command flakes
 build-users-group =
 substituters =
 sandbox-paths =
@@ -151,7 +151,7 @@ func (m *nixMachines) install(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(m.confDir(), "nix.conf"), []byte(demoNixConf), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(m.confDir(), "nix.conf"), []byte(nixConf), 0o644); err != nil {
 		return err
 	}
 	trust, _, err := pki.LoadTrust(m.s.key("trust.json"))
@@ -223,7 +223,7 @@ func (m *nixMachines) boot(ctx context.Context, name, closure string) error {
 
 func (m *nixMachines) release(ctx context.Context, want func(string) int, n int, bad bool) ([]string, error) {
 	system := map[string]string{"amd64": "x86_64-linux", "arm64": "aarch64-linux"}[runtime.GOARCH]
-	if err := m.s.write("fleet/flake.nix", fmt.Appendf(nil, demoFlake, system)); err != nil {
+	if err := m.s.write("fleet/flake.nix", fmt.Appendf(nil, flake, system)); err != nil {
 		return nil, err
 	}
 	for _, name := range m.s.names {
@@ -253,7 +253,7 @@ func (m *nixMachines) release(ctx context.Context, want func(string) int, n int,
 
 // systemTar is bin/ of a system. A failing unit makes its switch fail.
 func systemTar(failing string) ([]byte, error) {
-	script := strings.Replace(demoSwitch, "failing=", "failing="+failing, 1)
+	script := strings.Replace(switchScript, "failing=", "failing="+failing, 1)
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	err := errors.Join(

@@ -1,4 +1,4 @@
-package operator
+package demo
 
 import (
 	"context"
@@ -158,7 +158,7 @@ func (s *story) broken(ctx context.Context, canary string) error {
 
 func (s *story) revocation(ctx context.Context, name string) error {
 	// A certificate of this very second would outlive its revocation.
-	if _, err := s.command(ctx, "revoke", "--reason", "demonstration", "--config", s.config(), name); err != nil {
+	if _, err := s.command(ctx, "revoke", "--reason", "demonstration", name); err != nil {
 		return err
 	}
 	plane, err := s.asHost(name)

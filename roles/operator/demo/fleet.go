@@ -1,4 +1,4 @@
-package operator
+package demo
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,14 +25,14 @@ import (
 	"nixfleet/roles/protocol/client"
 )
 
-const demoSuffix = "demo.nixfleet"
+const suffix = "demo.nixfleet"
 
 // story is the fleet of a demonstration. Everything is done the way a person
 // would: by the commands of this program.
 type story struct {
 	roles    Roles
 	dir      string
-	view     *demoView
+	view     *view
 	hosts    int
 	address  string
 	machines machines
@@ -53,13 +54,13 @@ func (s *story) key(name string) string { return s.path("keys", name) }
 func (s *story) config() string         { return s.path("config.toml") }
 func (s *story) wait()                  { s.running.Wait() }
 
-// command runs one command line of this program and returns what it printed.
-func (s *story) command(ctx context.Context, args ...string) (string, error) {
+// command runs a verb of this program, of one word or two, and returns what it printed. The verb reads the
+// demonstration's own configuration file.
+func (s *story) command(ctx context.Context, verb string, args ...string) (string, error) {
 	var out, said bytes.Buffer
-	app := command.App("demo", Commands(s.roles)...)
-	app.Writer, app.ErrWriter = &out, &said
-	if err := app.RunContext(ctx, append([]string{"nixfleet"}, args...)); err != nil {
-		return "", fmt.Errorf("nixfleet %s: %w", args[0], err)
+	line := slices.Concat(strings.Fields(verb), []string{"--config", s.config()}, args)
+	if err := s.roles.Operator(ctx, line, &out, &said); err != nil {
+		return "", fmt.Errorf("nixfleet %s: %w", verb, err)
 	}
 	return out.String(), nil
 }
@@ -79,7 +80,8 @@ func (s *story) prepare(ctx context.Context) error {
 	if err := os.MkdirAll(s.path("keys"), 0o700); err != nil {
 		return err
 	}
-	if err := s.alone(); err != nil {
+	// Empty, so that the operator's own configuration, which is that of another fleet, is not read.
+	if err := os.WriteFile(s.config(), nil, 0o600); err != nil {
 		return err
 	}
 	// Any free port; the control plane must keep it over its restart.
@@ -91,10 +93,10 @@ func (s *story) prepare(ctx context.Context) error {
 	if err := probe.Close(); err != nil {
 		return err
 	}
-	if _, err := s.command(ctx, "keygen", "all", "--dir", s.path("keys"), "--suffix", demoSuffix, "--server", "127.0.0.1"); err != nil {
+	if _, err := s.command(ctx, "keygen all", "--dir", s.path("keys"), "--suffix", suffix, "--server", "127.0.0.1"); err != nil {
 		return err
 	}
-	if _, err := s.command(ctx, "config", "init", "--force", "--path", s.config(), "--cp-url", "https://"+s.address, "--ca-cert", s.key("fleet-root.cert.pem"),
+	if _, err := s.command(ctx, "config init", "--force", "--path", s.config(), "--cp-url", "https://"+s.address, "--ca-cert", s.key("fleet-root.cert.pem"),
 		"--client-cert", s.key("operator.pem"), "--client-key", s.key("operator.key")); err != nil {
 		return err
 	}
@@ -127,22 +129,6 @@ func (s *story) prepare(ctx context.Context) error {
 	}
 	s.client, err = s.clientOf(&cert)
 	return err
-}
-
-// alone keeps the operator's own configuration and variables from the roles that
-// run in this process: they are those of another fleet.
-func (s *story) alone() error {
-	for _, variable := range os.Environ() {
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "NIXFLEET_") {
-			if err := os.Unsetenv(name); err != nil {
-				return err
-			}
-		}
-	}
-	if err := os.WriteFile(s.config(), nil, 0o600); err != nil {
-		return err
-	}
-	return os.Setenv("NIXFLEET_CONFIG", s.config())
 }
 
 func (s *story) clientOf(cert *tls.Certificate) (*client.Client, error) {
@@ -206,7 +192,7 @@ func (s *story) publish(ctx context.Context, want func(host string) int, n int, 
 			return err
 		}
 	}
-	if _, err := s.command(ctx, append([]string{"release", "--build-flake", s.path("fleet"), "--release-dir", s.path("fleet", "releases"),
+	if _, err := s.command(ctx, "release", append([]string{"--build-flake", s.path("fleet"), "--release-dir", s.path("fleet", "releases"),
 		"--sign-key", s.key("release.key"), "--trust-file", s.key("trust.json"),
 		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@localhost", "--confirm-window", "60s"}, flags...)...); err != nil {
 		return err
@@ -281,7 +267,7 @@ func (s *story) startControlPlane(ctx context.Context) error {
 		done <- s.roles.ControlPlane(ctx, []string{
 			"serve", "--listen", s.address, "--tls-cert", s.key("server.cert.pem"), "--tls-key", s.key("server.key.pem"),
 			"--client-ca", s.key("client-ca.pem"), "--fleet-ca-cert", s.key("issuing-ca.cert.pem"), "--fleet-ca-key", s.key("issuing-ca.key.pem"),
-			"--agent-cn-suffix", demoSuffix, "--trust-file", s.key("trust.json"), "--state-dir", s.path("cp"), "--db-path", s.path("cp", "state.db"),
+			"--agent-cn-suffix", suffix, "--trust-file", s.key("trust.json"), "--state-dir", s.path("cp"), "--db-path", s.path("cp", "state.db"),
 			"--source", "git+file://" + s.path("forge.git") + "#main", "--checkin-interval", "1s", "--confirm-deadline-secs", "60",
 		}, log, log)
 	})
@@ -325,7 +311,7 @@ func (s *story) startAgent(ctx context.Context, name string) error {
 
 // mint writes a bootstrap token for a host.
 func (s *story) mint(ctx context.Context, name string) error {
-	token, err := s.command(ctx, "mint-token", "--hostname", name, "--host-pubkey", s.pubkeys[name], "--org-root-key", s.key("org-root.key"), "--config", s.config())
+	token, err := s.command(ctx, "mint-token", "--hostname", name, "--host-pubkey", s.pubkeys[name], "--org-root-key", s.key("org-root.key"))
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package operator
+package demo
 
 import (
 	"cmp"
@@ -11,19 +11,19 @@ import (
 	"nixfleet/roles/protocol"
 )
 
-// demoView tells the story: on a terminal with a live table of the fleet below
+// view tells the story: on a terminal with a live table of the fleet below
 // it, elsewhere in plain lines, one a change.
-type demoView struct {
+type view struct {
 	*command.View
 	last map[string]string // line of each host, where there is no table
 }
 
-func newDemoView(w io.Writer) *demoView {
-	return &demoView{View: command.NewView(w), last: map[string]string{}}
+func newView(w io.Writer) *view {
+	return &view{View: command.NewView(w), last: map[string]string{}}
 }
 
 // show takes a new view of the fleet.
-func (v *demoView) show(hosts []protocol.HostEntry) {
+func (v *view) show(hosts []protocol.HostEntry) {
 	if v.Live() {
 		v.Show(func(room int) ([][]string, string) { return v.table(hosts, room) })
 		return
@@ -38,7 +38,7 @@ func (v *demoView) show(hosts []protocol.HostEntry) {
 }
 
 // table is the fleet in a table with room for so many hosts.
-func (v *demoView) table(all []protocol.HostEntry, room int) (rows [][]string, rest string) {
+func (v *view) table(all []protocol.HostEntry, room int) (rows [][]string, rest string) {
 	if len(all) == 0 {
 		return nil, ""
 	}

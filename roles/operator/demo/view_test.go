@@ -1,4 +1,4 @@
-package operator
+package demo
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 func TestDemoTableFitsTheTerminal(t *testing.T) {
 	for _, size := range []struct{ columns, lines int }{{80, 24}, {40, 12}, {200, 60}} {
 		var out bytes.Buffer
-		v := &demoView{View: command.LiveView(&out, func() (int, int) { return size.columns, size.lines }, false)}
+		v := &view{View: command.LiveView(&out, func() (int, int) { return size.columns, size.lines }, false)}
 		release, now := "x-1", "Dispatched"
 		var hosts []protocol.HostEntry
 		for i := range 50 {
