@@ -223,18 +223,20 @@ func ListIn(doc []byte, name string) (List, error) {
 	return List{}, nil
 }
 
-// unexpired are the bootstrap nonces that can still be used at a time.
-func (l List) unexpired(at time.Time) List {
-	kept := slices.DeleteFunc(slices.Clone(l), func(entry any) bool {
+// unexpired are the bootstrap nonces that can still be used at a time, and the hosts of the others.
+func (l List) unexpired(at time.Time) (kept List, pruned []string) {
+	kept = List{}
+	for _, entry := range l {
 		e, _ := entry.(map[string]any)
 		text, _ := e["expiresAt"].(string)
-		expires, err := pki.ParseTimestamp(text)
-		return err == nil && expires.Before(at)
-	})
-	if kept == nil {
-		return List{}
+		if expires, err := pki.ParseTimestamp(text); err == nil && expires.Before(at) {
+			host, _ := e["hostname"].(string)
+			pruned = append(pruned, host)
+			continue
+		}
+		kept = append(kept, entry)
 	}
-	return kept
+	return kept, pruned
 }
 
 // Stamp says who signs a release, when, and what it was built from.
@@ -262,7 +264,7 @@ func (s Stamp) meta(had any) map[string]any {
 // Stamped are the canonical bytes to sign; nil for a list that the fleet does not keep.
 type Stamped struct {
 	Fleet, Revocations, Nonces []byte
-	Pruned                     int // nonces that had expired and were left out
+	Pruned                     []string // hosts of the nonces that had expired and were left out, in their order
 }
 
 // Stamp fills in the stamp. The lists come first, since the fleet names their hashes. The declaration stays as it is.
@@ -278,8 +280,8 @@ func (d *Declaration) Stamp(s Stamp, revocations, nonces List) (*Stamped, error)
 		out.Revocations, members["revocations"] = body, pki.HashHex(body)
 	}
 	if nonces != nil {
-		kept := nonces.unexpired(s.SignedAt.Time)
-		out.Pruned = len(nonces) - len(kept)
+		kept, pruned := nonces.unexpired(s.SignedAt.Time)
+		out.Pruned = pruned
 		doc := map[string]any{"schemaVersion": 1, "bootstrapNonces": []any(kept), "meta": s.meta(nil)}
 		body, err := written(doc, ParseNonces)
 		if err != nil {

@@ -234,7 +234,8 @@ func printRelease(c *cli.Context, s *release.Summary) error {
 		fmt.Fprintf(w, "%s: its pin has expired\n", pin)
 	}
 	if s.PrunedNonce > 0 {
-		fmt.Fprintf(w, "%s left out\n", command.Plural(s.PrunedNonce, "expired bootstrap nonce"))
+		fmt.Fprintf(w, "%s left out, of %s: take them out of bootstrapNonces, or prepare the hosts anew\n",
+			command.Plural(s.PrunedNonce, "expired bootstrap nonce"), strings.Join(s.PrunedHosts, ", "))
 	}
 	if s.GitCommit != nil {
 		fmt.Fprintf(w, "commit %s\n", *s.GitCommit)

@@ -72,7 +72,8 @@ func (r *releaser) tryPublish(ctx context.Context, b *built) (*Summary, error) {
 		return nil, err
 	}
 	summary.SignedAt, summary.CICommit, summary.FleetHash = &s.signedAt, b.ciCommit, s.hash
-	summary.Channels, summary.Changed, summary.PrunedNonce = s.channels, s.changed, s.pruned
+	summary.Channels, summary.Changed = s.channels, s.changed
+	summary.PrunedNonce, summary.PrunedHosts = len(s.pruned), s.pruned
 	if summary.DryRun = r.cfg.DryRun; r.cfg.DryRun {
 		return summary, nil
 	}

@@ -125,6 +125,7 @@ type Summary struct {
 	Changed     []HostChange       `json:"changedHosts"`
 	ExpiredPins []string           `json:"expiredPins"`
 	PrunedNonce int                `json:"prunedNonces"`
+	PrunedHosts []string           `json:"prunedNonceHosts"` // whose nonces had expired
 }
 
 // Channel is one channel of a release.

@@ -26,7 +26,7 @@ type sealed struct {
 	hash     string // of the fleet
 	channels map[string]Channel
 	changed  []HostChange
-	pruned   int // bootstrap nonces
+	pruned   []string // hosts whose bootstrap nonces had expired
 }
 
 func (s *sealed) add(name string, body, sig []byte) {
