@@ -13,7 +13,7 @@ import (
 // returns the newer one's new name. The replacement is made whole beside it
 // first: the newest copy taken before a migration that is not known here, or an
 // empty one, with the newer file's revocations and used tokens, the loss of
-// which would let somebody in. A crash at any moment leaves the one or the
+// which would let a revoked host in. A crash at any moment leaves the one or the
 // other in place.
 func setAside(ctx context.Context, path string, version int, list []migration) (aside string, err error) {
 	if err := checkpoint(ctx, path); err != nil {

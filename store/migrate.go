@@ -37,14 +37,14 @@ func (r *refusal) Hint() string { return r.hint }
 
 // Why a file is refused; test with errors.Is.
 var (
-	// ErrDamaged: the file is no database that can be read.
+	// ErrDamaged means that the file is not a database that can be read.
 	ErrDamaged error = &refusal{"the database is damaged",
 		"restore a backup, or move the file away: all but local revocations, used tokens and holds comes back within one check-in cycle"}
-	// ErrForeign: the file is a database of some other program, a v1 control
+	// ErrForeign means that the file is a database of some other program, a v1 control
 	// plane included.
 	ErrForeign error = &refusal{"not a database of this program",
 		"move the file away or give another one; revocations in its table cert_revocations must be entered again, with nixfleet revoke"}
-	// ErrDowngrade: the database of a newer nixfleet cannot be set aside without
+	// ErrDowngrade means that the database of a newer nixfleet cannot be set aside without
 	// forgetting revocations or used tokens, or while another program has it open.
 	ErrDowngrade error = &refusal{"the database of a newer nixfleet cannot be set aside",
 		"run the newer nixfleet again, or close what else has the database open"}

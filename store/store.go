@@ -16,7 +16,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// ErrClosed: the store was closed before the operation began.
+// ErrClosed means that the store was closed before the operation began.
 var ErrClosed = errors.New("store is closed")
 
 // Config says where the database is.

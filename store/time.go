@@ -40,7 +40,7 @@ var written = []string{
 
 // parseTime also reads what people write: what datetime() reads, the results of
 // unixepoch() and julianday(), and RFC 3339. A word that datetime() would take
-// for another moment each time, such as now, is no time.
+// for another moment each time, such as now, is not a time.
 func parseTime(s string) (time.Time, error) {
 	tidy := strings.Join(strings.Fields(s), " ")
 	for _, form := range written {
@@ -53,7 +53,7 @@ func parseTime(s string) (time.Time, error) {
 	}
 	t, err := pki.ParseTimestamp(tidy)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%.40q is no time", s)
+		return time.Time{}, fmt.Errorf("%.40q is not a time", s)
 	}
 	return t.Time, nil
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// ErrTokenUsed: the token's nonce was used before.
+// ErrTokenUsed means that the token's nonce was used before.
 var ErrTokenUsed = errors.New("token was used before")
 
 // TokenUsed reports whether a nonce was used.

@@ -10,7 +10,7 @@ import (
 // maxGroup bounds how many operations share one commit.
 const maxGroup = 256
 
-// operation is one write and who waits for it.
+// operation is one write and the callers that wait for it.
 type operation struct {
 	work    func(*sql.Tx) error
 	pending *Pending
@@ -22,7 +22,7 @@ type Pending struct {
 	err  error // read after done is closed
 }
 
-// settle gives the outcome to all who wait, now or later.
+// settle gives the outcome to all callers that wait, now or later.
 func (p *Pending) settle(err error) {
 	p.err = err
 	close(p.done)

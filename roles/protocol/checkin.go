@@ -125,7 +125,7 @@ type Target struct {
 	SignedAt            pki.Timestamp `json:"signedAt" shape:"R"`
 	FreshnessWindowSecs uint32        `json:"freshnessWindowSecs" shape:"R"`
 	ComplianceMode      *string       `json:"complianceMode,omitzero" shape:"O"`
-	// StartBySecs: the agent must not begin to activate later than this many
+	// StartBySecs says that the agent must not begin to activate later than this many
 	// seconds after it sent the request. Ours.
 	StartBySecs *uint32 `json:"startBySecs,omitzero" shape:"O"`
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // DecodeStrict reads a request body into the struct v points to. When it
-// cannot, status is the answer of the contract: 400 for what is no JSON, 422
+// cannot, status is the answer of the contract: 400 for what is not JSON, 422
 // for JSON of another shape and for a repeated known key, 413 for what is larger
 // than any document. What v holds is then of no meaning.
 //
@@ -40,7 +40,7 @@ func DecodeStrict(body []byte, v any) (status int, err error) {
 	return 422, err
 }
 
-// DecodeKnown reads an object that somebody else wrote. See DecodeStrict for what it ignores.
+// DecodeKnown reads an object that another program wrote. See DecodeStrict for what it ignores.
 func DecodeKnown(doc []byte, v any) error {
 	err := decodeObject(doc, v)
 	if !errors.Is(err, pki.ErrDuplicateKey) && !errors.Is(err, pki.ErrNumber) {

@@ -41,7 +41,7 @@ var detailTypes = map[string]func() any{
 	EventOther:                    func() any { return new(Other) },
 }
 
-// ErrEvent: the event is none of the contract, or its details are not those
+// ErrEvent means that the contract does not have the event, or that its details are not those
 // that it has.
 var ErrEvent = errors.New("not an event of the contract")
 
@@ -308,7 +308,7 @@ func AttestationPayload(hostname string, at pki.Timestamp, rolloutID string) []b
 		RolloutID       string        `json:"rolloutId"`
 	}{hostname, at, rolloutID})
 	if err != nil {
-		// Only text that is no UTF-8 could fail, and then nothing verifies.
+		// Only text that is not UTF-8 could fail, and then nothing verifies.
 		return nil
 	}
 	return doc

@@ -13,7 +13,7 @@ type Plan struct {
 }
 
 // PlanChannel is how a channel's rollout ends: State is the last that it
-// reaches, Reason why it goes no further. Renewed: it is the rollout that the
+// reaches, Reason why it does not go further. Renewed says that it is the rollout that the
 // channel has already.
 type PlanChannel struct {
 	Channel     string         `json:"channel" shape:"R"`

@@ -144,7 +144,7 @@ func (bs *budgets) hold(h *host, until time.Time) {
 	h.slot.until = later(h.slot.until, until)
 }
 
-// release gives the slots of a host back and wakes those who may take them.
+// release gives the slots of a host back and wakes the hosts that may take them.
 func (bs *budgets) release(h *host, now time.Time) {
 	if h.slot.until.IsZero() || broken(ruleSlotsComeBack) {
 		return
@@ -205,7 +205,7 @@ func (b *budget) inFlight(w *World, now time.Time) int {
 	return n
 }
 
-// holds: the host holds a slot of the budget.
+// holds reports whether the host holds a slot of the budget.
 func (h *host) holds(b *budget) bool {
 	return !h.slot.until.IsZero() && slices.Contains(h.slot.budgets, b)
 }

@@ -18,7 +18,7 @@ type changes struct {
 	moved       []*run    // rollouts that may be ready for their next step
 	toWake      []*host   // those that are still woken
 	promised    []*budget // whose slots are promised to them
-	virtual     bool      // it is a plan's: nobody stores or reads what it changes
+	virtual     bool      // it is a plan's: what it changes is not stored or read
 }
 
 func (c *changes) saveRun(r *run) {

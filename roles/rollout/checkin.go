@@ -107,7 +107,7 @@ func (hs *hosts) observe(h *host, o *Observation, now time.Time) {
 	}
 }
 
-// adopt gives a slot to a host that works on a lease which nobody here remembers.
+// adopt gives a slot to a host that works on a lease which the control plane does not remember.
 func (hs *hosts) adopt(h *host, now time.Time) {
 	if h.lease != nil || !h.slot.until.IsZero() {
 		return
@@ -245,7 +245,7 @@ func (ls *leases) renew(h *host, now time.Time) {
 	ls.w.changes.log(e)
 }
 
-// rollback is the request to return that a host gets: it was touched by a recalled rollout, or failed under
+// rollback asks a host to return. It was touched by a recalled rollout, or failed under
 // rollback-and-halt, and still has the target.
 func (ls *leases) rollback(h *host) *protocol.Rollback {
 	r := h.run

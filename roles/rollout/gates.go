@@ -29,8 +29,8 @@ type subject struct {
 type hold struct {
 	code string
 	gate string
-	// opens is when the gate lets the subject pass by itself; zero when something has to happen first, which then
-	// wakes whoever waits. Whoever is held is looked at again at that time.
+	// opens is when the gate lets the subject pass by itself: the subject is looked at again then. It is zero when
+	// something has to happen first, which then wakes the hosts that wait for it.
 	opens time.Time
 	// about is what the sentence is about besides the subject: a budget, a quarantine, another host.
 	about any
@@ -114,7 +114,7 @@ func (s subject) soakTime() hold {
 }
 
 // health lets a host pass that is heard of at the end of its soak, or that waits for an answer then, and whose probes
-// have run and pass as its mode wants. A soak of zero is no exception [C7].
+// have run and pass as its mode wants. A soak of zero is not an exception [C7].
 func (s subject) health() hold {
 	h := s.host
 	switch {
@@ -247,7 +247,7 @@ func (s subject) quarantine() hold {
 }
 
 // channelEdge holds a rollout until the newest rollout of each channel before it has converged; an older one that
-// finished does not count, and a channel without hosts holds nobody [C6].
+// finished does not count, and a channel without hosts holds no other [C6].
 func (s subject) channelEdge() hold {
 	if s.run.State != Planning {
 		return hold{}

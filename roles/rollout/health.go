@@ -3,6 +3,7 @@ package rollout
 import (
 	"time"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
 )
 
@@ -19,21 +20,21 @@ const (
 // least one that has run. Other modes do not gate, whatever the probes say: v1 agents report probes that never
 // run when health checks are disabled.
 func judge(mode string, probes []protocol.ProbeResult) health {
-	if mode != "enforce" && mode != "permissive" {
+	if mode != fleet.ModeEnforce && mode != fleet.ModePermissive {
 		return well
 	}
 	ran, all := false, true
 	for _, p := range probes {
 		switch p.Status {
-		case "fail":
+		case protocol.ProbeFail:
 			return failing
-		case "pass":
+		case protocol.ProbePass:
 			ran = true
 		default:
 			all = false
 		}
 	}
-	if !ran || (mode == "enforce" && !all) {
+	if !ran || (mode == fleet.ModeEnforce && !all) {
 		return notRun
 	}
 	return well
@@ -54,7 +55,7 @@ func (hs *hosts) settleHealth(h *host, now time.Time) {
 	}
 }
 
-// probesFailed: probes fail for the sustained time by a word of the host that still holds, or it fell silent
+// probesFailed reports whether probes have failed for the sustained time, and the host says so still or fell silent
 // while they failed.
 func (hs *hosts) probesFailed(h *host, now time.Time) bool {
 	since := h.rec.FailingSince

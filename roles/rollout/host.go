@@ -78,7 +78,7 @@ type record struct {
 	dirty bool
 }
 
-// touched: the host got a target (or attests that it took one) within this rollout.
+// touched reports whether the host got a target, or attests that it took one, within this rollout.
 func (r *record) touched() bool { return r != nil && (r.Attempt > 0 || r.Previous != "") }
 
 type lease struct {

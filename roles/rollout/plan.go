@@ -28,7 +28,7 @@ func (w *World) Plan(rel *fleet.Release, o PlanOptions, now time.Time) protocol.
 	return w.Clone(now).Spend(rel, o, now)
 }
 
-// Spend plans as Plan does, and uses the World up: it is for a copy that nobody looks at any more.
+// Spend plans as Plan does, and uses the World up: it is for a copy that is not used any more.
 func (w *World) Spend(rel *fleet.Release, o PlanOptions, now time.Time) protocol.Plan {
 	now = at(now)
 	if rel == nil {
@@ -80,7 +80,7 @@ type planner struct {
 	flights []flight          // under way, by start
 	next    map[*run]int      // wave that opens next
 	intents map[string]string // of the channels, before
-	// closures holds many that the view points to, so that each is no allocation of its own.
+	// closures holds many that the view points to, so that they are not allocated one by one.
 	closures []string
 }
 

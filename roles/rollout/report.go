@@ -189,7 +189,7 @@ func (hs *hosts) faulted(h *host, t told, code string, now time.Time) {
 	}
 }
 
-// rolledBack: the host went back, by itself or because it was asked to.
+// rolledBack takes the word of a host that it went back, by itself or because it was asked to.
 func (hs *hosts) rolledBack(h *host, t told, now time.Time) {
 	// What its last check-in said no longer holds.
 	switch h.said.Phase = nil; {

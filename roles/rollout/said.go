@@ -44,7 +44,7 @@ func (h *host) phaseIs(intent, closure string) bool {
 	return p == nil || (p.Intent == "" || p.Intent == intent) && (p.ClosureHash == "" || p.ClosureHash == closure)
 }
 
-// holding is why the host takes no target by itself. A closure that it quarantined is no reason once another one is
+// holding is why the host takes no target by itself. A closure that it quarantined does not count once another one is
 // wanted.
 func (h *host) holding() string {
 	if closure, ok := protocol.QuarantinedIn(h.said.Held); ok && closure != h.closure {

@@ -10,7 +10,7 @@ import (
 
 const nothingToDo = "nothing to do"
 
-// reason makes of a hold what people read: one sentence, and what to do. Nothing is composed before somebody reads it.
+// reason makes of a hold what people read: one sentence, and what to do. It is called only where somebody reads them.
 func (s subject) reason(h hold) protocol.Reason {
 	r := protocol.Reason{Code: h.code, Gate: h.gate, Next: nothingToDo}
 	say := sentences[h.code]
@@ -204,7 +204,7 @@ func sayHalted(h hold, s subject) (string, string) {
 
 func sayQuarantined(h hold, s subject) (string, string) {
 	q := h.about.(*quarantine)
-	return fmt.Sprintf("its new closure failed on channel %s at %s and is given to nobody (quarantine): %s",
+	return fmt.Sprintf("its new closure failed on channel %s at %s and is not given to any host (quarantine): %s",
 		q.Channel, clockText(q.Since), q.Reason), "release another closure, or nixfleet host retry " + s.host.name
 }
 

@@ -243,7 +243,7 @@ func (ts *timers) lookAgain(t *timer, opens, now time.Time) {
 }
 
 // arm schedules the next look at a host for the deadlines of its lease, slots and silence. What a gate waits for is
-// armed by whoever asked the gate.
+// armed by the function that asked the gate.
 func (hs *hosts) arm(h *host, now time.Time) {
 	t := &h.timer
 	if h.lease.pending() {

@@ -128,7 +128,7 @@ type Change struct {
 	Wake        []string         // hosts whose answer may have changed, sorted
 }
 
-// Empty reports that nothing has to be stored and nobody has to be woken.
+// Empty reports whether nothing has to be stored and no host has to be woken.
 func (c Change) Empty() bool {
 	return len(c.Rollouts) == 0 && len(c.Hosts) == 0 && len(c.Dispatches) == 0 &&
 		len(c.Quarantines) == 0 && len(c.Events) == 0 && len(c.Wake) == 0

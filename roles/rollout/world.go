@@ -51,7 +51,7 @@ type budgets struct {
 	w          *World
 	bySelector map[string]*budget // by canonical selector
 	// unheard is set until the end of the time in which, after an empty start, any host that has not
-	// reported may hold a lease that nobody remembers. Zero otherwise.
+	// reported may hold a lease that the control plane does not remember. Zero otherwise.
 	unheard time.Time
 	born    time.Time // of the database
 	clock   timer     // fires at the end of unheard

@@ -86,7 +86,7 @@ func (c *Client) signed(ctx context.Context, path string, limit int64) (body, si
 }
 
 // Head fetches a channel's head as it is stored. The pair may be torn by a
-// release in between; who verifies it asks once more.
+// release in between; the caller that verifies it asks once more.
 func (c *Client) Head(ctx context.Context, channel string) (body, sig []byte, err error) {
 	return c.signed(ctx, "/v1/heads/"+url.PathEscape(channel), maxAnswer)
 }
@@ -210,7 +210,7 @@ func (c *Client) Poke(ctx context.Context) error {
 // rolloutPath is below /v1/rollouts. Ids come from the network and from people.
 func rolloutPath(id, below string) (string, error) {
 	if !fleet.ValidRolloutID(id) {
-		return "", fmt.Errorf("%.80q is no rollout id: %w", id, pki.ErrShape)
+		return "", fmt.Errorf("%.80q is not a rollout id: %w", id, pki.ErrShape)
 	}
 	return "/v1/rollouts/" + id + below, nil
 }

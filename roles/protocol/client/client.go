@@ -36,7 +36,7 @@ const (
 	maxHeader = 64 << 10
 )
 
-// ErrTooLarge: the answer is larger than any that is right.
+// ErrTooLarge means that the answer is larger than any that is right.
 var ErrTooLarge = errors.New("answer too large")
 
 // Config is how to reach a control plane.
@@ -149,7 +149,7 @@ type request struct {
 	method, path string
 	header       http.Header   // besides those that every request has
 	body         any           // nil: none
-	raw          []byte        // a body that is no JSON; its Content-Type is in header
+	raw          []byte        // a body that is not JSON; its Content-Type is in header
 	timeout      time.Duration // zero: the client's
 	limit        int64         // of the answer, in bytes; zero: maxAnswer
 }
