@@ -7,7 +7,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
@@ -154,30 +153,3 @@ func served(h http.Handler) handler {
 		return written{}, nil
 	}
 }
-
-// mayCall refuses callers that a route is not for. Hosts are told apart by the
-// handlers, which know whose host a body or a path names.
-func (d *door) mayCall(c *call, who callers) error {
-	switch who {
-	case tokens:
-		if err := d.perSource(c); err != nil {
-			return err
-		}
-		if !d.tokenLimit.Allow() {
-			return d.tooMany(c.w, c.Request, "all", c.RemoteAddr, "too many requests without a certificate")
-		}
-	case forges:
-		return d.perSource(c)
-	case readers:
-		if c.caller.Role != pki.RoleOperator && !d.cfg.OpenReads {
-			return errOperatorOnly
-		}
-	case operators:
-		if c.caller.Role != pki.RoleOperator {
-			return errOperatorOnly
-		}
-	}
-	return nil
-}
-
-var errOperatorOnly = refused(http.StatusForbidden, "operator-only", "only an operator's certificate may do this")

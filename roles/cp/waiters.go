@@ -1,6 +1,14 @@
 package cp
 
-import "sync"
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"nixfleet/roles/rollout"
+)
 
 // waiters are the check-ins that are held open, one per host.
 type waiters struct {
@@ -95,4 +103,90 @@ func (w *waiters) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.held)
+}
+
+// maxWait bounds how long a check-in is held.
+const maxWait = 300 * time.Second
+
+// preferredWait reads Prefer: wait=N (RFC 7240 §2), N in seconds.
+func preferredWait(headers []string) time.Duration {
+	for _, h := range headers {
+		for preference := range strings.SplitSeq(h, ",") {
+			preference, _, _ = strings.Cut(preference, ";")
+			name, value, _ := strings.Cut(preference, "=")
+			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+				continue
+			}
+			if n, err := strconv.Atoi(strings.Trim(value, ` "`)); err == nil && n > 0 {
+				return time.Duration(min(n, int(maxWait/time.Second))) * time.Second
+			}
+		}
+	}
+	return 0
+}
+
+// hold keeps the request open until the host's decision changes, the time is
+// over, a newer request of the host comes or the server stops. Who the caller is
+// is checked anew before it is answered.
+func (k *checkins) hold(c *call, x *contact, d decision, wait time.Duration) (decision, error) {
+	if x.held = k.waiters.hold(x.host); x.held == nil {
+		return d, nil
+	}
+	defer k.waiters.release(x.host, x.held)
+	c.w.Header().Set("Preference-Applied", "wait")
+	control := http.NewResponseController(c.w)
+	// A held request outlives the deadlines of plain ones. Their errors only mean
+	// that the connection has none.
+	_ = control.SetReadDeadline(time.Time{})
+	_ = control.SetWriteDeadline(time.Now().Add(wait + requestTimeout))
+	until := time.Now().Add(wait)
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	// While it is held the host counts as present; a decision may also have
+	// changed between the look before and the registration.
+	x.held.wake()
+	for last := false; !last; {
+		select {
+		case <-c.Context().Done():
+			k.left(x, false)
+			return d, c.Context().Err()
+		case <-x.held.replaced:
+			return d, nil
+		case <-over.C:
+			last = true
+		case <-k.stopping:
+			last = true
+		case <-x.held.woken:
+		}
+		if _, err := k.door.authorize(c.Context()); err != nil {
+			c.w.Header().Del("Preference-Applied")
+			return d, k.door.shut(c.Request, c.caller, err)
+		}
+		if last {
+			break
+		}
+		x.o.Wait = max(0, time.Until(until))
+		var err error
+		if d, err = k.decide(c.Context(), x); err != nil {
+			return d, err
+		}
+		last = !d.waits()
+	}
+	k.left(x, true)
+	return d, nil
+}
+
+// left notes that nothing holds the host's presence any longer, and that it was
+// there until now when it is answered.
+func (k *checkins) left(c *contact, answered bool) {
+	if c.held.gone() {
+		return
+	}
+	look(k.world, func(w *rollout.World, now time.Time) bool {
+		if answered {
+			w.Seen(c.host, now)
+		}
+		w.Gone(c.host, now)
+		return answered
+	})
 }
