@@ -35,21 +35,16 @@ var offenders = struct{ fields, methods, functions, files []string }{
 	fields: []string{
 		"nixops.SimClosure",
 		"nixops.simState",
-		"roles/agent.agent",
 	},
 	methods: []string{
 		"nixops.Sim",
 		"nixops.machine",
-		"roles/agent.agent",
 	},
 	functions: []string{
-		"roles/agent.Command",
 		"roles/operator.keygenCommand",
 	},
 	files: []string{
 		"nixops/simhost.go",
-		"roles/agent/activate.go",
-		"roles/agent/agent.go",
 		"roles/operator/keygen.go",
 	},
 }

@@ -62,17 +62,6 @@ func (h hand) hold(state holdState) error {
 	return h.record(act{Kind: protocol.KindBreakGlass, Text: state.text(), Hold: &state})
 }
 
-func (s *holdState) text() string {
-	out := s.Kind
-	if s.Closure != "" {
-		out += " " + s.Closure
-	}
-	if s.Reason != "" {
-		out += ": " + s.Reason
-	}
-	return out
-}
-
 func (h hand) pause(reason string) error {
 	if err := h.hold(holdState{Kind: holdPaused, Reason: reason}); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
@@ -53,12 +54,11 @@ func (c *Config) warnUnpinned(w io.Writer) error {
 
 // readable reads the files that must be there at the start as the agent will.
 func (c *Config) readable() error {
-	a := &agent{cfg: *c}
 	roots, trust := verify.NewTrustFile(c.TrustFile, zerolog.Nop()).Read()
 	if trust == nil {
 		_, trust = issuingCAs(roots)
 	}
-	_, client := a.newClient(nil)
+	_, client := newClient(c, &clock{own: time.Now, started: time.Now()}, nil)
 	_, key := pki.ReadPrivateKey(c.ClientKey)
 	return errors.Join(trust, client, key)
 }

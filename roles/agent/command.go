@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -24,107 +25,124 @@ import (
 
 // Command is `nixfleet agent`.
 func Command() *cli.Command {
-	local := func(flags ...cli.Flag) []cli.Flag {
-		return command.Variables(variables, append(append([]cli.Flag{stateDirFlag()}, hostFlags()...), flags...)...)
-	}
-	reason := stringFlag("reason", "", "`TEXT` that is recorded and reported")
 	return &cli.Command{
 		Name:  "agent",
 		Usage: "the agent: keep this host at its declared state",
 		Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 \\\n" +
 			"     --ca-cert fleet-root.cert.pem --bootstrap-token-file bootstrap-token",
-		Subcommands: []*cli.Command{
-			{
-				Name: "run", Usage: "run until told to stop",
-				Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 --ca-cert fleet-root.cert.pem",
-				Flags:       runFlags(), Action: runCommand,
-			},
-			{
-				Name: "status", Usage: "what this host runs, what it was told, what it waits for",
-				Description: "Example:\n   nixfleet agent status --json",
-				Flags:       local(command.JSONFlag()),
-				Action:      statusCommand,
-			},
-			{
-				Name: "undo", Usage: "take an unproven activation back; what the deadline runs",
-				Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
-				Flags: local(reason, boolFlag("deadline", "the window has passed"),
-					stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
-				Action: func(c *cli.Context) error {
-					if c.Bool("deadline") {
-						return inState(c, func(h hand) error { return h.Insist(c.Context, c.String("unit")) })
-					}
-					return onHost(func(c *cli.Context, h hand) error {
-						return h.undo(c.Context, c.String("reason"))
-					})(c)
-				},
-			},
-			{
-				Name: "guard", Usage: "undo at boot what a power cut left unproven",
-				Description: "Example:\n   nixfleet agent guard --state-dir /var/lib/nixfleet-agent",
-				Flags:       local(boolFlag("check-config", "check the flags and exit; nothing is undone or written")),
-				Action:      guardCommand,
-			},
-			{
-				Name: "pause", Usage: "take no targets until resume; a running deadline goes on",
-				Description: "Example:\n   nixfleet agent pause --reason 'disk is being replaced'",
-				Flags:       local(reason),
-				Action: onHost(func(c *cli.Context, h hand) error {
-					return h.pause(c.String("reason"))
-				}),
-			},
-			{
-				Name: "resume", Usage: "follow the fleet again",
-				Description: "Example:\n   nixfleet agent resume",
-				Flags:       local(),
-				Action: onHost(func(c *cli.Context, h hand) error {
-					return h.resume(c.Context)
-				}),
-			},
-			{
-				Name: "rollback", Usage: "return to the generation before the confirmed one, and stay there",
-				Description: "Example:\n   nixfleet agent rollback --reason 'printing is broken'",
-				Flags:       local(reason),
-				Action: onHost(func(c *cli.Context, h hand) error {
-					return h.rollBack(c.Context, c.String("reason"))
-				}),
-			},
-			{
-				Name: "activate", Usage: "run a closure by hand; it holds until resume or a new intent", ArgsUsage: "PATH",
-				Description: "Example:\n   nixfleet agent activate /nix/store/…-nixos-system-web-01-25.11",
-				Flags:       local(reason),
-				Action: onHost(func(c *cli.Context, h hand) error {
-					if c.NArg() != 1 {
-						return &command.Error{Err: errors.New("activate takes one store path; options come before it"), Hint: activateHint}
-					}
-					return h.activate(c.Context, c.Args().First(), c.String("reason"))
-				}),
-			},
-			{
-				Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
-				Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
-				Flags:       local(reason, stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies; the agent that ran here last has left word of it")),
-				Action: onHost(func(c *cli.Context, h hand) error {
-					place := verify.OutsideDirectory(string(h.Dir), c.String("client-cert"))
-					var s status
-					if !c.IsSet("client-cert") && h.Dir.Read(statusName, &s) == nil && s.MarkCopy != "" {
-						place = s.MarkCopy
-					}
-					outside, err := journal.Open(place)
-					if err != nil {
-						return err
-					}
-					if err := (verify.Marks{State: h.Dir, Outside: outside}).Reset(); err != nil {
-						return err
-					}
-					if err := h.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {
-						return err
-					}
-					_, err = fmt.Fprintln(c.App.Writer, "the mark is forgotten: the next release that verifies is believed, however old")
-					return err
-				}),
+		Subcommands: slices.Concat(unitCommands(), handCommands(), []*cli.Command{resetMarkCommand()}),
+	}
+}
+
+// local are the flags of a command that runs on the host, beside its own.
+func local(flags ...cli.Flag) []cli.Flag {
+	return command.Variables(variables, append(append([]cli.Flag{stateDirFlag()}, hostFlags()...), flags...)...)
+}
+
+func reasonFlag() cli.Flag { return stringFlag("reason", "", "`TEXT` that is recorded and reported") }
+
+// unitCommands are what the units of a host run, and what shows how they are.
+func unitCommands() []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "run", Usage: "run until told to stop",
+			Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 --ca-cert fleet-root.cert.pem",
+			Flags:       runFlags(), Action: runCommand,
+		},
+		{
+			Name: "status", Usage: "what this host runs, what it was told, what it waits for",
+			Description: "Example:\n   nixfleet agent status --json",
+			Flags:       local(command.JSONFlag()),
+			Action:      statusCommand,
+		},
+		{
+			Name: "undo", Usage: "take an unproven activation back; what the deadline runs",
+			Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
+			Flags: local(reasonFlag(), boolFlag("deadline", "the window has passed"),
+				stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
+			Action: func(c *cli.Context) error {
+				if c.Bool("deadline") {
+					return inState(c, func(h hand) error { return h.Insist(c.Context, c.String("unit")) })
+				}
+				return onHost(func(c *cli.Context, h hand) error {
+					return h.undo(c.Context, c.String("reason"))
+				})(c)
 			},
 		},
+		{
+			Name: "guard", Usage: "undo at boot what a power cut left unproven",
+			Description: "Example:\n   nixfleet agent guard --state-dir /var/lib/nixfleet-agent",
+			Flags:       local(boolFlag("check-config", "check the flags and exit; nothing is undone or written")),
+			Action:      guardCommand,
+		},
+	}
+}
+
+// handCommands are what root does without the fleet.
+func handCommands() []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "pause", Usage: "take no targets until resume; a running deadline goes on",
+			Description: "Example:\n   nixfleet agent pause --reason 'disk is being replaced'",
+			Flags:       local(reasonFlag()),
+			Action: onHost(func(c *cli.Context, h hand) error {
+				return h.pause(c.String("reason"))
+			}),
+		},
+		{
+			Name: "resume", Usage: "follow the fleet again",
+			Description: "Example:\n   nixfleet agent resume",
+			Flags:       local(),
+			Action: onHost(func(c *cli.Context, h hand) error {
+				return h.resume(c.Context)
+			}),
+		},
+		{
+			Name: "rollback", Usage: "return to the generation before the confirmed one, and stay there",
+			Description: "Example:\n   nixfleet agent rollback --reason 'printing is broken'",
+			Flags:       local(reasonFlag()),
+			Action: onHost(func(c *cli.Context, h hand) error {
+				return h.rollBack(c.Context, c.String("reason"))
+			}),
+		},
+		{
+			Name: "activate", Usage: "run a closure by hand; it holds until resume or a new intent", ArgsUsage: "PATH",
+			Description: "Example:\n   nixfleet agent activate /nix/store/…-nixos-system-web-01-25.11",
+			Flags:       local(reasonFlag()),
+			Action: onHost(func(c *cli.Context, h hand) error {
+				if c.NArg() != 1 {
+					return &command.Error{Err: errors.New("activate takes one store path; options come before it"), Hint: activateHint}
+				}
+				return h.activate(c.Context, c.Args().First(), c.String("reason"))
+			}),
+		},
+	}
+}
+
+func resetMarkCommand() *cli.Command {
+	return &cli.Command{
+		Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
+		Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
+		Flags:       local(reasonFlag(), stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies; the agent that ran here last has left word of it")),
+		Action: onHost(func(c *cli.Context, h hand) error {
+			place := verify.OutsideDirectory(string(h.Dir), c.String("client-cert"))
+			var s status
+			if !c.IsSet("client-cert") && h.Dir.Read(statusName, &s) == nil && s.MarkCopy != "" {
+				place = s.MarkCopy
+			}
+			outside, err := journal.Open(place)
+			if err != nil {
+				return err
+			}
+			if err := (verify.Marks{State: h.Dir, Outside: outside}).Reset(); err != nil {
+				return err
+			}
+			if err := h.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.App.Writer, "the mark is forgotten: the next release that verifies is believed, however old")
+			return err
+		}),
 	}
 }
 

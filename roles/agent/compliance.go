@@ -38,23 +38,23 @@ const evidenceSlack = time.Minute
 // fails. It returns why the generation must not stay, empty when it may: only
 // enforce sends it back. A mode that nobody set, and auto, report what a
 // collector finds and want none.
-func (a *agent) comply(ctx context.Context, j *journal.Journal) (trouble string) {
+func (p *prover) comply(ctx context.Context, j *journal.Journal) (trouble string) {
 	mode := j.Compliance
 	if mode == fleet.ModeDisabled {
 		return ""
 	}
-	a.waiting("the evidence of %s", nixops.CollectorUnit)
-	failing, err := a.collect(ctx, j)
+	p.status.waiting("the evidence of %s", nixops.CollectorUnit)
+	failing, err := p.collect(ctx, j)
 	switch {
 	case ctx.Err() != nil:
 		return ""
 	case errors.Is(err, nixops.ErrNoCollector) && mode != fleet.ModeEnforce:
 		return ""
 	case err != nil:
-		a.log.Warn().Err(err).Str("mode", mode).Msg("compliance is not known")
+		p.log.Warn().Err(err).Str("mode", mode).Msg("compliance is not known")
 		trouble = "no evidence: " + err.Error()
 	case len(failing) > 0:
-		a.log.Warn().Strs("controls", failing).Str("mode", mode).Msg("compliance fails")
+		p.log.Warn().Strs("controls", failing).Str("mode", mode).Msg("compliance fails")
 		trouble = "controls fail: " + strings.Join(failing, ", ")
 	}
 	if mode != fleet.ModeEnforce {
@@ -65,16 +65,16 @@ func (a *agent) comply(ctx context.Context, j *journal.Journal) (trouble string)
 
 // collect names the controls that fail and reports each of them; what keeps
 // it from knowing is reported and returned.
-func (a *agent) collect(ctx context.Context, j *journal.Journal) (failing []string, err error) {
+func (p *prover) collect(ctx context.Context, j *journal.Journal) (failing []string, err error) {
 	activated := j.Since
 	problem := protocol.RuntimeGateError{ActivationCompletedAt: activated}
 	defer func() {
 		if err != nil && ctx.Err() == nil && (j.Compliance == fleet.ModeEnforce || !errors.Is(err, nixops.ErrNoCollector)) {
 			problem.Reason = err.Error()
-			a.report(protocol.EventRuntimeGateError, j.ChannelRef, problem)
+			p.reporter.report(protocol.EventRuntimeGateError, j.ChannelRef, problem)
 		}
 	}()
-	found, err := a.host.CollectEvidence(ctx)
+	found, err := p.host.CollectEvidence(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (a *agent) collect(ctx context.Context, j *journal.Journal) (failing []stri
 			continue
 		}
 		failing = append(failing, c.Control)
-		a.report(protocol.EventComplianceFailure, j.ChannelRef, protocol.ComplianceFailure{
+		p.reporter.report(protocol.EventComplianceFailure, j.ChannelRef, protocol.ComplianceFailure{
 			ControlID: c.Control, Status: c.Status, FrameworkArticles: append([]string{}, c.FrameworkArticles...),
 			EvidenceSnippet: c.Checks, EvidenceCollectedAt: e.Timestamp,
 		})

@@ -69,7 +69,7 @@ func (m *machine) watch(during time.Duration) (silent time.Duration) {
 	done := make(chan error, 1)
 	go func() { done <- a.run(ctx) }()
 	for end := time.Now().Add(during); time.Now().Before(end); time.Sleep(30 * time.Second) {
-		silent = max(silent, time.Since(a.status.lastTurn()))
+		silent = max(silent, time.Since(a.loop.status.lastTurn()))
 	}
 	cancel()
 	if err := <-done; err != nil {

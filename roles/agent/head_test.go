@@ -150,8 +150,8 @@ func TestReleaseThatComesMeanwhileIsNoLie(t *testing.T) {
 				s.heads = append(s.heads, releases[i])
 			}
 			ref := &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(releases[c.named][0])}
-			m.must(a.verifier.UpdateHead(context.Background(), s, ref))
-			_, err = a.verifier.Target(context.Background(), s, first, ref, time.Now())
+			m.must(a.loop.answers.verifier.UpdateHead(context.Background(), s, ref))
+			_, err = a.loop.answers.verifier.Target(context.Background(), s, first, ref, time.Now())
 			if lie := err != nil && !errors.Is(err, verify.ErrReplaced); lie != c.lie || err == nil {
 				t.Errorf("%s: %v", name, err)
 			}

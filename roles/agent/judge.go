@@ -12,12 +12,12 @@ import (
 
 // readExit reads the exit of a switch by what has changed since the activation began: an
 // earlier agent may have begun the run, and an earlier run may have died in its middle.
-func (a *agent) readExit(ctx context.Context, j *journal.Journal, exit nixops.Exit) (nixops.Exit, error) {
-	current, err := a.host.CurrentSystem(ctx)
+func (s *switcher) readExit(ctx context.Context, j *journal.Journal, exit nixops.Exit) (nixops.Exit, error) {
+	current, err := s.host.CurrentSystem(ctx)
 	if err != nil {
 		return exit, err
 	}
-	output, err := a.host.UnitOutput(ctx, j.Units.Switch)
+	output, err := s.host.UnitOutput(ctx, j.Units.Switch)
 	if err != nil {
 		output = ""
 	}
@@ -26,71 +26,71 @@ func (a *agent) readExit(ctx context.Context, j *journal.Journal, exit nixops.Ex
 
 // judge tells the exits of the switch script apart. Exit 4 says that some unit failed,
 // which the health gate compares with those that had failed before.
-func (a *agent) judge(ctx context.Context, j *journal.Journal, exit nixops.Exit) (*journal.Journal, error) {
+func (s *switcher) judge(ctx context.Context, j *journal.Journal, exit nixops.Exit) (*journal.Journal, error) {
 	code := int32(exit.Code)
-	output, err := a.host.UnitOutput(ctx, j.Units.Switch)
+	output, err := s.host.UnitOutput(ctx, j.Units.Switch)
 	if err != nil {
 		output = ""
 	}
 	noted := func(j *journal.Journal) { j.ExitCode, j.Output = &code, tail(output) }
-	a.log.Info().Str("closure", j.Closure).Str("exit", exit.String()).Msg("switch ended")
+	s.log.Info().Str("closure", j.Closure).Str("exit", exit.String()).Msg("switch ended")
 	switch exit.Meaning() {
 	case nixops.MeaningDone, nixops.MeaningUnits:
-		return a.watchUnits(ctx, noted)
+		return s.watchUnits(ctx, noted)
 	case nixops.MeaningLocked:
-		return nil, a.undo(ctx, undo.Locked)
+		return nil, s.settler.undo(ctx, undo.Locked)
 	case nixops.MeaningReboot:
 		why := journal.Because(protocol.CauseSuperseded, "the init interface changed; staged for the next boot")
-		if err := a.undoer.Undo(ctx, why); err != nil {
+		if err := s.undoer.Undo(ctx, why); err != nil {
 			return nil, err
 		}
-		return a.dir.Advance(time.Now(), []journal.Step{journal.Undone}, journal.Staging, func(j *journal.Journal) {
+		return s.dir.Advance(time.Now(), []journal.Step{journal.Undone}, journal.Staging, func(j *journal.Journal) {
 			j.Component, j.Reason = "systemd", journal.Reason{}
 		})
 	}
 	if exit.Changed == nixops.ChangedSystem && !j.Again {
-		return a.switchAgain(noted)
+		return s.switchAgain(noted)
 	}
-	if _, err := a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Switching, noted); err != nil {
+	if _, err := s.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Switching, noted); err != nil {
 		return nil, err
 	}
 	cause := protocol.CauseSwitch
 	if exit.Meaning() == nixops.MeaningNotBegun {
 		cause = protocol.CausePreflight // the number of an error of this host
 	}
-	return nil, a.undo(ctx, journal.Because(cause, exit.String()))
+	return nil, s.settler.undo(ctx, journal.Because(cause, exit.String()))
 }
 
 // switchAgain has the switch script run once more that died in its middle: what it had
 // stopped, which its lists name, is started by the second run.
-func (a *agent) switchAgain(noted func(*journal.Journal)) (*journal.Journal, error) {
-	j, err := a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Switching, func(j *journal.Journal) {
+func (s *switcher) switchAgain(noted func(*journal.Journal)) (*journal.Journal, error) {
+	j, err := s.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Switching, func(j *journal.Journal) {
 		noted(j)
 		j.Again = true
 		j.Units.Switch += "-again"
 	})
 	if err == nil {
-		a.waiting("switching to %s once more: its script died in the middle", j.Closure)
+		s.status.waiting("switching to %s once more: its script died in the middle", j.Closure)
 	}
 	return j, err
 }
 
 // watchUnits goes on to the health gate.
-func (a *agent) watchUnits(ctx context.Context, noted func(*journal.Journal)) (*journal.Journal, error) {
-	a.prober.reset()
-	restarts, err := a.restarts(ctx)
+func (s *switcher) watchUnits(ctx context.Context, noted func(*journal.Journal)) (*journal.Journal, error) {
+	s.prober.reset()
+	restarts, err := restarts(ctx, s.host)
 	if err != nil {
 		return nil, err
 	}
-	return a.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Checking, func(j *journal.Journal) {
+	return s.dir.Advance(time.Now(), []journal.Step{journal.Switching}, journal.Checking, func(j *journal.Journal) {
 		noted(j)
 		j.Restarts = restarts
 	})
 }
 
 // restarts are the counts of automatic restarts by unit.
-func (a *agent) restarts(ctx context.Context) (map[string]uint64, error) {
-	units, err := a.host.Units(ctx)
+func restarts(ctx context.Context, host nixops.Host) (map[string]uint64, error) {
+	units, err := host.Units(ctx)
 	if err != nil {
 		return nil, err
 	}

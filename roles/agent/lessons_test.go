@@ -310,7 +310,7 @@ func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 			j.Step, j.Closure, j.Before, j.BootID = journal.Proven, target, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
 			m.must(a.dir.Begin(j))
 			done := make(chan error, 2)
-			commit := func() { _, err := a.commit(context.Background(), j); done <- err }
+			commit := func() { _, err := a.activator.committer.commit(context.Background(), j); done <- err }
 			deadline := func() { done <- a.undoer.Deadline(context.Background(), j.Units.Deadline) }
 			want := all(target)
 			if first == "commit" {

@@ -297,8 +297,8 @@ func TestClockFloorIsOfPinnedCertificates_T25(t *testing.T) {
 			m.must(os.WriteFile(m.path("cert/agent.pem"), []byte(p.cert(c.ca, csr, testHost, testSuffix, from, 5000*time.Hour)), 0o600))
 			a, err := newAgent(m.config(m.sim))
 			m.must(err)
-			if late := a.now().After(time.Now().Add(time.Hour)); late != c.known {
-				t.Errorf("%s: the floor is %s", name, a.floor)
+			if late := a.clock.now().After(time.Now().Add(time.Hour)); late != c.known {
+				t.Errorf("%s: the floor is %s", name, a.clock.floor)
 			}
 			a.client.CloseIdle()
 		}

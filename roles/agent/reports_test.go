@@ -91,9 +91,9 @@ func letters(t *testing.T, answer func(name string) (int, string)) (*agent, *pos
 		if name != "n1" {
 			rollout = name[:1]
 		}
-		a.report(protocol.EventRollbackTriggered, rollout, protocol.Reasoned{Reason: name})
+		a.reporter.report(protocol.EventRollbackTriggered, rollout, protocol.Reasoned{Reason: name})
 	}
-	a.answered.Store(true)
+	a.reporter.answered.Store(true)
 	return a, o
 }
 
@@ -104,7 +104,7 @@ func (a *agent) deliverFor(t *testing.T, d time.Duration) {
 		pause = 5 * time.Minute // so that the connection is kept
 	}
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(pause) {
-		a.deliverWithin(t.Context(), deliverTime)
+		a.reporter.deliverWithin(t.Context(), deliverTime)
 	}
 }
 
@@ -139,7 +139,7 @@ func TestReportThatIsNeverTaken(t *testing.T) {
 							t.Errorf("at first taken: %q, want %q", o.taken, want)
 						}
 						a.deliverFor(t, c.until-time.Since(began))
-						if !a.outbox.waiting("a") || slices.Contains(o.taken, "a2") {
+						if !a.reporter.outbox.waiting("a") || slices.Contains(o.taken, "a2") {
 							t.Errorf("after %s taken: %q", c.until, o.taken)
 						}
 					}
@@ -198,7 +198,7 @@ func TestReportsOutlastAWrongCertificate(t *testing.T) {
 					}
 					return http.StatusOK, eventID
 				})
-				a.answered.Store(false)
+				a.reporter.answered.Store(false)
 				a.deliverFor(t, 30*time.Hour)
 				mended = true
 				a.deliverFor(t, time.Minute)

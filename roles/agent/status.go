@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nixfleet/nixops"
@@ -46,6 +47,8 @@ type statusFile struct {
 	v       status
 	written status
 	turned  time.Time
+
+	overdue atomic.Bool // it shows trouble that the next answer ends
 }
 
 // openStatus goes on from what the agent before wrote; what cannot be read is
@@ -83,6 +86,25 @@ const maxStatusText = 1000
 func (s *status) bound() {
 	for _, text := range []*string{&s.Told, &s.Rollout, &s.Waiting, &s.Next, &s.Held, &s.Stale, &s.ContactError} {
 		*text = protocol.Clip(*text, maxStatusText)
+	}
+}
+
+// waiting says what the agent waits for.
+func (f *statusFile) waiting(format string, args ...any) {
+	f.note(func(s *status) { s.Waiting, s.Next = fmt.Sprintf(format, args...), "" })
+}
+
+// rest sleeps, and tells systemd's watchdog meanwhile that this is what the loop does.
+func (f *statusFile) rest(ctx context.Context, pause time.Duration) error {
+	for end := time.Now().Add(pause); ; {
+		f.turn()
+		left := time.Until(end)
+		if left <= 0 {
+			return ctx.Err()
+		}
+		if err := sleep(ctx, min(left, time.Minute)); err != nil {
+			return err
+		}
 	}
 }
 

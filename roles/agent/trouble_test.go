@@ -244,12 +244,12 @@ func TestClockThatIsSetMeanwhile_A22(t *testing.T) {
 			used bool
 		}{{0, false}, {299 * time.Second, false}, {301 * time.Second, true}, {400 * 24 * time.Hour, false}} {
 			j.StartedAt = pki.At(time.Now().Add(-c.ago))
-			if got := a.windowUsed(ctx, j); got != c.used {
+			if got := a.activator.prover.windowUsed(ctx, j); got != c.used {
 				t.Errorf("begun %s ago: %v", c.ago, got)
 			}
 		}
 		m.must(m.sim.DisarmDeadline(ctx, j.Units.Deadline))
-		if !a.windowUsed(ctx, j) {
+		if !a.activator.prover.windowUsed(ctx, j) {
 			t.Error("without a deadline the window is never used")
 		}
 	})

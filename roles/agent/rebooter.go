@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"nixfleet/nixops"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
@@ -82,33 +84,45 @@ func (p rebootPolicy) open(ctx context.Context, host nixops.Host, now time.Time)
 	return err == nil && !next.IsZero() && !next.After(now), next, err
 }
 
-// rebootLoop reboots the host for what is staged, when its policy allows.
-func (a *agent) rebootLoop(ctx context.Context) {
-	if a.reboots.mode == rebootNever {
+// rebooter reboots the host for what is staged, when its policy allows.
+type rebooter struct {
+	log      zerolog.Logger
+	host     nixops.Host
+	dir      journal.Directory
+	status   *statusFile
+	work     *work
+	memory   *memory
+	reporter *reporter
+	reboots  rebootPolicy
+}
+
+// run reboots the host for what is staged, when its policy allows.
+func (r *rebooter) run(ctx context.Context) {
+	if r.reboots.mode == rebootNever {
 		return
 	}
 	var opens time.Time // not worth asking before
 	for {
 		pause := rebootLook
-		if j := a.awaitsReboot(ctx); j == nil {
+		if j := r.awaitsReboot(ctx); j == nil {
 			opens = time.Time{}
 		} else if now := time.Now(); !now.Before(opens) {
-			open, next, err := a.reboots.open(ctx, a.host, now)
+			open, next, err := r.reboots.open(ctx, r.host, now)
 			switch {
 			case err != nil:
-				a.log.Error().Err(err).Msg("reboot window not known")
+				r.log.Error().Err(err).Msg("reboot window not known")
 				opens = now.Add(rebootRetry)
 			case open:
-				if err := a.reboot(ctx, j); err != nil {
-					a.log.Error().Err(err).Msg("reboot not begun")
-					a.waiting("a person to reboot: %v", err)
+				if err := r.reboot(ctx, j); err != nil {
+					r.log.Error().Err(err).Msg("reboot not begun")
+					r.status.waiting("a person to reboot: %v", err)
 					opens = now.Add(rebootRetry)
 				}
 			case next.IsZero():
 				opens = now.Add(rebootRetry)
 			default:
 				opens = next
-				a.waiting("a reboot: %s differs and cannot be switched live; the window opens at %s", j.Component, next.UTC().Format(time.RFC3339))
+				r.status.waiting("a reboot: %s differs and cannot be switched live; the window opens at %s", j.Component, next.UTC().Format(time.RFC3339))
 			}
 		}
 		if sleep(ctx, pause) != nil {
@@ -120,12 +134,12 @@ func (a *agent) rebootLoop(ctx context.Context) {
 // awaitsReboot is the staged activation that may be booted now; nil while there
 // is none, root holds the host, or the control plane has not heard of it yet:
 // until then this host has no slot of a budget for being away.
-func (a *agent) awaitsReboot(ctx context.Context) *journal.Journal {
-	j, err := a.dir.Journal()
-	if err != nil || j == nil || j.Step != journal.Staged || !j.Reboots || a.busy.get() || a.hold.get() != nil || a.outbox.waiting(j.ChannelRef) {
+func (r *rebooter) awaitsReboot(ctx context.Context) *journal.Journal {
+	j, err := r.dir.Journal()
+	if err != nil || j == nil || j.Step != journal.Staged || !j.Reboots || r.work.busy.Load() || r.memory.hold.Load() != nil || r.reporter.outbox.waiting(j.ChannelRef) {
 		return nil
 	}
-	if boot, err := a.host.BootID(ctx); err != nil || boot != j.BootID {
+	if boot, err := r.host.BootID(ctx); err != nil || boot != j.BootID {
 		return nil
 	}
 	return j
@@ -133,21 +147,21 @@ func (a *agent) awaitsReboot(ctx context.Context) *journal.Journal {
 
 // reboot holds the journal's lock until the machine has the order, so that what
 // is staged is not taken back meanwhile.
-func (a *agent) reboot(ctx context.Context, staged *journal.Journal) error {
-	unlock, err := a.dir.Lock()
+func (r *rebooter) reboot(ctx context.Context, staged *journal.Journal) error {
+	unlock, err := r.dir.Lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	j, err := a.dir.Journal()
+	j, err := r.dir.Journal()
 	if err != nil || j == nil || j.Step != journal.Staged || j.Units != staged.Units {
 		return err
 	}
 	work := context.WithoutCancel(ctx)
-	if err := a.host.SetBootOnce(work, j.Closure); err != nil {
+	if err := r.host.SetBootOnce(work, j.Closure); err != nil {
 		return err
 	}
-	a.log.Warn().Str("closure", j.Closure).Str("component", j.Component).Msg("rebooting")
-	a.waiting("the reboot into %s", j.Closure)
-	return a.host.Reboot(work)
+	r.log.Warn().Str("closure", j.Closure).Str("component", j.Component).Msg("rebooting")
+	r.status.waiting("the reboot into %s", j.Closure)
+	return r.host.Reboot(work)
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/semaphore"
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -42,33 +44,46 @@ func (s *said) lately(what string) bool {
 	return false
 }
 
+// reporter signs reports and delivers them, in order and for as long as it takes.
+type reporter struct {
+	cfg      *Config
+	log      zerolog.Logger
+	clock    *clock
+	identity *identity
+	client   *client.Client
+	outbox   *outbox
+
+	answered   atomic.Bool         // the last check-in was
+	delivering *semaphore.Weighted // held over the network, so not a mutex
+}
+
 // report signs an event of a rollout, or of none, where the contract wants a signature, and
 // queues it.
-func (a *agent) report(event, rollout string, details any) {
+func (p *reporter) report(event, rollout string, details any) {
 	of := nonEmpty(rollout)
-	doc, err := protocol.SignEvidence(a.identity.signer(), a.cfg.MachineID, of, event, details)
+	doc, err := protocol.SignEvidence(p.identity.signer(), p.cfg.MachineID, of, event, details)
 	var lost []*protocol.ReportRequest
 	if err == nil {
-		lost, err = a.outbox.add(&protocol.ReportRequest{
-			Hostname: a.cfg.MachineID, AgentVersion: a.cfg.Version, OccurredAt: pki.At(a.now().Truncate(time.Millisecond)),
+		lost, err = p.outbox.add(&protocol.ReportRequest{
+			Hostname: p.cfg.MachineID, AgentVersion: p.cfg.Version, OccurredAt: pki.At(p.clock.now().Truncate(time.Millisecond)),
 			Rollout: of, Event: event, Details: doc,
 		})
 	}
 	for _, r := range lost {
-		a.log.Error().Str("event", r.Event).Str("rollout", rolloutOf(r)).Msg("report gave way to newer ones")
+		p.log.Error().Str("event", r.Event).Str("rollout", rolloutOf(r)).Msg("report gave way to newer ones")
 	}
 	if err != nil {
-		a.log.Error().Err(err).Str("event", event).Msg("report lost")
+		p.log.Error().Err(err).Str("event", event).Msg("report lost")
 	}
 }
 
 // other reports what the contract has no event for.
-func (a *agent) other(kind, text string) {
+func (p *reporter) other(kind, text string) {
 	detail, err := pki.Marshal(map[string]string{"text": text})
 	if err != nil {
 		return
 	}
-	a.report(protocol.EventOther, "", protocol.Other{Kind: kind, Detail: detail})
+	p.report(protocol.EventOther, "", protocol.Other{Kind: kind, Detail: detail})
 }
 
 // answer is what became of a report that was sent.
@@ -130,34 +145,34 @@ const vainAtOnce = 3
 // so, while it answers check-ins, holds up only those of its own rollout, and not for
 // ever: a host with reports neither reboots nor retries. Who waits for another delivery
 // waits no longer than ctx.
-func (a *agent) deliver(ctx context.Context) {
-	if a.delivering.Acquire(ctx, 1) != nil {
+func (p *reporter) deliver(ctx context.Context) {
+	if p.delivering.Acquire(ctx, 1) != nil {
 		return
 	}
-	defer a.delivering.Release(1)
+	defer p.delivering.Release(1)
 	for failed := map[string]bool{}; len(failed) < vainAtOnce; {
-		r := a.outbox.next(time.Now(), failed)
+		r := p.outbox.next(time.Now(), failed)
 		if r == nil {
 			return
 		}
-		_, err := a.client.Report(ctx, r)
-		log := a.log.With().Err(err).Str("event", r.Event).Str("rollout", rolloutOf(r)).Logger()
+		_, err := p.client.Report(ctx, r)
+		log := p.log.With().Err(err).Str("event", r.Event).Str("rollout", rolloutOf(r)).Logger()
 		switch what := answerOf(err); what {
 		case taken:
-			err = a.outbox.done(r)
+			err = p.outbox.done(r)
 		case wrong:
 			log.Error().Msg("report refused")
-			err = a.outbox.done(r)
+			err = p.outbox.done(r)
 		case later:
 			log.Debug().Msg("report waits")
-			a.outbox.vain(r, time.Now())
+			p.outbox.vain(r, time.Now())
 			return
 		default:
 			failed[rolloutOf(r)] = true
-			err = a.refused(r, patience[what], log)
+			err = p.refused(r, patience[what], log)
 		}
 		if err != nil {
-			a.log.Error().Err(err).Msg("report queue not written")
+			p.log.Error().Err(err).Msg("report queue not written")
 			return
 		}
 	}
@@ -166,19 +181,19 @@ func (a *agent) deliver(ctx context.Context) {
 // refused counts a refusal and gives a report up that was refused for long enough. None
 // counts while check-ins are not answered: it may be this host's certificate, or the
 // control plane as a whole, that is in trouble.
-func (a *agent) refused(r *protocol.ReportRequest, upTo limit, log zerolog.Logger) error {
-	if !a.answered.Load() {
+func (p *reporter) refused(r *protocol.ReportRequest, upTo limit, log zerolog.Logger) error {
+	if !p.answered.Load() {
 		log.Debug().Msg("report waits")
-		a.outbox.vain(r, time.Now())
+		p.outbox.vain(r, time.Now())
 		return nil
 	}
-	so, err := a.outbox.refuse(r, time.Now(), a.now())
+	so, err := p.outbox.refuse(r, time.Now(), p.clock.now())
 	if err != nil {
 		return err
 	}
-	if so.Times >= upTo.times && a.now().Sub(so.Since.Time) >= upTo.after {
+	if so.Times >= upTo.times && p.clock.now().Sub(so.Since.Time) >= upTo.after {
 		log.Error().Uint32("times", so.Times).Time("since", so.Since.Time).Msg("report given up")
-		return a.outbox.done(r)
+		return p.outbox.done(r)
 	}
 	level := zerolog.DebugLevel
 	if so.Times == 1 {
@@ -193,8 +208,15 @@ const deliverTime = 2 * time.Minute
 
 // deliverWithin is deliver for who has no time to lose; the rest goes with the
 // next check-in.
-func (a *agent) deliverWithin(ctx context.Context, limit time.Duration) {
+func (p *reporter) deliverWithin(ctx context.Context, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	a.deliver(ctx)
+	p.deliver(ctx)
+}
+
+func nonEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
 }

@@ -4,37 +4,60 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
+	"nixfleet/nixops"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
+
+// contact says what this host runs, at every check-in.
+type contact struct {
+	cfg      *Config
+	host     nixops.Host
+	dir      journal.Directory
+	undoer   *undo.Undoer
+	clock    *clock
+	status   *statusFile
+	work     *work
+	memory   *memory
+	prober   *prober
+	identity *identity
+	client   *client.Client
+	reboots  rebootPolicy
+
+	fetch   atomic.Pointer[protocol.FetchOutcome]
+	brevity atomic.Int32 // how much a check-in leaves out
+}
 
 // checkin says what this host runs. With hold above zero the control plane may
 // hold the answer; a local change then gives the request up. sent is when the
 // request left, from which a lease counts.
-func (a *agent) checkin(ctx context.Context, hold time.Duration) (answer *protocol.CheckinResponse, sent time.Time, err error) {
-	req, err := a.facts(ctx)
+func (c *contact) checkin(ctx context.Context, hold time.Duration) (answer *protocol.CheckinResponse, sent time.Time, err error) {
+	req, err := c.facts(ctx)
 	if err != nil {
 		return nil, sent, fmt.Errorf("read the host's state: %w", err)
 	}
 	sent = time.Now()
 	if hold == 0 {
-		answer, err = a.client.Checkin(ctx, req, 0)
+		answer, err = c.client.Checkin(ctx, req, 0)
 		return answer, sent, err
 	}
 	held, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	done := make(chan struct{})
 	go func() {
-		answer, err = a.client.Checkin(held, req, hold)
+		answer, err = c.client.Checkin(held, req, hold)
 		close(done)
 	}()
 	select {
 	case <-done:
 		return answer, sent, err
-	case <-a.changed:
+	case <-c.work.changed:
 		cancel(errLocalChange)
 		<-done
 		if err != nil && ctx.Err() == nil {
@@ -45,54 +68,54 @@ func (a *agent) checkin(ctx context.Context, hold time.Duration) (answer *protoc
 }
 
 // facts is what a check-in says.
-func (a *agent) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
-	current, err := a.host.CurrentSystem(ctx)
+func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
+	current, err := c.host.CurrentSystem(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if a.unproven(ctx, current) {
+	if c.unproven(ctx, current) {
 		return nil, errUnproven
 	}
-	boot, err := a.host.BootID(ctx)
+	boot, err := c.host.BootID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	uptime := uint64(time.Since(a.started) / time.Second)
+	uptime := uint64(time.Since(c.clock.started) / time.Second)
 	req := &protocol.CheckinRequest{
-		Hostname: a.cfg.MachineID, AgentVersion: a.cfg.Version, UptimeSecs: &uptime,
+		Hostname: c.cfg.MachineID, AgentVersion: c.cfg.Version, UptimeSecs: &uptime,
 		CurrentGeneration: protocol.Generation{BootID: boot},
-		LastFetchOutcome:  a.fetch.get(), HealthProbes: []protocol.ProbeResult{},
+		LastFetchOutcome:  c.fetch.Load(), HealthProbes: []protocol.ProbeResult{},
 	}
 	var sp specialised
-	req.CurrentGeneration.ClosureHash = a.base(ctx, current, &sp)
+	req.CurrentGeneration.ClosureHash = c.base(ctx, current, &sp)
 	if sp.name != "" {
 		req.Specialisation = &sp.name
 	}
-	if a.prober.active() {
-		mode := a.prober.mode
-		req.HealthCheckMode, req.HealthProbes = &mode, a.prober.snapshot()
+	if c.prober.active() {
+		mode := c.prober.mode
+		req.HealthCheckMode, req.HealthProbes = &mode, c.prober.snapshot()
 	}
-	if c := a.confirmed.get(); c != nil && c.Closure == req.CurrentGeneration.ClosureHash && !c.At.After(a.now()) {
-		at := c.attested()
+	if last := c.memory.confirmed.Load(); last != nil && last.Closure == req.CurrentGeneration.ClosureHash && !last.At.After(c.clock.now()) {
+		at := last.attested()
 		req.LastConfirmedAt = &at
-		if a.identity.host != nil {
-			sig, err := protocol.SignAttestation(a.identity.host, a.cfg.MachineID, at, c.RolloutID)
+		if c.identity.host != nil {
+			sig, err := protocol.SignAttestation(c.identity.host, c.cfg.MachineID, at, last.RolloutID)
 			if err != nil {
 				return nil, err
 			}
 			req.AttestationSignature = &sig
 		}
 	}
-	a.respect(req.CurrentGeneration.ClosureHash)
-	if held := a.heldText(); held != "" {
+	c.memory.respect(req.CurrentGeneration.ClosureHash)
+	if held := c.memory.heldText(); held != "" {
 		req.Held = &held
 	}
-	pending := a.rebootFacts(ctx, req)
-	if req.Phase, err = a.phase(); err != nil {
+	pending := c.rebootFacts(ctx, req)
+	if req.Phase, err = c.phase(); err != nil {
 		return nil, err
 	}
-	shorten(req, a.brevity.get())
-	a.status.note(func(s *status) {
+	shorten(req, int(c.brevity.Load()))
+	c.status.note(func(s *status) {
 		s.Running, s.Phase = req.CurrentGeneration.ClosureHash, req.Phase.Name
 		s.Specialisation, s.RebootPending, s.Held = sp.name, pending, text(req.Held)
 	})
@@ -111,9 +134,9 @@ const provenTime = time.Minute
 // without heads that is not confirmed yet. To such a control plane a check-in that names the
 // target is a confirm [T26]. A generation whose confirm nobody answers is proven, and named
 // after a while.
-func (a *agent) unproven(ctx context.Context, current string) bool {
-	j, err := a.dir.Journal()
-	if err != nil || j == nil || !j.ByManifest() || !a.undoer.Runs(ctx, current, j.Closure) {
+func (c *contact) unproven(ctx context.Context, current string) bool {
+	j, err := c.dir.Journal()
+	if err != nil || j == nil || !j.ByManifest() || !c.undoer.Runs(ctx, current, j.Closure) {
 		return false
 	}
 	return j.Step != journal.Committed || time.Since(j.Since.Time) < provenTime
@@ -162,23 +185,23 @@ type specialised struct{ name string }
 
 // base is the closure that the running system belongs to: a running
 // specialisation of what this host should run counts as that.
-func (a *agent) base(ctx context.Context, current string, sp *specialised) string {
+func (c *contact) base(ctx context.Context, current string, sp *specialised) string {
 	candidates := []string{}
-	if c := a.confirmed.get(); c != nil {
-		candidates = append(candidates, c.Closure)
+	if last := c.memory.confirmed.Load(); last != nil {
+		candidates = append(candidates, last.Closure)
 	}
-	if profile, err := a.host.Profile(ctx); err == nil {
+	if profile, err := c.host.Profile(ctx); err == nil {
 		candidates = append(candidates, profile)
 	}
 	for _, candidate := range candidates {
 		if candidate == current || candidate == "" {
 			continue
 		}
-		c, err := a.host.Inspect(ctx, candidate)
+		closure, err := c.host.Inspect(ctx, candidate)
 		if err != nil {
 			continue
 		}
-		for _, s := range c.Specialisations {
+		for _, s := range closure.Specialisations {
 			if s == current {
 				sp.name = current
 				return candidate
@@ -189,24 +212,24 @@ func (a *agent) base(ctx context.Context, current string, sp *specialised) strin
 }
 
 // rebootFacts says what waits for a boot, and gives it in words for people here.
-func (a *agent) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) string {
-	if j, err := a.dir.Journal(); err == nil && j != nil && j.Step == journal.Staged {
+func (c *contact) rebootFacts(ctx context.Context, req *protocol.CheckinRequest) string {
+	if j, err := c.dir.Journal(); err == nil && j != nil && j.Step == journal.Staged {
 		req.PendingGeneration = &protocol.PendingGeneration{ClosureHash: j.Closure}
 		req.RebootPending = &j.Component
 		if !j.BootsOnce {
 			return j.Component + "; " + noFallback
 		}
-		return j.Component + "; " + a.reboots.String()
+		return j.Component + "; " + c.reboots.String()
 	}
-	booted, err := a.host.BootedSystem(ctx)
+	booted, err := c.host.BootedSystem(ctx)
 	if err != nil || booted == "" || booted == req.CurrentGeneration.ClosureHash {
 		return ""
 	}
-	running, err := a.host.Inspect(ctx, req.CurrentGeneration.ClosureHash)
+	running, err := c.host.Inspect(ctx, req.CurrentGeneration.ClosureHash)
 	if err != nil {
 		return ""
 	}
-	was, err := a.host.Inspect(ctx, booted)
+	was, err := c.host.Inspect(ctx, booted)
 	if err != nil {
 		return ""
 	}
@@ -224,8 +247,8 @@ var phases = map[journal.Step]string{
 	journal.Undoing: protocol.PhaseUndoing, journal.Undone: protocol.PhaseUndoing,
 }
 
-func (a *agent) phase() (*protocol.Phase, error) {
-	j, err := a.dir.Journal()
+func (c *contact) phase() (*protocol.Phase, error) {
+	j, err := c.dir.Journal()
 	if err != nil {
 		return nil, err
 	}
@@ -234,15 +257,4 @@ func (a *agent) phase() (*protocol.Phase, error) {
 	}
 	since := pki.At(j.Since.Time)
 	return &protocol.Phase{Name: phases[j.Step], Intent: j.Intent, ClosureHash: j.Closure, Since: &since, Attempt: j.Attempt}, nil
-}
-
-// heldText says why this host does not follow by itself.
-func (a *agent) heldText() string {
-	if h := a.hold.get(); h != nil {
-		return h.text()
-	}
-	if q := a.quarantine.get(); q != nil && q.Failures > 0 && !journal.Breaks("what failed is told") {
-		return protocol.HeldQuarantined(q.Closure)
-	}
-	return ""
 }

@@ -9,68 +9,87 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/rs/zerolog"
+
+	"nixfleet/nixops"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
 
+// prover has a new generation prove itself: the local health gate, the compliance gate, and
+// one answer of the control plane.
+type prover struct {
+	cfg      *Config
+	log      zerolog.Logger
+	host     nixops.Host
+	dir      journal.Directory
+	undoer   *undo.Undoer
+	status   *statusFile
+	reporter *reporter
+	client   *client.Client
+	contact  *contact
+	prober   *prober
+	settler  *settler
+}
+
 // check is the local health gate and one answered check-in. Only the target's
 // own agent may pass it.
-func (a *agent) check(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
-	if ok, err := a.mayProve(ctx, j); err != nil || !ok {
+func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
+	if ok, err := p.mayProve(ctx, j); err != nil || !ok {
 		if err == nil {
-			a.waiting("the new generation's own agent has to prove it; this is another")
+			p.status.waiting("the new generation's own agent has to prove it; this is another")
 		}
 		return nil, err
 	}
-	if current, err := a.host.CurrentSystem(ctx); err != nil {
+	if current, err := p.host.CurrentSystem(ctx); err != nil {
 		return nil, err
-	} else if !a.undoer.Runs(ctx, current, j.Closure) {
-		return nil, a.undo(ctx, journal.Because(protocol.CauseSwitch, current+" runs after the switch"))
+	} else if !p.undoer.Runs(ctx, current, j.Closure) {
+		return nil, p.settler.undo(ctx, journal.Because(protocol.CauseSwitch, current+" runs after the switch"))
 	}
 	if !j.GatePassed {
-		a.waiting("watching %s for %s", j.Closure, a.cfg.SettleTime)
-		trouble, err := a.gate(ctx, j)
+		p.status.waiting("watching %s for %s", j.Closure, p.cfg.SettleTime)
+		trouble, err := p.gate(ctx, j)
 		if err != nil {
 			return nil, err
 		}
 		if trouble != "" {
-			return nil, a.undo(ctx, journal.Because(protocol.CauseHealthGate, trouble))
+			return nil, p.settler.undo(ctx, journal.Because(protocol.CauseHealthGate, trouble))
 		}
-		if trouble = a.comply(ctx, j); trouble != "" {
-			return nil, a.undo(ctx, journal.Because(protocol.CauseCompliance, trouble))
+		if trouble = p.comply(ctx, j); trouble != "" {
+			return nil, p.settler.undo(ctx, journal.Because(protocol.CauseCompliance, trouble))
 		}
-		if j, err = a.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking, func(j *journal.Journal) { j.GatePassed = true }); err != nil {
+		if j, err = p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking, func(j *journal.Journal) { j.GatePassed = true }); err != nil {
 			return nil, err
 		}
 	}
-	a.waiting("an answer of the control plane to prove that %s reaches it", j.Closure)
+	p.status.waiting("an answer of the control plane to prove that %s reaches it", j.Closure)
 	for {
-		if err := a.reach(ctx, j); err == nil {
+		if err := p.reach(ctx, j); err == nil {
 			break
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
-		} else if a.windowUsed(ctx, j) {
-			return nil, a.undo(ctx, undo.Unreachable)
+		} else if p.windowUsed(ctx, j) {
+			return nil, p.settler.undo(ctx, undo.Unreachable)
 		}
 		if err := sleep(ctx, floorPause); err != nil {
 			return nil, err
 		}
 	}
-	return a.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Proven, nil)
+	return p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Proven, nil)
 }
 
 // reach gets one authenticated answer. A control plane without heads would take a check-in
 // that names the new generation for a confirm, and is asked who this host is instead; one
 // that does not know the question has answered all the same, since it looks at the
 // certificate first (contracts/wire.md section 1).
-func (a *agent) reach(ctx context.Context, j *journal.Journal) error {
+func (p *prover) reach(ctx context.Context, j *journal.Journal) error {
 	if !j.ByManifest() {
-		_, _, err := a.checkin(ctx, 0)
+		_, _, err := p.contact.checkin(ctx, 0)
 		return err
 	}
-	_, err := a.client.Whoami(ctx)
+	_, err := p.client.Whoami(ctx)
 	if refused := (*client.Error)(nil); errors.As(err, &refused) && refused.Status == http.StatusNotFound {
 		return nil
 	}
@@ -78,11 +97,11 @@ func (a *agent) reach(ctx context.Context, j *journal.Journal) error {
 }
 
 // mayProve: this process is the target closure's own agent.
-func (a *agent) mayProve(ctx context.Context, j *journal.Journal) (bool, error) {
-	if a.cfg.AgentOutside {
+func (p *prover) mayProve(ctx context.Context, j *journal.Journal) (bool, error) {
+	if p.cfg.AgentOutside {
 		return true, nil
 	}
-	c, err := a.host.Inspect(ctx, j.Closure)
+	c, err := p.host.Inspect(ctx, j.Closure)
 	if err != nil {
 		return false, err
 	}
@@ -96,10 +115,10 @@ func (a *agent) mayProve(ctx context.Context, j *journal.Journal) (bool, error) 
 // windowUsed: so much of the window is over that we undo by ourselves. The clock may
 // have been set meanwhile: when it says that even the deadline has passed, which is
 // monotonic and still to come, the deadline is believed.
-func (a *agent) windowUsed(ctx context.Context, j *journal.Journal) bool {
+func (p *prover) windowUsed(ctx context.Context, j *journal.Journal) bool {
 	used, window := time.Since(j.StartedAt.Time), time.Duration(j.WindowSecs)*time.Second
 	if used > window {
-		armed, err := a.host.DeadlineArmed(ctx, j.Units.Deadline)
+		armed, err := p.host.DeadlineArmed(ctx, j.Units.Deadline)
 		return err != nil || !armed
 	}
 	return used > window-window/answerMargin
@@ -107,12 +126,12 @@ func (a *agent) windowUsed(ctx context.Context, j *journal.Journal) bool {
 
 // gate watches units through the settle time, and on until the probes allow the new
 // generation. It returns what is wrong with it, empty when nothing is.
-func (a *agent) gate(ctx context.Context, j *journal.Journal) (string, error) {
+func (p *prover) gate(ctx context.Context, j *journal.Journal) (string, error) {
 	before := j.Baseline()
 	watch := before.Watch(time.Now())
-	for settled := time.Now().Add(a.cfg.SettleTime); ; {
+	for settled := time.Now().Add(p.cfg.SettleTime); ; {
 		watched := !time.Now().Before(settled)
-		units, err := a.host.Units(ctx)
+		units, err := p.host.Units(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -124,14 +143,14 @@ func (a *agent) gate(ctx context.Context, j *journal.Journal) (string, error) {
 			return trouble, nil
 		}
 		if watched {
-			failing := a.prober.failing()
+			failing := p.prober.failing()
 			if len(failing) == 0 {
 				return "", nil
 			}
-			if a.windowUsed(ctx, j) {
+			if p.windowUsed(ctx, j) {
 				return fmt.Sprintf("probes: %v", failing), nil
 			}
-			a.waiting("probes %v", failing)
+			p.status.waiting("probes %v", failing)
 		}
 		pause := gatePoll
 		if left := time.Until(settled); left > 0 {
