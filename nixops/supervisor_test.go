@@ -12,7 +12,8 @@ func TestUnitsGetTheWayToTheStore(t *testing.T) {
 	for _, remote := range []string{"daemon", ""} {
 		t.Setenv("NIX_REMOTE", remote)
 		f := unitFiles{t.TempDir()}
-		if err := f.script("unit", 0, []string{"/bin/sh", "-c", `echo "$PATH ${NIX_REMOTE-unset}" >` + f.path("unit", "out")}, nil); err != nil {
+		say := []string{"/bin/sh", "-c", `echo "$PATH ${NIX_REMOTE-unset}" >` + f.path("unit", "out")}
+		if err := f.script("unit", 0, say, nil); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.CommandContext(t.Context(), "/bin/sh", f.path("unit", "sh"))

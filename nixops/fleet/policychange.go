@@ -16,7 +16,8 @@ type PolicyChange struct {
 }
 
 func (c PolicyChange) String() string {
-	return fmt.Sprintf("channel %s: %s was %s and is %s: %s; write %s = %q to have it as before", c.Channel, c.Member, c.Was, c.Is, c.Does, c.Member, c.Was)
+	return fmt.Sprintf("channel %s: %s was %s and is %s: %s; write %s = %q to have it as before",
+		c.Channel, c.Member, c.Was, c.Is, c.Does, c.Member, c.Was)
 }
 
 // whatItDoes explains the words that PolicyChanges compares.
@@ -25,7 +26,7 @@ var whatItDoes = map[string]string{
 	OnFailureRollback: "when a host fails, those that run the new release are sent back as well",
 	ModeDisabled:      "evidence is not asked for",
 	ModePermissive:    "what fails is reported and changes nothing",
-	ModeEnforce:       "a host without evidence, or with a control that fails, returns to what it ran, and so does each retry",
+	ModeEnforce:       "a host without evidence, or with a control that fails, returns to what it ran",
 }
 
 // PolicyChanges compares the channels that both releases have, sorted by name. A release that comes first has none.
@@ -48,7 +49,8 @@ func PolicyChanges(old, young *Fleet) []PolicyChange {
 		before, had := old.RolloutPolicies[was.RolloutPolicy]
 		after, has := young.RolloutPolicies[is.RolloutPolicy]
 		if had && has {
-			add(name, "rolloutPolicies."+is.RolloutPolicy+".onHealthFailure", string(before.OnHealthFailure), string(after.OnHealthFailure))
+			member := "rolloutPolicies." + is.RolloutPolicy + ".onHealthFailure"
+			add(name, member, string(before.OnHealthFailure), string(after.OnHealthFailure))
 		}
 		add(name, "channels."+name+".compliance.mode", was.Compliance.Mode, is.Compliance.Mode)
 	}

@@ -111,7 +111,8 @@ let
           (if v then "true" else "false")
         else
           toString v;
-      plain = filter (key: isString evidence.${key} || isBool evidence.${key} || isInt evidence.${key}) (attrNames evidence);
+      scalar = v: isString v || isBool v || isInt v;
+      plain = filter (key: scalar evidence.${key}) (attrNames evidence);
     in
     if isAttrs evidence && plain != [ ] then
       " (${concatStringsSep ", " (map (key: "${key}: ${value evidence.${key}}") plain)})"
@@ -122,9 +123,8 @@ let
     host: verb: config:
     let
       probes = setOr (config.compliance.evidence.probes or { });
-      measured = filter (p: elem (probes.${p}.type or "runtime") [ "static" "both" ] && probes.${p}.staticEvidence or null != null) (
-        attrNames probes
-      );
+      isStatic = p: elem (p.type or "runtime") [ "static" "both" ];
+      measured = filter (p: isStatic probes.${p} && probes.${p}.staticEvidence or null != null) (attrNames probes);
     in
     concatMap (
       p:
@@ -147,13 +147,18 @@ let
       unit = "compliance-evidence-collector";
       services = config.systemd.services or { };
       darwin = match ".*-darwin" (toString (declared.hosts.${host}.system or "")) != null;
-      rest = "the agent would send every new system back; set compliance.mode = \"permissive\" on channel '${facts.${host}.channel}'";
+      said = "host '${host}': its channel enforces compliance, and";
+      rest =
+        "the agent would send every new system back; set compliance.mode = \"permissive\""
+        + " on channel '${facts.${host}.channel}'";
     in
     if darwin then
-      [ "host '${host}': its channel enforces compliance, and under launchd there is no collector of evidence: ${rest}, or move the host to another channel" ]
+      [
+        "${said} under launchd there is no collector of evidence: ${rest}, or move the host to another channel"
+      ]
     else
       when (!(services ? ${unit} && services.${unit}.enable or true))
-        "host '${host}': its channel enforces compliance, and its configuration has no unit ${unit}.service: ${rest}, or declare the unit";
+        "${said} its configuration has no unit ${unit}.service: ${rest}, or declare the unit";
 
   # The sentences about all that fails on the channels of a mode. Of other hosts the
   # configuration is not even asked for.

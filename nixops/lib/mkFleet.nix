@@ -53,7 +53,10 @@ let
     if builtins.isAttrs args then
       merged.plain args
     else
-      throw "nixfleet: mkFleet takes an attribute set, { hosts = { … }; channels = { … }; … }; a module or a file is imported by the caller, and several are joined with mergeFleets";
+      throw (
+        "nixfleet: mkFleet takes an attribute set, { hosts = { … }; channels = { … }; … }; "
+        + "a module or a file is imported by the caller, and several are joined with mergeFleets"
+      );
 
   declared = {
     hosts = { };

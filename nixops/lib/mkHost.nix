@@ -97,7 +97,10 @@ let
   };
 in
 if isVm then
-  refuse "isVm = true of host '${host}' has no meaning here; import a module for virtual machines, such as nixpkgs' profiles/qemu-guest.nix"
+  refuse (
+    "isVm = true of host '${host}' has no meaning here; import a module for virtual machines, "
+    + "such as nixpkgs' profiles/qemu-guest.nix"
+  )
 else if !(builtins.seq host isDarwin) then
   nixpkgs.lib.nixosSystem (
     args // { modules = [ named ] ++ version ++ spec ++ flake.nixosModules ++ modules; }

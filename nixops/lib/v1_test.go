@@ -44,25 +44,38 @@ func TestV1Fleet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for expression, want := range map[string]string{
+	for _, c := range [][2]string{
 		// The fleet itself, and the argument of mkFleet that ours is.
-		`fleet.resolved == (lib.mkFleet fleet).resolved`:                                             `true`,
-		`(lib.mkFleet (fleet // { edges = [ { gated = "web-01"; gates = "web-01"; } ]; })).resolved`: `host 'web-01' waits for itself`,
-		`builtins.attrNames fleet.nixosConfigurations`:                                               `["web-01","web-02"]`,
-		`fleet.resolved.channels.stable.compliance`:                                                  `{"frameworks":["nis2","house-rules"],"mode":"enforce"}`,
-		`(lib.mkFleet (base // { channels.stable = web.channels.stable // { compliance.frameworks = [ "dora" ]; compliance.mode = "disabled"; }; })).resolved.channels.stable.compliance.frameworks`: `["dora"]`,
-		`(lib.mkFleet (base // web // { complianceFrameworks = [ "nis2" ]; rolloutPolicies.staged = { }; })).resolved`:                                                                               `asks for compliance framework 'house-rules', which is not declared; declared are 'nis2'`,
-		`(lib.mkFleet (base // { complianceFrameworks = "nis2"; })).resolved`:                                                                                                                        `complianceFrameworks must be a list of names`,
-		`(lib.mkFleet (base // { imports = [ ./a.nix ]; })).resolved`:                                                                                                                                `mkFleet has no member 'imports'; join files with mkFleet (mergeFleets [`,
-		`(lib.mkFleet ({ lib, ... }: { })).resolved`:                                                                                                                                                 `mkFleet takes an attribute set`,
+		{`fleet.resolved == (lib.mkFleet fleet).resolved`, `true`},
+		{`(lib.mkFleet (fleet // { edges = [ { gated = "web-01"; gates = "web-01"; } ]; })).resolved`,
+			`host 'web-01' waits for itself`},
+		{`builtins.attrNames fleet.nixosConfigurations`, `["web-01","web-02"]`},
+		{`(lib.mergeFleets [ fleet { edges = [ 1 ]; } ]).edges`, `[1]`},
+		// Frameworks that v1 knows, and others.
+		{`fleet.resolved.channels.stable.compliance`, `{"frameworks":["nis2","house-rules"],"mode":"enforce"}`},
+		{`(lib.mkFleet (base // {
+  channels.stable = web.channels.stable // { compliance = { frameworks = [ "dora" ]; mode = "disabled"; }; };
+})).resolved.channels.stable.compliance.frameworks`, `["dora"]`},
+		{`(lib.mkFleet (base // web // { complianceFrameworks = [ "nis2" ]; rolloutPolicies.staged = { }; })).resolved`,
+			`asks for compliance framework 'house-rules', which is not declared; declared are 'nis2'`},
+		{`(lib.mkFleet (base // { complianceFrameworks = "nis2"; })).resolved`,
+			`complianceFrameworks must be a list of names`},
+		// A module is not an argument.
+		{`(lib.mkFleet (base // { imports = [ ./a.nix ]; })).resolved`,
+			`mkFleet has no member 'imports'; join files with mkFleet (mergeFleets [`},
+		{`(lib.mkFleet ({ lib, ... }: { })).resolved`, `mkFleet takes an attribute set`},
 		// What v1 gives of the declaration beside the document.
-		`builtins.mapAttrs (_: h: h.configuration.config.system.build.toplevel) fleet.hosts`: `{"web-01":"a system","web-02":"a system"}`,
-		`builtins.attrNames (lib.mkFleet fleet).hosts`:                                       `["web-01","web-02"]`,
-		`(lib.mergeFleets [ fleet { edges = [ 1 ]; } ]).edges`:                               `[1]`,
+		{`builtins.mapAttrs (_: h: h.configuration.config.system.build.toplevel) fleet.hosts`,
+			`{"web-01":"a system","web-02":"a system"}`},
+		{`builtins.attrNames (lib.mkFleet fleet).hosts`, `["web-01","web-02"]`},
 		// What v1's release scripts stamp.
-		`(lib.withSignature { signedAt = "2026-03-01T12:00:00Z"; ciCommit = "c"; } fleet.resolved).meta`:                                     `{"ciCommit":"c","schemaVersion":1,"signedAt":"2026-03-01T12:00:00Z"}`,
-		`(lib.withSignature { signedAt = "2026-03-01T12:00:00Z"; ciCommit = null; signatureAlgorithm = "ecdsa-p256"; } fleet.resolved).meta`: `{"ciCommit":null,"schemaVersion":1,"signatureAlgorithm":"ecdsa-p256","signedAt":"2026-03-01T12:00:00Z"}`,
+		{`(lib.withSignature { signedAt = "2026-03-01T12:00:00Z"; ciCommit = "c"; } fleet.resolved).meta`,
+			`{"ciCommit":"c","schemaVersion":1,"signedAt":"2026-03-01T12:00:00Z"}`},
+		{`(lib.withSignature {
+  signedAt = "2026-03-01T12:00:00Z"; ciCommit = null; signatureAlgorithm = "ecdsa-p256";
+} fleet.resolved).meta.signatureAlgorithm`, `"ecdsa-p256"`},
 	} {
+		expression, want := c[0], c[1]
 		t.Run(expression, func(t *testing.T) {
 			t.Parallel()
 			out, said, err := evaluate(t, fmt.Sprintf(v1Fleet, dir, expression))
@@ -99,7 +112,9 @@ func TestConfigurationsOfTheWrongTypeAreRefused(t *testing.T) {
 		`{ config = throw "evaluated"; }`:      false,
 		`throw "not built on this machine"`:    false,
 	} {
-		out, said, err := evaluate(t, fmt.Sprintf(`let base = import %s/testdata/base.nix; in ((import %[1]s).mkFleet (base // {
+		out, said, err := evaluate(t, fmt.Sprintf(`let
+  base = import %s/testdata/base.nix;
+in ((import %[1]s).mkFleet (base // {
   hosts.web-01 = base.hosts.web-01 // { configuration = (%s); };
 })).resolved.hosts.web-01.system`, dir, configuration))
 		const want = "host 'web-01': its configuration is not a system; give what mkHost or nixosSystem returns"
@@ -126,12 +141,17 @@ func TestStaticEvidence(t *testing.T) {
     channels.stable = base.channels.stable // { compliance.mode = "%[2]s"; };
   });
 in { inherit (fleet.resolved.channels.stable.compliance) mode; inherit (fleet) warnings; }`
-	const failed = `{ type = "static"; staticEvidence = { passed = false; evidence = { disk = "sda"; encrypted = false; raw = x: x; }; }; }`
+	const failed = `{
+  type = "static";
+  staticEvidence = { passed = false; evidence = { disk = "sda"; encrypted = false; raw = x: x; }; };
+}`
+	const fails = `host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its ` +
+		`compliance.evidence.probes, which channel 'stable' `
 	for _, c := range [][3]string{
 		{"enforce", failed,
-			`host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its compliance.evidence.probes, which channel 'stable' enforces; mend its configuration`},
+			fails + `enforces; mend its configuration`},
 		{"permissive", failed,
-			`"warnings":["host 'web-01' fails the static control 'luks' (disk: sda, encrypted: false) of its compliance.evidence.probes, which channel 'stable' would refuse`},
+			`"warnings":["` + fails + `would refuse`},
 		{"disabled", `throw "it is evaluated"`, `"warnings":[]`},
 		{"enforce", strings.Replace(failed, "static\"", "both\"", 1), `fails the static control 'luks'`},
 		{"enforce", strings.Replace(failed, "static\"", "runtime\"", 1), `"mode":"enforce"`},

@@ -45,7 +45,8 @@ func identityName(c *cli.Context) string {
 			}
 		}
 	}
-	if name := ownKey(); name != "" && !c.Bool("no-keys") && len(c.StringSlice("recipient")) == 0 && c.String("recipients-file") == "" {
+	named := len(c.StringSlice("recipient")) > 0 || c.String("recipients-file") != ""
+	if name := ownKey(); name != "" && !named && !c.Bool("no-keys") {
 		return "~/.ssh/" + name
 	}
 	return templateIdentity
@@ -61,7 +62,7 @@ func identityWords(identity string) []string {
 }
 
 // loginKey is the form of a public key that sshd takes and that stands in a line of Nix.
-var loginKey = regexp.MustCompile(`^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*( .*)?$`)
+var loginKey = regexp.MustCompile(`^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp[0-9]+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*( .*)?$`)
 
 // loginKeys are the lines that let operators log in to the machines of the fleet: those recipients that are ssh keys,
 // or else the key of whoever runs init.
