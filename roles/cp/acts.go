@@ -45,12 +45,14 @@ func (o *acts) recorded(c *call, a act, step func() error) (any, error) {
 func (o *acts) made(c *call, a act, err error) (any, error) {
 	switch {
 	case err == nil:
-		o.log.Info().Str("operator", c.caller.CommonName).Str("action", a.action).Str("subject", a.subject).Str("reason", a.why).
+		o.log.Info().Str("operator", c.caller.CommonName).Str("action", a.action).Str("subject", a.subject).
+			Str("reason", a.why).
 			Msg("operator action")
 		return nil, nil
 	case errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoHost):
 		return nil, notFound("%s", err)
-	case errors.Is(err, rollout.ErrOver), errors.Is(err, rollout.ErrRecalled), errors.Is(err, rollout.ErrBusy), errors.Is(err, rollout.ErrAction):
+	case errors.Is(err, rollout.ErrOver), errors.Is(err, rollout.ErrRecalled), errors.Is(err, rollout.ErrBusy),
+		errors.Is(err, rollout.ErrAction):
 		return nil, refused(http.StatusConflict, "not-possible", "%s", err)
 	}
 	return nil, err

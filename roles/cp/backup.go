@@ -15,9 +15,10 @@ const backupTimeout = 10 * time.Minute
 
 func backupCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "backup",
-		Usage:       "copy the state database while the control plane uses it",
-		Description: "Example:\n   nixfleet cp backup --db-path /var/lib/nixfleet-cp/state.db --output /backup/state-$(date +%F).db",
+		Name:  "backup",
+		Usage: "copy the state database while the control plane uses it",
+		Description: "Example:\n   nixfleet cp backup --db-path /var/lib/nixfleet-cp/state.db " +
+			"--output /backup/state-$(date +%F).db",
 		Flags: command.Variables(variables,
 			textFlag("db-path", defaultStateDir+"/state.db", "state database `FILE`"),
 			&cli.StringFlag{

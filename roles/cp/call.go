@@ -63,7 +63,8 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 // read decodes the body of a call; what is wrong with it is 415, 413, 400 or 422.
 func (c *call) read(v any) error {
 	kind, _, err := mime.ParseMediaType(c.Header.Get("Content-Type"))
-	if err != nil || kind != "application/json" && !(strings.HasPrefix(kind, "application/") && strings.HasSuffix(kind, "+json")) {
+	if err != nil || kind != "application/json" && !(strings.HasPrefix(kind, "application/") &&
+		strings.HasSuffix(kind, "+json")) {
 		return badRequest(http.StatusUnsupportedMediaType, "expected request with `Content-Type: application/json`")
 	}
 	body, err := c.body(protocol.MaxBody)
@@ -88,13 +89,12 @@ func (c *call) body(limit int64) ([]byte, error) {
 	return body, nil
 }
 
-// is refuses a caller that is not the host which the body names. It is asked once
-// the body is known to be one: an ill-formed body is answered as such, whoever
-// sent it.
+// is refuses a caller that is not the host which the body names. Handlers ask it after
+// they have read the body: an ill-formed body is answered as such to every caller.
 func (c *call) is(host string) error {
 	switch {
 	case c.caller.Role != pki.RoleAgent:
-		return refused(http.StatusForbidden, "agent-only", "%q is no host", c.caller.Name)
+		return refused(http.StatusForbidden, "agent-only", "certificate %q is not a host certificate", c.caller.Name)
 	case c.caller.Name != host:
 		return refused(http.StatusForbidden, "not-yours", "the certificate is of another host")
 	}

@@ -94,7 +94,8 @@ func (k *checkins) decide(ctx context.Context, c *contact) (decision, error) {
 		return d, err
 	}
 	if d.Target != nil && !d.Target.Resent {
-		k.log.Info().Str("host", c.host).Str("rollout", d.Target.RolloutID).Str("closure", d.Target.Closure).Int("wave", d.Target.Wave).Msg("dispatch")
+		k.log.Info().Str("host", c.host).Str("rollout", d.Target.RolloutID).Str("closure", d.Target.Closure).
+			Int("wave", d.Target.Wave).Msg("dispatch")
 	}
 	if d.waits() && d.Reason.Gate != "" {
 		k.metrics.gateBlocks.WithLabelValues(d.Reason.Gate).Inc()
@@ -173,9 +174,11 @@ func (k *checkins) answer(host string, d decision) *protocol.CheckinResponse {
 		out.Target = &protocol.Target{
 			ClosureHash: t.Closure,
 			// The rollout id, which v1 agents name in confirms and reports.
-			ChannelRef: t.RolloutID, RolloutID: t.RolloutID, EvaluatedAt: pki.At(time.Now().Truncate(time.Second)), WaveIndex: &wave,
-			Activate: &protocol.Activate{ConfirmWindowSecs: seconds(t.ConfirmWindow), ConfirmEndpoint: protocol.ConfirmPath},
-			SignedAt: pki.At(t.SignedAt), FreshnessWindowSecs: seconds(t.Freshness), ComplianceMode: &t.ComplianceMode, StartBySecs: &startBy,
+			ChannelRef: t.RolloutID, RolloutID: t.RolloutID, EvaluatedAt: pki.At(time.Now().Truncate(time.Second)),
+			WaveIndex: &wave,
+			Activate:  &protocol.Activate{ConfirmWindowSecs: seconds(t.ConfirmWindow), ConfirmEndpoint: protocol.ConfirmPath},
+			SignedAt:  pki.At(t.SignedAt), FreshnessWindowSecs: seconds(t.Freshness), ComplianceMode: &t.ComplianceMode,
+			StartBySecs: &startBy,
 		}
 	}
 	return out
@@ -244,7 +247,9 @@ func (l *lastSeen) of(host string) (sighting, bool) {
 
 // attested gives the one of ids, oldest first, for which verifies holds, empty
 // when there is none. What was found before is not looked for again.
-func (l *lastSeen) attested(host, key, signature string, at time.Time, ids []string, verifies func(id string) bool) string {
+func (l *lastSeen) attested(
+	host, key, signature string, at time.Time, ids []string, verifies func(id string) bool,
+) string {
 	l.mu.Lock()
 	a, known := l.attestations[host]
 	l.mu.Unlock()

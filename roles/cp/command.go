@@ -16,7 +16,8 @@ func Command(others ...*cli.Command) *cli.Command {
 	return &cli.Command{
 		Name:  "cp",
 		Usage: "the control plane: route signed releases to agents",
-		Description: "Example:\n   nixfleet cp serve --source git+https://forge.example.com/fleet.git#main --db-path /var/lib/nixfleet-cp/state.db \\\n" +
+		Description: "Example:\n   nixfleet cp serve --source git+https://forge.example.com/fleet.git#main \\\n" +
+			"     --db-path /var/lib/nixfleet-cp/state.db \\\n" +
 			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem \\\n" +
 			"     --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem --agent-cn-suffix fleet.example.com",
 		Subcommands: append([]*cli.Command{serveCommand(), tick.Command(), backupCommand()}, others...),
@@ -27,9 +28,12 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "serve agents and operators until told to stop",
-		Description: "Certificates, trust file and token files are read again when they change; SIGHUP reads them, and asks the source, at once.\n\n" +
-			"Example:\n   nixfleet cp serve --source git+ssh://git@forge.example.com/fleet.git#main --db-path state.db --agent-cn-suffix fleet.example.com \\\n" +
-			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem",
+		Description: "Certificates, trust file and token files are read again when they change; " +
+			"SIGHUP reads them, and asks the source, at once.\n\n" +
+			"Example:\n   nixfleet cp serve --source git+ssh://git@forge.example.com/fleet.git#main --db-path state.db \\\n" +
+			"     --agent-cn-suffix fleet.example.com \\\n" +
+			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem \\\n" +
+			"     --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem",
 		Flags:  flags(),
 		Action: serve,
 	}

@@ -74,7 +74,7 @@ type Config struct {
 const (
 	defaultStateDir = "/var/lib/nixfleet-cp"
 	maxPollInterval = 60 * time.Second
-	maxRate         = 1_000_000 // requests a second, which is none
+	maxRate         = 1_000_000 // requests per second, which bounds nobody
 )
 
 // complete fills in defaults and finds what cannot work, all of it at once.
@@ -162,12 +162,15 @@ func (c *Config) bounds() error {
 func (c *Config) together() error {
 	lists := c.RevocationsSource.Given() && c.NoncesSource.Given()
 	return errors.Join(
-		c.ChannelRefs.Check("channel-refs"), c.RevocationsSource.Check("revocations"), c.NoncesSource.Check("bootstrap-nonces"),
+		c.ChannelRefs.Check("channel-refs"), c.RevocationsSource.Check("revocations"),
+		c.NoncesSource.Check("bootstrap-nonces"),
 		unmet(
 			demand{(c.Artifact == "") == (c.Signature == ""), "--artifact and --signature are given together"},
-			demand{(c.TPMPubkey == "") == (c.TPMWrapper == ""), "--tpm-ca-pubkey-raw and --tpm-ca-sign-wrapper are given together"},
+			demand{(c.TPMPubkey == "") == (c.TPMWrapper == ""),
+				"--tpm-ca-pubkey-raw and --tpm-ca-sign-wrapper are given together"},
 			demand{
-				!c.Rollouts.Given() || strings.Contains(c.Rollouts.Artifact, "{rolloutId}") && strings.Contains(c.Rollouts.Signature, "{rolloutId}"),
+				!c.Rollouts.Given() || strings.Contains(c.Rollouts.Artifact, "{rolloutId}") &&
+					strings.Contains(c.Rollouts.Signature, "{rolloutId}"),
 				"both rollouts-source URL templates must contain {rolloutId}",
 			},
 			demand{!c.RevocationsSource.Given() || c.DBPath != "", "revocation URLs need --db-path"},
@@ -189,7 +192,8 @@ func (c *Config) readable() error {
 	} {
 		problems = append(problems, load())
 	}
-	for _, path := range []string{c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.TokenFile, c.RevocationsSource.TokenFile, c.NoncesSource.TokenFile, c.Rollouts.TokenFile} {
+	for _, path := range []string{c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.TokenFile,
+		c.RevocationsSource.TokenFile, c.NoncesSource.TokenFile, c.Rollouts.TokenFile} {
 		if path != "" {
 			_, err := source.Secret(path)
 			problems = append(problems, err)
@@ -215,12 +219,14 @@ func (c *Config) source() (source.Source, error) {
 	case c.Source != "":
 		return source.NewDir(c.Source), nil
 	case c.ChannelRefs.Given():
-		return source.NewHTTP(source.HTTPConfig{Fleet: c.ChannelRefs, Revocations: c.RevocationsSource, Nonces: c.NoncesSource}), nil
+		return source.NewHTTP(source.HTTPConfig{Fleet: c.ChannelRefs, Revocations: c.RevocationsSource,
+			Nonces: c.NoncesSource}), nil
 	}
 	return source.NewFiles(c.Artifact, c.Signature), nil
 }
 
-// localFallback: the local pair stands in until the source has given a release.
+// localFallback reports whether the local pair is used until the source has given a
+// release.
 func (c *Config) localFallback() bool { return c.Source != "" || c.ChannelRefs.Given() }
 
 // fleetName is the fleet document's name within the source.
@@ -231,7 +237,7 @@ func (c *Config) fleetName() string {
 	return filepath.Base(c.Artifact)
 }
 
-// holdsManifests: there is a place to look for manifests by their id.
+// holdsManifests reports whether there is a place to look for manifests by their id.
 func (c *Config) holdsManifests() bool {
 	return c.Source != "" || c.RolloutsDir != "" || c.Rollouts.Given()
 }

@@ -92,7 +92,7 @@ func (d *documents) closure(c *call) (any, error) {
 		return otherwise{http.StatusNotImplemented, noProxy{"closure proxy not configured", hash, "--closure-upstream"}}, nil
 	}
 	if !storeHash.MatchString(hash) {
-		return nil, notFound("no hash of a store path")
+		return nil, notFound("not the hash of a store path")
 	}
 	address := strings.TrimSuffix(d.cfg.ClosureUpstream, "/") + "/" + hash + ".narinfo"
 	req, err := http.NewRequestWithContext(c.Context(), http.MethodGet, address, nil)

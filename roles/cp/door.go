@@ -19,7 +19,7 @@ import (
 	"nixfleet/store"
 )
 
-// door says who a caller is, whether he is let in now, and how often.
+// door says who a caller is, whether it is let in now, and how often.
 type door struct {
 	cfg      *Config
 	log      zerolog.Logger
@@ -109,7 +109,9 @@ func (d *door) identify(ctx context.Context) (pki.Identity, error) {
 	return conn.identity, conn.err
 }
 
-func (d *door) verifyChain(peer []*x509.Certificate, pool *x509.CertPool, now time.Time) (id pki.Identity, until time.Time, err error) {
+func (d *door) verifyChain(
+	peer []*x509.Certificate, pool *x509.CertPool, now time.Time,
+) (id pki.Identity, until time.Time, err error) {
 	chains, err := pki.VerifyChain(peer, pool, x509.ExtKeyUsageClientAuth, now)
 	if err != nil {
 		return pki.Identity{}, now, err
@@ -124,7 +126,7 @@ func (d *door) verifyChain(peer []*x509.Certificate, pool *x509.CertPool, now ti
 	return id, until, err
 }
 
-// errLookup is a caller of whom it cannot be said whether he is revoked.
+// errLookup means that it is not known whether the caller is revoked.
 type errLookup struct{ error }
 
 // authorize is asked on every request, and again when a held one wakes: a
@@ -156,8 +158,8 @@ func (d *door) authorize(ctx context.Context) (pki.Identity, error) {
 }
 
 // revokedSince is the latest not_before of a host or operator, of the signed list
-// and the local rows; zero is none. A host may stand there under the name in its
-// certificate too, which is what people read in a log.
+// and the local rows; zero when there is none. A host may also stand there under the
+// name in its certificate, which is what people read in a log.
 func (d *door) revokedSince(ctx context.Context, snap *snapshot, name string) (time.Time, error) {
 	since := revokedIn(snap.revoked, name, d.cfg.AgentSuffix)
 	row, ok, err := d.store.RevokedSince(ctx, name, pki.AgentName(name, d.cfg.AgentSuffix))
@@ -180,8 +182,8 @@ func revokedIn(list map[string]time.Time, name, suffix string) time.Time {
 	return since
 }
 
-// shut is the answer to a caller who is not let in. The reason goes to the log,
-// and to the caller, since it is no secret of ours.
+// shut is the answer to a caller that is not let in. The reason goes to the log and
+// to the caller: it is not a secret.
 func (d *door) shut(r *http.Request, id pki.Identity, err error) error {
 	if failed := (*errLookup)(nil); errors.As(err, &failed) {
 		return failed.error
@@ -191,7 +193,8 @@ func (d *door) shut(r *http.Request, id pki.Identity, err error) error {
 	if errors.Is(err, errNoCertificate) {
 		level = zerolog.DebugLevel // anybody could fill the disk with it
 	}
-	d.log.WithLevel(level).Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).Msg("request refused")
+	d.log.WithLevel(level).Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).
+		Msg("request refused")
 	return refused(http.StatusUnauthorized, "unauthorized", "%s", err)
 }
 
@@ -223,8 +226,8 @@ func (d *door) mayCall(c *call, who callers) error {
 var errOperatorOnly = refused(http.StatusForbidden, "operator-only", "only an operator's certificate may do this")
 
 const (
-	// maxBuckets is how many buckets of a kind are kept. Who comes when all of them
-	// are in use has none, and meets only the limits that all have together.
+	// maxBuckets is how many buckets of a kind are kept. A caller that comes when all
+	// of them are in use has none, and only the limits that all share apply to it.
 	maxBuckets = 1 << 16
 	// fewBuckets are kept without a look at which of them are in use.
 	fewBuckets = 1024
@@ -298,7 +301,7 @@ func (d *door) withinRate(w http.ResponseWriter, r *http.Request) error {
 	if d.hostRate.take(string(leaf.RawSubjectPublicKeyInfo), time.Now()) {
 		return nil
 	}
-	return d.tooMany(w, r, "host", leaf.Subject.CommonName, "this host asks too often")
+	return d.tooMany(w, r, "host", leaf.Subject.CommonName, "this host sends too many requests")
 }
 
 // perSource bounds the requests without a certificate of one address.
@@ -310,8 +313,9 @@ func (d *door) perSource(c *call) error {
 	return d.tooMany(c.w, c.Request, "source", source, "too many requests without a certificate from this address")
 }
 
-// sourceOf is the IPv4 address of a peer or, of an IPv6 address, the /64: whoever
-// has one address of that has them all. Empty is no IP address.
+// sourceOf is the IPv4 address of a peer or, for an IPv6 address, its /64: the holder
+// of one address of that network has them all. It is empty for what is not an IP
+// address.
 func sourceOf(remote string) string {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
@@ -331,8 +335,8 @@ func sourceOf(remote string) string {
 	return prefix.String()
 }
 
-// tooMany refuses a caller who has no token left; limit names whose ran out. The
-// log names one such caller every now and then.
+// tooMany refuses a caller over a limit, which limit names. The log names one such
+// caller every ten seconds.
 func (d *door) tooMany(w http.ResponseWriter, r *http.Request, limit, caller, text string) error {
 	d.metrics.limited.WithLabelValues(limit).Inc()
 	d.limitedLog.Do(func() {

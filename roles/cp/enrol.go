@@ -24,7 +24,8 @@ func unfit(status int, format string, args ...any) error {
 func (i *issuer) refuse(what, host string, err error) error {
 	refusal := (*Refusal)(nil)
 	if !errors.As(err, &refusal) {
-		refusal = refused(http.StatusInternalServerError, "enrolment-refused", "the control plane cannot issue certificates; see its log")
+		refusal = refused(http.StatusInternalServerError, "enrolment-refused",
+			"the control plane cannot issue certificates; see its log")
 	}
 	i.metrics.enrolments.WithLabelValues("refused").Inc()
 	i.log.Warn().Str("host", host).Int("status", refusal.Status).Str("reason", err.Error()).Msg(what + " refused")
@@ -114,7 +115,8 @@ func (snap *snapshot) listed(token *pki.Token, now time.Time) (keepUntil time.Ti
 	entry, ok := snap.nonces[claims.Nonce]
 	switch {
 	case !ok:
-		return keepUntil, unfit(http.StatusUnauthorized, "the token's nonce is not on the signed list; add it to bootstrapNonces and release")
+		return keepUntil,
+			unfit(http.StatusUnauthorized, "the token's nonce is not on the signed list; add it to bootstrapNonces and release")
 	case entry.Hostname != claims.Hostname:
 		return keepUntil, unfit(http.StatusUnauthorized, "the signed list has this nonce for another host")
 	case entry.ExpiresAt.Before(now):
@@ -150,7 +152,7 @@ func (snap *snapshot) declares(csr *pki.CSR, host string) error {
 	case csr.Key == nil:
 		return unfit(http.StatusBadRequest, "%s", pki.ErrCSRKey)
 	case !pki.SameKey(snap.key(host), csr.Key):
-		return unfit(http.StatusUnauthorized, "the fleet declares no or another pubkey for %q", host)
+		return unfit(http.StatusUnauthorized, "the fleet declares no pubkey or another pubkey for host %q", host)
 	}
 	return nil
 }
@@ -174,8 +176,8 @@ func fingerprint(csr *pki.CSR) string {
 const tokenBackdate = 61 * time.Second
 
 // notRevokedSince refuses a token that was minted before its host's revocation.
-// A certificate's own time is in whole seconds: one of the second in which its
-// host was revoked would be born revoked, so that second is waited for.
+// notBefore has whole seconds: a certificate issued in the second of the revocation
+// would already be revoked, so the next second is waited for.
 func (i *issuer) notRevokedSince(ctx context.Context, snap *snapshot, token *pki.Token) error {
 	host := token.Claims.Hostname
 	revoked, err := i.door.revokedSince(ctx, snap, host)
@@ -214,7 +216,7 @@ func (i *issuer) bootstrapReport(c *call) (any, error) {
 		return nil, i.refuse("bootstrap report", host, err)
 	}
 	if !i.reportRate.take(host, now) {
-		return nil, i.door.tooMany(c.w, c.Request, "bootstrap-reports", host, "too many reports of this host; it should enrol")
+		return nil, i.door.tooMany(c.w, c.Request, "bootstrap-reports", host, "too many bootstrap reports of this host")
 	}
 	row, err := reportRow(host, nil, req.Event.Event, req.Event.Details)
 	if err == nil && i.store != nil {

@@ -59,10 +59,11 @@ func newFiles(cfg *Config) *files {
 		return func(err error) { cfg.Log.Error().Err(err).Msg(what + " not reloaded, the last good one stays") }
 	}
 	return &files{
-		serverCert: newReloaded(stays("server certificate"), loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert, cfg.TLSKey),
-		clientCAs:  newReloaded(stays("client CA"), loadClientCAs(cfg.ClientCA), cfg.ClientCA),
-		trust:      newReloaded(stays("trust file"), loadTrust(cfg), cfg.TrustFile),
-		issuing:    newReloaded(stays("issuing CA"), cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
+		serverCert: newReloaded(stays("server certificate"), loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert,
+			cfg.TLSKey),
+		clientCAs: newReloaded(stays("client CA"), loadClientCAs(cfg.ClientCA), cfg.ClientCA),
+		trust:     newReloaded(stays("trust file"), loadTrust(cfg), cfg.TrustFile),
+		issuing:   newReloaded(stays("issuing CA"), cfg.loadCA, cfg.FleetCACert, cfg.FleetCAKey, cfg.TPMPubkey),
 	}
 }
 
@@ -112,10 +113,9 @@ func (f *files) tlsConfig() *tls.Config {
 }
 
 // reloaded is a value read from files and read again when one of them has
-// changed. The files are looked at on every use: a key that was taken out must
-// not be believed a moment longer. A file that has become unreadable leaves the
-// last good value in force, gives the error to who asks, and is complained of
-// once.
+// changed. The files are looked at on every use: a key that was taken out must not be
+// believed a moment longer. A file that has become unreadable leaves the last good
+// value in force; get returns the error, and it is logged once.
 type reloaded[T any] struct {
 	paths []string
 	load  func() (T, error)
@@ -139,7 +139,7 @@ func newReloaded[T any](tell func(error), load func() (T, error), paths ...strin
 	return &reloaded[T]{paths: paths, load: load, tell: tell}
 }
 
-// same: the file is as it was; one that was not there still is not.
+// same reports whether the file is as it was, or still is not there.
 func (s fileStamp) same(before fileStamp) bool {
 	if s.file == nil || before.file == nil {
 		return s.file == before.file

@@ -51,7 +51,8 @@ func (f *inForce) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 	}
 	return fleet.LoadOptions{
 		Trust: trust, Now: time.Now(), Window: window,
-		RequireRevocations: f.cfg.Strict || f.cfg.RevocationsSource.Given(), RequireNonces: f.cfg.Strict || f.cfg.NoncesSource.Given(),
+		RequireRevocations: f.cfg.Strict || f.cfg.RevocationsSource.Given(),
+		RequireNonces:      f.cfg.Strict || f.cfg.NoncesSource.Given(),
 		ManifestsElsewhere: f.cfg.Source == "",
 	}, nil
 }
@@ -83,7 +84,8 @@ func (f *inForce) restore() {
 			return
 		}
 		if wanted.RequireRevocations && rel.Revocations == nil || wanted.RequireNonces && rel.Nonces == nil {
-			f.log.Warn().Time("signed_at", rel.SignedAt).Msg("last accepted release lacks the revocations or the bootstrap nonces, which are required")
+			f.log.Warn().Time("signed_at", rel.SignedAt).
+				Msg("last accepted release lacks the revocations or the bootstrap nonces, which are required")
 			return
 		}
 		f.install(newSnapshot(rel, "", dir))
@@ -136,7 +138,7 @@ func (f *inForce) keep(rel *fleet.Release) {
 
 // verifyAgain holds the release in force against a trust file that has changed.
 // One that would not be accepted now stays, since hosts judge by themselves and
-// without any nobody could be answered; but a restart would not serve it.
+// without any release no host could be answered; but a restart would not serve it.
 func (f *inForce) verifyAgain() {
 	o, err := f.loadOptions(anyAge)
 	snap := f.snapshot.Load()
@@ -146,16 +148,19 @@ func (f *inForce) verifyAgain() {
 	}
 	f.trusted = generation
 	file := snap.rel.FleetFile
-	_, err = pki.VerifyArtifact(&o.Trust.CIReleaseKey, file.Body, file.Sig, o.Now, anyAge, func([]byte) (pki.Metadata, error) {
-		return snap.rel.Fleet.Metadata(), nil
-	})
+	_, err = pki.VerifyArtifact(&o.Trust.CIReleaseKey, file.Body, file.Sig, o.Now, anyAge,
+		func([]byte) (pki.Metadata, error) {
+			return snap.rel.Fleet.Metadata(), nil
+		})
 	if err != nil {
-		f.log.Error().Err(err).Str("hint", "sign and publish a release with a key that is trusted").Msg("release in force does not verify any more")
+		f.log.Error().Err(err).Str("hint", "sign and publish a release with a key that is trusted").
+			Msg("release in force no longer verifies")
 	}
 }
 
 func sameRelease(a, b *fleet.Release) bool {
-	return a.FleetHash == b.FleetHash && a.RevocationsFile.Hash == b.RevocationsFile.Hash && a.NoncesFile.Hash == b.NoncesFile.Hash &&
+	return a.FleetHash == b.FleetHash && a.RevocationsFile.Hash == b.RevocationsFile.Hash &&
+		a.NoncesFile.Hash == b.NoncesFile.Hash &&
 		string(a.FleetFile.Sig) == string(b.FleetFile.Sig)
 }
 
@@ -198,11 +203,13 @@ func (f *inForce) install(next *snapshot) {
 		f.log.Error().Err(err).Msg("accepted release not stored")
 	}
 	f.metrics.signedAt.Set(float64(next.rel.SignedAt.Unix()))
-	f.log.Info().Str("commit", next.rel.Commit).Time("signed_at", next.rel.SignedAt).Int("hosts", len(next.rel.Fleet.Hosts)).
+	f.log.Info().Str("commit", next.rel.Commit).Time("signed_at", next.rel.SignedAt).
+		Int("hosts", len(next.rel.Fleet.Hosts)).
 		Int("channels", len(next.rel.Channels)).Str("revision", next.revision).Msg("snapshot refreshed")
 	if before != nil {
 		f.waiters.wakeIf(func(host string) bool {
-			return !revokedIn(next.revoked, host, f.cfg.AgentSuffix).Equal(revokedIn(before.revoked, host, f.cfg.AgentSuffix)) || !pki.SameKey(next.key(host), before.key(host))
+			return !revokedIn(next.revoked, host, f.cfg.AgentSuffix).
+				Equal(revokedIn(before.revoked, host, f.cfg.AgentSuffix)) || !pki.SameKey(next.key(host), before.key(host))
 		})
 	}
 }

@@ -78,7 +78,7 @@ func (i *issuer) issuingCA() (*pki.CA, error) {
 	return ca, nil
 }
 
-// signed is a certificate that nobody has yet.
+// signed is a certificate that was signed and not given out.
 type signed struct {
 	text []byte
 	cert *x509.Certificate
@@ -159,7 +159,7 @@ func (i *issuer) renewed(id pki.Identity, req *protocol.RenewRequest) (*protocol
 	}
 	host := id.Name
 	if id.Role != pki.RoleAgent {
-		return nil, unfit(http.StatusUnauthorized, "%q is no host", host)
+		return nil, unfit(http.StatusUnauthorized, "certificate %q is not a host certificate", host)
 	}
 	if csr.CommonName != host && csr.CommonName != pki.AgentName(host, i.cfg.AgentSuffix) {
 		return nil, unfit(http.StatusUnauthorized, "the request is for %q, the certificate is of %q", csr.CommonName, host)

@@ -14,17 +14,17 @@ import (
 
 const (
 	handshakeTimeout = 10 * time.Second
-	// crowdedTimeout is what a handshake gets when all places are taken: more than
-	// one takes over a slow line, so that who only stalls makes room.
+	// crowdedTimeout is what a handshake gets when all places are taken: long enough
+	// for a slow line, short enough that a stalling client frees its place.
 	crowdedTimeout = 2 * time.Second
 	// maxAcceptPause bounds the pause after a connection could not be accepted, as
 	// when there are no file descriptors left.
 	maxAcceptPause = time.Second
 )
 
-// limitedListener bounds handshakes in flight, connections without a
-// certificate, and those of one certificate's key. The handshake is made here, so that a client that stalls holds
-// no more than its place among the handshakes.
+// limitedListener bounds handshakes in flight, connections without a certificate, and
+// those of one certificate's key. The handshake is made here, so that a client that
+// stalls holds no more than its place among the handshakes.
 type limitedListener struct {
 	net.Listener
 	config     *tls.Config
@@ -45,7 +45,9 @@ type greeting struct {
 	began time.Time
 }
 
-func newLimitedListener(inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger) *limitedListener {
+func newLimitedListener(
+	inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger,
+) *limitedListener {
 	l := &limitedListener{
 		Listener: inner, config: config, log: log,
 		handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous), known: newCrowd(maxPerKey),

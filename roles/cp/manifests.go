@@ -25,7 +25,7 @@ func (d *documents) aManifest(c *call, sig bool) (any, error) {
 		return nil, bareStatus(http.StatusServiceUnavailable)
 	}
 	if !fleet.ValidRolloutID(id) {
-		return nil, notFound("no rollout id")
+		return nil, notFound("not a rollout id")
 	}
 	a, hosts, err := d.findManifest(id)
 	if err != nil {
@@ -37,7 +37,7 @@ func (d *documents) aManifest(c *call, sig bool) (any, error) {
 	return document{a, sig}, nil
 }
 
-// holdsManifests: the release came with its manifests.
+// holdsManifests reports whether the release came with its manifests.
 func (s *snapshot) holdsManifests() bool {
 	for _, c := range s.rel.Channels {
 		if len(c.ManifestFile.Body) > 0 {

@@ -45,24 +45,40 @@ func (m *metrics) control(id string) string {
 }
 
 func newMetrics(cfg *Config) *metrics {
+	m := &metrics{registry: prometheus.NewRegistry(), controls: map[string]bool{}}
+	m.compliance = m.counters("nixfleet_compliance_failure_events_total", "Compliance failures reported.", "control_id",
+		"host")
+	m.gateErrors = m.counter("nixfleet_runtime_gate_error_events_total", "Runtime gate errors reported.")
+	m.gateBlocks = m.counters("nixfleet_gate_block_total", "Check-ins that a gate held back.", "gate")
+	m.checkins = m.counter("nixfleet_checkins_total", "Check-ins.")
+	m.refused = m.counter("nixfleet_requests_refused_total", "Requests whose certificate was not accepted.")
+	m.limited = m.counters("nixfleet_requests_limited_total", "Requests answered 429, by the limit that was reached.",
+		"limit")
+	m.enrolments = m.counters("nixfleet_certificates_total", "Requests for certificates, by outcome.", "outcome")
+	m.polls = m.counters("nixfleet_source_polls_total", "Polls of the release source, by outcome.", "outcome")
+	m.events = m.counters("nixfleet_rollout_events_total", "Events of rollouts, by kind.", "kind")
+	m.signedAt = m.gauges("nixfleet_release_signed_timestamp_seconds", "When the release in force was signed.").
+		WithLabelValues()
 	version, commit := cfg.version()
-	m := &metrics{
-		registry: prometheus.NewRegistry(), controls: map[string]bool{},
-		compliance: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_compliance_failure_events_total", Help: "Compliance failures reported."}, []string{"control_id", "host"}),
-		gateErrors: prometheus.NewCounter(prometheus.CounterOpts{Name: "nixfleet_runtime_gate_error_events_total", Help: "Runtime gate errors reported."}),
-		gateBlocks: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_gate_block_total", Help: "Check-ins that a gate held back."}, []string{"gate"}),
-		checkins:   prometheus.NewCounter(prometheus.CounterOpts{Name: "nixfleet_checkins_total", Help: "Check-ins."}),
-		refused:    prometheus.NewCounter(prometheus.CounterOpts{Name: "nixfleet_requests_refused_total", Help: "Requests whose certificate was not accepted."}),
-		limited:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_requests_limited_total", Help: "Requests answered 429, by the limit that they met."}, []string{"limit"}),
-		enrolments: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_certificates_total", Help: "Requests for certificates by outcome."}, []string{"outcome"}),
-		polls:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_source_polls_total", Help: "Looks at the source of releases by outcome."}, []string{"outcome"}),
-		events:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nixfleet_rollout_events_total", Help: "Lines of the event log by kind."}, []string{"kind"}),
-		signedAt:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "nixfleet_release_signed_timestamp_seconds", Help: "When the release in force was signed."}),
-	}
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "nixfleet_cp_build_info", Help: "The running build."}, []string{"version", "git_commit"})
-	build.WithLabelValues(version, commit).Set(1)
-	m.registry.MustRegister(m.compliance, m.gateErrors, m.gateBlocks, build, m.checkins, m.refused, m.limited, m.enrolments, m.polls, m.events, m.signedAt)
+	m.gauges("nixfleet_cp_build_info", "The running build.", "version", "git_commit").WithLabelValues(version, commit).
+		Set(1)
 	return m
+}
+
+func (m *metrics) counter(name, help string) prometheus.Counter {
+	return m.counters(name, help).WithLabelValues()
+}
+
+func (m *metrics) counters(name, help string, labels ...string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	m.registry.MustRegister(c)
+	return c
+}
+
+func (m *metrics) gauges(name, help string, labels ...string) *prometheus.GaugeVec {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	m.registry.MustRegister(g)
+	return g
 }
 
 // watch adds what is counted when it is asked for.
@@ -76,7 +92,7 @@ func (m *metrics) watch(held *waiters, w *world) {
 // hostStates counts hosts by state when they are asked for.
 type hostStates struct{ w *world }
 
-var hostStateDesc = prometheus.NewDesc("nixfleet_hosts", "Hosts by rollout state.", []string{"state"}, nil)
+var hostStateDesc = prometheus.NewDesc("nixfleet_hosts", "Hosts, by rollout state.", []string{"state"}, nil)
 
 // Describe names the metric.
 func (hostStates) Describe(ch chan<- *prometheus.Desc) { ch <- hostStateDesc }

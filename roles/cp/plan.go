@@ -80,7 +80,7 @@ func readDocuments(body io.Reader) (source.Memory, error) {
 			return nil, fmt.Errorf("read release: %w", err)
 		}
 		if head.Typeflag != tar.TypeReg || len(docs) == 2*source.MaxHeads {
-			return nil, fmt.Errorf("read release: %.200q is no document, or one too many", head.Name)
+			return nil, fmt.Errorf("read release: %.200q is not a regular file, or there are too many files", head.Name)
 		}
 		if docs[head.Name], err = source.ReadBounded(archive, head.Name); err != nil {
 			return nil, err

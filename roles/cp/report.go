@@ -92,7 +92,8 @@ func kept(details jsontext.Value) (string, error) {
 		return string(details), nil
 	}
 	doc, err := pki.Marshal(map[string]any{
-		"_truncated_": true, "_original_size_bytes_": len(details), "_preview_": strings.ToValidUTF8(string(details[:900]), ""),
+		"_truncated_": true, "_original_size_bytes_": len(details),
+		"_preview_": strings.ToValidUTF8(string(details[:900]), ""),
 	})
 	return string(doc), err
 }

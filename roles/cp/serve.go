@@ -87,7 +87,7 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 
 func openStore(ctx context.Context, cfg *Config) (store.Database, error) {
 	if cfg.DBPath == "" {
-		cfg.Log.Warn().Msg("no database: nothing is dispatched and nobody can enrol")
+		cfg.Log.Warn().Msg("no database: nothing is dispatched and no host can enrol")
 		return store.None{}, nil
 	}
 	return store.Open(ctx, store.Config{Path: cfg.DBPath, Log: cfg.Log})
@@ -115,7 +115,8 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	s.handlers = &handlers{
 		issuer: newIssuer(s.door),
 		checkins: &checkins{
-			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, waiters: held, seen: seen, door: s.door, metrics: counted,
+			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, waiters: held, seen: seen, door: s.door,
+			metrics: counted,
 			started: time.Now(), stopping: s.stopping,
 		},
 		reports:   &reports{log: log, world: w, snapshot: snapshot, repeated: newRepeated(), metrics: counted},

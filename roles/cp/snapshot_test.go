@@ -383,7 +383,7 @@ func TestADatabaseThatWasTakenAwayIsComplainedOfOnce(t *testing.T) {
 func TestAReleaseThatTheTrustFileNoLongerKnowsIsComplainedOf(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve(func(c *Config) { c.PollInterval = 20 * time.Millisecond })
-	complaints := func() int { return strings.Count(p.log.String(), "release in force does not verify any more") }
+	complaints := func() int { return strings.Count(p.log.String(), "release in force no longer verifies") }
 	before := e.ci
 	e.ci = generate(t, pki.AlgorithmEd25519)
 	e.write("trust.json", e.trust())

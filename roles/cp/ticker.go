@@ -12,7 +12,7 @@ import (
 	"nixfleet/store"
 )
 
-// ticker runs what is due in the world, and looks at what nobody tells us of.
+// ticker runs what is due in the world, and looks for rows that were inserted by hand.
 type ticker struct {
 	cfg     *Config
 	log     zerolog.Logger
@@ -28,8 +28,8 @@ type ticker struct {
 // alive says that the ticks go on, to systemd's watchdog.
 func (t *ticker) alive() bool { return time.Since(time.UnixMilli(t.last.Load())) < 2*maxTickWait }
 
-// wakeRevoked has held requests look again whose host was revoked since the last
-// tick by a row that somebody inserted by hand: nobody else tells them.
+// wakeRevoked wakes held check-ins of hosts that were revoked since the last tick by a
+// row inserted by hand: nothing else notices such rows.
 func (t *ticker) wakeRevoked(ctx context.Context) {
 	now, err := t.store.Revocations(ctx)
 	if err != nil {
@@ -45,14 +45,15 @@ func (t *ticker) wakeRevoked(ctx context.Context) {
 	})
 }
 
-// warnDisplaced says once that the database's file was taken away, as when a
-// backup is put in its place: a revocation inserted there would count for nobody.
+// warnDisplaced says once that the database's file was taken away, as when a backup is
+// put in its place: a revocation inserted there would have no effect.
 func (t *ticker) warnDisplaced() {
 	if t.displaced || !t.store.Displaced() {
 		return
 	}
 	t.displaced = true
-	t.log.Error().Str("file", t.cfg.DBPath).Str("hint", "restart the control plane").Msg("database file was replaced or removed, rows inserted by hand are not seen")
+	t.log.Error().Str("file", t.cfg.DBPath).Str("hint", "restart the control plane").
+		Msg("database file was replaced or removed, rows inserted by hand are not seen")
 }
 
 // maxTickWait bounds the sleep between two ticks: the clock may be set.

@@ -98,8 +98,9 @@ func (p *views) hosts(c *call) (any, error) {
 
 func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	e := protocol.HostEntry{
-		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure), CurrentClosureHash: text(v.Closure),
-		LastRolloutID: text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
+		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure),
+		CurrentClosureHash: text(v.Closure),
+		LastRolloutID:      text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
 		PendingReboot: v.PendingReboot, QuarantinedClosure: text(v.Quarantined), Online: &v.Online,
 	}
 	v1, ours := stateWords(v.State)
@@ -175,7 +176,7 @@ func (p *views) explain(c *call) (any, error) {
 const codeRevoked = "revoked"
 
 // shutOut is what a host waits for that was revoked and has not been heard of
-// since: whatever else is true of it, it is old.
+// since: all else that is known of it is older.
 func (p *views) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reason, error) {
 	at, revoked := p.snapshot.Load().revoked[v.Host]
 	local, ok, err := p.store.RevokedSince(ctx, v.Host)
@@ -190,7 +191,8 @@ func (p *views) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reas
 	}
 	return &protocol.Reason{
 		Code: codeRevoked, Gate: "identity",
-		Text: "its certificates from before " + pki.At(at).String() + " are revoked, and it has not been heard of since; what it ran then is shown",
+		Text: "its certificates from before " + pki.At(at).
+			String() + " are revoked, and it has not checked in since; what it ran then is shown",
 		Next: "to let it in again: nixfleet mint-token --hostname " + v.Host + ", and put the token on the host",
 	}, nil
 }
@@ -299,7 +301,8 @@ func (p *views) lifecycle(c *call) (any, error) {
 
 // terminal are the words of a trace for a dispatch that has ended.
 var terminal = map[string]string{
-	rollout.DispatchConfirmed: "converged", rollout.DispatchRolledBack: "rolled-back", rollout.DispatchCancelled: "cancelled",
+	rollout.DispatchConfirmed: "converged", rollout.DispatchRolledBack: "rolled-back",
+	rollout.DispatchCancelled: "cancelled",
 }
 
 func (p *views) trace(c *call) (any, error) {
@@ -317,8 +320,10 @@ func (p *views) trace(c *call) (any, error) {
 	out := protocol.Trace{RolloutID: id, Events: []protocol.TraceEvent{}}
 	for _, row := range rows {
 		e := protocol.TraceEvent{
-			Host: row.Host, Channel: row.Channel, Wave: uint32(row.Wave), TargetClosureHash: row.Closure, TargetChannelRef: row.ChannelRef,
-			DispatchedAt: protocol.TraceTime{OffsetTime: protocol.Offset(row.DispatchedAt)}, TerminalState: text(terminal[row.State]),
+			Host: row.Host, Channel: row.Channel, Wave: uint32(row.Wave), TargetClosureHash: row.Closure,
+			TargetChannelRef: row.ChannelRef,
+			DispatchedAt:     protocol.TraceTime{OffsetTime: protocol.Offset(row.DispatchedAt)},
+			TerminalState:    text(terminal[row.State]),
 		}
 		if e.TerminalState != nil {
 			at := protocol.Offset(row.Ended())

@@ -16,7 +16,7 @@ import (
 )
 
 // webhook lets a forge announce a commit. What it says of the commit is not
-// believed: the source is asked.
+// believed: the source is polled.
 type webhook struct {
 	cfg     *Config
 	log     zerolog.Logger
@@ -37,7 +37,8 @@ func (h *webhook) announce(c *call) (any, error) {
 		return nil, bareStatus(http.StatusUnauthorized)
 	}
 	if !h.limit.Allow() {
-		return nil, h.door.tooMany(c.w, c.Request, "webhook", c.RemoteAddr, "too many announcements; the source is looked at anyway")
+		return nil, h.door.tooMany(c.w, c.Request, "webhook", c.RemoteAddr,
+			"too many webhook calls; the source is already being polled")
 	}
 	h.release.lookNow()
 	return nothingBut(http.StatusAccepted), nil

@@ -40,11 +40,13 @@ func (w *world) load(ctx context.Context) error {
 	return nil
 }
 
-// change runs one step of the decision procedure, puts what it changed on disk,
-// and then wakes whom it concerns. It returns after the commit: nobody is told
+// change runs one step of the decision procedure, puts what it changed on disk, and
+// then wakes the hosts that it concerns. It returns after the commit: no host is told
 // what is not on disk. A change that cannot be stored is forgotten: the next
 // step starts again from what is.
-func (w *world) change(ctx context.Context, step func(*rollout.World, time.Time) rollout.Change, because ...store.Report) error {
+func (w *world) change(
+	ctx context.Context, step func(*rollout.World, time.Time) rollout.Change, because ...store.Report,
+) error {
 	// A commit is not given up when the caller hangs up: the world has moved on.
 	ctx = context.WithoutCancel(ctx)
 	c, epoch, pending, err := w.take(ctx, step, because)

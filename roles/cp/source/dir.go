@@ -25,7 +25,7 @@ const (
 	MaxHeads = 20_000
 )
 
-// errBeingWritten: the release changed under every attempt to read it.
+// errBeingWritten means that the release changed under every attempt to read it.
 var errBeingWritten = errors.New("the release is being written")
 
 // dirSource reads a local release directory.

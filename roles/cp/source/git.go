@@ -28,7 +28,7 @@ type gitSource struct {
 	scheme, remote, branch string
 }
 
-// errNoBranch: the repository answers and has no such branch.
+// errNoBranch means that the repository answers and has no such branch.
 var errNoBranch = errors.New("the repository has no such branch")
 
 // branchName is narrower than git's own rule.
@@ -55,8 +55,9 @@ func NewGit(cfg GitConfig) (Source, error) {
 	if u.Fragment != "" {
 		s.branch = u.Fragment
 	}
-	if !branchName.MatchString(s.branch) || strings.Contains(s.branch, "..") || strings.HasSuffix(s.branch, "/") || strings.HasSuffix(s.branch, ".lock") {
-		return nil, fmt.Errorf("git source: %q is no branch", s.branch)
+	if !branchName.MatchString(s.branch) || strings.Contains(s.branch, "..") || strings.HasSuffix(s.branch, "/") ||
+		strings.HasSuffix(s.branch, ".lock") {
+		return nil, fmt.Errorf("git source: %q is not a branch name", s.branch)
 	}
 	u.Scheme, u.Fragment = scheme, ""
 	s.remote = u.String()
@@ -110,7 +111,8 @@ func (s *gitSource) fetch(ctx context.Context, known string) (Fetched, error) {
 // tip is the commit that the branch points to.
 func (s *gitSource) tip(ctx context.Context) (string, error) {
 	ref := "refs/heads/" + s.branch
-	out, err := s.git(ctx, gitCall{args: s.transport("ls-remote", "--exit-code", s.remote, ref), timeout: FetchTimeout, network: true})
+	out, err := s.git(ctx, gitCall{args: s.transport("ls-remote", "--exit-code", s.remote, ref), timeout: FetchTimeout,
+		network: true})
 	if git.ExitCode(err) == 2 {
 		return "", fmt.Errorf("%w: %s", errNoBranch, s.branch)
 	}
@@ -145,7 +147,8 @@ func (s *gitSource) pull(ctx context.Context, mirror, known string) (Fetched, er
 	}
 	const current = "refs/nixfleet/current"
 	if _, err := s.git(ctx, gitCall{mirror: mirror, timeout: gitTimeout, network: true, args: s.transport("fetch",
-		"--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--depth=1", "--update-shallow", "--force",
+		"--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--depth=1", "--update-shallow",
+		"--force",
 		s.remote, "+refs/heads/"+s.branch+":"+current,
 	)}); err != nil {
 		return Fetched{}, err

@@ -77,13 +77,18 @@ func (e *gitError) Hint() string { return e.hint }
 // gitHints tell what the words of git 2.39 and OpenSSH 9.2 mean for a source. The
 // first that is found counts.
 var gitHints = []struct{ words, hint string }{
-	{"Host key verification failed", "the forge shows a host key that --source-known-hosts-file does not have: compare ssh-keyscan of its address with what the forge publishes, and write the right line there"},
+	{"Host key verification failed",
+		"the forge shows a host key that --source-known-hosts-file does not have: " +
+			"compare ssh-keyscan of its address with what the forge publishes, and write the right line there"},
 	{"bad permissions", "ssh ignores a key that others can read: chmod 600 the file of --source-ssh-key-file"},
-	{"error in libcrypto", "--source-ssh-key-file is no private key in OpenSSH's or PEM form"},
-	{"Permission denied (", "the forge does not take the key of --source-ssh-key-file: add its public half as a deploy key that may read"},
-	{"Authentication failed", "the forge does not take the token of --source-token-file"},
+	{"error in libcrypto", "--source-ssh-key-file is not a private key in OpenSSH or PEM format"},
+	{"Permission denied (",
+		"the forge refuses the key of --source-ssh-key-file: add its public half as a deploy key with read access"},
+	{"Authentication failed", "the forge refuses the token of --source-token-file"},
 	{"could not read Username", "the repository is not public: give --source-token-file"},
-	{"detected dubious ownership", "another user than the one of this key owns the repository: on the forge, git config --system --add safe.directory '*'"},
+	{"detected dubious ownership",
+		"the repository belongs to another user than that of this key: on the forge, " +
+			"git config --system --add safe.directory '*'"},
 	{"does not appear to be a git repository", "is the path in --source right, and may this key or token read it?"},
 	{"not found", "is the path in --source right, and may this key or token read it?"},
 	{"Connection refused", "is the forge up, and are host and port in --source right?"},
@@ -119,7 +124,8 @@ func (s *gitSource) environment(network bool) ([]string, error) {
 		}
 	}
 	config := [][2]string{
-		{"safe.directory", "*"}, {"core.hooksPath", os.DevNull}, {"gc.autoDetach", "false"}, {"maintenance.autoDetach", "false"},
+		{"safe.directory", "*"}, {"core.hooksPath", os.DevNull}, {"gc.autoDetach", "false"},
+		{"maintenance.autoDetach", "false"},
 		{"http.followRedirects", "false"}, {"http.lowSpeedLimit", "1000"}, {"http.lowSpeedTime", "30"},
 	}
 	if network && s.scheme == "https" && s.TokenFile != "" {
@@ -144,7 +150,8 @@ func (s *gitSource) environment(network bool) ([]string, error) {
 
 // sshCommand never asks and never takes an unknown host key.
 func (s *gitSource) sshCommand() string {
-	words := []string{"ssh", "-F", os.DevNull, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10",
+	words := []string{"ssh", "-F", os.DevNull, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o",
+		"ConnectTimeout=10",
 		"-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"}
 	if s.SSHKeyFile != "" {
 		words = append(words, "-o", "IdentitiesOnly=yes", "-i", s.SSHKeyFile)

@@ -23,8 +23,8 @@ import (
 // repository keeps the manifests of every release it ever had.
 const maxReleaseFiles = 200_000
 
-// errRelease: the commit is there and its release directory is not fit.
-var errRelease = errors.New("the commit holds no release that can be read")
+// errRelease means that the commit is there and has no readable release.
+var errRelease = errors.New("the commit has no readable release")
 
 // gitTree is the release directory of one commit. The documents of its release
 // are in Memory; manifests of older ones are read when they are asked for.
@@ -72,7 +72,8 @@ func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, 
 		if pki.Decode(t.loaded[head], &h) != nil || !fleet.ValidRolloutID(h.RolloutID) {
 			continue
 		}
-		for _, name := range []string{fleet.ManifestName(h.RolloutID), fleet.ManifestName(h.RolloutID) + fleet.SignatureSuffix} {
+		for _, name := range []string{fleet.ManifestName(h.RolloutID),
+			fleet.ManifestName(h.RolloutID) + fleet.SignatureSuffix} {
 			if _, ok := blobs[name]; ok && !slices.Contains(manifests, name) {
 				manifests = append(manifests, name)
 			}
@@ -104,7 +105,7 @@ func parseListing(listing string) (map[string]gitBlob, error) {
 	for line := range strings.SplitSeq(listing, "\x00") {
 		meta, name, ok := strings.Cut(line, "\t")
 		fields := strings.Fields(meta)
-		// Links and submodules are no documents.
+		// Links and submodules are not documents.
 		if !ok || len(fields) != 4 || fields[1] != "blob" || fields[0] == "120000" {
 			continue
 		}
@@ -134,7 +135,8 @@ func (t *gitTree) load(ctx context.Context, names []string) error {
 		fmt.Fprintln(&asked, blob.id)
 	}
 	const line = 128 // header and newline of one object
-	out, err := t.source.git(ctx, gitCall{mirror: t.mirror, args: []string{"cat-file", "--batch"}, stdin: &asked, limit: total + int64(line*len(names))})
+	out, err := t.source.git(ctx, gitCall{mirror: t.mirror, args: []string{"cat-file", "--batch"}, stdin: &asked,
+		limit: total + int64(line*len(names))})
 	if err != nil {
 		return err
 	}
@@ -184,7 +186,8 @@ func (t *gitTree) ReadFile(name string) ([]byte, error) {
 	if blob.size > pki.MaxDocument {
 		return nil, fmt.Errorf("read %s: %w", name, pki.ErrSize)
 	}
-	data, err := t.source.git(context.Background(), gitCall{mirror: t.mirror, args: []string{"cat-file", "blob", blob.id}, limit: blob.size})
+	data, err := t.source.git(context.Background(), gitCall{mirror: t.mirror, args: []string{"cat-file", "blob", blob.id},
+		limit: blob.size})
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}

@@ -145,12 +145,14 @@ func (s *httpSource) get(ctx context.Context, url, tokenFile string) (body []byt
 
 var errNotModified = errors.New("not modified")
 
-// fetch gets one bounded document, with a bearer token that is read anew.
-func Get(ctx context.Context, client *http.Client, address, tokenFile, etag string) (body []byte, newTag string, err error) {
+// Get gets one bounded document, with a bearer token that is read anew.
+func Get(
+	ctx context.Context, client *http.Client, address, tokenFile, etag string,
+) (body []byte, newTag string, err error) {
 	shown := shownURL(address)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, "", fmt.Errorf("fetch %s: no URL", shown)
+		return nil, "", fmt.Errorf("fetch %s: not a URL", shown)
 	}
 	if tokenFile != "" {
 		token, err := Secret(tokenFile)

@@ -84,7 +84,8 @@ func tickActions(rel *fleet.Release, trust *pki.Trust, o *observed, now time.Tim
 	p.take(change)
 	p.blockedWaves()
 	for _, d := range p.world.Deferrals(now) {
-		p.add(action{Action: "rollout_deferred", Channel: d.Channel, TargetRef: d.TargetRef, BlockedBy: d.BlockedBy, Reason: d.Reason})
+		p.add(action{Action: "rollout_deferred", Channel: d.Channel, TargetRef: d.TargetRef, BlockedBy: d.BlockedBy,
+			Reason: d.Reason})
 	}
 	for _, root := range []struct {
 		name string
@@ -111,18 +112,22 @@ func (p *tickPlan) state() rollout.State {
 	for i := range p.o.ActiveRollouts {
 		r := &p.o.ActiveRollouts[i]
 		c := p.rel.Channels[r.Channel]
-		if c == nil || r.TerminalAt != nil || r.ID != c.RolloutID && r.TargetRef != c.RolloutID && r.TargetRef != c.Manifest.ChannelRef {
+		if c == nil || r.TerminalAt != nil || r.ID != c.RolloutID && r.TargetRef != c.RolloutID &&
+			r.TargetRef != c.Manifest.ChannelRef {
 			continue
 		}
 		p.active[r.Channel] = r
 		st.Rollouts = append(st.Rollouts, rollout.Rollout{
-			Intent: c.Intent, RolloutID: c.RolloutID, Channel: r.Channel, ChannelRef: c.Manifest.ChannelRef, IDs: []string{r.ID, c.RolloutID},
-			State: rollout.RolloutState(r.State), Wave: int(r.CurrentWave), WaveSince: c.OpenedAt, OpenedAt: c.OpenedAt, CreatedAt: c.OpenedAt,
+			Intent: c.Intent, RolloutID: c.RolloutID, Channel: r.Channel, ChannelRef: c.Manifest.ChannelRef,
+			IDs:   []string{r.ID, c.RolloutID},
+			State: rollout.RolloutState(r.State), Wave: int(r.CurrentWave), WaveSince: c.OpenedAt, OpenedAt: c.OpenedAt,
+			CreatedAt: c.OpenedAt,
 		})
 		failures := decoded[map[string]int](p.o.Compliance[r.ID])
 		for _, host := range sorted(r.HostStates) {
 			h := rollout.HostRecord{
-				Host: host, Intent: c.Intent, Channel: r.Channel, State: rollout.HostState(r.HostStates[host]), Since: c.OpenedAt, Attempt: 1,
+				Host: host, Intent: c.Intent, Channel: r.Channel, State: rollout.HostState(r.HostStates[host]), Since: c.OpenedAt,
+				Attempt: 1,
 			}
 			if h.State == rollout.Queued {
 				h.Attempt = 0

@@ -1,6 +1,6 @@
 // Package tick is the control plane's decision without a control plane: it
 // verifies a release, reads v1's observed.json, and prints what would be decided
-// now. It writes nothing and speaks to nobody.
+// now. It writes no file and opens no connection.
 package tick
 
 import (
@@ -29,14 +29,16 @@ func Command() *cli.Command {
 		Name:  "tick",
 		Usage: "verify a release and print what would be decided now, as JSON lines",
 		Description: "Exit 0 planned, 1 the release did not verify, 2 the input could not be read.\n\n" +
-			"Example:\n   nixfleet cp tick --artifact releases/fleet.resolved.json --signature releases/fleet.resolved.json.sig \\\n" +
+			"Example:\n   nixfleet cp tick --artifact releases/fleet.resolved.json \\\n" +
+			"     --signature releases/fleet.resolved.json.sig \\\n" +
 			"     --trust-file trust.json --observed observed.json",
 		Flags: command.Variables("NIXFLEET_CP",
 			&cli.StringFlag{Name: "artifact", Required: true, Usage: "fleet document `FILE`"},
 			&cli.StringFlag{Name: "signature", Required: true, Usage: "its signature `FILE`"},
 			&cli.StringFlag{Name: "trust-file", Value: "/etc/nixfleet/cp/trust.json", Usage: "trust roots `FILE`"},
 			&cli.StringFlag{Name: "observed", Required: true, Usage: "observed state `FILE`"},
-			&cli.IntFlag{Name: "freshness-window-secs", Value: 2592000, Usage: "oldest release that is accepted, in seconds"},
+			&cli.IntFlag{Name: "freshness-window-secs", Value: 2592000,
+				Usage: "age of the oldest release that is accepted, in seconds"},
 		),
 		Action: func(c *cli.Context) error { return tick(c, time.Now()) },
 	}
@@ -100,7 +102,8 @@ func tick(c *cli.Context, now time.Time) error {
 		Channels int                 `json:"channels_observed"`
 		Active   int                 `json:"active_rollouts"`
 		Actions  int                 `json:"actions"`
-	}{"tick", true, protocol.Offset(now), signed, commitOf(rel), len(o.ChannelRefs), len(o.ActiveRollouts), len(actions)}); err != nil {
+	}{"tick", true, protocol.Offset(now), signed, commitOf(rel), len(o.ChannelRefs), len(o.ActiveRollouts),
+		len(actions)}); err != nil {
 		return err
 	}
 	for _, a := range actions {
