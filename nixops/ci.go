@@ -76,7 +76,8 @@ func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
 		// That a flake has no machines of one kind is no error to show to anybody.
 		list.lines = nil
 		out, err := list.run(ctx)
-		if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr, "does not provide attribute") {
+		if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr,
+			"does not provide attribute") {
 			continue
 		}
 		if err != nil {

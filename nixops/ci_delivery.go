@@ -133,7 +133,8 @@ func publicHalf(file string) (signature.PublicKey, error) {
 	key, err := signature.LoadSecretKey(strings.TrimSpace(string(text)))
 	if err != nil {
 		// The error of the parser may repeat what it parsed.
-		return signature.PublicKey{}, fmt.Errorf("signing key %s is not one that nix-store --generate-binary-cache-key wrote", file)
+		return signature.PublicKey{}, fmt.Errorf("signing key %s is not one that nix-store --generate-binary-cache-key wrote",
+			file)
 	}
 	return key.ToPublicKey(), nil
 }

@@ -50,7 +50,8 @@ func TestCI(t *testing.T) {
 	}}
 	ref := "path:" + dir
 	hosts, err := ci.ListHosts(t.Context(), ref)
-	want := []nixops.FlakeHost{{Name: "db.example", Kind: nixops.KindNixOS}, {Name: "mac", Kind: nixops.KindDarwin}, {Name: "web-1", Kind: nixops.KindNixOS}}
+	want := []nixops.FlakeHost{{Name: "db.example", Kind: nixops.KindNixOS}, {Name: "mac", Kind: nixops.KindDarwin},
+		{Name: "web-1", Kind: nixops.KindNixOS}}
 	if err != nil || !slices.Equal(hosts, want) {
 		t.Fatalf("hosts %v, %v", hosts, err)
 	}
@@ -58,10 +59,12 @@ func TestCI(t *testing.T) {
 	if err != nil || !strings.Contains(string(value), `"schemaVersion":1`) {
 		t.Errorf("eval: %s, %v", value, err)
 	}
-	if whole, err := ci.Eval(t.Context(), "/nowhere", ref+"#fleet.resolved"); err != nil || string(whole) != string(value) {
+	if whole, err := ci.Eval(t.Context(), "/nowhere", ref+"#fleet.resolved"); err != nil ||
+		string(whole) != string(value) {
 		t.Errorf("eval of a whole reference: %s, %v", whole, err)
 	}
-	if _, err := ci.Eval(t.Context(), ref, "fleet.missing"); err == nil || !strings.Contains(err.Error(), "fleet.missing") {
+	if _, err := ci.Eval(t.Context(), ref, "fleet.missing"); err == nil ||
+		!strings.Contains(err.Error(), "fleet.missing") {
 		t.Errorf("eval of what is not there: %v", err)
 	}
 	// What is built stays while its link does, whoever collects garbage meanwhile.
@@ -110,7 +113,8 @@ func TestCI(t *testing.T) {
 	}{{key, nil}, {foreign, nixops.ErrUnsigned}} {
 		host, err := nixops.NewHost(nix.Config(testnix.TempDir(t), []*testnix.Cache{cache}, c.key))
 		must(t, err)
-		if err := host.Realise(t.Context(), filepath.Base(paths[2]), nil); !errors.Is(err, c.want) || c.want == nil && err != nil {
+		if err := host.Realise(t.Context(), filepath.Base(paths[2]), nil); !errors.Is(err, c.want) || c.want == nil &&
+			err != nil {
 			t.Errorf("realise: %v, want %v", err, c.want)
 		}
 	}
@@ -119,7 +123,8 @@ func TestCI(t *testing.T) {
 	}
 	ci.EvalTimeout = 300 * time.Millisecond
 	began := time.Now()
-	if _, err := ci.Eval(t.Context(), ref, "slow"); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 10*time.Second {
+	if _, err := ci.Eval(t.Context(), ref, "slow"); !errors.Is(err, context.DeadlineExceeded) ||
+		time.Since(began) > 10*time.Second {
 		t.Errorf("slow evaluation: %v after %v", err, time.Since(began))
 	}
 }
@@ -127,13 +132,15 @@ func TestCI(t *testing.T) {
 func TestListHostsWithoutDarwin(t *testing.T) {
 	nix := testnix.Find(t)
 	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "flake.nix"), []byte(`{ outputs = _: { nixosConfigurations.a = { }; }; }`), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, "flake.nix"), []byte(`{ outputs = _: { nixosConfigurations.a = { }; }; }`),
+		0o644))
 	ci := nixops.CI{Nix: nix.Bin(), NixConfDir: nix.ConfDir(), Store: nix.NewStore(t).Dir}
 	hosts, err := ci.ListHosts(t.Context(), "path:"+dir)
 	if err != nil || len(hosts) != 1 {
 		t.Errorf("hosts %v, %v", hosts, err)
 	}
-	must(t, os.WriteFile(filepath.Join(dir, "flake.nix"), []byte(`{ outputs = _: { nixosConfigurations = throw "broken fleet"; }; }`), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, "flake.nix"),
+		[]byte(`{ outputs = _: { nixosConfigurations = throw "broken fleet"; }; }`), 0o644))
 	if _, err := ci.ListHosts(t.Context(), "path:"+dir); err == nil || !strings.Contains(err.Error(), "broken fleet") {
 		t.Errorf("a broken flake: %v", err)
 	}

@@ -82,7 +82,8 @@ func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
 	if len(tops) == 0 {
 		return w, nil
 	}
-	list := c.command(deliveryTimeout, deliveryTimeout, "nix", slices.Concat([]string{"path-info", "--json", "--recursive"}, tops)...)
+	list := c.command(deliveryTimeout, deliveryTimeout, "nix", slices.Concat([]string{"path-info", "--json",
+		"--recursive"}, tops)...)
 	infos, err := pathInfos(ctx, list)
 	if err != nil {
 		return nil, fmt.Errorf("read the closures of the release: %w", err)
@@ -300,7 +301,8 @@ func (p *wantedPath) lack() string {
 	if len(signers) == 0 {
 		return "it is not signed at " + where
 	}
-	return "it is signed by " + strings.Join(signers, ", ") + " at " + where + ", and a host that fetches it trusts no such key"
+	return "it is signed by " + strings.Join(signers, ", ") + " at " + where +
+		", and a host that fetches it trusts no such key"
 }
 
 // pathInfos runs nix path-info. A path that the store does not have is nil, or not there; all of the answer is nil

@@ -107,7 +107,8 @@ func TestSoaksAreRoundedUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w := f.Waves["stable"]; w[0].SoakMinutes != 2 || w[1].SoakMinutes != 7 || f.RolloutPolicies["p"].Waves[0].SoakMinutes != 2 {
+	if w := f.Waves["stable"]; w[0].SoakMinutes != 2 || w[1].SoakMinutes != 7 ||
+		f.RolloutPolicies["p"].Waves[0].SoakMinutes != 2 {
 		t.Errorf("%+v, %+v", w, f.RolloutPolicies)
 	}
 }
@@ -143,7 +144,8 @@ func TestStamp(t *testing.T) {
 	if f.Members == nil || f.Members.Revocations != nil || *f.Members.BootstrapNonces != pki.HashHex(s.Nonces) {
 		t.Errorf("members %+v", f.Members)
 	}
-	if *f.Meta.CICommit != commit || !f.Meta.SignedAt.Equal(at.Time) || !strings.Contains(string(s.Fleet), `"note":"kept"`) ||
+	if *f.Meta.CICommit != commit || !f.Meta.SignedAt.Equal(at.Time) || !strings.Contains(string(s.Fleet),
+		`"note":"kept"`) ||
 		!strings.Contains(string(s.Fleet), `"later":{"kept":[1,2.5]}`) {
 		t.Errorf("%s", s.Fleet)
 	}
@@ -165,8 +167,8 @@ func TestStamp(t *testing.T) {
 	}
 }
 
-// FuzzDeclaration hands over what an evaluator or an attacker may write: it becomes a document that can be stamped, or is
-// refused.
+// FuzzDeclaration hands over what an evaluator or an attacker may write: it becomes a document that can be stamped, or
+// is refused.
 func FuzzDeclaration(f *testing.F) {
 	f.Add([]byte(`{"hosts":{"a":{"closureHash":null,"pin":{"commit":"x","expiresAt":"2020-01-01T00:00:00Z"}}},"meta":{}}`))
 	f.Add(vector(f, "fleet.json"))

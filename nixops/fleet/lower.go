@@ -49,8 +49,9 @@ type Lowered struct {
 	Hosts  int // that it means
 }
 
-// LowerPolicies writes the selectors of policies that use `and` or `not` as lists of hosts, and names them. v1's mkFleet leaves both words in the policies, where nobody reads them:
-// the waves that count are resolved already. A budget's selector is read, and stays for Check to refuse.
+// LowerPolicies writes the selectors of policies that use `and` or `not` as lists of hosts, and names them. v1's
+// mkFleet leaves both words in the policies, where nobody reads them: the waves that count are resolved already. A
+// budget's selector is read, and stays for Check to refuse.
 func (d *Declaration) LowerPolicies() ([]Lowered, error) {
 	if !d.hasRules() {
 		return nil, nil

@@ -27,7 +27,8 @@ func VerifyManifest(
 ) (*Manifest, Artifact, error) {
 	m, file, err := Verify(slot, body, sig, now, window, ParseManifest)
 	if err == nil && file.Hash != id {
-		err = &pki.VerifyError{Reason: pki.ReasonMismatch, Err: fmt.Errorf("its hash is %s, it was advertised as %.80q", file.Hash, id)}
+		err = &pki.VerifyError{Reason: pki.ReasonMismatch, Err: fmt.Errorf("its hash is %s, it was advertised as %.80q",
+			file.Hash, id)}
 	}
 	if err != nil {
 		return nil, Artifact{}, err
@@ -80,7 +81,8 @@ func ReadManifest(fsys fs.FS, id string) (Artifact, error) {
 		return Artifact{}, fmt.Errorf("%w: %s has no readable signature: %v", ErrMembers, name, err)
 	}
 	if len(sig) != pki.SignatureSize {
-		return Artifact{}, fmt.Errorf("%w: signature of %s has %d bytes, not %d", ErrMembers, name, len(sig), pki.SignatureSize)
+		return Artifact{}, fmt.Errorf("%w: signature of %s has %d bytes, not %d", ErrMembers, name, len(sig),
+			pki.SignatureSize)
 	}
 	hash, err := pki.CanonicalHash(body)
 	if err != nil {
@@ -105,7 +107,8 @@ func (m *Manifest) Entry(hostname string) (HostEntry, error) {
 		return HostEntry{}, fmt.Errorf("manifest of %s names host %q %d times: %w", m.Channel, hostname, count, ErrNotNamed)
 	}
 	if !ValidClosure(found.TargetClosure) {
-		return HostEntry{}, fmt.Errorf("manifest of %s: %.80q is no store base name: %w", m.Channel, found.TargetClosure, ErrNotNamed)
+		return HostEntry{}, fmt.Errorf("manifest of %s: %.80q is no store base name: %w", m.Channel, found.TargetClosure,
+			ErrNotNamed)
 	}
 	return found, nil
 }
@@ -125,10 +128,12 @@ func (h *Head) Entry(hostname string, leaf []byte, index int, path []string) (Ho
 		return HostEntry{}, fmt.Errorf("proof under head of %s: %w", h.Channel, err)
 	}
 	if e.Hostname != hostname {
-		return HostEntry{}, fmt.Errorf("proof under head of %s is of host %q, not %q: %w", h.Channel, e.Hostname, hostname, ErrNotNamed)
+		return HostEntry{}, fmt.Errorf("proof under head of %s is of host %q, not %q: %w", h.Channel, e.Hostname, hostname,
+			ErrNotNamed)
 	}
 	if !ValidClosure(e.TargetClosure) {
-		return HostEntry{}, fmt.Errorf("proof under head of %s: %.80q is no store base name: %w", h.Channel, e.TargetClosure, ErrNotNamed)
+		return HostEntry{}, fmt.Errorf("proof under head of %s: %.80q is no store base name: %w", h.Channel, e.TargetClosure,
+			ErrNotNamed)
 	}
 	return *e, nil
 }

@@ -52,7 +52,8 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("read configuration: %w", err), "nixfleet config init --path %s --cp-url URL ...", path)
+		return nil, command.Hinted(fmt.Errorf("read configuration: %w", err),
+			"nixfleet config init --path %s --cp-url URL ...", path)
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -60,10 +61,12 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, command.Hinted(fmt.Errorf("configuration %s is not a regular file", path), "--config names a file, such as %s", configName)
+		return nil, command.Hinted(fmt.Errorf("configuration %s is not a regular file", path),
+			"--config names a file, such as %s", configName)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, command.Hinted(fmt.Errorf("configuration %s has mode %04o and is open to others", path, info.Mode().Perm()), "chmod 600 %s", path)
+		return nil, command.Hinted(fmt.Errorf("configuration %s has mode %04o and is open to others", path,
+			info.Mode().Perm()), "chmod 600 %s", path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, configMaxBytes+1))
 	if err != nil {
@@ -74,7 +77,8 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 	}
 	var raw map[string]any
 	if _, err := toml.Decode(string(text), &raw); err != nil {
-		return nil, command.Hinted(fmt.Errorf("configuration %s: %w", path, err), "a line reads: cp_url = \"https://cp.example.com:8080\"")
+		return nil, command.Hinted(fmt.Errorf("configuration %s: %w", path, err),
+			"a line reads: cp_url = \"https://cp.example.com:8080\"")
 	}
 	values := map[string][]string{}
 	for key, v := range raw {
@@ -87,7 +91,8 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 			case string, bool, int64, float64:
 				values[key] = append(values[key], fmt.Sprint(v))
 			default:
-				return nil, command.Hinted(fmt.Errorf("configuration %s: %s must be text, a number, a boolean or a list of them", path, key),
+				return nil, command.Hinted(fmt.Errorf("configuration %s: %s must be text, a number, a boolean or a list of them",
+					path, key),
 					"the file has no sections: its keys are the names of flags with _ for -")
 			}
 		}
@@ -122,11 +127,13 @@ func fromConfig(c *cli.Context) error {
 			continue
 		}
 		if !command.Repeats(f) && len(list) > 1 {
-			return command.Hinted(fmt.Errorf("configuration %s: %s takes one value", path, name), "%s --help", c.Command.HelpName)
+			return command.Hinted(fmt.Errorf("configuration %s: %s takes one value", path, name), "%s --help",
+				c.Command.HelpName)
 		}
 		for _, v := range list {
 			if err := c.Set(name, v); err != nil {
-				return command.Hinted(fmt.Errorf("configuration %s: %s = %q: %w", path, name, v, err), "%s --help", c.Command.HelpName)
+				return command.Hinted(fmt.Errorf("configuration %s: %s = %q: %w", path, name, v, err), "%s --help",
+					c.Command.HelpName)
 			}
 		}
 	}

@@ -25,9 +25,12 @@ const requestTimeout = 30 * time.Second
 func connectionFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "cp-url", EnvVars: []string{"NIXFLEET_CP_URL"}, Usage: "`URL` of the control plane"},
-		&cli.StringFlag{Name: "ca-cert", EnvVars: []string{"NIXFLEET_CA_CERT"}, Usage: "PEM `FILE` with the CA of the control plane"},
-		&cli.StringFlag{Name: "client-cert", EnvVars: []string{"NIXFLEET_CLIENT_CERT"}, Usage: "PEM `FILE` with the operator's certificate"},
-		&cli.StringFlag{Name: "client-key", EnvVars: []string{"NIXFLEET_CLIENT_KEY"}, Usage: "PEM `FILE` with the operator's key"},
+		&cli.StringFlag{Name: "ca-cert", EnvVars: []string{"NIXFLEET_CA_CERT"},
+			Usage: "PEM `FILE` with the CA of the control plane"},
+		&cli.StringFlag{Name: "client-cert", EnvVars: []string{"NIXFLEET_CLIENT_CERT"},
+			Usage: "PEM `FILE` with the operator's certificate"},
+		&cli.StringFlag{Name: "client-key", EnvVars: []string{"NIXFLEET_CLIENT_KEY"},
+			Usage: "PEM `FILE` with the operator's key"},
 		&cli.BoolFlag{Name: "check-config", Usage: "check the connection's configuration and exit; nothing is contacted"},
 	}
 }
@@ -57,7 +60,8 @@ func connect(c *cli.Context) (*client.Client, error) {
 	}
 	ca, err := command.ReadFile(c.String("ca-cert"), command.SmallFile)
 	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("read CA certificate: %w", err), "--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
+		return nil, command.Hinted(fmt.Errorf("read CA certificate: %w", err),
+			"--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
 	}
 	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
 	if err != nil {
@@ -69,10 +73,12 @@ func connect(c *cli.Context) (*client.Client, error) {
 	}
 	// A handshake with it would end in an alert that says less.
 	if now := time.Now(); now.After(cert.Leaf.NotAfter) {
-		return nil, command.Hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"), cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
+		return nil, command.Hinted(fmt.Errorf("operator certificate %s expired on %s", c.String("client-cert"),
+			cert.Leaf.NotAfter.UTC().Format(time.RFC3339)),
 			"nixfleet mint-operator-cert --force makes another")
 	} else if now.Before(cert.Leaf.NotBefore) {
-		return nil, command.Hinted(fmt.Errorf("operator certificate %s is valid from %s on", c.String("client-cert"), cert.Leaf.NotBefore.UTC().Format(time.RFC3339)),
+		return nil, command.Hinted(fmt.Errorf("operator certificate %s is valid from %s on", c.String("client-cert"),
+			cert.Leaf.NotBefore.UTC().Format(time.RFC3339)),
 			"is this machine's clock right? it says %s", now.UTC().Format(time.RFC3339))
 	}
 	client, err := client.New(client.Config{
@@ -82,7 +88,8 @@ func connect(c *cli.Context) (*client.Client, error) {
 		Timeout:     requestTimeout,
 		UserAgent:   "nixfleet-operator",
 	})
-	return client, command.Hinted(err, "write --cp-url as https://cp.example.com:8080, and name a PEM file with --ca-cert; nixfleet config show prints both")
+	return client, command.Hinted(err, "write --cp-url as https://cp.example.com:8080, and name a PEM file with "+
+		"--ca-cert; nixfleet config show prints both")
 }
 
 // explained gives an error of the control plane its meaning for an operator.
@@ -96,7 +103,8 @@ func explained(err error, doing string) error {
 		if errors.Is(err, context.Canceled) {
 			return wrapped
 		}
-		return command.Hinted(wrapped, "%s", cmp.Or(distrust(err), "is the control plane up? nixfleet config show prints where this went"))
+		return command.Hinted(wrapped, "%s", cmp.Or(distrust(err),
+			"is the control plane up? nixfleet config show prints where this went"))
 	}
 	hint := answer.Hint
 	switch {
@@ -106,7 +114,8 @@ func explained(err error, doing string) error {
 	case answer.Status == 403:
 		hint = "this needs an operator's certificate: one made by nixfleet mint-operator-cert"
 	case answer.Status == 404 && answer.Code == "":
-		hint = "there is no such name (nixfleet status, nixfleet rollout list --all), or the control plane is of protocol v1 and does not know the question"
+		hint = "there is no such name (nixfleet status, nixfleet rollout list --all), or the control plane is of protocol " +
+			"v1 and does not know the question"
 	case answer.Status == 404:
 		hint = "nixfleet status lists the hosts, nixfleet rollout list --all the rollouts"
 	case answer.Status == 409:
@@ -128,15 +137,19 @@ func distrust(err error) string {
 	var alert *net.OpError
 	switch {
 	case errors.As(err, &name):
-		return "--cp-url must use a name or address of the control plane's certificate; nixfleet keygen server --server NAME makes one with another"
+		return "--cp-url must use a name or address of the control plane's certificate; nixfleet keygen server --server " +
+			"NAME makes one with another"
 	case errors.As(err, &unknown):
-		return "--ca-cert is not what signed the control plane's certificate: it must be the fleet root's certificate, " + rootCertName
+		return "--ca-cert is not what signed the control plane's certificate: it must be the fleet root's certificate, " +
+			rootCertName
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "the control plane's certificate has expired, or this machine's clock is wrong; nixfleet keygen server --force makes another"
+		return "the control plane's certificate has expired, or this machine's clock is wrong; nixfleet keygen server " +
+			"--force makes another"
 	case errors.As(err, &verification):
 		return "the control plane's certificate does not serve; nixfleet keygen server makes one that does"
 	case errors.As(err, &alert) && alert.Op == "remote error": // how crypto/tls names an alert of the other side
-		return "the control plane does not accept the operator's certificate: expired, or not from its --client-ca; nixfleet mint-operator-cert makes one under the fleet root"
+		return "the control plane does not accept the operator's certificate: expired, or not from its --client-ca; " +
+			"nixfleet mint-operator-cert makes one under the fleet root"
 	}
 	return ""
 }

@@ -75,7 +75,8 @@ func startControlPlane(env *testscript.Env) error {
 	clients := x509.NewCertPool()
 	clients.AddCert(root.Cert)
 	server := httptest.NewUnstartedServer(recorded(filepath.Join(env.WorkDir, "cp")))
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: clients, ClientAuth: tls.RequireAndVerifyClientCert}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: clients,
+		ClientAuth: tls.RequireAndVerifyClientCert}
 	server.Config.ErrorLog = nil
 	server.StartTLS()
 	env.Defer(server.Close)

@@ -24,7 +24,8 @@ func hostCommand() *cli.Command {
 				Name: "retry", Usage: "let a host try its declared closure once more", ArgsUsage: "NAME",
 				Description: "Lifts the quarantine of the closure that failed on this host, for one attempt.\n\n" +
 					"Example:\n   nixfleet host retry web-07 --reason 'disk replaced'",
-				Flags:  append(connectionFlags(), &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"}, command.JSONFlag()),
+				Flags: append(connectionFlags(), &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
+					command.JSONFlag()),
 				Action: hostRetry,
 			},
 		},
@@ -55,7 +56,8 @@ func hostRetry(c *cli.Context) error {
 	if err := client.Retry(c.Context, name, c.String("reason")); err != nil {
 		return explained(err, "retry "+name)
 	}
-	return done(c, map[string]any{"host": name, "action": "retry"}, "%s may try again once; watch it: nixfleet host explain %s", name, name)
+	return done(c, map[string]any{"host": name, "action": "retry"},
+		"%s may try again once; watch it: nixfleet host explain %s", name, name)
 }
 
 // done prints that a change was accepted.

@@ -51,9 +51,11 @@ func (k *keyring) open(sealed []byte, path string) ([]byte, error) {
 	case asking != nil:
 		return nil, asking
 	case errors.Is(err, pki.ErrSealed):
-		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "%s is not a recipient of this key", k.identity)
+		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "%s is not a recipient of this key",
+			k.identity)
 	case err != nil:
-		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "was that the passphrase of --identity %s?", k.identity)
+		return nil, command.Hinted(fmt.Errorf("decrypt key %s: %w", path, err), "was that the passphrase of --identity %s?",
+			k.identity)
 	}
 	k.known = identities
 	return data, nil
@@ -72,9 +74,11 @@ func (k *keyring) read(path string, asking *error) ([]age.Identity, error) {
 	case err == nil:
 		return found, nil
 	case !errors.As(err, &locked):
-		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err), "--identity is the private half: an age identity file or an ssh private key")
+		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err),
+			"--identity is the private half: an age identity file or an ssh private key")
 	case locked.PublicKey == nil:
-		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err), "ssh-keygen -p -f %s writes it in OpenSSH's present form", path)
+		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err),
+			"ssh-keygen -p -f %s writes it in OpenSSH's present form", path)
 	}
 	id, err := agessh.NewEncryptedSSHIdentity(locked.PublicKey, text, func() ([]byte, error) {
 		var phrase []byte

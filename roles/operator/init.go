@@ -38,20 +38,27 @@ const (
 func initCommand() *cli.Command {
 	return &cli.Command{
 		Name: "init", Usage: "write a new fleet's repository, keys included", ArgsUsage: "DIR",
-		Description: "Writes a flake with two example hosts, a control plane, the fleet's public keys, jobs for GitHub, GitLab\n" +
+		Description: "Writes a flake with two example hosts, a control plane, the fleet's public keys, jobs for GitHub, " +
+			"GitLab\n" +
 			"and Forgejo that release and renew signatures, and a README that goes on from there. Every private half is\n" +
 			"encrypted to you before it is written: to the recipients named, or to your ssh key. `nix flake init -t`\n" +
 			"writes the same tree without keys.\n\n" +
 			"Example:\n   nixfleet init fleet --server cp.example.com\n" +
-			"   nixfleet init fleet --server cp.example.com --source-url git+ssh://git@forge.example.com/fleet.git#main --recipients-file operators.pub",
+			"   nixfleet init fleet --server cp.example.com --source-url git+ssh://git@forge.example.com/fleet.git#main " +
+			"--recipients-file operators.pub",
 		Flags: append([]cli.Flag{
-			&cli.StringSliceFlag{Name: "server", Usage: "DNS `NAME` or address of the control plane; the first is the one that agents use"},
-			&cli.StringFlag{Name: "suffix", EnvVars: []string{"NIXFLEET_AGENT_CN_SUFFIX"}, Usage: "`SUFFIX` of agents' certificate names (default: fleet. and the server's domain)"},
-			&cli.StringFlag{Name: "cache-url", Usage: "`URL` of the binary cache (default: port " + cachePort + " of the control plane)"},
-			&cli.StringFlag{Name: "source-url", Value: templateSource, Usage: "`URL` from which the control plane reads releases"},
+			&cli.StringSliceFlag{Name: "server", Usage: "DNS `NAME` or address of the control plane; the first is the one " +
+				"that agents use"},
+			&cli.StringFlag{Name: "suffix", EnvVars: []string{"NIXFLEET_AGENT_CN_SUFFIX"},
+				Usage: "`SUFFIX` of agents' certificate names (default: fleet. and the server's domain)"},
+			&cli.StringFlag{Name: "cache-url", Usage: "`URL` of the binary cache (default: port " + cachePort +
+				" of the control plane)"},
+			&cli.StringFlag{Name: "source-url", Value: templateSource,
+				Usage: "`URL` from which the control plane reads releases"},
 			&cli.StringFlag{Name: "nixfleet-url", Value: templateNixfleet, Usage: "flake `URL` of nixfleet"},
 			&cli.StringFlag{Name: "nixpkgs-url", Value: templateNixpkgs, Usage: "flake `URL` of nixpkgs"},
-			&cli.StringFlag{Name: "disko-url", Value: templateDisko, Usage: "flake `URL` of disko, which partitions new machines"},
+			&cli.StringFlag{Name: "disko-url", Value: templateDisko,
+				Usage: "flake `URL` of disko, which partitions new machines"},
 			&cli.StringFlag{Name: "algorithm", Value: "ed25519", Usage: "`ALGORITHM` of the release key: ed25519 or ecdsa-p256"},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"},
 			&cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"},
@@ -145,7 +152,8 @@ func templateNames(c *cli.Context, identity string) (*strings.Replacer, error) {
 	if given := c.StringSlice("server"); len(given) > 0 {
 		server = given[0]
 	} else if !c.Bool("no-keys") {
-		return nil, command.Usage("nixfleet init fleet --server cp.example.com", "--server is missing: the name or address that agents connect to")
+		return nil, command.Usage("nixfleet init fleet --server cp.example.com",
+			"--server is missing: the name or address that agents connect to")
 	}
 	if c.String("suffix") == "" {
 		suffix := "fleet.internal"
@@ -159,14 +167,16 @@ func templateNames(c *cli.Context, identity string) (*strings.Replacer, error) {
 	cache := cmp.Or(c.String("cache-url"), "http://"+net.JoinHostPort(server, cachePort))
 	for flag, value := range map[string]string{
 		"server": server, "suffix": c.String("suffix"), "cache-url": cache,
-		"source-url": c.String("source-url"), "nixfleet-url": c.String("nixfleet-url"), "nixpkgs-url": c.String("nixpkgs-url"),
-		"disko-url": c.String("disko-url"),
+		"source-url": c.String("source-url"), "nixfleet-url": c.String("nixfleet-url"),
+		"nixpkgs-url": c.String("nixpkgs-url"),
+		"disko-url":   c.String("disko-url"),
 	} {
 		if !harmless.MatchString(value) {
 			return nil, command.Usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
 		}
 		if holdsSecret.MatchString(value) {
-			return nil, command.Usage("leave it out; the control plane takes a token by source.tokenFile, Nix by access-tokens or netrc",
+			return nil, command.Usage("leave it out; the control plane takes a token by source.tokenFile, Nix by "+
+				"access-tokens or netrc",
 				"--%s holds a password or token, which would lie in the repository and in the Nix store", flag)
 		}
 	}
@@ -197,7 +207,8 @@ func empty(dir string) error {
 	}
 	for _, e := range entries {
 		if e.Name() != ".git" {
-			return command.Hinted(fmt.Errorf("%s is not empty: it holds %s", dir, e.Name()), "name a directory that does not exist yet, or an empty clone")
+			return command.Hinted(fmt.Errorf("%s is not empty: it holds %s", dir, e.Name()),
+				"name a directory that does not exist yet, or an empty clone")
 		}
 	}
 	return nil
@@ -222,7 +233,8 @@ func operators(c *cli.Context) ([]age.Recipient, error) {
 		progress(c, "encrypting private halves to %s", path)
 		return recipients(c)
 	}
-	return nil, command.Usage(`--recipient "$(cat some-key.pub)", or age1… from age-keygen; ssh-keygen -t ed25519 makes an ssh key`,
+	return nil, command.Usage(`--recipient "$(cat some-key.pub)", or age1… from age-keygen; `+
+		"ssh-keygen -t ed25519 makes an ssh key",
 		"there is no ssh key to encrypt the private halves to, and --recipient is missing")
 }
 
@@ -273,7 +285,8 @@ func writeFleet(dir string, names *strings.Replacer, m *minted) error {
 		return err
 	}
 	head, _, _ := strings.Cut(string(blank), "\n")
-	return os.WriteFile(filepath.Join(dir, "trust.nix"), []byte(head+"\n{\n"+indentLines(nixBlock(&m.trust), "  ")+"}\n"), 0o644)
+	return os.WriteFile(filepath.Join(dir, "trust.nix"), []byte(head+"\n{\n"+indentLines(nixBlock(&m.trust), "  ")+"}\n"),
+		0o644)
 }
 
 func indentLines(text, by string) string {
@@ -344,7 +357,8 @@ func printNext(c *cli.Context, s *initialised) error {
 	w := c.App.Writer
 	fmt.Fprintf(w, "wrote the fleet's repository to %s (%d files)\n", s.Directory, len(s.Files))
 	if s.Recipients > 0 {
-		fmt.Fprintf(w, "private halves are in secrets/*.age, encrypted to %s; nothing else can open them\n", command.Plural(s.Recipients, "recipient"))
+		fmt.Fprintf(w, "private halves are in secrets/*.age, encrypted to %s; nothing else can open them\n",
+			command.Plural(s.Recipients, "recipient"))
 	}
 	if c.String("nixfleet-url") == templateNixfleet {
 		fmt.Fprintln(w, "flake.nix does not know where nixfleet is: put its URL into inputs.nixfleet.url")

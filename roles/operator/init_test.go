@@ -69,7 +69,8 @@ func TestKeysByHandAreThoseOfTheReadme(t *testing.T) {
 	}
 	line, _, _ = strings.Cut(line, "\n")
 	t.Chdir(t.TempDir())
-	if code := command.Run(t.Context(), app, append([]string{"nixfleet", "keygen", "all"}, strings.Fields(line)...)); code != 0 {
+	if code := command.Run(t.Context(), app, append([]string{"nixfleet", "keygen", "all"},
+		strings.Fields(line)...)); code != 0 {
 		t.Fatalf("exit %d: %s", code, app.ErrWriter)
 	}
 	named := regexp.MustCompile(`secrets/([a-z-]+(?:[.][a-z]+)+)`).FindAllStringSubmatch(string(readme), -1)
@@ -121,11 +122,13 @@ func TestGettingStartedHasTheCommandsOfTheTree(t *testing.T) {
 func TestInitForAnIPv6Address(t *testing.T) {
 	app := testApp(t)
 	dir := filepath.Join(t.TempDir(), "fleet")
-	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--server", "2001:db8::1"}); code != 0 {
+	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--server",
+		"2001:db8::1"}); code != 0 {
 		t.Fatalf("exit %d: %s", code, app.ErrWriter)
 	}
 	for file, want := range map[string][]string{
-		"README.md":        {"--copy-to ssh-ng://root@[2001:db8::1] ", "| ssh root@2001:db8::1 ", "root@[2001:db8::1]:/var/lib/nixfleet-keys/"},
+		"README.md": {"--copy-to ssh-ng://root@[2001:db8::1] ", "| ssh root@2001:db8::1 ",
+			"root@[2001:db8::1]:/var/lib/nixfleet-keys/"},
 		"hosts/common.nix": {`"https://[2001:db8::1]:8080"`, `"http://[2001:db8::1]:5000"`},
 	} {
 		text, err := os.ReadFile(filepath.Join(dir, file))
@@ -160,7 +163,8 @@ func TestInitRefusesSecretsInURLs_T13(t *testing.T) {
 	}
 	app := testApp(t)
 	dir := filepath.Join(t.TempDir(), "fleet")
-	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--source-url", "git+ssh://git@forge.example.com:2222/fleet.git#main"}); code != 0 {
+	if code := command.Run(t.Context(), app, []string{"nixfleet", "init", dir, "--no-keys", "--source-url",
+		"git+ssh://git@forge.example.com:2222/fleet.git#main"}); code != 0 {
 		t.Errorf("git over ssh: exit %d, %s", code, app.ErrWriter)
 	}
 }

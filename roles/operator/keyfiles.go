@@ -19,7 +19,8 @@ func (k *keyring) secret(path string) ([]byte, error) {
 		return data, nil
 	}
 	if k.identity == "" {
-		return nil, command.Hinted(fmt.Errorf("key %s is encrypted", path), "give --identity FILE, an age identity or an ssh private key")
+		return nil, command.Hinted(fmt.Errorf("key %s is encrypted", path),
+			"give --identity FILE, an age identity or an ssh private key")
 	}
 	return k.open(data, path)
 }

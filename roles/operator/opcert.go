@@ -31,8 +31,10 @@ func certificatePEM(der []byte) []byte {
 
 func rootFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "root-cert", EnvVars: []string{"NIXFLEET_OPERATOR_FLEET_ROOT_CERT_FILE"}, Usage: "certificate `FILE` of the fleet root (default: " + rootCertName + " beside the configuration file)"},
-		&cli.StringFlag{Name: "root-key", EnvVars: []string{"NIXFLEET_OPERATOR_FLEET_ROOT_KEY_FILE"}, Usage: "key `FILE` of the fleet root (default: " + rootKeyName + " beside the configuration file)"},
+		&cli.StringFlag{Name: "root-cert", EnvVars: []string{"NIXFLEET_OPERATOR_FLEET_ROOT_CERT_FILE"},
+			Usage: "certificate `FILE` of the fleet root (default: " + rootCertName + " beside the configuration file)"},
+		&cli.StringFlag{Name: "root-key", EnvVars: []string{"NIXFLEET_OPERATOR_FLEET_ROOT_KEY_FILE"},
+			Usage: "key `FILE` of the fleet root (default: " + rootKeyName + " beside the configuration file)"},
 		&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted root key"},
 	}
 }
@@ -40,8 +42,10 @@ func rootFlags() []cli.Flag {
 func operatorCertFlags() []cli.Flag {
 	return append(rootFlags(),
 		&cli.StringFlag{Name: "cn", Usage: "common `NAME` (default: operator-$USER@host)"},
-		&cli.StringFlag{Name: "output-cert", Usage: "write the certificate to `FILE` (default: operator.pem beside the configuration file)"},
-		&cli.StringFlag{Name: "output-key", Usage: "write the key to `FILE` (default: operator.key beside the configuration file)"},
+		&cli.StringFlag{Name: "output-cert", Usage: "write the certificate to `FILE` (default: operator.pem beside the " +
+			"configuration file)"},
+		&cli.StringFlag{Name: "output-key", Usage: "write the key to `FILE` (default: operator.key beside the " +
+			"configuration file)"},
 		daysFlag(),
 		&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
 	)
@@ -51,7 +55,8 @@ func mintOperatorCertCommand() *cli.Command {
 	return &cli.Command{
 		Name: "mint-operator-cert", Usage: "make an operator's certificate under the fleet root",
 		Description: "Writes the certificate (0644) and its P-256 key (0600); the summary goes to standard error.\n\n" +
-			"Example:\n   nixfleet mint-operator-cert --root-cert fleet-root.cert.pem --root-key fleet-root.key.pem --cn operator-jo",
+			"Example:\n   nixfleet mint-operator-cert --root-cert fleet-root.cert.pem --root-key fleet-root.key.pem --cn " +
+			"operator-jo",
 		Flags:  operatorCertFlags(),
 		Action: mintOperatorCert,
 	}
@@ -98,10 +103,12 @@ func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	}
 	root, err := pki.LoadCA(cert, text)
 	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("load fleet root %s: %w", certPath, err), "--root-cert and --root-key are the two halves of the fleet root, %s and %s", rootCertName, rootKeyName)
+		return nil, command.Hinted(fmt.Errorf("load fleet root %s: %w", certPath, err),
+			"--root-cert and --root-key are the two halves of the fleet root, %s and %s", rootCertName, rootKeyName)
 	}
 	if public, ok := root.Signer.Public().(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() {
-		return nil, command.Hinted(fmt.Errorf("the fleet root's key is not P-256"), "make a fleet root with: nixfleet keygen fleet-ca")
+		return nil, command.Hinted(fmt.Errorf("the fleet root's key is not P-256"),
+			"make a fleet root with: nixfleet keygen fleet-ca")
 	}
 	return root, nil
 }

@@ -146,7 +146,8 @@ func TestTokensAreBackdatedAndExpire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := token.Claims.IssuedAt.String() + " " + token.Claims.ExpiresAt.String(); got != "2026-03-01T11:59:00Z 2026-03-02T12:00:00Z" {
+	if got := token.Claims.IssuedAt.String() + " " +
+		token.Claims.ExpiresAt.String(); got != "2026-03-01T11:59:00Z 2026-03-02T12:00:00Z" {
 		t.Errorf("validity %s", got)
 	}
 	public := org.Public()
@@ -154,7 +155,8 @@ func TestTokensAreBackdatedAndExpire(t *testing.T) {
 	for _, c := range []struct {
 		at   time.Time
 		fine bool
-	}{{now.Add(-59 * time.Second), true}, {now.Add(-61 * time.Second), false}, {now.Add(23 * time.Hour), true}, {now.Add(24 * time.Hour), false}} {
+	}{{now.Add(-59 * time.Second), true}, {now.Add(-61 * time.Second), false}, {now.Add(23 * time.Hour),
+		true}, {now.Add(24 * time.Hour), false}} {
 		if err := token.Verify(slot, c.at); (err == nil) != c.fine {
 			t.Errorf("at %s: %v", c.at, err)
 		}

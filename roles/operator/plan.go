@@ -35,7 +35,8 @@ func planCommand() *cli.Command {
 			if dir := c.String("release"); dir != "" {
 				docs, err := fleet.Documents(os.DirFS(dir))
 				if errors.Is(err, fs.ErrNotExist) {
-					return command.Hinted(fmt.Errorf("read release in %s: %w", dir, err), "nixfleet release --release-dir %s makes one", dir)
+					return command.Hinted(fmt.Errorf("read release in %s: %w", dir, err),
+						"nixfleet release --release-dir %s makes one", dir)
 				} else if err != nil {
 					return fmt.Errorf("read release in %s: %w", dir, err)
 				}
@@ -85,15 +86,18 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 	}
 	waves := [][]string{{"OPENS", "CHANNEL", "WAVE", "HOSTS", "SOAK"}}
 	for _, x := range p.Waves {
-		waves = append(waves, []string{in(x.At.Time), command.Plain(x.Channel), fmt.Sprint(x.Wave), fmt.Sprint(x.Hosts), (time.Duration(x.SoakSecs) * time.Second).String()})
+		waves = append(waves, []string{in(x.At.Time), command.Plain(x.Channel), fmt.Sprint(x.Wave), fmt.Sprint(x.Hosts),
+			(time.Duration(x.SoakSecs) * time.Second).String()})
 	}
 	moves := [][]string{{"STARTS", "HOST", "CHANNEL", "WAVE", "FROM", "TO"}}
 	for _, x := range p.Moves {
-		moves = append(moves, []string{in(x.At.Time), command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(&x.To)})
+		moves = append(moves, []string{in(x.At.Time), command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave),
+			closureShort(x.From), closureShort(&x.To)})
 	}
 	blocked := [][]string{{"BLOCKED", "CHANNEL", "WAVE", "FROM", "TO", "WHY"}}
 	for _, x := range p.Blocked {
-		blocked = append(blocked, []string{command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave), closureShort(x.From), closureShort(x.To),
+		blocked = append(blocked, []string{command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave),
+			closureShort(x.From), closureShort(x.To),
 			command.Plain(x.Reason.Text) + " [" + command.Plain(x.Reason.Code) + "]"})
 	}
 	between := ""

@@ -26,7 +26,8 @@ func hostPrepareCommand() *cli.Command {
 		Name: "prepare", Usage: "make a new host's ssh key and bootstrap token", ArgsUsage: "NAME",
 		Description: "The private half is written encrypted to you (--recipient); the token is encrypted to the host.\n" +
 			"Prints what to declare, what to commit and how to install.\n\n" +
-			"Example:\n   nixfleet host prepare web-07 --recipient \"$(cat ~/.ssh/id_ed25519.pub)\" --org-root-key org-root.age \\\n" +
+			"Example:\n   nixfleet host prepare web-07 --recipient \"$(cat ~/.ssh/id_ed25519.pub)\" --org-root-key " +
+			"org-root.age \\\n" +
 			"     --identity ~/.ssh/id_ed25519 --dir hosts/web-07",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "dir", Usage: "write the files into `DIR` (default: NAME)"},
@@ -34,7 +35,8 @@ func hostPrepareCommand() *cli.Command {
 			&cli.StringFlag{Name: "system", Value: "x86_64-linux", Usage: "`SYSTEM` in the printed declaration"},
 			&cli.StringFlag{Name: "address", Value: "ADDRESS", Usage: "`ADDRESS` of the machine in the printed command"},
 			&cli.IntFlag{Name: "validity-hours", Value: 24, Usage: "`HOURS` until the token expires"},
-			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` that the org root key is checked against"},
+			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"},
+				Usage: "trust.json `FILE` that the org root key is checked against"},
 			&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
 			command.JSONFlag(),
 		}, append(orgRootFlags(), recipientFlags("encrypt the private half")...)...),
@@ -74,7 +76,8 @@ func hostPrepare(c *cli.Context) error {
 		return err
 	}
 	if len(to) == 0 {
-		return command.Usage(`--recipient "$(cat ~/.ssh/id_ed25519.pub)"`, "--recipient is missing: the host's private key is written encrypted to you only")
+		return command.Usage(`--recipient "$(cat ~/.ssh/id_ed25519.pub)"`,
+			"--recipient is missing: the host's private key is written encrypted to you only")
 	}
 	org, err := orgRoot(c)
 	if err != nil {
@@ -84,7 +87,10 @@ func hostPrepare(c *cli.Context) error {
 	if dir == "" {
 		dir = name
 	}
-	p, err := prepare(name, dir, c, org, time.Now(), func(private []byte) ([]byte, error) { return pki.Seal(private, to...) })
+	p, err := prepare(name, dir, c, org, time.Now(), func(private []byte) ([]byte, error) {
+		return pki.Seal(private,
+			to...)
+	})
 	if err != nil {
 		return err
 	}
@@ -96,7 +102,8 @@ func hostPrepare(c *cli.Context) error {
 		return err
 	}
 	if filepath.Clean(dir) == filepath.Join("secrets", name) {
-		fmt.Fprintf(c.App.Writer, "# in a repository of `nixfleet init` flake.nix reads 1 to 3 from %s, and 4 is `sh install.sh %s root@%s`\n\n",
+		fmt.Fprintf(c.App.Writer, "# in a repository of `nixfleet init` flake.nix reads 1 to 3 from %s, and 4 is `sh "+
+			"install.sh %s root@%s`\n\n",
 			dir, name, c.String("address"))
 	}
 	_, err = fmt.Fprintf(c.App.Writer, `# 1. declare the host (mkFleet hosts)
@@ -119,7 +126,9 @@ services.nixfleet-agent.bootstrapTokenFile = "/%s";
 
 // prepare makes key and token. The private half exists in the clear only in
 // memory.
-func prepare(name, dir string, c *cli.Context, org *pki.PrivateKey, now time.Time, seal func([]byte) ([]byte, error)) (*prepared, error) {
+func prepare(
+	name, dir string, c *cli.Context, org *pki.PrivateKey, now time.Time, seal func([]byte) ([]byte, error),
+) (*prepared, error) {
 	key, err := pki.GenerateKey(pki.AlgorithmEd25519)
 	if err != nil {
 		return nil, err
@@ -161,7 +170,8 @@ func prepare(name, dir string, c *cli.Context, org *pki.PrivateKey, now time.Tim
 	p := &prepared{
 		Hostname: name, Pubkey: line, Nonce: token.Claims.Nonce, Token: token,
 		Declaration: fmt.Sprintf("hosts.%s = {\n  system = %s;\n  channel = %s;\n  pubkey = %s;\n};",
-			nixAttribute(name), nixString(c.String("system")), nixString(c.String("channel")), nixString(strings.TrimSpace(line))),
+			nixAttribute(name), nixString(c.String("system")), nixString(c.String("channel")),
+			nixString(strings.TrimSpace(line))),
 	}
 	m := &minted{c: c, pending: []pendingFile{
 		{filepath.Join(dir, "ssh_host_ed25519_key.age"), sealed, 0o600},

@@ -3,6 +3,7 @@ package operator
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,52 +33,92 @@ func releaseCommand() *cli.Command {
 			"--public-key, else trust.json beside the fleet's flake. With a sign hook and none of them, release refuses to\n" +
 			"begin; nixfleet-release, the name that v1 scripts use, then takes the trust.json that the built systems bring,\n" +
 			"and if they bring none it warns and publishes.\n\n" +
-			"Example:\n   nixfleet release --sign-key release.key --push-cmd 'nix copy --to s3://cache $NIXFLEET_PATH' --git-push origin:main\n" +
+			"Example:\n   nixfleet release --sign-key release.key --push-cmd 'nix copy --to s3://cache $NIXFLEET_PATH' " +
+			"--git-push origin:main\n" +
 			"   nixfleet release --resign --sign-cmd ./sign-with-tpm --trust-file trust.json --git-push origin:main",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "hosts", Value: "auto", Usage: "`HOSTS` to build: auto, auto:exclude=a,b or a,b"},
-			&cli.StringFlag{Name: "build-flake", Value: ".", Usage: "`FLAKE` of the fleet"},
-			&cli.StringFlag{Name: "fleet-resolved-attr", Value: ".#fleet.resolved", Usage: "`INSTALLABLE` of the fleet's declaration"},
-			&cli.StringFlag{Name: "fleet-file", Usage: "`FILE` with the evaluated declaration, instead of evaluating"},
-			&cli.StringFlag{Name: "closures", Usage: "JSON `FILE` that maps hosts to store paths, instead of building"},
-			&cli.StringFlag{Name: "revocations-attr", Usage: "`ATTRIBUTE` (without .#) of the list of revocations"},
-			&cli.StringFlag{Name: "revocations-file", Usage: "`FILE` with that list, instead of evaluating"},
-			&cli.StringFlag{Name: "bootstrap-nonces-attr", Usage: "`ATTRIBUTE` (without .#) of the list of bootstrap nonces"},
-			&cli.StringFlag{Name: "bootstrap-nonces-file", Usage: "`FILE` with that list, instead of evaluating"},
-			&cli.StringFlag{Name: "nix-bin-dir", EnvVars: []string{"NIXFLEET_NIX_BIN_DIR"}, Usage: "`DIR` of the Nix programs (default: on PATH)"},
-			&cli.StringFlag{Name: "nix-conf-dir", Usage: "`DIR` of nix.conf (default: Nix's own)"},
-			&cli.StringFlag{Name: "store", Usage: "build in this `STORE`, a directory for instance, instead of the machine's own"},
-			&cli.StringFlag{Name: "pin-source-url", Usage: "flake `URL` that pinned commits are built from"},
-			&cli.StringFlag{Name: "push-cmd", EnvVars: []string{"NIXFLEET_PUSH_CMD"}, Usage: "`HOOK` that pushes one closure to the cache"},
-			&cli.StringFlag{Name: "copy-to", Usage: "push all closures with nix copy to this `STORE`"},
-			&cli.StringFlag{Name: "cache-key", Usage: "key `FILE` in Nix's form that --copy-to signs every path with"},
-			&cli.BoolFlag{Name: "no-verify-cache", Usage: "do not ask the caches whether hosts can fetch every path of the release"},
-			&cli.StringFlag{Name: "sign-cmd", EnvVars: []string{"NIXFLEET_SIGN_CMD"}, Usage: "`HOOK` that signs one file"},
-			&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"}, Usage: "release key `FILE`, instead of a hook"},
-			&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens encrypted keys"},
-			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` of the fleet: nothing is published that its ciReleaseKey does not verify"},
-			&cli.StringFlag{Name: "public-key", Usage: "base64 `KEY` that the sign hook's signatures must verify under, where there is no trust file"},
-			&cli.BoolFlag{Name: "allow-unverified", Usage: "publish what a hook signed although nothing says with which key; nixfleet-release does"},
-			&cli.StringFlag{Name: "signature-algorithm", EnvVars: []string{"NIXFLEET_SIGNATURE_ALGORITHM"}, Usage: "`LABEL` in the artifacts: ed25519 or ecdsa-p256 (default: the key's own)"},
-			&cli.StringFlag{Name: "release-dir", Value: "releases", Usage: "write the release into `DIR`"},
-			&cli.StringFlag{Name: "artifact-name", Value: fleet.FleetName, Usage: "`NAME` of the fleet's file"},
-			&cli.BoolFlag{Name: "git-commit", Usage: "commit the release"},
-			&cli.StringFlag{Name: "git-push", Usage: "commit and push to `REMOTE:BRANCH`, only on top of what was read from it"},
-			&cli.StringFlag{Name: "commit-template", Value: "chore(ci): release {sha:0:8} [skip ci]", Usage: "commit `MESSAGE`; knows {sha}, {sha:0:8} and {ts}"},
-			&cli.StringFlag{Name: "git-user-name", EnvVars: []string{"NIXFLEET_GIT_USER_NAME"}, Usage: "`NAME` of the committer"},
-			&cli.StringFlag{Name: "git-user-email", EnvVars: []string{"NIXFLEET_GIT_USER_EMAIL"}, Usage: "`ADDRESS` of the committer"},
-			&cli.StringFlag{Name: "smoke-verify", Value: "true", Usage: "load the signed release as a control plane would: `true|false` (signatures are checked always)"},
-			&cli.BoolFlag{Name: "reuse-unchanged-signature", Usage: "publish nothing when only the signing time would change"},
-			&cli.BoolFlag{Name: "resign", Usage: "renew the signatures of the present release, without building"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "evaluate and build, then say what would change; push, sign and write nothing"},
-			&cli.DurationFlag{Name: "confirm-window", Value: 6 * time.Minute, Usage: "`TIME` a host has to confirm"},
-			&cli.DurationFlag{Name: "lease", Value: 5 * time.Minute, Usage: "`TIME` within which a host must begin what it was told"},
-			&cli.IntFlag{Name: "push-jobs", Value: 1, Usage: "run the push hook for `N` hosts at the same time"},
-			&cli.IntFlag{Name: "jobs", Value: 2, Usage: "build `N` hosts at the same time"},
-			&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},
-			command.JSONFlag(),
-		},
+		Flags:  slices.Concat(sourceFlags(), pushFlags(), signFlags(), publishFlags()),
 		Action: runRelease,
+	}
+}
+
+// sourceFlags are what a release is made of.
+func sourceFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "hosts", Value: "auto", Usage: "`HOSTS` to build: auto, auto:exclude=a,b or a,b"},
+		&cli.StringFlag{Name: "build-flake", Value: ".", Usage: "`FLAKE` of the fleet"},
+		&cli.StringFlag{Name: "fleet-resolved-attr", Value: ".#fleet.resolved",
+			Usage: "`INSTALLABLE` of the fleet's declaration"},
+		&cli.StringFlag{Name: "fleet-file", Usage: "`FILE` with the evaluated declaration, instead of evaluating"},
+		&cli.StringFlag{Name: "closures", Usage: "JSON `FILE` that maps hosts to store paths, instead of building"},
+		&cli.StringFlag{Name: "revocations-attr", Usage: "`ATTRIBUTE` (without .#) of the list of revocations"},
+		&cli.StringFlag{Name: "revocations-file", Usage: "`FILE` with that list, instead of evaluating"},
+		&cli.StringFlag{Name: "bootstrap-nonces-attr", Usage: "`ATTRIBUTE` (without .#) of the list of bootstrap nonces"},
+		&cli.StringFlag{Name: "bootstrap-nonces-file", Usage: "`FILE` with that list, instead of evaluating"},
+		&cli.StringFlag{Name: "nix-bin-dir", EnvVars: []string{"NIXFLEET_NIX_BIN_DIR"},
+			Usage: "`DIR` of the Nix programs (default: on PATH)"},
+		&cli.StringFlag{Name: "nix-conf-dir", Usage: "`DIR` of nix.conf (default: Nix's own)"},
+		&cli.StringFlag{Name: "store",
+			Usage: "build in this `STORE`, a directory for instance, instead of the machine's own"},
+		&cli.StringFlag{Name: "pin-source-url", Usage: "flake `URL` that pinned commits are built from"},
+	}
+}
+
+// pushFlags are how closures reach a cache.
+func pushFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "push-cmd", EnvVars: []string{"NIXFLEET_PUSH_CMD"},
+			Usage: "`HOOK` that pushes one closure to the cache"},
+		&cli.StringFlag{Name: "copy-to", Usage: "push all closures with nix copy to this `STORE`"},
+		&cli.StringFlag{Name: "cache-key", Usage: "key `FILE` in Nix's form that --copy-to signs every path with"},
+		&cli.BoolFlag{Name: "no-verify-cache",
+			Usage: "do not ask the caches whether hosts can fetch every path of the release"},
+	}
+}
+
+// signFlags are who signs, and what is verified with.
+func signFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "sign-cmd", EnvVars: []string{"NIXFLEET_SIGN_CMD"}, Usage: "`HOOK` that signs one file"},
+		&cli.StringFlag{Name: "sign-key", EnvVars: []string{"NIXFLEET_SIGN_KEY"},
+			Usage: "release key `FILE`, instead of a hook"},
+		&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens encrypted keys"},
+		&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"},
+			Usage: "trust.json `FILE` of the fleet: nothing is published that its ciReleaseKey does not verify"},
+		&cli.StringFlag{Name: "public-key", Usage: "base64 `KEY` that the sign hook's signatures must verify under, " +
+			"where there is no trust file"},
+		&cli.BoolFlag{Name: "allow-unverified",
+			Usage: "publish what a hook signed although nothing says with which key; nixfleet-release does"},
+		&cli.StringFlag{Name: "signature-algorithm", EnvVars: []string{"NIXFLEET_SIGNATURE_ALGORITHM"},
+			Usage: "`LABEL` in the artifacts: ed25519 or ecdsa-p256 (default: the key's own)"},
+	}
+}
+
+// publishFlags are where a release goes, and what it grants.
+func publishFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "release-dir", Value: "releases", Usage: "write the release into `DIR`"},
+		&cli.StringFlag{Name: "artifact-name", Value: fleet.FleetName, Usage: "`NAME` of the fleet's file"},
+		&cli.BoolFlag{Name: "git-commit", Usage: "commit the release"},
+		&cli.StringFlag{Name: "git-push", Usage: "commit and push to `REMOTE:BRANCH`, only on top of what was read from it"},
+		&cli.StringFlag{Name: "commit-template", Value: "chore(ci): release {sha:0:8} [skip ci]",
+			Usage: "commit `MESSAGE`; knows {sha}, {sha:0:8} and {ts}"},
+		&cli.StringFlag{Name: "git-user-name", EnvVars: []string{"NIXFLEET_GIT_USER_NAME"},
+			Usage: "`NAME` of the committer"},
+		&cli.StringFlag{Name: "git-user-email", EnvVars: []string{"NIXFLEET_GIT_USER_EMAIL"},
+			Usage: "`ADDRESS` of the committer"},
+		&cli.StringFlag{Name: "smoke-verify", Value: "true",
+			Usage: "load the signed release as a control plane would: `true|false` (signatures are checked always)"},
+		&cli.BoolFlag{Name: "reuse-unchanged-signature", Usage: "publish nothing when only the signing time would change"},
+		&cli.BoolFlag{Name: "resign", Usage: "renew the signatures of the present release, without building"},
+		&cli.BoolFlag{Name: "dry-run",
+			Usage: "evaluate and build, then say what would change; push, sign and write nothing"},
+		&cli.DurationFlag{Name: "confirm-window", Value: 6 * time.Minute, Usage: "`TIME` a host has to confirm"},
+		&cli.DurationFlag{Name: "lease", Value: 5 * time.Minute,
+			Usage: "`TIME` within which a host must begin what it was told"},
+		&cli.IntFlag{Name: "push-jobs", Value: 1, Usage: "run the push hook for `N` hosts at the same time"},
+		&cli.IntFlag{Name: "jobs", Value: 2, Usage: "build `N` hosts at the same time"},
+		&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},
+		command.JSONFlag(),
 	}
 }
 
@@ -162,7 +203,8 @@ func checkRelease(c *cli.Context) error {
 		return command.Usage("", "--artifact-name %s is the name of another file of a release", name)
 	case confirm < time.Minute || confirm > time.Hour:
 		// contracts/additions.md §4: agents clamp it, and would then wait for another time than the control plane.
-		return command.Usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they are told")
+		return command.Usage("", "--confirm-window must be between 1 and 60 minutes, which agents keep to whatever they "+
+			"are told")
 	case c.Duration("lease") < time.Second:
 		return command.Usage("", "--lease must be at least a second")
 	case c.Int("jobs") < 1 || c.Int("push-jobs") < 1:

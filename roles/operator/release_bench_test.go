@@ -27,7 +27,8 @@ func largeRelease(b *testing.B, dir string, n int) {
 	}
 	for i := range n {
 		name := fmt.Sprintf("node-%06d", i)
-		hosts[name] = map[string]any{"system": "x86_64-linux", "tags": []string{"web"}, "channel": "stable", "closureHash": nil, "pubkey": hostLine(i)}
+		hosts[name] = map[string]any{"system": "x86_64-linux", "tags": []string{"web"}, "channel": "stable",
+			"closureHash": nil, "pubkey": hostLine(i)}
 		closures[name] = fmt.Sprintf("/nix/store/%026d%06d-nixos-system-%s-25.11", 0, i, name)
 		waves[i%3]["hosts"] = append(waves[i%3]["hosts"].([]string), name)
 	}
@@ -40,7 +41,8 @@ func largeRelease(b *testing.B, dir string, n int) {
 		"rolloutPolicies": map[string]any{"staged": map[string]any{
 			"strategy": "staged", "healthGate": map[string]any{}, "onHealthFailure": "halt", "waves": []any{},
 		}},
-		"waves": map[string]any{"stable": waves}, "meta": map[string]any{"schemaVersion": 1, "signedAt": nil, "ciCommit": nil},
+		"waves": map[string]any{"stable": waves}, "meta": map[string]any{"schemaVersion": 1, "signedAt": nil,
+			"ciCommit": nil},
 	}
 	for name, v := range map[string]any{"fleet.json": declared, "closures.json": closures} {
 		data, err := json.Marshal(v)
@@ -79,7 +81,8 @@ func BenchmarkRelease10000(b *testing.B) {
 	dir := b.TempDir()
 	largeRelease(b, dir, 10_000)
 	at := func(name string) string { return filepath.Join(dir, name) }
-	args := []string{"release", "--fleet-file", at("fleet.json"), "--closures", at("closures.json"), "--sign-key", at("release.key"), "--json"}
+	args := []string{"release", "--fleet-file", at("fleet.json"), "--closures", at("closures.json"), "--sign-key",
+		at("release.key"), "--json"}
 	measure := func(b *testing.B, args func() []string) {
 		before := processor(b)
 		for b.Loop() {

@@ -52,9 +52,11 @@ func revoke(c *cli.Context) error {
 	// A name that was mistyped is a row like any other, and refuses nobody.
 	var unknown *client.Error
 	if _, err := plane.Explain(c.Context, name); errors.As(err, &unknown) && unknown.Code == "no-such-host" {
-		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate is called so, this refuses nobody", name)
+		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate is called so, this refuses "+
+			"nobody", name)
 	}
-	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name), nixString(notBefore.String()), nixString(c.String("reason")))
+	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name),
+		nixString(notBefore.String()), nixString(c.String("reason")))
 	if c.Bool("json") {
 		return command.Document(c, map[string]any{
 			"hostname": name, "notBefore": notBefore, "reason": c.String("reason"), "declaration": declaration,

@@ -30,16 +30,21 @@ func rolloutCommand() *cli.Command {
 	reason := func() cli.Flag { return &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"} }
 	c := &cli.Command{
 		Name: "rollout", Usage: "releases on their way through the fleet",
-		Description: "ROLLOUT is an id, the beginning of one, or the name of its channel.\n\nExample:\n   nixfleet rollout show stable",
+		Description: "ROLLOUT is an id, the beginning of one, or the name of its channel.\n\nExample:\n   nixfleet " +
+			"rollout show stable",
 		Subcommands: []*cli.Command{
 			verb("list", "the rollouts that are not done", "nixfleet rollout list\n   nixfleet rollout list --all", rolloutList,
 				&cli.BoolFlag{Name: "all", Usage: "also those that are over and still remembered"}),
 			verb("show", "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
-			verb("trace", "every dispatch of a rollout and how it ended", "nixfleet rollout trace stable --json\n   nixfleet rollout trace stable --events", rolloutTrace,
+			verb("trace", "every dispatch of a rollout and how it ended",
+				"nixfleet rollout trace stable --json\n   nixfleet rollout trace stable --events", rolloutTrace,
 				&cli.BoolFlag{Name: "events", Usage: "print its log instead: who, what, when and why"}),
-			verb("pause", "dispatch no further hosts until resumed", "nixfleet rollout pause stable --reason 'incident 42'", hold("pause", "paused"), reason()),
-			verb("resume", "go on with a paused rollout", "nixfleet rollout resume stable --reason 'incident 42 closed'", hold("resume", "resumed"), reason()),
-			verb("cancel", "end a rollout; hosts that have it keep it", "nixfleet rollout cancel stable --reason 'wrong kernel'", hold("cancel", "cancelled"), reason()),
+			verb("pause", "dispatch no further hosts until resumed", "nixfleet rollout pause stable --reason 'incident 42'",
+				hold("pause", "paused"), reason()),
+			verb("resume", "go on with a paused rollout", "nixfleet rollout resume stable --reason 'incident 42 closed'",
+				hold("resume", "resumed"), reason()),
+			verb("cancel", "end a rollout; hosts that have it keep it", "nixfleet rollout cancel stable --reason 'wrong kernel'",
+				hold("cancel", "cancelled"), reason()),
 			watchCommand(),
 		},
 	}
@@ -69,9 +74,11 @@ func findRollout(c *cli.Context, client *client.Client) (id string, found *proto
 	case len(named) == 0 && fleet.ValidRolloutID(word):
 		return word, nil, nil
 	case len(named) == 0:
-		return "", nil, command.Hinted(fmt.Errorf("no rollout is called %q", word), "nixfleet rollout list; one that was forgotten goes by its full id")
+		return "", nil, command.Hinted(fmt.Errorf("no rollout is called %q", word),
+			"nixfleet rollout list; one that was forgotten goes by its full id")
 	case len(named) > 1 && named[0].Channel != word:
-		return "", nil, command.Hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(named)), "type more of the id")
+		return "", nil, command.Hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(named)),
+			"type more of the id")
 	}
 	// Of a channel's rollouts the newest comes first.
 	if i := slices.IndexFunc(named, func(r *protocol.RolloutSummary) bool { return !over(r.State) }); i >= 0 {
@@ -112,7 +119,8 @@ func rolloutList(c *cli.Context) error {
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
-			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave), tally(r.Words()), when(r.CreatedAt.Time),
+			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave),
+			tally(r.Words()), when(r.CreatedAt.Time),
 		})
 	}
 	if len(rows) == 1 {
@@ -185,7 +193,8 @@ func rolloutShow(c *cli.Context) error {
 	w := c.App.Writer
 	fmt.Fprintf(w, "rollout   %s\n", command.Plain(life.RolloutID))
 	if open != nil {
-		fmt.Fprintf(w, "channel   %s\nstate     %s\nwave      %d\ncreated   %s\n", command.Plain(open.Channel), rolloutState(open), open.CurrentWave, when(open.CreatedAt.Time))
+		fmt.Fprintf(w, "channel   %s\nstate     %s\nwave      %d\ncreated   %s\n", command.Plain(open.Channel),
+			rolloutState(open), open.CurrentWave, when(open.CreatedAt.Time))
 	}
 	if life.SupersededAt != nil {
 		fmt.Fprintf(w, "superseded %s by %s\n", when(life.SupersededAt.Time), command.OrDash(life.SupersededBy))
@@ -237,7 +246,8 @@ func rolloutTrace(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("events") {
-		err := plane.Events(c.Context, client.EventQuery{Rollout: id, Past: true}, func(e protocol.Event) error { return printEvent(c, &e) })
+		err := plane.Events(c.Context, client.EventQuery{Rollout: id, Past: true},
+			func(e protocol.Event) error { return printEvent(c, &e) })
 		if !errors.Is(err, io.EOF) {
 			return explained(err, "trace rollout "+command.Short(id))
 		}
@@ -253,7 +263,8 @@ func rolloutTrace(c *cli.Context) error {
 	if err != nil {
 		var answer *client.Error
 		if errors.As(err, &answer) && answer.Status == 404 {
-			return command.Hinted(fmt.Errorf("rollout %s has no dispatch on record", command.Short(id)), "nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", command.Short(id), command.Short(id))
+			return command.Hinted(fmt.Errorf("rollout %s has no dispatch on record", command.Short(id)),
+				"nixfleet rollout show %s; nixfleet rollout trace %s --events prints its log", command.Short(id), command.Short(id))
 		}
 		return explained(err, "trace rollout "+command.Short(id))
 	}
@@ -266,7 +277,8 @@ func rolloutTrace(c *cli.Context) error {
 		if e.TerminalAt != nil {
 			at = when(e.TerminalAt.Time)
 		}
-		rows = append(rows, []string{fmt.Sprint(e.Wave), command.Plain(e.Host), when(e.DispatchedAt.Time), command.OrDash(e.TerminalState), at})
+		rows = append(rows, []string{fmt.Sprint(e.Wave), command.Plain(e.Host), when(e.DispatchedAt.Time),
+			command.OrDash(e.TerminalState), at})
 	}
 	return command.Table(c.App.Writer, rows)
 }
@@ -289,7 +301,8 @@ func hold(action, past string) cli.ActionFunc {
 		if err := client.Hold(c.Context, id, action, c.String("reason")); err != nil {
 			return explained(err, action+" rollout "+command.Short(id))
 		}
-		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s", command.Short(id), past)
+		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s",
+			command.Short(id), past)
 	}
 }
 
@@ -311,7 +324,8 @@ func hostExplain(c *cli.Context) error {
 		return command.Text(c, body)
 	}
 	w := c.App.Writer
-	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", command.Plain(x.Hostname), command.Plain(x.Channel), command.OrDash(x.Current), command.OrDash(x.Declared), command.OrDash(x.State))
+	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", command.Plain(x.Hostname),
+		command.Plain(x.Channel), command.OrDash(x.Current), command.OrDash(x.Declared), command.OrDash(x.State))
 	if x.RolloutID != nil {
 		fmt.Fprintf(w, "rollout   %s\n", command.Plain(command.Short(*x.RolloutID)))
 	}

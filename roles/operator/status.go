@@ -57,15 +57,19 @@ func statusCommand() *cli.Command {
 	}
 }
 
-func statusRows(hosts []protocol.HostEntry, windows map[string]time.Duration, now time.Time, p command.Palette) [][]string {
+func statusRows(
+	hosts []protocol.HostEntry, windows map[string]time.Duration, now time.Time, p command.Palette,
+) [][]string {
 	rows := [][]string{{"HOST", "CHANNEL", "CURRENT", "DECLARED", "STATUS", "COMPLIANCE"}}
 	for _, h := range hosts {
 		text, colour := hostStatus(&h)
-		if window := windows[h.Channel]; window > 0 && h.LastCheckinAt != nil && now.Sub(h.LastCheckinAt.Time) > staleAfter*window {
+		if window := windows[h.Channel]; window > 0 && h.LastCheckinAt != nil &&
+			now.Sub(h.LastCheckinAt.Time) > staleAfter*window {
 			text, colour = text+" (stale)", command.Red
 		}
 		rows = append(rows, []string{
-			command.Plain(h.Hostname), command.Plain(h.Channel), closureShort(h.CurrentClosureHash), closureShort(h.DeclaredClosureHash),
+			command.Plain(h.Hostname), command.Plain(h.Channel), closureShort(h.CurrentClosureHash),
+			closureShort(h.DeclaredClosureHash),
 			p.Paint(colour, text), compliance(&h, p),
 		})
 	}

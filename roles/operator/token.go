@@ -36,11 +36,16 @@ func mintTokenCommand() *cli.Command {
 			"     --host-pubkey - --org-root-key /run/agenix/org-root-key > newhost-token.json",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host"},
-			&cli.StringFlag{Name: "csr-pubkey-fingerprint", Usage: "base64 SHA-256 of the 32 raw bytes of the host's ed25519 key (`HASH`; not what ssh-keygen -lf prints)"},
-			&cli.StringFlag{Name: "host-pubkey", Usage: "`FILE` with the host's ssh_host_ed25519_key.pub line, - for standard input, or the line itself"},
-			&cli.StringFlag{Name: "fleet-resolved", Usage: "`FILE` of a signed fleet.resolved.json that declares the host's key"},
-			&cli.StringFlag{Name: "fleet-signature", Usage: "signature `FILE` of --fleet-resolved (default: the same name with .sig)"},
-			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE` that the fleet and the org root key are checked against"},
+			&cli.StringFlag{Name: "csr-pubkey-fingerprint",
+				Usage: "base64 SHA-256 of the 32 raw bytes of the host's ed25519 key (`HASH`; not what ssh-keygen -lf prints)"},
+			&cli.StringFlag{Name: "host-pubkey", Usage: "`FILE` with the host's ssh_host_ed25519_key.pub line, - for " +
+				"standard input, or the line itself"},
+			&cli.StringFlag{Name: "fleet-resolved",
+				Usage: "`FILE` of a signed fleet.resolved.json that declares the host's key"},
+			&cli.StringFlag{Name: "fleet-signature",
+				Usage: "signature `FILE` of --fleet-resolved (default: the same name with .sig)"},
+			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"},
+				Usage: "trust.json `FILE` that the fleet and the org root key are checked against"},
 			&cli.IntFlag{Name: "validity-hours", Value: 24, Usage: "`HOURS` until the token expires"},
 			&cli.IntFlag{Name: "version", Value: 1, Usage: "token format; only 1 exists"},
 		}, append(orgRootFlags(), recipientFlags("encrypt the token")...)...),
@@ -50,7 +55,8 @@ func mintTokenCommand() *cli.Command {
 
 func orgRootFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "org-root-key", EnvVars: []string{"NIXFLEET_ORG_ROOT_KEY", "NIXFLEET_OPERATOR_ORG_ROOT_KEY"}, Usage: "the organisation's root key `FILE`: PEM, OpenSSH, hex, raw, or age-encrypted"},
+		&cli.StringFlag{Name: "org-root-key", EnvVars: []string{"NIXFLEET_ORG_ROOT_KEY", "NIXFLEET_OPERATOR_ORG_ROOT_KEY"},
+			Usage: "the organisation's root key `FILE`: PEM, OpenSSH, hex, raw, or age-encrypted"},
 		&cli.StringFlag{Name: "identity", Usage: "age identity or ssh private key `FILE` that opens an encrypted root key"},
 	}
 }
@@ -101,7 +107,9 @@ func mintToken(c *cli.Context) error {
 }
 
 // newToken signs a token for one host and one key, in whole seconds.
-func newToken(org *pki.PrivateKey, hostname, fingerprint string, validity time.Duration, now time.Time) (*pki.Token, error) {
+func newToken(
+	org *pki.PrivateKey, hostname, fingerprint string, validity time.Duration, now time.Time,
+) (*pki.Token, error) {
 	now = now.UTC().Truncate(time.Second)
 	token, err := pki.MintToken(org, pki.Claims{
 		Hostname:                  hostname,
@@ -125,7 +133,8 @@ func describeToken(w io.Writer, t *pki.Token) {
 
 func nonceEntry(t *pki.Token) string {
 	return fmt.Sprintf("{ nonce = %s; hostname = %s; expiresAt = %s; mintedAt = %s; }",
-		nixString(t.Claims.Nonce), nixString(t.Claims.Hostname), nixString(t.Claims.ExpiresAt.String()), nixString(t.Claims.IssuedAt.String()))
+		nixString(t.Claims.Nonce), nixString(t.Claims.Hostname), nixString(t.Claims.ExpiresAt.String()),
+		nixString(t.Claims.IssuedAt.String()))
 }
 
 // orgRoot reads the key that signs tokens and, when there is a trust file,
@@ -140,7 +149,8 @@ func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
 		return nil, err
 	}
 	if key.Algorithm() != pki.AlgorithmEd25519 {
-		return nil, command.Hinted(fmt.Errorf("org root key %s is %s; tokens are signed with ed25519", path, key.Algorithm()), "nixfleet keygen org-root")
+		return nil, command.Hinted(fmt.Errorf("org root key %s is %s; tokens are signed with ed25519", path, key.Algorithm()),
+			"nixfleet keygen org-root")
 	}
 	if c.String("trust-file") == "" {
 		return key, nil
@@ -152,12 +162,14 @@ func orgRoot(c *cli.Context) (*pki.PrivateKey, error) {
 	if slot, now := trust.OrgRootKey, time.Now(); slot != nil && slices.Contains(slot.Active(now), key.Public()) {
 		issued := now.UTC().Truncate(time.Second).Add(-tokenBackdate)
 		if slot.RejectBefore != nil && issued.Before(slot.RejectBefore.Time) {
-			return nil, command.Hinted(fmt.Errorf("orgRootKey of %s refuses tokens issued before %s, and this one would be issued at %s", c.String("trust-file"), slot.RejectBefore, pki.At(issued)),
+			return nil, command.Hinted(fmt.Errorf("orgRootKey of %s refuses tokens issued before %s, and this one would be "+
+				"issued at %s", c.String("trust-file"), slot.RejectBefore, pki.At(issued)),
 				"tokens are dated back by a minute: mint it after %s", pki.At(slot.RejectBefore.Add(tokenBackdate)))
 		}
 		return key, nil
 	}
-	return nil, command.Hinted(fmt.Errorf("org root key %s is not in orgRootKey of %s: no control plane would accept the token", path, c.String("trust-file")),
+	return nil, command.Hinted(fmt.Errorf("org root key %s is not in orgRootKey of %s: no control plane would accept "+
+		"the token", path, c.String("trust-file")),
 		"declare nixfleet.trust.orgRootKey.current = %s", nixString(key.Public().Public))
 }
 
@@ -170,7 +182,9 @@ func hostFingerprint(c *cli.Context, hostname string) (string, error) {
 		}
 	}
 	if len(given) != 1 {
-		return "", command.Usage("nixfleet mint-token --help", "name the host's key once, by --csr-pubkey-fingerprint, --host-pubkey or --fleet-resolved (given: %s)", command.OrNothing(given))
+		return "", command.Usage("nixfleet mint-token --help",
+			"name the host's key once, by --csr-pubkey-fingerprint, --host-pubkey or --fleet-resolved (given: %s)",
+			command.OrNothing(given))
 	}
 	switch given[0] {
 	case "--csr-pubkey-fingerprint":
@@ -188,7 +202,8 @@ func hostFingerprint(c *cli.Context, hostname string) (string, error) {
 func checkFingerprint(s string) (string, error) {
 	s = strings.TrimSpace(s)
 	if pki.LooksLikeSSHFingerprint(s) {
-		return "", command.Hinted(fmt.Errorf("%q is a fingerprint of ssh-keygen -lf, which hashes other bytes than the token names", s),
+		return "", command.Hinted(fmt.Errorf("%q is a fingerprint of ssh-keygen -lf, which hashes other bytes than the "+
+			"token names", s),
 			"pass the public key instead: --host-pubkey /etc/ssh/ssh_host_ed25519_key.pub (or - for standard input)")
 	}
 	if strings.HasPrefix(s, "ssh-") {
@@ -196,12 +211,14 @@ func checkFingerprint(s string) (string, error) {
 	}
 	// ssh-keygen writes base64 without the padding that every fingerprint here has.
 	if raw, err := base64.RawStdEncoding.Strict().DecodeString(s); err == nil && len(raw) == sha256.Size {
-		return "", command.Hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other bytes than the token names", s),
+		return "", command.Hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other "+
+			"bytes than the token names", s),
 			"pass the public key instead: --host-pubkey FILE")
 	}
 	raw, err := pki.DecodeBase64(s)
 	if err != nil || len(raw) != sha256.Size {
-		return "", command.Hinted(fmt.Errorf("%q is not base64 of 32 bytes", s), "pass the public key instead: --host-pubkey FILE")
+		return "", command.Hinted(fmt.Errorf("%q is not base64 of 32 bytes", s),
+			"pass the public key instead: --host-pubkey FILE")
 	}
 	return s, nil
 }
@@ -213,7 +230,8 @@ func hostKey(arg string) (ed25519.PublicKey, error) {
 	if !strings.HasPrefix(arg, "ssh-") {
 		data, err := command.ReadFile(arg, command.SmallFile)
 		if err != nil {
-			return nil, command.Hinted(fmt.Errorf("read host key: %w", err), "name /etc/ssh/ssh_host_ed25519_key.pub of the host, give its line itself, or - for standard input")
+			return nil, command.Hinted(fmt.Errorf("read host key: %w", err),
+				"name /etc/ssh/ssh_host_ed25519_key.pub of the host, give its line itself, or - for standard input")
 		}
 		text = string(data)
 	}
@@ -222,7 +240,8 @@ func hostKey(arg string) (ed25519.PublicKey, error) {
 	}
 	key, err := pki.ParseHostKey(strings.TrimSpace(text))
 	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("host key: %w", err), "it must be one line of the kind: ssh-ed25519 AAAA… (ssh-keyscan: cut off the first column)")
+		return nil, command.Hinted(fmt.Errorf("host key: %w", err),
+			"it must be one line of the kind: ssh-ed25519 AAAA… (ssh-keyscan: cut off the first column)")
 	}
 	return key, nil
 }
@@ -234,7 +253,8 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	trustPath := c.String("trust-file")
 	if trustPath == "" {
 		if trustPath = installedTrust(); trustPath == "" {
-			return "", command.Usage("give --trust-file FILE", "--fleet-resolved is believed only with the release key that signed it, and there is no trust file")
+			return "", command.Usage("give --trust-file FILE",
+				"--fleet-resolved is believed only with the release key that signed it, and there is no trust file")
 		}
 	}
 	trust, err := loadTrust(c, trustPath)
@@ -259,10 +279,12 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	}
 	host, ok := f.Hosts[hostname]
 	if !ok {
-		return "", command.Hinted(fmt.Errorf("host %s is not declared in %s", hostname, path), "add it to the fleet and release, or pass --host-pubkey")
+		return "", command.Hinted(fmt.Errorf("host %s is not declared in %s", hostname, path),
+			"add it to the fleet and release, or pass --host-pubkey")
 	}
 	if host.Pubkey == nil {
-		return "", command.Hinted(fmt.Errorf("host %s has no pubkey in %s", hostname, path), "nixfleet host prepare %s prints the line to add", hostname)
+		return "", command.Hinted(fmt.Errorf("host %s has no pubkey in %s", hostname, path),
+			"nixfleet host prepare %s prints the line to add", hostname)
 	}
 	key, err := pki.ParseHostKey(*host.Pubkey)
 	if err != nil {

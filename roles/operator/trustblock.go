@@ -97,7 +97,8 @@ func nixBlock(t *pki.Trust) string {
 		key  *pki.PublicKey
 	}{{"current", t.CIReleaseKey.Current}, {"previous", t.CIReleaseKey.Previous}} {
 		if k.key != nil {
-			fmt.Fprintf(&b, "  ciReleaseKey.%s = {\n    algorithm = %s;\n    public = %s;\n  };\n", k.name, nixString(k.key.Algorithm), nixString(k.key.Public))
+			fmt.Fprintf(&b, "  ciReleaseKey.%s = {\n    algorithm = %s;\n    public = %s;\n  };\n", k.name,
+				nixString(k.key.Algorithm), nixString(k.key.Public))
 		}
 	}
 	if t.OrgRootKey != nil && t.OrgRootKey.Current != nil {

@@ -22,13 +22,15 @@ const allRequired = "all-required"
 
 func verifyCommand() *cli.Command {
 	const exits = "Exit 0: verified; 1: not verified; 2: arguments, unreadable file or bad trust file.\n\n"
-	artifact := func(name, file, what, example string, extra []cli.Flag, action func(*cli.Context, *evidence) (any, string, error)) *cli.Command {
+	artifact := func(name, file, what, example string, extra []cli.Flag, action func(*cli.Context, *evidence) (any, string,
+		error)) *cli.Command {
 		flags := []cli.Flag{
 			&cli.StringFlag{Name: file, Usage: "`FILE` to verify"},
 			&cli.StringFlag{Name: "signature", Usage: "its signature `FILE` (default: the same name with .sig)"},
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"}, Usage: "trust.json `FILE`"},
 			&cli.StringFlag{Name: "now", Usage: "`TIME` to judge its age at, RFC 3339 (default: now)"},
-			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(fleet.DefaultWindow / time.Second), Usage: "oldest acceptable signature, in `SECONDS`"},
+			&cli.Int64Flag{Name: "freshness-window-secs", Value: int64(fleet.DefaultWindow / time.Second),
+				Usage: "oldest acceptable signature, in `SECONDS`"},
 			command.JSONFlag(),
 		}
 		return &cli.Command{
@@ -46,7 +48,8 @@ func verifyCommand() *cli.Command {
 					}
 				}
 				if err != nil {
-					return command.Hinted(fmt.Errorf("verify %s %s: %w", name, e.path, err), "%s", cmp.Or(command.HintOf(err), unbelieved(err)))
+					return command.Hinted(fmt.Errorf("verify %s %s: %w", name, e.path, err), "%s",
+						cmp.Or(command.HintOf(err), unbelieved(err)))
 				}
 				if c.Bool("json") {
 					return command.Document(c, doc)
@@ -60,10 +63,12 @@ func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "verify", Usage: "check signed artifacts without a control plane",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: allRequired, Hidden: true}},
-		Description: exits + "Called nixfleet-verify-artifact it has no defaults, as v1's tool has none: all flags are wanted.\n\n" +
+		Description: exits + "Called nixfleet-verify-artifact it has no defaults, as v1's tool has none: all flags are " +
+			"wanted.\n\n" +
 			"Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
 		Subcommands: []*cli.Command{
-			artifact("artifact", "artifact", "a fleet snapshot", "nixfleet verify artifact --artifact releases/fleet.resolved.json"+tail, nil, verifyFleet),
+			artifact("artifact", "artifact", "a fleet snapshot",
+				"nixfleet verify artifact --artifact releases/fleet.resolved.json"+tail, nil, verifyFleet),
 			artifact("rollout-manifest", "manifest", "the manifest of a rollout",
 				"nixfleet verify rollout-manifest --manifest releases/rollouts/$ID.json --rollout-id $ID"+tail,
 				[]cli.Flag{&cli.StringFlag{Name: "rollout-id", Usage: "the `ID` it was advertised under"}}, verifyManifest),
@@ -72,8 +77,10 @@ func verifyCommand() *cli.Command {
 					&cli.StringFlag{Name: "manifest", Usage: "manifest `FILE` that the head must commit to"},
 					&cli.StringFlag{Name: "proof", Usage: "proof `FILE` (JSON with leaf, index, path) that must lead to the head"},
 				}, verifyHead),
-			artifact("revocations", "revocations", "the list of revoked certificates", "nixfleet verify revocations --revocations releases/revocations.json"+tail, nil, verifyRevocations),
-			artifact("nonces", "nonces", "the list of bootstrap nonces", "nixfleet verify nonces --nonces releases/bootstrap-nonces.json"+tail, nil, verifyNonces),
+			artifact("revocations", "revocations", "the list of revoked certificates",
+				"nixfleet verify revocations --revocations releases/revocations.json"+tail, nil, verifyRevocations),
+			artifact("nonces", "nonces", "the list of bootstrap nonces",
+				"nixfleet verify nonces --nonces releases/bootstrap-nonces.json"+tail, nil, verifyNonces),
 			{
 				Name: "probe", Usage: "a payload that a host signed with its ssh key",
 				Description: "Prints the verdict as a JSON string.\n\nExample:\n" +
@@ -102,11 +109,13 @@ func unbelieved(err error) string {
 	case pki.ReasonBadSignature:
 		return "is --signature the signature of this very file, and --trust-file that of its fleet?"
 	case pki.ReasonRejectBefore:
-		return "ciReleaseKey.rejectBefore of the trust file refuses what was signed earlier: nixfleet release --resign signs anew"
+		return "ciReleaseKey.rejectBefore of the trust file refuses what was signed earlier: nixfleet release --resign " +
+			"signs anew"
 	case pki.ReasonStale:
 		return "nixfleet release --resign renews it; --now and --freshness-window-secs say when and by what it is judged"
 	case pki.ReasonMismatch:
-		return "a rollout's id is 64 lower-case hexadecimal digits, those of the file name; is this the manifest of that rollout?"
+		return "a rollout's id is 64 lower-case hexadecimal digits, those of the file name; is this the manifest of that " +
+			"rollout?"
 	case pki.ReasonFutureDated:
 		return "is this machine's clock right? --now says when it is judged"
 	}
@@ -130,7 +139,8 @@ func readEvidence(c *cli.Context, file string) (*evidence, error) {
 	if c.Bool(allRequired) {
 		for _, name := range []string{"signature", "trust-file", "now", "freshness-window-secs"} {
 			if !c.IsSet(name) {
-				return nil, command.Usage("by this name all flags are wanted; nixfleet verify has defaults", "--%s is missing", name)
+				return nil, command.Usage("by this name all flags are wanted; nixfleet verify has defaults", "--%s is missing",
+					name)
 			}
 		}
 	}
@@ -287,7 +297,8 @@ func verifyNonces(_ *cli.Context, e *evidence) (any, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return outcomeOf(v, n), fmt.Sprintf("schemaVersion=%d bootstrapNonces=%d", n.SchemaVersion, len(n.BootstrapNonces)), nil
+	return outcomeOf(v, n), fmt.Sprintf("schemaVersion=%d bootstrapNonces=%d", n.SchemaVersion,
+		len(n.BootstrapNonces)), nil
 }
 
 func verifyProbe(c *cli.Context) error {

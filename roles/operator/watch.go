@@ -34,7 +34,8 @@ func watchCommand() *cli.Command {
 			"Example:\n   nixfleet rollout watch\n   nixfleet rollout watch stable --timeout 2h",
 		Flags: append(connectionFlags(), command.JSONFlag(),
 			&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: all that is kept)"},
-			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `TIME` for the end of the rollout (default: for ever)"}),
+			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `TIME` for the end of the rollout (default: " +
+				"for ever)"}),
 		Action: rolloutWatch,
 	}
 }
@@ -47,7 +48,8 @@ var errEvent = errors.New("the rollout may be over")
 
 // endings are the kinds of events after which a rollout may be over.
 var endings = []string{
-	protocol.LogConverged, protocol.LogHalted, protocol.LogReverting, protocol.LogReverted, protocol.LogCancelled, protocol.LogSuperseded,
+	protocol.LogConverged, protocol.LogHalted, protocol.LogReverting, protocol.LogReverted, protocol.LogCancelled,
+	protocol.LogSuperseded,
 }
 
 // watcher follows the event log over restarts of the control plane.
@@ -88,7 +90,8 @@ func rolloutWatch(c *cli.Context) error {
 	}
 	err = w.follow(ctx, id)
 	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
-		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("rollout %s is not over after %s", command.Short(id), c.Duration("timeout")), "nixfleet rollout show %s", command.Short(id)))
+		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("rollout %s is not over after %s", command.Short(id),
+			c.Duration("timeout")), "nixfleet rollout show %s", command.Short(id)))
 	}
 	return err
 }
@@ -133,7 +136,8 @@ func (w *watcher) round(ctx context.Context, id string) error {
 			return err
 		}
 		if !goes {
-			progress(w.c, "event %d is not in the log any more: the control plane has lost its database; beginning with its first event", w.last.Seq)
+			progress(w.c, "event %d is not in the log any more: the control plane has lost its database; beginning with its "+
+				"first event", w.last.Seq)
 			w.query.After, w.last = 0, nil
 		}
 	}
@@ -212,11 +216,13 @@ func (w *watcher) outcome(life *protocol.Lifecycle) (done bool, err error) {
 		progress(w.c, "%s has converged", name)
 		return true, nil
 	case protocol.RolloutHalted, protocol.RolloutReverting, protocol.RolloutReverted:
-		return true, command.Coded(exitFailed, command.Hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State), why), "nixfleet rollout show %s", command.Short(life.RolloutID)))
+		return true, command.Coded(exitFailed, command.Hinted(fmt.Errorf("%s is %s%s", name, strings.ToLower(life.State),
+			why), "nixfleet rollout show %s", command.Short(life.RolloutID)))
 	case protocol.RolloutCancelled:
 		return true, command.Coded(exitCancelled, fmt.Errorf("%s was cancelled", name))
 	case protocol.RolloutSuperseded:
-		return true, command.Coded(exitSuperseded, command.Hinted(fmt.Errorf("%s was superseded by a newer release", name), "nixfleet rollout watch %s", command.OrDash(&life.Channel)))
+		return true, command.Coded(exitSuperseded, command.Hinted(fmt.Errorf("%s was superseded by a newer release", name),
+			"nixfleet rollout watch %s", command.OrDash(&life.Channel)))
 	}
 	return false, nil
 }

@@ -54,7 +54,8 @@ func TestWatchNoticesALostLog(t *testing.T) {
 		{"the same log", []protocol.Event{event(1, "rollout-opened"), last, event(3, "host-state")}, true},
 		{"nothing new", []protocol.Event{event(1, "rollout-opened"), last}, true},
 		{"a new one that is shorter", []protocol.Event{event(1, "rollout-opened")}, false},
-		{"a new one that is longer", []protocol.Event{event(1, "rollout-opened"), event(2, "host-state"), event(3, "host-state")}, false},
+		{"a new one that is longer", []protocol.Event{event(1, "rollout-opened"), event(2, "host-state"),
+			event(3, "host-state")}, false},
 		{"none", nil, false},
 	} {
 		log = c.log

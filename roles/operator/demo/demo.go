@@ -102,7 +102,8 @@ func demonstrate(c *cli.Context, roles Roles) error {
 		return command.Hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
 	}
 	if c.Bool("stay") {
-		s.view.Say("the fleet goes on until Ctrl-C; look around with\n\n  nixfleet status --config %s\n  nixfleet rollout list --config %s\n",
+		s.view.Say("the fleet goes on until Ctrl-C; look around with\n\n  nixfleet status --config %s\n  nixfleet rollout "+
+			"list --config %s\n",
 			s.config(), s.config())
 		<-ctx.Done()
 	}

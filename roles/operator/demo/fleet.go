@@ -66,8 +66,10 @@ func (s *story) command(ctx context.Context, verb string, args ...string) (strin
 }
 
 func (s *story) git(ctx context.Context, dir string, args ...string) error {
-	runner := git.Runner{Environ: append(git.Environ(os.Environ()), "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
-		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo", "GIT_COMMITTER_EMAIL=demo@localhost")}
+	runner := git.Runner{Environ: append(git.Environ(os.Environ()), "GIT_CONFIG_GLOBAL="+os.DevNull,
+		"GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo",
+		"GIT_COMMITTER_EMAIL=demo@localhost")}
 	_, err := runner.Run(ctx, git.Call{Dir: dir, Args: args})
 	if errors.Is(err, exec.ErrNotFound) {
 		err = command.Hinted(err, "the demo needs git on PATH")
@@ -93,10 +95,12 @@ func (s *story) prepare(ctx context.Context) error {
 	if err := probe.Close(); err != nil {
 		return err
 	}
-	if _, err := s.command(ctx, "keygen all", "--dir", s.path("keys"), "--suffix", suffix, "--server", "127.0.0.1"); err != nil {
+	if _, err := s.command(ctx, "keygen all", "--dir", s.path("keys"), "--suffix", suffix, "--server",
+		"127.0.0.1"); err != nil {
 		return err
 	}
-	if _, err := s.command(ctx, "config init", "--force", "--path", s.config(), "--cp-url", "https://"+s.address, "--ca-cert", s.key("fleet-root.cert.pem"),
+	if _, err := s.command(ctx, "config init", "--force", "--path", s.config(), "--cp-url", "https://"+s.address,
+		"--ca-cert", s.key("fleet-root.cert.pem"),
 		"--client-cert", s.key("operator.pem"), "--client-key", s.key("operator.key")); err != nil {
 		return err
 	}
@@ -192,9 +196,11 @@ func (s *story) publish(ctx context.Context, want func(host string) int, n int, 
 			return err
 		}
 	}
-	if _, err := s.command(ctx, "release", append([]string{"--build-flake", s.path("fleet"), "--release-dir", s.path("fleet", "releases"),
+	if _, err := s.command(ctx, "release", append([]string{"--build-flake", s.path("fleet"), "--release-dir",
+		s.path("fleet", "releases"),
 		"--sign-key", s.key("release.key"), "--trust-file", s.key("trust.json"),
-		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@localhost", "--confirm-window", "60s"}, flags...)...); err != nil {
+		"--git-push", "origin:main", "--git-user-name", "ci", "--git-user-email", "ci@localhost", "--confirm-window", "60s"},
+		flags...)...); err != nil {
 		return err
 	}
 	if s.stopCP == nil {
@@ -266,9 +272,12 @@ func (s *story) startControlPlane(ctx context.Context) error {
 		defer log.Close()
 		done <- s.roles.ControlPlane(ctx, []string{
 			"serve", "--listen", s.address, "--tls-cert", s.key("server.cert.pem"), "--tls-key", s.key("server.key.pem"),
-			"--client-ca", s.key("client-ca.pem"), "--fleet-ca-cert", s.key("issuing-ca.cert.pem"), "--fleet-ca-key", s.key("issuing-ca.key.pem"),
-			"--agent-cn-suffix", suffix, "--trust-file", s.key("trust.json"), "--state-dir", s.path("cp"), "--db-path", s.path("cp", "state.db"),
-			"--source", "git+file://" + s.path("forge.git") + "#main", "--checkin-interval", "1s", "--confirm-deadline-secs", "60",
+			"--client-ca", s.key("client-ca.pem"), "--fleet-ca-cert", s.key("issuing-ca.cert.pem"), "--fleet-ca-key",
+			s.key("issuing-ca.key.pem"),
+			"--agent-cn-suffix", suffix, "--trust-file", s.key("trust.json"), "--state-dir", s.path("cp"), "--db-path",
+			s.path("cp", "state.db"),
+			"--source", "git+file://" + s.path("forge.git") +
+				"#main", "--checkin-interval", "1s", "--confirm-deadline-secs", "60",
 		}, log, log)
 	})
 	s.stopCP = func() {
@@ -299,8 +308,10 @@ func (s *story) startAgent(ctx context.Context, name string) error {
 		defer log.Close()
 		if err := s.roles.Agent(ctx, append([]string{
 			"run", "--control-plane-url", "https://" + s.address, "--machine-id", name, "--trust-file", s.key("trust.json"),
-			"--ca-cert", s.key("fleet-root.cert.pem"), "--client-cert", filepath.Join(dir, "agent-cert.pem"), "--client-key", key, "--ssh-host-key-file", key,
-			"--bootstrap-token-file", filepath.Join(dir, "token.json"), "--state-dir", filepath.Join(dir, "state"), "--allow-volatile-state",
+			"--ca-cert", s.key("fleet-root.cert.pem"), "--client-cert", filepath.Join(dir,
+				"agent-cert.pem"), "--client-key", key, "--ssh-host-key-file", key,
+			"--bootstrap-token-file", filepath.Join(dir, "token.json"), "--state-dir", filepath.Join(dir,
+				"state"), "--allow-volatile-state",
 			"--poll-interval", "1", "--settle-time", "500ms",
 		}, s.machines.agentFlags(name)...), log, log); err != nil {
 			fmt.Fprintf(log, "agent ended: %v\n", err)
@@ -311,7 +322,8 @@ func (s *story) startAgent(ctx context.Context, name string) error {
 
 // mint writes a bootstrap token for a host.
 func (s *story) mint(ctx context.Context, name string) error {
-	token, err := s.command(ctx, "mint-token", "--hostname", name, "--host-pubkey", s.pubkeys[name], "--org-root-key", s.key("org-root.key"))
+	token, err := s.command(ctx, "mint-token", "--hostname", name, "--host-pubkey", s.pubkeys[name], "--org-root-key",
+		s.key("org-root.key"))
 	if err != nil {
 		return err
 	}

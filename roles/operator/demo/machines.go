@@ -72,7 +72,8 @@ func (m simulatedMachines) build(name string, n int, good bool) error {
 	if err != nil {
 		return err
 	}
-	c := nixops.SimClosure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond, SwitchTime: 200 * time.Millisecond, Size: 1 << 20}
+	c := nixops.SimClosure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond,
+		SwitchTime: 200 * time.Millisecond, Size: 1 << 20}
 	if !good {
 		c.FailedUnits = []string{failingUnit}
 	}

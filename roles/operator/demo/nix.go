@@ -78,9 +78,11 @@ flake-registry =
 
 // findNix is the Nix of a directory, or of PATH.
 func findNix(ctx context.Context, bin string) (dir, version string, err error) {
-	const hint = "install Nix (https://nixos.org/download) or name its directory by --nix-bin-dir; without --nix the hosts are simulated"
+	const hint = "install Nix (https://nixos.org/download) or name its directory by --nix-bin-dir; without --nix the " +
+		"hosts are simulated"
 	if runtime.GOOS != "linux" {
-		return "", "", command.Usage("leave out --nix: the hosts are then simulated", "demo --nix runs on Linux only, this is %s", runtime.GOOS)
+		return "", "", command.Usage("leave out --nix: the hosts are then simulated",
+			"demo --nix runs on Linux only, this is %s", runtime.GOOS)
 	}
 	program := filepath.Join(bin, "nix")
 	if bin == "" {
@@ -130,7 +132,8 @@ func (m *nixMachines) serve() error {
 		return fmt.Errorf("serve the cache: %w", err)
 	}
 	m.url = "http://" + listener.Addr().String()
-	m.cache = &http.Server{Handler: http.FileServer(http.Dir(m.s.path("nix", "cache"))), ReadHeaderTimeout: 10 * time.Second}
+	m.cache = &http.Server{Handler: http.FileServer(http.Dir(m.s.path("nix", "cache"))),
+		ReadHeaderTimeout: 10 * time.Second}
 	m.s.running.Go(func() { _ = m.cache.Serve(listener) }) // ends by stop
 	return nil
 }
@@ -258,7 +261,8 @@ func systemTar(failing string) ([]byte, error) {
 	w := tar.NewWriter(&out)
 	err := errors.Join(
 		w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "bin/", Mode: 0o755}),
-		w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/switch-to-configuration", Mode: 0o755, Size: int64(len(script))}),
+		w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/switch-to-configuration", Mode: 0o755,
+			Size: int64(len(script))}),
 	)
 	if err == nil {
 		_, err = w.Write([]byte(script))
@@ -269,7 +273,8 @@ func systemTar(failing string) ([]byte, error) {
 
 func (m *nixMachines) agentFlags(name string) []string {
 	return []string{
-		"--root", m.root(name), "--supervisor", nixops.SupervisorProcess, "--nix-bin-dir", m.bin, "--nix-conf-dir", m.confDir(),
+		"--root", m.root(name), "--supervisor", nixops.SupervisorProcess, "--nix-bin-dir", m.bin, "--nix-conf-dir",
+		m.confDir(),
 		"--substituters", m.url, "--trusted-public-keys", m.key, "--agent-outside-closure",
 	}
 }

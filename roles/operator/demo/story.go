@@ -24,15 +24,18 @@ func (s *story) chapters() []chapter {
 		{"converge", "2. Release 1 reaches every host", func(ctx context.Context) error {
 			return s.converged(ctx, 1)
 		}},
-		{"canary", "3. Release 2 goes to the canary first, soaks, then to the rest", func(ctx context.Context) error { return s.canaryFirst(ctx, canary) }},
-		{"halt", "4. Release 3 breaks the canary, which returns by itself; the rollout halts", func(ctx context.Context) error { return s.broken(ctx, canary) }},
+		{"canary", "3. Release 2 goes to the canary first, soaks, then to the rest",
+			func(ctx context.Context) error { return s.canaryFirst(ctx, canary) }},
+		{"halt", "4. Release 3 breaks the canary, which returns by itself; the rollout halts",
+			func(ctx context.Context) error { return s.broken(ctx, canary) }},
 		{"repair", "5. Release 4 repairs it", func(ctx context.Context) error {
 			if err := s.publish(ctx, func(string) int { return 4 }, 4, false); err != nil {
 				return err
 			}
 			return s.converged(ctx, 4)
 		}},
-		{"revocation", "6. A revoked host is shut out, and comes back with a new token", func(ctx context.Context) error { return s.revocation(ctx, revoked) }},
+		{"revocation", "6. A revoked host is shut out, and comes back with a new token",
+			func(ctx context.Context) error { return s.revocation(ctx, revoked) }},
 		{"recovery", "7. The control plane's database is deleted, and the view of the fleet is back", s.recovery},
 	}
 }
@@ -58,7 +61,8 @@ func (s *story) enrolment(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.all(ctx, "every host has enrolled and checked in", func(h protocol.HostEntry) bool { return h.LastCheckinAt != nil }); err != nil {
+	if err := s.all(ctx, "every host has enrolled and checked in",
+		func(h protocol.HostEntry) bool { return h.LastCheckinAt != nil }); err != nil {
 		return err
 	}
 	s.view.Say("every host has enrolled with its own token, and checks in")
@@ -66,7 +70,10 @@ func (s *story) enrolment(ctx context.Context) error {
 }
 
 func (s *story) converged(ctx context.Context, n int) error {
-	err := s.all(ctx, fmt.Sprintf("every host runs release %d", n), func(h protocol.HostEntry) bool { return h.Converged && runs(h, n) })
+	err := s.all(ctx, fmt.Sprintf("every host runs release %d", n), func(h protocol.HostEntry) bool {
+		return h.Converged &&
+			runs(h, n)
+	})
 	if err == nil {
 		err = s.over(ctx)
 	}
@@ -139,7 +146,10 @@ func (s *story) broken(ctx context.Context, canary string) error {
 	}); err != nil {
 		return err
 	}
-	if err := s.until(ctx, canary+" is back on release 2", func() (bool, error) { return runs(s.host(canary), 2), nil }); err != nil {
+	if err := s.until(ctx, canary+" is back on release 2", func() (bool, error) {
+		return runs(s.host(canary), 2),
+			nil
+	}); err != nil {
 		return err
 	}
 	s.view.Say("%s saw %s fail, undid the switch, reported, and is back on release 2", canary, failingUnit)

@@ -94,7 +94,8 @@ func word(h protocol.HostEntry) string {
 		return "not heard of"
 	case h.Converged && state == protocol.HostHealthy:
 		return "soaking"
-	case h.Converged && (state == protocol.HostDispatched || state == protocol.HostActivating || state == protocol.HostConfirmWindow):
+	case h.Converged && (state == protocol.HostDispatched || state == protocol.HostActivating ||
+		state == protocol.HostConfirmWindow):
 		return "confirming"
 	case h.Converged:
 		return asDeclared
@@ -112,7 +113,8 @@ func word(h protocol.HostEntry) string {
 
 // waitsFor are the reasons of this story in two or three words.
 var waitsFor = map[string]string{
-	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "is told next", "resent": "is told next", "offline": "not heard of",
+	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "is told next", "resent": "is told next",
+	"offline": "not heard of",
 }
 
 func colourOf(h protocol.HostEntry) command.Colour {

@@ -19,7 +19,8 @@ func TestDemoTableFitsTheTerminal(t *testing.T) {
 		release, now := "x-1", "Dispatched"
 		var hosts []protocol.HostEntry
 		for i := range 50 {
-			h := protocol.HostEntry{Hostname: fmt.Sprintf("web-%02d", i), Channel: "stable", CurrentClosureHash: &release, DeclaredClosureHash: &release, Converged: true}
+			h := protocol.HostEntry{Hostname: fmt.Sprintf("web-%02d", i), Channel: "stable", CurrentClosureHash: &release,
+				DeclaredClosureHash: &release, Converged: true}
 			if i == 49 {
 				h.Converged, h.RolloutState = false, &now
 			}

@@ -96,7 +96,8 @@ func selectHosts(wanted string, known []string) ([]string, error) {
 	for i, name := range named {
 		named[i] = strings.TrimSpace(name)
 		if !slices.Contains(known, named[i]) {
-			return nil, command.Hinted(fmt.Errorf("--hosts: there is no host %q", named[i]), "there are: %s", strings.Join(known, ", "))
+			return nil, command.Hinted(fmt.Errorf("--hosts: there is no host %q", named[i]), "there are: %s",
+				strings.Join(known, ", "))
 		}
 	}
 	if !isExclusion {
@@ -171,7 +172,8 @@ func (r *releaser) sourceOf(d *draft, name string) (string, error) {
 	}
 	url := r.cfg.Source.PinURL
 	if url == "" {
-		return "", command.Hinted(fmt.Errorf("host %s is pinned to %s, and --pin-source-url does not say where that is", name, pin.Commit),
+		return "", command.Hinted(fmt.Errorf("host %s is pinned to %s, and --pin-source-url does not say where that is", name,
+			pin.Commit),
 			"--pin-source-url git+https://forge.example.com/fleet.git")
 	}
 	joint := "?"

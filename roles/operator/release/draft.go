@@ -82,7 +82,9 @@ func (r *releaser) list(ctx context.Context, name string, from List) (fleet.List
 	if from.Attribute == "" && from.File == "" {
 		return nil, nil
 	}
-	raw, err := r.source(from.File, func() ([]byte, error) { return r.nix().Eval(ctx, r.cfg.Source.Flake, from.Attribute) })
+	raw, err := r.source(from.File, func() ([]byte, error) {
+		return r.nix().Eval(ctx, r.cfg.Source.Flake, from.Attribute)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read the list of %s: %w", name, err)
 	}
@@ -104,7 +106,8 @@ func (r *releaser) source(file string, eval func() ([]byte, error)) ([]byte, err
 // withoutNix is the hint of a machine that has no Nix, or another one.
 func withoutNix(err error, other string) string {
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-		return "name the directory of Nix with --nix-bin-dir, or pass what was made elsewhere: --fleet-file FILE --closures FILE"
+		return "name the directory of Nix with --nix-bin-dir, or pass what was made elsewhere: --fleet-file FILE " +
+			"--closures FILE"
 	}
 	return other
 }
@@ -124,7 +127,8 @@ func (r *releaser) adjust(d *draft) error {
 	d.declaration.RoundSoaks()
 	lowered, err := d.declaration.LowerPolicies()
 	for _, l := range lowered {
-		r.say("wave %d of policy %s: its selector is signed as a list of %s, since a signed document has neither `and` nor `not`",
+		r.say("wave %d of policy %s: its selector is signed as a list of %s, since a signed document has neither `and` "+
+			"nor `not`",
 			l.Wave, l.Policy, command.Plural(l.Hosts, "host"))
 	}
 	return err
@@ -154,6 +158,7 @@ func (r *releaser) check(d *draft) error {
 	if len(refused) == 0 {
 		return nil
 	}
-	return command.Hinted(fmt.Errorf("the fleet's declaration has %d problems:\n  - %s", len(refused), strings.Join(refused, "\n  - ")),
+	return command.Hinted(fmt.Errorf("the fleet's declaration has %d problems:\n  - %s", len(refused),
+		strings.Join(refused, "\n  - ")),
 		"mend the declaration and release again")
 }

@@ -52,7 +52,8 @@ func openRepository(ctx context.Context, dir string, cfg Git, resign bool) (*rep
 	top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel")
 	switch {
 	case errors.Is(err, git.ErrNoRepository):
-		return nil, command.Hinted(fmt.Errorf("%s is in no git repository: %w", dir, err), "leave out --git-commit and --git-push, or run it in a checkout")
+		return nil, command.Hinted(fmt.Errorf("%s is in no git repository: %w", dir, err),
+			"leave out --git-commit and --git-push, or run it in a checkout")
 	case err != nil:
 		return nil, fmt.Errorf("open the repository of %s: %w", dir, err)
 	}
@@ -117,7 +118,8 @@ func (r *repository) read(ctx context.Context, resign bool) error {
 			return nil
 		}
 	}
-	return command.Hinted(fmt.Errorf("%s of %s has moved on to %.12s; this checkout is at %.12s", r.branch, r.remote, r.expected, r.head),
+	return command.Hinted(fmt.Errorf("%s of %s has moved on to %.12s; this checkout is at %.12s", r.branch, r.remote,
+		r.expected, r.head),
 		"git pull --rebase, then release again: a release must describe the newest commit")
 }
 
@@ -126,7 +128,8 @@ func (r *repository) tip(ctx context.Context) (string, error) {
 	ref := "refs/heads/" + r.branch
 	out, err := r.git(ctx, nil, "ls-remote", r.remote, ref)
 	if err != nil {
-		return "", command.Hinted(fmt.Errorf("read %s of %s: %w", r.branch, r.remote, err), "is %q a remote of this repository, and can you reach it?", r.remote)
+		return "", command.Hinted(fmt.Errorf("read %s of %s: %w", r.branch, r.remote, err),
+			"is %q a remote of this repository, and can you reach it?", r.remote)
 	}
 	// git matches the end of names: a branch x/refs/heads/main is listed too.
 	for line := range strings.Lines(out) {
@@ -180,7 +183,9 @@ func (r *repository) names(ctx context.Context, dir string) ([]string, error) {
 
 // commit makes a commit of the staged files on top of base without touching
 // the work tree, the index or any branch, and pushes it when asked to.
-func (r *repository) commit(ctx context.Context, staged string, files, obsolete []string, ciCommit string, now time.Time) (string, error) {
+func (r *repository) commit(
+	ctx context.Context, staged string, files, obsolete []string, ciCommit string, now time.Time,
+) (string, error) {
 	index, err := os.MkdirTemp("", "nixfleet-index-")
 	if err != nil {
 		return "", err
@@ -226,17 +231,20 @@ func (r *repository) commit(ctx context.Context, staged string, files, obsolete 
 	}
 	commit, err := r.gitInput(ctx, append(env, r.person()...), r.message(ciCommit, now), args...)
 	if err != nil {
-		return "", command.Hinted(fmt.Errorf("commit release: %w", err), "does git know who you are? --git-user-name and --git-user-email say it")
+		return "", command.Hinted(fmt.Errorf("commit release: %w", err),
+			"does git know who you are? --git-user-name and --git-user-email say it")
 	}
 	if r.remote == "" {
 		return commit, nil
 	}
 	ref := "refs/heads/" + r.branch
-	if _, err := r.git(ctx, nil, "push", "--quiet", "--no-verify", "--force-with-lease="+ref+":"+r.expected, r.remote, commit+":"+ref); err != nil {
+	if _, err := r.git(ctx, nil, "push", "--quiet", "--no-verify", "--force-with-lease="+ref+":"+r.expected, r.remote,
+		commit+":"+ref); err != nil {
 		if tip, tipErr := r.tip(ctx); tipErr == nil && tip != r.expected {
 			return "", errMoved
 		}
-		return "", command.Hinted(fmt.Errorf("push to %s: %w", r.remote, err), "may whoever runs this push to %s? a protected branch must let the job do so", r.branch)
+		return "", command.Hinted(fmt.Errorf("push to %s: %w", r.remote, err),
+			"may whoever runs this push to %s? a protected branch must let the job do so", r.branch)
 	}
 	return commit, nil
 }
@@ -279,7 +287,8 @@ func (r *repository) message(sha string, now time.Time) string {
 	if sha == "" {
 		sha = r.base
 	}
-	return strings.NewReplacer("{sha}", sha, "{sha:0:8}", command.Short(sha), "{ts}", now.UTC().Format(time.RFC3339)).Replace(r.cfg.Template) + "\n"
+	return strings.NewReplacer("{sha}", sha, "{sha:0:8}", command.Short(sha), "{ts}",
+		now.UTC().Format(time.RFC3339)).Replace(r.cfg.Template) + "\n"
 }
 
 func (r *repository) git(ctx context.Context, env []string, args ...string) (string, error) {

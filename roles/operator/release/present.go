@@ -14,7 +14,8 @@ import (
 // is ever signed.
 func (r *releaser) present(ctx context.Context) (*built, error) {
 	if r.signer.slot == nil {
-		return nil, command.Usage("give --trust-file", "--resign signs only what is signed already, and with a hook nothing says by whom")
+		return nil, command.Usage("give --trust-file",
+			"--resign signs only what is signed already, and with a hook nothing says by whom")
 	}
 	body, sig, err := r.shelf().signed(ctx, fleet.FleetName)
 	if err != nil {
@@ -37,7 +38,8 @@ func (r *releaser) present(ctx context.Context) (*built, error) {
 	if f.Members != nil {
 		expect = *f.Members
 	}
-	if b.revocations, err = presentList(ctx, r, "revocations", expect.Revocations, now, fleet.ParseRevocations); err != nil {
+	if b.revocations, err = presentList(ctx, r, "revocations", expect.Revocations, now,
+		fleet.ParseRevocations); err != nil {
 		return nil, err
 	}
 	b.nonces, err = presentList(ctx, r, "bootstrapNonces", expect.BootstrapNonces, now, fleet.ParseNonces)

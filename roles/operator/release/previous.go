@@ -84,7 +84,8 @@ func (s shelf) fleet(ctx context.Context) (*fleet.Fleet, error) {
 			return f, nil
 		}
 	}
-	return nil, command.Hinted(fmt.Errorf("the present release in %s cannot be read: %w", s.dir, err), "restore it from git; if it is lost, remove it and release anew")
+	return nil, command.Hinted(fmt.Errorf("the present release in %s cannot be read: %w", s.dir, err),
+		"restore it from git; if it is lost, remove it and release anew")
 }
 
 // unchanged says whether a release made now would hold the very bytes that are published, had it been made at the same

@@ -33,7 +33,8 @@ func (r *releaser) publish(ctx context.Context, b *built) (*Summary, error) {
 			return summary, err
 		}
 		if attempt == attempts {
-			return nil, command.Hinted(fmt.Errorf("push to %s: others were faster %d times", r.repo.branch, attempts), "release again")
+			return nil, command.Hinted(fmt.Errorf("push to %s: others were faster %d times", r.repo.branch, attempts),
+				"release again")
 		}
 		r.say("%s moved while this release was made; reading it again", r.repo.branch)
 		if err := r.repo.read(ctx, r.cfg.Resign); err != nil {
@@ -97,7 +98,9 @@ func (r *releaser) tryPublish(ctx context.Context, b *built) (*Summary, error) {
 }
 
 // commit puts a sealed release onto the branch, and into the checkout where that has not moved.
-func (r *releaser) commit(ctx context.Context, staged string, s *sealed, ciCommit *string, now time.Time) (*string, error) {
+func (r *releaser) commit(
+	ctx context.Context, staged string, s *sealed, ciCommit *string, now time.Time,
+) (*string, error) {
 	describes := ""
 	if ciCommit != nil {
 		describes = *ciCommit
@@ -162,7 +165,8 @@ func (r *releaser) write(s *sealed) error {
 		}
 	}
 	for _, name := range s.obsolete {
-		if err := os.Remove(filepath.Join(r.cfg.Dir, filepath.FromSlash(name))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(filepath.Join(r.cfg.Dir, filepath.FromSlash(name))); err != nil &&
+			!errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove what is no longer released: %w", err)
 		}
 	}

@@ -46,9 +46,11 @@ func (r *releaser) push(ctx context.Context, b *built) error {
 	})
 	switch {
 	case errors.Is(err, nixops.ErrUnsigned):
-		return command.Hinted(err, "--cache-key must be a key that the hosts trust already, see docs/rotation.md; --no-verify-cache releases all the same")
+		return command.Hinted(err, "--cache-key must be a key that the hosts trust already, see docs/rotation.md; "+
+			"--no-verify-cache releases all the same")
 	case errors.Is(err, nixops.ErrNotFound), errors.Is(err, nixops.ErrUnreachable):
-		return command.Hinted(err, "push what is missing, or make the cache answer, and release again; --no-verify-cache releases all the same")
+		return command.Hinted(err, "push what is missing, or make the cache answer, and release again; --no-verify-cache "+
+			"releases all the same")
 	}
 	return err
 }
@@ -119,7 +121,8 @@ func (r *releaser) pushBy(ctx context.Context, hook string, closures map[string]
 				path = "/nix/store/" + base
 			}
 			out := newLineWriter(r.lines, false, "push "+name+": ")
-			if err := runHook(ctx, hook, out, "NIXFLEET_HOST="+name, "NIXFLEET_PATH="+path, "NIXFLEET_CLOSURE_HASH="+base); err != nil {
+			if err := runHook(ctx, hook, out, "NIXFLEET_HOST="+name, "NIXFLEET_PATH="+path,
+				"NIXFLEET_CLOSURE_HASH="+base); err != nil {
 				failures[i] = fmt.Errorf("push %s: %w", name, err)
 				failed.Store(true)
 			}

@@ -22,7 +22,8 @@ func TestHalfWrittenRelease(t *testing.T) {
 	s := &sealed{files: map[string][]byte{}}
 	s.add("rollouts/a.json", []byte("body"), []byte("sig"))
 	s.add("fleet.resolved.json", []byte("fleet"), []byte("sig"))
-	if want := []string{"rollouts/a.json", "rollouts/a.json.sig", "fleet.resolved.json", "fleet.resolved.json.sig"}; !slices.Equal(s.names, want) {
+	if want := []string{"rollouts/a.json", "rollouts/a.json.sig", "fleet.resolved.json",
+		"fleet.resolved.json.sig"}; !slices.Equal(s.names, want) {
 		t.Fatalf("order %v", s.names)
 	}
 	// The disk refuses the second file: what stood there stays whole.
@@ -191,7 +192,8 @@ func TestStages(t *testing.T) {
 		t.Errorf("%+v after %+v", second, first)
 	}
 	renewed := f.run(resign)
-	if !renewed.Resigned || renewed.Channels["edge"].Intent != second.Channels["edge"].Intent || !renewed.SignedAt.After(second.SignedAt.Time) {
+	if !renewed.Resigned || renewed.Channels["edge"].Intent != second.Channels["edge"].Intent ||
+		!renewed.SignedAt.After(second.SignedAt.Time) {
 		t.Errorf("%+v", renewed)
 	}
 	dry := f.run(func(c *Config) { c.DryRun = true })
@@ -267,7 +269,8 @@ func TestWindows(t *testing.T) {
 			t.Errorf("%+v: %s, %s", c, confirm, lease)
 		}
 	}
-	if (Windows{Confirm: 120*time.Second + time.Millisecond, Lease: time.Minute}).are(before) != true || asked.are(before) {
+	if (Windows{Confirm: 120*time.Second + time.Millisecond, Lease: time.Minute}).are(before) != true ||
+		asked.are(before) {
 		t.Error("windows are compared in whole seconds")
 	}
 }
@@ -316,7 +319,8 @@ func TestPreviousHead(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 	f.edit(fleet.HeadName("stable"), `"openedAt":"2`, `"openedAt":"1`)
-	if h := r.previousHead(t.Context(), "stable", time.Now()); h != nil || !strings.Contains(f.said.String(), "its rollout opens anew") {
+	if h := r.previousHead(t.Context(), "stable", time.Now()); h != nil ||
+		!strings.Contains(f.said.String(), "its rollout opens anew") {
 		t.Errorf("a head that the fleet did not sign: %+v\n%s", h, &f.said)
 	}
 	// Where nobody said with which keys to verify, what is there is taken.
@@ -385,11 +389,14 @@ func TestAListDoesNotVanish(t *testing.T) {
 
 func TestChanges(t *testing.T) {
 	a, b := "a", "b"
-	old := &fleet.Fleet{Hosts: map[string]*fleet.Host{"same": {ClosureHash: &a}, "gone": {ClosureHash: &a}, "moved": {ClosureHash: &a}, "none": {}}}
-	young := &fleet.Fleet{Hosts: map[string]*fleet.Host{"same": {ClosureHash: &a}, "moved": {ClosureHash: &b}, "new": {ClosureHash: &b}, "none": {}}}
+	old := &fleet.Fleet{Hosts: map[string]*fleet.Host{"same": {ClosureHash: &a}, "gone": {ClosureHash: &a},
+		"moved": {ClosureHash: &a}, "none": {}}}
+	young := &fleet.Fleet{Hosts: map[string]*fleet.Host{"same": {ClosureHash: &a}, "moved": {ClosureHash: &b},
+		"new": {ClosureHash: &b}, "none": {}}}
 	want := []HostChange{{"moved", &a, &b}, {"new", nil, &b}, {"gone", &a, nil}}
 	if got := changes(old, young); !slices.EqualFunc(got, want, func(x, y HostChange) bool {
-		return x.Host == y.Host && command.OrDash(x.From) == command.OrDash(y.From) && command.OrDash(x.To) == command.OrDash(y.To)
+		return x.Host == y.Host && command.OrDash(x.From) == command.OrDash(y.From) &&
+			command.OrDash(x.To) == command.OrDash(y.To)
 	}) {
 		t.Errorf("%+v", got)
 	}

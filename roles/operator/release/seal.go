@@ -47,8 +47,10 @@ func timeOf(previous *fleet.Fleet, now time.Time) (pki.Timestamp, error) {
 	}
 	last := previous.Meta.SignedAt.Time
 	if last.Sub(now) > aheadMax {
-		err := fmt.Errorf("the present release is signed at %s, which is in the future: time cannot go backwards", previous.Meta.SignedAt)
-		return pki.Timestamp{}, command.Hinted(err, "is this machine's clock right? hosts refuse what is older than what they have seen")
+		err := fmt.Errorf("the present release is signed at %s, which is in the future: time cannot go backwards",
+			previous.Meta.SignedAt)
+		return pki.Timestamp{}, command.Hinted(err,
+			"is this machine's clock right? hosts refuse what is older than what they have seen")
 	}
 	if !signedAt.After(last) {
 		signedAt = last.Truncate(time.Second).Add(time.Second)
@@ -101,7 +103,9 @@ func (r *releaser) seal(ctx context.Context, b *built, previous *fleet.Fleet, no
 		return nil, err
 	}
 	// Written in another order: the fleet, which names the rest, comes last.
-	slices.SortStableFunc(s.names, func(a, b string) int { return cmp.Compare(rank(r.cfg.FleetName, a), rank(r.cfg.FleetName, b)) })
+	slices.SortStableFunc(s.names, func(a, b string) int {
+		return cmp.Compare(rank(r.cfg.FleetName, a), rank(r.cfg.FleetName, b))
+	})
 	return s, r.findObsolete(ctx, s)
 }
 

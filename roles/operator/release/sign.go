@@ -32,7 +32,8 @@ const hookPatience = 10 * time.Minute
 
 func (r *releaser) newSigner() (*signer, error) {
 	cfg := r.cfg.Signing
-	s := &signer{hook: cfg.Hook, algorithm: cfg.Algorithm, hookOut: newLineWriter(r.cfg.Progress, r.cfg.JSONProgress, "sign: ")}
+	s := &signer{hook: cfg.Hook, algorithm: cfg.Algorithm, hookOut: newLineWriter(r.cfg.Progress, r.cfg.JSONProgress,
+		"sign: ")}
 	switch {
 	case cfg.KeyFile != "" && s.hook != "":
 		return nil, command.Usage("", "give --sign-key or --sign-cmd (NIXFLEET_SIGN_KEY, NIXFLEET_SIGN_CMD), not both")
@@ -45,7 +46,8 @@ func (r *releaser) newSigner() (*signer, error) {
 			return nil, err
 		}
 		if s.algorithm != "" && s.algorithm != s.key.Algorithm() {
-			return nil, command.Usage("", "--signature-algorithm %s does not fit the key, which is %s", s.algorithm, s.key.Algorithm())
+			return nil, command.Usage("", "--signature-algorithm %s does not fit the key, which is %s", s.algorithm,
+				s.key.Algorithm())
 		}
 		s.algorithm = s.key.Algorithm()
 		public := s.key.Public()
@@ -72,8 +74,9 @@ func (r *releaser) newSigner() (*signer, error) {
 	// A release that the fleet's own trust cannot verify would lock it out: found before an hour of building, not after.
 	if s.key != nil && !slices.Contains(trust.CIReleaseKey.Active(time.Now()), s.key.Public()) {
 		err := fmt.Errorf("the release key is not in ciReleaseKey of %s: no host would accept the release", trustPath)
-		return nil, command.Coded(3, command.Hinted(err, "declare it in nixfleet.trust and deploy that first, signed by the present key: "+
-			"as successor (with retireAt), or as current with the present one as previous"))
+		return nil, command.Coded(3, command.Hinted(err,
+			"declare it in nixfleet.trust and deploy that first, signed by the present key: "+
+				"as successor (with retireAt), or as current with the present one as previous"))
 	}
 	s.slot, s.cacheKeys = &trust.CIReleaseKey, trust.CacheKeys
 	return s, nil
@@ -89,7 +92,8 @@ func (r *releaser) knownKeys(s *signer) (trustPath string, err error) {
 	case cfg.PublicKey != "":
 		key := pki.PublicKey{Algorithm: s.algorithm, Public: cfg.PublicKey}
 		if !key.Usable() {
-			return "", command.Usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key", s.algorithm)
+			return "", command.Usage("nixfleet derive-pubkey FILE prints it", "--public-key is not the base64 of an %s key",
+				s.algorithm)
 		}
 		s.slot = &pki.KeySlot{Current: &key}
 		return "", nil
@@ -124,7 +128,8 @@ func (s *signer) sign(ctx context.Context, canonical []byte, what string) ([]byt
 		return nil, command.Coded(2, fmt.Errorf("sign %s: %w", what, err))
 	}
 	if len(sig) != pki.SignatureSize {
-		return nil, command.Coded(2, command.Hinted(fmt.Errorf("sign %s: the hook wrote %d bytes, a signature has %d", what, len(sig), pki.SignatureSize),
+		return nil, command.Coded(2, command.Hinted(fmt.Errorf("sign %s: the hook wrote %d bytes, a signature has %d", what,
+			len(sig), pki.SignatureSize),
 			"write the raw bytes (R then S for ecdsa-p256) to $NIXFLEET_OUTPUT: no text, no newline, no DER"))
 	}
 	if s.slot == nil {
@@ -133,7 +138,8 @@ func (s *signer) sign(ctx context.Context, canonical []byte, what string) ([]byt
 	if verifies(s.slot, canonical, sig) {
 		return sig, nil
 	}
-	return nil, command.Coded(3, command.Hinted(fmt.Errorf("sign %s: the signature does not verify under any release key of the fleet", what),
+	return nil, command.Coded(3, command.Hinted(fmt.Errorf("sign %s: the signature does not verify under any release "+
+		"key of the fleet", what),
 		"does the hook sign the bytes of $NIXFLEET_INPUT with the key in ciReleaseKey?"))
 }
 

@@ -23,7 +23,8 @@ func (r *releaser) learn(b *built) {
 			return
 		}
 	}
-	r.say("warning: nothing says with which key --sign-cmd signs; its signatures are only measured, not verified: give --trust-file")
+	r.say("warning: nothing says with which key --sign-cmd signs; its signatures are only measured, not verified: give " +
+		"--trust-file")
 }
 
 // trustOfHosts refuses a release that brings a host a trust.json which cannot verify this very release: after the
@@ -40,7 +41,8 @@ func (r *releaser) trustOfHosts(b *built, body, sig []byte) error {
 		if err != nil {
 			return command.Coded(3, command.Hinted(
 				fmt.Errorf("host %s would get a trust.json that does not verify this release: %w", name, err),
-				"keep the present release key in nixfleet.trust.ciReleaseKey, as current or previous, until every host has switched"))
+				"keep the present release key in nixfleet.trust.ciReleaseKey, as current or previous, "+
+					"until every host has switched"))
 		}
 	}
 	return nil
