@@ -159,7 +159,7 @@ func numberEnd(in []byte, i int) int {
 	return i
 }
 
-// isJSON: the grammar accepts it, whatever Canonicalize says against its values.
+// isJSON tells whether the grammar accepts a document, whatever Canonicalize says against its values.
 func isJSON(in []byte) bool {
 	return jsontext.Value(in).IsValid(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 }

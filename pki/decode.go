@@ -13,7 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ErrShape: the document is JSON and not what was expected.
+// ErrShape means that the document is JSON and not what was expected.
 var ErrShape = errors.New("unexpected shape")
 
 // Decode reads one JSON document into the struct v points to. Keys match by
@@ -90,7 +90,7 @@ func shapeOf(t reflect.Type) *shape {
 
 var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 
-// leaf: the type reads itself, or has no parts that could be missing.
+// leaf tells whether a type reads itself, or has no parts that could be missing.
 func leaf(t reflect.Type) bool {
 	switch t.Kind() {
 	case reflect.Struct, reflect.Map, reflect.Slice, reflect.Array:
@@ -106,7 +106,7 @@ func leaf(t reflect.Type) bool {
 	return own || ownFrom || t == reflect.TypeFor[jsontext.Value]()
 }
 
-// nullable: null is a value of this type and not the lack of one.
+// nullable tells whether null is a value of this type and not the lack of one.
 func nullable(t reflect.Type) bool {
 	return t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface || t == reflect.TypeFor[jsontext.Value]()
 }

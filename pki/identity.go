@@ -19,7 +19,7 @@ const (
 	RoleOperator Role = "operator" // a person; Identity.Name is the common name
 )
 
-// ErrIdentity: a certificate of this fleet that is neither an agent's nor an
+// ErrIdentity means that a certificate of this fleet is neither an agent's nor an
 // operator's.
 var ErrIdentity = errors.New("certificate names neither a host nor an operator")
 
@@ -121,12 +121,12 @@ func oneIssuer(chains [][]*x509.Certificate) (leaf *x509.Certificate, underRoot 
 	return leaf, underRoot, nil
 }
 
-// selfSigned: the names are compared first, since a signature costs more.
+// selfSigned compares the names first, since checking a signature costs more.
 func selfSigned(c *x509.Certificate) bool {
 	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil
 }
 
-// canonical: the name has the form of an agent's.
+// canonical tells whether a name has the form of an agent's.
 func (r IdentityRules) canonical(cn string) bool {
 	return strings.HasPrefix(cn, "agent-") && strings.HasSuffix(cn, "."+r.Suffix)
 }

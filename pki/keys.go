@@ -24,7 +24,7 @@ const (
 // SignatureSize is the size of every signature, in bytes: R and S of 32 each.
 const SignatureSize = 64
 
-// ErrKey: the bytes are no key of a kind that is used here.
+// ErrKey means that the bytes are not a key of a kind that is used here.
 var ErrKey = errors.New("not a usable key")
 
 // PublicKey is a key of a trust root: `ed25519` with base64 of its 32 bytes, or
@@ -64,7 +64,7 @@ func DecodeBase64(s string) ([]byte, error) {
 	return base64.StdEncoding.Strict().DecodeString(s)
 }
 
-// known: an algorithm that Verify has.
+// known tells whether Verify has the key's algorithm.
 func (k PublicKey) known() bool {
 	return k.Algorithm == AlgorithmEd25519 || k.Algorithm == AlgorithmP256
 }
@@ -87,7 +87,7 @@ func verifyEd25519(public, message, sig []byte) bool {
 		ed25519.Verify(public, message, sig)
 }
 
-// properPoint: the one encoding of a point that is not of small order.
+// properPoint tells whether bytes are the one encoding of a point that is not of small order.
 func properPoint(encoded []byte) bool {
 	p, err := new(edwards25519.Point).SetBytes(encoded)
 	if err != nil || subtle.ConstantTimeCompare(p.Bytes(), encoded) != 1 {

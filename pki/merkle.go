@@ -74,7 +74,7 @@ func VerifyInclusion(rootHex string, size, index int, leaf []byte, path []string
 	hashes := make([][]byte, len(path))
 	for i, p := range path {
 		if hashes[i], err = hex.DecodeString(p); err != nil || len(hashes[i]) != rfc6962.DefaultHasher.Size() {
-			return fmt.Errorf("inclusion proof: path entry %d is no hash", i)
+			return fmt.Errorf("inclusion proof: path entry %d is not a hash", i)
 		}
 	}
 	hash := rfc6962.DefaultHasher.HashLeaf(leaf)

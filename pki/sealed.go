@@ -16,7 +16,7 @@ import (
 // maxSecret bounds keys, tokens and their sealed forms, in bytes.
 const maxSecret = 1 << 20
 
-// ErrSealed: the data is encrypted and none of the identities opens it.
+// ErrSealed means that the data is encrypted and none of the identities opens it.
 var ErrSealed = errors.New("encrypted to somebody else")
 
 const ageHeader = "age-encryption.org/v1"

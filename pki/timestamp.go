@@ -28,7 +28,7 @@ var timestampForm = regexp.MustCompile(
 func ParseTimestamp(s string) (Timestamp, error) {
 	m := timestampForm.FindStringSubmatch(s)
 	if m == nil {
-		return Timestamp{}, fmt.Errorf("%.40q is no time such as 2026-03-01T12:00:00Z", s)
+		return Timestamp{}, fmt.Errorf("%.40q is not a time such as 2026-03-01T12:00:00Z", s)
 	}
 	date, clock, second, fraction, offset := m[1], m[2], m[3], m[4], m[5]
 	leap := second == "60"
@@ -48,21 +48,21 @@ func ParseTimestamp(s string) (Timestamp, error) {
 	}
 	t, err := time.Parse(time.RFC3339Nano, date+"T"+clock+":"+second+fraction+offset)
 	if err != nil {
-		return Timestamp{}, fmt.Errorf("%.40q is no time: %w", s, err)
+		return Timestamp{}, fmt.Errorf("%.40q is not a time: %w", s, err)
 	}
 	if leap {
 		if u := t.UTC(); u.Hour() != 23 || u.Minute() != 59 {
-			return Timestamp{}, fmt.Errorf("%.40q is no time: a leap second ends a day in UTC", s)
+			return Timestamp{}, fmt.Errorf("%.40q is not a time: a leap second ends a day in UTC", s)
 		}
 		t = t.Add(time.Second)
 	}
 	if !writable(t) {
-		return Timestamp{}, fmt.Errorf("%.40q is no time: in UTC its year is not 0000 to 9999", s)
+		return Timestamp{}, fmt.Errorf("%.40q is not a time: in UTC its year is not 0000 to 9999", s)
 	}
 	return At(t), nil
 }
 
-// writable: the year in UTC has the four digits that the written form gives it.
+// writable tells whether the year in UTC has the four digits that the written form gives it.
 func writable(t time.Time) bool {
 	year := t.UTC().Year()
 	return 0 <= year && year <= 9999

@@ -66,7 +66,7 @@ func (t *tpmSigner) SignMessage(_ io.Reader, message []byte, opts crypto.SignerO
 		return nil, fmt.Errorf("TPM key: run %s: %w", t.wrapper, err)
 	}
 	if len(out) != SignatureSize || !t.made(message, out) {
-		return nil, fmt.Errorf("TPM key: what %s printed is no signature by the declared key", t.wrapper)
+		return nil, fmt.Errorf("TPM key: what %s printed is not a signature by the declared key", t.wrapper)
 	}
 	return asn1.Marshal(struct{ R, S *big.Int }{
 		new(big.Int).SetBytes(out[:32]), new(big.Int).SetBytes(out[32:]),

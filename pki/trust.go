@@ -40,7 +40,7 @@ func (s *KeySlot) Active(now time.Time) []PublicKey {
 	return keys
 }
 
-// RotationDue: a successor is named and its time has come.
+// RotationDue tells whether a successor is named and its time has come.
 func (s *KeySlot) RotationDue(now time.Time) bool {
 	return s != nil && s.Successor != nil && s.RetireAt != nil && !now.Before(s.RetireAt.Time)
 }
@@ -191,7 +191,7 @@ func unknownMember(name string, known []string) string {
 	return fmt.Sprintf("%q is not read", name)
 }
 
-// oneApart: a and b differ by one letter added, lost or changed, or two swapped.
+// oneApart tells whether a and b differ by one letter added, lost or changed, or by two swapped.
 func oneApart(a, b string) bool {
 	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
 		a, b = a[1:], b[1:]

@@ -28,7 +28,8 @@ func TestAcknowledgedRowsSurviveAKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := 0; ; i++ {
-			if err := s.UseToken(t.Context(), fmt.Sprint(os.Getenv("NIXFLEET_STORE_ROUND"), "-", i), "h", time.Now().Add(time.Hour)); err != nil {
+			if err := s.UseToken(t.Context(), fmt.Sprint(os.Getenv("NIXFLEET_STORE_ROUND"), "-", i), "h",
+				time.Now().Add(time.Hour)); err != nil {
 				t.Fatal(err)
 			}
 			fmt.Println("acknowledged", i)
@@ -117,7 +118,8 @@ func TestAcknowledgedRowsAreInTheImageOfAPowerCut(t *testing.T) {
 		file, log := image(t, s)
 		cut := restore(t, file, log)
 		var there int64
-		if err := cut.read.QueryRow(`SELECT count(*) FROM token_replay WHERE CAST(nonce AS INTEGER) < ?`, before).Scan(&there); err != nil || there != before {
+		if err := cut.read.QueryRow(`SELECT count(*) FROM token_replay WHERE CAST(nonce AS INTEGER) < ?`, before).
+			Scan(&there); err != nil || there != before {
 			t.Errorf("%d of %d acknowledged rows are there: %v", there, before, err)
 		}
 		if err := cut.Close(); err != nil {

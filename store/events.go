@@ -19,7 +19,8 @@ func (s *Store) Events(ctx context.Context, rolloutID string, after int64, limit
 		args = append(args, rolloutID)
 	}
 	events, err := collect(ctx, s.read, query+` ORDER BY seq LIMIT ?`, func(e *protocol.Event) []any {
-		return []any{&e.Seq, moment{&e.At.Time}, &e.Kind, &e.Intent, &e.RolloutID, &e.Channel, &e.Host, &e.Actor, &e.Reason, &e.Detail}
+		return []any{&e.Seq, moment{&e.At.Time}, &e.Kind, &e.Intent, &e.RolloutID, &e.Channel, &e.Host, &e.Actor, &e.Reason,
+			&e.Detail}
 	}, append(args, limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("read events: %w", err)
@@ -66,7 +67,8 @@ func (s *Store) Trace(ctx context.Context, rolloutID string) ([]TraceRow, error)
 		confirm_deadline, confirmed_at, ended_at FROM pending_confirms LEFT JOIN dispatch_leases USING (id) WHERE rollout_id = ?1 OR intent IN
 		(SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?1) ORDER BY wave, dispatched_at, id`,
 		func(r *TraceRow) []any {
-			return []any{&r.Host, &r.Channel, &r.Closure, &r.ChannelRef, &r.State, &r.Wave, moment{&r.DispatchedAt}, moment{&r.ConfirmDeadline}, maybe{&r.ConfirmedAt}, maybe{&r.EndedAt}}
+			return []any{&r.Host, &r.Channel, &r.Closure, &r.ChannelRef, &r.State, &r.Wave, moment{&r.DispatchedAt},
+				moment{&r.ConfirmDeadline}, maybe{&r.ConfirmedAt}, maybe{&r.EndedAt}}
 		}, rolloutID)
 	if err != nil {
 		return nil, fmt.Errorf("trace rollout %s: %w", rolloutID, err)

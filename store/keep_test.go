@@ -75,7 +75,8 @@ func TestAnOpenDispatchKeepsItsHostRows_C18(t *testing.T) {
 func TestPruningKeepsTheNewestOfEach(t *testing.T) {
 	s := fresh(t)
 	last := history(t, s, "edge", 5)
-	if err := s.Audit(t.Context(), AuditEntry{At: t0, Actor: "jo", Action: "pause", Subject: "edge", Reason: "lunch"}); err != nil {
+	if err := s.Audit(t.Context(),
+		AuditEntry{At: t0, Actor: "jo", Action: "pause", Subject: "edge", Reason: "lunch"}); err != nil {
 		t.Fatal(err)
 	}
 	count := func(table string) (n int) {
@@ -130,7 +131,8 @@ func TestEventNumbersOnlyGrow(t *testing.T) {
 }
 
 func TestTimesCompareAsText_C1(t *testing.T) {
-	times := []time.Time{{}, t0, t0.Add(time.Millisecond), t0.In(time.FixedZone("", 7200)).Add(time.Second), t0.AddDate(7000, 0, 0), t0.AddDate(9000, 0, 0)}
+	times := []time.Time{{}, t0, t0.Add(time.Millisecond), t0.In(time.FixedZone("", 7200)).Add(time.Second),
+		t0.AddDate(7000, 0, 0), t0.AddDate(9000, 0, 0)}
 	for i := 1; i < len(times); i++ {
 		if a, b := text(times[i-1]), text(times[i]); a >= b {
 			t.Errorf("%s is not before %s", a, b)

@@ -39,11 +39,13 @@ func (r *refusal) Hint() string { return r.hint }
 var (
 	// ErrDamaged means that the file is not a database that can be read.
 	ErrDamaged error = &refusal{"the database is damaged",
-		"restore a backup, or move the file away: all but local revocations, used tokens and holds comes back within one check-in cycle"}
+		"restore a backup, or move the file away: all but local revocations, used tokens and holds comes back within one " +
+			"check-in cycle"}
 	// ErrForeign means that the file is a database of some other program, a v1 control
 	// plane included.
 	ErrForeign error = &refusal{"not a database of this program",
-		"move the file away or give another one; revocations in its table cert_revocations must be entered again, with nixfleet revoke"}
+		"move the file away or give another one; revocations in its table cert_revocations must be entered again, with " +
+			"nixfleet revoke"}
 	// ErrDowngrade means that the database of a newer nixfleet cannot be set aside without
 	// forgetting revocations or used tokens, or while another program has it open.
 	ErrDowngrade error = &refusal{"the database of a newer nixfleet cannot be set aside",
@@ -110,14 +112,16 @@ func migrate(ctx context.Context, path string, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("set aside schema %d, known is %d: %w", version, len(list), err)
 	}
-	cfg.Log.Warn().Int("schema", version).Int("known", len(list)).Str("file", aside).Msg("database of a newer nixfleet set aside")
+	cfg.Log.Warn().Int("schema", version).Int("known", len(list)).Str("file", aside).
+		Msg("database of a newer nixfleet set aside")
 	return nil
 }
 
 // upgrade applies what is missing and returns the schema that the file has
 // then. keep, unless nil, is called before each migration of a file that has
 // something to lose. A schema that is newer than the list is left alone.
-func upgrade(ctx context.Context, path string, list []migration, keep func(*sql.DB, int) error) (version int, err error) {
+func upgrade(ctx context.Context, path string, list []migration,
+	keep func(*sql.DB, int) error) (version int, err error) {
 	db, err := connect(path)
 	if err != nil {
 		return 0, err

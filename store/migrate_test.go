@@ -95,12 +95,14 @@ func schemaOf(t testing.TB, path string) int {
 func TestTheFixedTablesHaveTheirColumns(t *testing.T) {
 	s := fresh(t)
 	for table, want := range map[string]string{
-		"pending_confirms": "id hostname rollout_id channel wave target_closure_hash target_channel_ref state dispatched_at confirm_deadline confirmed_at",
+		"pending_confirms": "id hostname rollout_id channel wave target_closure_hash target_channel_ref state " +
+			"dispatched_at confirm_deadline confirmed_at",
 		"cert_revocations": "hostname not_before reason revoked_by revoked_at",
 		"token_replay":     "nonce hostname used_at keep_until",
 	} {
 		var got string
-		if err := s.read.QueryRow(`SELECT group_concat(name, ' ') FROM pragma_table_info(?)`, table).Scan(&got); err != nil || got != want {
+		if err := s.read.QueryRow(`SELECT group_concat(name, ' ') FROM pragma_table_info(?)`, table).Scan(&got); err != nil ||
+			got != want {
 			t.Errorf("%s: %s, %v", table, got, err)
 		}
 	}
@@ -186,7 +188,8 @@ func TestAFailedMigrationChangesNothing(t *testing.T) {
 }
 
 func TestMigrationsAreNumberedWithoutAGap(t *testing.T) {
-	for _, names := range [][]string{{"0002_a.sql"}, {"0001_a.sql", "0003_b.sql"}, {"0001_a.sql", "0001_b.sql"}, {"first.sql"}} {
+	for _, names := range [][]string{{"0002_a.sql"}, {"0001_a.sql", "0003_b.sql"}, {"0001_a.sql", "0001_b.sql"},
+		{"first.sql"}} {
 		fsys := fstest.MapFS{}
 		for _, name := range names {
 			fsys[name] = &fstest.MapFile{}
@@ -214,7 +217,8 @@ func newer(t *testing.T, extra int) string {
 	if err := s.UseToken(t.Context(), "n", "h", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.write.Exec(`DELETE FROM cert_revocations; INSERT INTO cert_revocations (hostname, not_before) VALUES ('h', 'gibberish')`); err != nil {
+	if _, err := s.write.Exec(
+		`DELETE FROM cert_revocations; INSERT INTO cert_revocations (hostname, not_before) VALUES ('h', 'gibberish')`); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
@@ -338,7 +342,9 @@ func foreign(path string, version int) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.Exec(fmt.Sprintf(`CREATE TABLE cert_revocations (hostname TEXT PRIMARY KEY, not_before TEXT); PRAGMA user_version = %d`, version))
+	_, err = db.Exec(
+		fmt.Sprintf(`CREATE TABLE cert_revocations (hostname TEXT PRIMARY KEY, not_before TEXT); PRAGMA user_version = %d`,
+			version))
 	return errors.Join(err, db.Close())
 }
 

@@ -56,7 +56,8 @@ func (s *Store) VerifiedReports(ctx context.Context) (map[string]uint32, error) 
 		host string
 		n    uint32
 	}
-	counts, err := collect(ctx, s.read, `SELECT hostname, count(*) FROM host_reports WHERE signature_status = 'verified' GROUP BY hostname`,
+	counts, err := collect(ctx, s.read,
+		`SELECT hostname, count(*) FROM host_reports WHERE signature_status = 'verified' GROUP BY hostname`,
 		func(c *count) []any { return []any{&c.host, &c.n} })
 	if err != nil {
 		return nil, fmt.Errorf("count reports: %w", err)

@@ -23,7 +23,8 @@ func (s *Store) SubmitRollout(c rollout.Change, because ...Report) *Pending {
 				return fmt.Errorf("store report of %s: %w", r.Hostname, err)
 			}
 		}
-		for _, write := range []func(*sql.Tx, rollout.Change) error{putRollouts, putHosts, putDispatches, putQuarantines, putEvents} {
+		for _, write := range []func(*sql.Tx, rollout.Change) error{putRollouts, putHosts, putDispatches, putQuarantines,
+			putEvents} {
 			if err := write(tx, c); err != nil {
 				return fmt.Errorf("store rollout: %w", err)
 			}
@@ -52,7 +53,8 @@ func putRollouts(tx *sql.Tx, c rollout.Change) error {
 		if _, err := tx.Exec(`INSERT OR REPLACE INTO rollouts (channel, intent, rollout_id, channel_ref, ids, state, wave, wave_since,
 			opened_at, created_at, terminal_at, superseded_at, superseded_by, halt_reason, hold) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 			r.Channel, r.Intent, r.RolloutID, r.ChannelRef, ids, string(r.State), r.Wave, text(r.WaveSince), text(r.OpenedAt),
-			text(r.CreatedAt), textOrNull(r.TerminalAt), textOrNull(r.SupersededAt), r.SupersededBy, r.HaltReason, hold); err != nil {
+			text(r.CreatedAt), textOrNull(r.TerminalAt), textOrNull(r.SupersededAt), r.SupersededBy, r.HaltReason,
+			hold); err != nil {
 			return err
 		}
 	}
@@ -85,7 +87,8 @@ func putHosts(tx *sql.Tx, c rollout.Change) error {
 func putDispatches(tx *sql.Tx, c rollout.Change) error {
 	for _, d := range c.Dispatches {
 		var id int64
-		err := tx.QueryRow(`SELECT id FROM pending_confirms JOIN dispatch_leases USING (id) WHERE hostname = ? AND dispatched_at = ? AND intent = ?`,
+		err := tx.QueryRow(
+			`SELECT id FROM pending_confirms JOIN dispatch_leases USING (id) WHERE hostname = ? AND dispatched_at = ? AND intent = ?`,
 			d.Host, text(d.DispatchedAt), d.Intent).Scan(&id)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
@@ -103,7 +106,8 @@ func putDispatches(tx *sql.Tx, c rollout.Change) error {
 func insertDispatch(tx *sql.Tx, d rollout.Dispatch) error {
 	row, err := tx.Exec(`INSERT INTO pending_confirms (hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
 		dispatched_at, confirm_deadline, confirmed_at) VALUES (?,?,?,?,?,?,?,?,?,?)`,
-		d.Host, d.RolloutID, d.Channel, d.Wave, d.Closure, d.ChannelRef, d.State, text(d.DispatchedAt), text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt))
+		d.Host, d.RolloutID, d.Channel, d.Wave, d.Closure, d.ChannelRef, d.State, text(d.DispatchedAt),
+		text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt))
 	if err != nil {
 		return err
 	}
@@ -111,24 +115,28 @@ func insertDispatch(tx *sql.Tx, d rollout.Dispatch) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(`INSERT INTO dispatch_leases (id, intent, start_by, slot_until, knows_lease, ended_at) VALUES (?,?,?,?,?,?)`,
+	_, err = tx.Exec(
+		`INSERT INTO dispatch_leases (id, intent, start_by, slot_until, knows_lease, ended_at) VALUES (?,?,?,?,?,?)`,
 		id, d.Intent, text(d.StartBy), text(d.SlotUntil), d.KnowsLease, textOrNull(d.EndedAt))
 	return err
 }
 
 func updateDispatch(tx *sql.Tx, id int64, d rollout.Dispatch) error {
-	if _, err := tx.Exec(`UPDATE pending_confirms SET rollout_id = ?, target_channel_ref = ?, state = ?, confirm_deadline = ?, confirmed_at = ? WHERE id = ?`,
+	if _, err := tx.Exec(
+		`UPDATE pending_confirms SET rollout_id = ?, target_channel_ref = ?, state = ?, confirm_deadline = ?, confirmed_at = ? WHERE id = ?`,
 		d.RolloutID, d.ChannelRef, d.State, text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt), id); err != nil {
 		return err
 	}
-	_, err := tx.Exec(`UPDATE dispatch_leases SET start_by = ?, slot_until = ?, knows_lease = ?, ended_at = ? WHERE id = ?`,
+	_, err := tx.Exec(
+		`UPDATE dispatch_leases SET start_by = ?, slot_until = ?, knows_lease = ?, ended_at = ? WHERE id = ?`,
 		text(d.StartBy), text(d.SlotUntil), d.KnowsLease, textOrNull(d.EndedAt), id)
 	return err
 }
 
 func putQuarantines(tx *sql.Tx, c rollout.Change) error {
 	for _, q := range c.Quarantines {
-		if _, err := tx.Exec(`INSERT OR REPLACE INTO quarantines (channel, closure_hash, reason, since, cleared) VALUES (?,?,?,?,?)`,
+		if _, err := tx.Exec(
+			`INSERT OR REPLACE INTO quarantines (channel, closure_hash, reason, since, cleared) VALUES (?,?,?,?,?)`,
 			q.Channel, q.Closure, q.Reason, text(q.Since), q.Cleared); err != nil {
 			return err
 		}
@@ -138,7 +146,8 @@ func putQuarantines(tx *sql.Tx, c rollout.Change) error {
 
 func putEvents(tx *sql.Tx, c rollout.Change) error {
 	for _, e := range c.Events {
-		if _, err := tx.Exec(`INSERT INTO rollout_events (at, kind, intent, rollout_id, channel, hostname, actor, reason, detail) VALUES (?,?,?,?,?,?,?,?,?)`,
+		if _, err := tx.Exec(
+			`INSERT INTO rollout_events (at, kind, intent, rollout_id, channel, hostname, actor, reason, detail) VALUES (?,?,?,?,?,?,?,?,?)`,
 			text(e.At.Time), e.Kind, e.Intent, e.RolloutID, e.Channel, e.Host, e.Actor, e.Reason, e.Detail); err != nil {
 			return err
 		}
@@ -162,7 +171,8 @@ func (s *Store) LoadRollouts(ctx context.Context) (rollout.State, error) {
 		return st, fmt.Errorf("load rollouts: %w", err)
 	}
 	defer tx.Rollback()
-	for _, load := range []func(context.Context, *sql.Tx, *rollout.State) error{loadRollouts, loadHosts, loadDispatches, loadQuarantines} {
+	for _, load := range []func(context.Context, *sql.Tx, *rollout.State) error{loadRollouts, loadHosts, loadDispatches,
+		loadQuarantines} {
 		if err := load(ctx, tx, &st); err != nil {
 			return rollout.State{}, fmt.Errorf("load rollouts: %w", err)
 		}
@@ -211,8 +221,10 @@ func loadRollouts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error
 		terminal_at, superseded_at, superseded_by, halt_reason, hold FROM (SELECT *, row_number() OVER (PARTITION BY channel ORDER BY created_at DESC) AS age FROM rollouts)
 		WHERE superseded_at IS NULL OR age <= ? ORDER BY channel, created_at`,
 		func(r *rollout.Rollout) []any {
-			return []any{&r.Channel, &r.Intent, &r.RolloutID, &r.ChannelRef, document{&r.IDs}, &r.State, &r.Wave, moment{&r.WaveSince},
-				moment{&r.OpenedAt}, moment{&r.CreatedAt}, maybe{&r.TerminalAt}, maybe{&r.SupersededAt}, &r.SupersededBy, &r.HaltReason, document{&r.Hold}}
+			return []any{&r.Channel, &r.Intent, &r.RolloutID, &r.ChannelRef, document{&r.IDs}, &r.State, &r.Wave,
+				moment{&r.WaveSince},
+				moment{&r.OpenedAt}, moment{&r.CreatedAt}, maybe{&r.TerminalAt}, maybe{&r.SupersededAt}, &r.SupersededBy,
+				&r.HaltReason, document{&r.Hold}}
 		}, rolloutsLoaded)
 	return err
 }
@@ -236,14 +248,17 @@ func loadDispatches(ctx context.Context, tx *sql.Tx, st *rollout.State) (err err
 		WHERE state IN ('pending', 'deferred-pending-reboot') OR slot_until > ?
 			OR id IN (SELECT max(id) FROM pending_confirms WHERE state = 'confirmed' GROUP BY hostname) ORDER BY id`,
 		func(d *rollout.Dispatch) []any {
-			return []any{&d.ID, &d.Host, &d.RolloutID, &d.Channel, &d.Wave, &d.Closure, &d.ChannelRef, &d.State, moment{&d.DispatchedAt},
-				moment{&d.ConfirmDeadline}, maybe{&d.ConfirmedAt}, &d.Intent, moment{&d.StartBy}, moment{&d.SlotUntil}, &d.KnowsLease, maybe{&d.EndedAt}}
+			return []any{&d.ID, &d.Host, &d.RolloutID, &d.Channel, &d.Wave, &d.Closure, &d.ChannelRef, &d.State,
+				moment{&d.DispatchedAt},
+				moment{&d.ConfirmDeadline}, maybe{&d.ConfirmedAt}, &d.Intent, moment{&d.StartBy}, moment{&d.SlotUntil},
+				&d.KnowsLease, maybe{&d.EndedAt}}
 		}, text(time.Now()))
 	return err
 }
 
 func loadQuarantines(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
-	st.Quarantines, err = collect(ctx, tx, `SELECT channel, closure_hash, reason, since, cleared FROM quarantines ORDER BY channel, closure_hash`,
+	st.Quarantines, err = collect(ctx, tx,
+		`SELECT channel, closure_hash, reason, since, cleared FROM quarantines ORDER BY channel, closure_hash`,
 		func(q *rollout.Quarantine) []any {
 			return []any{&q.Channel, &q.Closure, &q.Reason, moment{&q.Since}, &q.Cleared}
 		})

@@ -45,7 +45,8 @@ type Store struct {
 // dsn puts every pragma into the connection string: one set with Exec would
 // reach a single connection of the pool.
 func dsn(path string, extra url.Values) string {
-	q := url.Values{"_busy_timeout": {"10000"}, "_foreign_keys": {"on"}, "_synchronous": {"FULL"}, "_txlock": {"immediate"}}
+	q := url.Values{"_busy_timeout": {"10000"}, "_foreign_keys": {"on"}, "_synchronous": {"FULL"},
+		"_txlock": {"immediate"}}
 	maps.Copy(q, extra)
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
 }

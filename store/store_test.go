@@ -55,15 +55,21 @@ var t0 = time.Date(2026, 3, 1, 12, 0, 0, 120e6, time.UTC)
 func change() rollout.Change {
 	later := t0.Add(time.Minute)
 	return rollout.Change{
-		Rollouts: []rollout.Rollout{{Intent: "i", RolloutID: "id2", Channel: "stable", ChannelRef: "c", IDs: []string{"id1", "id2"},
+		Rollouts: []rollout.Rollout{{Intent: "i", RolloutID: "id2", Channel: "stable", ChannelRef: "c",
+			IDs:   []string{"id1", "id2"},
 			State: rollout.Executing, Wave: 1, WaveSince: t0, OpenedAt: t0, CreatedAt: t0,
 			Hold: &rollout.Hold{Action: "pause", By: "jo", Reason: "lunch", At: t0}}},
-		Hosts: []rollout.HostRecord{{Host: "web-01", Intent: "i", Channel: "stable", State: rollout.Healthy, Wave: 1, Closure: "new",
+		Hosts: []rollout.HostRecord{{Host: "web-01", Intent: "i", Channel: "stable", State: rollout.Healthy, Wave: 1,
+			Closure:  "new",
 			Previous: "old", Since: t0, HealthySince: &later, Attempt: 2, Failures: []string{"compliance:a"}}},
-		Dispatches: []rollout.Dispatch{{Host: "web-01", RolloutID: "id2", Intent: "i", Channel: "stable", Wave: 1, Closure: "new", ChannelRef: "id2",
-			State: rollout.DispatchPending, DispatchedAt: t0, ConfirmDeadline: later, StartBy: later, SlotUntil: later, KnowsLease: true}},
+		Dispatches: []rollout.Dispatch{
+			{Host: "web-01", RolloutID: "id2", Intent: "i", Channel: "stable", Wave: 1, Closure: "new", ChannelRef: "id2",
+				State: rollout.DispatchPending, DispatchedAt: t0, ConfirmDeadline: later, StartBy: later, SlotUntil: later,
+				KnowsLease: true}},
 		Quarantines: []rollout.Quarantine{{Channel: "stable", Closure: "bad", Reason: "activation-failed", Since: t0}},
-		Events:      []protocol.Event{{At: pki.At(t0), Intent: "i", RolloutID: "id2", Channel: "stable", Host: "web-01", Kind: "dispatched", Reason: "r", Detail: "d"}},
+		Events: []protocol.Event{
+			{At: pki.At(t0), Intent: "i", RolloutID: "id2", Channel: "stable", Host: "web-01", Kind: "dispatched", Reason: "r",
+				Detail: "d"}},
 	}
 }
 
@@ -120,7 +126,8 @@ func TestADispatchIsUpdatedNotRepeated(t *testing.T) {
 		c.Dispatches[0].State, c.Dispatches[0].ConfirmedAt = rollout.DispatchConfirmed, &confirmed
 	}
 	rows, err := s.Trace(t.Context(), "id1")
-	if err != nil || len(rows) != 1 || rows[0].State != rollout.DispatchConfirmed || !rows[0].ConfirmedAt.Equal(confirmed) {
+	if err != nil || len(rows) != 1 || rows[0].State != rollout.DispatchConfirmed ||
+		!rows[0].ConfirmedAt.Equal(confirmed) {
 		t.Errorf("trace by an older id: %+v, %v", rows, err)
 	}
 }
@@ -193,7 +200,8 @@ func TestTheLatestRevocationCountsAndAnUnreadableOneDenies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if at, _, err := s.RevokedSince(t.Context(), "a"); err != nil || !at.Equal(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)) {
+	if at, _, err := s.RevokedSince(t.Context(), "a"); err != nil ||
+		!at.Equal(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)) {
 		t.Errorf("latest is %v, %v", at, err)
 	}
 	for _, bad := range []any{"next tuesday", "", 7, "now", 1772368000123456, []byte{0xff}} {
@@ -211,16 +219,22 @@ func TestARevocationInEveryFormOfSQLite(t *testing.T) {
 	s := fresh(t)
 	db := shell(t, s)
 	for _, form := range []string{
-		`datetime('2026-03-01 12:30:15')`, `strftime('%Y-%m-%d %H:%M:%f', '2026-03-01 12:30:15.250')`, `'2026-03-01T12:30:15.250'`, `'2026-03-01 12:30'`,
-		`'2026-03-01T12:30'`, `'2026-03-01'`, `date('2026-03-01')`, `'2026-03-01 12:30:15Z'`, `'2026-03-01 12:30:15+02:00'`, `'2026-03-01 12:30:15 -02:00'`,
-		`'2026-03-01 12:30+02:00'`, `'2026-03-01T12:30Z'`, `'2026-03-01 12:30 '`, `unixepoch('2026-03-01 12:30:15')`, `strftime('%s', '2026-03-01 12:30:15')`,
+		`datetime('2026-03-01 12:30:15')`, `strftime('%Y-%m-%d %H:%M:%f', '2026-03-01 12:30:15.250')`,
+		`'2026-03-01T12:30:15.250'`, `'2026-03-01 12:30'`,
+		`'2026-03-01T12:30'`, `'2026-03-01'`, `date('2026-03-01')`, `'2026-03-01 12:30:15Z'`, `'2026-03-01 12:30:15+02:00'`,
+		`'2026-03-01 12:30:15 -02:00'`,
+		`'2026-03-01 12:30+02:00'`, `'2026-03-01T12:30Z'`, `'2026-03-01 12:30 '`, `unixepoch('2026-03-01 12:30:15')`,
+		`strftime('%s', '2026-03-01 12:30:15')`,
 		`julianday('2026-03-01 12:30:15')`, `CAST(julianday('2026-03-01 12:30:15') AS TEXT)`,
 	} {
-		if _, err := db.Exec(`DELETE FROM cert_revocations; INSERT INTO cert_revocations (hostname, not_before) VALUES ('a', ` + form + `)`); err != nil {
+		if _, err := db.Exec(
+			`DELETE FROM cert_revocations; INSERT INTO cert_revocations (hostname, not_before) VALUES ('a', ` + form +
+				`)`); err != nil {
 			t.Fatal(err)
 		}
 		var want string
-		if err := db.QueryRow(`SELECT strftime('%Y-%m-%d %H:%M:%f', not_before, 'auto') FROM cert_revocations`).Scan(&want); err != nil {
+		if err := db.QueryRow(`SELECT strftime('%Y-%m-%d %H:%M:%f', not_before, 'auto') FROM cert_revocations`).
+			Scan(&want); err != nil {
 			t.Fatalf("%s: %v", form, err)
 		}
 		if at, ok, err := s.RevokedSince(t.Context(), "a"); err != nil || !ok || text(at) != want {
@@ -331,7 +345,9 @@ func TestEveryConnectionHasItsPragmas(t *testing.T) {
 func TestReportsAreARing(t *testing.T) {
 	s, verified := fresh(t), "verified"
 	for i := range 40 {
-		if err := s.AddReport(t.Context(), Report{EventID: fmt.Sprint(i), Hostname: "a", Event: "other", ReceivedAt: t0, Verdict: &verified, Details: "{}"}); err != nil {
+		if err := s.AddReport(t.Context(),
+			Report{EventID: fmt.Sprint(i), Hostname: "a", Event: "other", ReceivedAt: t0, Verdict: &verified,
+				Details: "{}"}); err != nil {
 			t.Fatal(err)
 		}
 	}

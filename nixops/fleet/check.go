@@ -62,10 +62,12 @@ func (c *checker) hosts() {
 			c.wrong(subject, "declare the channel or correct the name", "is on channel %q, which is not declared", h.Channel)
 		}
 		if h.ClosureHash != nil && !ValidClosure(*h.ClosureHash) {
-			c.wrong(subject, "give the full base name of the store path", "closure %.80q is no store base name", *h.ClosureHash)
+			c.wrong(subject, "give the full base name of the store path", "closure %.80q is not a store base name",
+				*h.ClosureHash)
 		}
 		if h.Pubkey == nil {
-			c.warn(subject, "declare the line of /etc/ssh/ssh_host_ed25519_key.pub", "has no pubkey: it can neither enrol nor prove its reports")
+			c.warn(subject, "declare the line of /etc/ssh/ssh_host_ed25519_key.pub",
+				"has no pubkey: it can neither enrol nor prove its reports")
 			continue
 		}
 		key, err := pki.ParseHostKey(*h.Pubkey)
@@ -74,7 +76,8 @@ func (c *checker) hosts() {
 			continue
 		}
 		if other := owner[string(key)]; other != "" {
-			c.wrong(subject, "give each host a key of its own", "has the same pubkey as host %s, so that one could act as the other", other)
+			c.wrong(subject, "give each host a key of its own",
+				"has the same pubkey as host %s, so that one could act as the other", other)
 		}
 		owner[string(key)] = name
 	}
@@ -93,10 +96,12 @@ func (c *checker) channels() {
 		switch ch.Compliance.Mode {
 		case ModeDisabled, ModePermissive, ModeEnforce:
 		default:
-			c.wrong(subject, "use disabled, permissive or enforce", "compliance mode %q is unknown and would act as permissive", ch.Compliance.Mode)
+			c.wrong(subject, "use disabled, permissive or enforce", "compliance mode %q is unknown and would act as permissive",
+				ch.Compliance.Mode)
 		}
 		if uint64(ch.FreshnessWindow) < 2*uint64(ch.SigningIntervalMinutes) {
-			c.wrong(subject, "raise freshnessWindow or sign more often", "freshnessWindow %d is below twice signingIntervalMinutes %d", ch.FreshnessWindow, ch.SigningIntervalMinutes)
+			c.wrong(subject, "raise freshnessWindow or sign more often",
+				"freshnessWindow %d is below twice signingIntervalMinutes %d", ch.FreshnessWindow, ch.SigningIntervalMinutes)
 		}
 		if !fileName(name) {
 			c.wrong(subject, "use letters, digits, hyphens and underscores", "the name cannot be a file's name")
@@ -111,7 +116,7 @@ func (c *checker) channels() {
 // become paths, so check first.
 func ValidChannel(name string) bool { return fileName(name) }
 
-// fileName: a channel's head is a file of its name, in a release directory and in git.
+// fileName tells whether a name can be that of a file: a channel's head is one, in a release directory and in git.
 func fileName(name string) bool {
 	unfit := func(r rune) bool { return r == '/' || r == '\\' || !unicode.IsPrint(r) }
 	return name != "" && len(name) <= 200 && !strings.HasPrefix(name, ".") && !strings.ContainsFunc(name, unfit)
@@ -129,7 +134,8 @@ func (c *checker) waves() {
 				case h == nil:
 					c.wrong(subject, "take it out of the wave", "host %q is not declared", host)
 				case h.Channel != channel:
-					c.wrong(subject, "resolve waves over the channel's own hosts", "host %q is on channel %s and would never soak here", host, h.Channel)
+					c.wrong(subject, "resolve waves over the channel's own hosts",
+						"host %q is on channel %s and would never soak here", host, h.Channel)
 				}
 			}
 		}
@@ -152,7 +158,8 @@ func (c *checker) edges() {
 			next[e.Gates] = append(next[e.Gates], e.Gated)
 			if held, first := c.wave(e.Gated), c.wave(e.Gates); held < first {
 				c.warn(subject, "turn the edge round, or put "+e.Gates+" into an earlier wave",
-					"%s (wave %d) waits for %s (wave %d), whose wave waits for it: neither is ever updated", e.Gated, held, e.Gates, first)
+					"%s (wave %d) waits for %s (wave %d), whose wave waits for it: neither is ever updated", e.Gated, held,
+					e.Gates, first)
 			}
 		}
 	}
@@ -176,7 +183,8 @@ func (c *checker) edges() {
 
 // wave is the wave that a host is updated with; what no wave lists goes with the first.
 func (c *checker) wave(host string) int {
-	return max(0, slices.IndexFunc(c.f.Waves[c.f.Hosts[host].Channel], func(w Wave) bool { return slices.Contains(w.Hosts, host) }))
+	return max(0, slices.IndexFunc(c.f.Waves[c.f.Hosts[host].Channel],
+		func(w Wave) bool { return slices.Contains(w.Hosts, host) }))
 }
 
 // ring reports one ring of a graph, by depth-first search with an explicit
@@ -220,7 +228,8 @@ func (c *checker) policies() {
 // empty list for `and`.
 func (c *checker) lowered(subject string, s Selector) {
 	if given(s.And) || given(s.Not) {
-		c.wrong(subject, "lower the selector to a list of hosts", "uses `and` or `not`, which a signed document cannot carry: it would mean other hosts, or none")
+		c.wrong(subject, "lower the selector to a list of hosts",
+			"uses `and` or `not`, which a signed document cannot carry: it would mean other hosts, or none")
 	}
 }
 
@@ -234,7 +243,7 @@ func (c *checker) budgets() {
 		case b.MaxInFlight != nil && *b.MaxInFlight == 0:
 			c.wrong(subject, "allow at least 1", "maxInFlight 0 would hold its hosts for ever")
 		case b.MaxInFlightPct != nil && (*b.MaxInFlightPct == 0 || *b.MaxInFlightPct > 100):
-			c.wrong(subject, "give 1 to 100", "maxInFlightPct %d is no percentage that lets hosts through", *b.MaxInFlightPct)
+			c.wrong(subject, "give 1 to 100", "maxInFlightPct %d is not a percentage that lets hosts through", *b.MaxInFlightPct)
 		}
 		if len(b.Selector.Select(c.f.Hosts)) == 0 {
 			c.warn(subject, "correct its selector", "protects no host")

@@ -187,7 +187,8 @@ func largeFleet(t testing.TB, n int) *Fleet {
 	for i := range n {
 		name := hostName(i)
 		closure := strings.Repeat("0", 26) + fmt.Sprintf("%06d", i) + "-nixos-system-" + name + "-25.11"
-		f.Hosts[name] = &Host{System: "x86_64-linux", Tags: []string{"web"}, Channel: "stable", ClosureHash: &closure, Pubkey: line}
+		f.Hosts[name] = &Host{System: "x86_64-linux", Tags: []string{"web"}, Channel: "stable", ClosureHash: &closure,
+			Pubkey: line}
 		waves[i%3].Hosts = append(waves[i%3].Hosts, name)
 	}
 	f.Waves["stable"] = waves

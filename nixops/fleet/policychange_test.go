@@ -29,9 +29,11 @@ func TestPolicyChanges(t *testing.T) {
 	}
 	want := []string{
 		"channel edge: rolloutPolicies.fast.onHealthFailure was halt and is rollback-and-halt: when a host fails, " +
-			"those that run the new release are sent back as well; write rolloutPolicies.fast.onHealthFailure = \"halt\" to have it as before",
+			"those that run the new release are sent back as well; write rolloutPolicies.fast.onHealthFailure = \"halt\" to " +
+			"have it as before",
 		"channel stable: channels.stable.compliance.mode was enforce and is permissive: " +
-			"what fails is reported and changes nothing; write channels.stable.compliance.mode = \"enforce\" to have it as before",
+			"what fails is reported and changes nothing; write channels.stable.compliance.mode = \"enforce\" to have it as " +
+			"before",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("changes %q\nwant %q", got, want)

@@ -98,7 +98,8 @@ func Intent(f *Fleet, m *Manifest) (string, error) {
 		Waves                []Wave           `json:"waves"`
 		OnHealthFailure      FailurePolicy    `json:"onHealthFailure"`
 		Strategy             string           `json:"strategy"`
-	}{m.HostSet, m.HealthGate, m.ComplianceFrameworks, m.DisruptionBudgets, f.Waves[m.Channel], policy.OnHealthFailure, policy.Strategy})
+	}{m.HostSet, m.HealthGate, m.ComplianceFrameworks, m.DisruptionBudgets, f.Waves[m.Channel], policy.OnHealthFailure,
+		policy.Strategy})
 	if err != nil {
 		return "", fmt.Errorf("intent of %s: %w", m.Channel, err)
 	}
@@ -125,8 +126,9 @@ func HostTree(m *Manifest) *pki.Tree {
 }
 
 // ProjectHead derives the head of a manifest. A previous head with the same
-// intent hands on its openedAt, so that signing anew is no new rollout.
-func ProjectHead(f *Fleet, m *Manifest, rolloutID string, previous *Head, confirmWindow, lease time.Duration) (*Head, error) {
+// intent hands on its openedAt, so that signing anew is not a new rollout.
+func ProjectHead(f *Fleet, m *Manifest, rolloutID string, previous *Head, confirmWindow,
+	lease time.Duration) (*Head, error) {
 	intent, err := Intent(f, m)
 	if err != nil {
 		return nil, err
@@ -135,7 +137,8 @@ func ProjectHead(f *Fleet, m *Manifest, rolloutID string, previous *Head, confir
 		return nil, fmt.Errorf("head of %s: the release has no signing time", m.Channel)
 	}
 	opened := *m.Meta.SignedAt
-	if previous != nil && previous.Channel == m.Channel && previous.Intent == intent && previous.OpenedAt.Before(opened.Time) {
+	if previous != nil && previous.Channel == m.Channel && previous.Intent == intent &&
+		previous.OpenedAt.Before(opened.Time) {
 		opened = previous.OpenedAt
 	}
 	channel := f.Channels[m.Channel]

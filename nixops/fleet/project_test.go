@@ -43,7 +43,8 @@ func TestProjectEdges(t *testing.T) {
 
 	f.Meta.CICommit, f.Meta.SignatureAlgorithm = nil, nil
 	m = mustProject(t, f, "stable")
-	if m.DisplayName != "stable@unknown" || m.ChannelRef != "" || *m.Meta.SignatureAlgorithm != "ed25519" || m.Meta.CICommit != nil {
+	if m.DisplayName != "stable@unknown" || m.ChannelRef != "" || *m.Meta.SignatureAlgorithm != "ed25519" ||
+		m.Meta.CICommit != nil {
 		t.Errorf("without a commit: %+v", m)
 	}
 	ref := "häßlich-lang"
@@ -133,7 +134,8 @@ func TestOpenedAtIsHandedOn_T12(t *testing.T) {
 	r := again.mustLoad()
 	a, b := first.Channels["stable"], r.Channels["stable"]
 	if a.RolloutID == b.RolloutID || a.Intent != b.Intent || !b.OpenedAt.Equal(signingTime) {
-		t.Errorf("signed anew: ids %.8s %.8s, intents %.8s %.8s, opened %s", a.RolloutID, b.RolloutID, a.Intent, b.Intent, b.OpenedAt)
+		t.Errorf("signed anew: ids %.8s %.8s, intents %.8s %.8s, opened %s", a.RolloutID, b.RolloutID, a.Intent, b.Intent,
+			b.OpenedAt)
 	}
 	changed := newDraft(t).at(signingTime.Add(time.Minute))
 	changed.previous = first

@@ -169,7 +169,7 @@ func (l *loader) fleet() error {
 			continue
 		}
 		if !ValidClosure(*h.ClosureHash) {
-			return fmt.Errorf("%w: host %q: %.80q is no store base name", ErrMembers, name, *h.ClosureHash)
+			return fmt.Errorf("%w: host %q: %.80q is not a store base name", ErrMembers, name, *h.ClosureHash)
 		}
 		if _, declared := r.Fleet.Channels[h.Channel]; !declared {
 			return fmt.Errorf("%w: host %q is on channel %.80q, which is not declared", ErrMembers, name, h.Channel)
@@ -188,12 +188,13 @@ func (l *loader) lists() error {
 	if m := l.rel.Fleet.Members; m != nil {
 		revocations, nonces = m.Revocations, m.BootstrapNonces
 	}
-	file, ok, err := l.list(RevocationsName, revocations, l.RequireRevocations, func(doc []byte) (meta pki.Metadata, err error) {
-		if l.rel.Revocations, err = ParseRevocations(doc); err == nil {
-			meta = l.rel.Revocations.Metadata()
-		}
-		return meta, err
-	})
+	file, ok, err := l.list(RevocationsName, revocations, l.RequireRevocations,
+		func(doc []byte) (meta pki.Metadata, err error) {
+			if l.rel.Revocations, err = ParseRevocations(doc); err == nil {
+				meta = l.rel.Revocations.Metadata()
+			}
+			return meta, err
+		})
 	if err != nil {
 		return err
 	}
@@ -212,7 +213,8 @@ func (l *loader) lists() error {
 	return err
 }
 
-func (l *loader) list(name string, bound *string, required bool, decode func([]byte) (pki.Metadata, error)) (Artifact, bool, error) {
+func (l *loader) list(name string, bound *string, required bool,
+	decode func([]byte) (pki.Metadata, error)) (Artifact, bool, error) {
 	members := l.rel.Fleet.Members
 	if members != nil && bound == nil {
 		// The fleet says that it has no such list; one that lies about is not its.
@@ -232,7 +234,8 @@ func (l *loader) list(name string, bound *string, required bool, decode func([]b
 		return Artifact{}, false, err
 	}
 	if bound != nil && *bound != file.Hash {
-		return Artifact{}, false, fmt.Errorf("%w: %s has hash %s, the fleet document names %s", ErrMembers, name, file.Hash, *bound)
+		return Artifact{}, false, fmt.Errorf("%w: %s has hash %s, the fleet document names %s", ErrMembers, name, file.Hash,
+			*bound)
 	}
 	return file, true, nil
 }
@@ -333,7 +336,9 @@ func (l *loader) head(c *ChannelRelease) error {
 		return err
 	}
 	if !file.SignedAt.Equal(l.rel.SignedAt) {
-		return fmt.Errorf("%w: %s: its meta.signedAt is %s, that of the fleet document %s; sign both with nixfleet release, or remove %s/ where another tool signs",
+		return fmt.Errorf(
+			"%w: %s: its meta.signedAt is %s, that of the fleet document %s; sign both with nixfleet release, or remove %s/ "+
+				"where another tool signs",
 			ErrMembers, name, pki.At(file.SignedAt), pki.At(l.rel.SignedAt), HeadsDir)
 	}
 	channel := l.rel.Fleet.Channels[c.Channel]

@@ -53,7 +53,8 @@ func resign(t *testing.T, files fstest.MapFS, name string, change func(string) s
 func stableManifest(t *testing.T, files fstest.MapFS) string {
 	t.Helper()
 	for name, file := range files {
-		if strings.HasPrefix(name, ManifestsDir+"/") && strings.Contains(string(file.Data), `"channel":"stable","channelRef"`) {
+		if strings.HasPrefix(name, ManifestsDir+"/") &&
+			strings.Contains(string(file.Data), `"channel":"stable","channelRef"`) {
 			return name
 		}
 	}
@@ -115,15 +116,18 @@ func TestReleaseIsRefused(t *testing.T) {
 			resign(t, f, RevocationsName, sub("key exposed", "un-exposed"))
 		}, "", ErrMembers},
 		{"missing revocation list", func(t *testing.T, f fstest.MapFS) { delete(f, RevocationsName) }, "", fs.ErrNotExist},
-		{"missing nonce signature", func(t *testing.T, f fstest.MapFS) { delete(f, NoncesName+SignatureSuffix) }, "", fs.ErrNotExist},
+		{"missing nonce signature", func(t *testing.T, f fstest.MapFS) { delete(f, NoncesName+SignatureSuffix) }, "",
+			fs.ErrNotExist},
 		{"manifest of other content, well signed", func(t *testing.T, f fstest.MapFS) {
 			resign(t, f, stableManifest(t, f), sub(`"waveIndex":1`, `"waveIndex":0`))
 		}, pki.ReasonMismatch, ErrMembers},
 		{"missing manifest", func(t *testing.T, f fstest.MapFS) { delete(f, stableManifest(t, f)) }, "", fs.ErrNotExist},
-		{"missing manifest signature", func(t *testing.T, f fstest.MapFS) { delete(f, stableManifest(t, f)+SignatureSuffix) }, "", fs.ErrNotExist},
+		{"missing manifest signature", func(t *testing.T, f fstest.MapFS) { delete(f, stableManifest(t, f)+SignatureSuffix) },
+			"", fs.ErrNotExist},
 		{"one head of two", func(t *testing.T, f fstest.MapFS) { delete(f, HeadName("edge")) }, "", ErrMembers},
 		{"head of another channel", func(t *testing.T, f fstest.MapFS) {
-			f[HeadName("stable")], f[HeadName("stable")+SignatureSuffix] = f[HeadName("edge")], f[HeadName("edge")+SignatureSuffix]
+			f[HeadName("stable")], f[HeadName("stable")+SignatureSuffix] = f[HeadName("edge")],
+				f[HeadName("edge")+SignatureSuffix]
 		}, "", ErrMembers},
 		{"head that is a manifest", func(t *testing.T, f fstest.MapFS) {
 			name := stableManifest(t, f)
@@ -198,7 +202,8 @@ func TestAgeOfReleases_T8(t *testing.T) {
 	} {
 		_, err := LoadRelease(files, LoadOptions{Trust: trustOf(ciKey(t)), Now: signingTime.Add(c.after), Window: window})
 		var refused *pki.VerifyError
-		if errors.As(err, &refused); c.reason == "" && err != nil || c.reason != "" && (refused == nil || refused.Reason != c.reason) {
+		if errors.As(err, &refused); c.reason == "" && err != nil ||
+			c.reason != "" && (refused == nil || refused.Reason != c.reason) {
 			t.Errorf("%s after signing: %v, want %q", c.after, err, c.reason)
 		}
 	}
@@ -239,7 +244,8 @@ func TestListsOfReleases(t *testing.T) {
 
 	// A list that lies about without being the release's is not its list.
 	strange := newDraft(t).sign()
-	files[RevocationsName], files[RevocationsName+SignatureSuffix] = strange[RevocationsName], strange[RevocationsName+SignatureSuffix]
+	files[RevocationsName], files[RevocationsName+SignatureSuffix] = strange[RevocationsName],
+		strange[RevocationsName+SignatureSuffix]
 	o.RequireRevocations = false
 	if r, err := LoadRelease(files, o); err != nil || r.Revocations != nil || r.RevocationsFile.Body != nil {
 		t.Errorf("a list that the release does not name: %v, taken %v", err, r)
@@ -265,7 +271,8 @@ func TestOldManifestsStayServable(t *testing.T) {
 	if err != nil || !bytes.Equal(file.Body, old[name].Data) {
 		t.Fatalf("old manifest: %v", err)
 	}
-	for _, bad := range []string{"", "../fleet.resolved", strings.ToUpper(id), id + "\n", id[:63], strings.Repeat("0", 64)} {
+	for _, bad := range []string{"", "../fleet.resolved", strings.ToUpper(id), id + "\n", id[:63],
+		strings.Repeat("0", 64)} {
 		if _, err := ReadManifest(files, bad); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("id %q: %v", bad, err)
 		}
@@ -296,7 +303,8 @@ func TestManifestsElsewhere(t *testing.T) {
 		}
 	}
 	slot := &trustOf(d.key).CIReleaseKey
-	r, err := LoadRelease(files, LoadOptions{Trust: trustOf(d.key), Now: signingTime, Window: month, ManifestsElsewhere: true})
+	r, err := LoadRelease(files, LoadOptions{Trust: trustOf(d.key), Now: signingTime, Window: month,
+		ManifestsElsewhere: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +317,8 @@ func TestManifestsElsewhere(t *testing.T) {
 		t.Fatalf("fetched on demand: %v", err)
 	}
 	var refused *pki.VerifyError
-	if _, _, err := VerifyManifest(slot, r.Channels["edge"].RolloutID, body, sig, signingTime, time.Hour); !errors.As(err, &refused) || refused.Reason != pki.ReasonMismatch {
+	if _, _, err := VerifyManifest(slot, r.Channels["edge"].RolloutID, body, sig, signingTime, time.Hour); !errors.As(err,
+		&refused) || refused.Reason != pki.ReasonMismatch {
 		t.Errorf("under another id: %v", err)
 	}
 }
@@ -317,7 +326,8 @@ func TestManifestsElsewhere(t *testing.T) {
 // TestUnknownMembersKeepTheirBytes_T6: what is hashed is what came, so that a
 // member of a later version changes nothing for this one.
 func TestUnknownMembersKeepTheirBytes_T6(t *testing.T) {
-	doc := []byte(strings.Replace(string(vector(t, "manifest-stable.json")), `{"channel"`, `{"aNewMember":[1,2],"channel"`, 1))
+	doc := []byte(strings.Replace(string(vector(t, "manifest-stable.json")), `{"channel"`,
+		`{"aNewMember":[1,2],"channel"`, 1))
 	sig, err := ciKey(t).Sign(doc)
 	if err != nil {
 		t.Fatal(err)
@@ -339,7 +349,8 @@ func TestEntryOfManifestAndHead_T2(t *testing.T) {
 		t.Errorf("a host of another channel: %v", err)
 	}
 	twice := *c.Manifest
-	twice.HostSet = append(twice.HostSet[:len(twice.HostSet):len(twice.HostSet)], HostEntry{Hostname: "db-01", TargetClosure: e.TargetClosure})
+	twice.HostSet = append(twice.HostSet[:len(twice.HostSet):len(twice.HostSet)],
+		HostEntry{Hostname: "db-01", TargetClosure: e.TargetClosure})
 	if _, err := twice.Entry("db-01"); !errors.Is(err, ErrNotNamed) {
 		t.Errorf("a host that is named twice: %v", err)
 	}
@@ -361,14 +372,16 @@ func TestEntryOfManifestAndHead_T2(t *testing.T) {
 	swapped := e
 	swapped.TargetClosure = other.TargetClosure
 	for name, try := range map[string]func() (HostEntry, error){
-		"another closure":     func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(swapped), i, path) },
-		"another host's leaf": func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(other), c.Index["web-02"], path) },
-		"for another host":    func() (HostEntry, error) { return c.Head.Entry("web-02", Leaf(e), i, path) },
-		"another index":       func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(e), 1-i, path) },
-		"index below zero":    func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(e), -1, path) },
-		"no path":             func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(e), i, nil) },
-		"another head":        func() (HostEntry, error) { return r.Channels["edge"].Head.Entry("db-01", Leaf(e), i, path) },
-		"garbage":             func() (HostEntry, error) { return c.Head.Entry("db-01", []byte(`{`), i, path) },
+		"another closure": func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(swapped), i, path) },
+		"another host's leaf": func() (HostEntry, error) {
+			return c.Head.Entry("db-01", Leaf(other), c.Index["web-02"], path)
+		},
+		"for another host": func() (HostEntry, error) { return c.Head.Entry("web-02", Leaf(e), i, path) },
+		"another index":    func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(e), 1-i, path) },
+		"index below zero": func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(e), -1, path) },
+		"no path":          func() (HostEntry, error) { return c.Head.Entry("db-01", Leaf(e), i, nil) },
+		"another head":     func() (HostEntry, error) { return r.Channels["edge"].Head.Entry("db-01", Leaf(e), i, path) },
+		"garbage":          func() (HostEntry, error) { return c.Head.Entry("db-01", []byte(`{`), i, path) },
 	} {
 		if got, err := try(); err == nil {
 			t.Errorf("%s: accepted as %+v", name, got)

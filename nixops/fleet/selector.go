@@ -40,7 +40,7 @@ func (s Selector) Matches(hostname string, h *Host) bool {
 		len(s.Tags) > 0 && !slices.ContainsFunc(s.Tags, func(tag string) bool { return !holds(tag) })
 }
 
-// Equal: budgets with equal selectors are one budget.
+// Equal tells whether two selectors are the same, since budgets with equal selectors are one budget.
 func (s Selector) Equal(o Selector) bool {
 	sameChannel := s.Channel == nil && o.Channel == nil ||
 		s.Channel != nil && o.Channel != nil && *s.Channel == *o.Channel

@@ -45,7 +45,8 @@ func (r *Release) CheckListsAgainst(prev *Release) error {
 		case !list.has:
 			return fmt.Errorf("%w: %s was accepted before and has vanished", ErrMembers, list.name)
 		case list.next.SignedAt.Before(list.old.SignedAt):
-			return fmt.Errorf("%w: %s was signed at %s, accepted was %s", ErrOlder, list.name, pki.At(list.next.SignedAt), pki.At(list.old.SignedAt))
+			return fmt.Errorf("%w: %s was signed at %s, accepted was %s", ErrOlder, list.name, pki.At(list.next.SignedAt),
+				pki.At(list.old.SignedAt))
 		case list.next.SignedAt.Equal(list.old.SignedAt) && list.next.Hash != list.old.Hash:
 			return fmt.Errorf("%w: another %s with the same signing time %s", ErrOlder, list.name, pki.At(list.next.SignedAt))
 		}

@@ -59,7 +59,8 @@ func TestListsMayNotGoBack_T9(t *testing.T) {
 		{"no nonces", v1(laterStill, func(d *draft) { d.nonces = nil }), ErrMembers},
 		{"older revocations", v1(laterStill, oldLists), ErrOlder},
 		{"same fleet, older lists", v1(later, oldLists), ErrOlder},
-		{"same fleet, other list of the same instant", v1(later, func(d *draft) { d.revocations.Revocations = []Revocation{} }), ErrOlder},
+		{"same fleet, other list of the same instant",
+			v1(later, func(d *draft) { d.revocations.Revocations = []Revocation{} }), ErrOlder},
 		{"bound by the fleet itself", newDraft(t).at(laterStill).mustLoad(), nil},
 		{"declared absent by the fleet itself", func() *Release {
 			d := newDraft(t).at(laterStill)

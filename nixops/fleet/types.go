@@ -215,7 +215,7 @@ func (e *ChannelEdge) UnmarshalJSON(doc []byte) error {
 }
 
 // oneSpelling reads the end of a channel edge under the one of its two names
-// that is there; null counts as there, and is no name of a channel.
+// that is there; null counts as there, and is not the name of a channel.
 func oneSpelling(name string, value jsontext.Value, oldName string, old jsontext.Value) (string, error) {
 	switch {
 	case value != nil && old != nil:

@@ -24,7 +24,8 @@ func TestShapeOfFleet(t *testing.T) {
 		{"absent closure N", `"closureHash":"0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11",`, ``, true},
 		{"old names of channel edges", `"gated":"stable","gates":"edge"`, `"after":"stable","before":"edge"`, true},
 		{"one old name of a channel edge", `"gated":"stable","gates":"edge"`, `"after":"stable","gates":"edge"`, true},
-		{"both names of one end", `"gated":"stable","gates":"edge"`, `"after":"stable","gated":"stable","gates":"edge"`, false},
+		{"both names of one end", `"gated":"stable","gates":"edge"`, `"after":"stable","gated":"stable","gates":"edge"`,
+			false},
 		{"both names, one null", `"gated":"stable","gates":"edge"`, `"after":null,"gated":"stable","gates":"edge"`, false},
 		{"missing end", `"gated":"stable","gates":"edge"`, `"gates":"edge"`, false},
 		{"number for an end", `"gated":"stable","gates":"edge"`, `"gated":1,"gates":"edge"`, false},
@@ -105,8 +106,10 @@ func TestSelector(t *testing.T) {
 		}
 	}
 	other := "edge"
-	if !(Selector{Channel: &edge}).Equal(Selector{Channel: &other, Tags: []string{}}) || (Selector{}).Equal(Selector{All: true}) ||
-		(Selector{Tags: []string{"x"}}).Equal(Selector{TagsAny: []string{"x"}}) || (Selector{Channel: &edge}).Equal(Selector{}) {
+	if !(Selector{Channel: &edge}).Equal(Selector{Channel: &other, Tags: []string{}}) ||
+		(Selector{}).Equal(Selector{All: true}) ||
+		(Selector{Tags: []string{"x"}}).Equal(Selector{TagsAny: []string{"x"}}) ||
+		(Selector{Channel: &edge}).Equal(Selector{}) {
 		t.Error("equality of selectors")
 	}
 }
@@ -133,35 +136,48 @@ func TestCheck(t *testing.T) {
 		{"unknown channel", func(f *Fleet) { f.Hosts["web-01"].Channel = "egde" }, `"egde"`, true},
 		{"host that is a path", func(f *Fleet) { f.Hosts["../x"] = f.Hosts["web-01"] }, "host ../x", true},
 		{"host without a name", func(f *Fleet) { f.Hosts[""] = f.Hosts["web-01"] }, "cannot stand", true},
-		{"short closure C3", func(f *Fleet) { f.Hosts["web-01"].ClosureHash = text("0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r") }, "full base name", true},
+		{"short closure C3", func(f *Fleet) { f.Hosts["web-01"].ClosureHash = text("0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r") },
+			"full base name", true},
 		{"no pubkey", func(f *Fleet) { f.Hosts["web-01"].Pubkey = nil }, "neither enrol", false},
 		{"bad pubkey", func(f *Fleet) { f.Hosts["web-01"].Pubkey = text("ssh-ed25519 AAAA") }, "host web-01", true},
 		{"shared pubkey", func(f *Fleet) { f.Hosts["web-02"].Pubkey = line }, "host web-01", true},
-		{"unknown policy", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.RolloutPolicy = "fats" }) }, `"fats"`, true},
-		{"misspelt mode", func(f *Fleet) { channel(f, "stable", func(c *Channel) { c.Compliance.Mode = "enforced" }) }, `"enforced"`, true},
-		{"window too short", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.FreshnessWindow = 119 }) }, "119", true},
-		{"window too short for an interval that wraps around", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.SigningIntervalMinutes = 1 << 31 }) }, "2147483648", true},
+		{"unknown policy", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.RolloutPolicy = "fats" }) },
+			`"fats"`, true},
+		{"misspelt mode", func(f *Fleet) { channel(f, "stable", func(c *Channel) { c.Compliance.Mode = "enforced" }) },
+			`"enforced"`, true},
+		{"window too short", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.FreshnessWindow = 119 }) },
+			"119", true},
+		{"window too short for an interval that wraps around",
+			func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.SigningIntervalMinutes = 1 << 31 }) }, "2147483648", true},
 		{"empty channel", func(f *Fleet) { f.Channels["beta"] = f.Channels["edge"] }, "has no host", false},
 		{"channel without a name", func(f *Fleet) { f.Channels[""] = f.Channels["edge"] }, "cannot be a file's name", true},
 		{"channel that is a path", func(f *Fleet) { f.Channels["../x"] = f.Channels["edge"] }, "channel ../x", true},
 		{"channel of two lines", func(f *Fleet) { f.Channels["a\nb"] = f.Channels["edge"] }, "channel a\nb", true},
-		{"wave with a foreign host C11", func(f *Fleet) { f.Waves["edge"] = []Wave{{Hosts: []string{"db-01"}}} }, "never soak", true},
+		{"wave with a foreign host C11", func(f *Fleet) { f.Waves["edge"] = []Wave{{Hosts: []string{"db-01"}}} },
+			"never soak", true},
 		{"wave with an unknown host", func(f *Fleet) { f.Waves["edge"] = []Wave{{Hosts: []string{"db-9"}}} }, `"db-9"`, true},
 		{"waves of an unknown channel", func(f *Fleet) { f.Waves["egde"] = []Wave{} }, "waves of egde", true},
 		{"edge to an unknown host", func(f *Fleet) { f.Edges[0].Gates = "web-9" }, `"web-9"`, true},
 		{"edge to itself", func(f *Fleet) { f.Edges[0].Gates = "db-01" }, "waits for itself", true},
 		{"edge across channels", func(f *Fleet) { f.Edges[0].Gates = "web-01" }, "different channels", true},
-		{"edge against the waves", func(f *Fleet) { f.Edges[0].Gated, f.Edges[0].Gates = f.Edges[0].Gates, f.Edges[0].Gated }, "web-02 (wave 0) waits for db-01 (wave 1)", false},
+		{"edge against the waves", func(f *Fleet) { f.Edges[0].Gated, f.Edges[0].Gates = f.Edges[0].Gates, f.Edges[0].Gated },
+			"web-02 (wave 0) waits for db-01 (wave 1)", false},
 		{"ring of hosts", func(f *Fleet) { f.Edges = append(f.Edges, Edge{Gated: "web-02", Gates: "db-01"}) }, "ring", true},
 		{"channel edge to an unknown one", func(f *Fleet) { f.ChannelEdges[0].Gates = "egde" }, `"egde"`, true},
 		{"channel edge to itself", func(f *Fleet) { f.ChannelEdges[0].Gates = "stable" }, "waits for itself", true},
-		{"ring of channels", func(f *Fleet) { f.ChannelEdges = append(f.ChannelEdges, ChannelEdge{Gates: "stable", Gated: "edge"}) }, "ring", true},
+		{"ring of channels", func(f *Fleet) {
+			f.ChannelEdges = append(f.ChannelEdges, ChannelEdge{Gates: "stable", Gated: "edge"})
+		}, "ring", true},
 		{"budget without limit", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlight = nil }, "limits nothing", true},
 		{"budget of none", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlight = number(0) }, "for ever", true},
 		{"budget of 101 %", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlightPct = number(101) }, "101", true},
-		{"budget that protects nobody C14", func(f *Fleet) { f.DisruptionBudgets[0].Selector = Selector{} }, "protects no host", false},
-		{"budget with not C14", func(f *Fleet) { f.DisruptionBudgets[0].Selector.Not = []byte(`{"all":true}`) }, "lower the selector", true},
-		{"policy wave with and C14", func(f *Fleet) { f.RolloutPolicies["staged"].Waves[1].Selector.And = []byte(`[{"all":true}]`) }, "wave 1 of policy staged", true},
+		{"budget that protects nobody C14", func(f *Fleet) { f.DisruptionBudgets[0].Selector = Selector{} },
+			"protects no host", false},
+		{"budget with not C14", func(f *Fleet) { f.DisruptionBudgets[0].Selector.Not = []byte(`{"all":true}`) },
+			"lower the selector", true},
+		{"policy wave with and C14", func(f *Fleet) {
+			f.RolloutPolicies["staged"].Waves[1].Selector.And = []byte(`[{"all":true}]`)
+		}, "wave 1 of policy staged", true},
 	} {
 		f, _ := vectorFleet(t)
 		c.change(f)
@@ -177,7 +193,8 @@ func TestCheck(t *testing.T) {
 // TestSelectorLanguageIsDropped_C14: `and` and `not` of a hand-made document are
 // seen by Check and reach no manifest; null and an empty `and` are as good as absent.
 func TestSelectorLanguageIsDropped_C14(t *testing.T) {
-	doc := strings.Replace(string(vector(t, "fleet.json")), `"maxInFlightPct":null,"selector":{"all":false`, `"maxInFlightPct":null,"selector":{"not":{"tags":["db"]},"and":[ ],"all":false`, 1)
+	doc := strings.Replace(string(vector(t, "fleet.json")), `"maxInFlightPct":null,"selector":{"all":false`,
+		`"maxInFlightPct":null,"selector":{"not":{"tags":["db"]},"and":[ ],"all":false`, 1)
 	f, err := ParseFleet([]byte(doc))
 	if err != nil {
 		t.Fatal(err)

@@ -43,7 +43,8 @@ func TestArtifactVectors(t *testing.T) {
 			"lS9HkdroTK9T0qclzEm4NAPCZOJMiHP+65MAr9UpM9d2svEiVQo6rM9VXyacKbPQl1AGbw+BBVZJZn+05ZiBCA=="},
 		{"manifest edge, projected", projected("edge"), 691, edgeVectorID,
 			"jCknBpHijco2v21ZELWoRNgpGaj5YSA6YX3gEFs+FdGLGjpHjWunAGj7/2tiseKjobfqBW6B1BTOGKtjFyssAA=="},
-		{"revocations", vector(t, "revocations.json"), 278, "cf020f20ebee9b23a1407dda40a24046f39f1d859603e40de3af6c58040b148b",
+		{"revocations", vector(t, "revocations.json"), 278,
+			"cf020f20ebee9b23a1407dda40a24046f39f1d859603e40de3af6c58040b148b",
 			"20lV1uvsBE6975E/BtrQ9/lxh8jnAJve0ynvbOuYozTS4TozfIADrEpmFpu7yzHtDFxNYEW80aYnzVgD1zrdDQ=="},
 		{"nonces", vector(t, "nonces.json"), 334, "4ee51148725921a2a4f71e3d0e767ab09d4d406e6a7d00cb3d5550be2857f8b4",
 			"FVvcvElP4q/JW34eIau3SKC7YET5GVfi5ghXjqqevW04ensXS2oKR5SVhmHCiovd7fCQ78W3sa8n6ydgY1c5Bw=="},
@@ -130,7 +131,8 @@ func TestLoadV1ReleaseOfVectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.FleetHash != fleetVectorHash || r.Channels["stable"].RolloutID != stableVectorID || r.Channels["edge"].RolloutID != edgeVectorID {
+	if r.FleetHash != fleetVectorHash || r.Channels["stable"].RolloutID != stableVectorID ||
+		r.Channels["edge"].RolloutID != edgeVectorID {
 		t.Errorf("fleet %s, stable %s, edge %s", r.FleetHash, r.Channels["stable"].RolloutID, r.Channels["edge"].RolloutID)
 	}
 	if c := r.Channels["stable"]; c.Head != nil || !c.OpenedAt.Equal(signingTime) || c.Index["web-02"] != 1 {

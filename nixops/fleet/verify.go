@@ -9,7 +9,7 @@ import (
 	"nixfleet/pki"
 )
 
-// ErrNotNamed: a signed document does not name this host, or not this closure.
+// ErrNotNamed means that a signed document does not name this host, or not this closure.
 var ErrNotNamed = errors.New("not named by the signed document")
 
 const (
@@ -69,7 +69,7 @@ func Verify[T any, P interface {
 // without signature or with other bytes is ErrMembers.
 func ReadManifest(fsys fs.FS, id string) (Artifact, error) {
 	if !ValidRolloutID(id) {
-		return Artifact{}, fmt.Errorf("release: %.80q is no rollout id: %w", id, fs.ErrNotExist)
+		return Artifact{}, fmt.Errorf("release: %.80q is not a rollout id: %w", id, fs.ErrNotExist)
 	}
 	name := ManifestName(id)
 	body, err := readFile(fsys, name, pki.MaxDocument)
@@ -95,7 +95,7 @@ func ReadManifest(fsys fs.FS, id string) (Artifact, error) {
 }
 
 // Entry is the one entry of the manifest that names the host. A host that is
-// not named, or twice, and a closure that is no store base name are ErrNotNamed.
+// not named, or twice, and a closure that is not a store base name are ErrNotNamed.
 func (m *Manifest) Entry(hostname string) (HostEntry, error) {
 	found, count := HostEntry{}, 0
 	for _, e := range m.HostSet {
@@ -107,7 +107,7 @@ func (m *Manifest) Entry(hostname string) (HostEntry, error) {
 		return HostEntry{}, fmt.Errorf("manifest of %s names host %q %d times: %w", m.Channel, hostname, count, ErrNotNamed)
 	}
 	if !ValidClosure(found.TargetClosure) {
-		return HostEntry{}, fmt.Errorf("manifest of %s: %.80q is no store base name: %w", m.Channel, found.TargetClosure,
+		return HostEntry{}, fmt.Errorf("manifest of %s: %.80q is not a store base name: %w", m.Channel, found.TargetClosure,
 			ErrNotNamed)
 	}
 	return found, nil
@@ -132,7 +132,8 @@ func (h *Head) Entry(hostname string, leaf []byte, index int, path []string) (Ho
 			ErrNotNamed)
 	}
 	if !ValidClosure(e.TargetClosure) {
-		return HostEntry{}, fmt.Errorf("proof under head of %s: %.80q is no store base name: %w", h.Channel, e.TargetClosure,
+		return HostEntry{}, fmt.Errorf("proof under head of %s: %.80q is not a store base name: %w", h.Channel,
+			e.TargetClosure,
 			ErrNotNamed)
 	}
 	return *e, nil

@@ -47,8 +47,10 @@ func TestWrittenFillsIn(t *testing.T) {
 		`"schemaVersion":1,"unknown":{"later":null,"pin":1},"waves":{"gates":[{"hosts":[],"soakMinutes":1}]}}`
 	for name, with := range map[string][]string{
 		"absent": {"EXTRA", "", "WAVE", "", "SELECTOR", "", "GATE", "", "ALGORITHM", ""},
-		"null": {"EXTRA", `,"pin":null,"closureHash":null,"healthChecks":null,"rebootPolicy":null`, "WAVE", `,"soakSeconds":null`,
-			"SELECTOR", `"channel":null,"and":[],"not":null`, "GATE", `,"healthGate":{"systemdFailedUnits":null}`, "ALGORITHM", `,"signatureAlgorithm":null`},
+		"null": {"EXTRA", `,"pin":null,"closureHash":null,"healthChecks":null,"rebootPolicy":null`, "WAVE",
+			`,"soakSeconds":null`,
+			"SELECTOR", `"channel":null,"and":[],"not":null`, "GATE", `,"healthGate":{"systemdFailedUnits":null}`, "ALGORITHM",
+			`,"signatureAlgorithm":null`},
 	} {
 		doc, err := parseObject([]byte(strings.NewReplacer(with...).Replace(sparse)))
 		if err != nil {
@@ -59,8 +61,9 @@ func TestWrittenFillsIn(t *testing.T) {
 			t.Errorf("%s: %v\ngot  %s\nwant %s", name, err, got, want)
 		}
 	}
-	doc := map[string]any{"schemaVersion": 1, "revocations": []any{map[string]any{"hostname": "a", "notBefore": "2026-03-01 13:00:00.5+01", "ticket": 7}},
-		"meta": map[string]any{"schemaVersion": 1}}
+	doc := map[string]any{"schemaVersion": 1,
+		"revocations": []any{map[string]any{"hostname": "a", "notBefore": "2026-03-01 13:00:00.5+01", "ticket": 7}},
+		"meta":        map[string]any{"schemaVersion": 1}}
 	got, err := written(doc, ParseRevocations)
 	if list := `"revocations":[{"hostname":"a","notBefore":"2026-03-01T12:00:00.500Z","reason":null,"revokedBy":null,"ticket":7}]`; err != nil || !strings.Contains(string(got), list) {
 		t.Errorf("got %s, %v", got, err)

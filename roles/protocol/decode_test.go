@@ -56,7 +56,8 @@ func TestDecodeStrict(t *testing.T) {
 		{"byte order mark", "\ufeff" + good, 400},
 		{"invalid UTF-8", with(`"db-01"`, "\"db-\xff\""), 400},
 		{"lone surrogate", with(`"db-01"`, `"\ud800"`), 400},
-		{"nested too deep", with(`{"hostname"`, `{"x":`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`,"hostname"`), 400},
+		{"nested too deep", with(`{"hostname"`, `{"x":`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`,"hostname"`),
+			400},
 		{"NaN", with(`"wave":1`, `"wave":NaN`), 400},
 	} {
 		var r ConfirmRequest
@@ -68,7 +69,8 @@ func TestDecodeStrict(t *testing.T) {
 			t.Errorf("%s: read as %+v", c.name, r)
 		}
 	}
-	if status, _ := DecodeStrict(make([]byte, pki.MaxDocument+1), new(ConfirmRequest)); status != http.StatusRequestEntityTooLarge {
+	if status, _ := DecodeStrict(make([]byte, pki.MaxDocument+1),
+		new(ConfirmRequest)); status != http.StatusRequestEntityTooLarge {
 		t.Errorf("too large: %d", status)
 	}
 }
@@ -109,7 +111,8 @@ func TestAnswersOfOthers(t *testing.T) {
 	}{
 		{`{"reports":[],"new":18446744073709551615}`, true},
 		{`{"new":{"a":1,"a":2},"reports":[],"new":1}`, true},
-		{`{"reports":[{"hostname":"a","eventId":"e","receivedAt":"2026-03-01T12:00:00+00:00","eventKind":"other","event":"other","details":{"kind":"k","detail":1772368000123456789}}]}`, true},
+		{
+			`{"reports":[{"hostname":"a","eventId":"e","receivedAt":"2026-03-01T12:00:00+00:00","eventKind":"other","event":"other","details":{"kind":"k","detail":1772368000123456789}}]}`, true},
 		{`{"reports":[],"reports":[]}`, false},
 		{`{"new":1,"new":2}`, false},
 	} {
@@ -125,7 +128,8 @@ func FuzzDecodeStrict(f *testing.F) {
 	}
 	f.Add([]byte(`{"x":1,"x":2,"hostname":"h","healthProbes":[{"name":1e999}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for _, v := range []any{new(CheckinRequest), new(ConfirmRequest), new(ReportRequest), new(EnrollRequest), new(BootstrapReport)} {
+		for _, v := range []any{new(CheckinRequest), new(ConfirmRequest), new(ReportRequest), new(EnrollRequest),
+			new(BootstrapReport)} {
 			status, err := DecodeStrict(body, v)
 			switch status {
 			case http.StatusOK:

@@ -23,7 +23,8 @@ const (
 )
 
 // payloadOf is what a host signs of the details.
-func payloadOf(t *testing.T, hostname string, rollout *string, event string, details jsontext.Value) (payload []byte, signed bool, err error) {
+func payloadOf(t *testing.T, hostname string, rollout *string, event string,
+	details jsontext.Value) (payload []byte, signed bool, err error) {
 	t.Helper()
 	typed, err := ParseDetails(event, details)
 	if err != nil {
@@ -81,12 +82,14 @@ func TestEvidenceVectors(t *testing.T) {
 	if _, err := DecodeStrict(example(t, "report"), &report); err != nil {
 		t.Fatal(err)
 	}
-	wantPayload = `{"exitCode":null,"hostname":"web-02","phase":"switch-poll-timeout","rollout":"` + stableID + `","stderrTailSha256":"` + emptyHash + `"}`
+	wantPayload = `{"exitCode":null,"hostname":"web-02","phase":"switch-poll-timeout","rollout":"` + stableID +
+		`","stderrTailSha256":"` + emptyHash + `"}`
 	payload, signed, err := payloadOf(t, "web-02", report.Rollout, report.Event, report.Details)
 	if err != nil || !signed || string(payload) != wantPayload {
 		t.Errorf("evidence payload %v %v\n%s, want\n%s", signed, err, payload, wantPayload)
 	}
-	details, err := SignEvidence(key, "web-02", report.Rollout, EventActivationFailed, ActivationFailed{Phase: "switch-poll-timeout"})
+	details, err := SignEvidence(key, "web-02", report.Rollout, EventActivationFailed,
+		ActivationFailed{Phase: "switch-poll-timeout"})
 	if err != nil || string(details) != string(report.Details) {
 		t.Errorf("signed details\n%s, want\n%s; %v", details, report.Details, err)
 	}
@@ -125,7 +128,8 @@ func TestAttestationIsBound(t *testing.T) {
 
 // allDetails has one of each event, with every optional detail given.
 func allDetails() map[string]any {
-	code, tail, at := int32(-11), "unit \"a\" failed\n\x1b[31m/", pki.At(time.Date(2026, 3, 1, 12, 0, 0, 100_000, time.UTC))
+	code, tail, at := int32(-11), "unit \"a\" failed\n\x1b[31m/",
+		pki.At(time.Date(2026, 3, 1, 12, 0, 0, 100_000, time.UTC))
 	return map[string]any{
 		EventActivationStarted:        ActivationStarted{"c", "r"},
 		EventActivationDeferred:       ActivationDeferred{"c", "r", "kernel", "immediate"},
@@ -138,10 +142,12 @@ func allDetails() map[string]any {
 		EventRenewalFailed:            Reasoned{Reason: "why"},
 		EventTrustError:               Reasoned{Reason: "why"},
 		EventClosureSignatureMismatch: ClosureSignatureMismatch{ClosureHash: "c", StderrTail: tail},
-		EventStaleTarget:              StaleTarget{ClosureHash: "c", ChannelRef: "r", SignedAt: at, FreshnessWindowSecs: 60, AgeSecs: -5},
+		EventStaleTarget: StaleTarget{ClosureHash: "c", ChannelRef: "r", SignedAt: at, FreshnessWindowSecs: 60,
+			AgeSecs: -5},
 		EventComplianceFailure: ComplianceFailure{ControlID: "a.1", Status: "error", FrameworkArticles: []string{"nis2:21"},
 			EvidenceSnippet: jsontext.Value(`{"b":1.0,"a":[2]}`), EvidenceCollectedAt: at},
-		EventRuntimeGateError:     RuntimeGateError{Reason: "why", CollectorExitCode: &code, EvidenceCollectedAt: &at, ActivationCompletedAt: at},
+		EventRuntimeGateError: RuntimeGateError{Reason: "why", CollectorExitCode: &code, EvidenceCollectedAt: &at,
+			ActivationCompletedAt: at},
 		EventManifestMissing:      ManifestProblem{RolloutID: "i", Reason: "why"},
 		EventManifestVerifyFailed: ManifestProblem{RolloutID: "i", Reason: "why"},
 		EventManifestMismatch:     ManifestProblem{RolloutID: "i", Reason: "why"},
@@ -156,17 +162,20 @@ func payloads() map[string]string {
 	tail := pki.HashHex([]byte(`"unit \"a\" failed\n\u001b[31m/"`))
 	snippet := pki.HashHex([]byte(`{"a":[2],"b":1}`))
 	return map[string]string{
-		EventActivationFailed:         `{"exitCode":-11,"hostname":"h","phase":"switch","rollout":null,"stderrTailSha256":"` + tail + `"}`,
+		EventActivationFailed: `{"exitCode":-11,"hostname":"h","phase":"switch","rollout":null,"stderrTailSha256":"` +
+			tail + `"}`,
 		EventRealiseFailed:            `{"closureHash":"c","hostname":"h","reason":"why","rollout":null}`,
 		EventVerifyMismatch:           `{"actual":"b","expected":"a","hostname":"h","rollout":null}`,
 		EventRollbackTriggered:        `{"hostname":"h","reason":"why","rollout":null}`,
 		EventClosureSignatureMismatch: `{"closureHash":"c","hostname":"h","rollout":null,"stderrTailSha256":"` + tail + `"}`,
 		EventStaleTarget:              `{"ageSecs":-5,"channelRef":"r","closureHash":"c","freshnessWindowSecs":60,"hostname":"h","rollout":null,"signedAt":` + times + `}`,
-		EventComplianceFailure:        `{"controlId":"a.1","evidenceCollectedAt":` + times + `,"evidenceSnippetSha256":"` + snippet + `","frameworkArticles":["nis2:21"],"hostname":"h","rollout":null,"status":"error"}`,
-		EventRuntimeGateError:         `{"activationCompletedAt":` + times + `,"collectorExitCode":-11,"evidenceCollectedAt":` + times + `,"hostname":"h","reason":"why","rollout":null}`,
-		EventManifestMissing:          `{"hostname":"h","reason":"why","rollout":null,"rolloutId":"i"}`,
-		EventManifestVerifyFailed:     `{"hostname":"h","reason":"why","rollout":null,"rolloutId":"i"}`,
-		EventManifestMismatch:         `{"hostname":"h","reason":"why","rollout":null,"rolloutId":"i"}`,
+		EventComplianceFailure: `{"controlId":"a.1","evidenceCollectedAt":` + times + `,"evidenceSnippetSha256":"` +
+			snippet + `","frameworkArticles":["nis2:21"],"hostname":"h","rollout":null,"status":"error"}`,
+		EventRuntimeGateError: `{"activationCompletedAt":` + times +
+			`,"collectorExitCode":-11,"evidenceCollectedAt":` + times + `,"hostname":"h","reason":"why","rollout":null}`,
+		EventManifestMissing:      `{"hostname":"h","reason":"why","rollout":null,"rolloutId":"i"}`,
+		EventManifestVerifyFailed: `{"hostname":"h","reason":"why","rollout":null,"rolloutId":"i"}`,
+		EventManifestMismatch:     `{"hostname":"h","reason":"why","rollout":null,"rolloutId":"i"}`,
 	}
 }
 
@@ -218,7 +227,8 @@ func TestAbsentValuesAreNull(t *testing.T) {
 	for event, c := range map[string]struct{ details, want string }{
 		EventRuntimeGateError: {`{"reason":"x","activation_completed_at":"2026-03-01 12:00:00.5+00"}`,
 			`{"activationCompletedAt":"2026-03-01T12:00:00.500Z","collectorExitCode":null,"evidenceCollectedAt":null,"hostname":"h","reason":"x","rollout":"r"}`},
-		EventComplianceFailure: {`{"control_id":"x","status":"error","framework_articles":[],"evidence_snippet":null,"evidence_collected_at":"2026-03-01T12:00:00Z"}`,
+		EventComplianceFailure: {
+			`{"control_id":"x","status":"error","framework_articles":[],"evidence_snippet":null,"evidence_collected_at":"2026-03-01T12:00:00Z"}`,
 			`{"controlId":"x","evidenceCollectedAt":"2026-03-01T12:00:00Z","evidenceSnippetSha256":"","frameworkArticles":[],"hostname":"h","rollout":"r","status":"error"}`},
 		EventActivationFailed: {`{"phase":"p","exit_code":null,"stderr_tail":null}`,
 			`{"exitCode":null,"hostname":"h","phase":"p","rollout":"r","stderrTailSha256":"` + emptyHash + `"}`},
@@ -247,7 +257,8 @@ func TestSnippetsAreShortened(t *testing.T) {
 		{"quotes that grow when they are quoted again", jsontext.Value("[" + strings.Repeat(`"",`, 600) + `""]`), 1804},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			details, err := SignEvidence(key, "h", nil, EventComplianceFailure, ComplianceFailure{FrameworkArticles: []string{}, EvidenceSnippet: c.snippet})
+			details, err := SignEvidence(key, "h", nil, EventComplianceFailure,
+				ComplianceFailure{FrameworkArticles: []string{}, EvidenceSnippet: c.snippet})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -281,7 +292,8 @@ func TestSnippetsAreShortened(t *testing.T) {
 				t.Errorf("verdict %s on what was sent", v)
 			}
 			// A sender that hashes what stands for the snippet and sends it whole.
-			whole, err := pki.Marshal(ComplianceFailure{FrameworkArticles: []string{}, EvidenceSnippet: c.snippet, Signature: &d.Signature})
+			whole, err := pki.Marshal(ComplianceFailure{FrameworkArticles: []string{}, EvidenceSnippet: c.snippet,
+				Signature: &d.Signature})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -341,16 +353,20 @@ func TestVerdicts(t *testing.T) {
 		{"another host", &line, "web-01", &rollout, signed, VerdictMismatch},
 		{"another rollout", &line, "web-02", nil, signed, VerdictMismatch},
 		{"changed details", &line, "web-02", &rollout, sub(`"b"`, `"c"`), VerdictMismatch},
-		{"S above the group order", &line, "web-02", &rollout, sub(*d.Signature, base64.StdEncoding.EncodeToString(second)), VerdictMismatch},
+		{"S above the group order", &line, "web-02", &rollout, sub(*d.Signature, base64.StdEncoding.EncodeToString(second)),
+			VerdictMismatch},
 		{"no signature", &line, "web-02", &rollout, jsontext.Value(`{"expected":"a","actual":"b"}`), VerdictUnsigned},
-		{"null signature", &line, "web-02", &rollout, jsontext.Value(`{"expected":"a","actual":"b","signature":null}`), VerdictUnsigned},
+		{"null signature", &line, "web-02", &rollout, jsontext.Value(`{"expected":"a","actual":"b","signature":null}`),
+			VerdictUnsigned},
 		{"no key declared", nil, "web-02", &rollout, signed, VerdictNoPubkey},
 		{"RSA key declared", &rsa, "web-02", &rollout, signed, VerdictWrongAlgorithm},
 		{"broken key declared", &broken, "web-02", &rollout, signed, VerdictMalformed},
 		{"signature that is a number", &line, "web-02", &rollout, sub(`"`+*d.Signature+`"`, `1`), VerdictMalformed},
 		{"signature without padding", &line, "web-02", &rollout, sub("==", ""), VerdictMalformed},
-		{"signature with a line break", &line, "web-02", &rollout, sub(*d.Signature, (*d.Signature)[:40]+`\n`+(*d.Signature)[40:]), VerdictMalformed},
-		{"signature of 63 bytes", &line, "web-02", &rollout, sub(*d.Signature, base64.StdEncoding.EncodeToString(raw[:63])), VerdictMalformed},
+		{"signature with a line break", &line, "web-02", &rollout,
+			sub(*d.Signature, (*d.Signature)[:40]+`\n`+(*d.Signature)[40:]), VerdictMalformed},
+		{"signature of 63 bytes", &line, "web-02", &rollout, sub(*d.Signature, base64.StdEncoding.EncodeToString(raw[:63])),
+			VerdictMalformed},
 		{"repeated detail", &line, "web-02", &rollout, sub(`{"actual"`, `{"actual":"x","actual"`), VerdictMalformed},
 		{"details null", &line, "web-02", &rollout, jsontext.Value(`null`), VerdictMalformed},
 		{"details that are a list", &line, "web-02", &rollout, jsontext.Value(`[]`), VerdictMalformed},
@@ -397,8 +413,10 @@ func TestParseDetailsRefuses(t *testing.T) {
 		{EventActivationFailed, `{"phase":"p","exit_code":"1"}`},
 		{EventActivationFailed, `{"phase":"p","exit_code":4294967296}`},
 		{EventActivationFailed, `{"phase":"p","phase":"q"}`},
-		{EventStaleTarget, `{"closure_hash":"c","channel_ref":"r","signed_at":"yesterday","freshness_window_secs":1,"age_secs":1}`},
-		{EventComplianceFailure, `{"control_id":"c","status":"s","framework_articles":[null],"evidence_collected_at":"2026-03-01T12:00:00Z"}`},
+		{EventStaleTarget,
+			`{"closure_hash":"c","channel_ref":"r","signed_at":"yesterday","freshness_window_secs":1,"age_secs":1}`},
+		{EventComplianceFailure,
+			`{"control_id":"c","status":"s","framework_articles":[null],"evidence_collected_at":"2026-03-01T12:00:00Z"}`},
 		{EventOther, `[]`},
 		{EventOther, `null`},
 		{EventOther, ``},

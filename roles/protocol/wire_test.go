@@ -46,12 +46,14 @@ func TestWireExamples(t *testing.T) {
 // TestV1AgentsPeculiarities: what agents in the field send is read.
 func TestV1AgentsPeculiarities(t *testing.T) {
 	target := `"lastEvaluatedTarget":{"closureHash":"c","channelRef":"r","evaluatedAt":"2026-03-01T12:40:00+00:00","rolloutId":"r","signedAt":"2026-03-01 12:40:00.5Z","freshnessWindowSecs":0},`
-	doc := strings.Replace(string(example(t, "checkin")), `{"hostname"`, `{`+target+`"lastFetchOutcome":null,"hostname"`, 1)
+	doc := strings.Replace(string(example(t, "checkin")), `{"hostname"`,
+		`{`+target+`"lastFetchOutcome":null,"hostname"`, 1)
 	var r CheckinRequest
 	if status, err := DecodeStrict([]byte(doc), &r); err != nil {
 		t.Fatalf("%d, %v", status, err)
 	}
-	if last := r.LastEvaluatedTarget; last == nil || last.WaveIndex != nil || last.FreshnessWindowSecs != 0 || last.SignedAt.Nanosecond() != 5e8 {
+	if last := r.LastEvaluatedTarget; last == nil || last.WaveIndex != nil || last.FreshnessWindowSecs != 0 ||
+		last.SignedAt.Nanosecond() != 5e8 {
 		t.Errorf("target %+v", r.LastEvaluatedTarget)
 	}
 	if r.Phase != nil || r.RebootPending != nil {
@@ -67,9 +69,11 @@ func TestWrittenMembers(t *testing.T) {
 		want string
 	}{
 		// Lists are always written, what is N is null, what is O is left out.
-		{CheckinRequest{}, `{"agentVersion":"","currentGeneration":{"bootId":"","closureHash":""},"healthProbes":[],"hostname":""}`},
+		{CheckinRequest{},
+			`{"agentVersion":"","currentGeneration":{"bootId":"","closureHash":""},"healthProbes":[],"hostname":""}`},
 		{CheckinResponse{NextCheckinSecs: 60, Held: true}, `{"nextCheckinSecs":60}`},
-		{ReportRequest{OccurredAt: pki.At(at), Details: []byte(`{}`)}, `{"agentVersion":"","details":{},"event":"","hostname":"","occurredAt":"2026-03-01T12:00:00.120Z","rollout":null}`},
+		{ReportRequest{OccurredAt: pki.At(at), Details: []byte(`{}`)},
+			`{"agentVersion":"","details":{},"event":"","hostname":"","occurredAt":"2026-03-01T12:00:00.120Z","rollout":null}`},
 		// Wave 0 is a wave.
 		{Target{WaveIndex: &wave, EvaluatedAt: pki.At(at), SignedAt: pki.At(at)},
 			`{"channelRef":"","closureHash":"","evaluatedAt":"2026-03-01T12:00:00.120Z","freshnessWindowSecs":0,"rolloutId":"","signedAt":"2026-03-01T12:00:00.120Z","waveIndex":0}`},
@@ -90,10 +94,12 @@ func TestWrittenMembers(t *testing.T) {
 // time.
 func TestTraceTimes_C1(t *testing.T) {
 	event := func(at string) []byte {
-		return []byte(`{"host":"h","channel":"c","wave":0,"targetClosureHash":"t","targetChannelRef":"r","dispatchedAt":` + at + `,"terminalState":null,"terminalAt":"2026-03-01T12:06:00+00:00"}`)
+		return []byte(`{"host":"h","channel":"c","wave":0,"targetClosureHash":"t","targetChannelRef":"r","dispatchedAt":` +
+			at + `,"terminalState":null,"terminalAt":"2026-03-01T12:06:00+00:00"}`)
 	}
 	want := time.Date(2026, 3, 1, 12, 0, 5, 0, time.UTC)
-	for _, at := range []string{`"2026-03-01 12:00:05"`, `"2026-03-01T12:00:05Z"`, `"2026-03-01T13:00:05+01:00"`, `"2026-03-01 12:00:05.000+00:00"`} {
+	for _, at := range []string{`"2026-03-01 12:00:05"`, `"2026-03-01T12:00:05Z"`, `"2026-03-01T13:00:05+01:00"`,
+		`"2026-03-01 12:00:05.000+00:00"`} {
 		var e TraceEvent
 		if err := pki.Decode(event(at), &e); err != nil || !e.DispatchedAt.Equal(want) {
 			t.Errorf("%s: %s, %v", at, e.DispatchedAt, err)
@@ -110,11 +116,13 @@ func TestTraceTimes_C1(t *testing.T) {
 }
 
 func TestProofOfHead(t *testing.T) {
-	entry := fleet.HostEntry{Hostname: "web-01", TargetClosure: "0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}
+	entry := fleet.HostEntry{Hostname: "web-01",
+		TargetClosure: "0a1b2c3d4f5g6h7i8j9k0l1m2n3p4q5r-nixos-system-web-01-25.11"}
 	tree := pki.NewTree([][]byte{fleet.Leaf(entry)})
 	head := &fleet.Head{Channel: "edge", HostSetRoot: tree.Root(), HostCount: 1}
 	var p Proof
-	answer := `{"leaf":{"hostname":"web-01", "waveIndex":0, "targetClosure":"` + entry.TargetClosure + `"},"index":0,"path":[]}`
+	answer := `{"leaf":{"hostname":"web-01", "waveIndex":0, "targetClosure":"` + entry.TargetClosure +
+		`"},"index":0,"path":[]}`
 	if _, err := DecodeStrict([]byte(answer), &p); err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,8 @@ func (s *site) server() *tls.Config {
 	}
 	hints := x509.NewCertPool()
 	hints.AddCert(s.root.Cert)
-	return &tls.Config{Certificates: []tls.Certificate{*s.certificate(chain, key)}, ClientAuth: tls.RequestClientCert, ClientCAs: hints}
+	return &tls.Config{Certificates: []tls.Certificate{*s.certificate(chain, key)}, ClientAuth: tls.RequestClientCert,
+		ClientCAs: hints}
 }
 
 func (s *site) agent(hostname string) *tls.Certificate {
@@ -149,13 +150,18 @@ func TestRequests(t *testing.T) {
 		body string // in the body; empty: no body
 		do   func() error
 	}{
-		{"POST /v1/enroll", `"csrPem":"x"`, func() error { _, err := c.Enroll(ctx, &protocol.EnrollRequest{CSRPEM: "x"}); return err }},
-		{"POST /v1/agent/renew", `{"csrPem":"x"}`, func() error { _, err := c.Renew(ctx, &protocol.RenewRequest{CSRPEM: "x"}); return err }},
+		{"POST /v1/enroll", `"csrPem":"x"`,
+			func() error { _, err := c.Enroll(ctx, &protocol.EnrollRequest{CSRPEM: "x"}); return err }},
+		{"POST /v1/agent/renew", `{"csrPem":"x"}`,
+			func() error { _, err := c.Renew(ctx, &protocol.RenewRequest{CSRPEM: "x"}); return err }},
 		{"POST /v1/agent/bootstrap-report", `"event":"trust-error"`, func() error {
-			return c.BootstrapReport(ctx, &protocol.BootstrapReport{OccurredAt: at, Event: protocol.BootstrapEvent{Event: protocol.EventTrustError, Details: []byte(`{}`)}})
+			return c.BootstrapReport(ctx, &protocol.BootstrapReport{OccurredAt: at,
+				Event: protocol.BootstrapEvent{Event: protocol.EventTrustError, Details: []byte(`{}`)}})
 		}},
-		{"POST /v1/agent/checkin", `"healthProbes":[]`, func() error { _, err := c.Checkin(ctx, &protocol.CheckinRequest{}, 0); return err }},
-		{"POST /v1/agent/confirm", `"wave":0`, func() error { _, err := c.Confirm(ctx, &protocol.ConfirmRequest{}); return err }},
+		{"POST /v1/agent/checkin", `"healthProbes":[]`,
+			func() error { _, err := c.Checkin(ctx, &protocol.CheckinRequest{}, 0); return err }},
+		{"POST /v1/agent/confirm", `"wave":0`,
+			func() error { _, err := c.Confirm(ctx, &protocol.ConfirmRequest{}); return err }},
 		{"POST /v1/agent/report", `"rollout":null`, func() error {
 			_, err := c.Report(ctx, &protocol.ReportRequest{OccurredAt: at, Details: []byte(`{}`)})
 			return err
@@ -179,8 +185,10 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/rollouts?all=true", "", func() error { _, err := c.AllRollouts(ctx); return err }},
 		{"POST /v1/rollouts/" + id + "/pause", `{"reason":"why"}`, func() error { return c.Hold(ctx, id, "pause", "why") }},
 		{"POST /v1/hosts/web-01/retry", `{"reason":"why"}`, func() error { return c.Retry(ctx, "web-01", "why") }},
-		{"POST /v1/revocations", `{"hostname":"web-01","notBefore":"2026-03-01T12:00:00Z","reason":"why"}`, func() error { return c.Revoke(ctx, "web-01", &at, "why") }},
-		{"POST /v1/revocations", `{"hostname":"web-01","reason":"why"}`, func() error { return c.Revoke(ctx, "web-01", nil, "why") }},
+		{"POST /v1/revocations", `{"hostname":"web-01","notBefore":"2026-03-01T12:00:00Z","reason":"why"}`,
+			func() error { return c.Revoke(ctx, "web-01", &at, "why") }},
+		{"POST /v1/revocations", `{"hostname":"web-01","reason":"why"}`,
+			func() error { return c.Revoke(ctx, "web-01", nil, "why") }},
 		{"POST /v1/poke", `{}`, func() error { return c.Poke(ctx) }},
 	} {
 		got = nil
@@ -194,7 +202,8 @@ func TestRequests(t *testing.T) {
 		if !strings.Contains(body, call.body) || call.body == "" && body != "" {
 			t.Errorf("%s: body %s", call.want, body)
 		}
-		if got.Header.Get(protocol.HeaderProtocol) != "1" || got.Proto != "HTTP/1.1" || got.Header.Get("Accept-Encoding") != "" || got.Header.Get("Prefer") != "" {
+		if got.Header.Get(protocol.HeaderProtocol) != "1" || got.Proto != "HTTP/1.1" ||
+			got.Header.Get("Accept-Encoding") != "" || got.Header.Get("Prefer") != "" {
 			t.Errorf("%s: %s, header %v", call.want, got.Proto, got.Header)
 		}
 		wantKind := ""
@@ -273,7 +282,8 @@ func TestCertificateWhateverTheHints(t *testing.T) {
 		fmt.Fprint(w, `{"cn":"","issuedAt":"2026-03-01T12:00:00Z"}`)
 	})
 	var cert atomic.Pointer[tls.Certificate]
-	c := s.client(Config{BaseURL: server.URL + "/", Certificate: func() (*tls.Certificate, error) { return cert.Load(), nil }})
+	c := s.client(Config{BaseURL: server.URL + "/",
+		Certificate: func() (*tls.Certificate, error) { return cert.Load(), nil }})
 	ask := func(want string) {
 		t.Helper()
 		if _, err := c.Whoami(t.Context()); err != nil || seen.Load() != want {
@@ -335,7 +345,8 @@ func TestServerIsNotBelieved(t *testing.T) {
 
 func TestBadConfigurations(t *testing.T) {
 	for _, cfg := range []Config{
-		{}, {BaseURL: "cp.example.com:8080"}, {BaseURL: "http://cp.example.com"}, {BaseURL: "https://"}, {BaseURL: "https://u:p@cp"},
+		{}, {BaseURL: "cp.example.com:8080"}, {BaseURL: "http://cp.example.com"}, {BaseURL: "https://"},
+		{BaseURL: "https://u:p@cp"},
 		{BaseURL: "https://cp?x=1"}, {BaseURL: "https://cp/#x"}, {BaseURL: "https://cp:port"},
 		{BaseURL: "https://cp", CAPEM: []byte("not a certificate")},
 	} {

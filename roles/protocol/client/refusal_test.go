@@ -29,7 +29,9 @@ func TestHostileAnswers(t *testing.T) {
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
 		}, nil, 307},
-		"redirect to itself": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, nil, 302},
+		"redirect to itself": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusFound)
+		}, nil, 302},
 		"endless body": {func(w http.ResponseWriter, r *http.Request) {
 			for chunk := make([]byte, 64<<10); ; {
 				if _, err := w.Write(chunk); err != nil {
@@ -49,20 +51,23 @@ func TestHostileAnswers(t *testing.T) {
 			w.Header().Set("X", strings.Repeat("x", maxHeader))
 			fmt.Fprint(w, `{"nextCheckinSecs":60}`)
 		}, nil, 0},
-		"no JSON":       {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }, pki.ErrSyntax, 0},
-		"nothing":       {func(w http.ResponseWriter, r *http.Request) {}, pki.ErrSyntax, 0},
-		"null":          {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "null") }, pki.ErrShape, 0},
-		"another shape": {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"nextCheckinSecs":"soon"}`) }, pki.ErrShape, 0},
+		"no JSON": {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }, pki.ErrSyntax, 0},
+		"nothing": {func(w http.ResponseWriter, r *http.Request) {}, pki.ErrSyntax, 0},
+		"null":    {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "null") }, pki.ErrShape, 0},
+		"another shape": {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"nextCheckinSecs":"soon"}`) },
+			pki.ErrShape, 0},
 		"repeated members": {func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprint(w, `{"nextCheckinSecs":1,"nextCheckinSecs":2}`)
 		}, pki.ErrDuplicateKey, 0},
-		"nested deeply": {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, strings.Repeat("[", 1<<19)) }, pki.ErrDepth, 0},
+		"nested deeply": {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, strings.Repeat("[", 1<<19)) },
+			pki.ErrDepth, 0},
 		"cut off": {func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			fmt.Fprint(w, `{"nextCheckinSecs":1}`)
 		}, io.ErrUnexpectedEOF, 0},
-		"hangs up":   {func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }, io.EOF, 0},
-		"no content": {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) }, pki.ErrSyntax, 0},
+		"hangs up": {func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }, io.EOF, 0},
+		"no content": {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) },
+			pki.ErrSyntax, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := against(t, c.answer)
@@ -116,7 +121,8 @@ func TestRefusals(t *testing.T) {
 		want       Error
 		notReady   bool
 	}{
-		{"v1 not ready", `{"error":"control plane not ready","reason":"awaiting first signed artifact"}`, map[string]string{"Retry-After": "30"}, 503,
+		{"v1 not ready", `{"error":"control plane not ready","reason":"awaiting first signed artifact"}`,
+			map[string]string{"Retry-After": "30"}, 503,
 			Error{Message: "control plane not ready: awaiting first signed artifact", RetryAfter: 30 * time.Second}, true},
 		{"another 503", "", nil, 503, Error{}, false},
 		{"coded", `{"error":"no","code":"not-yours","hint":"use another certificate"}`, nil, 403,
@@ -126,10 +132,14 @@ func TestRefusals(t *testing.T) {
 			Error{Message: "[31mred  ]0;titledone?"}, false},
 		{"very long", strings.Repeat("é", 2000), nil, 500, Error{Message: strings.Repeat("é", 500) + " …"}, false},
 		{"gone", "", nil, 410, Error{}, false},
-		{"retry after a date", "", map[string]string{"Date": "Sun, 01 Mar 2026 12:00:00 GMT", "Retry-After": "Sun, 01 Mar 2026 12:01:30 GMT"}, 429,
+		{"retry after a date", "", map[string]string{"Date": "Sun, 01 Mar 2026 12:00:00 GMT",
+			"Retry-After": "Sun, 01 Mar 2026 12:01:30 GMT"}, 429,
 			Error{RetryAfter: 90 * time.Second}, false},
-		{"retry after a past date", "", map[string]string{"Date": "Sun, 01 Mar 2026 12:00:00 GMT", "Retry-After": "Sun, 01 Mar 2026 11:00:00 GMT"}, 429, Error{}, false},
-		{"retry in a century", "", map[string]string{"Retry-After": "2000000000"}, 503, Error{RetryAfter: maxRetryAfter}, false},
+		{"retry after a past date", "",
+			map[string]string{"Date": "Sun, 01 Mar 2026 12:00:00 GMT", "Retry-After": "Sun, 01 Mar 2026 11:00:00 GMT"}, 429,
+			Error{}, false},
+		{"retry in a century", "", map[string]string{"Retry-After": "2000000000"}, 503, Error{RetryAfter: maxRetryAfter},
+			false},
 		{"retry that overflows", "", map[string]string{"Retry-After": "99999999999999999999"}, 503, Error{}, false},
 		{"negative retry", "", map[string]string{"Retry-After": "-5"}, 503, Error{}, false},
 		{"retry that is a word", "", map[string]string{"Retry-After": "soon"}, 503, Error{}, false},

@@ -29,7 +29,8 @@ func virtual(t *testing.T, h http.HandlerFunc, f func(t *testing.T, c *Client)) 
 			defer answering.Done()
 			h(w, r)
 		}
-		server := &http.Server{Handler: http.HandlerFunc(counted), BaseContext: func(net.Listener) context.Context { return ctx }}
+		server := &http.Server{Handler: http.HandlerFunc(counted),
+			BaseContext: func(net.Listener) context.Context { return ctx }}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -98,8 +99,16 @@ func TestTimeouts(t *testing.T) {
 	t.Run("no answer", func(t *testing.T) {
 		virtual(t, silent, func(t *testing.T, c *Client) {
 			elapsed(t, 30*time.Second, func() error { _, err := c.Whoami(t.Context()); return err })
-			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 0); return err })
-			elapsed(t, 30*time.Second, func() error { _, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 5*time.Second); return err })
+			elapsed(t, 30*time.Second, func() error {
+				_,
+					err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 0)
+				return err
+			})
+			elapsed(t, 30*time.Second, func() error {
+				_,
+					err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 5*time.Second)
+				return err
+			})
 			elapsed(t, 315*time.Second, func() error {
 				_, err := c.Checkin(t.Context(), &protocol.CheckinRequest{}, 300*time.Second)
 				return err
@@ -122,7 +131,11 @@ func TestTimeouts(t *testing.T) {
 		virtual(t, silent, func(t *testing.T, c *Client) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
-			elapsed(t, 3*time.Second, func() error { _, err := c.Checkin(ctx, &protocol.CheckinRequest{}, time.Minute); return err })
+			elapsed(t, 3*time.Second, func() error {
+				_,
+					err := c.Checkin(ctx, &protocol.CheckinRequest{}, time.Minute)
+				return err
+			})
 			again, cancelAgain := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancelAgain()
 			elapsed(t, 3*time.Second, func() error {
