@@ -33,16 +33,16 @@ const (
 // function (`roles/agent.Command`); files go by their path.
 var offenders = struct{ fields, methods, functions, files []string }{
 	fields: []string{
-		"nixops.SimClosure",
-		"nixops.simState",
+		"nixops/sim.Closure",
+		"nixops/sim.memory",
 	},
 	methods: []string{
-		"nixops.Sim",
+		"nixops/sim.Host",
 		"nixops.machine",
 	},
 	functions: []string{},
 	files: []string{
-		"nixops/simhost.go",
+		"nixops/sim/host.go",
 	},
 }
 

@@ -216,7 +216,7 @@ func FuzzClosureOf(f *testing.F) {
 		if strings.Contains(base, "/") {
 			t.Errorf("%q", base)
 		}
-		if _, err := storePath(base); err == nil && !strings.HasPrefix(path, storeDir+"/"+base) {
+		if _, err := StorePath(base); err == nil && !strings.HasPrefix(path, storeDir+"/"+base) {
 			t.Errorf("%q comes from %q", base, path)
 		}
 	})

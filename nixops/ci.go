@@ -117,7 +117,7 @@ func (c CI) BuildAttr(ctx context.Context, installable string) (string, error) {
 		return "", fmt.Errorf("build %s: %w", installable, classify(err))
 	}
 	path := strings.TrimSpace(string(out))
-	if _, err := storePath(strings.TrimPrefix(path, storeDir+"/")); err != nil || !strings.HasPrefix(path, storeDir+"/") {
+	if _, err := StorePath(strings.TrimPrefix(path, storeDir+"/")); err != nil || !strings.HasPrefix(path, storeDir+"/") {
 		return "", fmt.Errorf("build %s: %q is not one store path", installable, path)
 	}
 	return path, nil

@@ -18,9 +18,9 @@ func ClockFloor(past ...time.Time) time.Time {
 	return floor
 }
 
-// sourceDate is the day in a nixos-version such as 25.11.20260301.4f1c0a9, zero if
+// SourceDate is the day in a nixos-version such as 25.11.20260301.4f1c0a9, zero if
 // there is none (a system made from a local checkout says "pre-git" or "dirty").
-func sourceDate(version string) time.Time {
+func SourceDate(version string) time.Time {
 	for part := range strings.SplitSeq(version, ".") {
 		if len(part) != len("20060102") {
 			continue

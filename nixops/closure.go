@@ -66,7 +66,7 @@ func (m *machine) inspect(closure string) (Closure, error) {
 	c.KernelParams = string(content("kernel-params", maxFact))
 	c.SwitchInhibitor = string(content("switch-inhibitors", maxFact))
 	c.Version = strings.TrimSpace(string(content("nixos-version", maxFact)))
-	c.SourceDate = sourceDate(c.Version)
+	c.SourceDate = SourceDate(c.Version)
 	c.TrustJSON = content("etc/nixfleet/agent/trust.json", maxTrust)
 	if unit := link("etc/systemd/system/dbus.service"); unit != "" {
 		c.DBus = strings.TrimSuffix(filepath.Base(unit), ".service")

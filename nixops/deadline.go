@@ -15,7 +15,7 @@ type Deadline struct {
 }
 
 func (m *machine) ArmDeadline(ctx context.Context, d Deadline) error {
-	if err := checkDeadline(d); err != nil {
+	if err := d.Check(); err != nil {
 		return err
 	}
 	if err := m.super.arm(ctx, d); err != nil {
@@ -24,8 +24,9 @@ func (m *machine) ArmDeadline(ctx context.Context, d Deadline) error {
 	return nil
 }
 
-func checkDeadline(d Deadline) error {
-	if err := checkUnit(d.Unit); err != nil {
+// Check says what a machine could not run of a deadline.
+func (d Deadline) Check() error {
+	if err := CheckUnit(d.Unit); err != nil {
 		return err
 	}
 	if d.After <= 0 || len(d.Command) == 0 || !filepath.IsAbs(d.Command[0]) {
@@ -35,7 +36,7 @@ func checkDeadline(d Deadline) error {
 }
 
 func (m *machine) DisarmDeadline(ctx context.Context, unit string) error {
-	if err := checkUnit(unit); err != nil {
+	if err := CheckUnit(unit); err != nil {
 		return err
 	}
 	if err := m.super.disarm(ctx, unit); err != nil {
@@ -45,7 +46,7 @@ func (m *machine) DisarmDeadline(ctx context.Context, unit string) error {
 }
 
 func (m *machine) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
-	if err := checkUnit(unit); err != nil {
+	if err := CheckUnit(unit); err != nil {
 		return false, err
 	}
 	return m.super.armed(ctx, unit)

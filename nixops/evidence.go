@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"nixfleet/nixops/disk"
@@ -61,7 +60,7 @@ func (s *systemd) collect(ctx context.Context) (int, error) {
 // there is one.
 func (p *processes) collect(ctx context.Context) (int, error) {
 	program := p.dir + "/" + CollectorUnit
-	if !exists(program) {
+	if !disk.Exists(program) {
 		return 0, ErrNoCollector
 	}
 	_, err := command{path: program, timeout: collectTime}.run(ctx)
@@ -70,16 +69,4 @@ func (p *processes) collect(ctx context.Context) (int, error) {
 
 func (l *launchd) collect(context.Context) (int, error) {
 	return 0, ErrNoCollector
-}
-
-func (s *Sim) CollectEvidence(ctx context.Context) (Evidence, error) {
-	c := s.current()
-	if c.Evidence == "" && c.CollectorExit == 0 {
-		return Evidence{}, ErrNoCollector
-	}
-	e := Evidence{ExitCode: c.CollectorExit}
-	if c.Evidence != "" {
-		e.Document = []byte(strings.ReplaceAll(c.Evidence, "NOW", time.Now().UTC().Format(time.RFC3339)))
-	}
-	return e, sleep(ctx, time.Second)
 }

@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 )
 
 func testEvidence(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
+	r.installed(t, sim.Closure{})
 	if _, err := r.host.CollectEvidence(t.Context()); !errors.Is(err, nixops.ErrNoCollector) {
 		t.Errorf("without a collector: %v", err)
 	}

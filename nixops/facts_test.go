@@ -106,7 +106,7 @@ func TestClockFloor_A22(t *testing.T) {
 	for version, want := range map[string]time.Time{
 		"25.11.20260301.4f1c0a9": day("2026-03-01"), "26.05pre912345.4f1c0a9": {}, "25.11pre-git": {}, "": {}, "25.11.20269901.x": {},
 	} {
-		if got := sourceDate(version); !got.Equal(want) {
+		if got := SourceDate(version); !got.Equal(want) {
 			t.Errorf("source date of %q is %v", version, got)
 		}
 	}

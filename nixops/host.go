@@ -13,6 +13,7 @@ package nixops
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -204,6 +205,15 @@ const (
 	ActionSwitch Action = "switch" // both
 	ActionCheck  Action = "check"  // pre-switch checks only
 )
+
+// Check says whether switch-to-configuration is asked for something else.
+func (a Action) Check() error {
+	switch a {
+	case ActionTest, ActionBoot, ActionSwitch, ActionCheck:
+		return nil
+	}
+	return fmt.Errorf("action %q: only %s, %s, %s and %s", a, ActionTest, ActionBoot, ActionSwitch, ActionCheck)
+}
 
 // SwitchRequest asks for one run of a closure's own switch script.
 type SwitchRequest struct {

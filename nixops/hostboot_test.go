@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 )
 
 // stubBootctl stands for bootctl(1): it writes the variable that the loader would
@@ -19,8 +20,8 @@ variable=$NIXFLEET_ROOT/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4
 `
 
 func testActiveState(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
-	mixed := r.publish("nixos-system-mixed", nixops.SimClosure{FailedUnits: []string{"bad.service"}, Inactive: []string{"idle.service"}})
+	r.installed(t, sim.Closure{})
+	mixed := r.publish("nixos-system-mixed", sim.Closure{FailedUnits: []string{"bad.service"}, Inactive: []string{"idle.service"}})
 	must(t, r.host.Realise(t.Context(), mixed, nil))
 	if exit, err := r.test(t, mixed, "switch-1"); err != nil || exit.Meaning() != nixops.MeaningUnits {
 		t.Fatalf("switch: %v, %v", exit, err)
@@ -39,8 +40,8 @@ func testActiveState(t *testing.T, r *rig) {
 
 func testBootOnce(t *testing.T, r *rig) {
 	ctx := t.Context()
-	one := r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	one := r.installed(t, sim.Closure{})
+	two := r.publish("nixos-system-two", sim.Closure{})
 	must(t, r.host.Realise(ctx, two, nil))
 	r.bootsOnce(false)
 	if can, err := r.host.CanBootOnce(ctx); err != nil || can {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/nixops/testnix"
 )
 
@@ -95,8 +96,8 @@ func TestRealHostUnderLaunchd(t *testing.T) {
 }
 
 func testSwitch(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	one := r.installed(t, sim.Closure{})
+	two := r.publish("nixos-system-two", sim.Closure{})
 	var said []string
 	must(t, r.host.Realise(t.Context(), two, func(line string) { said = append(said, line) }))
 	if !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, two) }) {
@@ -123,12 +124,12 @@ func testSwitch(t *testing.T, r *rig) {
 }
 
 func testExitCodes(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
+	one := r.installed(t, sim.Closure{})
 	for code, want := range map[int]nixops.Meaning{
 		1: nixops.MeaningRefused, 2: nixops.MeaningActivation, 4: nixops.MeaningUnits,
 		100: nixops.MeaningReboot, 101: nixops.MeaningDied, 7: nixops.MeaningDied,
 	} {
-		closure := r.publish(fmt.Sprintf("nixos-system-exit-%d", code), nixops.SimClosure{ExitCode: code})
+		closure := r.publish(fmt.Sprintf("nixos-system-exit-%d", code), sim.Closure{ExitCode: code})
 		must(t, r.host.Realise(t.Context(), closure, nil))
 		exit, err := r.test(t, closure, fmt.Sprintf("switch-%d", code))
 		if err != nil || exit.Code != code || exit.Meaning() != want || exit.OK() {
@@ -136,7 +137,7 @@ func testExitCodes(t *testing.T, r *rig) {
 		}
 		must(t, r.host.RestoreCurrent(t.Context(), one))
 	}
-	locked := r.publish("nixos-system-exit-11", nixops.SimClosure{ExitCode: 11})
+	locked := r.publish("nixos-system-exit-11", sim.Closure{ExitCode: 11})
 	must(t, r.host.Realise(t.Context(), locked, nil))
 	if exit, err := r.test(t, locked, "switch-11"); !errors.Is(err, nixops.ErrLockHeld) || exit.Meaning() != nixops.MeaningLocked {
 		t.Errorf("exit 11: %v, %v", exit, err)
@@ -144,9 +145,9 @@ func testExitCodes(t *testing.T, r *rig) {
 }
 
 func testFailedUnits(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
-	before := r.publish("nixos-system-before", nixops.SimClosure{FailedUnits: []string{"old.service"}})
-	after := r.publish("nixos-system-after", nixops.SimClosure{FailedUnits: []string{"old.service", "new.service"}})
+	r.installed(t, sim.Closure{})
+	before := r.publish("nixos-system-before", sim.Closure{FailedUnits: []string{"old.service"}})
+	after := r.publish("nixos-system-after", sim.Closure{FailedUnits: []string{"old.service", "new.service"}})
 	must(t, r.host.Realise(t.Context(), before, nil))
 	must(t, r.host.Realise(t.Context(), after, nil))
 	for i, closure := range []string{before, after} {
@@ -163,8 +164,8 @@ func testFailedUnits(t *testing.T, r *rig) {
 }
 
 func testCrashLoop(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
-	loop := r.publish("nixos-system-loop", nixops.SimClosure{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond})
+	r.installed(t, sim.Closure{})
+	loop := r.publish("nixos-system-loop", sim.Closure{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond})
 	must(t, r.host.Realise(t.Context(), loop, nil))
 	if exit, err := r.test(t, loop, "switch-1"); err != nil || !exit.OK() {
 		t.Fatalf("switch: %v, %v", exit, err)
@@ -180,9 +181,9 @@ func testCrashLoop(t *testing.T, r *rig) {
 }
 
 func testBootDefault(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two", nixops.SimClosure{})
-	full := r.publish("nixos-system-full", nixops.SimClosure{BootExit: 1})
+	one := r.installed(t, sim.Closure{})
+	two := r.publish("nixos-system-two", sim.Closure{})
+	full := r.publish("nixos-system-full", sim.Closure{BootExit: 1})
 	for _, c := range []string{two, full} {
 		must(t, r.host.Realise(t.Context(), c, nil))
 	}
@@ -206,8 +207,8 @@ func testBootDefault(t *testing.T, r *rig) {
 }
 
 func testRoots(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two+git", nixops.SimClosure{})
+	r.installed(t, sim.Closure{})
+	two := r.publish("nixos-system-two+git", sim.Closure{})
 	for _, name := range []string{"", "../x", "a b", "a/b"} {
 		if err := r.host.AddRoot(t.Context(), name, two); err == nil {
 			t.Errorf("root %q was accepted", name)
@@ -243,8 +244,8 @@ func testRoots(t *testing.T, r *rig) {
 }
 
 func testLock(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	one := r.installed(t, sim.Closure{})
+	two := r.publish("nixos-system-two", sim.Closure{})
 	must(t, r.host.Realise(t.Context(), two, nil))
 	release := r.holdLock()
 	held, err := r.host.LockHeld(t.Context())
@@ -284,7 +285,7 @@ func until(t *testing.T, ok func() bool) {
 }
 
 func testUnitNames(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
+	one := r.installed(t, sim.Closure{})
 	for _, unit := range []string{"", "../x", "a b", "-x", "a/b", strings.Repeat("a", 200)} {
 		if _, err := r.test(t, one, unit); err == nil {
 			t.Errorf("unit %q was accepted", unit)
@@ -296,11 +297,11 @@ func testUnitNames(t *testing.T, r *rig) {
 }
 
 func testRefused(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
+	r.installed(t, sim.Closure{})
 	for kind, want := range map[string]error{
 		"unsigned": nixops.ErrUnsigned, "foreign": nixops.ErrUnsigned, "corrupt": nixops.ErrUnsigned, "other-path": nil,
 	} {
-		closure := r.publish("nixos-system-"+kind, nixops.SimClosure{Signature: kind})
+		closure := r.publish("nixos-system-"+kind, sim.Closure{Signature: kind})
 		err := r.host.Realise(t.Context(), closure, nil)
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", kind, err)
@@ -325,7 +326,7 @@ func testRefused(t *testing.T, r *rig) {
 			t.Errorf("restore %q: %v", name, err)
 		}
 	}
-	bare := r.publish("not-a-system", nixops.SimClosure{NoSwitch: true})
+	bare := r.publish("not-a-system", sim.Closure{NoSwitch: true})
 	must(t, r.host.Realise(t.Context(), bare, nil))
 	if _, err := r.test(t, bare, "switch-bare"); !errors.Is(err, nixops.ErrNotClosure) {
 		t.Errorf("switch to what is no system: %v", err)
@@ -333,8 +334,8 @@ func testRefused(t *testing.T, r *rig) {
 }
 
 func testUnreachable(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
-	two := r.publish("nixos-system-two", nixops.SimClosure{})
+	one := r.installed(t, sim.Closure{})
+	two := r.publish("nixos-system-two", sim.Closure{})
 	r.unreachable()
 	if err := r.host.Realise(t.Context(), two, nil); !errors.Is(err, nixops.ErrUnreachable) {
 		t.Errorf("cache gone: %v", err)
@@ -349,10 +350,10 @@ func testUnreachable(t *testing.T, r *rig) {
 }
 
 func testInspect(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
+	r.installed(t, sim.Closure{})
 	agent, err := os.Executable()
 	must(t, err)
-	rich := nixops.SimClosure{
+	rich := sim.Closure{
 		Agent: agent, TrustJSON: `{"schemaVersion":1}`, KernelParams: "quiet loglevel=4",
 		SwitchInhibitor: `{"dbus":"broker"}`, Version: "25.11.20260301.4f1c0a9",
 	}
@@ -373,7 +374,7 @@ func testInspect(t *testing.T, r *rig) {
 	if ok, err := r.host.SupportsCheck(t.Context(), closure); err != nil || !ok {
 		t.Errorf("supports check: %v, %v", ok, err)
 	}
-	old := r.publish("nixos-system-old", nixops.SimClosure{NoCheck: true})
+	old := r.publish("nixos-system-old", sim.Closure{NoCheck: true})
 	must(t, r.host.Realise(t.Context(), old, nil))
 	if ok, err := r.host.SupportsCheck(t.Context(), old); err != nil || ok {
 		t.Errorf("an old script supports check: %v, %v", ok, err)
@@ -390,8 +391,8 @@ func testInspect(t *testing.T, r *rig) {
 }
 
 func testStop(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
-	slow := r.publish("nixos-system-slow", nixops.SimClosure{SwitchTime: 5 * time.Second})
+	one := r.installed(t, sim.Closure{})
+	slow := r.publish("nixos-system-slow", sim.Closure{SwitchTime: 5 * time.Second})
 	must(t, r.host.Realise(t.Context(), slow, nil))
 	r.abandon(nixops.SwitchRequest{Closure: slow, Action: nixops.ActionTest, Unit: "switch-1"})
 	must(t, r.host.StopUnit(t.Context(), "switch-1"))

@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 )
 
 func testUndoTwice(t *testing.T, r *rig) {
-	zero := r.installed(t, nixops.SimClosure{})
-	one := r.publish("nixos-system-second", nixops.SimClosure{})
-	two := r.publish("nixos-system-third", nixops.SimClosure{})
+	zero := r.installed(t, sim.Closure{})
+	one := r.publish("nixos-system-second", sim.Closure{})
+	two := r.publish("nixos-system-third", sim.Closure{})
 	for _, c := range []string{one, two} {
 		must(t, r.host.Realise(t.Context(), c, nil))
 		must(t, r.host.SetProfile(t.Context(), c))
@@ -29,8 +30,8 @@ func testUndoTwice(t *testing.T, r *rig) {
 }
 
 func testUndoScript(t *testing.T, r *rig) {
-	one := r.installed(t, nixops.SimClosure{})
-	bad := r.publish("nixos-system-bad", nixops.SimClosure{ExitCode: 2})
+	one := r.installed(t, sim.Closure{})
+	bad := r.publish("nixos-system-bad", sim.Closure{ExitCode: 2})
 	must(t, r.host.Realise(t.Context(), bad, nil))
 	if exit, err := r.test(t, bad, "switch-1"); err != nil || exit.Meaning() != nixops.MeaningActivation {
 		t.Fatalf("switch: %v, %v", exit, err)
@@ -43,8 +44,8 @@ func testUndoScript(t *testing.T, r *rig) {
 }
 
 func testUndoWithoutChecks(t *testing.T, r *rig) {
-	strict := r.publish("nixos-system-strict", nixops.SimClosure{CheckExit: 1})
-	r.install(r.publish("nixos-system-one", nixops.SimClosure{}))
+	strict := r.publish("nixos-system-strict", sim.Closure{CheckExit: 1})
+	r.install(r.publish("nixos-system-one", sim.Closure{}))
 	must(t, r.host.Realise(t.Context(), strict, nil))
 	if exit, err := r.test(t, strict, "undo-1"); err != nil || exit.Meaning() != nixops.MeaningRefused {
 		t.Errorf("with checks: %v, %v", exit, err)
@@ -59,8 +60,8 @@ func testUndoWithoutChecks(t *testing.T, r *rig) {
 }
 
 func testCallerDies(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
-	slow := r.publish("nixos-system-slow", nixops.SimClosure{SwitchTime: 4 * time.Second})
+	r.installed(t, sim.Closure{})
+	slow := r.publish("nixos-system-slow", sim.Closure{SwitchTime: 4 * time.Second})
 	must(t, r.host.Realise(t.Context(), slow, nil))
 	r.abandon(nixops.SwitchRequest{Closure: slow, Action: nixops.ActionTest, Unit: "switch-1"})
 	host := r.reopen()
@@ -86,7 +87,7 @@ func testCallerDies(t *testing.T, r *rig) {
 }
 
 func testDeadline(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
+	r.installed(t, sim.Closure{})
 	r.abandonArmed("deadline-1", 4*time.Second)
 	host := r.reopen()
 	if armed, err := host.DeadlineArmed(t.Context(), "deadline-1"); err != nil || !armed {
@@ -110,7 +111,7 @@ func testDeadline(t *testing.T, r *rig) {
 }
 
 func testDisarm(t *testing.T, r *rig) {
-	r.installed(t, nixops.SimClosure{})
+	r.installed(t, sim.Closure{})
 	r.abandonArmed("deadline-1", 4*time.Second)
 	must(t, r.host.DisarmDeadline(t.Context(), "deadline-1"))
 	must(t, r.host.DisarmDeadline(t.Context(), "deadline-1"))

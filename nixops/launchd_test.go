@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nixfleet/nixops/disk"
 )
 
 func TestLaunchdSupervisor(t *testing.T) {
@@ -69,7 +71,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 	if state, err := l.state(ctx, "deadline-1"); err != nil || state.Phase != UnitUnknown {
 		t.Errorf("before: %+v, %v", state, err)
 	}
-	if state := finished("deadline-1"); !state.Exit.OK() || !exists(proof) {
+	if state := finished("deadline-1"); !state.Exit.OK() || !disk.Exists(proof) {
 		t.Errorf("fired: %+v", state)
 	}
 	if text, err := os.ReadFile(proof); err != nil || strings.TrimSpace(string(text)) != os.Getenv("PATH") {
@@ -85,7 +87,7 @@ func TestLaunchdSupervisor(t *testing.T) {
 		}
 	}
 	time.Sleep(3 * time.Second)
-	if exists(proof) {
+	if disk.Exists(proof) {
 		t.Error("fired although disarmed")
 	}
 	units, err := l.units(ctx)

@@ -115,7 +115,7 @@ const quick = 60 * time.Second
 
 // valid says whether the store vouches for a path; that it exists says nothing.
 func (n nix) valid(ctx context.Context, closure string) error {
-	path, err := storePath(closure)
+	path, err := StorePath(closure)
 	if err != nil {
 		return err
 	}

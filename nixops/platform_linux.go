@@ -68,7 +68,7 @@ func Volatile(dir string) (bool, string, error) {
 		lines.Buffer(nil, 1<<20) // overlays of many layers have long lines
 		upper := upperOf(lines, real)
 		mounts.Close()
-		if upper == "" || !exists(upper) {
+		if upper == "" || !disk.Exists(upper) {
 			return false, "overlay", lines.Err()
 		}
 		dir = upper

@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"nixfleet/nixops/disk"
 )
 
 func TestVolatile_A26(t *testing.T) {
 	shm := "/dev/shm"
-	if volatile, kind, err := Volatile(shm); err == nil && exists("/proc/self/mountinfo") {
+	if volatile, kind, err := Volatile(shm); err == nil && disk.Exists("/proc/self/mountinfo") {
 		mounts, _ := os.ReadFile("/proc/self/mountinfo")
 		if strings.Contains(string(mounts), " /dev/shm ") && (!volatile || kind != "tmpfs") {
 			t.Errorf("%s: %v %s", shm, volatile, kind)

@@ -109,7 +109,7 @@ func (m *machine) SinceBoot(ctx context.Context) (time.Duration, error) { return
 
 // scriptOf is a closure's own switch script as this machine executes it.
 func (m *machine) scriptOf(closure string, action Action) ([]string, error) {
-	path, err := storePath(closure)
+	path, err := StorePath(closure)
 	if err != nil {
 		return nil, err
 	}
@@ -127,10 +127,8 @@ func (m *machine) scriptOf(closure string, action Action) ([]string, error) {
 // switchCommand is how a platform's closures are activated, by logical path.
 // nix-darwin's has one script; its boot default is the profile itself.
 func switchCommand(platform, path string, action Action) ([]string, error) {
-	switch action {
-	case ActionTest, ActionBoot, ActionSwitch, ActionCheck:
-	default:
-		return nil, fmt.Errorf("no action %q", action)
+	if err := action.Check(); err != nil {
+		return nil, err
 	}
 	if platform != "darwin" {
 		return []string{path + "/bin/switch-to-configuration", string(action)}, nil
@@ -160,7 +158,7 @@ func (m *machine) SetProfile(ctx context.Context, closure string) error {
 
 // setProfile makes a generation of a profile, and looks whether it is there.
 func (m *machine) setProfile(ctx context.Context, profile, closure string) error {
-	path, err := storePath(closure)
+	path, err := StorePath(closure)
 	if err != nil {
 		return err
 	}
@@ -183,7 +181,7 @@ func (m *machine) setProfile(ctx context.Context, profile, closure string) error
 }
 
 func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
-	path, err := storePath(closure)
+	path, err := StorePath(closure)
 	if err != nil {
 		return err
 	}
@@ -191,7 +189,7 @@ func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
 		return nil
 	}
 	// No question to Nix here: undoing must also work when its database does not.
-	if !exists(m.root + path) {
+	if !disk.Exists(m.root + path) {
 		return fmt.Errorf("restore current system %s: %w", closure, ErrNotClosure)
 	}
 	if err := disk.ReplaceLink(path, m.root+currentSystem); err != nil {
@@ -213,8 +211,8 @@ func (m *machine) LockHeld(ctx context.Context) (bool, error) {
 }
 
 func (m *machine) ActiveState(ctx context.Context, unit string) (string, error) {
-	if !anyUnit.MatchString(unit) {
-		return "", fmt.Errorf("unit name %q is none", unit)
+	if err := CheckAnyUnit(unit); err != nil {
+		return "", err
 	}
 	state, err := m.super.activeState(ctx, unit)
 	if err != nil {

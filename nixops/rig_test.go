@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/nixops/testnix"
 )
 
@@ -20,7 +21,7 @@ import (
 type rig struct {
 	host nixops.Host
 	// publish makes a closure of that behaviour and puts it into the cache.
-	publish func(name string, c nixops.SimClosure) string
+	publish func(name string, c sim.Closure) string
 	// install makes a closure the only system of the machine.
 	install func(closure string)
 	// reopen is the same machine seen by a new process.
@@ -56,28 +57,28 @@ func (r *rig) failed(t *testing.T) ([]string, error) {
 
 func newSimRig(t *testing.T) *rig {
 	dir, cache := t.TempDir(), t.TempDir()
-	open := func() *nixops.Sim {
-		s, err := nixops.NewSim(dir, cache)
+	open := func() *sim.Host {
+		s, err := sim.New(dir, cache)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s
 	}
-	sim := open()
-	t.Cleanup(sim.Close)
+	box := open()
+	t.Cleanup(box.Close)
 	n := 0
 	fired := make(chan struct{}, 1)
-	r := &rig{host: sim, output: "activating the configuration"}
-	r.publish = func(name string, c nixops.SimClosure) string {
+	r := &rig{host: box, output: "activating the configuration"}
+	r.publish = func(name string, c sim.Closure) string {
 		n++
 		base := fmt.Sprintf("%032d-%s", n, name)
-		if err := nixops.WriteSimClosure(cache, base, c); err != nil {
+		if err := sim.WriteClosure(cache, base, c); err != nil {
 			t.Fatal(err)
 		}
 		return base
 	}
 	r.install = func(closure string) {
-		if err := sim.Install(closure); err != nil {
+		if err := box.Install(closure); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -85,14 +86,14 @@ func newSimRig(t *testing.T) *rig {
 	r.abandon = func(req nixops.SwitchRequest) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		if _, err := sim.Switch(ctx, req); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := box.Switch(ctx, req); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("abandoned switch: %v", err)
 		}
 	}
 	r.abandonArmed = func(unit string, after time.Duration) {
-		sim.OnDeadline(func(nixops.Deadline) { fired <- struct{}{} })
+		box.OnDeadline(func(nixops.Deadline) { fired <- struct{}{} })
 		ctx, cancel := context.WithCancel(t.Context())
-		must(t, sim.ArmDeadline(ctx, nixops.Deadline{Unit: unit, After: after, Command: []string{"/bin/true"}}))
+		must(t, box.ArmDeadline(ctx, nixops.Deadline{Unit: unit, After: after, Command: []string{"/bin/true"}}))
 		cancel()
 	}
 	done := false
@@ -105,22 +106,22 @@ func newSimRig(t *testing.T) *rig {
 		return done
 	}
 	r.gc = func() {
-		if _, err := sim.CollectGarbage(); err != nil {
+		if _, err := box.CollectGarbage(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	r.holdLock = func() func() {
-		must(t, sim.HoldLock(true))
-		return func() { must(t, sim.HoldLock(false)) }
+		must(t, box.HoldLock(true))
+		return func() { must(t, box.HoldLock(false)) }
 	}
 	r.lockExists = func() bool { return true }
 	r.unreachable = func() { must(t, os.WriteFile(filepath.Join(cache, "unreachable"), nil, 0o600)) }
 	r.leaveLists = func() {}
 	r.bootsOnce = func(can bool) {
-		must(t, sim.SetLoader(map[bool]string{false: "grub"}[can]))
+		must(t, box.SetLoader(map[bool]string{false: "grub"}[can]))
 	}
 	r.collector = func(evidence string, exit int) {
-		must(t, sim.Install(r.publish("nixos-system-collector", nixops.SimClosure{Evidence: evidence, CollectorExit: exit})))
+		must(t, box.Install(r.publish("nixos-system-collector", sim.Closure{Evidence: evidence, CollectorExit: exit})))
 	}
 	return r
 }
@@ -142,7 +143,7 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 	}
 	r := &rig{host: open(), output: "activating the configuration"}
 	other := ""
-	r.publish = func(name string, c nixops.SimClosure) string {
+	r.publish = func(name string, c sim.Closure) string {
 		spec := testnix.Spec{
 			Name: name, ExitCode: c.ExitCode, BootExit: c.BootExit, CheckExit: c.CheckExit, NoCheck: c.NoCheck,
 			SwitchSeconds: c.SwitchTime.Seconds(), FailedUnits: c.FailedUnits, TrustJSON: c.TrustJSON, NoSwitch: c.NoSwitch,
@@ -250,7 +251,7 @@ func must(t testing.TB, err error) {
 }
 
 // installed starts with one good system.
-func (r *rig) installed(t *testing.T, c nixops.SimClosure) string {
+func (r *rig) installed(t *testing.T, c sim.Closure) string {
 	t.Helper()
 	base := r.publish("nixos-system-one", c)
 	r.install(base)

@@ -12,7 +12,7 @@ import (
 )
 
 func (m *machine) Realise(ctx context.Context, closure string, progress func(string)) error {
-	path, err := storePath(closure)
+	path, err := StorePath(closure)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,8 @@ func noSpace(err error) error {
 }
 
 // checkRoot: a root is named by a word or after its closure.
-func checkRoot(name string) error {
+// CheckRoot says what is wrong with the name of a garbage collector root.
+func CheckRoot(name string) error {
 	if fleet.ValidClosure(name) || unitNames.MatchString(name) {
 		return nil
 	}
@@ -61,11 +62,11 @@ func checkRoot(name string) error {
 }
 
 func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
-	path, err := storePath(closure)
+	path, err := StorePath(closure)
 	if err != nil {
 		return err
 	}
-	if err := checkRoot(name); err != nil {
+	if err := CheckRoot(name); err != nil {
 		return err
 	}
 	if err := m.link(name, path); err != nil {
@@ -88,7 +89,7 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 }
 
 func (m *machine) RemoveRoot(ctx context.Context, name string) error {
-	if err := checkRoot(name); err != nil {
+	if err := CheckRoot(name); err != nil {
 		return err
 	}
 	err := os.Remove(m.root + rootsDir + "/" + name)

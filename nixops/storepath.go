@@ -15,8 +15,8 @@ import (
 
 const storeDir = storepath.StoreDir // /nix/store, also inside a private store
 
-// storePath is the logical store path of a closure's base name.
-func storePath(closure string) (string, error) {
+// StorePath is the logical store path of a closure's base name.
+func StorePath(closure string) (string, error) {
 	if !fleet.ValidClosure(closure) {
 		return "", fmt.Errorf("closure %q: %w", closure, ErrNotClosure)
 	}

@@ -49,9 +49,18 @@ var unitNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,100}$`)
 // anyUnit are the names of systemd.unit(5), escapes included, and of launchd's jobs.
 var anyUnit = regexp.MustCompile(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]{0,254}$`)
 
-func checkUnit(unit string) error {
+// CheckUnit says what is wrong with the name of a unit of ours, which is given without suffix.
+func CheckUnit(unit string) error {
 	if !unitNames.MatchString(unit) {
 		return fmt.Errorf("unit name %q: only letters, digits and . _ @ -", unit)
+	}
+	return nil
+}
+
+// CheckAnyUnit says what is wrong with the name of any unit of the machine.
+func CheckAnyUnit(unit string) error {
+	if !anyUnit.MatchString(unit) {
+		return fmt.Errorf("unit name %q: not a name of systemd.unit(5)", unit)
 	}
 	return nil
 }
@@ -81,12 +90,7 @@ func (f unitFiles) prepare(unit string, timer bool) error {
 
 // waiting says whether the unit is marked as a deadline that has not fired.
 func (f unitFiles) waiting(unit string) bool {
-	return exists(f.path(unit, "timer")) && !exists(f.path(unit, "fired"))
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
+	return disk.Exists(f.path(unit, "timer")) && !disk.Exists(f.path(unit, "fired"))
 }
 
 // script writes the shell script of a unit: run the command and record how it
@@ -144,7 +148,7 @@ func (f unitFiles) ended(unit string) (UnitState, error) {
 		return UnitState{}, err
 	case ok:
 		return UnitState{Phase: UnitFinished, Exit: exit}, nil
-	case exists(f.path(unit, "started")):
+	case disk.Exists(f.path(unit, "started")):
 		return UnitState{Phase: UnitFinished, Exit: Exit{Code: -1, Signal: "KILL"}}, nil
 	}
 	return UnitState{Phase: UnitUnknown}, nil

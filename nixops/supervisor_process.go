@@ -133,7 +133,7 @@ func (p *processes) stop(ctx context.Context, unit string) error {
 }
 
 func (p *processes) disarm(ctx context.Context, unit string) error {
-	if !exists(p.files.path(unit, "timer")) {
+	if !disk.Exists(p.files.path(unit, "timer")) {
 		return nil
 	}
 	// The same step by which the deadline itself decides that it fires.
@@ -170,7 +170,7 @@ func (p *processes) units(ctx context.Context) ([]Unit, error) {
 			unit := units[name]
 			unit.Name, unit.Active = name, kind == "restarts"
 			unit.Failed = kind == "failed-units"
-			unit.Transient = madeUp.MatchString(name)
+			unit.Transient = MadeUp(name)
 			unit.Declared = !unit.Transient
 			if kind == "restarts" {
 				unit.Restarts, _ = strconv.ParseUint(count, 10, 64)

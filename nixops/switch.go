@@ -15,7 +15,7 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 	fail := func(err error) (Exit, error) {
 		return Exit{}, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
 	}
-	if err := checkUnit(r.Unit); err != nil {
+	if err := CheckUnit(r.Unit); err != nil {
 		return fail(err)
 	}
 	command, err := m.scriptOf(r.Closure, r.Action)
@@ -87,7 +87,7 @@ const wordsTime = 3 * time.Second
 // readExit reads an exit by what the run changed. `boot` changes no running system; of
 // its codes only that of the lock is an error number.
 func (m *machine) readExit(ctx context.Context, r SwitchRequest, exit Exit, before string) (Exit, error) {
-	if r.Action == ActionBoot && exit.Code != lockCode {
+	if r.Action == ActionBoot && exit.Code != LockCode {
 		return exit, nil
 	}
 	after, err := m.CurrentSystem(ctx)
@@ -97,13 +97,13 @@ func (m *machine) readExit(ctx context.Context, r SwitchRequest, exit Exit, befo
 	return exit.After(before, after, m.lastWords(ctx, r.Unit, exit)), nil
 }
 
-// lockCode is EAGAIN, with which the script ends when the lock is held, and not only then.
-const lockCode = 11
+// LockCode is EAGAIN, with which the script ends when the lock is held, and not only then.
+const LockCode = 11
 
 // lastWords are what a script said that may have met a held lock. The journal has them a
 // little later than the end of the unit.
 func (m *machine) lastWords(ctx context.Context, unit string, exit Exit) string {
-	if exit.Code != lockCode {
+	if exit.Code != LockCode {
 		return ""
 	}
 	words := ""
@@ -151,14 +151,14 @@ func (m *machine) clearLists(lists []string) error {
 const maxDeaf = 60
 
 func (m *machine) SwitchState(ctx context.Context, unit string) (UnitState, error) {
-	if err := checkUnit(unit); err != nil {
+	if err := CheckUnit(unit); err != nil {
 		return UnitState{}, err
 	}
 	return m.super.state(ctx, unit)
 }
 
 func (m *machine) UnitOutput(ctx context.Context, unit string) (string, error) {
-	if err := checkUnit(unit); err != nil {
+	if err := CheckUnit(unit); err != nil {
 		return "", err
 	}
 	text, err := m.super.output(ctx, unit)
@@ -166,7 +166,7 @@ func (m *machine) UnitOutput(ctx context.Context, unit string) (string, error) {
 }
 
 func (m *machine) StopUnit(ctx context.Context, unit string) error {
-	if err := checkUnit(unit); err != nil {
+	if err := CheckUnit(unit); err != nil {
 		return err
 	}
 	return m.super.stop(ctx, unit)

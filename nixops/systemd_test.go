@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nixfleet/nixops/disk"
 )
 
 // TestSystemdSupervisor needs PID 1 to be systemd; the end-to-end suite runs this
@@ -40,7 +42,7 @@ func TestSystemdSupervisor(t *testing.T) {
 	// Stopped before its shell has run a line, a unit never began.
 	begun := func(t *testing.T, unit string) {
 		t.Helper()
-		if err := wait(ctx, patience, func() (bool, error) { return exists(s.files.path(unit, "started")), nil }); err != nil {
+		if err := wait(ctx, patience, func() (bool, error) { return disk.Exists(s.files.path(unit, "started")), nil }); err != nil {
 			t.Fatalf("unit %s does not begin: %v", unit, err)
 		}
 	}
@@ -172,7 +174,7 @@ func TestSystemdSupervisor(t *testing.T) {
 		if err := s.arm(ctx, d); err != nil {
 			t.Fatalf("arm again: %v", err)
 		}
-		if exit := finished(t, d.Unit); !exit.OK() || !exists(proof) {
+		if exit := finished(t, d.Unit); !exit.OK() || !disk.Exists(proof) {
 			t.Errorf("fired: %+v", exit)
 		}
 		if text, err := os.ReadFile(proof); err != nil || strings.TrimSpace(string(text)) != os.Getenv("PATH") {
@@ -228,7 +230,7 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Fatal(err)
 		}
 		end := time.Now().Add(time.Minute)
-		for next := time.Now(); !exists(s.files.path(soon.Unit, "exit")); time.Sleep(50 * time.Millisecond) {
+		for next := time.Now(); !disk.Exists(s.files.path(soon.Unit, "exit")); time.Sleep(50 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("with a reload every two seconds the deadline does not fire")
 			}

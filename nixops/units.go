@@ -34,6 +34,9 @@ var ofUsers = regexp.MustCompile(`^(user|user-runtime-dir)@[^.]+\.service$|^user
 // the health checks of containers, which are the container's id and a random number.
 var madeUp = regexp.MustCompile(`^run-(r[0-9a-f]{16,}|u\d+|p\d+-i\d+)\.|^[0-9a-f]{12,64}-[0-9a-f]{8,}\.|^[0-9a-f]{32,64}\.(service|timer)$`)
 
+// MadeUp says whether a program has invented the name of a unit.
+func MadeUp(name string) bool { return madeUp.MatchString(name) }
+
 // transientDir is where systemd keeps the files of units that programs make.
 const transientDir = "/run/systemd/transient/"
 

@@ -89,6 +89,12 @@ func SyncDir(dir string) error {
 	return nil
 }
 
+// Exists says whether anything lies at the path; a link counts, wherever it leads.
+func Exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // temporary is the beginning of the names of files that are not whole yet.
 const temporary = ".tmp-*"
 

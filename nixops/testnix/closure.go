@@ -38,7 +38,7 @@ type Spec struct {
 	Script          string // the switch script, "" is the model
 	Padding         int    // bytes that do not compress
 
-	// What the model does; the names are those of nixops.SimClosure.
+	// What the model does; the names are those of sim.Closure.
 	ExitCode, BootExit, CheckExit int
 	NoCheck                       bool
 	SwitchSeconds                 float64

@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
@@ -69,7 +70,7 @@ func TestAttestedTimeOfASlowClock(t *testing.T) {
 // Whatever is wrong with the new generation, the host ends where it was, and
 // does not try the same again.
 func TestBadReleasesAreUndone(t *testing.T) {
-	for name, bad := range map[string]nixops.SimClosure{
+	for name, bad := range map[string]sim.Closure{
 		"failed unit":                 {FailedUnits: []string{"web.service"}},
 		"unit fails after the switch": {LateUnits: []string{"web.service"}, LateAfter: 5 * time.Second},
 		"crash loop A24":              {CrashLoop: []string{"web.service"}, CrashEvery: 3 * time.Second},
@@ -103,8 +104,8 @@ func TestBadReleasesAreUndone(t *testing.T) {
 func TestUnitThatHadFailedBeforeIsNotBlamed_A4(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		closures := with(nixops.SimClosure{FailedUnits: []string{"old.service"}})
-		closures[before] = nixops.SimClosure{FailedUnits: []string{"old.service"}}
+		closures := with(sim.Closure{FailedUnits: []string{"old.service"}})
+		closures[before] = sim.Closure{FailedUnits: []string{"old.service"}}
 		m := newMachine(t, p, closures)
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
@@ -303,7 +304,7 @@ func TestReleaseThatWouldLockTheHostOut_T16(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), target, nixops.SimClosure{Agent: "self", TrustJSON: string(trust)}); err != nil {
+		if err := sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self", TrustJSON: string(trust)}); err != nil {
 			t.Fatal(err)
 		}
 		stop := m.start(m.sim)
@@ -430,11 +431,11 @@ func TestStoppedAtEveryStepGoesOn(t *testing.T) {
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, c := range []struct {
 		name     string
-		closures map[string]nixops.SimClosure
+		closures map[string]sim.Closure
 		want     [3]string
 	}{
 		{"good", good, all(target)},
-		{"bad", with(nixops.SimClosure{FailedUnits: []string{"web.service"}}), all(before)},
+		{"bad", with(sim.Closure{FailedUnits: []string{"web.service"}}), all(before)},
 	} {
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
@@ -154,8 +155,8 @@ func TestActivateRefusesWhatIsNoSystem(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.noTarget = true
-		closures := with(nixops.SimClosure{NoSwitch: true})
-		closures[another] = nixops.SimClosure{ExitCode: 101}
+		closures := with(sim.Closure{NoSwitch: true})
+		closures[another] = sim.Closure{ExitCode: 101}
 		m := newMachine(t, p, closures)
 		stop := m.start(m.sim)
 		time.Sleep(time.Minute)
@@ -249,7 +250,7 @@ func TestSwitchByHandIsRespected(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
 				p.pace = 20
-				m := newMachine(t, p, map[string]nixops.SimClosure{before: {}, target: {}, another: {}, third: {}})
+				m := newMachine(t, p, map[string]sim.Closure{before: {}, target: {}, another: {}, third: {}})
 				stop := m.start(m.sim)
 				if when < time.Minute {
 					for range 600 {

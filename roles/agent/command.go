@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/verify"
@@ -166,8 +165,8 @@ func runCommand(c *cli.Context) error {
 	if err := cfg.makeHost(); err != nil {
 		return err
 	}
-	if sim, ok := cfg.Host.(*nixops.Sim); ok {
-		return runSimulated(c.Context, cfg, sim)
+	if machine, ok := cfg.Host.(*sim.Host); ok {
+		return runSimulated(c.Context, cfg, machine)
 	}
 	return Run(c.Context, cfg)
 }
@@ -191,30 +190,6 @@ func hangUps(log zerolog.Logger) (stop func()) {
 	return func() {
 		signal.Stop(signals)
 		close(done)
-	}
-}
-
-// runSimulated does what a real machine does around its agent: its deadline runs
-// by itself, and a reboot ends the agent and starts, after the guard, another.
-func runSimulated(ctx context.Context, cfg Config, sim *nixops.Sim) error {
-	undoer := undoerOf(cfg)
-	sim.OnDeadline(func(d nixops.Deadline) {
-		if err := undoer.Insist(ctx, d.Unit); err != nil {
-			cfg.Log.Error().Err(err).Msg("undo failed")
-		}
-	})
-	for {
-		booted, cancel := context.WithCancel(ctx)
-		sim.OnBoot(func(string) { cancel() })
-		err := Run(booted, cfg)
-		again := booted.Err() != nil && ctx.Err() == nil
-		cancel()
-		if !again {
-			return err
-		}
-		if err := undoer.Guard(ctx); err != nil {
-			cfg.Log.Error().Err(err).Msg("guard failed")
-		}
 	}
 }
 

@@ -6,8 +6,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 
-	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/protocol"
 )
 
@@ -19,21 +19,21 @@ const failingControls = `{"host":"web-01","timestamp":"NOW","overall":"non-compl
 func TestComplianceGate(t *testing.T) {
 	for _, c := range []struct {
 		name, mode string
-		closure    nixops.SimClosure
+		closure    sim.Closure
 		want       string // closure
 		failures   int    // reports of controls
 		errors     int    // reports of the gate
 	}{
-		{"enforce sends failing controls back", fleet.ModeEnforce, nixops.SimClosure{Evidence: failingControls}, before, 2, 0},
-		{"permissive reports them", fleet.ModePermissive, nixops.SimClosure{Evidence: failingControls}, target, 2, 0},
-		{"auto leaves it to the signed mode, which is disabled", "auto", nixops.SimClosure{Evidence: failingControls}, target, 0, 0},
-		{"disabled does not ask", fleet.ModeDisabled, nixops.SimClosure{Evidence: failingControls}, target, 0, 0},
-		{"compliant", fleet.ModeEnforce, nixops.SimClosure{Evidence: `{"timestamp":"NOW","controls":[{"control":"a","status":"compliant"}]}`}, target, 0, 0},
-		{"enforce wants a collector", fleet.ModeEnforce, nixops.SimClosure{}, before, 0, 1},
-		{"permissive wants none", fleet.ModePermissive, nixops.SimClosure{}, target, 0, 0},
-		{"the collector fails", fleet.ModeEnforce, nixops.SimClosure{CollectorExit: 7}, before, 0, 1},
-		{"old evidence", fleet.ModeEnforce, nixops.SimClosure{Evidence: `{"timestamp":"1999-12-31T23:00:00Z","controls":[]}`}, before, 0, 1},
-		{"evidence that is none", fleet.ModePermissive, nixops.SimClosure{Evidence: `{"controls":[]`}, target, 0, 1},
+		{"enforce sends failing controls back", fleet.ModeEnforce, sim.Closure{Evidence: failingControls}, before, 2, 0},
+		{"permissive reports them", fleet.ModePermissive, sim.Closure{Evidence: failingControls}, target, 2, 0},
+		{"auto leaves it to the signed mode, which is disabled", "auto", sim.Closure{Evidence: failingControls}, target, 0, 0},
+		{"disabled does not ask", fleet.ModeDisabled, sim.Closure{Evidence: failingControls}, target, 0, 0},
+		{"compliant", fleet.ModeEnforce, sim.Closure{Evidence: `{"timestamp":"NOW","controls":[{"control":"a","status":"compliant"}]}`}, target, 0, 0},
+		{"enforce wants a collector", fleet.ModeEnforce, sim.Closure{}, before, 0, 1},
+		{"permissive wants none", fleet.ModePermissive, sim.Closure{}, target, 0, 0},
+		{"the collector fails", fleet.ModeEnforce, sim.Closure{CollectorExit: 7}, before, 0, 1},
+		{"old evidence", fleet.ModeEnforce, sim.Closure{Evidence: `{"timestamp":"1999-12-31T23:00:00Z","controls":[]}`}, before, 0, 1},
+		{"evidence that is none", fleet.ModePermissive, sim.Closure{Evidence: `{"controls":[]`}, target, 0, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/command"
 )
 
@@ -233,8 +234,7 @@ func (c *Config) makeHost() error {
 	}
 	var err error
 	if c.simulated != "" {
-		sim, simErr := nixops.NewSim(c.simulated, c.simulatedIn)
-		c.Host, err = sim, simErr
+		c.Host, err = sim.New(c.simulated, c.simulatedIn)
 	} else {
 		c.Host, err = nixops.NewHost(c.hostConfig)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
@@ -26,8 +27,8 @@ func (s stubborn) DisarmDeadline(ctx context.Context, unit string) error {
 func TestDeadlineOfAnEarlierActivation_A9(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		closures := with(nixops.SimClosure{})
-		closures[another] = nixops.SimClosure{SwitchTime: 2 * time.Minute}
+		closures := with(sim.Closure{})
+		closures[another] = sim.Closure{SwitchTime: 2 * time.Minute}
 		m := newMachine(t, p, closures)
 		stop := m.start(stubborn{m.sim})
 		time.Sleep(5*time.Minute + 30*time.Second)
@@ -89,7 +90,7 @@ func TestOthersNeverConfirm(t *testing.T) {
 				p := newPlane(t)
 				p.noTarget = true
 				m := newMachine(t, p, good)
-				m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), target, nixops.SimClosure{Agent: c.agent, TrustJSON: string(p.trust)}))
+				m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: c.agent, TrustJSON: string(p.trust)}))
 				m.must(m.sim.Realise(context.Background(), target, nil))
 				m.must(m.sim.Install(c.running))
 				m.committed(target)

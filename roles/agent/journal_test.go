@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
@@ -52,7 +52,7 @@ func TestQuarantineHoldsUntilAnotherClosure_A12(t *testing.T) {
 func TestOneAgentAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{FetchTime: time.Minute}))
+		m := newMachine(t, p, with(sim.Closure{FetchTime: time.Minute}))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Second)
 		if err := Run(context.Background(), m.config(m.sim)); err == nil || !strings.Contains(err.Error(), "another agent runs") || command.HintOf(err) == "" {

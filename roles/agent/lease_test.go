@@ -4,14 +4,14 @@ import (
 	"testing"
 	"time"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/protocol"
 )
 
 // A dispatch is a lease: whatever took its time before the switch, it does not
 // begin when others may have the slot, unless a newer answer says that it is held.
 func TestNothingBeginsAfterTheLease(t *testing.T) {
-	for name, slow := range map[string]nixops.SimClosure{
+	for name, slow := range map[string]sim.Closure{
 		"download": {FetchTime: 10 * time.Minute},
 		"checks":   {SwitchTime: 6 * time.Minute},
 	} {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
@@ -37,7 +38,7 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, with(nixops.SimClosure{ExitCode: code}))
+				m := newMachine(t, p, with(sim.Closure{ExitCode: code}))
 				stop := m.start(m.sim)
 				time.Sleep(10 * time.Minute)
 				stop()
@@ -67,8 +68,8 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 func TestUndoIsJudgedByThePaths_A7_A8(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		closures := with(nixops.SimClosure{BootExit: 1})
-		closures[before] = nixops.SimClosure{ExitCode: 2} // the way back grumbles
+		closures := with(sim.Closure{BootExit: 1})
+		closures[before] = sim.Closure{ExitCode: 2} // the way back grumbles
 		m := newMachine(t, p, closures)
 		s := &forgetful{snapshots: snapshots{Host: m.sim, m: m, stop: func() {}, at: -1}}
 		s.forgetful.Store(true)
@@ -129,8 +130,8 @@ func (f *forgetful) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.
 func TestTheLinkIsNoSuccess_A15(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{SwitchTime: 2 * time.Minute, FailedUnits: []string{"web.service"}}))
-		s := &eager{Sim: m.sim}
+		m := newMachine(t, p, with(sim.Closure{SwitchTime: 2 * time.Minute, FailedUnits: []string{"web.service"}}))
+		s := &eager{Host: m.sim}
 		stop := m.start(s)
 		time.Sleep(20 * time.Minute)
 		stop()
@@ -141,13 +142,13 @@ func TestTheLinkIsNoSuccess_A15(t *testing.T) {
 }
 
 // eager shows the target as current as soon as its switch runs.
-type eager struct{ *nixops.Sim }
+type eager struct{ *sim.Host }
 
 func (e *eager) CurrentSystem(ctx context.Context) (string, error) {
-	if held, err := e.Sim.LockHeld(ctx); err == nil && held {
+	if held, err := e.Host.LockHeld(ctx); err == nil && held {
 		return target, nil
 	}
-	return e.Sim.CurrentSystem(ctx)
+	return e.Host.CurrentSystem(ctx)
 }
 
 // The switch and its unit go on when the agent is killed by it, and the agent
@@ -155,7 +156,7 @@ func (e *eager) CurrentSystem(ctx context.Context) (string, error) {
 func TestAgentIsReplacedByItsOwnSwitch_A1(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{SwitchTime: time.Minute}))
+		m := newMachine(t, p, with(sim.Closure{SwitchTime: time.Minute}))
 		stop := m.start(m.sim)
 		for range 600 {
 			if j, err := journal.Directory(m.path("state")).Journal(); err == nil && j != nil && j.Step == journal.Switching {
@@ -192,7 +193,7 @@ func TestTrustIsReadAnew_A16(t *testing.T) {
 		trust, err := (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &current, Previous: &previous}}).Marshal()
 		m.must(err)
 		m.must(os.WriteFile(m.path("trust.json"), trust, 0o600))
-		m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), target, nixops.SimClosure{Agent: "self", TrustJSON: string(trust)}))
+		m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self", TrustJSON: string(trust)}))
 		p.release(target, time.Now())
 		time.Sleep(10 * time.Minute)
 		stop()
@@ -250,7 +251,7 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					p := newPlane(t)
 					p.pace = 20
-					m := newMachine(t, p, staged(nixops.SimClosure{}))
+					m := newMachine(t, p, staged(sim.Closure{}))
 					stop := m.start(m.sim)
 					time.Sleep(2 * time.Minute)
 					if !running {

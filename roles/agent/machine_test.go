@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
@@ -25,24 +26,24 @@ const (
 	another    = "22222222222222222222222222222222-nixos-system-web-01-2"
 )
 
-var good = map[string]nixops.SimClosure{before: {}, target: {}, another: {}}
+var good = map[string]sim.Closure{before: {}, target: {}, another: {}}
 
-func with(bad nixops.SimClosure) map[string]nixops.SimClosure {
-	return map[string]nixops.SimClosure{before: {}, target: bad, another: {}}
+func with(bad sim.Closure) map[string]sim.Closure {
+	return map[string]sim.Closure{before: {}, target: bad, another: {}}
 }
 
 // machine is one simulated host in a directory of its own.
 type machine struct {
 	t   *testing.T
 	dir string
-	sim *nixops.Sim
+	sim *sim.Host
 	p   *plane
 
 	adjust func(*Config)
 	broken string // what an ailing machine cannot do
 }
 
-func newMachine(t *testing.T, p *plane, closures map[string]nixops.SimClosure) *machine {
+func newMachine(t *testing.T, p *plane, closures map[string]sim.Closure) *machine {
 	t.Helper()
 	dir := t.TempDir()
 	for _, sub := range []string{"cache", "host"} {
@@ -55,7 +56,7 @@ func newMachine(t *testing.T, p *plane, closures map[string]nixops.SimClosure) *
 		if c.SwitchTime == 0 {
 			c.SwitchTime = 2 * time.Second
 		}
-		if err := nixops.WriteSimClosure(filepath.Join(dir, "cache"), name, c); err != nil {
+		if err := sim.WriteClosure(filepath.Join(dir, "cache"), name, c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,7 +106,7 @@ func (m *machine) stateDirectory() {
 // open boots the machine's hardware: its deadline runs whether an agent does or not.
 func (m *machine) open() {
 	m.t.Helper()
-	sim, err := nixops.NewSim(m.path("machine"), filepath.Join(m.dir, "cache"))
+	sim, err := sim.New(m.path("machine"), filepath.Join(m.dir, "cache"))
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -26,11 +27,11 @@ func (n noisy) UnitOutput(ctx context.Context, unit string) (string, error) {
 // report from being sent.
 func TestOutputThatIsNoText(t *testing.T) {
 	for name, c := range map[string]struct {
-		closure nixops.SimClosure
+		closure sim.Closure
 		want    [3]string
 	}{
-		"good": {nixops.SimClosure{}, all(target)},
-		"bad":  {nixops.SimClosure{ExitCode: 2}, all(before)},
+		"good": {sim.Closure{}, all(target)},
+		"bad":  {sim.Closure{ExitCode: 2}, all(before)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/protocol"
 )
@@ -21,7 +21,7 @@ func TestNewerReleaseOvertakesADownload(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := plane(t)
-				m := newMachine(t, p, with(nixops.SimClosure{FetchTime: 5 * time.Hour}))
+				m := newMachine(t, p, with(sim.Closure{FetchTime: 5 * time.Hour}))
 				stop := m.start(m.sim)
 				time.Sleep(2 * time.Minute)
 				p.release(another, time.Now())
@@ -41,7 +41,7 @@ func TestTrustFileOutsideTheClosures_T16(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		m := newMachine(t, p, good)
-		m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), target, nixops.SimClosure{Agent: "self"}))
+		m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self"}))
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
 		stop()

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/sim"
 )
 
 func (m *machine) fetches(closure string) int {
@@ -153,7 +153,7 @@ func TestTurnsAreSpread_C19(t *testing.T) {
 func TestFailedClosureIsLetGo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
 		stop := m.start(m.sim)
 		time.Sleep(10 * time.Minute)
 		stop()

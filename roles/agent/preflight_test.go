@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/verify"
@@ -69,7 +70,7 @@ func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
 				p.pace = 20
 				m := newMachine(t, p, good)
 				c.harm(t, m)
-				host := &ailing{Sim: m.sim, m: m}
+				host := &ailing{Host: m.sim, m: m}
 				stop := m.start(host)
 				// Longer than any number of tries that would give up.
 				time.Sleep(45 * time.Minute)
@@ -96,7 +97,7 @@ func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
 
 // ailing is a machine of which something is broken.
 type ailing struct {
-	*nixops.Sim
+	*sim.Host
 	m        *machine
 	switched bool
 }
@@ -105,12 +106,12 @@ func (a *ailing) Realise(ctx context.Context, closure string, progress func(stri
 	if a.m.broken == "realise" {
 		return errors.New("root for it: read-only file system")
 	}
-	return a.Sim.Realise(ctx, closure, progress)
+	return a.Host.Realise(ctx, closure, progress)
 }
 
 func (a *ailing) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit, error) {
 	a.switched = true
-	return a.Sim.Switch(ctx, r)
+	return a.Host.Switch(ctx, r)
 }
 
 func (m *machine) must(err error) {
@@ -128,14 +129,14 @@ func (m *machine) space(store, boot uint64) {
 // size is how much of the store the target takes.
 func (m *machine) size(n uint64) {
 	m.t.Helper()
-	m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), target, nixops.SimClosure{Agent: "self", TrustJSON: string(m.p.trust), Size: n}))
+	m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Size: n}))
 }
 
 // A refusal of the target's own checks comes before anything of it has run.
 func TestTargetsOwnChecksComeFirst(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{CheckExit: 1}))
+		m := newMachine(t, p, with(sim.Closure{CheckExit: 1}))
 		stop := m.start(m.sim)
 		time.Sleep(10 * time.Minute)
 		stop()
@@ -182,7 +183,7 @@ func TestClockThatIsSetBackBlamesNoRelease_A22(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, map[string]nixops.SimClosure{before: {}, target: {}, another: {FetchTime: time.Minute}})
+				m := newMachine(t, p, map[string]sim.Closure{before: {}, target: {}, another: {FetchTime: time.Minute}})
 				var back atomic.Int64 // nanoseconds
 				m.adjust = func(c *Config) { c.Clock = func() time.Time { return time.Now().Add(-time.Duration(back.Load())) } }
 				stop := m.start(m.sim)
@@ -228,7 +229,7 @@ func TestCertificatesAreValidByWhatIsKnown_A22(t *testing.T) {
 		}, true},
 		"the source of its system": {func(m *machine) {
 			version := "25.11." + time.Now().Add(lost).Format("20060102") + ".4f1c0a9"
-			m.must(nixops.WriteSimClosure(filepath.Join(m.dir, "cache"), before, nixops.SimClosure{Agent: "self", TrustJSON: string(m.p.trust), Version: version}))
+			m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), before, sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Version: version}))
 			m.must(m.sim.Install(before))
 		}, true},
 	} {

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/protocol"
 )
 
@@ -154,13 +154,13 @@ func (m *machine) checks(doc string) {
 // has not failed. A failure within the grace period does not count.
 func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 	for name, c := range map[string]struct {
-		target nixops.SimClosure
+		target sim.Closure
 		want   [3]string
 	}{
-		"active":             {nixops.SimClosure{}, all(target)},
-		"never started":      {nixops.SimClosure{Inactive: []string{"web.service"}}, all(before)},
-		"started in a while": {nixops.SimClosure{Inactive: []string{"web.service"}, InactiveFor: 35 * time.Second}, all(target)},
-		"started too late":   {nixops.SimClosure{Inactive: []string{"web.service"}, InactiveFor: time.Hour}, all(before)},
+		"active":             {sim.Closure{}, all(target)},
+		"never started":      {sim.Closure{Inactive: []string{"web.service"}}, all(before)},
+		"started in a while": {sim.Closure{Inactive: []string{"web.service"}, InactiveFor: 35 * time.Second}, all(target)},
+		"started too late":   {sim.Closure{Inactive: []string{"web.service"}, InactiveFor: time.Hour}, all(before)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -186,7 +186,7 @@ func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 func TestProbeResultsAreInCheckins(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{LateUnits: []string{"web.service"}, LateAfter: 10 * time.Minute}))
+		m := newMachine(t, p, with(sim.Closure{LateUnits: []string{"web.service"}, LateAfter: 10 * time.Minute}))
 		m.checks(units)
 		m.adjust = func(c *Config) { c.HealthChecks, c.PollInterval = m.path("checks.json"), time.Hour }
 		stop := m.start(m.sim)

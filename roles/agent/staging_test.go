@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
@@ -18,7 +19,7 @@ import (
 )
 
 // staged is a target that cannot be switched to live.
-func staged(c nixops.SimClosure) map[string]nixops.SimClosure {
+func staged(c sim.Closure) map[string]sim.Closure {
 	c.DBus = "broker"
 	return with(c)
 }
@@ -40,7 +41,7 @@ func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		stop := m.live(m.sim)
 		time.Sleep(2 * time.Hour)
 		if m.where() != all(before) || m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) || p.confirmed() != 0 {
@@ -77,7 +78,7 @@ func TestSwitchInhibitors_A33(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, map[string]nixops.SimClosure{before: {SwitchInhibitor: c.from}, target: {SwitchInhibitor: c.to}})
+				m := newMachine(t, p, map[string]sim.Closure{before: {SwitchInhibitor: c.from}, target: {SwitchInhibitor: c.to}})
 				stop := m.start(m.sim)
 				time.Sleep(5 * time.Minute)
 				stop()
@@ -94,7 +95,7 @@ func TestSwitchInhibitors_A33(t *testing.T) {
 func TestStagedForOneReleaseServesTheNext_C18(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		stop := m.live(m.sim)
 		time.Sleep(10 * time.Minute)
 		first := p.id
@@ -125,7 +126,7 @@ func TestStagedForOneReleaseServesTheNext_C18(t *testing.T) {
 func TestPowerCutWhileTheBootedTargetIsProven_A11(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		stop := m.live(m.sim)
 		time.Sleep(2 * time.Minute)
 		p.set(func() { p.away = true })
@@ -151,7 +152,7 @@ func TestNothingRebootsWithoutAFallback(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		m.adjust = onPolicy("immediate")
 		if err := m.sim.SetLoader("grub"); err != nil {
 			t.Fatal(err)
@@ -179,7 +180,7 @@ func TestNothingRebootsWithoutAFallback(t *testing.T) {
 func TestRebootAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		m.adjust = onPolicy("immediate")
 		stop := m.live(m.sim)
 		boot := m.boot()
@@ -207,7 +208,7 @@ func TestKernelIsSwitchedLiveUnlessTheHostDefersIt(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
-			m := newMachine(t, p, with(nixops.SimClosure{Kernel: "6.13"}))
+			m := newMachine(t, p, with(sim.Closure{Kernel: "6.13"}))
 			m.adjust = func(c *Config) {
 				c.RebootPolicy = "immediate"
 				if deferred {
@@ -232,7 +233,7 @@ func TestRebootInItsWindow(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		m.adjust = onPolicy("window:Sat 01:30")
 		stop := m.live(m.sim)
 		boot := m.boot()
@@ -261,7 +262,7 @@ func TestHeldHostDoesNotReboot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		m.adjust = onPolicy("window:01:00")
 		stop := m.live(m.sim)
 		boot := m.boot()
@@ -282,7 +283,7 @@ func TestHeldHostDoesNotReboot(t *testing.T) {
 // Whatever is wrong with what was booted, the host ends where it was, and does
 // not boot the same again.
 func TestBadStagedReleasesAreLeft(t *testing.T) {
-	for name, bad := range map[string]nixops.SimClosure{
+	for name, bad := range map[string]sim.Closure{
 		"does not come up":  {NoBoot: true},
 		"a unit fails":      {FailedUnits: []string{"web.service"}},
 		"its agent is dead": {AgentBroken: true},
@@ -333,7 +334,7 @@ func TestHeldLockDefersStaging_A5(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		s := &lockedBoot{Host: m.sim}
 		stop := m.live(s)
 		time.Sleep(30 * time.Minute)
@@ -362,7 +363,7 @@ func (l *lockedBoot) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops
 func TestKilledWhileStaging(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		m.adjust = onPolicy("immediate")
 		s := &snapshots{Host: m.sim, m: m}
 		stop := m.live(s)
@@ -436,7 +437,7 @@ func TestUnreadableWindowIsRefused(t *testing.T) {
 func TestSimulatedMachineReboots(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, staged(nixops.SimClosure{}))
+		m := newMachine(t, p, staged(sim.Closure{}))
 		m.adjust = onPolicy("immediate")
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)

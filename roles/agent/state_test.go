@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/roles/protocol"
 )
 
 // dying is a machine whose switch scripts end by a list of exits, each after it has
 // changed the running system or before. When the list is over they work.
 type dying struct {
-	*nixops.Sim
+	*sim.Host
 	of    string // closure
 	mu    sync.Mutex
 	exits []death
@@ -32,15 +33,15 @@ func (d *dying) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r.Closure != d.of || r.Action != nixops.ActionTest {
-		return d.Sim.Switch(ctx, r)
+		return d.Host.Switch(ctx, r)
 	}
 	d.runs = append(d.runs, r)
 	if len(d.exits) == 0 {
-		return d.Sim.Switch(ctx, r)
+		return d.Host.Switch(ctx, r)
 	}
 	next := d.exits[0]
 	d.exits = d.exits[1:]
-	was, err := d.Sim.CurrentSystem(ctx)
+	was, err := d.Host.CurrentSystem(ctx)
 	if err != nil {
 		return nixops.Exit{}, err
 	}
@@ -49,7 +50,7 @@ func (d *dying) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit
 		if now = d.of; now == was {
 			was = "another"
 		}
-		if err := d.Sim.RestoreCurrent(ctx, d.of); err != nil {
+		if err := d.Host.RestoreCurrent(ctx, d.of); err != nil {
 			return nixops.Exit{}, err
 		}
 	}
@@ -89,7 +90,7 @@ func TestSwitchScriptThatDies_A36(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
 				m := newMachine(t, p, good)
-				host := &dying{Sim: m.sim, of: target, exits: c.exits}
+				host := &dying{Host: m.sim, of: target, exits: c.exits}
 				stop := m.start(host)
 				m.until(func() bool { return p.confirmed() > 0 || p.reported(protocol.EventClosureQuarantined) })
 				stop()
@@ -119,8 +120,8 @@ func TestUndoWhoseScriptDies_A34(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, with(nixops.SimClosure{FailedUnits: []string{"web.service"}}))
-				host := &dying{Sim: m.sim, of: before, exits: c.exits, down: c.down}
+				m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
+				host := &dying{Host: m.sim, of: before, exits: c.exits, down: c.down}
 				u := m.undoer()
 				u.Host = host
 				m.sim.OnDeadline(func(d nixops.Deadline) {
@@ -145,7 +146,7 @@ func TestUndoWhoseScriptDies_A34(t *testing.T) {
 func TestInstallerThatChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{BootSkips: true}))
+		m := newMachine(t, p, with(sim.Closure{BootSkips: true}))
 		stop := m.start(m.sim)
 		time.Sleep(5 * time.Minute)
 		stop()
@@ -162,7 +163,7 @@ func TestInstallerThatChangesNothing(t *testing.T) {
 func TestUnitsOfNobodyAreNotBlamed_A32(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{LateUnits: []string{
+		m := newMachine(t, p, with(sim.Closure{LateUnits: []string{
 			"9f86d081884c7d65-0011223344556677.service", "run-u17.service",
 		}, LateAfter: 3 * time.Second}))
 		stop := m.start(m.sim)

@@ -15,7 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
@@ -254,7 +254,7 @@ func TestV1ConfirmThatIsNotTaken_T26(t *testing.T) {
 	})
 	bubble(t, func(t *testing.T) {
 		p := newV1Plane(t)
-		m := newMachine(t, p, with(nixops.SimClosure{FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Minute)
 		stop()

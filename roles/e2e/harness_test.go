@@ -23,8 +23,8 @@ import (
 
 	"github.com/nix-community/go-nix/pkg/nixbase32"
 
-	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
@@ -173,7 +173,7 @@ func simClosureName(host string, n int) string {
 
 func (f *simFleet) build(host string, n int) {
 	f.t.Helper()
-	f.must(nixops.WriteSimClosure(f.path("cache"), simClosureName(host, n), nixops.SimClosure{
+	f.must(sim.WriteClosure(f.path("cache"), simClosureName(host, n), sim.Closure{
 		Agent: "self", TrustJSON: f.read("keys/trust.json"), Size: 1 << 20, SwitchTime: f.switching,
 	}))
 }
@@ -189,7 +189,7 @@ func (f *simFleet) machine(name string) {
 	f.pubkeys[name] = pki.FormatHostKey(key.Crypto().Public().(ed25519.PublicKey), "")
 	f.write("hosts/"+name+"/key.pub", f.pubkeys[name]+"\n")
 	f.build(name, 0)
-	sim, err := nixops.NewSim(f.path("hosts/"+name+"/machine"), f.path("cache"))
+	sim, err := sim.New(f.path("hosts/"+name+"/machine"), f.path("cache"))
 	f.must(err)
 	defer sim.Close()
 	f.must(sim.Install(simClosureName(name, 0)))

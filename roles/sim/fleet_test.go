@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 )
 
@@ -165,7 +165,7 @@ const (
 // brings.
 func (f *forge) advance(fails, boots func(host string) bool) {
 	web := []string{"web.service"}
-	broken := []nixops.SimClosure{
+	broken := []sim.Closure{
 		{FailedUnits: web}, {LateUnits: web, LateAfter: 5 * time.Second}, {CrashLoop: web, CrashEvery: 3 * time.Second},
 		{ExitCode: 2}, {BootExit: 1}, {CutsNetwork: true}, {Evidence: notCompliant}, {LateUnits: web, LateAfter: 3 * time.Minute},
 	}
@@ -176,7 +176,7 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 		f.system[host]++
 		closure := closureOf(host, f.system[host])
 		r := stream(f.w.scenario.seed, "closure", closure)
-		c := nixops.SimClosure{}
+		c := sim.Closure{}
 		if fails != nil && fails(host) {
 			c = broken[r.IntN(len(broken))]
 			f.bad[closure] = true
@@ -192,7 +192,7 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 		}
 		c.Agent, c.TrustJSON, c.Size = "self", string(f.trust()), 1
 		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(int(f.w.scenario.turn/time.Second)))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
-		f.w.must(nixops.WriteSimClosure(f.cache, closure, c))
+		f.w.must(sim.WriteClosure(f.cache, closure, c))
 		f.fleet.Hosts[host].ClosureHash = &closure
 	}
 	f.publish()

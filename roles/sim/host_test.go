@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 	"nixfleet/pki"
 	"nixfleet/roles/agent"
 )
@@ -30,7 +31,7 @@ type host struct {
 	life latch // held while the agent or the machine starts or stops
 
 	mu      sync.Mutex
-	sim     *nixops.Sim
+	sim     *sim.Host
 	conns   map[net.Conn]bool
 	stop    func() // of the agent; nil while none runs
 	severed bool   // nothing goes through: it is dead, or switched off
@@ -105,14 +106,14 @@ func (h *host) install() {
 		h.w.must(os.WriteFile(h.path(file), data, 0o600))
 	}
 	first := closureOf(h.name, 0)
-	h.w.must(nixops.WriteSimClosure(h.w.forge.cache, first, nixops.SimClosure{Agent: "self", TrustJSON: string(h.w.forge.trust()), Size: 1}))
+	h.w.must(sim.WriteClosure(h.w.forge.cache, first, sim.Closure{Agent: "self", TrustJSON: string(h.w.forge.trust()), Size: 1}))
 	h.open()
 	h.w.must(h.sim.Install(first))
 }
 
 // open switches the machine's clockwork on.
 func (h *host) open() {
-	sim, err := nixops.NewSim(h.path("machine"), h.w.forge.cache)
+	sim, err := sim.New(h.path("machine"), h.w.forge.cache)
 	h.w.must(err)
 	sim.Alone()
 	h.mu.Lock()
@@ -363,7 +364,7 @@ func (h *host) poweroff(down time.Duration) {
 // watched is the machine as its agent sees it; what it does to the machine is
 // noted, and may be the last thing it does.
 type watched struct {
-	*nixops.Sim
+	*sim.Host
 	h      *host
 	mortal bool
 }
@@ -401,14 +402,14 @@ func (m *watched) Realise(ctx context.Context, closure string, progress func(str
 	if err := m.step(ctx); err != nil {
 		return err
 	}
-	return m.Sim.Realise(ctx, closure, progress)
+	return m.Host.Realise(ctx, closure, progress)
 }
 
 func (m *watched) ArmDeadline(ctx context.Context, d nixops.Deadline) error {
 	if err := m.step(ctx); err != nil {
 		return err
 	}
-	err := m.Sim.ArmDeadline(ctx, d)
+	err := m.Host.ArmDeadline(ctx, d)
 	if err == nil {
 		m.h.w.arms(m.h, d.After)
 	}
@@ -419,7 +420,7 @@ func (m *watched) DisarmDeadline(ctx context.Context, unit string) error {
 	if err := m.step(ctx); err != nil {
 		return err
 	}
-	err := m.Sim.DisarmDeadline(ctx, unit)
+	err := m.Host.DisarmDeadline(ctx, unit)
 	if err == nil {
 		m.h.w.disarms(m.h)
 	}
@@ -434,7 +435,7 @@ func (m *watched) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Ex
 		back := strings.Contains(strings.Join(r.Env, " "), "NIXOS_NO_CHECK=1")
 		m.h.w.switches(m.h, r.Closure, back)
 	}
-	exit, err := m.Sim.Switch(ctx, r)
+	exit, err := m.Host.Switch(ctx, r)
 	return exit, errors.Join(err, m.step(ctx))
 }
 
@@ -442,19 +443,19 @@ func (m *watched) SetProfile(ctx context.Context, closure string) error {
 	if err := m.step(ctx); err != nil {
 		return err
 	}
-	return errors.Join(m.Sim.SetProfile(ctx, closure), m.step(ctx))
+	return errors.Join(m.Host.SetProfile(ctx, closure), m.step(ctx))
 }
 
 func (m *watched) RestoreCurrent(ctx context.Context, closure string) error {
 	if err := m.step(ctx); err != nil {
 		return err
 	}
-	return errors.Join(m.Sim.RestoreCurrent(ctx, closure), m.step(ctx))
+	return errors.Join(m.Host.RestoreCurrent(ctx, closure), m.step(ctx))
 }
 
 func (m *watched) Units(ctx context.Context) ([]nixops.Unit, error) {
 	if err := m.step(ctx); err != nil {
 		return nil, err
 	}
-	return m.Sim.Units(ctx)
+	return m.Host.Units(ctx)
 }

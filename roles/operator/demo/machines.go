@@ -11,7 +11,7 @@ import (
 
 	"github.com/nix-community/go-nix/pkg/nixbase32"
 
-	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 )
 
 // machines are what the hosts of a demonstration are: simulated ones, or real
@@ -53,7 +53,7 @@ func (m simulatedMachines) install(ctx context.Context) error {
 		if err := m.build(name, 0, true); err != nil {
 			return err
 		}
-		sim, err := nixops.NewSim(m.s.path("hosts", name, "machine"), m.s.path("cache"))
+		sim, err := sim.New(m.s.path("hosts", name, "machine"), m.s.path("cache"))
 		if err != nil {
 			return err
 		}
@@ -72,12 +72,12 @@ func (m simulatedMachines) build(name string, n int, good bool) error {
 	if err != nil {
 		return err
 	}
-	c := nixops.SimClosure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond,
+	c := sim.Closure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond,
 		SwitchTime: 200 * time.Millisecond, Size: 1 << 20}
 	if !good {
 		c.FailedUnits = []string{failingUnit}
 	}
-	return nixops.WriteSimClosure(m.s.path("cache"), simulatedClosure(name, n), c)
+	return sim.WriteClosure(m.s.path("cache"), simulatedClosure(name, n), c)
 }
 
 func (m simulatedMachines) release(ctx context.Context, want func(string) int, n int, bad bool) ([]string, error) {

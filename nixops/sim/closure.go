@@ -1,4 +1,4 @@
-package nixops
+package sim
 
 import (
 	"fmt"
@@ -10,12 +10,14 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"nixfleet/nixops/disk"
+
+	"nixfleet/nixops"
 )
 
-// SimClosure is how a simulated closure behaves: the JSON of
+// Closure is how a simulated closure behaves: the JSON of
 // `<cache>/<base name>.json`, with durations as "1.5s". The zero value is a good
 // closure without an agent.
-type SimClosure struct {
+type Closure struct {
 	// What the cache does with it.
 	Signature string        `json:"signature,omitzero"` // "" good; "unsigned", "foreign", "corrupt", "other-path"
 	FetchTime time.Duration `json:"fetchTime,omitzero"`
@@ -76,16 +78,16 @@ var durations = json.JoinOptions(
 	json.RejectUnknownMembers(true),
 )
 
-// WriteSimClosure puts a closure into a simulated cache.
-func WriteSimClosure(cacheDir, base string, c SimClosure) error {
-	if _, err := storePath(base); err != nil {
+// WriteClosure puts a closure into a simulated cache.
+func WriteClosure(cacheDir, base string, c Closure) error {
+	if _, err := nixops.StorePath(base); err != nil {
 		return err
 	}
 	return writeJSON(filepath.Join(cacheDir, base+".json"), c)
 }
 
-func readSimClosure(dir, base string) (SimClosure, error) {
-	var c SimClosure
+func readClosure(dir, base string) (Closure, error) {
+	var c Closure
 	err := readJSON(filepath.Join(dir, base+".json"), &c)
 	return c, err
 }

@@ -1,4 +1,4 @@
-package nixops
+package sim
 
 import (
 	"bytes"
@@ -19,79 +19,81 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/nixops/disk"
+
+	"nixfleet/nixops"
 )
 
-// simState is everything a simulated machine remembers. What happens by itself
+// memory is everything a simulated machine remembers. What happens by itself
 // (a switch ends, a unit fails later) is not done by anybody: it is worked out
 // from the clock when somebody looks, so that the machine goes on while no
 // process has it open.
-type simState struct {
-	Boots       int                    `json:"boots"`
-	BootedAt    time.Time              `json:"bootedAt"`
-	Asleep      time.Duration          `json:"asleep"` // since then
-	Current     string                 `json:"current"`
-	Booted      string                 `json:"booted"`
-	Profile     string                 `json:"profile"`
-	BootDefault string                 `json:"bootDefault"`
-	Staged      string                 `json:"staged"`   // in a profile of its own
-	Entries     []string               `json:"entries"`  // of the boot loader's menu
-	BootOnce    string                 `json:"bootOnce"` // that the next boot starts instead of the default
-	Loader      string                 `json:"loader"`   // "" is systemd-boot; any other cannot boot once
-	Switched    time.Time              `json:"switched"` // when Current took over
-	Failed      []string               `json:"failed"`   // units that failed then
-	Roots       map[string]string      `json:"roots"`
-	Units       map[string]simUnit     `json:"units"`
-	Deadlines   map[string]simDeadline `json:"deadlines"`
-	LockHeld    bool                   `json:"lockHeld"`
-	Lists       string                 `json:"lists"` // closure whose killed switch left its lists
-	StoreFree   uint64                 `json:"storeFree"`
-	BootFree    uint64                 `json:"bootFree"`
-	Fetched     map[string]int         `json:"fetched"` // closure -> times it came from the cache
+type memory struct {
+	Boots       int               `json:"boots"`
+	BootedAt    time.Time         `json:"bootedAt"`
+	Asleep      time.Duration     `json:"asleep"` // since then
+	Current     string            `json:"current"`
+	Booted      string            `json:"booted"`
+	Profile     string            `json:"profile"`
+	BootDefault string            `json:"bootDefault"`
+	Staged      string            `json:"staged"`   // in a profile of its own
+	Entries     []string          `json:"entries"`  // of the boot loader's menu
+	BootOnce    string            `json:"bootOnce"` // that the next boot starts instead of the default
+	Loader      string            `json:"loader"`   // "" is systemd-boot; any other cannot boot once
+	Switched    time.Time         `json:"switched"` // when Current took over
+	Failed      []string          `json:"failed"`   // units that failed then
+	Roots       map[string]string `json:"roots"`
+	Units       map[string]ran    `json:"units"`
+	Deadlines   map[string]armed  `json:"deadlines"`
+	LockHeld    bool              `json:"lockHeld"`
+	Lists       string            `json:"lists"` // closure whose killed switch left its lists
+	StoreFree   uint64            `json:"storeFree"`
+	BootFree    uint64            `json:"bootFree"`
+	Fetched     map[string]int    `json:"fetched"` // closure -> times it came from the cache
 }
 
-type simUnit struct {
-	Closure string    `json:"closure"`
-	Action  Action    `json:"action"`
-	NoCheck bool      `json:"noCheck"`
-	Start   time.Time `json:"start"`
-	End     time.Time `json:"end"`
-	Done    bool      `json:"done"`
-	Exit    int       `json:"exit"`
-	Signal  string    `json:"signal"`
+type ran struct {
+	Closure string        `json:"closure"`
+	Action  nixops.Action `json:"action"`
+	NoCheck bool          `json:"noCheck"`
+	Start   time.Time     `json:"start"`
+	End     time.Time     `json:"end"`
+	Done    bool          `json:"done"`
+	Exit    int           `json:"exit"`
+	Signal  string        `json:"signal"`
 }
 
-type simDeadline struct {
+type armed struct {
 	At      time.Time     `json:"at"`
 	After   time.Duration `json:"after"`
 	Command []string      `json:"command"`
 }
 
-// simMachine is the running hardware behind all Sims of one directory in this
+// machine is the running hardware behind all Sims of one directory in this
 // process: an agent may come and go, its deadline stays.
-type simMachine struct {
+type machine struct {
 	dir, cache string
-	deadlines  *processes // runs deadlines' commands when there is no callback
+	deadlines  nixops.Host // runs deadlines' commands when there is no callback
 
 	mu         sync.Mutex
 	closed     bool
 	alone      atomic.Bool // no other process has it open
-	kept       *simState   // what is on disk, when alone; nil until it was read
+	kept       *memory     // what is on disk, when alone; nil until it was read
 	keptText   []byte
 	closures   sync.Map               // of the store, by name, when alone
 	timers     map[string]*time.Timer // of deadlines, by unit; of switches, by "switch " and unit
-	onDeadline func(Deadline)
+	onDeadline func(nixops.Deadline)
 	onSwitched func(closure string)
 	onBoot     func(closure string)
 }
 
-var simMachines = struct {
+var machines = struct {
 	sync.Mutex
-	byDir map[string]*simMachine
-}{byDir: map[string]*simMachine{}}
+	byDir map[string]*machine
+}{byDir: map[string]*machine{}}
 
-// openSimMachine finds the machine of a directory, or starts it and with it the
+// openMachine finds the machine of a directory, or starts it and with it the
 // deadlines that an earlier process left.
-func openSimMachine(dir, cache string) (*simMachine, error) {
+func openMachine(dir, cache string) (*machine, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -99,14 +101,17 @@ func openSimMachine(dir, cache string) (*simMachine, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "store"), 0o755); err != nil {
 		return nil, err
 	}
-	simMachines.Lock()
-	defer simMachines.Unlock()
-	if m := simMachines.byDir[dir]; m != nil {
+	machines.Lock()
+	defer machines.Unlock()
+	if m := machines.byDir[dir]; m != nil {
 		return m, nil
 	}
-	m := &simMachine{dir: dir, cache: cache, timers: map[string]*time.Timer{}}
-	m.deadlines = &processes{files: unitFiles{dir: filepath.Join(dir, "units")}, dir: dir}
-	err = m.with(func(s *simState) error {
+	m := &machine{dir: dir, cache: cache, timers: map[string]*time.Timer{}}
+	m.deadlines, err = nixops.NewHost(nixops.HostConfig{Supervisor: nixops.SupervisorProcess, RunDir: dir})
+	if err != nil {
+		return nil, err
+	}
+	err = m.with(func(s *memory) error {
 		now := time.Now()
 		for unit, d := range s.Deadlines {
 			m.setTimer(unit, d.At.Sub(now))
@@ -116,15 +121,15 @@ func openSimMachine(dir, cache string) (*simMachine, error) {
 	if err != nil {
 		return nil, err
 	}
-	simMachines.byDir[dir] = m
+	machines.byDir[dir] = m
 	return m, nil
 }
 
 // close ends the machine's timers; its files stay.
-func (m *simMachine) close() {
-	simMachines.Lock()
-	delete(simMachines.byDir, m.dir)
-	simMachines.Unlock()
+func (m *machine) close() {
+	machines.Lock()
+	delete(machines.byDir, m.dir)
+	machines.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
@@ -138,12 +143,12 @@ func (m *simMachine) close() {
 const overdue = 50 * time.Millisecond
 
 // setTimer and dropTimer need m.mu.
-func (m *simMachine) setTimer(unit string, after time.Duration) {
+func (m *machine) setTimer(unit string, after time.Duration) {
 	m.dropTimer(unit)
 	m.timers[unit] = time.AfterFunc(max(after, overdue), func() { m.fire(unit) })
 }
 
-func (m *simMachine) dropTimer(unit string) {
+func (m *machine) dropTimer(unit string) {
 	if t := m.timers[unit]; t != nil {
 		t.Stop()
 		delete(m.timers, unit)
@@ -153,7 +158,7 @@ func (m *simMachine) dropTimer(unit string) {
 // with works on the state under the lock of all processes that have it open, and
 // keeps what was changed. Callbacks for switches that ended meanwhile run
 // afterwards, on their own.
-func (m *simMachine) with(f func(*simState) error) error {
+func (m *machine) with(f func(*memory) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -198,7 +203,7 @@ func (m *simMachine) with(f func(*simState) error) error {
 
 // look is with for who changes nothing: a machine that is open here alone, and to
 // which nothing has happened meanwhile, is not read again.
-func (m *simMachine) look(f func(*simState) error) error {
+func (m *machine) look(f func(*memory) error) error {
 	m.mu.Lock()
 	if m.kept == nil || m.closed || m.kept.due(time.Now()) {
 		m.mu.Unlock()
@@ -209,7 +214,7 @@ func (m *simMachine) look(f func(*simState) error) error {
 }
 
 // due says whether a switch has ended that nobody has taken note of.
-func (s *simState) due(now time.Time) bool {
+func (s *memory) due(now time.Time) bool {
 	for _, u := range s.Units {
 		if !u.Done && !u.End.After(now) {
 			return true
@@ -220,14 +225,14 @@ func (s *simState) due(now time.Time) bool {
 
 // load reads the state, and its text as it is on disk. It needs m.mu and, unless
 // the machine is open here alone, the lock of all processes.
-func (m *simMachine) load() (*simState, []byte, error) {
+func (m *machine) load() (*memory, []byte, error) {
 	if m.kept != nil {
 		return m.kept, m.keptText, nil
 	}
-	s := simState{
+	s := memory{
 		StoreFree: 64 << 30, BootFree: 512 << 20, Boots: 1,
-		Roots: map[string]string{}, Units: map[string]simUnit{},
-		Deadlines: map[string]simDeadline{}, Fetched: map[string]int{},
+		Roots: map[string]string{}, Units: map[string]ran{},
+		Deadlines: map[string]armed{}, Fetched: map[string]int{},
 	}
 	text, err := disk.Read(filepath.Join(m.dir, "state.json"), maxSimFile)
 	if err == nil {
@@ -240,11 +245,11 @@ func (m *simMachine) load() (*simState, []byte, error) {
 }
 
 // closure reads one of the machine's store. They never change.
-func (m *simMachine) closure(name string) (SimClosure, error) {
+func (m *machine) closure(name string) (Closure, error) {
 	if c, ok := m.closures.Load(name); ok {
-		return c.(SimClosure), nil
+		return c.(Closure), nil
 	}
-	c, err := readSimClosure(m.dir+"/store", name)
+	c, err := readClosure(m.dir+"/store", name)
 	if err == nil && m.alone.Load() {
 		m.closures.Store(name, c)
 	}
@@ -253,7 +258,7 @@ func (m *simMachine) closure(name string) (SimClosure, error) {
 
 // advance brings about what has happened by now and names the closures that were
 // activated.
-func (m *simMachine) advance(s *simState, now time.Time) ([]string, error) {
+func (m *machine) advance(s *memory, now time.Time) ([]string, error) {
 	var activated []string
 	for _, name := range slices.Sorted(maps.Keys(s.Units)) {
 		u := s.Units[name]
@@ -278,14 +283,14 @@ func (m *simMachine) advance(s *simState, now time.Time) ([]string, error) {
 // run does what a switch script does when it gets to its end, and says whether
 // it activated its closure. The order is that of switch-to-configuration-ng: checks first, then the init
 // interface, then activation, then units.
-func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
-	if u.Action == ActionCheck {
+func (s *memory) run(u ran, c Closure) (exit int, activated bool) {
+	if u.Action == nixops.ActionCheck {
 		return c.CheckExit, false
 	}
 	if c.CheckExit != 0 && !u.NoCheck {
 		return 1, false
 	}
-	if u.Action == ActionBoot || u.Action == ActionSwitch {
+	if u.Action == nixops.ActionBoot || u.Action == nixops.ActionSwitch {
 		if c.BootExit != 0 {
 			return c.BootExit, false
 		}
@@ -296,7 +301,7 @@ func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
 		s.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Staged})))
 	}
 	switch {
-	case u.Action == ActionBoot:
+	case u.Action == nixops.ActionBoot:
 		return 0, false
 	case c.ExitCode == 1 || c.ExitCode == 11 || c.ExitCode == 100:
 		return c.ExitCode, false
@@ -311,7 +316,7 @@ func (s *simState) run(u simUnit, c SimClosure) (exit int, activated bool) {
 	return c.ExitCode, true
 }
 
-func (s *simState) activate(closure string, c SimClosure, at time.Time) {
+func (s *memory) activate(closure string, c Closure, at time.Time) {
 	s.Current, s.Switched = closure, at
 	s.Failed = slices.Sorted(slices.Values(c.FailedUnits))
 	if s.Lists != "" && s.Lists != closure {
@@ -321,10 +326,10 @@ func (s *simState) activate(closure string, c SimClosure, at time.Time) {
 }
 
 // fire runs a deadline, once, whoever of several processes comes first.
-func (m *simMachine) fire(unit string) {
-	var d simDeadline
+func (m *machine) fire(unit string) {
+	var d armed
 	armed := false
-	err := m.with(func(s *simState) error {
+	err := m.with(func(s *memory) error {
 		delete(m.timers, unit)
 		if d, armed = s.Deadlines[unit]; !armed {
 			return nil
@@ -337,7 +342,7 @@ func (m *simMachine) fire(unit string) {
 		}
 		delete(s.Deadlines, unit)
 		if m.onDeadline != nil {
-			s.Units[unit] = simUnit{Start: time.Now(), End: time.Now().Add(365 * 24 * time.Hour)}
+			s.Units[unit] = ran{Start: time.Now(), End: time.Now().Add(365 * 24 * time.Hour)}
 		}
 		return nil
 	})
@@ -350,12 +355,12 @@ func (m *simMachine) fire(unit string) {
 	if call == nil {
 		// A real process, so that a real agent undoes from outside of itself. Its
 		// failure shows in SwitchState and UnitOutput.
-		_ = m.deadlines.start(context.Background(), unit, d.Command, nil)
+		_ = m.deadlines.ArmDeadline(context.Background(), nixops.Deadline{Unit: unit, After: time.Millisecond, Command: d.Command})
 		return
 	}
-	call(Deadline{Unit: unit, After: d.After, Command: d.Command})
+	call(nixops.Deadline{Unit: unit, After: d.After, Command: d.Command})
 	// A machine that is gone by now needs no record.
-	_ = m.with(func(s *simState) error {
+	_ = m.with(func(s *memory) error {
 		if u, ok := s.Units[unit]; ok {
 			u.Done, u.End = true, time.Now()
 			s.Units[unit] = u
@@ -365,6 +370,6 @@ func (m *simMachine) fire(unit string) {
 }
 
 // bootID changes with every boot.
-func (s *simState) bootID() string {
+func (s *memory) bootID() string {
 	return "00000000-0000-4000-8000-" + strings.Repeat("0", 12-len(strconv.Itoa(s.Boots))) + strconv.Itoa(s.Boots)
 }

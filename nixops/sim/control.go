@@ -1,4 +1,4 @@
-package nixops
+package sim
 
 import (
 	"context"
@@ -8,22 +8,24 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"nixfleet/nixops"
 )
 
 // What is done to a simulated machine from outside: by its makers, by people, by fate.
 
 // Close stops the machine's clockwork in this process; its memory stays.
-func (s *Sim) Close() { s.m.close() }
+func (s *Host) Close() { s.m.close() }
 
 // Alone promises that no other process opens this machine until Close: what it
 // remembers is then read from disk once, and only written later.
-func (s *Sim) Alone() {
+func (s *Host) Alone() {
 	s.m.alone.Store(true)
 }
 
 // OnDeadline has a deadline call f instead of executing its command. f runs in a
 // goroutine of its own; while it does, the deadline's unit is running.
-func (s *Sim) OnDeadline(f func(Deadline)) {
+func (s *Host) OnDeadline(f func(nixops.Deadline)) {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	s.m.onDeadline = f
@@ -31,29 +33,29 @@ func (s *Sim) OnDeadline(f func(Deadline)) {
 
 // OnSwitched has f called after each activation, as a real switch restarts the
 // agent's unit. f runs in a goroutine of its own.
-func (s *Sim) OnSwitched(f func(closure string)) {
+func (s *Host) OnSwitched(f func(closure string)) {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	s.m.onSwitched = f
 }
 
 // OnBoot has f called after each PowerCycle or Reboot, in a goroutine of its own.
-func (s *Sim) OnBoot(f func(closure string)) {
+func (s *Host) OnBoot(f func(closure string)) {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	s.m.onBoot = f
 }
 
 // Install makes the closure the one and only system, as an installer leaves it.
-func (s *Sim) Install(closure string) error {
-	c, err := readSimClosure(s.m.cache, closure)
+func (s *Host) Install(closure string) error {
+	c, err := readClosure(s.m.cache, closure)
 	if err != nil {
 		return fmt.Errorf("install %s: %w", closure, err)
 	}
 	if err := writeJSON(s.m.stored(closure), c); err != nil {
 		return err
 	}
-	return s.m.with(func(st *simState) error {
+	return s.m.with(func(st *memory) error {
 		st.Current, st.Booted, st.Profile, st.BootDefault = closure, closure, closure, closure
 		st.Entries, st.Staged, st.BootOnce = []string{closure}, "", ""
 		st.Failed, st.Switched = slices.Sorted(slices.Values(c.FailedUnits)), time.Now()
@@ -63,20 +65,20 @@ func (s *Sim) Install(closure string) error {
 }
 
 // Online says whether the running closure lets the machine reach the network.
-func (s *Sim) Online() bool { return !s.current().CutsNetwork }
+func (s *Host) Online() bool { return !s.current().CutsNetwork }
 
 // AgentStarts says whether the running closure's agent can run.
-func (s *Sim) AgentStarts() bool { return !s.current().AgentBroken }
+func (s *Host) AgentStarts() bool { return !s.current().AgentBroken }
 
 // current is how the running closure behaves; the zero closure if there is none.
-func (s *Sim) current() SimClosure {
+func (s *Host) current() Closure {
 	name, err := s.CurrentSystem(context.Background())
 	if err != nil || name == "" {
-		return SimClosure{}
+		return Closure{}
 	}
 	c, err := s.m.closure(name)
 	if err != nil {
-		return SimClosure{}
+		return Closure{}
 	}
 	return c
 }
@@ -84,10 +86,10 @@ func (s *Sim) current() SimClosure {
 // PowerCycle cuts the power and boots what the loader chooses: whatever ran is
 // gone, what was switched but not made the default too. A closure that hangs is
 // reset once more, as a person or a watchdog does.
-func (s *Sim) PowerCycle() error {
+func (s *Host) PowerCycle() error {
 	var call func(string)
 	var booted string
-	err := s.m.with(func(st *simState) error {
+	err := s.m.with(func(st *memory) error {
 		next := st.BootDefault
 		if st.BootOnce != "" {
 			next, st.BootOnce = st.BootOnce, ""
@@ -108,11 +110,11 @@ func (s *Sim) PowerCycle() error {
 		st.BootedAt, st.Asleep = time.Now(), 0
 		st.Current, st.Booted, st.Switched = next, next, time.Now()
 		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
-		st.Units, st.LockHeld, st.Lists = map[string]simUnit{}, false, ""
+		st.Units, st.LockHeld, st.Lists = map[string]ran{}, false, ""
 		for unit := range st.Deadlines {
 			s.m.dropTimer(unit)
 		}
-		st.Deadlines = map[string]simDeadline{}
+		st.Deadlines = map[string]armed{}
 		call, booted = s.m.onBoot, st.Booted
 		return nil
 	})
@@ -124,47 +126,47 @@ func (s *Sim) PowerCycle() error {
 
 // Suspend has the machine sleep for a time that its processes and its deadlines do not
 // notice: only SinceBoot counts it.
-func (s *Sim) Suspend(d time.Duration) error {
-	return s.m.with(func(st *simState) error {
+func (s *Host) Suspend(d time.Duration) error {
+	return s.m.with(func(st *memory) error {
 		st.Asleep += d
 		return nil
 	})
 }
 
 // HoldLock holds or lets go the switch lock, as a switch by hand does.
-func (s *Sim) HoldLock(held bool) error {
-	return s.m.with(func(st *simState) error {
+func (s *Host) HoldLock(held bool) error {
+	return s.m.with(func(st *memory) error {
 		st.LockHeld = held
 		return nil
 	})
 }
 
 // SetLoader changes the boot loader: "" is systemd-boot, any other cannot boot once.
-func (s *Sim) SetLoader(name string) error {
-	return s.m.with(func(st *simState) error {
+func (s *Host) SetLoader(name string) error {
+	return s.m.with(func(st *memory) error {
 		st.Loader = name
 		return nil
 	})
 }
 
 // SetSpace sets what is left, in bytes.
-func (s *Sim) SetSpace(free Space) error {
-	return s.m.with(func(st *simState) error {
+func (s *Host) SetSpace(free nixops.Space) error {
+	return s.m.with(func(st *memory) error {
 		st.StoreFree, st.BootFree = free.StoreFree, free.BootFree
 		return nil
 	})
 }
 
 // SwitchByHand is an operator's nixos-rebuild switch: at once and without the agent.
-func (s *Sim) SwitchByHand(closure string) error {
-	c, err := readSimClosure(s.m.cache, closure)
+func (s *Host) SwitchByHand(closure string) error {
+	c, err := readClosure(s.m.cache, closure)
 	if err != nil {
 		return err
 	}
 	if err := writeJSON(s.m.stored(closure), c); err != nil {
 		return err
 	}
-	return s.m.with(func(st *simState) error {
+	return s.m.with(func(st *memory) error {
 		st.Profile, st.BootDefault, st.Entries = closure, closure, []string{closure}
 		st.activate(closure, c, time.Now())
 		return nil
@@ -172,9 +174,9 @@ func (s *Sim) SwitchByHand(closure string) error {
 }
 
 // CollectGarbage removes what no root, profile or running system holds, and says what.
-func (s *Sim) CollectGarbage() ([]string, error) {
+func (s *Host) CollectGarbage() ([]string, error) {
 	var gone []string
-	err := s.m.with(func(st *simState) error {
+	err := s.m.with(func(st *memory) error {
 		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Booted, st.Profile, st.BootDefault, st.Staged)
 		entries, err := os.ReadDir(s.m.dir + "/store")
 		if err != nil {
@@ -197,9 +199,9 @@ func (s *Sim) CollectGarbage() ([]string, error) {
 }
 
 // Fetches says how often a closure came from the cache.
-func (s *Sim) Fetches(closure string) (int, error) {
+func (s *Host) Fetches(closure string) (int, error) {
 	n := 0
-	err := s.m.look(func(st *simState) error {
+	err := s.m.look(func(st *memory) error {
 		n = st.Fetched[closure]
 		return nil
 	})

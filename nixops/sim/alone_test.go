@@ -1,9 +1,11 @@
-package nixops
+package sim
 
 import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"nixfleet/nixops"
 )
 
 // TestSimAlone: a machine that is open here alone remembers the same, sees what
@@ -12,18 +14,18 @@ func TestSimAlone(t *testing.T) {
 	dir, cache := t.TempDir(), t.TempDir()
 	const first, next = "00000000000000000000000000000000-nixos-system-a-1", "00000000000000000000000000000000-nixos-system-a-2"
 	for _, closure := range []string{first, next} {
-		if err := WriteSimClosure(cache, closure, SimClosure{SwitchTime: 20 * time.Millisecond}); err != nil {
+		if err := WriteClosure(cache, closure, Closure{SwitchTime: 20 * time.Millisecond}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	open := func() *Sim {
-		s, err := NewSim(filepath.Join(dir, "machine"), cache)
+	open := func() *Host {
+		s, err := New(filepath.Join(dir, "machine"), cache)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s
 	}
-	expect := func(s *Sim, want string) {
+	expect := func(s *Host, want string) {
 		t.Helper()
 		if got, err := s.CurrentSystem(t.Context()); err != nil || got != want {
 			t.Fatalf("it runs %q (%v), want %q", got, err, want)
@@ -38,7 +40,7 @@ func TestSimAlone(t *testing.T) {
 	if err := s.Realise(t.Context(), next, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Switch(t.Context(), SwitchRequest{Closure: next, Action: ActionTest, Unit: "nixfleet-switch-1"}); err != nil {
+	if _, err := s.Switch(t.Context(), nixops.SwitchRequest{Closure: next, Action: nixops.ActionTest, Unit: "nixfleet-switch-1"}); err != nil {
 		t.Fatal(err)
 	}
 	expect(s, next)

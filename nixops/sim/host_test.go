@@ -1,4 +1,4 @@
-package nixops_test
+package sim_test
 
 import (
 	"errors"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
 )
 
 const (
@@ -19,52 +20,52 @@ const (
 )
 
 // simulated is a machine with simOne installed and simTwo realised.
-func simulated(t *testing.T, one, two nixops.SimClosure) (sim *nixops.Sim, dir, cache string) {
+func simulated(t *testing.T, one, two sim.Closure) (box *sim.Host, dir, cache string) {
 	t.Helper()
 	dir, cache = t.TempDir(), t.TempDir()
-	must(t, nixops.WriteSimClosure(cache, simOne, one))
-	must(t, nixops.WriteSimClosure(cache, simTwo, two))
-	sim, err := nixops.NewSim(dir, cache)
+	must(t, sim.WriteClosure(cache, simOne, one))
+	must(t, sim.WriteClosure(cache, simTwo, two))
+	box, err := sim.New(dir, cache)
 	must(t, err)
-	t.Cleanup(func() { sim.Close() })
-	must(t, sim.Install(simOne))
-	must(t, sim.Realise(t.Context(), simTwo, nil))
-	return sim, dir, cache
+	t.Cleanup(func() { box.Close() })
+	must(t, box.Install(simOne))
+	must(t, box.Realise(t.Context(), simTwo, nil))
+	return box, dir, cache
 }
 
-func testTwo(t *testing.T, sim *nixops.Sim) nixops.Exit {
+func testTwo(t *testing.T, box *sim.Host) nixops.Exit {
 	t.Helper()
-	exit, err := sim.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
+	exit, err := box.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
 	must(t, err)
 	return exit
 }
 
 func TestSimPowerCycle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sim, _, _ := simulated(t, nixops.SimClosure{}, nixops.SimClosure{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true})
+		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true})
 		booted := make(chan string, 1)
-		sim.OnBoot(func(closure string) { booted <- closure })
-		sim.OnDeadline(func(nixops.Deadline) { t.Error("a transient deadline outlived the power cut") })
-		before, err := sim.BootID(t.Context())
+		box.OnBoot(func(closure string) { booted <- closure })
+		box.OnDeadline(func(nixops.Deadline) { t.Error("a transient deadline outlived the power cut") })
+		before, err := box.BootID(t.Context())
 		must(t, err)
-		must(t, sim.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: time.Minute, Command: []string{"/x"}}))
-		if exit := testTwo(t, sim); exit.Code != 4 || sim.Online() || sim.AgentStarts() {
-			t.Errorf("exit %v, online %v, agent %v", exit, sim.Online(), sim.AgentStarts())
+		must(t, box.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: time.Minute, Command: []string{"/x"}}))
+		if exit := testTwo(t, box); exit.Code != 4 || box.Online() || box.AgentStarts() {
+			t.Errorf("exit %v, online %v, agent %v", exit, box.Online(), box.AgentStarts())
 		}
-		must(t, sim.PowerCycle())
+		must(t, box.PowerCycle())
 		if got := <-booted; got != simOne {
 			t.Errorf("booted %s", got)
 		}
-		if now, err := sim.CurrentSystem(t.Context()); err != nil || now != simOne {
+		if now, err := box.CurrentSystem(t.Context()); err != nil || now != simOne {
 			t.Errorf("until boot a power cycle is an undo: %s, %v", now, err)
 		}
-		if after, err := sim.BootID(t.Context()); err != nil || after == before {
+		if after, err := box.BootID(t.Context()); err != nil || after == before {
 			t.Errorf("boot id %s stays", after)
 		}
-		if failed, err := failedOf(t, sim); err != nil || len(failed) != 0 || !sim.Online() || !sim.AgentStarts() {
+		if failed, err := failedOf(t, box); err != nil || len(failed) != 0 || !box.Online() || !box.AgentStarts() {
 			t.Errorf("failed %v, %v", failed, err)
 		}
-		if state, err := sim.SwitchState(t.Context(), "switch-1"); err != nil || state.Phase != nixops.UnitUnknown {
+		if state, err := box.SwitchState(t.Context(), "switch-1"); err != nil || state.Phase != nixops.UnitUnknown {
 			t.Errorf("a unit of an earlier boot: %+v, %v", state, err)
 		}
 		time.Sleep(2 * time.Minute)
@@ -73,23 +74,23 @@ func TestSimPowerCycle(t *testing.T) {
 
 func TestSimLateUnitsAndCallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sim, _, _ := simulated(t, nixops.SimClosure{}, nixops.SimClosure{
+		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{
 			SwitchTime: 10 * time.Second, LateUnits: []string{"late.service"}, LateAfter: 5 * time.Second,
 		})
 		switched := make(chan string, 1)
-		sim.OnSwitched(func(closure string) { switched <- closure })
+		box.OnSwitched(func(closure string) { switched <- closure })
 		began := time.Now()
-		if exit := testTwo(t, sim); !exit.OK() || time.Since(began) != 10*time.Second {
+		if exit := testTwo(t, box); !exit.OK() || time.Since(began) != 10*time.Second {
 			t.Errorf("%v after %v", exit, time.Since(began))
 		}
 		if got := <-switched; got != simTwo {
 			t.Errorf("switched to %s", got)
 		}
-		if failed, err := failedOf(t, sim); err != nil || len(failed) != 0 {
+		if failed, err := failedOf(t, box); err != nil || len(failed) != 0 {
 			t.Errorf("at once: %v, %v", failed, err)
 		}
 		time.Sleep(6 * time.Second)
-		if failed, err := failedOf(t, sim); err != nil || !slices.Equal(failed, []string{"late.service"}) {
+		if failed, err := failedOf(t, box); err != nil || !slices.Equal(failed, []string{"late.service"}) {
 			t.Errorf("later: %v, %v", failed, err)
 		}
 	})
@@ -99,25 +100,25 @@ func TestSimLateUnitsAndCallback(t *testing.T) {
 // is told to go on with them, and in no other.
 func TestSimKilledSwitch_A23(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sim, _, _ := simulated(t, nixops.SimClosure{}, nixops.SimClosure{SwitchTime: time.Minute})
+		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{SwitchTime: time.Minute})
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_, err := sim.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
+			_, err := box.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
 			if err != nil {
 				t.Error(err)
 			}
 		}()
 		time.Sleep(40 * time.Second)
-		must(t, sim.StopUnit(t.Context(), "switch-1"))
+		must(t, box.StopUnit(t.Context(), "switch-1"))
 		<-done
 		undo := func(r nixops.SwitchRequest) []string {
 			r.Closure, r.Action = simOne, nixops.ActionTest
-			exit, err := sim.Switch(t.Context(), r)
+			exit, err := box.Switch(t.Context(), r)
 			if err != nil || !exit.OK() {
 				t.Fatalf("undo: %v, %v", exit, err)
 			}
-			failed, err := failedOf(t, sim)
+			failed, err := failedOf(t, box)
 			must(t, err)
 			return failed
 		}
@@ -133,18 +134,18 @@ func TestSimKilledSwitch_A23(t *testing.T) {
 // TestSimDeadlineSurvivesProcess_A9: the machine's memory is opened again by what
 // would be another process, and the deadline fires there, by its command.
 func TestSimDeadlineSurvivesProcess_A9(t *testing.T) {
-	sim, dir, cache := simulated(t, nixops.SimClosure{}, nixops.SimClosure{})
+	box, dir, cache := simulated(t, sim.Closure{}, sim.Closure{})
 	proof := filepath.Join(t.TempDir(), "fired")
-	must(t, sim.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: 200 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo undone; : >" + proof}}))
-	sim.Close()
-	if _, err := sim.CurrentSystem(t.Context()); err == nil {
+	must(t, box.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: 200 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo undone; : >" + proof}}))
+	box.Close()
+	if _, err := box.CurrentSystem(t.Context()); err == nil {
 		t.Error("a closed machine answers")
 	}
 	time.Sleep(300 * time.Millisecond)
 	if _, err := os.Stat(proof); err == nil {
 		t.Fatal("fired in a process that is gone")
 	}
-	again, err := nixops.NewSim(dir, cache)
+	again, err := sim.New(dir, cache)
 	must(t, err)
 	t.Cleanup(again.Close)
 	until(t, func() bool { _, err := os.Stat(proof); return err == nil })
@@ -158,38 +159,62 @@ func TestSimDeadlineSurvivesProcess_A9(t *testing.T) {
 }
 
 func TestSimMemory(t *testing.T) {
-	sim, dir, cache := simulated(t, nixops.SimClosure{}, nixops.SimClosure{})
-	must(t, sim.SetSpace(nixops.Space{StoreFree: 10, BootFree: 1}))
+	box, dir, cache := simulated(t, sim.Closure{}, sim.Closure{})
+	must(t, box.SetSpace(nixops.Space{StoreFree: 10, BootFree: 1}))
 	fat := "00000000000000000000000000000003-nixos-system-fat"
-	must(t, nixops.WriteSimClosure(cache, fat, nixops.SimClosure{Size: 11}))
-	if err := sim.Realise(t.Context(), fat, nil); !errors.Is(err, nixops.ErrNoSpace) {
+	must(t, sim.WriteClosure(cache, fat, sim.Closure{Size: 11}))
+	if err := box.Realise(t.Context(), fat, nil); !errors.Is(err, nixops.ErrNoSpace) {
 		t.Errorf("full: %v", err)
 	}
-	must(t, sim.SwitchByHand(simTwo))
-	if now, err := sim.Profile(t.Context()); err != nil || now != simTwo {
+	must(t, box.SwitchByHand(simTwo))
+	if now, err := box.Profile(t.Context()); err != nil || now != simTwo {
 		t.Errorf("by hand: %s, %v", now, err)
 	}
-	if n, err := sim.Fetches(simTwo); err != nil || n != 1 {
+	if n, err := box.Fetches(simTwo); err != nil || n != 1 {
 		t.Errorf("fetched %d times, %v", n, err)
 	}
-	sim.Close()
+	box.Close()
 	// A half-written or foreign memory is an error, not an empty machine.
 	for _, text := range []string{"{", `{"current":5}`, "", `{"boots":1,"boots":2}`, strings.Repeat(" ", 5<<20)} {
 		must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(text), 0o600))
-		if s, err := nixops.NewSim(dir, cache); err == nil {
+		if s, err := sim.New(dir, cache); err == nil {
 			s.Close()
 			t.Errorf("opened %.20q", text)
 		}
 	}
 	for _, base := range []string{"", "x", "../" + simOne} {
-		if err := nixops.WriteSimClosure(cache, base, nixops.SimClosure{}); err == nil {
+		if err := sim.WriteClosure(cache, base, sim.Closure{}); err == nil {
 			t.Errorf("wrote closure %q", base)
 		}
 	}
 }
 
 // failedOf names the units of a simulated machine that failed.
-func failedOf(t *testing.T, sim *nixops.Sim) ([]string, error) {
+func failedOf(t *testing.T, box *sim.Host) ([]string, error) {
 	t.Helper()
-	return (&rig{host: sim}).failed(t)
+	units, err := box.Units(t.Context())
+	names := []string{}
+	for _, u := range units {
+		if u.Failed {
+			names = append(names, u.Name)
+		}
+	}
+	return names, err
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until waits for what other processes bring about.
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
+		}
+	}
 }

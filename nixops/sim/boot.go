@@ -1,4 +1,4 @@
-package nixops
+package sim
 
 import (
 	"context"
@@ -7,48 +7,50 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"nixfleet/nixops"
 )
 
 // The boot loader and the calendar of a simulated machine.
 
-func (s *Sim) CanBootOnce(ctx context.Context) (bool, error) {
-	loader, err := s.read(func(st *simState) string { return st.Loader })
+func (s *Host) CanBootOnce(ctx context.Context) (bool, error) {
+	loader, err := s.read(func(st *memory) string { return st.Loader })
 	return loader == "", err
 }
 
-func (s *Sim) SetStaged(ctx context.Context, closure string) error {
+func (s *Host) SetStaged(ctx context.Context, closure string) error {
 	if closure != "" {
 		if _, err := s.valid(closure); err != nil {
 			return err
 		}
 	}
-	return s.m.with(func(st *simState) error {
+	return s.m.with(func(st *memory) error {
 		st.Staged = closure
 		return nil
 	})
 }
 
-func (s *Sim) SetBootOnce(ctx context.Context, closure string) error {
-	return s.m.with(func(st *simState) error {
+func (s *Host) SetBootOnce(ctx context.Context, closure string) error {
+	return s.m.with(func(st *memory) error {
 		switch {
 		case st.Loader != "":
-			return fmt.Errorf("boot once with %s: %w", st.Loader, ErrUnsupported)
+			return fmt.Errorf("boot once with %s: %w", st.Loader, nixops.ErrUnsupported)
 		case closure != "" && !slices.Contains(st.Entries, closure):
-			return fmt.Errorf("boot once: the boot loader has no entry for %s: %w", closure, ErrNotFound)
+			return fmt.Errorf("boot once: the boot loader has no entry for %s: %w", closure, nixops.ErrNotFound)
 		}
 		st.BootOnce = closure
 		return nil
 	})
 }
 
-func (s *Sim) BootOnce(ctx context.Context) (string, error) {
-	return s.read(func(st *simState) string { return st.BootOnce })
+func (s *Host) BootOnce(ctx context.Context) (string, error) {
+	return s.read(func(st *memory) string { return st.BootOnce })
 }
 
 // NextElapse knows "hourly", "daily", and a time of day with or without days of
 // the week ("03:00", "Mon,Sat 03:00"), all in UTC with or without saying so.
-func (s *Sim) NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error) {
-	bad := fmt.Errorf("calendar %q: %w", calendar, ErrCalendar)
+func (s *Host) NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error) {
+	bad := fmt.Errorf("calendar %q: %w", calendar, nixops.ErrCalendar)
 	after = after.UTC()
 	words := strings.Fields(strings.TrimSuffix(calendar, " UTC"))
 	if len(words) == 1 && words[0] == "hourly" {
