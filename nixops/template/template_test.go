@@ -13,7 +13,8 @@ import (
 func jobs(t *testing.T) map[string]string {
 	t.Helper()
 	files := map[string]string{}
-	for _, pattern := range []string{"fleet/.github/workflows/*.yml", "fleet/.forgejo/workflows/*.yml", "fleet/.gitlab-ci.yml"} {
+	for _, pattern := range []string{"fleet/.github/workflows/*.yml", "fleet/.forgejo/workflows/*.yml",
+		"fleet/.gitlab-ci.yml"} {
 		names, err := fs.Glob(Fleet, pattern)
 		if err != nil || len(names) == 0 {
 			t.Fatalf("%s: %v, %v", pattern, names, err)
@@ -94,7 +95,8 @@ func TestForgesRunTheScript(t *testing.T) {
 		if release != (gitlab || path.Base(name) == "release.yml") || resign != (gitlab || path.Base(name) == "resign.yml") {
 			t.Errorf("%s releases: %t, renews: %t; it runs %q", name, release, resign, lines)
 		}
-		if timed := strings.Contains(text, "- cron:") || gitlab && strings.Contains(text, `$CI_PIPELINE_SOURCE == "schedule"`); timed != resign {
+		if timed := strings.Contains(text, "- cron:") ||
+			gitlab && strings.Contains(text, `$CI_PIPELINE_SOURCE == "schedule"`); timed != resign {
 			t.Errorf("%s has a timer: %t", name, timed)
 		}
 		// One at a time, since each is made on top of the one before.
@@ -132,7 +134,8 @@ func TestSecretsStayOutOfCommands(t *testing.T) {
 			t.Errorf("a key is handed on in %q", line)
 		}
 	}
-	unset, called := strings.Index(string(script), "\nunset RELEASE_KEY CACHE_KEY\n"), strings.Index(string(script), "\nnixfleet release ")
+	unset, called := strings.Index(string(script), "\nunset RELEASE_KEY CACHE_KEY\n"),
+		strings.Index(string(script), "\nnixfleet release ")
 	if unset < 0 || called < unset {
 		t.Error("what builds the fleet inherits the keys")
 	}

@@ -20,7 +20,8 @@ func try(t *testing.T, args ...string) (c *cli.Context, stderr string, code int)
 		Name: "try",
 		Flags: Variables("NIXFLEET_TRY",
 			&cli.BoolFlag{Name: "dry-run"}, &cli.StringFlag{Name: "name", Value: "web"}, &cli.IntFlag{Name: "count", Value: 3},
-			&cli.StringSliceFlag{Name: "hosts", Value: cli.NewStringSlice("a")}, &cli.DurationFlag{Name: "pause", Value: time.Second},
+			&cli.StringSliceFlag{Name: "hosts", Value: cli.NewStringSlice("a")},
+			&cli.DurationFlag{Name: "pause", Value: time.Second},
 			&cli.Float64Flag{Name: "part", Value: 0.5}, &cli.Int64Flag{Name: "after", Value: 7},
 		),
 		Action: func(ctx *cli.Context) error { c = ctx; return nil },
@@ -79,7 +80,8 @@ func TestEmptyVariableIsNone(t *testing.T) {
 	t.Setenv("NIXFLEET_TRY_HOSTS", "b,c")
 	t.Setenv("NIXFLEET_TRY_NAME", "db")
 	c, _, _ = try(t)
-	if got := c.StringSlice("hosts"); !slices.Equal(got, []string{"b", "c"}) || c.String("name") != "db" || !c.IsSet("hosts") || !c.IsSet("name") {
+	if got := c.StringSlice("hosts"); !slices.Equal(got, []string{"b", "c"}) || c.String("name") != "db" ||
+		!c.IsSet("hosts") || !c.IsSet("name") {
 		t.Errorf("hosts %v, name %s", got, c.String("name"))
 	}
 	for _, f := range c.Command.Flags {

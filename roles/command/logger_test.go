@@ -101,7 +101,8 @@ func TestALogShowsNoControlCharacters(t *testing.T) {
 			continue
 		}
 		var line map[string]string
-		if err := json.Unmarshal(out.Bytes(), &line); err != nil || !strings.HasPrefix(line["message"], "a\x1b[2Jb\u009bc\u202ed\x7fe") {
+		if err := json.Unmarshal(out.Bytes(), &line); err != nil ||
+			!strings.HasPrefix(line["message"], "a\x1b[2Jb\u009bc\u202ed\x7fe") {
 			t.Errorf("read back as %q: %v", line["message"], err)
 		}
 	}

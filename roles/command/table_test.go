@@ -36,9 +36,11 @@ func TestWrapBreaksAtSpaces(t *testing.T) {
 	const width = 30
 	for text, want := range map[string]string{
 		"short": "short",
-		"web-02 waits: the rollout of channel stable stopped":                      "web-02 waits: the rollout of \n  channel stable stopped",
-		"a-word-that-is-longer-than-the-whole-line is kept":                        "a-word-that-is-longer-than-the-whole-line \n  is kept",
-		"look around with\n  nixfleet status --config /a/long/path/to/config.toml": "look around with\n  nixfleet status --config /a/long/path/to/config.toml",
+		"web-02 waits: the rollout of channel stable stopped": "web-02 waits: the rollout of \n  " +
+			"channel stable stopped",
+		"a-word-that-is-longer-than-the-whole-line is kept": "a-word-that-is-longer-than-the-whole-line \n  is kept",
+		"look around with\n  nixfleet status --config /a/long/path/to/config.toml": "look around with\n  nixfleet status " +
+			"--config /a/long/path/to/config.toml",
 	} {
 		if got := Wrap(text, width, "  "); got != want {
 			t.Errorf("wrapped %q to\n%s\nwant\n%s", text, got, want)

@@ -42,13 +42,17 @@ func (e *estate) asked(t *testing.T) []question {
 	t.Helper()
 	id, hold := e.rolloutID(), map[string]any{"reason": "golden"}
 	report := protocol.ReportRequest{
-		Hostname: "a", AgentVersion: "0.0.1", OccurredAt: pki.At(e.signed), Rollout: &id, Event: protocol.EventActivationStarted,
+		Hostname: "a", AgentVersion: "0.0.1", OccurredAt: pki.At(e.signed), Rollout: &id,
+		Event:   protocol.EventActivationStarted,
 		Details: jsontext.Value(`{"closure_hash":"` + closureOf("a", 1) + `","channel_ref":"` + id + `"}`),
 	}
-	confirm := protocol.ConfirmRequest{Hostname: "a", Rollout: id, Generation: protocol.Generation{ClosureHash: closureOf("a", 1), BootID: "b0"}}
+	confirm := protocol.ConfirmRequest{Hostname: "a", Rollout: id,
+		Generation: protocol.Generation{ClosureHash: closureOf("a", 1), BootID: "b0"}}
 	first := protocol.BootstrapReport{
-		Token: *e.token("new", func(c *pki.Claims) { c.Nonce = goldenNonce }), AgentVersion: "0.0.1", OccurredAt: pki.At(e.signed),
-		Event: protocol.BootstrapEvent{Event: protocol.EventEnrollmentFailed, Details: jsontext.Value(`{"reason":"golden"}`)},
+		Token: *e.token("new", func(c *pki.Claims) { c.Nonce = goldenNonce }), AgentVersion: "0.0.1",
+		OccurredAt: pki.At(e.signed),
+		Event: protocol.BootstrapEvent{Event: protocol.EventEnrollmentFailed,
+			Details: jsontext.Value(`{"reason":"golden"}`)},
 	}
 	get := func(pattern, path string) question {
 		return question{pattern: pattern, sent: sent{method: "GET", path: path}}
@@ -56,10 +60,14 @@ func (e *estate) asked(t *testing.T) []question {
 	post := func(pattern, path string, body any) question {
 		return question{pattern: pattern, sent: sent{method: "POST", path: path, body: body}, json: true}
 	}
-	webhook := question{pattern: "/v1/webhook", sent: sent{method: "POST", path: "/v1/webhook", body: "{}", header: map[string]string{"Authorization": "Bearer wrong"}}}
+	webhook := question{pattern: "/v1/webhook",
+		sent: sent{method: "POST", path: "/v1/webhook", body: "{}",
+			header: map[string]string{"Authorization": "Bearer wrong"}}}
 	announced := webhook
 	announced.header, announced.once = map[string]string{"Authorization": "Bearer secret"}, true
-	plan := question{pattern: "/v1/plan", sent: sent{method: "POST", path: "/v1/plan", body: e.archive(t), header: map[string]string{"Content-Type": protocol.TarType}}}
+	plan := question{pattern: "/v1/plan",
+		sent: sent{method: "POST", path: "/v1/plan", body: e.archive(t),
+			header: map[string]string{"Content-Type": protocol.TarType}}}
 	return []question{
 		get("/healthz", "/healthz"),
 		post("/v1/enroll", "/v1/enroll", e.enrolment("new", func(c *pki.Claims) { c.Nonce = goldenNonce })),
@@ -140,7 +148,8 @@ func (e *estate) archive(t *testing.T) []byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.WriteHeader(&tar.Header{Name: filepath.ToSlash(within), Mode: 0o644, Size: int64(len(data))}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: filepath.ToSlash(within), Mode: 0o644,
+			Size: int64(len(data))}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Write(data); err != nil {
@@ -209,7 +218,8 @@ var faults = []fault{
 	{"a JSON number", withBody("7")},
 	{"no members", withBody("{}")},
 	{"a member twice", withBody(`{"hostname":"a","hostname":"b","reason":"","reason":""}`)},
-	{"members of other types", withBody(`{"hostname":1,"agentVersion":2,"token":3,"csrPem":4,"reason":5,"event":6,"rollout":7}`)},
+	{"members of other types", withBody(
+		`{"hostname":1,"agentVersion":2,"token":3,"csrPem":4,"reason":5,"event":6,"rollout":7}`)},
 	{"too large", withBody(strings.Repeat(" ", protocol.MaxBody+1))},
 }
 
@@ -270,7 +280,8 @@ var varies = []struct {
 // told is an answer in one line.
 func told(a answer) string {
 	line := fmt.Sprint(a.status)
-	for _, name := range []string{"Content-Type", "Retry-After", "Allow", "Connection", "Cache-Control", "Preference-Applied"} {
+	for _, name := range []string{"Content-Type", "Retry-After", "Allow", "Connection", "Cache-Control",
+		"Preference-Applied"} {
 		if v := a.header.Get(name); v != "" {
 			line += fmt.Sprintf(" %s=%s", name, v)
 		}
@@ -331,7 +342,8 @@ func TestAnswers(t *testing.T) {
 	e := newEstate(t, "a", "b", "gone", "new")
 	e.nonces = &fleet.BootstrapNonces{
 		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1},
-		BootstrapNonces: []fleet.BootstrapNonce{{Nonce: goldenNonce, Hostname: "new", ExpiresAt: pki.At(time.Now().Add(time.Hour).Truncate(time.Second))}},
+		BootstrapNonces: []fleet.BootstrapNonce{
+			{Nonce: goldenNonce, Hostname: "new", ExpiresAt: pki.At(time.Now().Add(time.Hour).Truncate(time.Second))}},
 	}
 	e.publish()
 	e.write("webhook.token", []byte("secret\n"))
@@ -353,10 +365,13 @@ func TestAnswers(t *testing.T) {
 		long := time.Now().Add(-time.Hour)
 		callers := map[string]*http.Client{
 			"nobody": p.web(nil), "operator": p.web(e.operatorCert("operator-jo")), "host": p.web(e.agentCert("a", long)),
-			"other host": p.web(e.agentCert("b", long)), "host with another key": p.web(e.certFor("a", stranger, long, 12*time.Hour)),
+			"other host":            p.web(e.agentCert("b", long)),
+			"host with another key": p.web(e.certFor("a", stranger, long, 12*time.Hour)),
 		}
 		if plane.name == "ready" {
-			if got := p.send(callers["operator"], sent{method: "POST", path: "/v1/revocations", body: map[string]any{"hostname": "gone", "reason": "x"}}); got.status != 204 {
+			if got := p.send(callers["operator"],
+				sent{method: "POST", path: "/v1/revocations",
+					body: map[string]any{"hostname": "gone", "reason": "x"}}); got.status != 204 {
 				t.Fatal(got)
 			}
 			callers["revoked host"] = p.web(e.agentCert("gone", long))
@@ -392,7 +407,8 @@ func TestAnswers(t *testing.T) {
 
 // ask sends a question with each fault as each caller, always in the same order:
 // some answers depend on those before.
-func (p *plane) ask(doc *apiDocument, q question, faults []fault, callers map[string]*http.Client) map[string]map[string]string {
+func (p *plane) ask(doc *apiDocument, q question, faults []fault,
+	callers map[string]*http.Client) map[string]map[string]string {
 	p.t.Helper()
 	out := map[string]map[string]string{}
 	for _, f := range faults {
@@ -402,7 +418,8 @@ func (p *plane) ask(doc *apiDocument, q question, faults []fault, callers map[st
 		}
 		for _, name := range slices.Sorted(maps.Keys(callers)) {
 			few := q.once || q.pattern == "/v1/agent/bootstrap-report"
-			if f.name == "too large" && name != q.reader() || few && name != "nobody" && name != "operator" || q.once && f.name != faults[0].name {
+			if f.name == "too large" && name != q.reader() || few && name != "nobody" && name != "operator" ||
+				q.once && f.name != faults[0].name {
 				continue
 			}
 			if out[f.name] == nil {
@@ -444,7 +461,9 @@ func (e *estate) handshakes(t *testing.T, g *golden) {
 		roots := x509.NewCertPool()
 		roots.AddCert(e.root.Cert)
 		conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), &tls.Config{
-			RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
+			RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				return cert, nil
+			},
 		})
 		if err == nil {
 			// The client's side of TLS 1.3 is done before the server has judged.

@@ -19,7 +19,8 @@ func connected(t *testing.T, cert *tls.Certificate) context.Context {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return context.WithValue(t.Context(), connectionKey, &connection{state: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}})
+	return context.WithValue(t.Context(), connectionKey,
+		&connection{state: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}})
 }
 
 // primed is a server that does not listen.
@@ -74,7 +75,8 @@ func TestAChainHoldsUntilTheFirstOfItsCertificatesEnds(t *testing.T) {
 	if err != nil || !until.Equal(leaf.NotAfter) {
 		t.Errorf("until %s (%v), want %s", until, err, leaf.NotAfter)
 	}
-	if _, _, err := s.door.verifyChain([]*x509.Certificate{leaf}, cas.pool, e.ca.Cert.NotAfter.Add(time.Second)); err == nil {
+	if _, _, err := s.door.verifyChain([]*x509.Certificate{leaf}, cas.pool,
+		e.ca.Cert.NotAfter.Add(time.Second)); err == nil {
 		t.Error("a chain is accepted after its issuing CA has ended")
 	}
 }

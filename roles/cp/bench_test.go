@@ -47,7 +47,8 @@ func request(t testing.TB, req *protocol.CheckinRequest, wait time.Duration) []b
 		t.Fatal(err)
 	}
 	var text bytes.Buffer
-	fmt.Fprintf(&text, "POST %s HTTP/1.1\r\nHost: cp\r\n%s: 1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", checkinPath, protocol.HeaderProtocol, len(body))
+	fmt.Fprintf(&text, "POST %s HTTP/1.1\r\nHost: cp\r\n%s: 1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n",
+		checkinPath, protocol.HeaderProtocol, len(body))
 	if wait > 0 {
 		fmt.Fprintf(&text, "Prefer: wait=%d\r\n", wait/time.Second)
 	}

@@ -21,7 +21,8 @@ func TestABucketIsEmptyAndFillsAgain(t *testing.T) {
 		wait time.Duration
 		want string // y or n, one a request
 	}{
-		{"a", 0, "yyyn"}, {"b", 0, "yyyn"}, {"a", 499 * time.Millisecond, "n"}, {"a", time.Millisecond, "yn"}, {"a", time.Hour, "yyyn"},
+		{"a", 0, "yyyn"}, {"b", 0, "yyyn"}, {"a", 499 * time.Millisecond, "n"}, {"a", time.Millisecond, "yn"},
+		{"a", time.Hour, "yyyn"},
 	} {
 		now = now.Add(step.wait)
 		got := ""
@@ -95,8 +96,9 @@ func TestTheBoundIsBeyondAnyAgent(t *testing.T) {
 func TestSourceOfARequest(t *testing.T) {
 	for remote, want := range map[string]string{
 		"192.0.2.7:4711": "192.0.2.7", "[::ffff:192.0.2.7]:4711": "192.0.2.7",
-		"[2001:db8:1:2:3:4:5:6]:4711": "2001:db8:1:2::/64", "[2001:db8:1:2::]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64",
-		"pipe": "", "": "", "@": "", "localhost:1": "",
+		"[2001:db8:1:2:3:4:5:6]:4711": "2001:db8:1:2::/64", "[2001:db8:1:2::]:1": "2001:db8:1:2::/64",
+		"[fe80::1%eth0]:1": "fe80::/64",
+		"pipe":             "", "": "", "@": "", "localhost:1": "",
 	} {
 		if got := sourceOf(remote); got != want {
 			t.Errorf("%s: %q, want %q", remote, got, want)
@@ -130,7 +132,8 @@ func TestAHostThatAsksInATightLoopIsAlone(t *testing.T) {
 		s.door.hostRate = newBuckets(1, 5)
 		api, before := s.api, time.Now().Add(-time.Hour)
 		whoami := func(cert *tls.Certificate, accept string) *httptest.ResponseRecorder {
-			return asked(t, api, cert, "192.0.2.1:1", sent{method: "GET", path: "/v1/whoami", header: map[string]string{"Accept": accept}})
+			return asked(t, api, cert, "192.0.2.1:1",
+				sent{method: "GET", path: "/v1/whoami", header: map[string]string{"Accept": accept}})
 		}
 		a, b := e.agentCert("a", before), e.agentCert("b", before)
 		// Whoever has a certificate of this name with another key, an old one for example.
@@ -178,7 +181,8 @@ func TestAFloodFromOneAddressStarvesNobody(t *testing.T) {
 		s.cfg.WebhookTokenFile = e.path("trust.json") // a secret that nobody guesses
 		s.door.sourceRate, s.door.tokenLimit = newBuckets(1, 3), rate.NewLimiter(1, 9)
 		api := s.api
-		enrol := sent{method: "POST", path: "/v1/enroll", body: "{}", header: map[string]string{"Content-Type": "application/json"}}
+		enrol := sent{method: "POST", path: "/v1/enroll", body: "{}",
+			header: map[string]string{"Content-Type": "application/json"}}
 		report := sent{method: "POST", path: "/v1/agent/bootstrap-report", body: "{}", header: enrol.header}
 		announce := sent{method: "POST", path: "/v1/webhook", body: "{}"}
 		for _, step := range []struct {

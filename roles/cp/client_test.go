@@ -125,7 +125,8 @@ func (e *estate) state(host, closure string) *protocol.CheckinRequest {
 	uptime := uint64(60)
 	return &protocol.CheckinRequest{
 		Hostname: host, AgentVersion: "0.0.1", UptimeSecs: &uptime, HealthProbes: []protocol.ProbeResult{},
-		CurrentGeneration: protocol.Generation{ClosureHash: closure, BootID: "b0"}, Phase: &protocol.Phase{Name: protocol.PhaseIdle},
+		CurrentGeneration: protocol.Generation{ClosureHash: closure, BootID: "b0"},
+		Phase:             &protocol.Phase{Name: protocol.PhaseIdle},
 	}
 }
 

@@ -52,8 +52,10 @@ func serialEstate(t *testing.T, hosts ...string) *estate {
 // serveFlags are a complete command line.
 func (e *estate) serveFlags() []string {
 	return []string{
-		"--listen", "127.0.0.1:0", "--tls-cert", e.path("server.pem"), "--tls-key", e.path("server.key"), "--client-ca", e.path("client-ca.pem"),
-		"--trust-file", e.path("trust.json"), "--state-dir", e.path("state"), "--db-path", e.path("state/state.db"), "--source", e.release,
+		"--listen", "127.0.0.1:0", "--tls-cert", e.path("server.pem"), "--tls-key", e.path("server.key"), "--client-ca",
+		e.path("client-ca.pem"),
+		"--trust-file", e.path("trust.json"), "--state-dir", e.path("state"), "--db-path", e.path("state/state.db"),
+		"--source", e.release,
 		"--fleet-ca-cert", e.path("ca.pem"), "--fleet-ca-key", e.path("ca.key"), "--agent-cn-suffix", testSuffix,
 	}
 }
@@ -83,7 +85,8 @@ func TestServeCannotStart(t *testing.T) {
 		"log format":     {"--log-format", "xml"},
 		"log level":      {"--log-level", "loud"},
 	} {
-		if out, code, err := typed(t, t.Context(), append(append([]string{"serve"}, e.serveFlags()...), args...)...); code != 2 {
+		if out, code, err := typed(t, t.Context(),
+			append(append([]string{"serve"}, e.serveFlags()...), args...)...); code != 2 {
 			t.Errorf("%s: exit %d (%v), want 2\n%s", name, code, err, out)
 		}
 	}
@@ -111,24 +114,29 @@ func TestCheckConfigChangesNothing(t *testing.T) {
 		args []string
 		want string
 	}{
-		"half a pair":            {[]string{"--revocations-artifact-url", "http://x"}, "together"},
-		"revocations without db": {[]string{"--revocations-artifact-url", "http://x", "--revocations-signature-url", "http://y", "--db-path", ""}, "--db-path"},
-		"template":               {[]string{"--rollouts-source-artifact-url-template", "http://x", "--rollouts-source-signature-url-template", "http://x/{rolloutId}"}, "{rolloutId}"},
-		"validity":               {[]string{"--agent-cert-validity-secs", "59"}, "at least 60"},
-		"a window too long":      {[]string{"--freshness-window-secs", "4294967296"}, "--freshness-window-secs must be at most 4294967295"},
-		"a deadline too long":    {[]string{"--confirm-deadline-secs", "9223372037"}, "--confirm-deadline-secs must be at most 4294967295"},
-		"a validity too long":    {[]string{"--agent-cert-validity-secs", "9223372036854775807"}, "--agent-cert-validity-secs must be at most 4294967295"},
-		"a window far in front":  {[]string{"--freshness-window-secs", "-9223372036854775808"}, "above zero"},
-		"no rate":                {[]string{"--max-rate", "-1"}, "--max-rate"},
-		"a rate without bounds":  {[]string{"--max-source-rate", "9223372036854775807"}, "--max-source-rate"},
-		"no suffix":              {[]string{"--agent-cn-suffix", ""}, "--agent-cn-suffix"},
-		"no source":              {[]string{"--source", ""}, "no source"},
-		"half a local pair":      {[]string{"--artifact", "x"}, "--signature"},
-		"half a TPM":             {[]string{"--tpm-ca-pubkey-raw", "x"}, "together"},
-		"source of no kind":      {[]string{"--source", "ftp://x"}, "git+https"},
-		"strict without CA":      {[]string{"--strict", "--client-ca", ""}, "--client-ca"},
-		"unreadable file":        {[]string{"--webhook-token-file", e.path("none")}, "none"},
-		"no certificate in it":   {[]string{"--client-ca", e.path("trust.json")}, "client CA"},
+		"half a pair": {[]string{"--revocations-artifact-url", "http://x"}, "together"},
+		"revocations without db": {[]string{"--revocations-artifact-url", "http://x", "--revocations-signature-url",
+			"http://y", "--db-path", ""}, "--db-path"},
+		"template": {[]string{"--rollouts-source-artifact-url-template", "http://x",
+			"--rollouts-source-signature-url-template", "http://x/{rolloutId}"}, "{rolloutId}"},
+		"validity": {[]string{"--agent-cert-validity-secs", "59"}, "at least 60"},
+		"a window too long": {[]string{"--freshness-window-secs", "4294967296"},
+			"--freshness-window-secs must be at most 4294967295"},
+		"a deadline too long": {[]string{"--confirm-deadline-secs", "9223372037"},
+			"--confirm-deadline-secs must be at most 4294967295"},
+		"a validity too long": {[]string{"--agent-cert-validity-secs", "9223372036854775807"},
+			"--agent-cert-validity-secs must be at most 4294967295"},
+		"a window far in front": {[]string{"--freshness-window-secs", "-9223372036854775808"}, "above zero"},
+		"no rate":               {[]string{"--max-rate", "-1"}, "--max-rate"},
+		"a rate without bounds": {[]string{"--max-source-rate", "9223372036854775807"}, "--max-source-rate"},
+		"no suffix":             {[]string{"--agent-cn-suffix", ""}, "--agent-cn-suffix"},
+		"no source":             {[]string{"--source", ""}, "no source"},
+		"half a local pair":     {[]string{"--artifact", "x"}, "--signature"},
+		"half a TPM":            {[]string{"--tpm-ca-pubkey-raw", "x"}, "together"},
+		"source of no kind":     {[]string{"--source", "ftp://x"}, "git+https"},
+		"strict without CA":     {[]string{"--strict", "--client-ca", ""}, "--client-ca"},
+		"unreadable file":       {[]string{"--webhook-token-file", e.path("none")}, "none"},
+		"no certificate in it":  {[]string{"--client-ca", e.path("trust.json")}, "client CA"},
 	} {
 		args := append(append([]string{"serve"}, e.serveFlags()...), append(c.args, "--check-config")...)
 		out, code, err := typed(t, t.Context(), args...)
@@ -147,12 +155,14 @@ func flagged(t *testing.T, args ...string) (cfg Config, err error) {
 		cfg = configOf(c, log)
 		return err
 	}
-	app := &cli.App{Commands: []*cli.Command{c}, Writer: &bytes.Buffer{}, ErrWriter: &bytes.Buffer{}, ExitErrHandler: func(*cli.Context, error) {}}
+	app := &cli.App{Commands: []*cli.Command{c}, Writer: &bytes.Buffer{}, ErrWriter: &bytes.Buffer{},
+		ExitErrHandler: func(*cli.Context, error) {}}
 	return cfg, app.Run(append([]string{"nixfleet", "serve"}, args...))
 }
 
 func TestSwitchesReadAllTheirWords(t *testing.T) {
-	for word, want := range map[string]bool{"1": true, "yes": true, "ON": true, "true": true, "0": false, "no": false, "Off": false, "false": false, "": false} {
+	for word, want := range map[string]bool{"1": true, "yes": true, "ON": true, "true": true, "0": false, "no": false,
+		"Off": false, "false": false, "": false} {
 		t.Setenv("NIXFLEET_CP_STRICT", word)
 		cfg, err := flagged(t)
 		if err != nil || cfg.Strict != want {
@@ -181,13 +191,15 @@ func TestEveryFlagHasItsVariable(t *testing.T) {
 		}
 	}
 	out, code, _ := typed(t, t.Context(), "serve", "--help")
-	if code != 0 || !strings.Contains(out, "Example:") || !strings.Contains(out, "--strict") || !strings.Contains(out, "NIXFLEET_CP_STRICT") {
+	if code != 0 || !strings.Contains(out, "Example:") || !strings.Contains(out, "--strict") ||
+		!strings.Contains(out, "NIXFLEET_CP_STRICT") {
 		t.Errorf("help, exit %d:\n%s", code, out)
 	}
 }
 
 func TestStateIsKeptBesideTheDatabase(t *testing.T) {
-	for _, c := range []struct{ dir, db, want string }{{"", "", defaultStateDir}, {"", "/srv/x/state.db", "/srv/x"}, {"/srv/y", "/srv/x/state.db", "/srv/y"}} {
+	for _, c := range []struct{ dir, db, want string }{{"", "", defaultStateDir}, {"", "/srv/x/state.db", "/srv/x"},
+		{"/srv/y", "/srv/x/state.db", "/srv/y"}} {
 		cfg, err := flagged(t, "--state-dir", c.dir, "--db-path", c.db)
 		if err != nil {
 			t.Fatal(err)
@@ -201,7 +213,8 @@ func TestStateIsKeptBesideTheDatabase(t *testing.T) {
 
 func TestTheTokenOfChannelRefsIsTheDefault(t *testing.T) {
 	cfg, err := flagged(t, "--channel-refs-token-file", "a", "--bootstrap-nonces-token-file", "b")
-	if err != nil || cfg.RevocationsSource.TokenFile != "a" || cfg.NoncesSource.TokenFile != "b" || cfg.Rollouts.TokenFile != "a" {
+	if err != nil || cfg.RevocationsSource.TokenFile != "a" || cfg.NoncesSource.TokenFile != "b" ||
+		cfg.Rollouts.TokenFile != "a" {
 		t.Errorf("%+v %v", cfg, err)
 	}
 }
@@ -210,7 +223,8 @@ func TestTheTokenOfChannelRefsIsTheDefault(t *testing.T) {
 func (e *estate) tick(t *testing.T, observed string, args ...string) ([]map[string]any, int) {
 	t.Helper()
 	e.write("observed.json", []byte(observed))
-	base := []string{"tick", "--artifact", filepath.Join(e.release, fleet.FleetName), "--signature", filepath.Join(e.release, fleet.FleetName+".sig"),
+	base := []string{"tick", "--artifact", filepath.Join(e.release, fleet.FleetName), "--signature",
+		filepath.Join(e.release, fleet.FleetName+".sig"),
 		"--trust-file", e.path("trust.json"), "--observed", e.path("observed.json")}
 	out, code, _ := typed(t, t.Context(), append(base, args...)...)
 	var lines []map[string]any
@@ -240,8 +254,10 @@ func TestTickPlansWhatWasObserved(t *testing.T) {
 		t.Fatalf("exit %d: %v", code, lines)
 	}
 	summary := lines[0]
-	if summary["event"] != "tick" || summary["verify_ok"] != true || summary["channels_observed"] != 2. || summary["active_rollouts"] != 0. ||
-		summary["actions"] != float64(len(lines)-1) || !strings.HasSuffix(summary["signed_at"].(string), "+00:00") || summary["ci_commit"] != strings.Repeat("ab", 20) {
+	if summary["event"] != "tick" || summary["verify_ok"] != true || summary["channels_observed"] != 2. ||
+		summary["active_rollouts"] != 0. ||
+		summary["actions"] != float64(len(lines)-1) || !strings.HasSuffix(summary["signed_at"].(string), "+00:00") ||
+		summary["ci_commit"] != strings.Repeat("ab", 20) {
 		t.Errorf("summary %v", summary)
 	}
 	want := []map[string]any{
@@ -272,7 +288,8 @@ func TestTickGoesOnWithAnActiveRollout(t *testing.T) {
 		return names
 	}
 	lines, code := e.tick(t, observed(""))
-	if got, want := kinds(lines), []string{"promote_wave", "soak_host", "skip", "dispatch_host"}; code != 0 || !reflect.DeepEqual(got, want) {
+	if got, want := kinds(lines), []string{"promote_wave", "soak_host", "skip", "dispatch_host"}; code != 0 ||
+		!reflect.DeepEqual(got, want) {
 		t.Errorf("exit %d, actions %v, want %v\n%v", code, got, want, lines)
 	}
 	lines, _ = e.tick(t, observed(`,"hostProbesObserved":{"a":true},"hostProbesPassing":{"a":false}`))
@@ -299,21 +316,24 @@ func TestTickExitCodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.write("typo.json", bytes.Replace(trust, []byte(`"cacheKeys"`), []byte(`"cacheKey"`), 1))
-	out, _, _ := typed(t, t.Context(), "tick", "--artifact", e.path("none"), "--signature", e.path("none"), "--trust-file", e.path("typo.json"), "--observed", e.path("observed.json"))
+	out, _, _ := typed(t, t.Context(), "tick", "--artifact", e.path("none"), "--signature", e.path("none"), "--trust-file",
+		e.path("typo.json"), "--observed", e.path("observed.json"))
 	if !strings.Contains(out, `"cacheKey" is not read`) {
 		t.Errorf("misspelt member of the trust file (T10): %s", out)
 	}
 	if _, code := e.tick(t, nothingObserved, "--artifact", e.path("none")); code != 2 {
 		t.Errorf("no artifact: exit %d, want 2", code)
 	}
-	if _, code := e.tick(t, nothingObserved, "--freshness-window-secs", "18446744134"); code != 2 { // it would wrap around to a minute
+	// it would wrap around to a minute
+	if _, code := e.tick(t, nothingObserved, "--freshness-window-secs", "18446744134"); code != 2 {
 		t.Errorf("a window too long: exit %d, want 2", code)
 	}
 	if _, code := e.tick(t, nothingObserved, "--freshness-window-secs", "4294967295"); code != 0 {
 		t.Errorf("the longest window: exit %d, want 0", code)
 	}
 	lines, code := e.tick(t, nothingObserved, "--freshness-window-secs", "60")
-	if code != 1 || len(lines) != 1 || lines[0]["verify_ok"] != false || lines[0]["reason"] != "stale" || lines[0]["event"] != "tick" {
+	if code != 1 || len(lines) != 1 || lines[0]["verify_ok"] != false || lines[0]["reason"] != "stale" ||
+		lines[0]["event"] != "tick" {
 		t.Errorf("stale: exit %d %v", code, lines)
 	}
 	sig := filepath.Join(e.release, fleet.FleetName+".sig")
@@ -339,13 +359,16 @@ func TestBackupOfADatabaseInUse(t *testing.T) {
 	}
 	defer db.Close()
 	var hosts int
-	if err := db.QueryRow("SELECT count(*) FROM pending_confirms WHERE hostname = 'a' AND state = 'pending'").Scan(&hosts); err != nil || hosts != 1 {
+	if err := db.QueryRow("SELECT count(*) FROM pending_confirms WHERE hostname = 'a' AND state = 'pending'").
+		Scan(&hosts); err != nil || hosts != 1 {
 		t.Errorf("the copy has %d dispatches: %v", hosts, err)
 	}
-	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output", e.path("copy.db")); code != 1 {
+	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("state/state.db"), "--output",
+		e.path("copy.db")); code != 1 {
 		t.Errorf("over an existing file: exit %d, want 1", code)
 	}
-	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("none.db"), "--output", e.path("copy2.db")); code != 1 {
+	if _, code, _ := typed(t, t.Context(), "backup", "--db-path", e.path("none.db"), "--output",
+		e.path("copy2.db")); code != 1 {
 		t.Errorf("of no database: exit %d, want 1", code)
 	}
 }
@@ -360,7 +383,8 @@ func TestAHangupReadsTheFilesAndAsksTheSource(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, cfg) }()
 	refreshed := func(times int) {
-		for deadline := time.Now().Add(10 * time.Second); strings.Count(log.String(), "snapshot refreshed") < times; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(10 * time.Second); strings.Count(log.String(),
+			"snapshot refreshed") < times; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("not refreshed %d times: %s", times, log)
 			}
@@ -375,7 +399,8 @@ func TestAHangupReadsTheFilesAndAsksTheSource(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if text := log.String(); !strings.Contains(text, "client CA not reloaded") || strings.Count(text, "snapshot refreshed") != 2 {
+	if text := log.String(); !strings.Contains(text, "client CA not reloaded") ||
+		strings.Count(text, "snapshot refreshed") != 2 {
 		t.Error(text)
 	}
 }

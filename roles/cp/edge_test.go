@@ -31,14 +31,18 @@ func TestNothingIsServedBeforeAVerifiedRelease(t *testing.T) {
 	web := p.web(nil)
 	for _, path := range []string{"/v1/hosts", "/metrics", "/nowhere"} {
 		got := p.send(web, sent{method: "GET", path: path})
-		if got.status != 503 || got.header.Get("Retry-After") != "30" || got.body != `{"error":"control plane not ready","reason":"awaiting first signed artifact"}` {
+		if got.status != 503 || got.header.Get("Retry-After") != "30" ||
+			got.body != `{"error":"control plane not ready","reason":"awaiting first signed artifact"}` {
 			t.Errorf("%s: %d %v %s", path, got.status, got.header, got.body)
 		}
 	}
-	if got := p.send(web, sent{method: "POST", path: "/v1/enroll", body: "{}", header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 503 {
+	if got := p.send(web, sent{method: "POST", path: "/v1/enroll", body: "{}",
+		header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 503 {
 		t.Errorf("readiness is checked first: %d", got.status)
 	}
-	if got := p.send(web, sent{method: "GET", path: "/healthz", header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 200 || !strings.HasPrefix(got.body, `{"ok":true,"version":"0.0.1","last_tick_at":`) {
+	if got := p.send(web, sent{method: "GET", path: "/healthz",
+		header: map[string]string{protocol.HeaderProtocol: "9"}}); got.status != 200 ||
+		!strings.HasPrefix(got.body, `{"ok":true,"version":"0.0.1","last_tick_at":`) {
 		t.Errorf("healthz: %d %s", got.status, got.body)
 	}
 }
@@ -72,7 +76,8 @@ func TestChecksComeInTheOrderOfTheContract(t *testing.T) {
 		{"no content type", agent, sent{"POST", checkinPath, good, kind("")}, 415},
 		{"a +json type", agent, sent{"POST", checkinPath, good, kind("application/x+json; charset=utf-8")}, 200},
 		{"size before syntax", agent, sent{"POST", checkinPath, strings.Repeat("{", protocol.MaxBody+1), nil}, 413},
-		{"the largest body", agent, sent{"POST", checkinPath, good + strings.Repeat(" ", protocol.MaxBody-len(good)), nil}, 200},
+		{"the largest body", agent, sent{"POST", checkinPath, good + strings.Repeat(" ", protocol.MaxBody-len(good)), nil},
+			200},
 		{"syntax", agent, sent{"POST", checkinPath, good[:40], nil}, 400},
 		{"empty", agent, sent{"POST", checkinPath, "", nil}, 400},
 		{"shape", agent, sent{"POST", checkinPath, `{"hostname":"a"}`, nil}, 422},
@@ -102,7 +107,8 @@ func TestAStatusHasNoBodyUnlessItIsAskedFor(t *testing.T) {
 	}{
 		{"no certificate", nobody, sent{"GET", "/v1/hosts", nil, nil}, 401, true},
 		{"another host", agent, sent{"POST", checkinPath, e.state("b", "x"), nil}, 403, true},
-		{"used token", nobody, sent{"POST", "/v1/enroll", e.enrolment("a", func(c *pki.Claims) { c.ExpiresAt = c.IssuedAt }), nil}, 401, true},
+		{"used token", nobody, sent{"POST", "/v1/enroll", e.enrolment("a", func(c *pki.Claims) { c.ExpiresAt = c.IssuedAt }),
+			nil}, 401, true},
 		{"no such path", agent, sent{"GET", "/nowhere", nil, nil}, 404, false},
 		{"no such method", agent, sent{"GET", checkinPath, nil, nil}, 405, false},
 		{"no such manifest", operator, sent{"GET", "/v1/rollouts/x", nil, nil}, 404, true},
@@ -140,7 +146,8 @@ func TestOptionsOfEverythingIsNoWayRoundTheChecks(t *testing.T) {
 
 func TestStrictModeWantsTheHeaderOnPostOnly(t *testing.T) {
 	e := newEstate(t, "a")
-	e.nonces = &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{}, Meta: fleet.Meta{SchemaVersion: 1}}
+	e.nonces = &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{},
+		Meta: fleet.Meta{SchemaVersion: 1}}
 	e.publish()
 	p := e.serve(func(c *Config) { c.Strict = true })
 	web := p.web(e.agentCert("a", time.Now().Add(-time.Hour)))
@@ -188,7 +195,8 @@ func TestCertificatesThatFailTheHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "operator-jo"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "operator-jo"},
+		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
 	self, err := x509.CreateCertificate(nil, template, template, key.Crypto().Public(), key.Crypto())
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +246,8 @@ func TestTheServerOffersNoHTTP2AndNoOldTLS(t *testing.T) {
 		t.Errorf("negotiated %q", got)
 	}
 	conn.Close()
-	if conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
+	if conn, err := tls.Dial("tcp", addr,
+		&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
 		conn.Close()
 		t.Error("TLS 1.1 was accepted")
 	}
@@ -311,7 +320,8 @@ func TestReadsAreForOperators(t *testing.T) {
 			t.Errorf("%s for an agent: %d, want 403", path, got.status)
 		}
 	}
-	for _, path := range []string{"/v1/poke", "/v1/hosts/a/retry", "/v1/revocations", "/v1/rollouts/" + e.rolloutID() + "/pause"} {
+	for _, path := range []string{"/v1/poke", "/v1/hosts/a/retry", "/v1/revocations",
+		"/v1/rollouts/" + e.rolloutID() + "/pause"} {
 		if got := p.send(agent, sent{method: "POST", path: path, body: `{"hostname":"b"}`}); got.status != 403 {
 			t.Errorf("%s for an agent: %d, want 403", path, got.status)
 		}
@@ -373,7 +383,8 @@ func TestConnectionsOfOneKeyAreBounded(t *testing.T) {
 	var open []*tls.Conn
 	var closed atomic.Int32
 	for range maxPerKey + 3 {
-		conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{*cert}})
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"),
+			&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{*cert}})
 		if err != nil {
 			t.Fatal(err)
 		}

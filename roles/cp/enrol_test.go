@@ -44,7 +44,8 @@ func TestAHostEnrolsAndRenews(t *testing.T) {
 	}
 	cert := leafOf(t, got.CertPEM)
 	name := pki.AgentName("a", testSuffix)
-	if cert.Subject.CommonName != name || len(cert.DNSNames) != 1 || cert.DNSNames[0] != name || !cert.NotAfter.Equal(got.NotAfter.Time) {
+	if cert.Subject.CommonName != name || len(cert.DNSNames) != 1 || cert.DNSNames[0] != name ||
+		!cert.NotAfter.Equal(got.NotAfter.Time) {
 		t.Errorf("issued %q %v until %s, told %s", cert.Subject.CommonName, cert.DNSNames, cert.NotAfter, got.NotAfter)
 	}
 	agent := p.client(pairOf(t, []byte(got.CertPEM), e.hostKeys["a"]))
@@ -53,7 +54,8 @@ func TestAHostEnrolsAndRenews(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again := leafOf(t, renewed.CertPEM); again.Subject.CommonName != name || again.SerialNumber.Cmp(cert.SerialNumber) == 0 {
+	if again := leafOf(t, renewed.CertPEM); again.Subject.CommonName != name ||
+		again.SerialNumber.Cmp(cert.SerialNumber) == 0 {
 		t.Errorf("renewed %q with serial %s", again.Subject.CommonName, again.SerialNumber)
 	}
 	log, err := os.ReadFile(e.path("state/issuance.log"))
@@ -64,12 +66,14 @@ func TestAHostEnrolsAndRenews(t *testing.T) {
 	if len(lines) != 2 {
 		t.Fatalf("issuance log:\n%s", log)
 	}
-	for i, want := range []auditLine{{Requester: "<enroll>", Context: "enroll/nonce:" + req.Token.Claims.Nonce}, {Requester: name, Context: "renew/prev:<unknown>"}} {
+	for i, want := range []auditLine{{Requester: "<enroll>", Context: "enroll/nonce:" + req.Token.Claims.Nonce},
+		{Requester: name, Context: "renew/prev:<unknown>"}} {
 		var got auditLine
 		if err := json.Unmarshal([]byte(lines[i]), &got, json.RejectUnknownMembers(true)); err != nil {
 			t.Fatal(err)
 		}
-		if got.Requester != want.Requester || got.Context != want.Context || got.Issued != name || got.Validity != 2592000 || got.At.IsZero() || got.NotAfter.IsZero() {
+		if got.Requester != want.Requester || got.Context != want.Context || got.Issued != name || got.Validity != 2592000 ||
+			got.At.IsZero() || got.NotAfter.IsZero() {
 			t.Errorf("issuance log line %d: %s", i, lines[i])
 		}
 	}
@@ -112,9 +116,11 @@ func TestEnrolmentIsRefusedInTheOrderOfTheContract(t *testing.T) {
 	}{
 		{"unlisted nonce", e.enrolment("a", nil), 401},
 		{"nonce of another host", listed("a", func(n *fleet.BootstrapNonce) { n.Hostname = "b" }, nil), 401},
-		{"expired entry", listed("a", func(n *fleet.BootstrapNonce) { n.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }, nil), 401},
+		{"expired entry", listed("a", func(n *fleet.BootstrapNonce) { n.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) },
+			nil), 401},
 		{"expired token", listed("a", nil, expired), 401},
-		{"token of the future", listed("a", nil, func(c *pki.Claims) { c.IssuedAt = pki.At(time.Now().Add(time.Minute)) }), 401},
+		{"token of the future", listed("a", nil, func(c *pki.Claims) { c.IssuedAt = pki.At(time.Now().Add(time.Minute)) }),
+			401},
 		{"another signer", forged(listed("a", nil, nil)), 401},
 		{"no request", func() *protocol.EnrollRequest { r := listed("a", nil, nil); r.CSRPEM = "hello"; return r }(), 400},
 		{"self-signature broken", func() *protocol.EnrollRequest {
@@ -127,8 +133,9 @@ func TestEnrolmentIsRefusedInTheOrderOfTheContract(t *testing.T) {
 		{"an extension that is not supported", func() *protocol.EnrollRequest {
 			r := listed("a", nil, nil)
 			der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-				Subject:         pkix.Name{CommonName: "a"},
-				ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}},
+				Subject: pkix.Name{CommonName: "a"},
+				ExtraExtensions: []pkix.Extension{
+					{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}},
 			}, e.hostKeys["a"].Crypto())
 			if err != nil {
 				t.Fatal(err)
@@ -139,10 +146,14 @@ func TestEnrolmentIsRefusedInTheOrderOfTheContract(t *testing.T) {
 		{"request for another name", csr(listed("a", nil, nil), e.hostKeys["a"], "b"), 401},
 		{"request with another key", csr(listed("a", nil, nil), other, "a"), 401},
 		{"request with an elliptic key", csr(listed("a", nil, nil), elliptic, "a"), 401},
-		{"elliptic key that the token names", csr(listed("a", nil, func(c *pki.Claims) { c.ExpectedPubkeyFingerprint = fingerprintOf(t, elliptic) }), elliptic, "a"), 400},
+		{"elliptic key that the token names",
+			csr(listed("a", nil, func(c *pki.Claims) { c.ExpectedPubkeyFingerprint = fingerprintOf(t, elliptic) }), elliptic,
+				"a"), 400},
 		{"host that is not declared", listed("c", nil, nil), 401},
 		{"host without a declared key", listed("keyless", nil, nil), 401},
-		{"a key that is not the declared one", csr(listed("a", nil, func(c *pki.Claims) { c.ExpectedPubkeyFingerprint = fingerprintOf(t, other) }), other, "a"), 401},
+		{"a key that is not the declared one",
+			csr(listed("a", nil, func(c *pki.Claims) { c.ExpectedPubkeyFingerprint = fingerprintOf(t, other) }), other, "a"),
+			401},
 	}
 	good := listed("a", nil, nil)
 	e.publish()
@@ -328,7 +339,8 @@ func TestBootstrapReports(t *testing.T) {
 	e := newEstate(t, "a")
 	e.nonces = &fleet.BootstrapNonces{SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1}}
 	token := e.token("a", nil)
-	e.nonces.BootstrapNonces = []fleet.BootstrapNonce{{Nonce: token.Claims.Nonce, Hostname: "a", ExpiresAt: pki.At(time.Now().Add(time.Hour))}}
+	e.nonces.BootstrapNonces = []fleet.BootstrapNonce{
+		{Nonce: token.Claims.Nonce, Hostname: "a", ExpiresAt: pki.At(time.Now().Add(time.Hour))}}
 	e.publish()
 	p := e.serve()
 	client := p.client(nil)
@@ -338,7 +350,8 @@ func TestBootstrapReports(t *testing.T) {
 			raw = []byte(details)
 		}
 		return status(t, client.BootstrapReport(context.Background(), &protocol.BootstrapReport{
-			Token: *token, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Event: protocol.BootstrapEvent{Event: event, Details: raw},
+			Token: *token, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()),
+			Event: protocol.BootstrapEvent{Event: event, Details: raw},
 		}))
 	}
 	reason := `{"reason":"server answered 401"}`
@@ -351,8 +364,10 @@ func TestBootstrapReports(t *testing.T) {
 		{"unknown event", token, "nonsense", reason, 400},
 		{"event of enrolled hosts", token, protocol.EventActivationFailed, `{"phase":"x"}`, 422},
 		{"unlisted nonce", e.token("a", nil), protocol.EventTrustError, reason, 401},
-		{"expired", e.token("a", func(c *pki.Claims) { c.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }), protocol.EventTrustError, reason, 401},
-		{"no details, and expired", e.token("a", func(c *pki.Claims) { c.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }), protocol.EventTrustError, "", 401},
+		{"expired", e.token("a", func(c *pki.Claims) { c.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }),
+			protocol.EventTrustError, reason, 401},
+		{"no details, and expired", e.token("a", func(c *pki.Claims) { c.ExpiresAt = pki.At(time.Now().Add(-time.Minute)) }),
+			protocol.EventTrustError, "", 401},
 		{"no details", token, protocol.EventTrustError, "", 400},
 		{"no event", token, "", reason, 400},
 		{"details of another event", token, protocol.EventTrustError, `{"phase":"x"}`, 400},
@@ -363,7 +378,8 @@ func TestBootstrapReports(t *testing.T) {
 		}
 	}
 	got, err := p.operator().HostReports(context.Background(), 5)
-	if err != nil || len(got.Reports) != 1 || got.Reports[0].Hostname != "a" || got.Reports[0].Rollout != nil || got.Reports[0].EventKind != protocol.EventEnrollmentFailed {
+	if err != nil || len(got.Reports) != 1 || got.Reports[0].Hostname != "a" || got.Reports[0].Rollout != nil ||
+		got.Reports[0].EventKind != protocol.EventEnrollmentFailed {
 		t.Errorf("stored: %+v %v", got, err)
 	}
 	limited := false
@@ -374,7 +390,8 @@ func TestBootstrapReports(t *testing.T) {
 		t.Error("a flood of bootstrap reports is not limited")
 	}
 	// The report used nothing up; an enrolment ends the right to report.
-	if _, err := client.Enroll(context.Background(), &protocol.EnrollRequest{Token: *token, CSRPEM: string(csrOf(t, e.hostKeys["a"], "a"))}); err != nil {
+	if _, err := client.Enroll(context.Background(),
+		&protocol.EnrollRequest{Token: *token, CSRPEM: string(csrOf(t, e.hostKeys["a"], "a"))}); err != nil {
 		t.Fatal(err)
 	}
 	if got := report(token, protocol.EventEnrollmentFailed, reason); got != 401 {

@@ -69,7 +69,8 @@ func newEstate(t testing.TB, hosts ...string) *estate {
 	now := time.Now()
 	e := &estate{
 		t: t, dir: t.TempDir(), ci: generate(t, pki.AlgorithmEd25519), org: generate(t, pki.AlgorithmEd25519),
-		hostKeys: map[string]*pki.PrivateKey{}, heads: map[string]*fleet.Head{}, signed: now.Add(-10 * time.Minute).Truncate(time.Second),
+		hostKeys: map[string]*pki.PrivateKey{}, heads: map[string]*fleet.Head{},
+		signed: now.Add(-10 * time.Minute).Truncate(time.Second),
 	}
 	e.release = filepath.Join(e.dir, "releases")
 	var err error
@@ -86,17 +87,21 @@ func newEstate(t testing.TB, hosts ...string) *estate {
 			RolloutPolicy: "careful", ReconcileIntervalMinutes: 1, FreshnessWindow: 1440, SigningIntervalMinutes: 60,
 			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled},
 		}},
-		RolloutPolicies: map[string]fleet.Policy{"careful": {Strategy: "canary", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt}},
-		Waves:           map[string][]fleet.Wave{"stable": {{Hosts: hosts[:1], SoakSeconds: &zero}, {Hosts: hosts[1:], SoakSeconds: &zero}}},
-		Edges:           []fleet.Edge{}, ChannelEdges: []fleet.ChannelEdge{}, DisruptionBudgets: []fleet.Budget{},
+		RolloutPolicies: map[string]fleet.Policy{
+			"careful": {Strategy: "canary", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt}},
+		Waves: map[string][]fleet.Wave{
+			"stable": {{Hosts: hosts[:1], SoakSeconds: &zero}, {Hosts: hosts[1:], SoakSeconds: &zero}}},
+		Edges: []fleet.Edge{}, ChannelEdges: []fleet.ChannelEdge{}, DisruptionBudgets: []fleet.Budget{},
 		Meta: fleet.Meta{SchemaVersion: 1, CICommit: &commit},
 	}
-	e.revocations = &fleet.Revocations{SchemaVersion: 1, Revocations: []fleet.Revocation{}, Meta: fleet.Meta{SchemaVersion: 1}}
+	e.revocations = &fleet.Revocations{SchemaVersion: 1, Revocations: []fleet.Revocation{},
+		Meta: fleet.Meta{SchemaVersion: 1}}
 	for _, host := range hosts {
 		e.hostKeys[host] = generate(t, pki.AlgorithmEd25519)
 		line := pki.FormatHostKey(e.hostKeys[host].Crypto().Public().(ed25519.PublicKey), host)
 		closure := closureOf(host, 1)
-		e.fleet.Hosts[host] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: "stable", ClosureHash: &closure, Pubkey: &line}
+		e.fleet.Hosts[host] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: "stable", ClosureHash: &closure,
+			Pubkey: &line}
 	}
 	e.write("trust.json", e.trust())
 	e.write("client-ca.pem", append(certPEM(e.ca.Cert), certPEM(e.root.Cert)...))
@@ -146,7 +151,8 @@ func (e *estate) write(name string, data []byte) {
 func (e *estate) trust() []byte {
 	e.t.Helper()
 	ci, org := e.ci.Public(), e.org.Public()
-	doc, err := (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &ci}, OrgRootKey: &pki.KeySlot{Current: &org}}).Marshal()
+	doc, err := (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &ci},
+		OrgRootKey: &pki.KeySlot{Current: &org}}).Marshal()
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -251,8 +257,9 @@ func (e *estate) rolloutID() string {
 
 func (e *estate) config() Config {
 	return Config{
-		TLSCert: e.path("server.pem"), TLSKey: e.path("server.key"), ClientCA: e.path("client-ca.pem"), TrustFile: e.path("trust.json"),
-		StateDir: e.path("state"), DBPath: e.path("state/state.db"), Source: e.release, PollInterval: time.Hour,
+		TLSCert: e.path("server.pem"), TLSKey: e.path("server.key"), ClientCA: e.path("client-ca.pem"),
+		TrustFile: e.path("trust.json"),
+		StateDir:  e.path("state"), DBPath: e.path("state/state.db"), Source: e.release, PollInterval: time.Hour,
 		FleetCACert: e.path("ca.pem"), FleetCAKey: e.path("ca.key"), AgentSuffix: testSuffix, Version: "0.0.1 (commit test)",
 	}
 }
@@ -356,7 +363,8 @@ func (e *estate) agentCert(host string, notBefore time.Time) *tls.Certificate {
 	return e.certFor(host, e.hostKeys[host], notBefore, 12*time.Hour)
 }
 
-func (e *estate) certFor(host string, key *pki.PrivateKey, notBefore time.Time, validity time.Duration) *tls.Certificate {
+func (e *estate) certFor(host string, key *pki.PrivateKey, notBefore time.Time,
+	validity time.Duration) *tls.Certificate {
 	e.t.Helper()
 	text, err := pki.NewCSR(key.Crypto(), host)
 	if err != nil {

@@ -99,7 +99,8 @@ func TestHeldRequestsAboveTheCapArePlainPolls(t *testing.T) {
 	first := p.hold(p.agent("b"), "b", 2*time.Second)
 	p.eventually("one is held", p.held("1"))
 	began := time.Now()
-	if got := p.checkin(p.agent("c"), e.state("c", closureOf("c", 0)), time.Minute); got.Held || time.Since(began) > time.Second {
+	if got := p.checkin(p.agent("c"), e.state("c", closureOf("c", 0)), time.Minute); got.Held ||
+		time.Since(began) > time.Second {
 		t.Errorf("above the cap: held %v, after %s", got.Held, time.Since(began))
 	}
 	if got := <-first; got.err != nil || !got.Held || got.Target != nil {
@@ -196,7 +197,8 @@ func TestRevocationByHandEndsHeldRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.Exec(`INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by) VALUES ('b', datetime('now'), 'compromised', 'jo')`); err != nil {
+	if _, err := db.Exec(
+		`INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by) VALUES ('b', datetime('now'), 'compromised', 'jo')`); err != nil {
 		t.Fatal(err)
 	}
 	// The next tick sees it; something to tick for shortens the wait.

@@ -25,7 +25,8 @@ type slowSource struct {
 func (s *slowSource) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.asked.Add(1)
 	time.Sleep(time.Second)
-	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(s.files[strings.TrimPrefix(r.URL.Path, "/")]))}, nil
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{},
+		Body: io.NopCloser(bytes.NewReader(s.files[strings.TrimPrefix(r.URL.Path, "/")]))}, nil
 }
 
 // TestAWaveOfAgentsFetchesAManifestOnce_C19: the forge is not asked by all hosts at once.
@@ -35,9 +36,11 @@ func TestAWaveOfAgentsFetchesAManifestOnce_C19(t *testing.T) {
 		s := e.primed(t)
 		body := []byte(`{"channel":"before"}`)
 		id := pki.HashHex(body)
-		forge := &slowSource{files: map[string][]byte{fleet.ManifestName(id): body, fleet.ManifestName(id) + ".sig": make([]byte, 64)}}
+		forge := &slowSource{files: map[string][]byte{fleet.ManifestName(id): body,
+			fleet.ManifestName(id) + ".sig": make([]byte, 64)}}
 		s.handlers.documents.fetcher = &http.Client{Transport: forge}
-		s.cfg.Rollouts = source.Pair{Artifact: "http://forge/rollouts/{rolloutId}.json", Signature: "http://forge/rollouts/{rolloutId}.json.sig"}
+		s.cfg.Rollouts = source.Pair{Artifact: "http://forge/rollouts/{rolloutId}.json",
+			Signature: "http://forge/rollouts/{rolloutId}.json.sig"}
 		var all sync.WaitGroup
 		for range 50 {
 			all.Go(func() {

@@ -46,7 +46,8 @@ func TestHistoryIsBoundedByTimeAndSize(t *testing.T) {
 	release := func(id string, signed time.Time, size int) *fleet.Release {
 		return &fleet.Release{
 			SignedAt: signed, Fleet: &fleet.Fleet{Channels: map[string]fleet.Channel{"stable": {FreshnessWindow: 60}}},
-			Channels: map[string]*fleet.ChannelRelease{"stable": {RolloutID: id, ManifestFile: fleet.Artifact{Body: make([]byte, size)}}},
+			Channels: map[string]*fleet.ChannelRelease{
+				"stable": {RolloutID: id, ManifestFile: fleet.Artifact{Body: make([]byte, size)}}},
 		}
 	}
 	h := newHistory()

@@ -49,7 +49,8 @@ func (p *plane) documented(c *http.Client) *apiDocument {
 	if got.status != http.StatusOK {
 		p.t.Fatal(got)
 	}
-	d := &apiDocument{compiler: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{}, answered: map[string]bool{}}
+	d := &apiDocument{compiler: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{},
+		answered: map[string]bool{}}
 	if err := json.Unmarshal([]byte(got.body), d); err != nil {
 		p.t.Fatal(err)
 	}

@@ -72,7 +72,8 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	if !errors.Is(err, stop) {
 		t.Fatal(err)
 	}
-	for _, want := range []protocol.Event{{Kind: "rollout-paused", Actor: "operator-jo", Detail: "maintenance"}, {Kind: "rollout-resumed", Actor: "operator-jo", Detail: "done"}} {
+	for _, want := range []protocol.Event{{Kind: "rollout-paused", Actor: "operator-jo", Detail: "maintenance"},
+		{Kind: "rollout-resumed", Actor: "operator-jo", Detail: "done"}} {
 		found := false
 		for _, ev := range seen {
 			found = found || ev.Kind == want.Kind && ev.Actor == want.Actor && ev.Detail == want.Detail && ev.RolloutID == id
@@ -168,7 +169,8 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 	post := func(header map[string]string) int {
 		return p.send(web, sent{method: "POST", path: "/v1/webhook", body: "{}", header: header}).status
 	}
-	for _, wrong := range []map[string]string{nil, {"Authorization": "Bearer open"}, {"Authorization": "Bearer "}, {"X-Gitlab-Token": "x"}} {
+	for _, wrong := range []map[string]string{nil, {"Authorization": "Bearer open"}, {"Authorization": "Bearer "},
+		{"X-Gitlab-Token": "x"}} {
 		if got := post(wrong); got != 401 {
 			t.Errorf("%v: %d, want 401", wrong, got)
 		}
@@ -206,7 +208,8 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 	if got := p.send(p.web(nil), sent{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 401 {
 		t.Errorf("without a token file or a certificate: %d, want 401", got.status)
 	}
-	if got := p.send(p.web(e.operatorCert("jo")), sent{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
+	if got := p.send(p.web(e.operatorCert("jo")),
+		sent{method: "POST", path: "/v1/webhook", body: "{}"}); got.status != 404 {
 		t.Errorf("without a token file: %d, want 404", got.status)
 	}
 }
@@ -229,7 +232,8 @@ func (p *plane) reportOf(host string, key *pki.PrivateKey, event string, details
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	return &protocol.ReportRequest{Hostname: host, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Rollout: &id, Event: event, Details: doc}
+	return &protocol.ReportRequest{Hostname: host, AgentVersion: "0.0.1", OccurredAt: pki.At(time.Now()), Rollout: &id,
+		Event: event, Details: doc}
 }
 
 // A failure without a signature does not count where the fleet declares the host's key, though the host was dispatched.
@@ -240,7 +244,8 @@ func TestAnUnsignedFailureHaltsNothing_T20(t *testing.T) {
 	if answer := p.checkin(a, e.state("a", closureOf("a", 0)), 0); answer.Target == nil {
 		t.Fatal("not dispatched")
 	}
-	for _, event := range []string{protocol.EventActivationFailed, protocol.EventVerifyMismatch, protocol.EventRollbackTriggered} {
+	for _, event := range []string{protocol.EventActivationFailed, protocol.EventVerifyMismatch,
+		protocol.EventRollbackTriggered} {
 		details := map[string]any{
 			protocol.EventActivationFailed:  protocol.ActivationFailed{Phase: "switch"},
 			protocol.EventVerifyMismatch:    protocol.VerifyMismatch{Expected: "x", Actual: "y"},
@@ -340,7 +345,8 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 	}
 	p.checkin(a, e.state("a", closureOf("a", 1)), 0)
 	state := e.state("a", long)
-	state.Held, state.CurrentGeneration.BootID, state.PendingGeneration = &long, long, &protocol.PendingGeneration{ClosureHash: long}
+	state.Held, state.CurrentGeneration.BootID, state.PendingGeneration = &long, long,
+		&protocol.PendingGeneration{ClosureHash: long}
 	p.checkin(a, state, 0)
 	other := p.reportOf("a", nil, protocol.EventOther, protocol.Other{Kind: "x"})
 	other.Rollout = &long
@@ -351,7 +357,8 @@ func TestAHostCannotFillTheViews(t *testing.T) {
 		t.Errorf("a report of a rollout with a long name: %d bytes", len(got.body))
 	}
 	for i := range 205 {
-		failure := protocol.ComplianceFailure{ControlID: fmt.Sprint(i, long), Status: "error", FrameworkArticles: []string{}, EvidenceCollectedAt: pki.At(time.Now())}
+		failure := protocol.ComplianceFailure{ControlID: fmt.Sprint(i, long), Status: "error", FrameworkArticles: []string{},
+			EvidenceCollectedAt: pki.At(time.Now())}
 		if err := p.report(a, "a", e.hostKeys["a"], protocol.EventComplianceFailure, failure); err != nil {
 			t.Fatal(err)
 		}
@@ -376,7 +383,8 @@ func TestComplianceFailuresAreCounted(t *testing.T) {
 	p := e.serve()
 	a := p.agent("a")
 	p.checkin(a, e.state("a", closureOf("a", 0)), 0)
-	failure := protocol.ComplianceFailure{ControlID: "ssh-root", Status: "non-compliant", FrameworkArticles: []string{}, EvidenceCollectedAt: pki.At(time.Now())}
+	failure := protocol.ComplianceFailure{ControlID: "ssh-root", Status: "non-compliant", FrameworkArticles: []string{},
+		EvidenceCollectedAt: pki.At(time.Now())}
 	for range 2 {
 		if err := p.report(a, "a", e.hostKeys["a"], protocol.EventComplianceFailure, failure); err != nil {
 			t.Fatal(err)
@@ -386,7 +394,8 @@ func TestComplianceFailuresAreCounted(t *testing.T) {
 	if got := metricOf(text.body, `nixfleet_compliance_failure_events_total{control_id="ssh-root",host="a"}`); got != "2" {
 		t.Errorf("metric %q in\n%s", got, text.body)
 	}
-	for _, name := range []string{`nixfleet_cp_build_info{git_commit="test",version="0.0.1"}`, "nixfleet_runtime_gate_error_events_total"} {
+	for _, name := range []string{`nixfleet_cp_build_info{git_commit="test",version="0.0.1"}`,
+		"nixfleet_runtime_gate_error_events_total"} {
 		if metricOf(text.body, name) == "" {
 			t.Errorf("no metric %s", name)
 		}
@@ -402,7 +411,8 @@ func TestMetricLabelsThatHostsChooseAreBounded(t *testing.T) {
 	for range 2 * maxControls {
 		m.control(pki.NewNonce())
 	}
-	if len(m.controls) != maxControls || m.control("one more") != "other" || m.control(strings.Repeat("x", 1000)) != "other" {
+	if len(m.controls) != maxControls || m.control("one more") != "other" ||
+		m.control(strings.Repeat("x", 1000)) != "other" {
 		t.Errorf("%d labels", len(m.controls))
 	}
 }
@@ -431,7 +441,8 @@ func TestAChangeThatCannotBeStoredIsForgotten(t *testing.T) {
 	s := e.primed(t)
 	healthy := s.store
 	contactOf := func() *contact {
-		return &contact{host: "a", o: s.handlers.checkins.observe("a", e.state("a", closureOf("a", 0))), snap: s.release.snapshot.Load()}
+		return &contact{host: "a", o: s.handlers.checkins.observe("a", e.state("a", closureOf("a", 0))),
+			snap: s.release.snapshot.Load()}
 	}
 	// A closed store stands for a disk that takes nothing.
 	broken, err := store.Open(t.Context(), store.Config{Path: e.path("broken.db")})
@@ -470,7 +481,8 @@ func TestWhoAgentsAre(t *testing.T) {
 	}{
 		{checkinPath, e.state("a", "x"), 403},
 		{checkinPath, e.state("operator-jo", "x"), 403},
-		{"/v1/agent/confirm", &protocol.ConfirmRequest{Hostname: "a", Generation: protocol.Generation{ClosureHash: "x", BootID: "b"}}, 403},
+		{"/v1/agent/confirm", &protocol.ConfirmRequest{Hostname: "a",
+			Generation: protocol.Generation{ClosureHash: "x", BootID: "b"}}, 403},
 		{"/v1/agent/report", p.reportOf("a", nil, protocol.EventOther, protocol.Other{Kind: "x"}), 403},
 		{"/v1/agent/renew", &protocol.RenewRequest{CSRPEM: "garbage"}, 400},
 		{"/v1/agent/renew", &protocol.RenewRequest{CSRPEM: string(csrOf(t, e.hostKeys["a"], "a"))}, 401},

@@ -106,7 +106,8 @@ func TestPlanRefusesWhatCouldNotBeAccepted(t *testing.T) {
 		t.Errorf("an agent may ask for a plan: %v", err)
 	}
 	web := p.web(p.operatorCert("operator-jo"))
-	for kind, body := range map[string]string{protocol.TarType: strings.Repeat("no tar ", 1000), "application/json": "{}"} {
+	for kind, body := range map[string]string{protocol.TarType: strings.Repeat("no tar ", 1000),
+		"application/json": "{}"} {
 		resp, err := web.Post(p.url+"/v1/plan", kind, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)

@@ -72,7 +72,8 @@ func TestAFailedLookIsRepeatedSoonAndThenLessOften(t *testing.T) {
 		for _, step := range []struct {
 			sleep time.Duration
 			want  int32
-		}{{59 * time.Second, 0}, {2 * time.Second, 1}, {2 * time.Second, 2}, {4 * time.Second, 3}, {8 * time.Second, 4}, {10 * time.Minute, 14}} {
+		}{{59 * time.Second, 0}, {2 * time.Second, 1}, {2 * time.Second, 2}, {4 * time.Second, 3}, {8 * time.Second, 4},
+			{10 * time.Minute, 14}} {
 			time.Sleep(step.sleep)
 			synctest.Wait()
 			if got := forge.calls.Load(); got < step.want || got > step.want+2 {

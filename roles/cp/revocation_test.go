@@ -72,7 +72,8 @@ func TestRevocationByHandReachesAnOpenConnection(t *testing.T) {
 		t.Fatalf("whoami: %d", got.status)
 	}
 	out, err := exec.Command("sqlite3", e.path("state/state.db"),
-		"INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by) VALUES ('a', datetime('now'), 'compromised', 'jo');").CombinedOutput()
+		"INSERT INTO cert_revocations (hostname, not_before, reason, revoked_by) VALUES ('a', datetime('now'), "+
+			"'compromised', 'jo');").CombinedOutput()
 	if err != nil {
 		t.Fatalf("sqlite3: %v %s", err, out)
 	}
@@ -85,14 +86,16 @@ func TestRevocationByHandReachesAnOpenConnection(t *testing.T) {
 // must not believe in vain that the host is out.
 func TestAHostRevokedByItsCertificatesName(t *testing.T) {
 	e := newEstate(t, "a", "b", "c")
-	e.revocations.Revocations = []fleet.Revocation{{Hostname: pki.AgentName("a", testSuffix), NotBefore: pki.At(time.Now())}}
+	e.revocations.Revocations = []fleet.Revocation{
+		{Hostname: pki.AgentName("a", testSuffix), NotBefore: pki.At(time.Now())}}
 	e.publish()
 	p := e.serve()
 	if err := p.operator().Revoke(context.Background(), pki.AgentName("b", testSuffix), nil, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	for host, want := range map[string]int{"a": 401, "b": 401, "c": 200} {
-		if got := p.send(p.web(e.agentCert(host, time.Now().Add(-time.Hour))), sent{method: "GET", path: "/v1/whoami"}); got.status != want {
+		if got := p.send(p.web(e.agentCert(host, time.Now().Add(-time.Hour))),
+			sent{method: "GET", path: "/v1/whoami"}); got.status != want {
 			t.Errorf("%s: %d, want %d", host, got.status, want)
 		}
 	}

@@ -13,7 +13,8 @@ import (
 // confirm tells that a host runs its target.
 func (p *plane) confirm(c *client.Client, host string, target *protocol.Target) error {
 	_, err := c.Confirm(context.Background(), &protocol.ConfirmRequest{
-		Hostname: host, Rollout: target.ChannelRef, Generation: protocol.Generation{ClosureHash: target.ClosureHash, BootID: "b0"},
+		Hostname: host, Rollout: target.ChannelRef,
+		Generation: protocol.Generation{ClosureHash: target.ClosureHash, BootID: "b0"},
 	})
 	return err
 }
@@ -34,9 +35,11 @@ func TestAReleaseReachesItsHostsWaveByWave(t *testing.T) {
 	switch {
 	case target.ChannelRef != target.RolloutID || target.RolloutID != e.rolloutID():
 		t.Errorf("channelRef %s and rolloutId %s, want both %s", target.ChannelRef, target.RolloutID, e.rolloutID())
-	case target.Activate == nil || target.Activate.ConfirmEndpoint != protocol.ConfirmPath || target.Activate.ConfirmWindowSecs != 360:
+	case target.Activate == nil || target.Activate.ConfirmEndpoint != protocol.ConfirmPath ||
+		target.Activate.ConfirmWindowSecs != 360:
 		t.Errorf("activate %+v", target.Activate)
-	case target.FreshnessWindowSecs != 86400 || !target.SignedAt.Equal(e.signed) || target.StartBySecs == nil || *target.StartBySecs == 0:
+	case target.FreshnessWindowSecs != 86400 || !target.SignedAt.Equal(e.signed) || target.StartBySecs == nil ||
+		*target.StartBySecs == 0:
 		t.Errorf("target %+v", target)
 	}
 	if got.Head == nil || got.Head.Channel != "stable" {
@@ -52,7 +55,8 @@ func TestAReleaseReachesItsHostsWaveByWave(t *testing.T) {
 	if got := p.checkin(b, e.state("b", closureOf("b", 0)), 0); got.Target == nil {
 		t.Fatalf("wave 1 is not told its target after wave 0 has soaked:\n%s", p.log)
 	}
-	for _, message := range []string{`"message":"snapshot refreshed"`, `"message":"dispatch"`, `"message":"confirm received"`} {
+	for _, message := range []string{`"message":"snapshot refreshed"`, `"message":"dispatch"`,
+		`"message":"confirm received"`} {
 		if !strings.Contains(p.log.String(), message) {
 			t.Errorf("the log has no line %s:\n%s", message, p.log)
 		}
@@ -121,7 +125,8 @@ func TestARepeatedReportIsTakenOnce(t *testing.T) {
 	p := e.serve()
 	a := p.agent("a")
 	p.checkin(a, e.state("a", closureOf("a", 0)), 0)
-	req := p.reportOf("a", e.hostKeys["a"], protocol.EventRollbackTriggered, protocol.Reasoned{Reason: "control-plane-unreachable: x"})
+	req := p.reportOf("a", e.hostKeys["a"], protocol.EventRollbackTriggered,
+		protocol.Reasoned{Reason: "control-plane-unreachable: x"})
 	first, err := a.Report(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)

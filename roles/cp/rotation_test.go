@@ -68,7 +68,8 @@ func TestIssuingCARotation(t *testing.T) {
 		_, err := p.client(pairOf(t, []byte(got.CertPEM), e.hostKeys["a"])).Checkin(ctx, e.state("a", closureOf("a", 0)), 0)
 		return err != nil
 	})
-	if _, err := p.client(pairOf(t, []byte(renewed.CertPEM), e.hostKeys["a"])).Checkin(ctx, e.state("a", closureOf("a", 0)), 0); err != nil {
+	if _, err := p.client(pairOf(t, []byte(renewed.CertPEM), e.hostKeys["a"])).
+		Checkin(ctx, e.state("a", closureOf("a", 0)), 0); err != nil {
 		t.Errorf("the renewed certificate: %v", err)
 	}
 }

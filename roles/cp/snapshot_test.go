@@ -51,7 +51,8 @@ func TestAnOlderReleaseIsNeverTakenC2C9(t *testing.T) {
 	p := e.serve()
 	e.restore(before)
 	p.poke()
-	p.eventually("the older release is refused", func() bool { return strings.Contains(p.log.String(), fleet.ErrOlder.Error()) })
+	p.eventually("the older release is refused",
+		func() bool { return strings.Contains(p.log.String(), fleet.ErrOlder.Error()) })
 	if got := p.inForce(); !got.Equal(newest) {
 		t.Errorf("in force is the release of %s, want %s", got, newest)
 	}
@@ -121,7 +122,8 @@ func TestARestartWithoutTheSourceServesWhatWasAccepted(t *testing.T) {
 	}
 	p = e.serve()
 	a := p.agent("a")
-	if got := p.checkin(a, e.state("a", closureOf("a", 1)), 0); got.Target == nil || got.Target.ClosureHash != closureOf("a", 2) {
+	if got := p.checkin(a, e.state("a", closureOf("a", 1)), 0); got.Target == nil ||
+		got.Target.ClosureHash != closureOf("a", 2) {
 		t.Errorf("told %+v", got.Target)
 	}
 	for _, id := range []string{first, e.rolloutID()} {
@@ -136,7 +138,8 @@ func TestARestartWithoutTheSourceServesWhatWasAccepted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(kept, []byte(strings.Replace(string(doc), closureOf("a", 2), closureOf("a", 9), 1)), 0o600); err != nil {
+	if err := os.WriteFile(kept, []byte(strings.Replace(string(doc), closureOf("a", 2), closureOf("a", 9), 1)),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	os.RemoveAll(e.path("state/accepted.last"))
@@ -197,7 +200,9 @@ func TestAGitRepositoryIsFollowedByPoke(t *testing.T) {
 	e := newEstate(t, "a")
 	git := func(args ...string) {
 		t.Helper()
-		cmd := exec.Command("git", append([]string{"-C", e.dir, "-c", "user.name=ci", "-c", "user.email=ci@example.com", "-c", "commit.gpgsign=false"}, args...)...)
+		cmd := exec.Command("git", append(
+			[]string{"-C", e.dir, "-c", "user.name=ci", "-c", "user.email=ci@example.com", "-c", "commit.gpgsign=false"},
+			args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("git %v: %v\n%s", args, err, out)
 		}
@@ -218,7 +223,8 @@ func TestAGitRepositoryIsFollowedByPoke(t *testing.T) {
 	p.poke()
 	p.eventually("the pushed release is in force", func() bool { return p.inForce().Equal(e.signed) })
 	a := p.agent("a")
-	if got := p.checkin(a, e.state("a", closureOf("a", 1)), 0); got.Target == nil || got.Target.ClosureHash != closureOf("a", 2) {
+	if got := p.checkin(a, e.state("a", closureOf("a", 1)), 0); got.Target == nil ||
+		got.Target.ClosureHash != closureOf("a", 2) {
 		t.Errorf("told %+v", got.Target)
 	}
 	if _, _, err := a.Manifest(context.Background(), old); err != nil {
@@ -257,7 +263,8 @@ func (u *upstream) set(files map[string][]byte) {
 func TestV1URLSources(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	e.v1 = true
-	e.nonces = &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{}, Meta: fleet.Meta{SchemaVersion: 1}}
+	e.nonces = &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{},
+		Meta: fleet.Meta{SchemaVersion: 1}}
 	e.signed = e.signed.Add(time.Second)
 	files := e.sign()
 	up := &upstream{token: "sesame"}
@@ -271,8 +278,10 @@ func TestV1URLSources(t *testing.T) {
 			return source.Pair{Artifact: server.URL + "/" + name, Signature: server.URL + "/" + name + ".sig", TokenFile: token}
 		}
 		c.Source = ""
-		c.ChannelRefs, c.RevocationsSource, c.NoncesSource = at(fleet.FleetName), at(fleet.RevocationsName), at(fleet.NoncesName)
-		c.Rollouts = source.Pair{Artifact: server.URL + "/rollouts/{rolloutId}.json", Signature: server.URL + "/rollouts/{rolloutId}.json.sig", TokenFile: token}
+		c.ChannelRefs, c.RevocationsSource, c.NoncesSource = at(fleet.FleetName), at(fleet.RevocationsName),
+			at(fleet.NoncesName)
+		c.Rollouts = source.Pair{Artifact: server.URL + "/rollouts/{rolloutId}.json",
+			Signature: server.URL + "/rollouts/{rolloutId}.json.sig", TokenFile: token}
 		c.PollInterval, c.Strict = 50*time.Millisecond, true
 	}
 	p := e.serve(v1)
@@ -319,8 +328,10 @@ func TestV1LocalPairStandsInUntilTheSourceAnswers(t *testing.T) {
 	p := e.serve(func(c *Config) {
 		c.Source = ""
 		c.Artifact, c.Signature = filepath.Join(e.release, fleet.FleetName), filepath.Join(e.release, fleet.FleetName+".sig")
-		c.ChannelRefs = source.Pair{Artifact: server.URL + "/" + fleet.FleetName, Signature: server.URL + "/" + fleet.FleetName + ".sig"}
-		c.RevocationsSource = source.Pair{Artifact: server.URL + "/" + fleet.RevocationsName, Signature: server.URL + "/" + fleet.RevocationsName + ".sig"}
+		c.ChannelRefs = source.Pair{Artifact: server.URL + "/" + fleet.FleetName,
+			Signature: server.URL + "/" + fleet.FleetName + ".sig"}
+		c.RevocationsSource = source.Pair{Artifact: server.URL + "/" + fleet.RevocationsName,
+			Signature: server.URL + "/" + fleet.RevocationsName + ".sig"}
 		c.PollInterval = 50 * time.Millisecond
 	})
 	if got := p.inForce(); !got.Equal(local) {
@@ -416,7 +427,8 @@ func TestHeadsThatComeLaterAreTakenIn(t *testing.T) {
 	}
 	intent := stable().Intent
 	e.restore(files)
-	if s.release.poll(t.Context(), ""); stable().Head == nil || stable().Intent != intent || len(stable().ManifestFile.Body) == 0 {
+	if s.release.poll(t.Context(), ""); stable().Head == nil || stable().Intent != intent ||
+		len(stable().ManifestFile.Body) == 0 {
 		t.Error("the head that came later is not served")
 	}
 	e.empty()

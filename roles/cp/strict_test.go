@@ -11,7 +11,8 @@ import (
 func TestStrictModeWantsBothLists(t *testing.T) {
 	e := newEstate(t, "a")
 	strict := func(c *Config) { c.Strict = true }
-	nonces := &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{}, Meta: fleet.Meta{SchemaVersion: 1}}
+	nonces := &fleet.BootstrapNonces{SchemaVersion: 1, BootstrapNonces: []fleet.BootstrapNonce{},
+		Meta: fleet.Meta{SchemaVersion: 1}}
 	revocations := e.revocations
 
 	e.nonces = nonces

@@ -11,7 +11,8 @@ import (
 // with the text of today and with others. Nothing but the words may change, and what happens is what the cause's blame
 // says.
 func TestOnlyTheCauseDecides(t *testing.T) {
-	texts := []string{"", "power was lost", "reworded: preflight: lock-held", "switch: by another name", "\tx\x00 release health-gate"}
+	texts := []string{"", "power was lost", "reworded: preflight: lock-held", "switch: by another name",
+		"\tx\x00 release health-gate"}
 	events := map[string]func(text string) Report{
 		protocol.EventRollbackTriggered: func(text string) Report { return Report{Reason: text} },
 		protocol.EventActivationFailed:  func(text string) Report { return Report{Phase: text} },

@@ -76,7 +76,8 @@ func (s spec) release() *fleet.Release {
 		Hosts: map[string]*fleet.Host{}, Channels: map[string]fleet.Channel{},
 		RolloutPolicies: map[string]fleet.Policy{}, Waves: map[string][]fleet.Wave{},
 	}
-	r := &fleet.Release{Fleet: f, SignedAt: s.signed, FleetHash: hash(s.signed), Channels: map[string]*fleet.ChannelRelease{}}
+	r := &fleet.Release{Fleet: f, SignedAt: s.signed, FleetHash: hash(s.signed),
+		Channels: map[string]*fleet.ChannelRelease{}}
 	var budgets []fleet.ManifestBudget
 	for _, b := range s.budgets {
 		mb := fleet.ManifestBudget{Selector: fleet.Selector{Tags: []string{b.tag}}, Hosts: b.hosts}
@@ -97,7 +98,8 @@ func (s spec) release() *fleet.Release {
 			policy.OnHealthFailure = fleet.OnFailureRollback
 		}
 		f.RolloutPolicies[c.name] = policy
-		m := &fleet.Manifest{Channel: c.name, DisplayName: c.name + "@test", ChannelRef: "commit-" + s.signed.Format("150405"), DisruptionBudgets: budgets}
+		m := &fleet.Manifest{Channel: c.name, DisplayName: c.name + "@test",
+			ChannelRef: "commit-" + s.signed.Format("150405"), DisruptionBudgets: budgets}
 		for i, wv := range c.waves {
 			names := slices.Sorted(maps.Keys(wv.hosts))
 			f.Waves[c.name] = append(f.Waves[c.name], fleet.Wave{Hosts: names, SoakSeconds: ptr(uint32(wv.soak / time.Second))})
@@ -141,7 +143,8 @@ type disk struct {
 }
 
 func newDisk() *disk {
-	return &disk{map[[2]string]Rollout{}, map[[2]string]HostRecord{}, map[string]Dispatch{}, map[[2]string]Quarantine{}, nil}
+	return &disk{map[[2]string]Rollout{}, map[[2]string]HostRecord{}, map[string]Dispatch{},
+		map[[2]string]Quarantine{}, nil}
 }
 
 func (d *disk) apply(c Change) {
@@ -244,7 +247,8 @@ func (b *bench) checkin(h string) Decision {
 	b.t.Helper()
 	d, c := b.w.Checkin(h, b.observation(h), b.now)
 	b.took(c)
-	if d.Target == nil && d.Rollback == nil && (d.Reason.Code == "" || d.Reason.Text == "" || d.Reason.Next == "" || d.Reason.Gate == "") {
+	if d.Target == nil && d.Rollback == nil && (d.Reason.Code == "" || d.Reason.Text == "" || d.Reason.Next == "" ||
+		d.Reason.Gate == "") {
 		b.t.Fatalf("host %s waits without a whole reason: %+v", h, d.Reason)
 	}
 	return d
@@ -350,7 +354,8 @@ func (b *bench) rollout(channel string) RolloutView {
 func (b *bench) wantRollout(channel string, state RolloutState, wave int) {
 	b.t.Helper()
 	if r := b.rollout(channel); r.State != state || r.Wave != wave {
-		b.t.Fatalf("rollout of %s at %s is %s wave %d (%s; %s), want %s wave %d", channel, b.now.Sub(epoch), r.State, r.Wave, r.HaltReason, r.Reason.Text, state, wave)
+		b.t.Fatalf("rollout of %s at %s is %s wave %d (%s; %s), want %s wave %d", channel, b.now.Sub(epoch), r.State, r.Wave,
+			r.HaltReason, r.Reason.Text, state, wave)
 	}
 }
 

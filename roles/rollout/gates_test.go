@@ -23,29 +23,36 @@ func TestGates(t *testing.T) {
 	}{
 		{"undeclared", two(), func(*bench) {}, "zz", CodeNotDeclared, "release", nil},
 		{"no closure", single("s", one(0, "a", "new-a", "b", "")), func(*bench) {}, "b", CodeNoClosure, "release", nil},
-		{"stale", two(), func(b *bench) { b.pass(1441*time.Minute + time.Millisecond) }, "a", CodeStale, "freshness", func(b *bench) {
-			s := two()
-			s.signed, s.opened = b.now, epoch
-			b.accept(s)
-		}},
-		{"paused", two(), func(b *bench) { b.hold(protocol.ActionPause) }, "a", CodePaused, "operator", func(b *bench) { b.hold(protocol.ActionResume) }},
-		{"cancelled", two(), func(b *bench) { b.hold(protocol.ActionCancel) }, "a", CodeCancelled, "operator", func(b *bench) {
-			s := single("s", one(time.Minute, "a", "newer-a"))
-			s.signed = b.now
-			b.accept(s)
-		}},
-		{"wave", two(), func(*bench) {}, "b", CodeWave, "wave", func(b *bench) { b.update("a"); b.pass(time.Minute); b.checkin("a") }},
+		{"stale", two(), func(b *bench) { b.pass(1441*time.Minute + time.Millisecond) }, "a", CodeStale, "freshness",
+			func(b *bench) {
+				s := two()
+				s.signed, s.opened = b.now, epoch
+				b.accept(s)
+			}},
+		{"paused", two(), func(b *bench) { b.hold(protocol.ActionPause) }, "a", CodePaused, "operator",
+			func(b *bench) { b.hold(protocol.ActionResume) }},
+		{"cancelled", two(), func(b *bench) { b.hold(protocol.ActionCancel) }, "a", CodeCancelled, "operator",
+			func(b *bench) {
+				s := single("s", one(time.Minute, "a", "newer-a"))
+				s.signed = b.now
+				b.accept(s)
+			}},
+		{"wave", two(), func(*bench) {}, "b", CodeWave, "wave",
+			func(b *bench) { b.update("a"); b.pass(time.Minute); b.checkin("a") }},
 		{"host edge", spec{
-			channels: []channelSpec{{name: "s", waves: []waveSpec{one(time.Second, "a", "new-a", "b", "new-b")}}}, edges: [][2]string{{"a", "b"}},
-		}, func(*bench) {}, "b", CodeHostEdge, "host-edge", func(b *bench) { b.update("a"); b.pass(time.Second); b.checkin("a") }},
-		{"compliance", spec{channels: []channelSpec{{name: "s", mode: "enforce", waves: two().channels[0].waves}}}, func(b *bench) {
-			b.update("a")
-			b.pass(time.Minute)
-			b.checkin("a")
-			b.state("a", Soaked)
-			// Told after the wave was promoted, by a host that has converged in an earlier round.
-			b.w.hosts.edit(b.w.hosts.byName["a"], b.now, func(r *record) { r.Failures = []string{"compliance:c"} })
-		}, "b", CodeCompliance, "compliance", func(b *bench) { b.retry("a") }},
+			channels: []channelSpec{{name: "s", waves: []waveSpec{one(time.Second, "a", "new-a", "b", "new-b")}}},
+			edges:    [][2]string{{"a", "b"}},
+		}, func(*bench) {}, "b", CodeHostEdge, "host-edge",
+			func(b *bench) { b.update("a"); b.pass(time.Second); b.checkin("a") }},
+		{"compliance", spec{channels: []channelSpec{{name: "s", mode: "enforce", waves: two().channels[0].waves}}},
+			func(b *bench) {
+				b.update("a")
+				b.pass(time.Minute)
+				b.checkin("a")
+				b.state("a", Soaked)
+				// Told after the wave was promoted, by a host that has converged in an earlier round.
+				b.w.hosts.edit(b.w.hosts.byName["a"], b.now, func(r *record) { r.Failures = []string{"compliance:c"} })
+			}, "b", CodeCompliance, "compliance", func(b *bench) { b.retry("a") }},
 		{"fetch", two(), func(b *bench) {
 			b.offered("a")
 			b.box("a").fetch, b.box("a").fetchR = "verify-failed", b.id("a")
@@ -56,12 +63,15 @@ func TestGates(t *testing.T) {
 			b.box("a").fetch = "fetch-failed"
 			b.checkin("a")
 		}, "a", CodeFetchFailed, "fetch", func(b *bench) { b.pass(time.Minute) }},
-		{"held", two(), func(b *bench) { b.box("a").held = "switched by hand" }, "a", CodeHeld, "host-hold", func(b *bench) { b.box("a").held = "" }},
-		{"busy", two(), func(b *bench) { b.box("a").phase = &protocol.Phase{Name: "undoing"} }, "a", CodeHostBusy, "busy", func(b *bench) { b.box("a").phase = nil }},
+		{"held", two(), func(b *bench) { b.box("a").held = "switched by hand" }, "a", CodeHeld, "host-hold",
+			func(b *bench) { b.box("a").held = "" }},
+		{"busy", two(), func(b *bench) { b.box("a").phase = &protocol.Phase{Name: "undoing"} }, "a", CodeHostBusy, "busy",
+			func(b *bench) { b.box("a").phase = nil }},
 		{"budget", spec{
 			channels: []channelSpec{{name: "s", waves: []waveSpec{one(0, "a", "new-a", "b", "new-b", "c", "new-c")}}},
 			budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
-		}, func(b *bench) { b.offered("a"); b.offered("c") }, "b", CodeBudget, "budget", func(b *bench) { b.box("a").running = "new-a"; b.confirm("a") }},
+		}, func(b *bench) { b.offered("a"); b.offered("c") }, "b", CodeBudget, "budget",
+			func(b *bench) { b.box("a").running = "new-a"; b.confirm("a") }},
 		{"quarantine", single("s", one(time.Minute, "a", "same", "b", "same")), func(b *bench) {
 			b.offered("a")
 			b.report("a", Report{Event: "activation-failed", Phase: "switch"})
@@ -129,8 +139,9 @@ func TestBudgetLimit(t *testing.T) {
 // Two channels whose manifests name the same selector share the budget.
 func TestBudgetIsSharedAcrossRollouts(t *testing.T) {
 	b := start(t, spec{
-		channels: []channelSpec{{name: "one", waves: []waveSpec{one(0, "a", "new-a")}}, {name: "two", waves: []waveSpec{one(0, "b", "new-b")}}},
-		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
+		channels: []channelSpec{{name: "one", waves: []waveSpec{one(0, "a", "new-a")}},
+			{name: "two", waves: []waveSpec{one(0, "b", "new-b")}}},
+		budgets: []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
 	})
 	b.offered("a")
 	b.refused("b", CodeBudget)
@@ -212,11 +223,14 @@ func TestReasonsAreWholeSentences(t *testing.T) {
 	b := start(t, single("s", one(time.Minute, "a", "new-a"), one(time.Minute, "b", "new-b")))
 	b.update("a")
 	d := b.checkin("b")
-	want := "it gets its new closure in wave 1, after wave 0: of the 1 host in wave 0, 1 healthy and watched for the soak time"
+	want := "it gets its new closure in wave 1, after wave 0: of the 1 host in wave 0, 1 healthy and watched for the " +
+		"soak time"
 	if d.Reason.Text != want {
 		t.Errorf("text %q, want %q", d.Reason.Text, want)
 	}
-	if d := b.checkin("a"); d.Reason.Text != "it runs its declared closure: healthy and watched for its soak time, until 2026-03-01 12:01:05 UTC" {
+	if d := b.checkin(
+		"a"); d.Reason.Text != "it runs its declared closure: healthy and watched for its soak time, until 2026-03-01 "+
+		"12:01:05 UTC" {
 		t.Errorf("text %q", d.Reason.Text)
 	}
 }

@@ -305,7 +305,8 @@ func TestDeferredUpdateWaitsForPeople_A17_A18(t *testing.T) {
 // What waits for a reboot says who does it; a policy of an unknown form says nothing.
 func TestDeferredHostSaysWhoReboots(t *testing.T) {
 	for policy, want := range map[string]string{
-		"": "reboot the host", `{"mode":"never"}`: "reboot the host", `{"mode":1}`: "reboot the host", `[]`: "reboot the host",
+		"": "reboot the host", `{"mode":"never"}`: "reboot the host", `{"mode":1}`: "reboot the host",
+		`[]`:                                     "reboot the host",
 		`{"mode":"window","window":"Sun 03:00"}`: "in its window, Sun 03:00", `{"mode":"immediate","window":null}`: "at once",
 	} {
 		s := single("s", one(time.Minute, "a", "new-a"))

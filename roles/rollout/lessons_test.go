@@ -22,8 +22,9 @@ func TestRunningClosureIsNotDispatchedAgain_C3(t *testing.T) {
 // The answer to a check-in and the explanation come from the same gates with the same observations.
 func TestExplainAndCheckinAgree_C4(t *testing.T) {
 	b := start(t, spec{
-		channels: []channelSpec{{name: "s", waves: []waveSpec{one(time.Minute, "a", "new-a", "b", "new-b"), one(0, "c", "new-c")}}},
-		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
+		channels: []channelSpec{{name: "s",
+			waves: []waveSpec{one(time.Minute, "a", "new-a", "b", "new-b"), one(0, "c", "new-c")}}},
+		budgets: []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
 	})
 	for _, h := range []string{"a", "b", "c"} {
 		d := b.checkin(h)
@@ -82,7 +83,8 @@ func TestChannelEdgeWantsTheNewestPredecessor_C6(t *testing.T) {
 }
 
 func TestSoakZeroStillWantsProbes_C7(t *testing.T) {
-	b := start(t, spec{channels: []channelSpec{{name: "s", waves: []waveSpec{one(0, "a", "new-a"), one(time.Second, "b", "new-b")}}}})
+	b := start(t, spec{channels: []channelSpec{
+		{name: "s", waves: []waveSpec{one(0, "a", "new-a"), one(time.Second, "b", "new-b")}}}})
 	b.box("a").mode, b.box("a").probe = "enforce", "unknown"
 	b.update("a")
 	b.refused("a", CodeProbesNotRun)
@@ -202,7 +204,8 @@ func TestOnlineExpires_C13(t *testing.T) {
 }
 
 func TestComplianceFailuresAreCountedOnce_C15(t *testing.T) {
-	b := start(t, spec{channels: []channelSpec{{name: "s", mode: "permissive", waves: []waveSpec{one(time.Hour, "a", "new-a")}}}})
+	b := start(t, spec{channels: []channelSpec{
+		{name: "s", mode: "permissive", waves: []waveSpec{one(time.Hour, "a", "new-a")}}}})
 	b.update("a")
 	for range 10 {
 		b.report("a", Report{Event: "compliance-failure", Reason: "ctl-1"})

@@ -24,7 +24,8 @@ type violation string
 func TestWalkCatchesMissingGates(t *testing.T) {
 	whole := gates
 	defer func() { gates = whole }()
-	for _, names := range [][]string{{"budget"}, {"wave"}, {"operator"}, {"halt"}, {"soak", "health"}, {"wave-soak"}, {"lease"}} {
+	for _, names := range [][]string{{"budget"}, {"wave"}, {"operator"}, {"halt"}, {"soak", "health"}, {"wave-soak"},
+		{"lease"}} {
 		name := strings.Join(names, " and ")
 		gates = slices.DeleteFunc(slices.Clone(whole), func(g gate) bool { return slices.Contains(names, g.name) })
 		found := ""

@@ -260,7 +260,8 @@ func TestDeferredV1HostArrivesInANewerRelease(t *testing.T) {
 		b.pass(time.Minute)
 		b.accept(next)
 		a.boot, a.running = "boot-2", "new-a"
-		if d := b.checkin("a"); want != "" && d.Reason.Code != want || want == "" && (d.Target == nil || d.Target.Closure != closure) {
+		if d := b.checkin("a"); want != "" && d.Reason.Code != want ||
+			want == "" && (d.Target == nil || d.Target.Closure != closure) {
 			t.Errorf("%s: %+v", closure, d)
 		}
 		if v, _ := b.w.Host("a", b.now); v.PendingReboot {

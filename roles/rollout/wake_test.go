@@ -17,7 +17,8 @@ func (b *bench) woken(want ...string) {
 // A slot that comes back goes to a host that can take it, not to one that waits for another budget as well.
 func TestSlotWakesAHostThatCanTakeIt(t *testing.T) {
 	s := single("s", one(0, "a", "new-a", "b", "new-b", "c", "new-c", "x", "new-x"))
-	s.budgets = []budgetSpec{{tag: "left", hosts: []string{"a", "b", "c"}, max: 1}, {tag: "right", hosts: []string{"b", "x"}, max: 1}}
+	s.budgets = []budgetSpec{{tag: "left", hosts: []string{"a", "b", "c"}, max: 1},
+		{tag: "right", hosts: []string{"b", "x"}, max: 1}}
 	b := start(t, s)
 	b.box("a").running = b.offered("a").Closure
 	b.box("x").running = b.offered("x").Closure

@@ -113,7 +113,8 @@ func (w *walk) run(steps int) {
 			w.release(3)
 		case k < 184:
 			r := w.rollout("c0")
-			c, _ := w.w.Hold(r.RolloutID, []string{protocol.ActionPause, protocol.ActionResume, protocol.ActionResume}[w.rng.IntN(3)], "op", "because", w.now)
+			c, _ := w.w.Hold(r.RolloutID, []string{protocol.ActionPause, protocol.ActionResume,
+				protocol.ActionResume}[w.rng.IntN(3)], "op", "because", w.now)
 			w.took(c)
 		case k < 186:
 			w.retried[h] = true
@@ -245,7 +246,8 @@ func (w *walk) machinesMove() {
 	for _, h := range slices.Sorted(maps.Keys(w.machines)) {
 		m := w.machines[h]
 		if !m.begun.IsZero() && w.now.Sub(m.begun) >= w.w.limits.ConfirmWindow {
-			m.running, m.since, m.begun, m.target, m.phase = "back-"+h, m.begun.Add(w.w.limits.ConfirmWindow), time.Time{}, nil, nil
+			m.running, m.since, m.begun, m.target, m.phase = "back-"+h, m.begun.Add(w.w.limits.ConfirmWindow), time.Time{},
+				nil, nil
 		}
 	}
 }
@@ -352,7 +354,8 @@ func checkCounters(t testing.TB, w *World) {
 		for i := range r.waves {
 			a, b := &r.waves[i], &fresh.waves[i]
 			if a.counts != b.counts || a.silent != b.silent || a.noncompliant != b.noncompliant {
-				t.Fatalf("wave %d of %s counts %v %d %d, want %v %d %d", i, ch.name, a.counts, a.silent, a.noncompliant, b.counts, b.silent, b.noncompliant)
+				t.Fatalf("wave %d of %s counts %v %d %d, want %v %d %d", i, ch.name, a.counts, a.silent, a.noncompliant, b.counts,
+					b.silent, b.noncompliant)
 			}
 		}
 		if r.touched != fresh.touched {

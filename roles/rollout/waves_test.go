@@ -409,7 +409,8 @@ func TestHoldErrors(t *testing.T) {
 func TestHostMovesBetweenChannels_T15(t *testing.T) {
 	two := func(a, bb map[string]string, at time.Time) spec {
 		return spec{signed: at, channels: []channelSpec{
-			{name: "one", waves: []waveSpec{{soak: time.Second, hosts: a}}}, {name: "two", waves: []waveSpec{{soak: time.Second, hosts: bb}}},
+			{name: "one", waves: []waveSpec{{soak: time.Second, hosts: a}}},
+			{name: "two", waves: []waveSpec{{soak: time.Second, hosts: bb}}},
 		}}
 	}
 	b := start(t, two(map[string]string{"a": "v1-a", "b": "v1-b"}, map[string]string{"c": "v1-c"}, epoch))
@@ -444,7 +445,8 @@ func TestAcceptAgain(t *testing.T) {
 	checkCounters(t, b.w)
 }
 
-// A late joiner that fails after its rollout has converged halts nothing: no wave is left to protect. Others still get theirs.
+// A late joiner that fails after its rollout has converged halts nothing: no wave is left to protect. Others still get
+// theirs.
 func TestLateJoinerThatFailsHaltsNothing(t *testing.T) {
 	for _, revert := range []bool{false, true} {
 		s := single("s", one(time.Minute, "a", "new-a", "b", "new-b", "c", "new-c"))

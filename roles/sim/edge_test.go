@@ -49,7 +49,8 @@ func newEdge(w *world) *edge {
 			return context.WithValue(ctx, hostKey{}, c.(*tls.Conn).NetConn().(*hostConn).host)
 		},
 	}
-	go e.server.Serve(tls.NewListener(e.wire, &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}))
+	go e.server.Serve(tls.NewListener(e.wire,
+		&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}))
 	return e
 }
 
@@ -81,7 +82,8 @@ func (e *edge) client(h *host, leaf *x509.Certificate) *http.Client {
 		pair := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: h.key.Crypto()}
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
-	c := &http.Client{Transport: &http.Transport{DialContext: e.w.plane.dial, TLSClientConfig: config, DisableCompression: true}}
+	c := &http.Client{Transport: &http.Transport{DialContext: e.w.plane.dial, TLSClientConfig: config,
+		DisableCompression: true}}
 	e.clients[key] = c
 	return c
 }
@@ -224,8 +226,10 @@ func (e *edge) lie(chance *rand.Rand, h *host, r *http.Request, got *answer) {
 func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, plot, other int, old *signedRelease) {
 	wave, startBy := uint32(0), uint32(300)
 	target := &protocol.Target{
-		ClosureHash: old.wanted[h.name], WaveIndex: &wave, EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()), StartBySecs: &startBy,
-		Activate: &protocol.Activate{ConfirmWindowSecs: 360, ConfirmEndpoint: protocol.ConfirmPath}, FreshnessWindowSecs: 86400,
+		ClosureHash: old.wanted[h.name], WaveIndex: &wave, EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()),
+		StartBySecs:         &startBy,
+		Activate:            &protocol.Activate{ConfirmWindowSecs: 360, ConfirmEndpoint: protocol.ConfirmPath},
+		FreshnessWindowSecs: 86400,
 	}
 	channel := e.w.forge.fleet.Hosts[h.name].Channel
 	m, at := old.entry(channel, h.name)
@@ -240,11 +244,13 @@ func (e *edge) forge(chance *rand.Rand, h *host, out *protocol.CheckinResponse, 
 		target.ClosureHash, wave = theirs.TargetClosure, theirs.WaveIndex
 		out.Target = target
 	case plot == 1 && m != nil:
-		out.Target, out.Head = target, &protocol.HeadRef{Channel: channel, Hash: pki.HashHex(old.files[fleet.HeadName(channel)])}
+		out.Target, out.Head = target,
+			&protocol.HeadRef{Channel: channel, Hash: pki.HashHex(old.files[fleet.HeadName(channel)])}
 	case plot == 0 && chance.IntN(3) == 0:
 		victim := name(chance.IntN(e.w.scenario.hosts))
 		target.ClosureHash = old.wanted[victim]
-		*target.Activate = protocol.Activate{ConfirmWindowSecs: uint32(chance.IntN(2) * 4000000000), ConfirmEndpoint: "/v1/elsewhere"}
+		*target.Activate = protocol.Activate{ConfirmWindowSecs: uint32(chance.IntN(2) * 4000000000),
+			ConfirmEndpoint: "/v1/elsewhere"}
 		startBy = uint32(chance.IntN(2) * 4000000000)
 		out.Target = target
 	case plot == 0 && chance.IntN(3) == 0:

@@ -80,7 +80,8 @@ func (w *world) switches(h *host, closure string, back bool) {
 	if index >= 0 {
 		// The clock may be behind, and what was fresh when it was offered is fetched first.
 		if age := time.Since(w.forge.releases[index].at); age > window+worstSkew+w.scenario.fetch+lease {
-			w.broken(invSigned, "%s switches to %s, which was last signed %s ago; the window is %s", h.name, closure, age, window)
+			w.broken(invSigned, "%s switches to %s, which was last signed %s ago; the window is %s", h.name, closure, age,
+				window)
 		}
 	}
 	h.switching = true
@@ -186,7 +187,8 @@ func (w *world) says(h *host, r *http.Request, body []byte) {
 }
 
 func allPass(probes []protocol.ProbeResult) bool {
-	return len(probes) > 0 && !slices.ContainsFunc(probes, func(p protocol.ProbeResult) bool { return p.Status != protocol.ProbePass })
+	return len(probes) > 0 && !slices.ContainsFunc(probes,
+		func(p protocol.ProbeResult) bool { return p.Status != protocol.ProbePass })
 }
 
 // delivered notes what a host was given.
@@ -285,7 +287,8 @@ func (w *world) opens(e protocol.Event) {
 	if w.ended {
 		return
 	}
-	if first := w.newest["c0"]; wave == 0 && w.scenario.chained && e.Channel == "c1" && first != "" && !w.converged[first] {
+	if first := w.newest["c0"]; wave == 0 && w.scenario.chained && e.Channel == "c1" && first != "" &&
+		!w.converged[first] {
 		w.broken(invWaves, "channel c1 begins, and c0, which comes first, has not converged")
 	}
 	if wave == 0 {
@@ -320,19 +323,22 @@ func (w *world) opens(e protocol.Event) {
 			continue
 		}
 		if current != r.wanted[name] {
-			w.broken(invWaves, "wave %d of %s opens, and %s of wave %d runs %s, heard of %s ago", wave, e.Channel, name, place, current, time.Since(h.lastContact))
+			w.broken(invWaves, "wave %d of %s opens, and %s of wave %d runs %s, heard of %s ago", wave, e.Channel, name, place,
+				current, time.Since(h.lastContact))
 			continue
 		}
 		// What is said in the very moment may come after the decision.
 		if w.scenario.probed && !h.well[current] && e.At.Sub(h.lastContact) > time.Second {
-			w.broken(invSoak, "wave %d of %s opens, and %s of wave %d did not say last that all its probes pass", wave, e.Channel, name, place)
+			w.broken(invSoak, "wave %d of %s opens, and %s of wave %d did not say last that all its probes pass", wave,
+				e.Channel, name, place)
 		}
 		since := h.confirmed[e.Intent]
 		if since.IsZero() || place >= len(soaks) {
 			continue
 		}
 		if soaked := e.At.Sub(since); soaked < soaks[place].Soak()-2*time.Second {
-			w.broken(invSoak, "wave %d of %s opens %s after %s confirmed; wave %d soaks %s", wave, e.Channel, soaked, name, place, soaks[place].Soak())
+			w.broken(invSoak, "wave %d of %s opens %s after %s confirmed; wave %d soaks %s", wave, e.Channel, soaked, name,
+				place, soaks[place].Soak())
 		}
 	}
 }
@@ -449,7 +455,8 @@ func (w *world) lookBack() {
 			}
 		}
 		if len(states) > 0 && !states["converged"] {
-			w.violate(invAcknowledged, "the confirm of %s by %s for rollout %s was acknowledged and is recorded as %v", closure, key[0], key[1][:8], states)
+			w.violate(invAcknowledged, "the confirm of %s by %s for rollout %s was acknowledged and is recorded as %v", closure,
+				key[0], key[1][:8], states)
 		}
 	}
 }

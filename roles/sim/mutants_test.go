@@ -94,7 +94,8 @@ func absent(s *scenario) {
 		s.events = append(s.events, event{at: at, kind: release})
 		for n := range 8 {
 			s.events = append(s.events, event{
-				at: at + time.Duration(30+240*n+r.IntN(240))*time.Second, kind: []kind{cut, cutDown}[r.IntN(2)], host: r.IntN(s.hosts),
+				at: at + time.Duration(30+240*n+r.IntN(240))*time.Second, kind: []kind{cut, cutDown}[r.IntN(2)],
+				host: r.IntN(s.hosts),
 				last: time.Duration(10+r.IntN(10)) * time.Minute,
 			})
 		}
@@ -116,7 +117,8 @@ func slow(s *scenario) {
 
 // sick has releases fail after their confirm, about when their soak ends.
 func sick(s *scenario) {
-	s.channels = []channelPlan{{waves: 3, soak: []time.Duration{150 * time.Second, 150 * time.Second, 150 * time.Second}, comply: fleet.ModeDisabled}}
+	s.channels = []channelPlan{{waves: 3, soak: []time.Duration{150 * time.Second, 150 * time.Second, 150 * time.Second},
+		comply: fleet.ModeDisabled}}
 	s.budgets, s.chained, s.edged, s.probed, s.ill, s.events = nil, false, false, true, true, nil
 	for at := time.Duration(0); at < 5*time.Hour; at += 30 * time.Minute {
 		s.events = append(s.events, event{at: at, kind: badRelease, n: 4})
@@ -134,9 +136,11 @@ func restarts(s *scenario) {
 		s.events = append(s.events, event{at: at, kind: release})
 		for n := range 8 {
 			k := []kind{wipe, kill}[n%2]
-			s.events = append(s.events, event{at: at + time.Duration(60+120*n+r.IntN(100))*time.Second, kind: k, last: time.Duration(1+r.IntN(5)) * time.Second})
+			s.events = append(s.events, event{at: at + time.Duration(60+120*n+r.IntN(100))*time.Second, kind: k,
+				last: time.Duration(1+r.IntN(5)) * time.Second})
 		}
-		s.events = append(s.events, event{at: at + time.Duration(r.IntN(600))*time.Second, kind: cutDown, host: r.IntN(s.hosts), last: 10 * time.Minute})
+		s.events = append(s.events, event{at: at + time.Duration(r.IntN(600))*time.Second, kind: cutDown,
+			host: r.IntN(s.hosts), last: 10 * time.Minute})
 	}
 	s.sort()
 }
@@ -151,7 +155,8 @@ func haltedOften(s *scenario) {
 	for at := time.Duration(0); at < 3*time.Hour; at += 30 * time.Minute {
 		s.events = append(s.events, event{at: at, kind: badRelease, n: 8})
 		for n := range 6 {
-			s.events = append(s.events, event{at: at + time.Duration(240+240*n+r.IntN(200))*time.Second, kind: kill, last: time.Duration(1+r.IntN(20)) * time.Second})
+			s.events = append(s.events, event{at: at + time.Duration(240+240*n+r.IntN(200))*time.Second, kind: kill,
+				last: time.Duration(1+r.IntN(20)) * time.Second})
 		}
 	}
 	s.sort()
@@ -180,7 +185,8 @@ func unsigned(s *scenario) {
 	s.budgets, s.chained, s.edged, s.probed, s.events = nil, false, false, false, nil
 	r := stream(s.seed, "unsigned")
 	for n := range s.hosts {
-		s.events = append(s.events, event{at: 5 * time.Minute, kind: vanish, host: n, last: 5*time.Hour + time.Duration(r.IntN(3600))*time.Second})
+		s.events = append(s.events, event{at: 5 * time.Minute, kind: vanish, host: n,
+			last: 5*time.Hour + time.Duration(r.IntN(3600))*time.Second})
 	}
 	s.events = append(s.events, event{at: 10 * time.Minute, kind: release}, event{at: 8 * time.Hour, kind: resign})
 	s.sort()
@@ -193,7 +199,8 @@ func severed(s *scenario) {
 	for at := time.Duration(0); at < 4*time.Hour; at += 30 * time.Minute {
 		s.events = append(s.events, event{at: at, kind: release})
 		for n := range s.hosts {
-			s.events = append(s.events, event{at: at + time.Duration(30+r.IntN(180))*time.Second, kind: cut, host: n, last: 15 * time.Minute})
+			s.events = append(s.events, event{at: at + time.Duration(30+r.IntN(180))*time.Second, kind: cut, host: n,
+				last: 15 * time.Minute})
 		}
 	}
 	s.sort()
@@ -230,7 +237,9 @@ func lied(s *scenario) {
 func TestShapesAloneBreakNothing(t *testing.T) {
 	var workers errgroup.Group
 	workers.SetLimit(runtime.GOMAXPROCS(0))
-	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "slow": slow, "sick": sick, "lied": lied, "halted often": haltedOften, "moved often": movedOften, "unsigned": unsigned, "severed": severed, "killed": killed} {
+	for name, shape := range map[string]func(*scenario){"restarts": restarts, "absent": absent, "slow": slow, "sick": sick,
+		"lied": lied, "halted often": haltedOften, "moved often": movedOften, "unsigned": unsigned, "severed": severed,
+		"killed": killed} {
 		for seed := range uint64(8) {
 			workers.Go(func() error {
 				s := draw(seed + 1)

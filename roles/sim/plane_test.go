@@ -126,8 +126,10 @@ func (p *plane) start() {
 	jitter := stream(p.w.scenario.seed, "control plane", started.UnixNano())
 	var mu sync.Mutex
 	cfg := cp.Config{
-		Listener: p.wire, TLSCert: p.w.path("server.pem"), TLSKey: p.w.path("server.key"), ClientCA: p.w.path("client-ca.pem"),
-		TrustFile: p.w.path("trust.json"), StateDir: p.state, DBPath: filepath.Join(p.state, "state.db"), Source: p.w.forge.dir,
+		Listener: p.wire, TLSCert: p.w.path("server.pem"), TLSKey: p.w.path("server.key"),
+		ClientCA:  p.w.path("client-ca.pem"),
+		TrustFile: p.w.path("trust.json"), StateDir: p.state, DBPath: filepath.Join(p.state, "state.db"),
+		Source:      p.w.forge.dir,
 		FleetCACert: p.w.path("ca.pem"), FleetCAKey: p.w.path("ca.key"), AgentSuffix: suffix, AgentValidity: 20 * time.Hour,
 		Log: *p.w.log("cp"), Jitter: func(d time.Duration) time.Duration {
 			mu.Lock()

@@ -132,7 +132,8 @@ func draw(seed uint64) *scenario {
 		s.budgets = append(s.budgets, b)
 	}
 	for range upsets {
-		e := event{at: time.Duration(r.IntN(hours*3600)) * time.Second, kind: kinds[r.IntN(len(kinds))], host: r.IntN(s.hosts), n: 1 + r.IntN(20)}
+		e := event{at: time.Duration(r.IntN(hours*3600)) * time.Second, kind: kinds[r.IntN(len(kinds))],
+			host: r.IntN(s.hosts), n: 1 + r.IntN(20)}
 		e.last = time.Duration(30+r.IntN(1500)) * time.Second
 		switch e.kind {
 		case vanish:

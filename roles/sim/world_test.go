@@ -60,7 +60,8 @@ type world struct {
 }
 
 func newWorld(s *scenario, dir string, trace io.Writer) *world {
-	w := &world{scenario: s, dir: dir, trace: trace, began: time.Now(), hosts: map[string]*host{}, recalled: map[string]bool{}}
+	w := &world{scenario: s, dir: dir, trace: trace, began: time.Now(), hosts: map[string]*host{},
+		recalled: map[string]bool{}}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.wiped()
 	w.forge = newForge(w)
@@ -77,8 +78,10 @@ func newWorld(s *scenario, dir string, trace io.Writer) *world {
 
 // wiped forgets what only the database knew. It needs the lock.
 func (w *world) wiped() {
-	w.acked, w.halted, w.opened, w.seq, w.emptied = map[[2]string]string{}, map[string]string{}, map[string]int{}, 0, time.Now()
-	w.retried, w.bad, w.newest, w.converged, w.skipped = map[[2]string]bool{}, map[[2]string]bool{}, map[string]string{}, map[string]bool{}, map[[2]string]string{}
+	w.acked, w.halted, w.opened, w.seq, w.emptied = map[[2]string]string{}, map[string]string{}, map[string]int{}, 0,
+		time.Now()
+	w.retried, w.bad, w.newest, w.converged, w.skipped = map[[2]string]bool{}, map[[2]string]bool{}, map[string]string{},
+		map[string]bool{}, map[[2]string]string{}
 }
 
 func (w *world) locked(f func()) {

@@ -26,7 +26,8 @@ func TestADirectoryGivesARelease(t *testing.T) {
 
 	// What was read stays as it was; only manifests are looked up later.
 	writeFiles(t, dir, map[string][]byte{
-		fleet.FleetName: []byte("new"), fleet.FleetName + fleet.SignatureSuffix: []byte("new"), "rollouts/later.json": []byte("later"), "heads/later.json": []byte("x"),
+		fleet.FleetName: []byte("new"), fleet.FleetName + fleet.SignatureSuffix: []byte("new"),
+		"rollouts/later.json": []byte("later"), "heads/later.json": []byte("x"),
 	})
 	if content(t, got.FS, fleet.FleetName) != string(files[fleet.FleetName]) {
 		t.Error("the snapshot changed")
@@ -69,7 +70,8 @@ func TestV1PairOfFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := fetched(t, NewFiles(filepath.Join(dir, "fleet.json"), filepath.Join(sigs, "signature")), "")
-	rel, err := fleet.LoadRelease(got.FS, fleet.LoadOptions{Trust: trust, Now: releasedAt, Window: time.Hour, FleetName: "fleet.json"})
+	rel, err := fleet.LoadRelease(got.FS,
+		fleet.LoadOptions{Trust: trust, Now: releasedAt, Window: time.Hour, FleetName: "fleet.json"})
 	if err != nil || rel.Revocations == nil {
 		t.Error(err)
 	}
@@ -116,18 +118,21 @@ func (d *rewritten) ReadFile(name string) ([]byte, error) {
 	if name == fleet.FleetName && d.n > 0 {
 		d.n--
 		text := []byte{byte('a' + d.n)}
-		writeFiles(d.t, string(d.Dir), map[string][]byte{fleet.FleetName: text, fleet.FleetName + fleet.SignatureSuffix: text})
+		writeFiles(d.t, string(d.Dir),
+			map[string][]byte{fleet.FleetName: text, fleet.FleetName + fleet.SignatureSuffix: text})
 	}
 	return data, err
 }
 
 func TestADirectoryReplacedWhileItIsReadIsReadAgain(t *testing.T) {
 	dir := t.TempDir()
-	writeFiles(t, dir, map[string][]byte{fleet.FleetName: []byte("old"), fleet.FleetName + fleet.SignatureSuffix: []byte("old")})
+	writeFiles(t, dir, map[string][]byte{fleet.FleetName: []byte("old"),
+		fleet.FleetName + fleet.SignatureSuffix: []byte("old")})
 	s := NewDir(dir).(*dirSource)
 	s.files = &rewritten{Dir(dir), t, 2}
 	got := fetched(t, s, "")
-	if a, b := content(t, got.FS, fleet.FleetName), content(t, got.FS, fleet.FleetName+fleet.SignatureSuffix); a != "a" || b != "a" {
+	if a, b := content(t, got.FS, fleet.FleetName), content(t, got.FS, fleet.FleetName+fleet.SignatureSuffix); a != "a" ||
+		b != "a" {
 		t.Errorf("%s with the signature of %s", a, b)
 	}
 	s.files = &rewritten{Dir(dir), t, 2 * dirAttempts}
@@ -145,7 +150,8 @@ func TestADirectoryWithoutARelease(t *testing.T) {
 		"a pipe":      func(path string) error { return syscall.Mkfifo(path, 0o644) },
 		"a directory": func(path string) error { return os.Mkdir(path, 0o755) },
 	} {
-		for _, file := range []string{fleet.FleetName, fleet.FleetName + fleet.SignatureSuffix, fleet.HeadName("edge") + fleet.SignatureSuffix} {
+		for _, file := range []string{fleet.FleetName, fleet.FleetName + fleet.SignatureSuffix,
+			fleet.HeadName("edge") + fleet.SignatureSuffix} {
 			dir := t.TempDir()
 			writeFiles(t, dir, files)
 			path := filepath.Join(dir, file)

@@ -159,7 +159,8 @@ func TestManifestsOfTheAcceptedCommitOutliveOthers(t *testing.T) {
 	f.commit(map[string][]byte{fleet.FleetName: []byte("refused")})
 	f.git("branch", "--force", "main", "evil")
 	fetched(t, s, accepted)
-	if _, err := s.git(t.Context(), gitCall{mirror: s.Mirror, args: []string{"gc", "--quiet", "--prune=now"}}); err != nil {
+	if _, err := s.git(t.Context(),
+		gitCall{mirror: s.Mirror, args: []string{"gc", "--quiet", "--prune=now"}}); err != nil {
 		t.Fatal(err)
 	}
 	if content(t, got.FS, old) != "old" {
@@ -185,7 +186,8 @@ func TestBranches(t *testing.T) {
 	f.git("checkout", "--quiet", "-b", "aaa/refs/heads/deploy/eu")
 	f.commit(map[string][]byte{fleet.FleetName: []byte("decoy")})
 	for _, branch := range []string{"deploy/eu", "eu", "none", "heads/main"} {
-		if _, err := gitSourceOf(t, f.config(branch)).Fetch(t.Context(), ""); !errors.Is(err, errNoBranch) || !strings.Contains(err.Error(), branch) {
+		if _, err := gitSourceOf(t, f.config(branch)).Fetch(t.Context(), ""); !errors.Is(err, errNoBranch) ||
+			!strings.Contains(err.Error(), branch) {
 			t.Errorf("%s: %v", branch, err)
 		}
 	}
@@ -269,11 +271,17 @@ func TestAGitReleaseHasABound(t *testing.T) {
 // A git that was killed, or a full disk, leaves a mirror that fails for ever.
 func TestABrokenMirrorIsMadeAnew(t *testing.T) {
 	for name, spoil := range map[string]func(mirror string) error{
-		"lock of the ref":     func(m string) error { return os.WriteFile(filepath.Join(m, "refs/nixfleet/current.lock"), nil, 0o644) },
+		"lock of the ref": func(m string) error {
+			return os.WriteFile(filepath.Join(m, "refs/nixfleet/current.lock"), nil, 0o644)
+		},
 		"lock of the history": func(m string) error { return os.WriteFile(filepath.Join(m, "shallow.lock"), nil, 0o644) },
 		"no HEAD":             func(m string) error { return os.Remove(filepath.Join(m, "HEAD")) },
-		"garbled HEAD":        func(m string) error { return os.WriteFile(filepath.Join(m, "HEAD"), []byte("\x00\x00"), 0o644) },
-		"garbled config":      func(m string) error { return os.WriteFile(filepath.Join(m, "config"), []byte("[core\n"), 0o644) },
+		"garbled HEAD": func(m string) error {
+			return os.WriteFile(filepath.Join(m, "HEAD"), []byte("\x00\x00"), 0o644)
+		},
+		"garbled config": func(m string) error {
+			return os.WriteFile(filepath.Join(m, "config"), []byte("[core\n"), 0o644)
+		},
 		"garbled ref": func(m string) error {
 			return os.WriteFile(filepath.Join(m, "refs/nixfleet/current"), []byte("x"), 0o644)
 		},
@@ -332,16 +340,19 @@ func TestAFailingRemoteDoesNotCostTheMirror(t *testing.T) {
 
 func TestGitURLs(t *testing.T) {
 	for _, bad := range []string{
-		"", "releases", "https://forge/x.git", "git+http://forge/x.git", "git+ext::sh -c id", "git+ssh://host\x7f/x", "git+https://u:hunter2@forge/x.git",
+		"", "releases", "https://forge/x.git", "git+http://forge/x.git", "git+ext::sh -c id", "git+ssh://host\x7f/x",
+		"git+https://u:hunter2@forge/x.git",
 		"git+https://hunter2@forge/x.git", "git+ssh://git:hunter2@forge/x.git", "git+https://forge/%zz?hunter2",
-		"git+file:///x#--upload-pack=id", "git+file:///x#a b", "git+file:///x#a..b", "git+file:///x#a:b", "git+file:///x#x.lock", "git+file:///x#a/", "git+file:///x#-",
+		"git+file:///x#--upload-pack=id", "git+file:///x#a b", "git+file:///x#a..b", "git+file:///x#a:b",
+		"git+file:///x#x.lock", "git+file:///x#a/", "git+file:///x#-",
 	} {
 		if s, err := NewGit(GitConfig{URL: bad}); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %v %v", bad, s, err)
 		}
 	}
 	s := gitSourceOf(t, GitConfig{URL: "git+ssh://git@forge:2222/fleet.git#deploy/eu"})
-	if s.remote != "ssh://git@forge:2222/fleet.git" || s.branch != "deploy/eu" || s.String() != "git+ssh://git@forge:2222/fleet.git#deploy/eu" {
+	if s.remote != "ssh://git@forge:2222/fleet.git" || s.branch != "deploy/eu" ||
+		s.String() != "git+ssh://git@forge:2222/fleet.git#deploy/eu" {
 		t.Errorf("%+v", s)
 	}
 }
@@ -354,7 +365,8 @@ func TestGitSeesNobodysConfiguration(t *testing.T) {
 	decoy := newForge(t)
 	decoy.commit(map[string][]byte{fleet.FleetName: []byte("decoy")})
 	home := t.TempDir()
-	config := fmt.Sprintf("[url %q]\n\tinsteadOf = file://%s\n[core]\n\thooksPath = /nonexistent\n", "file://"+decoy.dir, f.dir)
+	config := fmt.Sprintf("[url %q]\n\tinsteadOf = file://%s\n[core]\n\thooksPath = /nonexistent\n",
+		"file://"+decoy.dir, f.dir)
 	if err := os.WriteFile(filepath.Join(home, ".gitconfig"), []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -372,17 +384,20 @@ func TestGitSeesNobodysConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	for scheme, with := range map[string]bool{"https": true, "ssh": false, "file": false} {
-		s := gitSourceOf(t, GitConfig{URL: "git+" + scheme + "://forge/x.git", TokenFile: token, SSHKeyFile: "/a key", KnownHosts: "/known hosts"})
+		s := gitSourceOf(t, GitConfig{URL: "git+" + scheme + "://forge/x.git", TokenFile: token, SSHKeyFile: "/a key",
+			KnownHosts: "/known hosts"})
 		for _, network := range []bool{false, true} {
 			env, err := s.environment(network)
 			if err != nil {
 				t.Fatal(err)
 			}
 			all := strings.Join(env, "\n")
-			if strings.Contains(all, "extraHeader") != (with && network) || !strings.Contains(all, "GIT_ALLOW_PROTOCOL="+scheme+"\n") {
+			if strings.Contains(all, "extraHeader") != (with && network) ||
+				!strings.Contains(all, "GIT_ALLOW_PROTOCOL="+scheme+"\n") {
 				t.Errorf("%s, network %v:\n%s", scheme, network, all)
 			}
-			if !strings.Contains(all, "'/a key'") || !strings.Contains(all, `'UserKnownHostsFile="/known hosts"'`) || !strings.Contains(all, "StrictHostKeyChecking=yes") {
+			if !strings.Contains(all, "'/a key'") || !strings.Contains(all, `'UserKnownHostsFile="/known hosts"'`) ||
+				!strings.Contains(all, "StrictHostKeyChecking=yes") {
 				t.Errorf("ssh: %s", all)
 			}
 		}
@@ -400,8 +415,9 @@ func (f *forge) https(t *testing.T, token string) *httptest.Server {
 	if _, err := os.Stat(backend); err != nil {
 		t.Skip("needs git-http-backend")
 	}
-	handler := &cgi.Handler{Path: backend, Env: []string{"GIT_PROJECT_ROOT=" + filepath.Dir(f.dir), "GIT_HTTP_EXPORT_ALL=1",
-		"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}}
+	handler := &cgi.Handler{Path: backend,
+		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Dir(f.dir), "GIT_HTTP_EXPORT_ALL=1",
+			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}}
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/moved/") {
 			http.Redirect(w, r, strings.TrimPrefix(r.URL.Path, "/moved")+"?"+r.URL.RawQuery, http.StatusFound)
@@ -423,7 +439,8 @@ func (f *forge) https(t *testing.T, token string) *httptest.Server {
 func gitTrusts(t *testing.T, server *httptest.Server) {
 	t.Helper()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o644); err != nil {
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("GIT_SSL_CAINFO", ca)
@@ -502,7 +519,8 @@ func TestAHangingForgeIsLeft(t *testing.T) {
 }
 
 func FuzzParseListing(f *testing.F) {
-	f.Add("100644 blob abc       3\theads/edge.json\x00120000 blob abc       3\tlink\x00160000 commit abc       -\tsub\x00")
+	f.Add(
+		"100644 blob abc       3\theads/edge.json\x00120000 blob abc       3\tlink\x00160000 commit abc       -\tsub\x00")
 	f.Add("100644 blob abc       -1\tx\x00")
 	f.Fuzz(func(t *testing.T, listing string) {
 		blobs, err := parseListing(listing)

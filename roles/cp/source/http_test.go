@@ -69,7 +69,8 @@ func (s *shelf) pair(name string) Pair {
 }
 
 func (s *shelf) config() HTTPConfig {
-	return HTTPConfig{Fleet: s.pair(fleet.FleetName), Revocations: s.pair(fleet.RevocationsName), Nonces: s.pair(fleet.NoncesName)}
+	return HTTPConfig{Fleet: s.pair(fleet.FleetName), Revocations: s.pair(fleet.RevocationsName),
+		Nonces: s.pair(fleet.NoncesName)}
 }
 
 // counts gives the answers by status since the last call.
@@ -108,7 +109,8 @@ func TestPairsOfURLsGiveARelease(t *testing.T) {
 		t.Error("a list that changed alone is not seen")
 	}
 	// A release that was refused is offered again, although nothing is sent again.
-	if again := fetched(t, s, got.Revision); again.Unchanged || content(t, again.FS, fleet.NoncesName+fleet.SignatureSuffix) != "new" {
+	if again := fetched(t, s, got.Revision); again.Unchanged ||
+		content(t, again.FS, fleet.NoncesName+fleet.SignatureSuffix) != "new" {
 		t.Error("a refused release is not offered again")
 	}
 }
@@ -137,20 +139,23 @@ func TestOnlyTheFleetPair(t *testing.T) {
 
 // The upload comes between the document and its signature.
 func TestAPairReplacedWhileItIsReadIsReadAgain(t *testing.T) {
-	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("one"), fleet.FleetName + fleet.SignatureSuffix: []byte("one")})
+	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("one"),
+		fleet.FleetName + fleet.SignatureSuffix: []byte("one")})
 	server.after = func(name string) {
 		if name == fleet.FleetName { // under the lock already
 			server.files[fleet.FleetName], server.files[fleet.FleetName+fleet.SignatureSuffix] = []byte("two"), []byte("two")
 		}
 	}
 	got := fetched(t, NewHTTP(HTTPConfig{Fleet: server.pair(fleet.FleetName)}), "")
-	if a, b := content(t, got.FS, fleet.FleetName), content(t, got.FS, fleet.FleetName+fleet.SignatureSuffix); a != "two" || b != "two" {
+	if a, b := content(t, got.FS, fleet.FleetName),
+		content(t, got.FS, fleet.FleetName+fleet.SignatureSuffix); a != "two" || b != "two" {
 		t.Errorf("%s with the signature of %s", a, b)
 	}
 }
 
 func TestAnUploadThatNeverEndsIsNotWaitedFor(t *testing.T) {
-	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("0"), fleet.FleetName + fleet.SignatureSuffix: []byte("0")})
+	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("0"),
+		fleet.FleetName + fleet.SignatureSuffix: []byte("0")})
 	n := 0
 	server.after = func(name string) {
 		n++
@@ -163,7 +168,8 @@ func TestAnUploadThatNeverEndsIsNotWaitedFor(t *testing.T) {
 }
 
 func TestTheTokenIsReadAtEachPoll(t *testing.T) {
-	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("x"), fleet.FleetName + fleet.SignatureSuffix: []byte("y")})
+	server := newShelf(t, map[string][]byte{fleet.FleetName: []byte("x"),
+		fleet.FleetName + fleet.SignatureSuffix: []byte("y")})
 	server.token = "first"
 	p := server.pair(fleet.FleetName)
 	p.TokenFile = filepath.Join(t.TempDir(), "token")
@@ -181,7 +187,8 @@ func TestTheTokenIsReadAtEachPoll(t *testing.T) {
 	server.mu.Lock()
 	server.token = "second"
 	server.mu.Unlock()
-	if _, err := s.Fetch(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "401") || strings.Contains(err.Error(), "first") {
+	if _, err := s.Fetch(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "401") ||
+		strings.Contains(err.Error(), "first") {
 		t.Errorf("with the old token: %v", err)
 	}
 	write("second")
@@ -207,7 +214,8 @@ func TestRedirects(t *testing.T) {
 	}))
 	defer forge.Close()
 	get := func(dir string) error {
-		s := NewHTTP(HTTPConfig{Fleet: Pair{Artifact: forge.URL + dir + fleet.FleetName, Signature: forge.URL + dir + fleet.FleetName + fleet.SignatureSuffix}})
+		s := NewHTTP(HTTPConfig{Fleet: Pair{Artifact: forge.URL + dir + fleet.FleetName,
+			Signature: forge.URL + dir + fleet.FleetName + fleet.SignatureSuffix}})
 		s.(*httpSource).client = forge.Client()
 		_, err := s.Fetch(t.Context(), "")
 		return err
@@ -278,7 +286,8 @@ func pour(w http.ResponseWriter) {
 
 func TestShownURLs(t *testing.T) {
 	for address, want := range map[string]string{
-		"https://forge/a?token=x#y": "https://forge/a", "https://u:p@forge/a": "https://forge/a", "http://a b": "an unreadable URL",
+		"https://forge/a?token=x#y": "https://forge/a", "https://u:p@forge/a": "https://forge/a",
+		"http://a b": "an unreadable URL",
 	} {
 		if got := shownURL(address); got != want {
 			t.Errorf("%s: %s", address, got)

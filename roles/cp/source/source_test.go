@@ -35,7 +35,8 @@ func signedRelease(t testing.TB) (map[string][]byte, *pki.Trust) {
 		}
 		files[name], files[name+fleet.SignatureSuffix] = doc, sig
 	}
-	for name, from := range map[string]string{fleet.FleetName: "fleet.json", fleet.RevocationsName: "revocations.json", fleet.NoncesName: "nonces.json"} {
+	for name, from := range map[string]string{fleet.FleetName: "fleet.json", fleet.RevocationsName: "revocations.json",
+		fleet.NoncesName: "nonces.json"} {
 		doc, err := os.ReadFile(filepath.Join("../../../nixops/fleet/testdata", from))
 		if err != nil {
 			t.Fatal(err)
@@ -77,7 +78,8 @@ func signedRelease(t testing.TB) (map[string][]byte, *pki.Trust) {
 func verifies(t testing.TB, files fs.FS, trust *pki.Trust) *fleet.Release {
 	t.Helper()
 	rel, err := fleet.LoadRelease(files, fleet.LoadOptions{
-		Trust: trust, Now: releasedAt.Add(time.Hour), Window: 30 * 24 * time.Hour, RequireRevocations: true, RequireNonces: true,
+		Trust: trust, Now: releasedAt.Add(time.Hour), Window: 30 * 24 * time.Hour, RequireRevocations: true,
+		RequireNonces: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +149,8 @@ func TestLayersGiveTheFirst(t *testing.T) {
 		t.Error(err)
 	}
 	// A layer that fails is not passed over: what it hides could be older.
-	if _, err := (Layers{Dir(t.TempDir()), Memory{"..": nil}}).ReadFile(".."); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := (Layers{Dir(t.TempDir()), Memory{"..": nil}}).ReadFile(".."); err == nil ||
+		errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }
