@@ -267,7 +267,8 @@ var varies = []struct {
 	with    string
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?`), "TIME"},
-	{regexp.MustCompile(`(not JSON|unexpected shape): [^\n]*`), "$1"}, // the decoder's own words
+	{regexp.MustCompile(`(not JSON|unexpected shape): [^\n]*`), "$1"},       // the decoder's own words
+	{regexp.MustCompile(`"(text|next)":"(?:[^"\\]|\\.)*"`), `"$1":"WORDS"`}, // of reasons, which are roles/rollout's
 	{regexp.MustCompile(`evt-\d+-[0-9a-z]{8}`), "EVENT"},
 	{regexp.MustCompile(`[0-9a-f]{64}`), "HASH"},
 	{regexp.MustCompile(`-----BEGIN CERTIFICATE-----.*-----END CERTIFICATE-----`), "CERTIFICATE"},
