@@ -31,6 +31,8 @@ type checkins struct {
 	metrics  *metrics
 	started  time.Time
 	stopping <-chan struct{}
+
+	dispatches bool // there is a database that remembers what was told
 }
 
 func (k *checkins) checkin(c *call) (any, error) {
@@ -79,7 +81,7 @@ func (d decision) waits() bool { return d.Target == nil && d.Rollback == nil }
 func (k *checkins) decide(ctx context.Context, c *contact) (decision, error) {
 	d := decision{snap: c.snap}
 	err := k.world.change(ctx, func(w *rollout.World, now time.Time) (change rollout.Change) {
-		if k.store.Err() != nil || c.held != nil && c.held.gone() {
+		if !k.dispatches || c.held != nil && c.held.gone() {
 			// Without a database nothing is dispatched: it could not be remembered. A
 			// request that a newer one has replaced takes nothing with it.
 			return rollout.Change{}

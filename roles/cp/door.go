@@ -54,6 +54,7 @@ type connection struct {
 	generation uint64
 	until      time.Time // the first of the chain's certificates to end
 	identity   pki.Identity
+	names      []string // under which the identity may be revoked
 	err        error
 }
 
@@ -89,24 +90,25 @@ var (
 	errExpired       = errors.New("certificate is not valid at this time")
 )
 
-// identify says who is at the other end, by the client CAs in force now. The
-// costly verification is made once per connection and set of CAs.
-func (d *door) identify(ctx context.Context) (pki.Identity, error) {
+// identify says who is at the other end, by the client CAs in force now, and under
+// which names the caller may be revoked. The costly verification is made once per
+// connection and set of CAs.
+func (d *door) identify(ctx context.Context) (id pki.Identity, names []string, err error) {
 	conn := connectionOf(ctx)
 	if conn == nil || len(conn.state.PeerCertificates) == 0 {
-		return pki.Identity{}, errNoCertificate
+		return pki.Identity{}, nil, errNoCertificate
 	}
 	cas, generation, _ := d.files.clientCAs.get()
 	if cas.pool == nil {
-		return pki.Identity{}, errNoCertificate
+		return pki.Identity{}, nil, errNoCertificate
 	}
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
 	if now := time.Now(); conn.generation != generation || now.After(conn.until) {
 		conn.identity, conn.until, conn.err = d.verifyChain(conn.state.PeerCertificates, cas.pool, now)
-		conn.generation = generation
+		conn.names, conn.generation = namesOf(conn.identity.Name, d.cfg.AgentSuffix), generation
 	}
-	return conn.identity, conn.err
+	return conn.identity, conn.names, conn.err
 }
 
 func (d *door) verifyChain(
@@ -132,7 +134,7 @@ type errLookup struct{ error }
 // authorize is asked on every request, and again when a held one wakes: a
 // valid certificate, not revoked, and for a host the key that is declared.
 func (d *door) authorize(ctx context.Context) (pki.Identity, error) {
-	id, err := d.identify(ctx)
+	id, names, err := d.identify(ctx)
 	if err != nil {
 		return id, err
 	}
@@ -141,7 +143,7 @@ func (d *door) authorize(ctx context.Context) (pki.Identity, error) {
 		return id, errExpired
 	}
 	snap := d.snapshot.Load()
-	revoked, err := d.revokedSince(ctx, snap, id.Name)
+	revoked, err := d.revokedSince(ctx, snap, names)
 	if err != nil {
 		return id, &errLookup{err}
 	}
@@ -157,29 +159,47 @@ func (d *door) authorize(ctx context.Context) (pki.Identity, error) {
 	return id, nil
 }
 
-// revokedSince is the latest not_before of a host or operator, of the signed list
-// and the local rows; zero when there is none. A host may also stand there under the
-// name in its certificate, which is what people read in a log.
-func (d *door) revokedSince(ctx context.Context, snap *snapshot, name string) (time.Time, error) {
-	since := revokedIn(snap.revoked, name, d.cfg.AgentSuffix)
-	row, ok, err := d.store.RevokedSince(ctx, name, pki.AgentName(name, d.cfg.AgentSuffix))
+// namesOf are the names under which a host or operator may stand in a list of
+// revocations: its own, and the one in an agent's certificate, which is what people
+// read in a log.
+func namesOf(name, suffix string) []string { return []string{name, pki.AgentName(name, suffix)} }
+
+// revokedSince is the latest not_before of a host or operator, by all of its names, in
+// the signed list and the local rows; zero when there is none.
+func (d *door) revokedSince(ctx context.Context, snap *snapshot, names []string) (time.Time, error) {
+	since := revokedIn(snap.revoked, names)
+	row, ok, err := d.store.RevokedSince(ctx, names...)
 	if ok && row.After(since) {
 		since = row
 	}
 	return since, err
 }
 
-// revokedIn is the latest not_before of a name in a list, under its own name or
-// the one in an agent's certificate.
-func revokedIn(list map[string]time.Time, name, suffix string) time.Time {
-	if len(list) == 0 {
-		return time.Time{}
-	}
-	since := list[name]
-	if at := list[pki.AgentName(name, suffix)]; at.After(since) {
-		since = at
+// revokedIn is the latest not_before of any of the names in a list.
+func revokedIn(list map[string]time.Time, names []string) (since time.Time) {
+	for _, name := range names {
+		if at := list[name]; at.After(since) {
+			since = at
+		}
 	}
 	return since
+}
+
+// key is the declared key of a host, nil when there is none.
+func (s *snapshot) key(hostname string) ed25519.PublicKey {
+	if key, ok := s.keys.Load(hostname); ok {
+		return key.(ed25519.PublicKey)
+	}
+	h := s.rel.Fleet.Hosts[hostname]
+	if h == nil || h.Pubkey == nil {
+		return nil
+	}
+	key, err := pki.ParseHostKey(*h.Pubkey)
+	if err != nil {
+		return nil
+	}
+	s.keys.Store(hostname, key)
+	return key
 }
 
 // shut is the answer to a caller that is not let in. The reason goes to the log and
@@ -294,7 +314,7 @@ func (d *door) withinRate(w http.ResponseWriter, r *http.Request) error {
 	if conn == nil || len(conn.state.PeerCertificates) == 0 {
 		return nil
 	}
-	if id, err := d.identify(r.Context()); err == nil && id.Role == pki.RoleOperator {
+	if id, _, err := d.identify(r.Context()); err == nil && id.Role == pki.RoleOperator {
 		return nil
 	}
 	leaf := conn.state.PeerCertificates[0]

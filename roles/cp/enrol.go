@@ -180,7 +180,7 @@ const tokenBackdate = 61 * time.Second
 // would already be revoked, so the next second is waited for.
 func (i *issuer) notRevokedSince(ctx context.Context, snap *snapshot, token *pki.Token) error {
 	host := token.Claims.Hostname
-	revoked, err := i.door.revokedSince(ctx, snap, host)
+	revoked, err := i.door.revokedSince(ctx, snap, namesOf(host, i.cfg.AgentSuffix))
 	if err != nil || revoked.IsZero() {
 		return err
 	}

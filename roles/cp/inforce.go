@@ -208,8 +208,9 @@ func (f *inForce) install(next *snapshot) {
 		Int("channels", len(next.rel.Channels)).Str("revision", next.revision).Msg("snapshot refreshed")
 	if before != nil {
 		f.waiters.wakeIf(func(host string) bool {
-			return !revokedIn(next.revoked, host, f.cfg.AgentSuffix).
-				Equal(revokedIn(before.revoked, host, f.cfg.AgentSuffix)) || !pki.SameKey(next.key(host), before.key(host))
+			names := namesOf(host, f.cfg.AgentSuffix)
+			return !revokedIn(next.revoked, names).Equal(revokedIn(before.revoked, names)) ||
+				!pki.SameKey(next.key(host), before.key(host))
 		})
 	}
 }

@@ -117,7 +117,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		checkins: &checkins{
 			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, waiters: held, seen: seen, door: s.door,
 			metrics: counted,
-			started: time.Now(), stopping: s.stopping,
+			started: time.Now(), stopping: s.stopping, dispatches: db.Err() == nil,
 		},
 		reports:   &reports{log: log, world: w, snapshot: snapshot, repeated: newRepeated(), metrics: counted},
 		documents: newDocuments(cfg, snapshot, release.history),

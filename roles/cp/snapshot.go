@@ -1,14 +1,12 @@
 package cp
 
 import (
-	"crypto/ed25519"
 	"io/fs"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
 )
 
 // current is the snapshot in force, nil before there is one.
@@ -40,21 +38,4 @@ func newSnapshot(rel *fleet.Release, revision string, files fs.FS) *snapshot {
 		}
 	}
 	return s
-}
-
-// key is the declared key of a host, nil when there is none.
-func (s *snapshot) key(hostname string) ed25519.PublicKey {
-	if key, ok := s.keys.Load(hostname); ok {
-		return key.(ed25519.PublicKey)
-	}
-	h := s.rel.Fleet.Hosts[hostname]
-	if h == nil || h.Pubkey == nil {
-		return nil
-	}
-	key, err := pki.ParseHostKey(*h.Pubkey)
-	if err != nil {
-		return nil
-	}
-	s.keys.Store(hostname, key)
-	return key
 }

@@ -41,7 +41,8 @@ func (t *ticker) wakeRevoked(ctx context.Context) {
 		return
 	}
 	t.waiters.wakeIf(func(host string) bool {
-		return !revokedIn(now, host, t.cfg.AgentSuffix).Equal(revokedIn(before, host, t.cfg.AgentSuffix))
+		names := namesOf(host, t.cfg.AgentSuffix)
+		return !revokedIn(now, names).Equal(revokedIn(before, names))
 	})
 }
 
