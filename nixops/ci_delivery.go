@@ -103,7 +103,8 @@ func (c CI) addSignatures(ctx context.Context, d Delivery, w *wantedPaths) error
 	return c.ask(ctx, d, w, d.Dest, without)
 }
 
-// signAt signs paths where they are. Only the end of ctx is an error: that the store takes no signatures is told.
+// signAt signs paths where they are. Only the end of ctx is an error: that the store does not accept signatures is
+// told.
 func (c CI) signAt(ctx context.Context, d Delivery, paths []string) error {
 	key, err := filepath.Abs(d.KeyFile)
 	if err != nil {
@@ -119,7 +120,7 @@ func (c CI) signAt(ctx context.Context, d Delivery, paths []string) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		d.Say("warning: %s takes no signatures of this key; its own must do: %v", d.Dest, err)
+		d.Say("warning: %s does not accept signatures of this key; hosts must trust those that it has: %v", d.Dest, err)
 	}
 	return nil
 }

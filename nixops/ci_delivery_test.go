@@ -117,7 +117,7 @@ func TestACacheThatTakesNoSignatures(t *testing.T) {
 	must(t, d.ci.Deliver(t.Context(), d.delivery(first, []testnix.Key{first}, a)))
 	d.cache.TakeUploads(false)
 	must(t, d.ci.Deliver(t.Context(), d.delivery(second, []testnix.Key{first}, a)))
-	if !d.heard("takes no signatures") {
+	if !d.heard("does not accept signatures") {
 		t.Errorf("said %q", d.said)
 	}
 	err := d.ci.Deliver(t.Context(), d.delivery(second, []testnix.Key{second}, a))

@@ -114,8 +114,8 @@ func explained(err error, doing string) error {
 	case answer.Status == 403:
 		hint = "this needs an operator's certificate: one made by nixfleet mint-operator-cert"
 	case answer.Status == 404 && answer.Code == "":
-		hint = "there is no such name (nixfleet status, nixfleet rollout list --all), or the control plane is of protocol " +
-			"v1 and does not know the question"
+		hint = "there is no such name (nixfleet status, nixfleet rollout list --all), or the control plane speaks " +
+			"protocol v1 and does not have this endpoint"
 	case answer.Status == 404:
 		hint = "nixfleet status lists the hosts, nixfleet rollout list --all the rollouts"
 	case answer.Status == 409:
@@ -146,7 +146,8 @@ func distrust(err error) string {
 		return "the control plane's certificate has expired, or this machine's clock is wrong; nixfleet keygen server " +
 			"--force makes another"
 	case errors.As(err, &verification):
-		return "the control plane's certificate does not serve; nixfleet keygen server makes one that does"
+		return "the control plane's certificate cannot be used as a server certificate; make a new one with nixfleet " +
+			"keygen server"
 	case errors.As(err, &alert) && alert.Op == "remote error": // how crypto/tls names an alert of the other side
 		return "the control plane does not accept the operator's certificate: expired, or not from its --client-ca; " +
 			"nixfleet mint-operator-cert makes one under the fleet root"

@@ -25,5 +25,5 @@ func writeNew(path string, data []byte, mode fs.FileMode, force bool) error {
 
 func errExists(path string) error {
 	return command.Hinted(fmt.Errorf("%s exists", path),
-		"give --force to replace it, after you have made sure that nobody needs the old one")
+		"--force replaces it; make sure first that the old one is not needed")
 }

@@ -47,7 +47,7 @@ func hostRetry(c *cli.Context) error {
 		return err
 	}
 	if c.String("reason") == "" {
-		return command.Usage("", "--reason is missing: it stands in the record beside your name")
+		return command.Usage("", "--reason is missing: it is recorded beside your name")
 	}
 	client, err := connect(c)
 	if err != nil {

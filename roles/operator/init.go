@@ -172,12 +172,12 @@ func templateNames(c *cli.Context, identity string) (*strings.Replacer, error) {
 		"disko-url":   c.String("disko-url"),
 	} {
 		if !harmless.MatchString(value) {
-			return nil, command.Usage("", "--%s %q holds what cannot stand in a name or URL", flag, value)
+			return nil, command.Usage("", "--%s %q contains characters that a name or URL cannot have", flag, value)
 		}
 		if holdsSecret.MatchString(value) {
 			return nil, command.Usage("leave it out; the control plane takes a token by source.tokenFile, Nix by "+
 				"access-tokens or netrc",
-				"--%s holds a password or token, which would lie in the repository and in the Nix store", flag)
+				"--%s holds a password or token, which would end up in the repository and in the Nix store", flag)
 		}
 	}
 	// In URLs, and for scp, an IPv6 address stands in brackets.

@@ -61,7 +61,7 @@ func recipients(c *cli.Context) ([]age.Recipient, error) {
 		return nil, command.Hinted(fmt.Errorf("recipients: %w", err), "a recipient is age1…, or a line of an ssh .pub file")
 	}
 	if len(found) == 0 {
-		return nil, command.Usage("", "the recipients file names nobody")
+		return nil, command.Usage("", "the recipients file names no recipient")
 	}
 	return found, nil
 }

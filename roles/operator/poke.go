@@ -21,7 +21,7 @@ func PokeCommand() *cli.Command {
 			if err := client.Poke(c.Context); err != nil {
 				return explained(err, "poke the control plane")
 			}
-			_, err = fmt.Fprintln(c.App.Writer, "the control plane is looking")
+			_, err = fmt.Fprintln(c.App.Writer, "the control plane is polling its source now")
 			return err
 		},
 	}

@@ -32,7 +32,7 @@ func revoke(c *cli.Context) error {
 		return command.Usage("nixfleet revoke NAME --reason TEXT", "revoke takes one name")
 	}
 	if c.String("reason") == "" {
-		return command.Usage("", "--reason is missing: whoever reads the list next year will want it")
+		return command.Usage("", "--reason is missing: the list keeps it beside the name")
 	}
 	// A certificate issued in this very second carries it as notBefore.
 	notBefore := pki.At(time.Now().UTC().Truncate(time.Second).Add(time.Second))

@@ -124,7 +124,7 @@ func rolloutList(c *cli.Context) error {
 		})
 	}
 	if len(rows) == 1 {
-		progress(c, "no rollout is on its way")
+		progress(c, "no rollout is under way")
 		return nil
 	}
 	return command.Table(c.App.Writer, rows)
@@ -288,7 +288,7 @@ func rolloutTrace(c *cli.Context) error {
 func hold(action, past string) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if c.NArg() == 1 && c.String("reason") == "" {
-			return command.Usage("", "--reason is missing: it stands in the record beside your name")
+			return command.Usage("", "--reason is missing: it is recorded beside your name")
 		}
 		client, err := connect(c)
 		if err != nil {

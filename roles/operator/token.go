@@ -211,7 +211,7 @@ func checkFingerprint(s string) (string, error) {
 	}
 	// ssh-keygen writes base64 without the padding that every fingerprint here has.
 	if raw, err := base64.RawStdEncoding.Strict().DecodeString(s); err == nil && len(raw) == sha256.Size {
-		return "", command.Hinted(fmt.Errorf("%q has no padding, as fingerprints of ssh-keygen have none; they hash other "+
+		return "", command.Hinted(fmt.Errorf("%q has no padding, like the fingerprints of ssh-keygen; those hash other "+
 			"bytes than the token names", s),
 			"pass the public key instead: --host-pubkey FILE")
 	}
@@ -254,7 +254,7 @@ func declaredFingerprint(c *cli.Context, hostname string) (string, error) {
 	if trustPath == "" {
 		if trustPath = installedTrust(); trustPath == "" {
 			return "", command.Usage("give --trust-file FILE",
-				"--fleet-resolved is believed only with the release key that signed it, and there is no trust file")
+				"--fleet-resolved is trusted only with the release key that signed it, and no trust file was found")
 		}
 	}
 	trust, err := loadTrust(c, trustPath)

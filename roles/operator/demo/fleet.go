@@ -345,7 +345,7 @@ func (s *story) until(ctx context.Context, what string, reached func() (bool, er
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited for this in vain: %s: %w", what, ctx.Err())
+			return fmt.Errorf("gave up waiting: %s: %w", what, ctx.Err())
 		case <-time.After(150 * time.Millisecond):
 		}
 	}

@@ -52,7 +52,7 @@ func openRepository(ctx context.Context, dir string, cfg Git, resign bool) (*rep
 	top, err := r.git(ctx, nil, "rev-parse", "--show-toplevel")
 	switch {
 	case errors.Is(err, git.ErrNoRepository):
-		return nil, command.Hinted(fmt.Errorf("%s is in no git repository: %w", dir, err),
+		return nil, command.Hinted(fmt.Errorf("%s is not in a git repository: %w", dir, err),
 			"leave out --git-commit and --git-push, or run it in a checkout")
 	case err != nil:
 		return nil, fmt.Errorf("open the repository of %s: %w", dir, err)
@@ -232,7 +232,7 @@ func (r *repository) commit(
 	commit, err := r.gitInput(ctx, append(env, r.person()...), r.message(ciCommit, now), args...)
 	if err != nil {
 		return "", command.Hinted(fmt.Errorf("commit release: %w", err),
-			"does git know who you are? --git-user-name and --git-user-email say it")
+			"does git know who you are? --git-user-name and --git-user-email name the committer")
 	}
 	if r.remote == "" {
 		return commit, nil
@@ -244,7 +244,7 @@ func (r *repository) commit(
 			return "", errMoved
 		}
 		return "", command.Hinted(fmt.Errorf("push to %s: %w", r.remote, err),
-			"may whoever runs this push to %s? a protected branch must let the job do so", r.branch)
+			"may this job push to %s? a protected branch must allow it", r.branch)
 	}
 	return commit, nil
 }
@@ -308,7 +308,8 @@ func (r *repository) gitBytes(ctx context.Context, env []string, input string, a
 	return git.Attended().Run(ctx, call)
 }
 
-// commitOf is the commit that a local flake is checked out at; nil when it is in no git repository, or in one without
+// commitOf is the commit that a local flake is checked out at; nil when it is not in a git repository, or in one
+// without
 // a commit. A repository that git refuses to open has a commit all the same: that is an error.
 func (r *releaser) commitOf(ctx context.Context, flake string) (*string, error) {
 	dir := checkoutOf(flake)

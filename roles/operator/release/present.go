@@ -15,7 +15,7 @@ import (
 func (r *releaser) present(ctx context.Context) (*built, error) {
 	if r.signer.slot == nil {
 		return nil, command.Usage("give --trust-file",
-			"--resign signs only what is signed already, and with a hook nothing says by whom")
+			"--resign renews only signatures that verify, and with a hook no key is known")
 	}
 	body, sig, err := r.shelf().signed(ctx, fleet.FleetName)
 	if err != nil {

@@ -47,10 +47,10 @@ func (r *releaser) push(ctx context.Context, b *built) error {
 	switch {
 	case errors.Is(err, nixops.ErrUnsigned):
 		return command.Hinted(err, "--cache-key must be a key that the hosts trust already, see docs/rotation.md; "+
-			"--no-verify-cache releases all the same")
+			"--no-verify-cache releases anyway")
 	case errors.Is(err, nixops.ErrNotFound), errors.Is(err, nixops.ErrUnreachable):
 		return command.Hinted(err, "push what is missing, or make the cache answer, and release again; --no-verify-cache "+
-			"releases all the same")
+			"releases anyway")
 	}
 	return err
 }

@@ -107,7 +107,7 @@ func (r *releaser) knownKeys(s *signer) (trustPath string, err error) {
 	}
 	if !cfg.AllowUnverified {
 		return "", command.Usage(
-			"give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes all the same",
+			"give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes anyway",
 			"nothing says with which key --sign-cmd signs: hosts might refuse what it makes")
 	}
 	return "", nil

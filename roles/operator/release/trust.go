@@ -23,7 +23,7 @@ func (r *releaser) learn(b *built) {
 			return
 		}
 	}
-	r.say("warning: nothing says with which key --sign-cmd signs; its signatures are only measured, not verified: give " +
+	r.say("warning: nothing says with which key --sign-cmd signs; only the length of its signatures is checked: give " +
 		"--trust-file")
 }
 
