@@ -134,11 +134,11 @@ func TestEntryOf(t *testing.T) {
 	if err := os.MkdirAll(root+"/boot/efi/loader/entries", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if dirs := m.bootDirs(); !slices.Equal(dirs, []string{"/boot", "/efi"}) {
+	if dirs := bootDirs(m.root); !slices.Equal(dirs, []string{"/boot", "/efi"}) {
 		t.Errorf("an installer writes to %v", dirs)
 	}
 	for closure, want := range map[string]string{sysA: "nixos-generation-7.conf", sysB: "nixos-nixfleet-staged-generation-1.conf", "none": ""} {
-		if id, err := m.entryOf(closure); err != nil || id != want {
+		if id, err := entryOf(m.root, closure); err != nil || id != want {
 			t.Errorf("entry of %s: %q, %v; want %q", closure, id, err, want)
 		}
 	}

@@ -58,7 +58,7 @@ func (m *machine) HasBootEntry(ctx context.Context, closure string) (bool, error
 	if m.platform == "darwin" {
 		return true, nil
 	}
-	if id, err := m.entryOf(closure); err != nil || id != "" {
+	if id, err := entryOf(m.root, closure); err != nil || id != "" {
 		return id != "", err
 	}
 	for _, file := range []string{"/grub/grub.cfg", "/extlinux/extlinux.conf"} {

@@ -24,20 +24,20 @@ func (m *machine) Inspect(ctx context.Context, closure string) (Closure, error) 
 	if err := m.nix.valid(ctx, closure); err != nil {
 		return Closure{}, err
 	}
-	c, err := m.inspect(closure)
+	c, err := inspect(m.root, m.platform, closure)
 	if err != nil {
 		return Closure{}, fmt.Errorf("inspect %s: %w", closure, err)
 	}
 	return c, nil
 }
 
-func (m *machine) inspect(closure string) (Closure, error) {
+func inspect(root, platform, closure string) (Closure, error) {
 	top := storeDir + "/" + closure
 	c := Closure{Name: closure}
 	// What a closure lacks is left out; only what cannot be read is an error.
 	var failed []error
 	link := func(name string) string {
-		path, err := resolve(m.root, top+"/"+name)
+		path, err := resolve(root, top+"/"+name)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
 				failed = append(failed, err)
@@ -51,16 +51,16 @@ func (m *machine) inspect(closure string) (Closure, error) {
 		if path == "" {
 			return nil
 		}
-		data, err := disk.Read(m.root+path, limit)
+		data, err := disk.Read(root+path, limit)
 		if err != nil {
 			failed = append(failed, err)
 		}
 		return data
 	}
 
-	if command, err := switchCommand(m.platform, top, ActionTest); err == nil {
+	if command, err := switchCommand(platform, top, ActionTest); err == nil {
 		script := link(strings.TrimPrefix(command[0], top+"/"))
-		c.HasSwitch = script != "" && executable(m.root+script)
+		c.HasSwitch = script != "" && executable(root+script)
 	}
 	c.Kernel, c.Initrd, c.SystemdPath = link("kernel"), link("initrd"), link("systemd")
 	c.KernelParams = string(content("kernel-params", maxFact))
@@ -73,10 +73,10 @@ func (m *machine) inspect(closure string) (Closure, error) {
 	}
 	// The links of a package's bin are all one file here; the name that the role
 	// is picked by is lost, so callers compare and execute this with arguments.
-	if agent := link("sw/bin/nixfleet-agent"); agent != "" && executable(m.root+agent) {
-		c.AgentPath = m.root + agent
+	if agent := link("sw/bin/nixfleet-agent"); agent != "" && executable(root+agent) {
+		c.AgentPath = root + agent
 	}
-	entries, err := os.ReadDir(m.root + top + "/specialisation")
+	entries, err := os.ReadDir(root + top + "/specialisation")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		failed = append(failed, err)
 	}
@@ -95,7 +95,7 @@ func (m *machine) SupportsCheck(ctx context.Context, closure string) (bool, erro
 	if m.platform == "darwin" {
 		return false, nil
 	}
-	script, err := m.scriptOf(closure, ActionCheck)
+	script, err := scriptOf(m.root, m.platform, closure, ActionCheck)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", closure, err)
 	}

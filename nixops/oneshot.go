@@ -30,8 +30,8 @@ const (
 	maxEFIContent = 4 << 10
 )
 
-func (m *machine) loaderVariable(name string) ([]byte, error) {
-	data, err := disk.ReadLinked(m.root+efiVariables+name+loaderVendor, maxEFIContent)
+func loaderVariable(root, name string) ([]byte, error) {
+	data, err := disk.ReadLinked(root+efiVariables+name+loaderVendor, maxEFIContent)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) <= 4 {
 		return nil, nil
 	}
@@ -44,7 +44,7 @@ func (m *machine) loaderVariable(name string) ([]byte, error) {
 // CanBootOnce asks the loader that started this boot: it leaves its features in a
 // variable that it sets anew at every boot.
 func (m *machine) CanBootOnce(ctx context.Context) (bool, error) {
-	features, err := m.loaderVariable("LoaderFeatures")
+	features, err := loaderVariable(m.root, "LoaderFeatures")
 	if err != nil || len(features) < 8 {
 		return false, err
 	}
@@ -65,7 +65,7 @@ func (m *machine) SetStaged(ctx context.Context, closure string) error {
 		}
 		return nil
 	}
-	if now, err := m.behind(stagedProfile); err == nil && now == closure {
+	if now, err := behind(m.root, stagedProfile); err == nil && now == closure {
 		return nil
 	}
 	if err := m.setProfile(ctx, stagedProfile, closure); err != nil {
@@ -79,10 +79,10 @@ var loaderDirs = []string{bootDir, "/efi", "/boot/efi"}
 
 // bootDirs are where an installer writes: /boot, and a partition elsewhere that
 // holds entries. One without may belong to another system, however full it is.
-func (m *machine) bootDirs() []string {
+func bootDirs(root string) []string {
 	dirs := []string{bootDir}
 	for _, dir := range loaderDirs {
-		entries, err := filepath.Glob(m.root + dir + "/loader/entries/*.conf")
+		entries, err := filepath.Glob(root + dir + "/loader/entries/*.conf")
 		if err == nil && len(entries) > 0 && dir != bootDir {
 			dirs = append(dirs, dir)
 		}
@@ -94,9 +94,9 @@ func (m *machine) bootDirs() []string {
 var tries = regexp.MustCompile(`\+\d+(-\d+)?\.conf$`)
 
 // entryOf is the id of the newest entry that starts a closure, "" without one.
-func (m *machine) entryOf(closure string) (string, error) {
+func entryOf(root, closure string) (string, error) {
 	for _, dir := range loaderDirs {
-		dir = m.root + dir + "/loader/entries"
+		dir = root + dir + "/loader/entries"
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
@@ -122,7 +122,7 @@ func (m *machine) SetBootOnce(ctx context.Context, closure string) error {
 	entry := ""
 	if closure != "" {
 		var err error
-		if entry, err = m.entryOf(closure); err != nil {
+		if entry, err = entryOf(m.root, closure); err != nil {
 			return fmt.Errorf("boot once: %w", err)
 		}
 		if entry == "" {
@@ -140,7 +140,7 @@ func (m *machine) SetBootOnce(ctx context.Context, closure string) error {
 }
 
 func (m *machine) BootOnce(ctx context.Context) (string, error) {
-	value, err := m.loaderVariable("LoaderEntryOneShot")
+	value, err := loaderVariable(m.root, "LoaderEntryOneShot")
 	if err != nil || value == nil {
 		return "", err
 	}

@@ -91,33 +91,37 @@ const (
 )
 
 // behind is the closure that a link leads to, "" if there is no link.
-func (m *machine) behind(link string) (string, error) {
-	target, err := resolve(m.root, link)
+func behind(root, link string) (string, error) {
+	target, err := resolve(root, link)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
 	return closureOf(target), nil
 }
 
-func (m *machine) CurrentSystem(ctx context.Context) (string, error) { return m.behind(currentSystem) }
-func (m *machine) BootedSystem(ctx context.Context) (string, error)  { return m.behind(bootedSystem) }
-func (m *machine) Profile(ctx context.Context) (string, error)       { return m.behind(systemProfile) }
+func (m *machine) CurrentSystem(ctx context.Context) (string, error) {
+	return behind(m.root, currentSystem)
+}
+func (m *machine) BootedSystem(ctx context.Context) (string, error) {
+	return behind(m.root, bootedSystem)
+}
+func (m *machine) Profile(ctx context.Context) (string, error) { return behind(m.root, systemProfile) }
 
 func (m *machine) BootID(ctx context.Context) (string, error) { return bootID(ctx) }
 
 func (m *machine) SinceBoot(ctx context.Context) (time.Duration, error) { return sinceBoot() }
 
 // scriptOf is a closure's own switch script as this machine executes it.
-func (m *machine) scriptOf(closure string, action Action) ([]string, error) {
+func scriptOf(root, platform, closure string, action Action) ([]string, error) {
 	path, err := StorePath(closure)
 	if err != nil {
 		return nil, err
 	}
-	command, err := switchCommand(m.platform, path, action)
+	command, err := switchCommand(platform, path, action)
 	if err != nil {
 		return nil, err
 	}
-	command[0] = m.root + command[0]
+	command[0] = root + command[0]
 	if !executable(command[0]) {
 		return nil, fmt.Errorf("%s cannot be executed: %w", command[0], ErrNotClosure)
 	}
@@ -174,7 +178,7 @@ func (m *machine) setProfile(ctx context.Context, profile, closure string) error
 	if _, err := c.run(ctx); err != nil {
 		return classify(err)
 	}
-	if now, err := m.behind(profile); err != nil || now != closure {
+	if now, err := behind(m.root, profile); err != nil || now != closure {
 		return fmt.Errorf("it is %q: %w", now, errors.Join(ErrMismatch, err))
 	}
 	return nil
@@ -227,7 +231,7 @@ func (m *machine) Space(ctx context.Context) (Space, error) {
 		return Space{}, fmt.Errorf("space of the store: %w", err)
 	}
 	space := Space{StoreFree: store, BootFree: math.MaxUint64}
-	for _, dir := range m.bootDirs() {
+	for _, dir := range bootDirs(m.root) {
 		free, err := disk.Free(m.root + dir)
 		if err != nil {
 			return Space{}, fmt.Errorf("space of %s: %w", dir, err)

@@ -18,7 +18,7 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 	if err := CheckUnit(r.Unit); err != nil {
 		return fail(err)
 	}
-	command, err := m.scriptOf(r.Closure, r.Action)
+	command, err := scriptOf(m.root, m.platform, r.Closure, r.Action)
 	if err != nil {
 		return fail(err)
 	}
@@ -34,7 +34,7 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		if r.Continues {
 			lists = activationLists
 		}
-		if err := m.clearLists(lists); err != nil {
+		if err := clearLists(m.root, lists); err != nil {
 			return fail(err)
 		}
 	}
@@ -133,12 +133,12 @@ var (
 )
 
 func (m *machine) ClearSwitchLists(ctx context.Context) error {
-	return m.clearLists(append(slices.Clone(activationLists), killedLists...))
+	return clearLists(m.root, append(slices.Clone(activationLists), killedLists...))
 }
 
-func (m *machine) clearLists(lists []string) error {
+func clearLists(root string, lists []string) error {
 	for _, list := range lists {
-		err := os.Remove(m.root + "/run/nixos/" + list)
+		err := os.Remove(root + "/run/nixos/" + list)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("clear switch lists: %w", err)
 		}

@@ -24,14 +24,14 @@ func (s *Host) SetStaged(ctx context.Context, closure string) error {
 			return err
 		}
 	}
-	return s.m.with(func(st *memory) error {
+	return s.with(func(st *memory) error {
 		st.Staged = closure
 		return nil
 	})
 }
 
 func (s *Host) SetBootOnce(ctx context.Context, closure string) error {
-	return s.m.with(func(st *memory) error {
+	return s.with(func(st *memory) error {
 		switch {
 		case st.Loader != "":
 			return fmt.Errorf("boot once with %s: %w", st.Loader, nixops.ErrUnsupported)

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -14,48 +13,45 @@ import (
 
 // What is done to a simulated machine from outside: by its makers, by people, by fate.
 
-// Close stops the machine's clockwork in this process; its memory stays.
-func (s *Host) Close() { s.m.close() }
-
 // Alone promises that no other process opens this machine until Close: what it
 // remembers is then read from disk once, and only written later.
-func (s *Host) Alone() {
-	s.m.alone.Store(true)
+func (m *machine) Alone() {
+	m.alone.Store(true)
 }
 
 // OnDeadline has a deadline call f instead of executing its command. f runs in a
 // goroutine of its own; while it does, the deadline's unit is running.
-func (s *Host) OnDeadline(f func(nixops.Deadline)) {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.onDeadline = f
+func (m *machine) OnDeadline(f func(nixops.Deadline)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onDeadline = f
 }
 
 // OnSwitched has f called after each activation, as a real switch restarts the
 // agent's unit. f runs in a goroutine of its own.
-func (s *Host) OnSwitched(f func(closure string)) {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.onSwitched = f
+func (m *machine) OnSwitched(f func(closure string)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onSwitched = f
 }
 
 // OnBoot has f called after each PowerCycle or Reboot, in a goroutine of its own.
-func (s *Host) OnBoot(f func(closure string)) {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.onBoot = f
+func (m *machine) OnBoot(f func(closure string)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onBoot = f
 }
 
 // Install makes the closure the one and only system, as an installer leaves it.
-func (s *Host) Install(closure string) error {
-	c, err := readClosure(s.m.cache, closure)
+func (m *machine) Install(closure string) error {
+	c, err := readClosure(m.cache, closure)
 	if err != nil {
 		return fmt.Errorf("install %s: %w", closure, err)
 	}
-	if err := writeJSON(s.m.stored(closure), c); err != nil {
+	if err := writeJSON(m.stored(closure), c); err != nil {
 		return err
 	}
-	return s.m.with(func(st *memory) error {
+	return m.with(func(st *memory) error {
 		st.Current, st.Booted, st.Profile, st.BootDefault = closure, closure, closure, closure
 		st.Entries, st.Staged, st.BootOnce = []string{closure}, "", ""
 		st.Failed, st.Switched = slices.Sorted(slices.Values(c.FailedUnits)), time.Now()
@@ -65,18 +61,18 @@ func (s *Host) Install(closure string) error {
 }
 
 // Online says whether the running closure lets the machine reach the network.
-func (s *Host) Online() bool { return !s.current().CutsNetwork }
+func (m *machine) Online() bool { return !m.current().CutsNetwork }
 
 // AgentStarts says whether the running closure's agent can run.
-func (s *Host) AgentStarts() bool { return !s.current().AgentBroken }
+func (m *machine) AgentStarts() bool { return !m.current().AgentBroken }
 
 // current is how the running closure behaves; the zero closure if there is none.
-func (s *Host) current() Closure {
-	name, err := s.CurrentSystem(context.Background())
+func (m *machine) current() Closure {
+	name, err := m.read(func(st *memory) string { return st.Current })
 	if err != nil || name == "" {
 		return Closure{}
 	}
-	c, err := s.m.closure(name)
+	c, err := m.closure(name)
 	if err != nil {
 		return Closure{}
 	}
@@ -86,19 +82,19 @@ func (s *Host) current() Closure {
 // PowerCycle cuts the power and boots what the loader chooses: whatever ran is
 // gone, what was switched but not made the default too. A closure that hangs is
 // reset once more, as a person or a watchdog does.
-func (s *Host) PowerCycle() error {
+func (m *machine) PowerCycle() error {
 	var call func(string)
 	var booted string
-	err := s.m.with(func(st *memory) error {
+	err := m.with(func(st *memory) error {
 		next := st.BootDefault
 		if st.BootOnce != "" {
 			next, st.BootOnce = st.BootOnce, ""
 		}
-		c, err := s.m.closure(next)
+		c, err := m.closure(next)
 		if err == nil && c.NoBoot && next != st.BootDefault {
 			st.Boots++
 			next = st.BootDefault
-			c, err = s.m.closure(next)
+			c, err = m.closure(next)
 		}
 		if err == nil && c.NoBoot {
 			err = fmt.Errorf("it hangs")
@@ -112,10 +108,10 @@ func (s *Host) PowerCycle() error {
 		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
 		st.Units, st.LockHeld, st.Lists = map[string]ran{}, false, ""
 		for unit := range st.Deadlines {
-			s.m.dropTimer(unit)
+			m.dropTimer(unit)
 		}
 		st.Deadlines = map[string]armed{}
-		call, booted = s.m.onBoot, st.Booted
+		call, booted = m.onBoot, st.Booted
 		return nil
 	})
 	if err == nil && call != nil {
@@ -126,47 +122,47 @@ func (s *Host) PowerCycle() error {
 
 // Suspend has the machine sleep for a time that its processes and its deadlines do not
 // notice: only SinceBoot counts it.
-func (s *Host) Suspend(d time.Duration) error {
-	return s.m.with(func(st *memory) error {
+func (m *machine) Suspend(d time.Duration) error {
+	return m.with(func(st *memory) error {
 		st.Asleep += d
 		return nil
 	})
 }
 
 // HoldLock holds or lets go the switch lock, as a switch by hand does.
-func (s *Host) HoldLock(held bool) error {
-	return s.m.with(func(st *memory) error {
+func (m *machine) HoldLock(held bool) error {
+	return m.with(func(st *memory) error {
 		st.LockHeld = held
 		return nil
 	})
 }
 
 // SetLoader changes the boot loader: "" is systemd-boot, any other cannot boot once.
-func (s *Host) SetLoader(name string) error {
-	return s.m.with(func(st *memory) error {
+func (m *machine) SetLoader(name string) error {
+	return m.with(func(st *memory) error {
 		st.Loader = name
 		return nil
 	})
 }
 
 // SetSpace sets what is left, in bytes.
-func (s *Host) SetSpace(free nixops.Space) error {
-	return s.m.with(func(st *memory) error {
+func (m *machine) SetSpace(free nixops.Space) error {
+	return m.with(func(st *memory) error {
 		st.StoreFree, st.BootFree = free.StoreFree, free.BootFree
 		return nil
 	})
 }
 
 // SwitchByHand is an operator's nixos-rebuild switch: at once and without the agent.
-func (s *Host) SwitchByHand(closure string) error {
-	c, err := readClosure(s.m.cache, closure)
+func (m *machine) SwitchByHand(closure string) error {
+	c, err := readClosure(m.cache, closure)
 	if err != nil {
 		return err
 	}
-	if err := writeJSON(s.m.stored(closure), c); err != nil {
+	if err := writeJSON(m.stored(closure), c); err != nil {
 		return err
 	}
-	return s.m.with(func(st *memory) error {
+	return m.with(func(st *memory) error {
 		st.Profile, st.BootDefault, st.Entries = closure, closure, []string{closure}
 		st.activate(closure, c, time.Now())
 		return nil
@@ -174,11 +170,11 @@ func (s *Host) SwitchByHand(closure string) error {
 }
 
 // CollectGarbage removes what no root, profile or running system holds, and says what.
-func (s *Host) CollectGarbage() ([]string, error) {
+func (m *machine) CollectGarbage() ([]string, error) {
 	var gone []string
-	err := s.m.with(func(st *memory) error {
+	err := m.with(func(st *memory) error {
 		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Booted, st.Profile, st.BootDefault, st.Staged)
-		entries, err := os.ReadDir(s.m.dir + "/store")
+		entries, err := os.ReadDir(m.dir + "/store")
 		if err != nil {
 			return err
 		}
@@ -187,8 +183,8 @@ func (s *Host) CollectGarbage() ([]string, error) {
 			if !ok || slices.Contains(live, name) {
 				continue
 			}
-			s.m.closures.Delete(name)
-			if err := os.Remove(s.m.stored(name)); err != nil {
+			m.closures.Delete(name)
+			if err := os.Remove(m.stored(name)); err != nil {
 				return err
 			}
 			gone = append(gone, name)
@@ -199,9 +195,9 @@ func (s *Host) CollectGarbage() ([]string, error) {
 }
 
 // Fetches says how often a closure came from the cache.
-func (s *Host) Fetches(closure string) (int, error) {
+func (m *machine) Fetches(closure string) (int, error) {
 	n := 0
-	err := s.m.look(func(st *memory) error {
+	err := m.look(func(st *memory) error {
 		n = st.Fetched[closure]
 		return nil
 	})

@@ -125,8 +125,8 @@ func openMachine(dir, cache string) (*machine, error) {
 	return m, nil
 }
 
-// close ends the machine's timers; its files stay.
-func (m *machine) close() {
+// Close ends the machine's timers; its files stay.
+func (m *machine) Close() {
 	machines.Lock()
 	delete(machines.byDir, m.dir)
 	machines.Unlock()
@@ -372,4 +372,28 @@ func (m *machine) fire(unit string) {
 // bootID changes with every boot.
 func (s *memory) bootID() string {
 	return "00000000-0000-4000-8000-" + strings.Repeat("0", 12-len(strconv.Itoa(s.Boots))) + strconv.Itoa(s.Boots)
+}
+
+func (m *machine) stored(closure string) string { return m.dir + "/store/" + closure + ".json" }
+
+// read gives one value of the state.
+func (m *machine) read(f func(*memory) string) (string, error) {
+	var v string
+	err := m.look(func(st *memory) error {
+		v = f(st)
+		return nil
+	})
+	return v, err
+}
+
+// valid gives a closure of the store.
+func (m *machine) valid(closure string) (Closure, error) {
+	if _, err := nixops.StorePath(closure); err != nil {
+		return Closure{}, err
+	}
+	c, err := m.closure(closure)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, fmt.Errorf("%s: %w", closure, nixops.ErrNotClosure)
+	}
+	return c, err
 }
