@@ -3,9 +3,9 @@ package cp
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 
@@ -41,7 +41,7 @@ type limitedListener struct {
 }
 
 type greeting struct {
-	raw   net.Conn
+	raw   *placedConn
 	began time.Time
 }
 
@@ -119,7 +119,7 @@ func (l *limitedListener) hurry() {
 func (l *limitedListener) begin(raw net.Conn) *greeting {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	g := &greeting{raw, time.Now()}
+	g := &greeting{&placedConn{Conn: raw}, time.Now()}
 	l.greeting[g] = struct{}{}
 	return g
 }
@@ -145,12 +145,14 @@ func (l *limitedListener) greet(ctx context.Context, g *greeting) {
 	if len(conn.ConnectionState().PeerCertificates) == 0 {
 		select {
 		case l.anonymous <- struct{}{}:
-			out = &anonymousConn{Conn: conn, release: sync.OnceFunc(func() { <-l.anonymous })}
+			// It hides that it is a TLS connection from net/http, which needs that only
+			// for the peer's certificate.
+			out = &placedConn{Conn: conn, release: sync.OnceFunc(func() { <-l.anonymous })}
 		default:
 			conn.Close()
 			return
 		}
-	} else if !l.known.enter(conn) {
+	} else if g.raw.release = l.known.enter(conn.ConnectionState().PeerCertificates[0]); g.raw.release == nil {
 		conn.Close()
 		return
 	}
@@ -177,16 +179,17 @@ func (l *limitedListener) Close() error {
 	return l.Listener.Close()
 }
 
-// anonymousConn gives its place back when it closes. It hides that it is a TLS
-// connection from net/http, which needs that only for the peer's certificate.
-type anonymousConn struct {
+// placedConn gives its place back when it closes.
+type placedConn struct {
 	net.Conn
-	release func()
+	release func() // may be called twice; nil while there is no place
 }
 
 // Close closes the connection and frees its place.
-func (c *anonymousConn) Close() error {
-	defer c.release()
+func (c *placedConn) Close() error {
+	if c.release != nil {
+		defer c.release()
+	}
 	return c.Conn.Close()
 }
 
@@ -200,39 +203,25 @@ type crowd struct {
 	limit int
 	mu    sync.Mutex
 	byKey map[string]int
-	keys  map[net.Conn]string
 }
 
-func newCrowd(limit int) *crowd {
-	return &crowd{limit: limit, byKey: map[string]int{}, keys: map[net.Conn]string{}}
-}
+func newCrowd(limit int) *crowd { return &crowd{limit: limit, byKey: map[string]int{}} }
 
-// enter counts a connection that shows a certificate, unless there are too many.
-func (c *crowd) enter(conn *tls.Conn) bool {
-	key := string(conn.ConnectionState().PeerCertificates[0].RawSubjectPublicKeyInfo)
+// enter counts a connection that shows a certificate, and returns what takes it back;
+// nil when its key has too many.
+func (c *crowd) enter(leaf *x509.Certificate) (leave func()) {
+	key := string(leaf.RawSubjectPublicKeyInfo)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.byKey[key] >= c.limit {
-		return false
+		return nil
 	}
 	c.byKey[key]++
-	c.keys[conn] = key
-	return true
-}
-
-// leave forgets a connection that has ended; it is a ConnState of http.Server.
-func (c *crowd) leave(conn net.Conn, state http.ConnState) {
-	if state != http.StateClosed && state != http.StateHijacked {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	key, counted := c.keys[conn]
-	if !counted {
-		return
-	}
-	delete(c.keys, conn)
-	if c.byKey[key]--; c.byKey[key] == 0 {
-		delete(c.byKey, key)
-	}
+	return sync.OnceFunc(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.byKey[key]--; c.byKey[key] == 0 {
+			delete(c.byKey, key)
+		}
+	})
 }

@@ -181,7 +181,6 @@ func (s *server) listen(ctx context.Context, inner net.Listener) error {
 	web := &http.Server{
 		Handler: s.api, ConnContext: connectionContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
-		ConnState:                    listener.known.leave,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a path like others
 		// Handshakes that fail are the peers' noise, not ours.
 		ErrorLog: stdlog.New(io.Discard, "", 0),

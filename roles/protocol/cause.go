@@ -128,17 +128,3 @@ func SplitCause(text string) (c Cause, rest string) {
 	}
 	return "", text
 }
-
-const heldQuarantined = "quarantined"
-
-// HeldQuarantined is the word of a check-in's `held` for a closure that the host quarantined.
-func HeldQuarantined(closure string) string { return heldQuarantined + " " + closure }
-
-// QuarantinedIn reads HeldQuarantined: the closure, and whether the text is of a quarantine at all.
-func QuarantinedIn(held string) (closure string, ok bool) {
-	rest, ok := strings.CutPrefix(held, heldQuarantined)
-	if !ok {
-		return "", false
-	}
-	return strings.TrimSpace(rest), true
-}

@@ -3,6 +3,7 @@ package protocol
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
@@ -182,4 +183,18 @@ type ConfirmRequest struct {
 	Rollout    string     `json:"rollout" shape:"R"`
 	Wave       uint32     `json:"wave" shape:"R"`
 	Generation Generation `json:"generation" shape:"R"`
+}
+
+const heldQuarantined = "quarantined"
+
+// HeldQuarantined is the word of a check-in's `held` for a closure that the host quarantined.
+func HeldQuarantined(closure string) string { return heldQuarantined + " " + closure }
+
+// QuarantinedIn reads HeldQuarantined: the closure, and whether the text is of a quarantine at all.
+func QuarantinedIn(held string) (closure string, ok bool) {
+	rest, ok := strings.CutPrefix(held, heldQuarantined)
+	if !ok {
+		return "", false
+	}
+	return strings.TrimSpace(rest), true
 }
