@@ -439,6 +439,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	} {
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)
+			p.pace = 30 // the journal is what counts here, and not check-ins
 			m := newMachine(t, p, c.closures)
 			s := &snapshots{Host: m.sim, m: m}
 			stop := m.start(s)

@@ -83,7 +83,7 @@ func TestKindsOfProbes(t *testing.T) {
 			{Name: "exec good", Command: []string{"/bin/sh", "-c", "exit 0"}},
 			{Name: "exec bad", Command: []string{"/bin/sh", "-c", "echo no database; exit 3"}},
 			{Name: "exec slow", Command: []string{"/bin/sleep", "600"}, probeTimes: probeTimes{Timeout: 1}},
-			{Name: "exec missing", Command: []string{"/nonexistent"}},
+			{Name: "exec missing", Command: []string{filepath.Join(t.TempDir(), "missing")}},
 		},
 	}
 	p := newProber(h, nil, nil)

@@ -180,13 +180,13 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 					p.routes = map[string]http.HandlerFunc{"/v1/agent/renew": p.issues(func(csr *pki.CSR) string { return c.answer(p, csr) })}
 				})
 				stop := m.start(m.sim)
-				time.Sleep(6 * time.Hour)
+				time.Sleep(3 * time.Hour)
 				if got := p.refusals(protocol.EventRenewalFailed); m.certificate() != first || !strings.Contains(got, c.words) {
 					t.Errorf("kept %t, reported %q", m.certificate() == first, got)
 				}
 				p.set(func() {
 					if p.issued == 0 || p.issued > 30 {
-						t.Errorf("asked %d times in six hours", p.issued)
+						t.Errorf("asked %d times in three hours", p.issued)
 					}
 					p.routes["/v1/agent/renew"] = p.issues(func(csr *pki.CSR) string {
 						return p.cert(p.issuing, csr, testHost, testSuffix, time.Now(), life)
@@ -247,7 +247,7 @@ func TestForgedCertificateCostsNoHost_T18(t *testing.T) {
 			})}
 		})
 		stop := m.start(m.sim)
-		time.Sleep(24 * time.Hour)
+		time.Sleep(6 * time.Hour)
 		p.set(func() {
 			if p.issued < 3 || p.peer.CheckSignatureFrom(forger.Cert) != nil {
 				t.Fatalf("nothing was forged: issued %d", p.issued)
@@ -339,7 +339,7 @@ func TestEnrolmentOutlivesALiar_T18(t *testing.T) {
 				m.must(os.RemoveAll(m.path("cert")))
 				p.set(func() { p.routes = map[string]http.HandlerFunc{"/v1/enroll": lie(p)} })
 				stop := m.start(m.sim)
-				time.Sleep(24 * time.Hour)
+				time.Sleep(6 * time.Hour)
 				p.release(target, time.Now())
 				p.set(func() {
 					p.routes["/v1/enroll"] = p.issues(func(csr *pki.CSR) string {
