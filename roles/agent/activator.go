@@ -68,9 +68,9 @@ func (a *activator) take(ctx context.Context, w *verify.Target) {
 	a.work.start(ctx, func(ctx context.Context) { a.activate(ctx, w) })
 }
 
-// overtake: a target comes while an activation is under way. One of the same closure
-// renews its lease; another is kept, since it may be sent only once, and what is still
-// being downloaded gives way to it.
+// overtake handles a target that comes while an activation is under way. A target of the same
+// closure renews the lease. Another one is kept, since it may be sent only once, and ends a
+// download that is still going on.
 func (a *activator) overtake(w *verify.Target) {
 	a.missed = nil
 	if j, err := a.dir.Journal(); err != nil || j == nil || j.Closure == w.Closure() {
@@ -107,7 +107,7 @@ func (a *activator) activate(ctx context.Context, w *verify.Target) {
 		err = a.dir.Begin(j)
 	}
 	if err != nil {
-		a.log.Error().Err(err).Msg("activation not begun")
+		a.log.Error().Err(err).Msg("activation cannot begin")
 		return
 	}
 	a.status.waiting("downloading %s", w.Closure())
@@ -120,7 +120,7 @@ func (a *activator) activate(ctx context.Context, w *verify.Target) {
 	a.intake.giveWay.Store(nil)
 	switch {
 	case ctx.Err() == nil && errors.Is(context.Cause(fetch), errOvertaken):
-		a.log.Info().Str("closure", w.Closure()).Err(errOvertaken).Msg("activation left")
+		a.log.Info().Str("closure", w.Closure()).Err(errOvertaken).Msg("activation abandoned")
 		if err := a.dir.End(journal.Fetching); err != nil {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
@@ -131,7 +131,7 @@ func (a *activator) activate(ctx context.Context, w *verify.Target) {
 	}
 }
 
-// errOvertaken: another closure is wanted by now.
+// errOvertaken means that another closure is wanted by now.
 var errOvertaken = errors.New(overtaken.String())
 
 // newJournal records where the host is, before anything is done to it.
@@ -161,7 +161,7 @@ func (a *activator) advanceFrom(ctx context.Context, j *journal.Journal) {
 			if ctx.Err() != nil || errors.Is(err, journal.ErrMoved) {
 				return
 			}
-			a.log.Error().Err(err).Str("step", string(j.Step)).Msg("activation does not go on")
+			a.log.Error().Err(err).Str("step", string(j.Step)).Msg("activation step failed, will retry")
 			next = a.onceMore(ctx, j)
 		}
 		if next == nil {
@@ -229,12 +229,12 @@ func (a *activator) resume(ctx context.Context) {
 	a.log.Info().Str("step", string(j.Step)).Str("closure", j.Closure).Msg("activation found in the journal")
 	boot, err := a.host.BootID(ctx)
 	if err != nil {
-		a.log.Error().Err(err).Msg("activation not taken on")
+		a.log.Error().Err(err).Msg("activation not resumed")
 		return
 	}
 	current, err := a.host.CurrentSystem(ctx)
 	if err != nil {
-		a.log.Error().Err(err).Msg("activation not taken on")
+		a.log.Error().Err(err).Msg("activation not resumed")
 		return
 	}
 	switch rebooted := boot != j.BootID; {
@@ -279,7 +279,7 @@ func (a *activator) afterStagedBoot(ctx context.Context, j *journal.Journal, cur
 	}
 	j, err := a.stager.takeStagedBoot(ctx, j, staged)
 	if err != nil {
-		a.log.Error().Err(err).Msg("staged generation not taken on")
+		a.log.Error().Err(err).Msg("staged generation not resumed")
 		return
 	}
 	a.advanceFrom(ctx, j)

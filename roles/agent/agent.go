@@ -82,7 +82,7 @@ func Run(ctx context.Context, cfg Config) error {
 	return a.run(ctx)
 }
 
-// newAgent makes an agent that has contacted nobody yet.
+// newAgent makes an agent, which has not contacted the control plane yet.
 func newAgent(cfg Config) (*agent, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)

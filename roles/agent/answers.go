@@ -97,7 +97,7 @@ func (a *answers) consider(ctx context.Context, o *offer, head *protocol.HeadRef
 }
 
 // fetchAgain tries once more what could not be fetched for a target. A control plane
-// offers no target again whose fetch has failed, so that nobody else would [A20].
+// does not offer a target again whose fetch has failed [A20].
 func (a *answers) fetchAgain(ctx context.Context, head *protocol.HeadRef) {
 	o := a.unfetched
 	if o == nil {
@@ -114,11 +114,11 @@ func (a *answers) fetchAgain(ctx context.Context, head *protocol.HeadRef) {
 // of the fetch.
 func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 	if errors.Is(err, verify.ErrReplaced) {
-		a.log.Info().Err(err).Msg("answer is out of date")
+		a.log.Info().Err(err).Msg("answer ignored: a newer release has come")
 		return ""
 	}
 	text := protocol.Clip(err.Error(), maxReason)
-	a.log.Error().Str(zerolog.ErrorFieldName, text).Msg("answer not believed")
+	a.log.Error().Str(zerolog.ErrorFieldName, text).Msg("answer refused: it does not verify")
 	if t != nil {
 		// What nothing has verified is kept and reported no longer than it may be.
 		bounded := *t
@@ -138,7 +138,7 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 	a.contact.fetch.Store(outcome)
 	a.doubted = time.Now()
 	a.status.note(func(s *status) {
-		s.Waiting, s.Next = "refused what the control plane said: "+text, "compare with nixfleet verify on the release; a control plane that lies looks like this"
+		s.Waiting, s.Next = "refused the answer of the control plane: "+text, "check the release with nixfleet verify; a lying control plane looks like this"
 	})
 	rollout := ""
 	if t != nil {

@@ -37,7 +37,7 @@ func (i *identity) check(text string, inUse *x509.Certificate) (*x509.Certificat
 		return nil, err
 	}
 	if cert.IsCA || len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0 && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
-		return nil, errors.New("the control plane answered a certificate that is not a client's")
+		return nil, errors.New("the control plane answered a certificate that is not for a client")
 	}
 	if err := i.issued(cert, inUse); err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func oneCertificate(text string) (*x509.Certificate, error) {
 	}
 	block, rest := pem.Decode([]byte(text))
 	if block == nil || block.Type != "CERTIFICATE" || !strings.HasPrefix(text, "-----BEGIN CERTIFICATE-----") || len(block.Headers) > 0 {
-		return nil, errors.New("the control plane answered no certificate")
+		return nil, errors.New("the control plane answered without a certificate")
 	}
 	if len(bytes.TrimSpace(rest)) > 0 {
 		return nil, errors.New("the control plane answered more than one certificate")
@@ -101,7 +101,7 @@ func (i *identity) named(cert, inUse *x509.Certificate) error {
 }
 
 // issued wants a chain to an issuing CA of the trust file. A trust file that names none
-// leaves the issuer's name and key identifier to compare, which anybody could write:
+// leaves the issuer's name and key identifier to compare, which prove nothing:
 // --check-config says so.
 func (i *identity) issued(cert, inUse *x509.Certificate) error {
 	pinned, err := i.pinned()
@@ -160,7 +160,7 @@ func issuingCAs(trust *pki.Trust) (*x509.CertPool, error) {
 // at besides, and this host's clock need not be set yet.
 func (i *identity) chained(cert *x509.Certificate, pinned *x509.CertPool) error {
 	if _, err := pki.VerifyChain([]*x509.Certificate{cert}, pinned, x509.ExtKeyUsageClientAuth, cert.NotBefore); err != nil {
-		return fmt.Errorf("the control plane answered a certificate of no issuing CA that trust.json names: %w", err)
+		return fmt.Errorf("the control plane answered a certificate that no issuing CA of trust.json has issued: %w", err)
 	}
 	return nil
 }

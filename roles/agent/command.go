@@ -55,7 +55,7 @@ func unitCommands() []*cli.Command {
 			Action:      statusCommand,
 		},
 		{
-			Name: "undo", Usage: "take an unproven activation back; what the deadline runs",
+			Name: "undo", Usage: "undo an unproven activation; the deadline runs this",
 			Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
 			Flags: local(reasonFlag(), boolFlag("deadline", "the window has passed"),
 				stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
@@ -69,7 +69,7 @@ func unitCommands() []*cli.Command {
 			},
 		},
 		{
-			Name: "guard", Usage: "undo at boot what a power cut left unproven",
+			Name: "guard", Usage: "undo at boot an activation that a power cut interrupted",
 			Description: "Example:\n   nixfleet agent guard --state-dir /var/lib/nixfleet-agent",
 			Flags:       local(boolFlag("check-config", "check the flags and exit; nothing is undone or written")),
 			Action:      guardCommand,
@@ -105,7 +105,7 @@ func handCommands() []*cli.Command {
 			}),
 		},
 		{
-			Name: "activate", Usage: "run a closure by hand; it holds until resume or a new intent", ArgsUsage: "PATH",
+			Name: "activate", Usage: "run a closure by hand, until resume or a new release", ArgsUsage: "PATH",
 			Description: "Example:\n   nixfleet agent activate /nix/store/…-nixos-system-web-01-25.11",
 			Flags:       local(reasonFlag()),
 			Action: onHost(func(c *cli.Context, h hand) error {
@@ -120,9 +120,9 @@ func handCommands() []*cli.Command {
 
 func resetMarkCommand() *cli.Command {
 	return &cli.Command{
-		Name: "reset-mark", Usage: "forget the newest release seen; the one cure of a release from the far future",
+		Name: "reset-mark", Usage: "forget the newest release seen; needed after a release dated far in the future",
 		Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
-		Flags:       local(reasonFlag(), stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies; the agent that ran here last has left word of it")),
+		Flags:       local(reasonFlag(), stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies (default: where the last agent kept it)")),
 		Action: onHost(func(c *cli.Context, h hand) error {
 			place := verify.OutsideDirectory(string(h.Dir), c.String("client-cert"))
 			var s status
@@ -139,7 +139,7 @@ func resetMarkCommand() *cli.Command {
 			if err := h.record(act{Kind: protocol.KindMarkReset, Text: c.String("reason")}); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(c.App.Writer, "the mark is forgotten: the next release that verifies is believed, however old")
+			_, err = fmt.Fprintln(c.App.Writer, "the mark is forgotten: the next release that verifies is accepted, however old")
 			return err
 		}),
 	}
@@ -209,7 +209,7 @@ func onHost(work func(*cli.Context, hand) error) cli.ActionFunc {
 
 func asRoot(c *cli.Context) error {
 	if c.String("simulated-host") == "" && c.String("root") == "" && os.Geteuid() != 0 {
-		return &command.Error{Err: errors.New("only root may ask or tell the agent"), Hint: "sudo nixfleet agent " + c.Command.Name}
+		return &command.Error{Err: errors.New("only root may run this command"), Hint: "sudo nixfleet agent " + c.Command.Name}
 	}
 	return nil
 }

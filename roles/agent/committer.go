@@ -105,7 +105,7 @@ func (c *committer) bootTook(ctx context.Context, j *journal.Journal) error {
 	if has, err := c.host.HasBootEntry(ctx, j.Closure); err != nil || has {
 		return nil
 	}
-	return fmt.Errorf("the installer ended well and changed nothing: %s is still what boots next", def)
+	return fmt.Errorf("the boot loader installer succeeded but changed nothing: %s still boots next", def)
 }
 
 // trouble is the reason for an undo after an error of this host. A script blames the closure
@@ -145,7 +145,7 @@ func (c *committer) confirm(ctx context.Context, j *journal.Journal) error {
 	}
 	if ok, err := c.prover.mayProve(ctx, j); err != nil || !ok {
 		if err == nil {
-			c.status.waiting("the new generation's own agent has to confirm it; this is another")
+			c.status.waiting("the new generation's own agent to confirm it; this is another agent")
 		}
 		return err
 	}
@@ -178,7 +178,7 @@ func (c *committer) confirm(ctx context.Context, j *journal.Journal) error {
 	}
 }
 
-// elsewhere: what was committed does not run, because somebody booted or switched to
+// elsewhere handles a committed closure that does not run, because root booted or switched to
 // another generation before it was confirmed. That is theirs to keep, and nothing
 // that was proven here. A boot loader whose files were lost with the power has chosen
 // by itself, which is a rollback.
@@ -202,7 +202,7 @@ func (c *committer) elsewhere(ctx context.Context, j *journal.Journal, current s
 // unconfirmed ends an activation that the control plane has accepted by no answer.
 // Nothing is attested of what runs, and root may still return to what was before.
 func (c *committer) unconfirmed(j *journal.Journal, why string) error {
-	c.log.Warn().Str("closure", j.Closure).Str("why", why).Msg("not confirmed any more")
+	c.log.Warn().Str("closure", j.Closure).Str("why", why).Msg("activation ends without a confirm")
 	c.status.waiting("nothing: %s was not confirmed: %s", j.Closure, why)
 	c.memory.confirmed.Store(nil)
 	if err := errors.Join(c.dir.Remove(confirmedFile), c.dir.Write(committedFile, j)); err != nil {

@@ -36,7 +36,7 @@ const evidenceSlack = time.Minute
 
 // comply runs the compliance gate after an activation, once, and reports what
 // fails. It returns why the generation must not stay, empty when it may: only
-// enforce sends it back. A mode that nobody set, and auto, report what a
+// enforce sends it back. Without a mode, and with auto, it reports what a
 // collector finds and want none.
 func (p *prover) comply(ctx context.Context, j *journal.Journal) (trouble string) {
 	mode := j.Compliance
@@ -51,7 +51,7 @@ func (p *prover) comply(ctx context.Context, j *journal.Journal) (trouble string
 	case errors.Is(err, nixops.ErrNoCollector) && mode != fleet.ModeEnforce:
 		return ""
 	case err != nil:
-		p.log.Warn().Err(err).Str("mode", mode).Msg("compliance is not known")
+		p.log.Warn().Err(err).Str("mode", mode).Msg("compliance unknown")
 		trouble = "no evidence: " + err.Error()
 	case len(failing) > 0:
 		p.log.Warn().Strs("controls", failing).Str("mode", mode).Msg("compliance fails")

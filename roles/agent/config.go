@@ -95,8 +95,8 @@ func hostFlags() []cli.Flag {
 		stringFlag("supervisor", "", "what runs switches: `KIND` systemd, process or launchd (default: the platform's)"),
 		stringFlag("nix-bin-dir", "", "`DIR` of the Nix programs (default: on PATH)"),
 		stringFlag("nix-conf-dir", "", "`DIR` of nix.conf (default: Nix's own)"),
-		&cli.StringSliceFlag{Name: "substituters", Usage: "`URL` of a cache; when given, no other is asked"},
-		&cli.StringSliceFlag{Name: "trusted-public-keys", Usage: "`KEY` of a cache; when given, no other is believed"},
+		&cli.StringSliceFlag{Name: "substituters", Usage: "`URL` of a cache; when set, only these are asked"},
+		&cli.StringSliceFlag{Name: "trusted-public-keys", Usage: "`KEY` of a cache; when set, only these are trusted"},
 		simulated, cache,
 	}
 }
@@ -107,7 +107,7 @@ func runFlags() []cli.Flag {
 		stringFlag("machine-id", "", "`NAME` of this host in the fleet's declaration"),
 		&cli.IntFlag{Name: "poll-interval", Value: 60, Usage: "`SECONDS` between two check-ins"},
 		stringFlag("trust-file", "/etc/nixfleet/agent/trust.json", "trust roots `FILE`"),
-		stringFlag("ca-cert", "", "CA bundle `FILE` of the control plane; once given, no other CA is believed"),
+		stringFlag("ca-cert", "", "CA bundle `FILE` of the control plane; when set, no other CA is trusted"),
 		stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate; written at enrolment"),
 		stringFlag("client-key", "", "its key `FILE`, PEM or OpenSSH (default: the ssh host key)"),
 		stringFlag("ssh-host-key-file", "/etc/ssh/ssh_host_ed25519_key", "`FILE` of the key that signs this host's reports"),

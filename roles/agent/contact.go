@@ -132,7 +132,7 @@ const provenTime = time.Minute
 
 // unproven reports whether current is the target of an activation under a control plane
 // without heads that is not confirmed yet. To such a control plane a check-in that names the
-// target is a confirm [T26]. A generation whose confirm nobody answers is proven, and named
+// target is a confirm [T26]. A generation whose confirm is not answered is proven, and named
 // after a while.
 func (c *contact) unproven(ctx context.Context, current string) bool {
 	j, err := c.dir.Journal()
@@ -180,7 +180,7 @@ func text(s *string) string {
 	return *s
 }
 
-// specialised is set when the running system is a specialisation.
+// specialised is the specialisation that runs, empty when none does.
 type specialised struct{ name string }
 
 // base is the closure that the running system belongs to: a running

@@ -41,7 +41,7 @@ type enroller struct {
 	saidRenewal       said // that failed
 }
 
-// errNoToken: there is neither a valid certificate nor a token to get one.
+// errNoToken means that there is neither a valid certificate nor a token to get one.
 var errNoToken = &command.Error{
 	Err:  errors.New("no valid certificate and no bootstrap token"),
 	Hint: "mint one with nixfleet mint-token and name it with --bootstrap-token-file",
@@ -99,8 +99,8 @@ func (e *enroller) takeKept() error {
 }
 
 // spentAgain is how long a token waits that was spent already by all that this agent knows.
-// It is not believed for good: whoever answered may have lied, and to the right control
-// plane the token may be new.
+// That is not believed for good: a control plane may have lied, and to the right one the token
+// may be new.
 const spentAgain = time.Hour
 
 // spent is the token that a certificate was got with, or that was refused as used.

@@ -17,9 +17,9 @@ func (m *memory) follow(ctx context.Context, intent string) {
 	if h == nil || h.Kind == holdPaused || h.Intent == "" || h.Intent == intent {
 		return
 	}
-	m.log.Info().Str("hold", h.text()).Msg("hold ends: the fleet wants something new")
+	m.log.Info().Str("hold", h.text()).Msg("hold lifted: a new release replaces what was held")
 	if err := errors.Join(m.dir.Remove(journal.HoldFile), forgetOther(ctx, m.undoer)); err != nil {
-		m.log.Error().Err(err).Msg("hold not ended")
+		m.log.Error().Err(err).Msg("hold not lifted")
 		return
 	}
 	m.hold.Store(nil)
@@ -62,7 +62,7 @@ func (m *memory) holdByHand(running string) {
 		return
 	}
 	m.hold.Store(h)
-	m.log.Warn().Str("running", running).Msg("switched by hand; left as it is")
+	m.log.Warn().Str("running", running).Msg("host was switched by hand; the agent leaves it as it is")
 	m.reporter.other(protocol.KindThirdClosure, running)
 }
 

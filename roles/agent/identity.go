@@ -21,8 +21,8 @@ import (
 //
 // A new certificate does not replace the one in use at once. It lies beside it, as
 // `FILE.next`, until one check-in with it was answered. The one that it then replaces is kept
-// as `FILE.previous` for as long as it is valid: whoever answered that check-in may have
-// issued the new one as well, and need not be the control plane of tomorrow.
+// as `FILE.previous` for as long as it is valid: a lying control plane may have issued the new
+// one and answered that check-in, and the honest one will refuse it.
 type identity struct {
 	hostname string
 	certPath string
@@ -136,7 +136,7 @@ func (i *identity) onTrial() *tls.Certificate { return i.valid(i.nextPath()) }
 
 // accept puts the certificate on trial in the place of the one in use, which is kept for
 // as long as it is valid. One that was kept before and is still valid stays: several
-// renewals in a row must not push out the last certificate that somebody else issued.
+// renewals in a row must not push out the last good certificate.
 func (i *identity) accept() error {
 	if i.valid(i.previousPath()) == nil && i.valid(i.certPath) != nil {
 		text, err := disk.ReadLinked(i.certPath, pki.MaxDocument)

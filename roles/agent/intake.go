@@ -41,7 +41,7 @@ type intake struct {
 	giveWay atomic.Pointer[func()] // ends the download that is going on
 }
 
-// localError is trouble of this host, for which no release is to blame.
+// localError is an error of this host, for which no release is to blame.
 type localError struct {
 	reason journal.Reason
 	event  string // that reports it; empty: none
@@ -77,7 +77,7 @@ func (i *intake) bring(ctx context.Context, w *verify.Target, j *journal.Journal
 		return errors.New("the closure has no bin/switch-to-configuration")
 	}
 	if c.AgentPath == "" && !i.cfg.AgentOutside {
-		return errors.New("the closure has no agent of its own, so that nobody could prove it")
+		return errors.New("the closure has no agent of its own, so nothing could prove it")
 	}
 	if c.TrustJSON != nil {
 		if err := w.TrustAdmits(c.TrustJSON); err != nil {
@@ -87,12 +87,12 @@ func (i *intake) bring(ctx context.Context, w *verify.Target, j *journal.Journal
 		return &localError{journal.Because(protocol.CausePreflight, "trust file: "+err.Error()), protocol.EventRealiseFailed}
 	} else if !i.cfg.AgentOutside && inStore(own) {
 		// One that no closure brings stays as it is, and has verified this release.
-		return errors.New("the closure has no trust file of its own, so that it would believe no later release")
+		return errors.New("the closure has no trust file of its own, so it would refuse every later release")
 	}
 	return nil
 }
 
-// inStore: a release may bring another file in its place.
+// inStore reports whether a release may bring another file in its place.
 func inStore(path string) bool { return strings.HasPrefix(path, "/nix/store/") }
 
 // tail is the end of a text, cut where it can still be reported.
@@ -139,7 +139,7 @@ func (i *intake) preflight(ctx context.Context, w *verify.Target) error {
 func (i *intake) checkTarget(ctx context.Context, closure string) error {
 	knows, err := i.host.SupportsCheck(ctx, closure)
 	if err != nil {
-		i.log.Warn().Err(err).Msg("switch script not asked for its actions; its checks run with the switch")
+		i.log.Warn().Err(err).Msg("switch script cannot be asked for its actions; its checks run with the switch")
 		return nil
 	}
 	if !knows {
@@ -175,7 +175,7 @@ func (i *intake) giveUp(w *verify.Target, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
-	i.log.Error().Err(err).Str("closure", w.Closure()).Msg("activation given up")
+	i.log.Error().Err(err).Str("closure", w.Closure()).Msg("activation failed before the switch")
 	i.status.waiting("%v", err)
 	if err := i.dir.End(journal.Fetching); err != nil {
 		i.log.Error().Err(err).Msg("journal not closed")

@@ -58,7 +58,7 @@ func (l *lookahead) plan(ctx context.Context) {
 	}
 	entry, err := l.verifier.Entry(ctx, source{l.client})
 	if err != nil {
-		l.log.Warn().Err(err).Msg("nothing fetched ahead")
+		l.log.Warn().Err(err).Msg("look-ahead failed")
 		return
 	}
 	l.lookedAhead = l.verifier.HeadHash()
@@ -68,7 +68,7 @@ func (l *lookahead) plan(ctx context.Context) {
 	p := &ahead{entry.TargetClosure, time.Now().Add(spread(l.cfg.MachineID, entry.TargetClosure, l.cfg.PrefetchSpread))}
 	l.ahead.Store(p)
 	select {
-	case <-l.planned: // an older plan that nobody took
+	case <-l.planned: // an older plan that was not taken
 	default:
 	}
 	l.planned <- p
@@ -90,7 +90,7 @@ func (l *lookahead) run(ctx context.Context) {
 			failures = 0
 		case <-due:
 			if err := l.fetch(ctx, next.closure); err != nil {
-				l.log.Warn().Err(err).Str("closure", next.closure).Msg("not fetched ahead")
+				l.log.Warn().Err(err).Str("closure", next.closure).Msg("fetch ahead of the wave failed")
 				next = &ahead{next.closure, time.Now().Add(backoff(failures))}
 				failures++
 				continue
@@ -125,7 +125,7 @@ func (l *lookahead) fetch(ctx context.Context, closure string) error {
 	if err := l.host.Realise(limited, closure, nil); err != nil {
 		return err
 	}
-	l.log.Info().Str("closure", closure).Msg("fetched ahead")
+	l.log.Info().Str("closure", closure).Msg("closure fetched ahead of its wave")
 	return l.drop(ctx, closure)
 }
 

@@ -64,7 +64,7 @@ func (l *loop) run(ctx context.Context) {
 			failures++
 			pause = l.failed(err, failures)
 			if err := l.enroller.enrolAnew(ctx, err); err != nil && ctx.Err() == nil {
-				l.log.Error().Err(err).Msg("not enrolled again")
+				l.log.Error().Err(err).Msg("enrolment with the token failed")
 			}
 		default:
 			failures = 0
@@ -76,7 +76,7 @@ func (l *loop) run(ctx context.Context) {
 	}
 }
 
-// errLocalChange: a held check-in was given up to send a newer one.
+// errLocalChange means that a held check-in was given up to send a newer one.
 var errLocalChange = errors.New("local change")
 
 // turn is one check-in and what follows from its answer.

@@ -76,7 +76,7 @@ func (c *confirmed) attested() pki.Timestamp {
 	return c.At
 }
 
-// over: it is not tried again by itself.
+// over reports whether the closure is not tried again by itself.
 func (q *quarantine) over() bool { return q.Failures > 0 || q.Unreachable > unreachableTries }
 
 // blocked says why a closure is not tried now; empty when it may be.
@@ -122,7 +122,7 @@ func (m *memory) refuses(w *verify.Target) string {
 	if q != nil && w.ByHead() && q.over() && !q.Retried && !m.reporter.outbox.waiting(q.ChannelRef) && m.clock.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
 		// operator's one retry. A control plane that lies gains one attempt by it. One of
-		// v1 offers again whatever has failed, and nobody has asked for it.
+		// v1 offers again whatever has failed, without an operator.
 		q.Retried = true
 		if err := m.dir.Write(quarantineFile, q); err != nil {
 			return err.Error()
@@ -204,14 +204,14 @@ func (m *memory) forgetRecalled(j *journal.Journal) {
 	done.Intents = append(done.Intents, j.Intent)
 	done.Intents = done.Intents[max(0, len(done.Intents)-maxRecalled):]
 	if err := errors.Join(m.dir.Write(recalledFile, done), m.dir.Remove(confirmedFile)); err != nil {
-		m.log.Error().Err(err).Msg("rollback not noted")
+		m.log.Error().Err(err).Msg("rollback not recorded")
 	}
 	m.confirmed.Store(nil)
 	m.blame(j.Closure, j.Intent, j.ChannelRef, journal.Reason{Cause: protocol.CauseRecalled})
 }
 
 func (m *memory) apply(ctx context.Context, done *act) {
-	m.log.Warn().Str("act", done.Kind).Str("text", done.Text).Time("at", done.At.Time).Msg("root's act")
+	m.log.Warn().Str("act", done.Kind).Str("text", done.Text).Time("at", done.At.Time).Msg("root command applied")
 	switch {
 	case done.Hold != nil:
 		m.hold.Store(done.Hold)

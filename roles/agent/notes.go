@@ -53,19 +53,19 @@ func (n *notes) take(ctx context.Context) {
 	dir := journal.Directory(n.dir.Path(actsDir))
 	entries, err := os.ReadDir(string(dir))
 	if err != nil {
-		return // nobody has done anything yet
+		return // there are no notes yet
 	}
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
 		}
-		done := journal.Optional[act](dir, e.Name(), func(err error) { n.log.Error().Err(err).Str("file", e.Name()).Msg("act not read") })
+		done := journal.Optional[act](dir, e.Name(), func(err error) { n.log.Error().Err(err).Str("file", e.Name()).Msg("note of a root command not read") })
 		if done == nil {
 			continue
 		}
 		n.memory.apply(ctx, done)
 		if err := dir.Remove(e.Name()); err != nil {
-			n.log.Error().Err(err).Msg("act not removed")
+			n.log.Error().Err(err).Msg("note of a root command not removed")
 			return
 		}
 	}

@@ -94,14 +94,14 @@ func (o *outbox) add(r *protocol.ReportRequest) (lost []*protocol.ReportRequest,
 	return lost, o.write()
 }
 
-// waiting: there is something about a rollout that the control plane does not know yet.
+// waiting reports whether a report of a rollout is not delivered yet.
 func (o *outbox) waiting(rollout string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.ContainsFunc(o.queue, func(r *protocol.ReportRequest) bool { return rolloutOf(r) == rollout })
 }
 
-// empty: the control plane knows all that there is to say.
+// empty reports whether every report is delivered.
 func (o *outbox) empty() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -113,7 +113,7 @@ func (h *healthChecks) check() error {
 	for _, p := range h.list(nil) {
 		switch {
 		case p.name == "":
-			return fmt.Errorf("a probe of kind %s is without a name", p.kind)
+			return fmt.Errorf("a probe of kind %s has no name", p.kind)
 		case names[p.name]:
 			return fmt.Errorf("two probes are named %q", p.name)
 		}
@@ -121,12 +121,12 @@ func (h *healthChecks) check() error {
 	}
 	for _, p := range h.HTTP {
 		if u, err := url.Parse(p.URL); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return fmt.Errorf("probe %q: url %q is none of http or https", p.Name, p.URL)
+			return fmt.Errorf("probe %q: url %q must begin with http:// or https://", p.Name, p.URL)
 		}
 	}
 	for _, p := range h.TCP {
 		if p.Port == 0 || p.Port > 65535 {
-			return fmt.Errorf("probe %q: port %d is none", p.Name, p.Port)
+			return fmt.Errorf("probe %q: port %d is not between 1 and 65535", p.Name, p.Port)
 		}
 	}
 	for _, p := range h.Exec {
@@ -190,7 +190,7 @@ func (p httpProbe) run(ctx context.Context) error {
 	}
 	resp.Body.Close()
 	if resp.StatusCode != want {
-		return fmt.Errorf("answered %d, expected is %d", resp.StatusCode, want)
+		return fmt.Errorf("answered %d, expected %d", resp.StatusCode, want)
 	}
 	return nil
 }
@@ -263,7 +263,7 @@ func newProber(h *healthChecks, host nixops.Host, changed func()) *prober {
 	return p
 }
 
-// active: there is something to say at check-ins.
+// active reports whether check-ins carry probes.
 func (p *prober) active() bool { return p.mode != "disabled" && len(p.probes) > 0 }
 
 // reset forgets results: a new generation has to prove itself.

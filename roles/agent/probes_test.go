@@ -29,7 +29,7 @@ func TestProbesThatCannotWorkAreRefused(t *testing.T) {
 		`{"units":[{"name":"a","unit":"b"}],"tcp":[{"name":"a","port":1}]}`: "two probes are named",
 		`{"http":[{"name":"a","url":"ftp://x"}]}`:                           "url",
 		`{"http":[{"name":"a","url":"http://"}]}`:                           "url",
-		`{"http":[{"name":"","url":"http://x"}]}`:                           "without a name",
+		`{"http":[{"name":"","url":"http://x"}]}`:                           "has no name",
 		`{"http":[{"name":"a","url":"http://x","timeoutSeconds":-1}]}`:      "timeoutSeconds",
 	} {
 		if err := os.WriteFile(file, []byte(doc), 0o600); err != nil {

@@ -39,7 +39,7 @@ type prover struct {
 func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
 	if ok, err := p.mayProve(ctx, j); err != nil || !ok {
 		if err == nil {
-			p.status.waiting("the new generation's own agent has to prove it; this is another")
+			p.status.waiting("the new generation's own agent to prove it; this is another agent")
 		}
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 			return nil, err
 		}
 	}
-	p.status.waiting("an answer of the control plane to prove that %s reaches it", j.Closure)
+	p.status.waiting("an answer of the control plane, which proves that %s reaches it", j.Closure)
 	for {
 		if err := p.reach(ctx, j); err == nil {
 			break
@@ -96,7 +96,7 @@ func (p *prover) reach(ctx context.Context, j *journal.Journal) error {
 	return err
 }
 
-// mayProve: this process is the target closure's own agent.
+// mayProve reports whether this process is the target closure's own agent.
 func (p *prover) mayProve(ctx context.Context, j *journal.Journal) (bool, error) {
 	if p.cfg.AgentOutside {
 		return true, nil
@@ -112,7 +112,7 @@ func (p *prover) mayProve(ctx context.Context, j *journal.Journal) (bool, error)
 	return own == c.AgentPath, err
 }
 
-// windowUsed: so much of the window is over that we undo by ourselves. The clock may
+// windowUsed reports whether so much of the window is over that the agent undoes by itself. The clock may
 // have been set meanwhile: when it says that even the deadline has passed, which is
 // monotonic and still to come, the deadline is believed.
 func (p *prover) windowUsed(ctx context.Context, j *journal.Journal) bool {

@@ -110,12 +110,12 @@ func (r *rebooter) run(ctx context.Context) {
 			open, next, err := r.reboots.open(ctx, r.host, now)
 			switch {
 			case err != nil:
-				r.log.Error().Err(err).Msg("reboot window not known")
+				r.log.Error().Err(err).Msg("reboot window cannot be determined")
 				opens = now.Add(rebootRetry)
 			case open:
 				if err := r.reboot(ctx, j); err != nil {
-					r.log.Error().Err(err).Msg("reboot not begun")
-					r.status.waiting("a person to reboot: %v", err)
+					r.log.Error().Err(err).Msg("reboot failed")
+					r.status.waiting("somebody to reboot this host: %v", err)
 					opens = now.Add(rebootRetry)
 				}
 			case next.IsZero():

@@ -46,7 +46,7 @@ func (c *recaller) rollback(ctx context.Context, r *protocol.Rollback) bool {
 		return false
 	}
 	r.Reason = protocol.Clip(r.Reason, maxReason)
-	c.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("rollback asked for by the control plane")
+	c.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("control plane requests a rollback")
 	next := *j
 	next.Step, next.Units, next.ChannelRef = journal.Undoing, journal.NewUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
 	next.Reason, next.Blame, next.Recalled = journal.Because(protocol.CauseRecalled, r.Reason), false, true
@@ -57,7 +57,7 @@ func (c *recaller) rollback(ctx context.Context, r *protocol.Rollback) bool {
 		next.BootID = boot
 	}
 	if err := c.dir.Begin(&next); err != nil {
-		c.log.Error().Err(err).Msg("rollback not begun")
+		c.log.Error().Err(err).Msg("rollback failed to begin")
 		return false
 	}
 	c.work.start(ctx, func(ctx context.Context) { c.resume(ctx, &next) })
@@ -111,7 +111,7 @@ func (c *recaller) mayRollBack(r *protocol.Rollback) (*journal.Journal, string) 
 	case head != nil && head.Intent != j.Intent:
 		return nil, "what runs here is not of the rollout that the head names"
 	case done != nil && slices.Contains(done.Intents, j.Intent):
-		return nil, "it was honoured once for this intent"
+		return nil, "this rollout was already rolled back once"
 	}
 	window := c.cfg.MaxManifestAge
 	if head != nil {

@@ -121,13 +121,13 @@ func (e *enroller) judgeTrial(onTrial, inUse error) {
 			return
 		}
 		e.renewal.postpone()
-		e.renewalFailed(fmt.Errorf("the new certificate was not accepted, the one before is used again: %w", onTrial))
+		e.renewalFailed(fmt.Errorf("the new certificate was not accepted, the previous one is used again: %w", onTrial))
 		err = e.identity.discard()
 	case certificateRefused(onTrial) && certificateRefused(inUse):
 		err = e.takeTrial()
 	}
 	if err != nil {
-		e.log.Error().Err(err).Msg("certificate on trial not put away")
+		e.log.Error().Err(err).Msg("new certificate not removed")
 	}
 }
 
@@ -141,7 +141,7 @@ func (e *enroller) checkinPrevious(ctx context.Context, why error) (answer *prot
 	if err != nil {
 		return nil, sent, why
 	}
-	e.log.Warn().Err(why).Msg("certificate refused; the one before is in use again")
+	e.log.Warn().Err(why).Msg("certificate refused; the previous certificate is in use again")
 	return answer, sent, nil
 }
 

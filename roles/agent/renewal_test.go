@@ -119,8 +119,8 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 		answer func(p *plane, csr *pki.CSR) string
 		words  string
 	}{
-		"nothing": {false, func(*plane, *pki.CSR) string { return "" }, "answered no certificate"},
-		"a key":   {false, func(*plane, *pki.CSR) string { return "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n" }, "answered no certificate"},
+		"nothing": {false, func(*plane, *pki.CSR) string { return "" }, "answered without a certificate"},
+		"a key":   {false, func(*plane, *pki.CSR) string { return "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n" }, "answered without a certificate"},
 		"another key": {false, func(p *plane, csr *pki.CSR) string {
 			other := *csr
 			other.Key = p.ci.Crypto().Public().(ed25519.PublicKey)
@@ -134,7 +134,7 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 		}, "in use is one for"},
 		"text before it": {false, func(p *plane, csr *pki.CSR) string {
 			return "x\n" + p.cert(p.issuing, csr, testHost, testSuffix, time.Now(), life)
-		}, "answered no certificate"},
+		}, "answered without a certificate"},
 		"two certificates": {false, func(p *plane, csr *pki.CSR) string {
 			return p.cert(p.issuing, csr, testHost, testSuffix, time.Now(), life) + string(p.rootPEM)
 		}, "more than one certificate"},
@@ -161,10 +161,10 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 		}, "another issuing key"},
 		"the issuer's name and key identifier, with a pin": {true, func(p *plane, csr *pki.CSR) string {
 			return p.cert(p.forger(true), csr, testHost, testSuffix, time.Now(), life)
-		}, "no issuing CA that trust.json names"},
+		}, "no issuing CA of trust.json has issued"},
 		"another issuer, with a pin": {true, func(p *plane, csr *pki.CSR) string {
 			return p.cert(p.root, csr, testHost, testSuffix, time.Now(), life)
-		}, "no issuing CA that trust.json names"},
+		}, "no issuing CA of trust.json has issued"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -220,7 +220,7 @@ func TestRenewedCertificateIsOnTrial_T18(t *testing.T) {
 		stop := m.start(m.sim)
 		time.Sleep(6 * time.Hour)
 		got := p.refusals(protocol.EventRenewalFailed)
-		if m.certificate() != first || !strings.Contains(got, "the new certificate was not accepted, the one before is used again") {
+		if m.certificate() != first || !strings.Contains(got, "the new certificate was not accepted, the previous one is used again") {
 			t.Errorf("kept %t, reported %q", m.certificate() == first, got)
 		}
 		if since := time.Since(m.local().LastContact.Time); since > 5*time.Minute {

@@ -70,7 +70,7 @@ func (p *reporter) report(event, rollout string, details any) {
 		})
 	}
 	for _, r := range lost {
-		p.log.Error().Str("event", r.Event).Str("rollout", rolloutOf(r)).Msg("report gave way to newer ones")
+		p.log.Error().Str("event", r.Event).Str("rollout", rolloutOf(r)).Msg("report dropped: queue is full")
 	}
 	if err != nil {
 		p.log.Error().Err(err).Str("event", event).Msg("report lost")
@@ -92,7 +92,7 @@ type answer int
 const (
 	taken    answer = iota
 	wrong           // the control plane would call it wrong again
-	absent          // nobody there takes reports, or not of this rollout
+	absent          // the other side takes no reports, or none of this rollout
 	doubtful        // it, or this host, or the control plane's own trouble
 	later           // no word about this report at all
 )
@@ -143,8 +143,8 @@ const vainAtOnce = 3
 // deliver sends what is queued, in the order of each rollout. One that the control plane
 // calls wrong would be wrong again, and is dropped. One that it refuses without saying
 // so, while it answers check-ins, holds up only those of its own rollout, and not for
-// ever: a host with reports neither reboots nor retries. Who waits for another delivery
-// waits no longer than ctx.
+// ever: a host with reports neither reboots nor retries. A caller
+// waits for another delivery no longer than ctx.
 func (p *reporter) deliver(ctx context.Context) {
 	if p.delivering.Acquire(ctx, 1) != nil {
 		return
@@ -164,7 +164,7 @@ func (p *reporter) deliver(ctx context.Context) {
 			log.Error().Msg("report refused")
 			err = p.outbox.done(r)
 		case later:
-			log.Debug().Msg("report waits")
+			log.Debug().Msg("report not delivered, will retry")
 			p.outbox.vain(r, time.Now())
 			return
 		default:
@@ -183,7 +183,7 @@ func (p *reporter) deliver(ctx context.Context) {
 // control plane as a whole, that is in trouble.
 func (p *reporter) refused(r *protocol.ReportRequest, upTo limit, log zerolog.Logger) error {
 	if !p.answered.Load() {
-		log.Debug().Msg("report waits")
+		log.Debug().Msg("report not delivered, will retry")
 		p.outbox.vain(r, time.Now())
 		return nil
 	}
@@ -192,22 +192,21 @@ func (p *reporter) refused(r *protocol.ReportRequest, upTo limit, log zerolog.Lo
 		return err
 	}
 	if so.Times >= upTo.times && p.clock.now().Sub(so.Since.Time) >= upTo.after {
-		log.Error().Uint32("times", so.Times).Time("since", so.Since.Time).Msg("report given up")
+		log.Error().Uint32("times", so.Times).Time("since", so.Since.Time).Msg("report dropped: refused for too long")
 		return p.outbox.done(r)
 	}
 	level := zerolog.DebugLevel
 	if so.Times == 1 {
 		level = zerolog.WarnLevel
 	}
-	log.WithLevel(level).Msg("report refused; those of other rollouts go on")
+	log.WithLevel(level).Msg("report refused; reports of other rollouts are still delivered")
 	return nil
 }
 
 // deliverTime is what the loop of check-ins spends on reports at a time.
 const deliverTime = 2 * time.Minute
 
-// deliverWithin is deliver for who has no time to lose; the rest goes with the
-// next check-in.
+// deliverWithin is deliver with a limit of time; the rest goes with the next check-in.
 func (p *reporter) deliverWithin(ctx context.Context, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -33,13 +33,13 @@ const (
 )
 
 // disbelieve sets aside a journal that cannot be believed and leaves the host as
-// it is: nobody knows what was under way.
+// it is: what was under way is not known.
 func (s *settler) disbelieve(err error) {
 	aside, asideErr := s.dir.SetAside(journal.File)
-	s.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal not believed")
+	s.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal set aside: it cannot be believed")
 	s.reporter.other(protocol.KindJournalSetAside, err.Error())
 	s.status.note(func(s *status) {
-		s.Waiting, s.Next = "the journal could not be believed and is kept as "+aside, "compare what runs with the profile and the boot default, above"
+		s.Waiting, s.Next = "the journal is damaged and is kept as "+aside, "compare what runs with the profile and the boot default, above"
 	})
 }
 

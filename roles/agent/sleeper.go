@@ -65,7 +65,7 @@ func (s *sleeper) overslept(ctx context.Context, j *journal.Journal) bool {
 	}
 	now, err := s.host.SinceBoot(ctx)
 	if err != nil {
-		s.log.Warn().Err(err).Msg("time asleep not known")
+		s.log.Warn().Err(err).Msg("time asleep cannot be determined")
 		return false
 	}
 	window := time.Duration(j.WindowSecs) * time.Second

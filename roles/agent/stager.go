@@ -69,7 +69,7 @@ func (s *stager) stage(ctx context.Context) (*journal.Journal, error) {
 	work := context.WithoutCancel(ctx)
 	once, err := s.host.CanBootOnce(work)
 	if err != nil {
-		s.log.Warn().Err(err).Msg("boot loader not asked; it is taken for one that cannot fall back")
+		s.log.Warn().Err(err).Msg("boot loader cannot be asked; the agent assumes no fallback")
 	}
 	j, err := s.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staging, func(j *journal.Journal) {
 		j.BootsOnce, j.Reboots = once, once && s.reboots.mode != rebootNever
@@ -89,7 +89,7 @@ func (s *stager) stage(ctx context.Context) (*journal.Journal, error) {
 	if j.BootsOnce {
 		s.status.waiting("a reboot: %s differs and cannot be switched live; %s", j.Component, s.reboots)
 	} else {
-		s.status.waiting("a person to reboot: %s differs and cannot be switched live; %s", j.Component, noFallback)
+		s.status.waiting("somebody to reboot this host: %s differs and cannot be switched live; %s", j.Component, noFallback)
 	}
 	_, err = s.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staged, nil)
 	return nil, err
@@ -198,7 +198,7 @@ func (s *stager) stagedAlready(j *journal.Journal, w *verify.Target) {
 // supersedeStaged takes a staged generation back before a newer one is begun.
 func (s *stager) supersedeStaged(ctx context.Context, j *journal.Journal) {
 	if err := s.undoer.From(ctx, []journal.Step{journal.Staged}, journal.Because(protocol.CauseSuperseded, "a newer release is wanted")); err != nil {
-		s.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not taken back")
+		s.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not undone")
 		return
 	}
 	s.settler.settle(ctx)

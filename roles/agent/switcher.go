@@ -137,7 +137,7 @@ func (s *switcher) arm(ctx context.Context, j *journal.Journal) (*journal.Journa
 // leave ends an activation before anything was changed; the closure stays in
 // the store for when it is offered again.
 func (s *switcher) leave(ctx context.Context, j *journal.Journal, why journal.Reason) error {
-	s.log.Info().Str("closure", j.Closure).Stringer("why", why).Msg("activation left")
+	s.log.Info().Str("closure", j.Closure).Stringer("why", why).Msg("activation abandoned")
 	s.status.waiting("%s", why)
 	if err := s.host.AddRoot(ctx, "staged", j.Closure); err != nil {
 		return err

@@ -36,7 +36,7 @@ func Open(path string) (Directory, error) {
 // Path is the path of a file in the directory.
 func (d Directory) Path(name string) string { return filepath.Join(string(d), name) }
 
-// OwnOnly refuses a file or directory that somebody else owns or can write.
+// OwnOnly refuses a file or directory that another user owns or can write.
 func OwnOnly(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {

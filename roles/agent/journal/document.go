@@ -22,7 +22,7 @@ const (
 )
 
 // ErrUnfit means that a document is there and cannot be believed: it is truncated, of
-// another version, changed or writable by somebody else, or not a regular file.
+// another version, changed or writable by another user, or not a regular file.
 var ErrUnfit = errors.New("state file is damaged or foreign")
 
 // envelope is how documents lie on disk: with the version of their form and a checksum

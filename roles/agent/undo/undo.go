@@ -84,7 +84,7 @@ func (u *Undoer) From(ctx context.Context, from []journal.Step, reason journal.R
 	}
 	if third != "" {
 		// Root switched by hand meanwhile, and keeps that.
-		u.Log.Warn().Str("running", third).Msg("a third closure is running; left as it is")
+		u.Log.Warn().Str("running", third).Msg("a third closure is running; the undo leaves it as it is")
 		return u.finish(ctx, func(j *journal.Journal) {
 			j.Reason, j.Blame = journal.Because(protocol.CauseThirdClosure, third), false
 		})
@@ -203,7 +203,7 @@ func (u *Undoer) rebootBack(ctx context.Context, j *journal.Journal) bool {
 		err = u.Host.Reboot(ctx)
 	}
 	if err != nil {
-		u.Log.Error().Err(err).Msg("reboot into the previous generation not begun")
+		u.Log.Error().Err(err).Msg("reboot into the previous generation failed")
 	}
 	return err == nil
 }

@@ -56,7 +56,7 @@ func (u *Undoer) restoreUnits(ctx context.Context, j *journal.Journal, unwell er
 	down, err := u.Host.StartAgain(ctx, j.Baseline().Ran)
 	switch {
 	case err != nil:
-		u.Log.Warn().Err(err).Msg("units that ran before are not looked at")
+		u.Log.Warn().Err(err).Msg("units that ran before cannot be checked")
 	case len(down) > 0:
 		u.Log.Warn().Strs("units", down).Msg("units that ran before do not run")
 		if trouble != "" {

@@ -151,7 +151,7 @@ func (p *puppet) heard(t *testing.T) {
 	})
 }
 
-// A rollback asked for by the control plane is honoured once, only to what the agent
+// A control plane requests a rollback is honoured once, only to what the agent
 // recorded, and only for the rollout that is in force (A6).
 func playRecall(t *testing.T, g *ground) {
 	cp := g.newPuppet(t, g.main)
