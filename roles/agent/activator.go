@@ -137,9 +137,13 @@ var errOvertaken = errors.New(overtaken.String())
 // newJournal records where the host is, before anything is done to it.
 func (a *activator) newJournal(ctx context.Context, w *verify.Target) (*journal.Journal, error) {
 	j := &journal.Journal{
-		Step: journal.Fetching, Closure: w.Closure(), RolloutID: w.RolloutID(), Intent: w.Intent(), Channel: w.Channel(), ChannelRef: w.ChannelRef(),
-		Wave: w.Wave(), Attempt: 1, Compliance: w.Compliance(), StartedAt: pki.At(time.Now().Truncate(time.Millisecond)), WindowSecs: uint32(w.ConfirmWindow() / time.Second),
-		Units: journal.NewUnits(strconv.FormatInt(time.Now().UnixMilli(), 36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
+		Step: journal.Fetching, Closure: w.Closure(), RolloutID: w.RolloutID(), Intent: w.Intent(), Channel: w.Channel(),
+		ChannelRef: w.ChannelRef(),
+		Wave:       w.Wave(), Attempt: 1, Compliance: w.Compliance(),
+		StartedAt:  pki.At(time.Now().Truncate(time.Millisecond)),
+		WindowSecs: uint32(w.ConfirmWindow() / time.Second),
+		Units: journal.NewUnits(strconv.FormatInt(time.Now().UnixMilli(),
+			36)), Restarts: map[string]uint64{}, FailedBefore: []string{},
 	}
 	j.Since = j.StartedAt
 	if q := a.memory.quarantine.Load(); q != nil && q.Closure == w.Closure() {
@@ -254,7 +258,8 @@ func (a *activator) resume(ctx context.Context) {
 		if err := a.dir.End(journal.Fetching); err != nil {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
-	case rebooted && slices.Contains([]journal.Step{journal.Arming, journal.Switching, journal.Checking, journal.Proven}, j.Step),
+	case rebooted && slices.Contains([]journal.Step{journal.Arming, journal.Switching, journal.Checking, journal.Proven},
+		j.Step),
 		rebooted && j.Step == journal.Committing && !a.undoer.Runs(ctx, current, j.Closure):
 		if err := a.settler.undo(ctx, undo.PowerLost); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")

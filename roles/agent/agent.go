@@ -151,7 +151,8 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 		MaxManifestAge: cfg.MaxManifestAge, Compliance: cfg.ComplianceMode, Manifests: manifests,
 	})
 	a.reporter = &reporter{
-		cfg: cfg, log: a.log, clock: a.clock, identity: id, client: a.client, outbox: outbox, delivering: semaphore.NewWeighted(1),
+		cfg: cfg, log: a.log, clock: a.clock, identity: id, client: a.client, outbox: outbox,
+		delivering: semaphore.NewWeighted(1),
 	}
 	memory := &memory{log: a.log, dir: a.dir, undoer: a.undoer, clock: a.clock, work: a.work, reporter: a.reporter}
 	contact := &contact{
@@ -176,7 +177,8 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 		planned: make(chan *ahead, 1),
 	}
 	a.rebooter = &rebooter{
-		log: a.log, host: cfg.Host, dir: a.dir, status: file, work: a.work, memory: memory, reporter: a.reporter, reboots: reboots,
+		log: a.log, host: cfg.Host, dir: a.dir, status: file, work: a.work, memory: memory, reporter: a.reporter,
+		reboots: reboots,
 	}
 	a.notes = &notes{cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, work: a.work, memory: memory}
 	a.assembleActivation(cfg, contact)
@@ -188,14 +190,16 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 func (a *agent) assembleActivation(cfg *Config, contact *contact) {
 	status, memory := contact.status, contact.memory
 	settler := &settler{
-		log: a.log, host: cfg.Host, dir: a.dir, undoer: a.undoer, status: status, work: a.work, memory: memory, reporter: a.reporter,
+		log: a.log, host: cfg.Host, dir: a.dir, undoer: a.undoer, status: status, work: a.work, memory: memory,
+		reporter: a.reporter,
 	}
 	stager := &stager{
 		cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, undoer: a.undoer, status: status, reporter: a.reporter,
 		prober: a.prober, settler: settler, reboots: contact.reboots,
 	}
 	intake := &intake{
-		cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, clock: a.clock, status: status, memory: memory, reporter: a.reporter,
+		cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, clock: a.clock, status: status, memory: memory,
+		reporter: a.reporter,
 	}
 	prover := &prover{
 		cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, undoer: a.undoer, status: status, reporter: a.reporter,
@@ -210,7 +214,8 @@ func (a *agent) assembleActivation(cfg *Config, contact *contact) {
 		},
 		committer: &committer{
 			cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, undoer: a.undoer, clock: a.clock, status: status, memory: memory,
-			reporter: a.reporter, identity: contact.identity, client: a.client, prover: prover, settler: settler, lookahead: a.lookahead,
+			reporter: a.reporter, identity: contact.identity, client: a.client, prover: prover, settler: settler,
+			lookahead: a.lookahead,
 		},
 		sleeper: &sleeper{log: a.log, host: cfg.Host, dir: a.dir, undoer: a.undoer, work: a.work},
 	}
@@ -223,12 +228,15 @@ func (a *agent) assembleLoop(cfg *Config, contact *contact, verifier *verify.Ver
 	a.loop = &loop{
 		cfg: cfg, log: a.log, status: status, work: a.work, reporter: a.reporter, contact: contact, enroller: a.enroller,
 		activator: a.activator, settler: a.activator.settler, sleeper: a.activator.sleeper,
-		metrics: &metricsFile{path: cfg.MetricsFile, log: a.log, status: status, work: a.work, memory: memory, verifier: verifier},
+		metrics: &metricsFile{path: cfg.MetricsFile, log: a.log, status: status, work: a.work, memory: memory,
+			verifier: verifier},
 		answers: &answers{
-			log: a.log, client: a.client, status: status, reporter: a.reporter, verifier: verifier, contact: contact, memory: memory,
+			log: a.log, client: a.client, status: status, reporter: a.reporter, verifier: verifier, contact: contact,
+			memory:    memory,
 			activator: a.activator, lookahead: a.lookahead,
 			recaller: &recaller{
-				cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, clock: a.clock, work: a.work, memory: memory, reporter: a.reporter,
+				cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, clock: a.clock, work: a.work, memory: memory,
+				reporter: a.reporter,
 				verifier: verifier, resume: a.activator.advanceFrom,
 			},
 		},
@@ -242,7 +250,8 @@ func (a *agent) identity(cfg *Config, trust *verify.TrustFile) (*identity, error
 		return nil, err
 	}
 	id := &identity{
-		hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.clock.now, trust: trust.Read,
+		hostname: cfg.MachineID, certPath: cfg.ClientCert, key: key, token: cfg.TokenFile, now: a.clock.now,
+		trust:   trust.Read,
 		allowV1: cfg.AllowV1,
 	}
 	if id.host, err = pki.ReadPrivateKey(cfg.SSHHostKey); err != nil {
@@ -254,7 +263,8 @@ func (a *agent) identity(cfg *Config, trust *verify.TrustFile) (*identity, error
 // newClient makes a client that presents a certificate, or none.
 func newClient(cfg *Config, clock *clock, certificate func() (*tls.Certificate, error)) (*client.Client, error) {
 	c := client.Config{
-		BaseURL: cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + cfg.Version, Now: clock.now, Dial: cfg.Dial,
+		BaseURL: cfg.URL, Certificate: certificate, UserAgent: "nixfleet-agent/" + cfg.Version, Now: clock.now,
+		Dial: cfg.Dial,
 	}
 	if cfg.CACert != "" {
 		bundle, err := disk.ReadLinked(cfg.CACert, pki.MaxDocument)

@@ -48,7 +48,8 @@ func (a *answers) handle(ctx context.Context, answer *protocol.CheckinResponse, 
 	}
 	if f := a.contact.fetch.Load(); a.verifier.HeadHash() != known && f != nil && f.Result != protocol.FetchOK {
 		// What failed before was of an older release, or has been had by now.
-		a.contact.fetch.Store(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: nonEmpty(a.verifier.Head().RolloutID)})
+		a.contact.fetch.Store(&protocol.FetchOutcome{Result: protocol.FetchOK,
+			RolloutID: nonEmpty(a.verifier.Head().RolloutID)})
 	}
 	a.reportStale()
 	if a.verifier.Mine() {
@@ -138,7 +139,8 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 	a.contact.fetch.Store(outcome)
 	a.doubted = time.Now()
 	a.status.note(func(s *status) {
-		s.Waiting, s.Next = "refused the answer of the control plane: "+text, "check the release with nixfleet verify; a lying control plane looks like this"
+		s.Waiting = "refused the answer of the control plane: " + text
+		s.Next = "check the release with nixfleet verify; a lying control plane looks like this"
 	})
 	rollout := ""
 	if t != nil {
@@ -196,7 +198,8 @@ func (a *answers) reportStale() {
 	})
 	if stale && !a.reportedStale {
 		a.log.Warn().Dur("over", over).Msg("release-stale")
-		a.reporter.other(protocol.KindReleaseStale, "the newest release is past its window by "+over.Round(time.Second).String())
+		a.reporter.other(protocol.KindReleaseStale,
+			"the newest release is past its window by "+over.Round(time.Second).String())
 	}
 	a.reportedStale = stale
 }

@@ -68,7 +68,8 @@ func (h hand) pause(reason string) error {
 	}
 	j, err := h.Dir.Journal()
 	if err == nil && j != nil && j.Step != journal.Staged {
-		_, err = fmt.Fprintf(h.out, "this host takes no targets until resume; the activation of %s goes on, and so does its deadline\n", j.Closure)
+		_, err = fmt.Fprintf(h.out, "this host takes no targets until resume; the activation of %s goes on, and so does "+
+			"its deadline\n", j.Closure)
 		return err
 	}
 	_, err = fmt.Fprintln(h.out, "this host takes no targets until resume")
@@ -77,7 +78,8 @@ func (h hand) pause(reason string) error {
 
 // resume follows the fleet again, from whatever runs.
 func (h hand) resume(ctx context.Context) error {
-	if err := errors.Join(h.Dir.Remove(journal.HoldFile), h.Dir.Remove(quarantineFile), forgetOther(ctx, h.Undoer)); err != nil {
+	if err := errors.Join(h.Dir.Remove(journal.HoldFile), h.Dir.Remove(quarantineFile),
+		forgetOther(ctx, h.Undoer)); err != nil {
 		return err
 	}
 	if err := h.record(act{Kind: protocol.KindBreakGlass, Text: "resumed", Resume: true}); err != nil {
@@ -112,10 +114,12 @@ func (h hand) undo(ctx context.Context, reason string) error {
 		_, err := fmt.Fprintln(h.out, "there is nothing to undo")
 		return err
 	}
-	if err := h.From(ctx, append(journal.Revertible, journal.Staged), journal.Because(protocol.CauseOperatorUndo, reason)); err != nil {
+	if err := h.From(ctx, append(journal.Revertible, journal.Staged),
+		journal.Because(protocol.CauseOperatorUndo, reason)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(h.out, "%s is undone; it is tried again unless this host is paused: nixfleet agent pause\n", j.Closure)
+	_, err = fmt.Fprintf(h.out, "%s is undone; it is tried again unless this host is paused: nixfleet agent pause\n",
+		j.Closure)
 	return err
 }
 
@@ -139,13 +143,17 @@ func (h hand) activate(ctx context.Context, path, reason string) error {
 	if c, err := h.Host.Inspect(ctx, closure); err != nil {
 		return &command.Error{Err: err, Hint: "nix-store --realise /nix/store/" + closure}
 	} else if !c.HasSwitch {
-		return &command.Error{Err: fmt.Errorf("%s has no bin/switch-to-configuration: %w", closure, nixops.ErrNotClosure), Hint: activateHint}
+		return &command.Error{Err: fmt.Errorf("%s has no bin/switch-to-configuration: %w", closure, nixops.ErrNotClosure),
+			Hint: activateHint}
 	}
-	if err := h.From(ctx, []journal.Step{journal.Staged}, journal.Because(protocol.CauseSuperseded, "root activates "+closure)); err != nil {
+	if err := h.From(ctx, []journal.Step{journal.Staged},
+		journal.Because(protocol.CauseSuperseded, "root activates "+closure)); err != nil {
 		return err
 	}
-	if err := h.byHand(ctx, holdState{Kind: holdActivated, Closure: closure, Intent: intentInForce(h.Dir), Reason: reason}); err != nil {
-		return errors.Join(err, h.record(act{Kind: protocol.KindBreakGlass, Text: "activate " + closure + " failed: " + err.Error()}))
+	if err := h.byHand(ctx, holdState{Kind: holdActivated, Closure: closure, Intent: intentInForce(h.Dir),
+		Reason: reason}); err != nil {
+		return errors.Join(err, h.record(act{Kind: protocol.KindBreakGlass, Text: "activate " + closure + " failed: " +
+			err.Error()}))
 	}
 	_, err := fmt.Fprintf(h.out, "this host runs %s until resume, or until the fleet declares something new\n", closure)
 	return err
@@ -176,7 +184,8 @@ func (h hand) byHand(ctx context.Context, state holdState) error {
 	if j != nil && j.Step != journal.Undone {
 		return &command.Error{Err: fmt.Errorf("an activation of %s is under way", j.Closure), Hint: "nixfleet agent undo"}
 	}
-	prior := journal.Optional[holdState](h.Dir, journal.HoldFile, func(err error) { h.Log.Warn().Err(err).Msg("hold not read") })
+	prior := journal.Optional[holdState](h.Dir, journal.HoldFile,
+		func(err error) { h.Log.Warn().Err(err).Msg("hold not read") })
 	state.At = pki.At(time.Now().Truncate(time.Millisecond))
 	if err := h.Dir.Write(journal.HoldFile, state); err != nil {
 		return err
@@ -201,7 +210,8 @@ func (h hand) switchByHand(ctx context.Context, closure string) error {
 	if err != nil {
 		return err
 	}
-	exit, err := h.Host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionSwitch, Unit: journal.FreshUnit("nixfleet-by-hand")})
+	exit, err := h.Host.Switch(ctx,
+		nixops.SwitchRequest{Closure: closure, Action: nixops.ActionSwitch, Unit: journal.FreshUnit("nixfleet-by-hand")})
 	switch exit.Meaning() {
 	case nixops.MeaningDone, nixops.MeaningUnits: // root sees which units failed
 	default:

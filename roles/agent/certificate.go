@@ -36,7 +36,8 @@ func (i *identity) check(text string, inUse *x509.Certificate) (*x509.Certificat
 	if err := i.named(cert, inUse); err != nil {
 		return nil, err
 	}
-	if cert.IsCA || len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0 && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
+	if cert.IsCA || len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0 &&
+		!slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
 		return nil, errors.New("the control plane answered a certificate that is not for a client")
 	}
 	if err := i.issued(cert, inUse); err != nil {
@@ -53,7 +54,8 @@ func (i *identity) check(text string, inUse *x509.Certificate) (*x509.Certificat
 }
 
 func (i *identity) tooEarly(cert *x509.Certificate) error {
-	return fmt.Errorf("%w: it begins at %s, this host's clock says %s", errEarly, pki.At(cert.NotBefore), pki.At(i.now().Truncate(time.Second)))
+	return fmt.Errorf("%w: it begins at %s, this host's clock says %s", errEarly, pki.At(cert.NotBefore),
+		pki.At(i.now().Truncate(time.Second)))
 }
 
 // waitsForClock is why the certificate of an enrolment is not used yet; nil when none waits.
@@ -72,7 +74,8 @@ func oneCertificate(text string) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("the control plane answered a certificate of %d bytes", len(text))
 	}
 	block, rest := pem.Decode([]byte(text))
-	if block == nil || block.Type != "CERTIFICATE" || !strings.HasPrefix(text, "-----BEGIN CERTIFICATE-----") || len(block.Headers) > 0 {
+	if block == nil || block.Type != "CERTIFICATE" || !strings.HasPrefix(text, "-----BEGIN CERTIFICATE-----") ||
+		len(block.Headers) > 0 {
 		return nil, errors.New("the control plane answered without a certificate")
 	}
 	if len(bytes.TrimSpace(rest)) > 0 {
@@ -93,8 +96,10 @@ func (i *identity) named(cert, inUse *x509.Certificate) error {
 	case !strings.HasPrefix(name, bare) || len(name) == len(bare):
 		return fmt.Errorf("the control plane answered a certificate for %.80q, not for %q", name, bare+"…")
 	case inUse != nil && strings.HasPrefix(inUse.Subject.CommonName, bare) && name != inUse.Subject.CommonName:
-		return fmt.Errorf("the control plane answered a certificate for %.80q, in use is one for %q", name, inUse.Subject.CommonName)
-	case len(cert.DNSNames) != 1 || cert.DNSNames[0] != name || len(cert.IPAddresses)+len(cert.EmailAddresses)+len(cert.URIs) > 0:
+		return fmt.Errorf("the control plane answered a certificate for %.80q, in use is one for %q", name,
+			inUse.Subject.CommonName)
+	case len(cert.DNSNames) != 1 || cert.DNSNames[0] != name ||
+		len(cert.IPAddresses)+len(cert.EmailAddresses)+len(cert.URIs) > 0:
 		return fmt.Errorf("the control plane answered a certificate with other names besides %.80q", name)
 	}
 	return nil
@@ -159,7 +164,8 @@ func issuingCAs(trust *pki.Trust) (*x509.CertPool, error) {
 // chained verifies as of the beginning of the certificate: whether that is now is looked
 // at besides, and this host's clock need not be set yet.
 func (i *identity) chained(cert *x509.Certificate, pinned *x509.CertPool) error {
-	if _, err := pki.VerifyChain([]*x509.Certificate{cert}, pinned, x509.ExtKeyUsageClientAuth, cert.NotBefore); err != nil {
+	if _, err := pki.VerifyChain([]*x509.Certificate{cert}, pinned, x509.ExtKeyUsageClientAuth,
+		cert.NotBefore); err != nil {
 		return fmt.Errorf("the control plane answered a certificate that no issuing CA of trust.json has issued: %w", err)
 	}
 	return nil

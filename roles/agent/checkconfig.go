@@ -29,7 +29,8 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 		return err
 	}
 	if err := cfg.readable(); err != nil {
-		return &command.Error{Err: fmt.Errorf("configuration: %w", err), Hint: "the files must be there when the agent starts"}
+		return &command.Error{Err: fmt.Errorf("configuration: %w", err),
+			Hint: "the files must be there when the agent starts"}
 	}
 	if err := cfg.warnUnpinned(c.App.ErrWriter); err != nil {
 		return err
@@ -47,8 +48,9 @@ func (c *Config) warnUnpinned(w io.Writer) error {
 	if pinned, err := issuingCAs(trust); err != nil || pinned != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "warning: %s pins no issuing CA: a renewed certificate is compared by the names of its issuer only, "+
-		"which a control plane can forge\nhint: name the CA in nixfleet.trust.issuanceCAPems; nixfleet init does\n", c.TrustFile)
+	_, err = fmt.Fprintf(w, "warning: %s pins no issuing CA: a renewed certificate is compared by the names of its "+
+		"issuer only, which a control plane can forge\n"+
+		"hint: name the CA in nixfleet.trust.issuanceCAPems; nixfleet init does\n", c.TrustFile)
 	return err
 }
 
@@ -67,7 +69,8 @@ func guardCommand(c *cli.Context) error {
 	if !c.Bool("check-config") {
 		return inState(c, func(h hand) error { return h.Guard(c.Context) })
 	}
-	cfg := Config{hostConfig: hostConfigOf(c, newLogger(c.App.ErrWriter, zerolog.InfoLevel)), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
+	cfg := Config{hostConfig: hostConfigOf(c, newLogger(c.App.ErrWriter, zerolog.InfoLevel)),
+		simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
 	if c.String("state-dir") == "" {
 		return &command.Error{Err: errors.New("configuration: --state-dir is needed"), Hint: "nixfleet agent guard --help"}
 	}

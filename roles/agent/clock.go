@@ -32,7 +32,8 @@ func (c *clock) now() time.Time {
 // certificate where a pinned issuing CA vouches for it, and of the source that its system is
 // made from. All three are signed by others: its own clock may have been wrong before, and
 // what a control plane alone says of the time does not count.
-func (c *clock) raise(ctx context.Context, marks verify.Marks, id *identity, host nixops.Host, log zerolog.Logger) error {
+func (c *clock) raise(ctx context.Context, marks verify.Marks, id *identity, host nixops.Host,
+	log zerolog.Logger) error {
 	m, err := marks.Load()
 	past := []time.Time{id.knownStart()}
 	if m != nil {
@@ -45,7 +46,8 @@ func (c *clock) raise(ctx context.Context, marks verify.Marks, id *identity, hos
 	}
 	c.floor = nixops.ClockFloor(past...)
 	if behind := c.floor.Sub(c.own()); behind > pki.ClockSlack {
-		log.Warn().Time("at_least", c.floor).Dur("behind", behind).Msg("this host's clock is behind; set it, for example by NTP")
+		log.Warn().Time("at_least", c.floor).Dur("behind",
+			behind).Msg("this host's clock is behind; set it, for example by NTP")
 	}
 	return err
 }

@@ -27,7 +27,8 @@ func Command() *cli.Command {
 	return &cli.Command{
 		Name:  "agent",
 		Usage: "the agent: keep this host at its declared state",
-		Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 \\\n" +
+		Description: "Example:\n" +
+			"   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 \\\n" +
 			"     --ca-cert fleet-root.cert.pem --bootstrap-token-file bootstrap-token",
 		Subcommands: slices.Concat(unitCommands(), handCommands(), []*cli.Command{resetMarkCommand()}),
 	}
@@ -45,8 +46,9 @@ func unitCommands() []*cli.Command {
 	return []*cli.Command{
 		{
 			Name: "run", Usage: "run until told to stop",
-			Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 --machine-id web-01 --ca-cert fleet-root.cert.pem",
-			Flags:       runFlags(), Action: runCommand,
+			Description: "Example:\n   nixfleet agent run --control-plane-url https://cp.example.com:8080 " +
+				"--machine-id web-01 --ca-cert fleet-root.cert.pem",
+			Flags: runFlags(), Action: runCommand,
 		},
 		{
 			Name: "status", Usage: "what this host runs, what it was told, what it waits for",
@@ -56,7 +58,8 @@ func unitCommands() []*cli.Command {
 		},
 		{
 			Name: "undo", Usage: "undo an unproven activation; the deadline runs this",
-			Description: "Does nothing when there is nothing to undo.\n\nExample:\n   nixfleet agent undo --reason 'the site is down'",
+			Description: "Does nothing when there is nothing to undo.\n\nExample:\n" +
+				"   nixfleet agent undo --reason 'the site is down'",
 			Flags: local(reasonFlag(), boolFlag("deadline", "the window has passed"),
 				stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
 			Action: func(c *cli.Context) error {
@@ -122,7 +125,8 @@ func resetMarkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "reset-mark", Usage: "forget the newest release seen; needed after a release dated far in the future",
 		Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
-		Flags:       local(reasonFlag(), stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate, beside which the second copy lies (default: where the last agent kept it)")),
+		Flags: local(reasonFlag(), stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem",
+			"`FILE` of this host's certificate, beside which the second copy lies (default: where the last agent kept it)")),
 		Action: onHost(func(c *cli.Context, h hand) error {
 			place := verify.OutsideDirectory(string(h.Dir), c.String("client-cert"))
 			var s status
@@ -201,7 +205,8 @@ func onHost(work func(*cli.Context, hand) error) cli.ActionFunc {
 		}
 		dir := c.String("state-dir")
 		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			return &command.Error{Err: fmt.Errorf("no agent has run on this machine: %s does not exist", dir), Hint: "systemctl status nixfleet-agent"}
+			return &command.Error{Err: fmt.Errorf("no agent has run on this machine: %s does not exist", dir),
+				Hint: "systemctl status nixfleet-agent"}
 		}
 		return inState(c, func(h hand) error { return work(c, h) })
 	}
@@ -209,7 +214,8 @@ func onHost(work func(*cli.Context, hand) error) cli.ActionFunc {
 
 func asRoot(c *cli.Context) error {
 	if c.String("simulated-host") == "" && c.String("root") == "" && os.Geteuid() != 0 {
-		return &command.Error{Err: errors.New("only root may run this command"), Hint: "sudo nixfleet agent " + c.Command.Name}
+		return &command.Error{Err: errors.New("only root may run this command"), Hint: "sudo nixfleet agent " +
+			c.Command.Name}
 	}
 	return nil
 }
@@ -221,7 +227,8 @@ func inState(c *cli.Context, work func(hand) error) error {
 		return err
 	}
 	log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
-	cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}
+	cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"),
+		simulatedIn: c.String("simulated-cache")}
 	if err := cfg.makeHost(); err != nil {
 		return err
 	}

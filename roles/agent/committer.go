@@ -45,7 +45,8 @@ func (c *committer) commit(ctx context.Context, j *journal.Journal) (*journal.Jo
 			return err
 		}
 		defer unlock()
-		if j, err = c.dir.AdvanceLocked(time.Now(), []journal.Step{journal.Proven, journal.Committing}, journal.Committing, nil); err != nil {
+		if j, err = c.dir.AdvanceLocked(time.Now(), []journal.Step{journal.Proven, journal.Committing}, journal.Committing,
+			nil); err != nil {
 			return err
 		}
 		return c.makeDefault(work, j)
@@ -194,7 +195,8 @@ func (c *committer) elsewhere(ctx context.Context, j *journal.Journal, current s
 		c.settler.settle(ctx)
 		return nil
 	}
-	c.reporter.report(protocol.EventRollbackTriggered, j.ChannelRef, protocol.Reasoned{Reason: protocol.CauseThirdClosure.With(current)})
+	c.reporter.report(protocol.EventRollbackTriggered, j.ChannelRef,
+		protocol.Reasoned{Reason: protocol.CauseThirdClosure.With(current)})
 	c.memory.holdByHand(current)
 	return c.unconfirmed(j, current+" runs instead")
 }
@@ -215,7 +217,8 @@ func (c *committer) unconfirmed(j *journal.Journal, why string) error {
 // that the control plane may ask for, and against garbage collection. taken is
 // when the control plane took the confirm, by its clock.
 func (c *committer) finish(ctx context.Context, j *journal.Journal, taken time.Time) error {
-	last := &confirmed{Closure: j.Closure, RolloutID: j.RolloutID, Intent: j.Intent, At: pki.At(c.clock.now().Truncate(time.Millisecond))}
+	last := &confirmed{Closure: j.Closure, RolloutID: j.RolloutID, Intent: j.Intent,
+		At: pki.At(c.clock.now().Truncate(time.Millisecond))}
 	if taken.After(last.At.Time) && c.identity.mayBe(taken) {
 		last.Taken = pki.At(taken.Add(time.Second))
 	}

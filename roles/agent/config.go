@@ -103,28 +103,36 @@ func hostFlags() []cli.Flag {
 
 func runFlags() []cli.Flag {
 	own := []cli.Flag{
-		&cli.StringFlag{Name: "control-plane-url", EnvVars: []string{"NIXFLEET_AGENT_CP_URL"}, Usage: "base `URL` of the control plane"},
+		&cli.StringFlag{Name: "control-plane-url", EnvVars: []string{"NIXFLEET_AGENT_CP_URL"},
+			Usage: "base `URL` of the control plane"},
 		stringFlag("machine-id", "", "`NAME` of this host in the fleet's declaration"),
 		&cli.IntFlag{Name: "poll-interval", Value: 60, Usage: "`SECONDS` between two check-ins"},
 		stringFlag("trust-file", "/etc/nixfleet/agent/trust.json", "trust roots `FILE`"),
 		stringFlag("ca-cert", "", "CA bundle `FILE` of the control plane; when set, no other CA is trusted"),
-		stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem", "`FILE` of this host's certificate; written at enrolment"),
+		stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem",
+			"`FILE` of this host's certificate; written at enrolment"),
 		stringFlag("client-key", "", "its key `FILE`, PEM or OpenSSH (default: the ssh host key)"),
 		stringFlag("ssh-host-key-file", "/etc/ssh/ssh_host_ed25519_key", "`FILE` of the key that signs this host's reports"),
 		stringFlag("bootstrap-token-file", "", "`FILE` with the bootstrap token, plain or encrypted to the ssh host key"),
-		stringFlag("compliance-gate-mode", "auto", "`MODE` auto, disabled, permissive or enforce; the stricter of this and the signed one applies"),
+		stringFlag("compliance-gate-mode", "auto",
+			"`MODE` auto, disabled, permissive or enforce; the stricter of this and the signed one applies"),
 		stringFlag("health-checks-config", "", "`FILE` of health probes"),
-		&cli.Float64Flag{Name: "renewal-threshold-fraction", Value: 0.5, Usage: "renew when less than this `FRACTION` of the certificate's life is left"},
+		&cli.Float64Flag{Name: "renewal-threshold-fraction", Value: 0.5,
+			Usage: "renew when less than this `FRACTION` of the certificate's life is left"},
 		&cli.DurationFlag{Name: "settle-time", Value: defaultSettle, Usage: "watch the units this long after a switch"},
-		&cli.DurationFlag{Name: "max-manifest-age", Value: 24 * time.Hour, Usage: "oldest manifest that is accepted under a v1 control plane"},
+		&cli.DurationFlag{Name: "max-manifest-age", Value: 24 * time.Hour,
+			Usage: "oldest manifest that is accepted under a v1 control plane"},
 		boolFlag("allow-v1-control-plane", "accept answers without signed heads"),
 		boolFlag("allow-remote-rollback", "honour a rollback without a signed head"),
 		boolFlag("allow-volatile-state", "accept a state directory that a reboot empties"),
 		boolFlag("agent-outside-closure", "the agent is not part of the systems it activates"),
-		&cli.StringSliceFlag{Name: "defer-on", Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
+		&cli.StringSliceFlag{Name: "defer-on",
+			Usage: "`COMPONENT` whose change is staged for the next boot: kernel, initrd, kernel-params, systemd or dbus"},
 		stringFlag("reboot-policy", "never", "`POLICY` for staged updates: never, immediate or window:ONCALENDAR"),
-		&cli.DurationFlag{Name: "prefetch-spread", Usage: "fetch closures before their wave starts, each host at its own time within `DURATION` (default: not at all)"},
-		stringFlag("metrics-file", "", "`FILE` of metrics for the textfile collector of node_exporter, written while the agent runs (default: none)"),
+		&cli.DurationFlag{Name: "prefetch-spread",
+			Usage: "fetch closures before their wave starts, each host at its own time within `DURATION` (default: not at all)"},
+		stringFlag("metrics-file", "",
+			"`FILE` of metrics for the textfile collector of node_exporter, written while the agent runs (default: none)"),
 		stringFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		boolFlag("check-config", "check the configuration and exit; nothing is contacted or written"),
 	}
@@ -141,14 +149,20 @@ func hostConfigOf(c *cli.Context, log zerolog.Logger) nixops.HostConfig {
 
 func configOf(c *cli.Context, log zerolog.Logger) Config {
 	cfg := Config{
-		URL: c.String("control-plane-url"), MachineID: c.String("machine-id"), TrustFile: c.String("trust-file"), CACert: c.String("ca-cert"),
+		URL: c.String("control-plane-url"), MachineID: c.String("machine-id"), TrustFile: c.String("trust-file"),
+		CACert:     c.String("ca-cert"),
 		ClientCert: c.String("client-cert"), ClientKey: c.String("client-key"), SSHHostKey: c.String("ssh-host-key-file"),
-		TokenFile: c.String("bootstrap-token-file"), StateDir: c.String("state-dir"), ComplianceMode: c.String("compliance-gate-mode"),
-		HealthChecks: c.String("health-checks-config"), RenewalFraction: cmp.Or(c.Float64("renewal-threshold-fraction"), -1),
-		PollInterval: command.Seconds(c.Int("poll-interval")), SettleTime: c.Duration("settle-time"),
-		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"), AllowRollback: c.Bool("allow-remote-rollback"),
-		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"), DeferOn: c.StringSlice("defer-on"),
-		RebootPolicy: c.String("reboot-policy"), MetricsFile: c.String("metrics-file"), PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
+		TokenFile: c.String("bootstrap-token-file"), StateDir: c.String("state-dir"),
+		ComplianceMode:  c.String("compliance-gate-mode"),
+		HealthChecks:    c.String("health-checks-config"),
+		RenewalFraction: cmp.Or(c.Float64("renewal-threshold-fraction"), -1),
+		PollInterval:    command.Seconds(c.Int("poll-interval")), SettleTime: c.Duration("settle-time"),
+		MaxManifestAge: c.Duration("max-manifest-age"), AllowV1: c.Bool("allow-v1-control-plane"),
+		AllowRollback: c.Bool("allow-remote-rollback"),
+		AllowVolatile: c.Bool("allow-volatile-state"), AgentOutside: c.Bool("agent-outside-closure"),
+		DeferOn:      c.StringSlice("defer-on"),
+		RebootPolicy: c.String("reboot-policy"), MetricsFile: c.String("metrics-file"),
+		PrefetchSpread: c.Duration("prefetch-spread"), Version: c.App.Version, Log: log,
 		hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache"),
 	}
 	return cfg
@@ -168,11 +182,10 @@ func (c *Config) complete() error {
 	if c.ClientKey == "" {
 		c.ClientKey = c.SSHHostKey
 	}
-	for d, def := range map[*time.Duration]time.Duration{&c.PollInterval: defaultPoll, &c.SettleTime: defaultSettle, &c.MaxManifestAge: 24 * time.Hour, &c.ActsPoll: defaultActsPoll} {
-		if *d == 0 {
-			*d = def
-		}
-	}
+	c.PollInterval = cmp.Or(c.PollInterval, defaultPoll)
+	c.SettleTime = cmp.Or(c.SettleTime, defaultSettle)
+	c.MaxManifestAge = cmp.Or(c.MaxManifestAge, 24*time.Hour)
+	c.ActsPoll = cmp.Or(c.ActsPoll, defaultActsPoll)
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
@@ -188,7 +201,8 @@ func (c *Config) complete() error {
 	need(c.ClientCert != "" && c.ClientKey != "", "--client-cert and --client-key are needed")
 	need(c.RenewalFraction > 0 && c.RenewalFraction < 1, "--renewal-threshold-fraction must be between 0 and 1")
 	need(c.PrefetchSpread >= 0 && c.PrefetchSpread <= 24*time.Hour, "--prefetch-spread must be between 0 and 24h")
-	need(c.PollInterval >= time.Second && c.PollInterval <= maxPoll, "--poll-interval must be from 1 to %d", maxPoll/time.Second)
+	need(c.PollInterval >= time.Second && c.PollInterval <= maxPoll, "--poll-interval must be from 1 to %d",
+		maxPoll/time.Second)
 	switch c.ComplianceMode {
 	case "", "auto", "disabled", "permissive", "enforce":
 	default:
@@ -266,7 +280,8 @@ func lasts(what, path string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if volatile {
-		return &command.Error{Err: fmt.Errorf("%s %s is on %s and does not survive a reboot", what, path, kind), Hint: "keep it on a disk, or give --allow-volatile-state"}
+		return &command.Error{Err: fmt.Errorf("%s %s is on %s and does not survive a reboot", what, path, kind),
+			Hint: "keep it on a disk, or give --allow-volatile-state"}
 	}
 	return nil
 }

@@ -83,7 +83,7 @@ func TestOthersNeverConfirm(t *testing.T) {
 	}{
 		"the generation before was chosen at the boot menu": {"self", before, "was not confirmed"},
 		"somebody switched to a third":                      {"self", another, "was not confirmed"},
-		"the target runs, this is another agent":            {"/nix/store/elsewhere/bin/nixfleet", target, "own agent has to confirm"},
+		"the target runs, this is another agent":            {"/nix/store/elsewhere/bin/nixfleet", target, "own agent to confirm"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -37,7 +37,8 @@ type contact struct {
 // checkin says what this host runs. With hold above zero the control plane may
 // hold the answer; a local change then gives the request up. sent is when the
 // request left, from which a lease counts.
-func (c *contact) checkin(ctx context.Context, hold time.Duration) (answer *protocol.CheckinResponse, sent time.Time, err error) {
+func (c *contact) checkin(ctx context.Context, hold time.Duration) (answer *protocol.CheckinResponse, sent time.Time,
+	err error) {
 	req, err := c.facts(ctx)
 	if err != nil {
 		return nil, sent, fmt.Errorf("read the host's state: %w", err)
@@ -95,7 +96,8 @@ func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 		mode := c.prober.mode
 		req.HealthCheckMode, req.HealthProbes = &mode, c.prober.snapshot()
 	}
-	if last := c.memory.confirmed.Load(); last != nil && last.Closure == req.CurrentGeneration.ClosureHash && !last.At.After(c.clock.now()) {
+	if last := c.memory.confirmed.Load(); last != nil && last.Closure == req.CurrentGeneration.ClosureHash &&
+		!last.At.After(c.clock.now()) {
 		at := last.attested()
 		req.LastConfirmedAt = &at
 		if c.identity.host != nil {
@@ -241,9 +243,12 @@ func (c *contact) rebootFacts(ctx context.Context, req *protocol.CheckinRequest)
 
 // phases are the wire's words for the journal's steps.
 var phases = map[journal.Step]string{
-	journal.Fetching: protocol.PhaseFetching, journal.Arming: protocol.PhaseActivating, journal.Switching: protocol.PhaseActivating,
-	journal.Checking: protocol.PhaseChecking, journal.Proven: protocol.PhaseCommitting, journal.Committing: protocol.PhaseCommitting,
-	journal.Committed: protocol.PhaseCommitting, journal.Staging: protocol.PhaseActivating, journal.Staged: protocol.PhaseStaged,
+	journal.Fetching: protocol.PhaseFetching, journal.Arming: protocol.PhaseActivating,
+	journal.Switching: protocol.PhaseActivating,
+	journal.Checking:  protocol.PhaseChecking, journal.Proven: protocol.PhaseCommitting,
+	journal.Committing: protocol.PhaseCommitting,
+	journal.Committed:  protocol.PhaseCommitting, journal.Staging: protocol.PhaseActivating,
+	journal.Staged:  protocol.PhaseStaged,
 	journal.Undoing: protocol.PhaseUndoing, journal.Undone: protocol.PhaseUndoing,
 }
 
@@ -256,5 +261,6 @@ func (c *contact) phase() (*protocol.Phase, error) {
 		return &protocol.Phase{Name: protocol.PhaseIdle}, nil
 	}
 	since := pki.At(j.Since.Time)
-	return &protocol.Phase{Name: phases[j.Step], Intent: j.Intent, ClosureHash: j.Closure, Since: &since, Attempt: j.Attempt}, nil
+	return &protocol.Phase{Name: phases[j.Step], Intent: j.Intent, ClosureHash: j.Closure, Since: &since,
+		Attempt: j.Attempt}, nil
 }

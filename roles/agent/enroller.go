@@ -125,7 +125,8 @@ func (e *enroller) enrolOnce(ctx context.Context) error {
 		if err := e.identity.waitsForClock(); err != nil {
 			return err
 		}
-		return &command.Error{Err: errors.New("the bootstrap token was used before"), Hint: "mint a new one with nixfleet mint-token"}
+		return &command.Error{Err: errors.New("the bootstrap token was used before"),
+			Hint: "mint a new one with nixfleet mint-token"}
 	}
 	csr, err := pki.NewCSR(e.identity.key.Crypto(), e.cfg.MachineID)
 	if err != nil {
@@ -217,7 +218,8 @@ func (e *enroller) enrolFailed(ctx context.Context, token *pki.Token, err error)
 		return
 	}
 	e.reportedEnrolment = true
-	details, err := protocol.SignEvidence(nil, e.cfg.MachineID, nil, protocol.EventEnrollmentFailed, protocol.Reasoned{Reason: refused.Message})
+	details, err := protocol.SignEvidence(nil, e.cfg.MachineID, nil, protocol.EventEnrollmentFailed,
+		protocol.Reasoned{Reason: refused.Message})
 	if err != nil {
 		return
 	}

@@ -56,7 +56,8 @@ func (m *memory) respect(running string) {
 }
 
 func (m *memory) holdByHand(running string) {
-	h := &holdState{Kind: holdByHand, Closure: running, Intent: intentInForce(m.dir), At: pki.At(time.Now().Truncate(time.Millisecond))}
+	h := &holdState{Kind: holdByHand, Closure: running, Intent: intentInForce(m.dir),
+		At: pki.At(time.Now().Truncate(time.Millisecond))}
 	if err := m.dir.Write(journal.HoldFile, h); err != nil {
 		m.log.Error().Err(err).Msg("hold not written")
 		return

@@ -57,12 +57,14 @@ func (i *intake) bring(ctx context.Context, w *verify.Target, j *journal.Journal
 	}
 	limited, cancel := context.WithTimeout(ctx, fetchLimit)
 	defer cancel()
-	err := i.host.Realise(limited, w.Closure(), func(line string) { i.status.waiting("downloading %s: %s", w.Closure(), line) })
+	err := i.host.Realise(limited, w.Closure(),
+		func(line string) { i.status.waiting("downloading %s: %s", w.Closure(), line) })
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, nixops.ErrUnsigned), errors.Is(err, nixops.ErrMismatch):
-		i.reporter.report(protocol.EventClosureSignatureMismatch, w.ChannelRef(), protocol.ClosureSignatureMismatch{ClosureHash: w.Closure(), StderrTail: tail(err.Error())})
+		i.reporter.report(protocol.EventClosureSignatureMismatch, w.ChannelRef(),
+			protocol.ClosureSignatureMismatch{ClosureHash: w.Closure(), StderrTail: tail(err.Error())})
 		return &localError{journal.Because(protocol.CauseRealise, err.Error()), ""}
 	case errors.Is(err, nixops.ErrNoSpace):
 		return &localError{journal.Because(protocol.CauseNoSpace, err.Error()), protocol.EventRealiseFailed}
@@ -110,7 +112,8 @@ func (i *intake) preflight(ctx context.Context, w *verify.Target) error {
 	}
 	if now := i.cfg.Clock(); past.Sub(now) > pki.ClockSlack {
 		return &localError{
-			journal.Because(protocol.CausePreflight, fmt.Sprintf("clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past))),
+			journal.Because(protocol.CausePreflight,
+				fmt.Sprintf("clock: this host's clock says %s, but it is at least %s", pki.At(now), pki.At(past))),
 			protocol.EventRealiseFailed,
 		}
 	}
@@ -120,9 +123,11 @@ func (i *intake) preflight(ctx context.Context, w *verify.Target) error {
 	}
 	switch {
 	case space.StoreFree < minStoreFree:
-		return &localError{journal.Because(protocol.CauseNoSpace, fmt.Sprintf("%d MiB are left in the store", space.StoreFree>>20)), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseNoSpace,
+			fmt.Sprintf("%d MiB are left in the store", space.StoreFree>>20)), protocol.EventRealiseFailed}
 	case space.BootFree < minBootFree:
-		return &localError{journal.Because(protocol.CauseNoSpace, fmt.Sprintf("%d MiB are left in /boot", space.BootFree>>20)), protocol.EventRealiseFailed}
+		return &localError{journal.Because(protocol.CauseNoSpace,
+			fmt.Sprintf("%d MiB are left in /boot", space.BootFree>>20)), protocol.EventRealiseFailed}
 	}
 	held, err := i.host.LockHeld(ctx)
 	if err != nil {
@@ -184,12 +189,14 @@ func (i *intake) giveUp(w *verify.Target, err error) {
 	var local *localError
 	if errors.As(err, &local) {
 		if local.event != "" {
-			i.reporter.report(local.event, w.ChannelRef(), protocol.RealiseFailed{ClosureHash: w.Closure(), Reason: local.reason.String()})
+			i.reporter.report(local.event, w.ChannelRef(),
+				protocol.RealiseFailed{ClosureHash: w.Closure(), Reason: local.reason.String()})
 		}
 		i.memory.postpone(w.Closure(), w.Intent(), w.ChannelRef(), local.reason)
 		return
 	}
 	text := err.Error()
-	i.reporter.report(protocol.EventActivationFailed, w.ChannelRef(), protocol.ActivationFailed{Phase: string(protocol.CauseInspect), StderrTail: &text})
+	i.reporter.report(protocol.EventActivationFailed, w.ChannelRef(),
+		protocol.ActivationFailed{Phase: string(protocol.CauseInspect), StderrTail: &text})
 	i.memory.blame(w.Closure(), w.Intent(), w.ChannelRef(), journal.Reason{Text: text})
 }

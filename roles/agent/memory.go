@@ -119,7 +119,8 @@ func (m *memory) refuses(w *verify.Target) string {
 		return ""
 	}
 	why := q.blocked(w.Closure(), m.clock.now())
-	if q != nil && w.ByHead() && q.over() && !q.Retried && !m.reporter.outbox.waiting(q.ChannelRef) && m.clock.now().Sub(q.At.Time) > retryAfter {
+	if q != nil && w.ByHead() && q.over() && !q.Retried && !m.reporter.outbox.waiting(q.ChannelRef) &&
+		m.clock.now().Sub(q.At.Time) > retryAfter {
 		// The control plane knows of the failure and offers the closure again: an
 		// operator's one retry. A control plane that lies gains one attempt by it. One of
 		// v1 offers again whatever has failed, without an operator.

@@ -35,7 +35,8 @@ func (f *metricsFile) values() (steady, all string) {
 	f.status.note(func(now *status) { s = *now })
 	var b strings.Builder
 	gauge := func(name, help string, value any) {
-		fmt.Fprintf(&b, "# HELP nixfleet_agent_%[1]s %[2]s\n# TYPE nixfleet_agent_%[1]s gauge\nnixfleet_agent_%[1]s %[3]v\n", name, help, value)
+		fmt.Fprintf(&b, "# HELP nixfleet_agent_%[1]s %[2]s\n# TYPE nixfleet_agent_%[1]s gauge\n"+
+			"nixfleet_agent_%[1]s %[3]v\n", name, help, value)
 	}
 	truth := func(is bool) int {
 		if is {
@@ -51,7 +52,8 @@ func (f *metricsFile) values() (steady, all string) {
 	gauge("reboot_pending", "Whether something waits for a reboot.", truth(s.RebootPending != ""))
 	gauge("activating", "Whether an activation is under way.", truth(f.work.busy.Load()))
 	steady = b.String()
-	gauge("last_contact_timestamp_seconds", "When the control plane last answered a check-in.", max(0, s.LastContact.Unix()))
+	gauge("last_contact_timestamp_seconds", "When the control plane last answered a check-in.",
+		max(0, s.LastContact.Unix()))
 	return steady, b.String()
 }
 

@@ -59,7 +59,8 @@ func (n *notes) take(ctx context.Context) {
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
 		}
-		done := journal.Optional[act](dir, e.Name(), func(err error) { n.log.Error().Err(err).Str("file", e.Name()).Msg("note of a root command not read") })
+		done := journal.Optional[act](dir, e.Name(),
+			func(err error) { n.log.Error().Err(err).Str("file", e.Name()).Msg("note of a root command not read") })
 		if done == nil {
 			continue
 		}

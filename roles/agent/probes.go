@@ -152,7 +152,8 @@ func (h *healthChecks) list(host nixops.Host) []probe {
 			}
 			return time.Duration(n) * time.Second
 		}
-		out = append(out, probe{name, kind, max(seconds(t.Interval, 30), minProbeInterval), seconds(t.Timeout, timeout), seconds(t.Grace, 0), run})
+		out = append(out, probe{name, kind, max(seconds(t.Interval, 30), minProbeInterval), seconds(t.Timeout, timeout),
+			seconds(t.Grace, 0), run})
 	}
 	for _, p := range h.HTTP {
 		add(p.Name, protocol.ProbeHTTP, p.probeTimes, 5, p.run)

@@ -60,7 +60,8 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 		if trouble = p.comply(ctx, j); trouble != "" {
 			return nil, p.settler.undo(ctx, journal.Because(protocol.CauseCompliance, trouble))
 		}
-		if j, err = p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking, func(j *journal.Journal) { j.GatePassed = true }); err != nil {
+		if j, err = p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking,
+			func(j *journal.Journal) { j.GatePassed = true }); err != nil {
 			return nil, err
 		}
 	}

@@ -67,7 +67,8 @@ func (p rebootPolicy) check(ctx context.Context, host nixops.Host) error {
 	}
 	next, err := host.NextElapse(ctx, p.window, time.Now())
 	if errors.Is(err, nixops.ErrCalendar) {
-		return &command.Error{Err: fmt.Errorf("--reboot-policy: %w", err), Hint: "systemd-analyze calendar '" + p.window + "'"}
+		return &command.Error{Err: fmt.Errorf("--reboot-policy: %w", err), Hint: "systemd-analyze calendar '" + p.window +
+			"'"}
 	}
 	if err == nil && next.IsZero() {
 		return fmt.Errorf("--reboot-policy: the window %q never comes", p.window)
@@ -122,7 +123,8 @@ func (r *rebooter) run(ctx context.Context) {
 				opens = now.Add(rebootRetry)
 			default:
 				opens = next
-				r.status.waiting("a reboot: %s differs and cannot be switched live; the window opens at %s", j.Component, next.UTC().Format(time.RFC3339))
+				r.status.waiting("a reboot: %s differs and cannot be switched live; the window opens at %s", j.Component,
+					next.UTC().Format(time.RFC3339))
 			}
 		}
 		if sleep(ctx, pause) != nil {
@@ -136,7 +138,8 @@ func (r *rebooter) run(ctx context.Context) {
 // until then this host has no slot of a budget for being away.
 func (r *rebooter) awaitsReboot(ctx context.Context) *journal.Journal {
 	j, err := r.dir.Journal()
-	if err != nil || j == nil || j.Step != journal.Staged || !j.Reboots || r.work.busy.Load() || r.memory.hold.Load() != nil || r.reporter.outbox.waiting(j.ChannelRef) {
+	if err != nil || j == nil || j.Step != journal.Staged || !j.Reboots || r.work.busy.Load() ||
+		r.memory.hold.Load() != nil || r.reporter.outbox.waiting(j.ChannelRef) {
 		return nil
 	}
 	if boot, err := r.host.BootID(ctx); err != nil || boot != j.BootID {

@@ -48,7 +48,8 @@ func (c *recaller) rollback(ctx context.Context, r *protocol.Rollback) bool {
 	r.Reason = protocol.Clip(r.Reason, maxReason)
 	c.log.Warn().Str("rollout", r.Rollout).Str("reason", r.Reason).Msg("control plane requests a rollback")
 	next := *j
-	next.Step, next.Units, next.ChannelRef = journal.Undoing, journal.NewUnits(fmt.Sprintf("recall-%d", time.Now().UnixMilli())), r.Rollout
+	next.Step, next.Units, next.ChannelRef = journal.Undoing, journal.NewUnits(fmt.Sprintf("recall-%d",
+		time.Now().UnixMilli())), r.Rollout
 	next.Reason, next.Blame, next.Recalled = journal.Because(protocol.CauseRecalled, r.Reason), false, true
 	next.Since = pki.At(time.Now().Truncate(time.Millisecond))
 	// What ran when it was activated may have been stopped by root since.
@@ -74,7 +75,8 @@ const (
 func (c *recaller) refuseRollback(r *protocol.Rollback, why string) {
 	c.log.Warn().Str("rollout", r.Rollout).Str("why", why).Msg("rollback refused")
 	if why == alreadyBack {
-		c.reporter.report(protocol.EventRollbackTriggered, r.Rollout, protocol.Reasoned{Reason: protocol.CauseRecalled.With("already back")})
+		c.reporter.report(protocol.EventRollbackTriggered, r.Rollout,
+			protocol.Reasoned{Reason: protocol.CauseRecalled.With("already back")})
 		return
 	}
 	if text := r.Rollout + ": " + why; why != underWay && !c.saidRefusal.lately(text) {

@@ -73,7 +73,8 @@ const trialTries = 3
 
 // tryCertificate checks in with a certificate that is not in use: one on trial, or the one
 // before when the one in use is refused. What is answered is put in use.
-func (e *enroller) tryCertificate(ctx context.Context, cert *tls.Certificate, use func() error) (*protocol.CheckinResponse, time.Time, error) {
+func (e *enroller) tryCertificate(ctx context.Context, cert *tls.Certificate,
+	use func() error) (*protocol.CheckinResponse, time.Time, error) {
 	trial, err := newClient(e.cfg, e.clock, func() (*tls.Certificate, error) { return cert, nil })
 	if err != nil {
 		return nil, time.Time{}, err
@@ -132,7 +133,8 @@ func (e *enroller) judgeTrial(onTrial, inUse error) {
 }
 
 // checkinPrevious checks in with the certificate before, when the one in use was refused.
-func (e *enroller) checkinPrevious(ctx context.Context, why error) (answer *protocol.CheckinResponse, sent time.Time, err error) {
+func (e *enroller) checkinPrevious(ctx context.Context, why error) (answer *protocol.CheckinResponse, sent time.Time,
+	err error) {
 	previous := e.identity.valid(e.identity.previousPath())
 	if previous == nil || ctx.Err() != nil || !certificateRefused(why) {
 		return nil, sent, why

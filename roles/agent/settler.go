@@ -36,10 +36,12 @@ const (
 // it is: what was under way is not known.
 func (s *settler) disbelieve(err error) {
 	aside, asideErr := s.dir.SetAside(journal.File)
-	s.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as", aside).Msg("journal set aside: it cannot be believed")
+	s.log.Error().Err(err).AnErr("set_aside", asideErr).Str("kept_as",
+		aside).Msg("journal set aside: it cannot be believed")
 	s.reporter.other(protocol.KindJournalSetAside, err.Error())
 	s.status.note(func(s *status) {
-		s.Waiting, s.Next = "the journal is damaged and is kept as "+aside, "compare what runs with the profile and the boot default, above"
+		s.Waiting = "the journal is damaged and is kept as " + aside
+		s.Next = "compare what runs with the profile and the boot default, above"
 	})
 }
 
@@ -50,7 +52,8 @@ func (s *settler) settle(ctx context.Context) {
 		s.disbelieve(err)
 		return
 	}
-	if err == nil && j != nil && j.Step == journal.Undoing && !s.work.busy.Load() && time.Since(j.Since.Time) > undo.Again {
+	if err == nil && j != nil && j.Step == journal.Undoing && !s.work.busy.Load() &&
+		time.Since(j.Since.Time) > undo.Again {
 		s.work.start(ctx, func(ctx context.Context) { s.resume(ctx, j) })
 		return
 	}
@@ -58,7 +61,8 @@ func (s *settler) settle(ctx context.Context) {
 		return
 	}
 	if j.Blame {
-		s.reporter.report(protocol.EventActivationFailed, j.ChannelRef, protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
+		s.reporter.report(protocol.EventActivationFailed, j.ChannelRef,
+			protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
 	}
 	told := j.Reason.String()
 	if j.UndoTrouble != "" {

@@ -148,7 +148,8 @@ func (s *stager) bootOnce(ctx context.Context, j *journal.Journal) error {
 
 // takeStagedBoot begins the proof of what was booted. The guard has armed the
 // deadline already, unless it did not run.
-func (s *stager) takeStagedBoot(ctx context.Context, j *journal.Journal, from []journal.Step) (*journal.Journal, error) {
+func (s *stager) takeStagedBoot(ctx context.Context, j *journal.Journal, from []journal.Step) (*journal.Journal,
+	error) {
 	boot, err := s.host.BootID(ctx)
 	if err != nil {
 		return nil, err
@@ -182,11 +183,13 @@ const stagedAgain = time.Minute
 // of it in time, or a newer release wants the same closure of this host. Its lease
 // would end as a failure [C18].
 func (s *stager) stagedAlready(j *journal.Journal, w *verify.Target) {
-	if s.reporter.outbox.waiting(j.ChannelRef) || j.ChannelRef == w.ChannelRef() && time.Since(j.Since.Time) < stagedAgain {
+	if s.reporter.outbox.waiting(j.ChannelRef) || j.ChannelRef == w.ChannelRef() &&
+		time.Since(j.Since.Time) < stagedAgain {
 		return
 	}
 	j, err := s.dir.Advance(time.Now(), []journal.Step{journal.Staged}, journal.Staged, func(j *journal.Journal) {
-		j.RolloutID, j.Intent, j.Channel, j.ChannelRef, j.Wave = w.RolloutID(), w.Intent(), w.Channel(), w.ChannelRef(), w.Wave()
+		j.RolloutID, j.Intent = w.RolloutID(), w.Intent()
+		j.Channel, j.ChannelRef, j.Wave = w.Channel(), w.ChannelRef(), w.Wave()
 	})
 	if err != nil {
 		s.log.Error().Err(err).Msg("staged generation not reported again")
@@ -197,7 +200,8 @@ func (s *stager) stagedAlready(j *journal.Journal, w *verify.Target) {
 
 // supersedeStaged takes a staged generation back before a newer one is begun.
 func (s *stager) supersedeStaged(ctx context.Context, j *journal.Journal) {
-	if err := s.undoer.From(ctx, []journal.Step{journal.Staged}, journal.Because(protocol.CauseSuperseded, "a newer release is wanted")); err != nil {
+	if err := s.undoer.From(ctx, []journal.Step{journal.Staged},
+		journal.Because(protocol.CauseSuperseded, "a newer release is wanted")); err != nil {
 		s.log.Error().Err(err).Str("closure", j.Closure).Msg("staged generation not undone")
 		return
 	}

@@ -173,14 +173,17 @@ func gather(ctx context.Context, dir journal.Directory, host nixops.Host) localS
 	if load(verify.MarkFile, &m) {
 		out.Mark = &m
 	}
-	for to, read := range map[*string]func(context.Context) (string, error){
-		&out.Current: host.CurrentSystem, &out.Profile: host.Profile, &out.Boot: host.BootDefault, &out.BootOnce: host.BootOnce,
-	} {
-		var err error
-		if *to, err = read(ctx); err != nil {
+	read := func(from func(context.Context) (string, error)) string {
+		name, err := from(ctx)
+		if err != nil {
 			problem(err)
 		}
+		return name
 	}
+	out.Current = read(host.CurrentSystem)
+	out.Profile = read(host.Profile)
+	out.Boot = read(host.BootDefault)
+	out.BootOnce = read(host.BootOnce)
 	return out
 }
 

@@ -44,11 +44,14 @@ type switcher struct {
 }
 
 func (s *switcher) recordBefore(ctx context.Context, j *journal.Journal) (err error) {
-	for to, read := range map[*string]func(context.Context) (string, error){
-		&j.Before.Current: s.host.CurrentSystem, &j.Before.Profile: s.host.Profile,
-		&j.Before.BootDefault: s.host.BootDefault, &j.BootID: s.host.BootID,
+	for _, name := range []struct {
+		to   *string
+		read func(context.Context) (string, error)
+	}{
+		{&j.Before.Current, s.host.CurrentSystem}, {&j.Before.Profile, s.host.Profile},
+		{&j.Before.BootDefault, s.host.BootDefault}, {&j.BootID, s.host.BootID},
 	} {
-		if *to, err = read(ctx); err != nil {
+		if *name.to, err = name.read(ctx); err != nil {
 			return fmt.Errorf("record the host's state: %w", err)
 		}
 	}
@@ -76,7 +79,8 @@ func (s *switcher) mayBegin(j *journal.Journal) (w *verify.Target, why journal.R
 	case w == nil || w.Closure() != j.Closure:
 		return w, overtaken
 	case w.Late():
-		return w, journal.Because(protocol.CauseLeaseExpired, "fetching and checking took longer than the lease; waiting to be offered again")
+		return w, journal.Because(protocol.CauseLeaseExpired,
+			"fetching and checking took longer than the lease; waiting to be offered again")
 	}
 	return w, why
 }
@@ -91,7 +95,8 @@ func (s *switcher) arm(ctx context.Context, j *journal.Journal) (*journal.Journa
 	if component, err := s.stager.mustWaitForBoot(ctx, j); err != nil {
 		return nil, err
 	} else if component != "" {
-		return s.dir.Advance(time.Now(), []journal.Step{journal.Fetching}, journal.Staging, func(j *journal.Journal) { j.Component = component })
+		return s.dir.Advance(time.Now(), []journal.Step{journal.Fetching}, journal.Staging,
+			func(j *journal.Journal) { j.Component = component })
 	}
 	if err := s.intake.checkTarget(ctx, j.Closure); err != nil {
 		s.intake.giveUp(w, err)
@@ -118,9 +123,11 @@ func (s *switcher) arm(ctx context.Context, j *journal.Journal) (*journal.Journa
 		}
 	}
 	if err := s.undoer.Arm(ctx, j); err != nil {
-		return nil, errors.Join(err, s.settler.undo(ctx, journal.Because(protocol.CausePreflight, "deadline not armed: "+err.Error())))
+		return nil, errors.Join(err, s.settler.undo(ctx,
+			journal.Because(protocol.CausePreflight, "deadline not armed: "+err.Error())))
 	}
-	s.reporter.report(protocol.EventActivationStarted, j.ChannelRef, protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
+	s.reporter.report(protocol.EventActivationStarted, j.ChannelRef,
+		protocol.ActivationStarted{ClosureHash: j.Closure, ChannelRef: j.ChannelRef})
 	s.reporter.deliverWithin(ctx, sayTime)
 	j, err = s.dir.Advance(time.Now(), []journal.Step{journal.Arming}, journal.Switching, func(j *journal.Journal) {
 		j.Before, j.BootID = before.Before, before.BootID
@@ -172,7 +179,8 @@ func (s *switcher) awaitSwitch(ctx context.Context, j *journal.Journal) (*journa
 			return nil, ctx.Err() // the unit goes on without us
 		}
 		if err != nil {
-			return nil, errors.Join(err, s.settler.undo(ctx, journal.Because(protocol.CausePreflight, "the switch was not started: "+err.Error())))
+			return nil, errors.Join(err, s.settler.undo(ctx,
+				journal.Because(protocol.CausePreflight, "the switch was not started: "+err.Error())))
 		}
 	} else {
 		for state.Phase == nixops.UnitRunning {

@@ -75,7 +75,7 @@ type Journal struct {
 	FailedBefore []string          `json:"failedBefore" shape:"D"` // the same for agents that know no base line
 	Restarts     map[string]uint64 `json:"restarts" shape:"D"`     // after the switch; for such agents, too
 	Component    string            `json:"component" shape:"D"`    // staged: what waits for the boot
-	BootsOnce    bool              `json:"bootsOnce" shape:"D"`    // staged: the loader keeps its default and falls back to it
+	BootsOnce    bool              `json:"bootsOnce" shape:"D"`    // staged: the loader falls back to its default
 	Reboots      bool              `json:"reboots" shape:"D"`      // staged: the host's policy lets the agent reboot it
 
 	// Compliance is the mode of the compliance gate for this activation.

@@ -24,8 +24,10 @@ func (u *Undoer) Arm(ctx context.Context, j *journal.Journal) error {
 	if err != nil {
 		return err
 	}
-	command := append([]string{executable, "agent", "undo", "--deadline", "--unit", j.Units.Deadline, "--state-dir", string(u.Dir)}, u.Flags...)
-	return u.Host.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
+	command := append([]string{executable, "agent", "undo", "--deadline", "--unit", j.Units.Deadline, "--state-dir",
+		string(u.Dir)}, u.Flags...)
+	return u.Host.ArmDeadline(ctx,
+		nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
 }
 
 func (u *Undoer) executableBefore(ctx context.Context, j *journal.Journal) (string, error) {
@@ -61,7 +63,8 @@ func (u *Undoer) Deadline(ctx context.Context, unit string) error {
 		return err
 	}
 	if unit != "" && unit != j.Units.Deadline {
-		u.Log.Info().Str("unit", unit).Str("armed", j.Units.Deadline).Msg("deadline of an earlier activation; nothing to undo")
+		u.Log.Info().Str("unit", unit).Str("armed",
+			j.Units.Deadline).Msg("deadline of an earlier activation; nothing to undo")
 		return nil
 	}
 	if j.GatePassed {

@@ -71,7 +71,8 @@ func (u *Undoer) From(ctx context.Context, from []journal.Step, reason journal.R
 	if err != nil {
 		return err
 	}
-	u.Log.Warn().Str("closure", j.Closure).Str("previous", j.Before.Current).Stringer("reason", j.Reason).Msg("undo begins")
+	u.Log.Warn().Str("closure", j.Closure).Str("previous", j.Before.Current).Stringer("reason",
+		j.Reason).Msg("undo begins")
 	third, err := u.thirdClosure(ctx, j)
 	if err == nil && third == "" {
 		// A switch by hand that is going on shows what it is only when it is over.

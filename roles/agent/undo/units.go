@@ -19,7 +19,8 @@ const maxTries = 5
 // bad. Its pre-checks must not keep the host in a bad state. A script that did not end
 // well is the first error; the second is one of the host.
 func (u *Undoer) switchBack(ctx context.Context, j *journal.Journal) (unwell, err error) {
-	err = u.run(ctx, nixops.SwitchRequest{Closure: j.Before.Current, Action: nixops.ActionTest, Unit: j.Units.Undo, Env: noCheck})
+	err = u.run(ctx, nixops.SwitchRequest{Closure: j.Before.Current, Action: nixops.ActionTest, Unit: j.Units.Undo,
+		Env: noCheck})
 	var bad *ExitError
 	if !errors.As(err, &bad) {
 		return nil, err

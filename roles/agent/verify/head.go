@@ -23,7 +23,8 @@ func (v *Verifier) UpdateHead(ctx context.Context, s Source, ref *protocol.HeadR
 	}
 	body, sig, err := s.Head(ctx, ref.Channel)
 	if err != nil {
-		return &Refusal{fmt.Errorf("fetch head of %s: %w", ref.Channel, err), protocol.EventManifestMissing, protocol.FetchFailed}
+		return &Refusal{fmt.Errorf("fetch head of %s: %w", ref.Channel, err), protocol.EventManifestMissing,
+			protocol.FetchFailed}
 	}
 	head, file, err := v.verifyHead(ref.Channel, body, sig)
 	if err != nil {
@@ -60,7 +61,8 @@ func (v *Verifier) UpdateHead(ctx context.Context, s Source, ref *protocol.HeadR
 // host where that had to be asked. A head of another channel is signed as well, and must
 // neither move the mark, nor end a hold, nor look fresh in place of ours: the channel is
 // believed when its tree holds this host's entry.
-func (v *Verifier) concerns(ctx context.Context, s Source, head *fleet.Head, signedAt time.Time, last *Mark) (mine bool, closure string, err error) {
+func (v *Verifier) concerns(ctx context.Context, s Source, head *fleet.Head, signedAt time.Time,
+	last *Mark) (mine bool, closure string, err error) {
 	if last.follows(head.Channel) && !last.sameTime(signedAt, head.Intent) {
 		return true, "", nil
 	}
@@ -85,7 +87,8 @@ func (v *Verifier) verifyHead(channel string, body, sig []byte) (*fleet.Head, fl
 		return nil, fleet.Artifact{}, refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", channel, err)
 	}
 	if head.Channel != channel {
-		return nil, fleet.Artifact{}, refuse(protocol.EventManifestMismatch, "head of %.70q was sent for channel %s", head.Channel, channel)
+		return nil, fleet.Artifact{}, refuse(protocol.EventManifestMismatch, "head of %.70q was sent for channel %s",
+			head.Channel, channel)
 	}
 	return head, file, nil
 }
@@ -141,7 +144,8 @@ func (v *Verifier) Entry(ctx context.Context, s Source) (fleet.HostEntry, error)
 func (v *Verifier) entryOf(ctx context.Context, s Source, head *fleet.Head) (fleet.HostEntry, error) {
 	proof, err := s.HeadProof(ctx, head.Channel, v.cfg.Hostname)
 	if err != nil {
-		return fleet.HostEntry{}, &Refusal{fmt.Errorf("fetch proof: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
+		return fleet.HostEntry{}, &Refusal{fmt.Errorf("fetch proof: %w", err), protocol.EventManifestMissing,
+			protocol.FetchFailed}
 	}
 	name := v.cfg.Hostname
 	if journal.Breaks("whose entry it is") {

@@ -80,7 +80,8 @@ func (v *Verifier) manifest(ctx context.Context, s Source, id string) (*fleet.Ma
 	}
 	body, sig, err := s.Manifest(ctx, id)
 	if err != nil {
-		return nil, fleet.Artifact{}, &Refusal{fmt.Errorf("fetch manifest: %w", err), protocol.EventManifestMissing, protocol.FetchFailed}
+		return nil, fleet.Artifact{}, &Refusal{fmt.Errorf("fetch manifest: %w", err), protocol.EventManifestMissing,
+			protocol.FetchFailed}
 	}
 	m, file, err := verify(body, sig)
 	if err != nil {

@@ -86,7 +86,8 @@ func (m Marks) store(v *Mark) error {
 // means records the closure that the release of the mark means for this host.
 func (m Marks) means(signedAt time.Time, intent, closure string) error {
 	last, err := m.Load()
-	if err != nil || last == nil || !signedAt.Equal(last.SignedAt.Time) || last.Intent != intent || last.Closure == closure {
+	if err != nil || last == nil || !signedAt.Equal(last.SignedAt.Time) || last.Intent != intent ||
+		last.Closure == closure {
 		return err
 	}
 	next := *last

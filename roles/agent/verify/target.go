@@ -69,7 +69,8 @@ func (t *Target) TrustAdmits(trustJSON []byte) error {
 	if err != nil {
 		return fmt.Errorf("the target's trust file: %w", err)
 	}
-	if _, _, err = fleet.VerifyHead(&trust.CIReleaseKey, t.document, t.signature, t.signedAt, fleet.AnyAge); err != nil && !t.byHead {
+	if _, _, err = fleet.VerifyHead(&trust.CIReleaseKey, t.document, t.signature, t.signedAt,
+		fleet.AnyAge); err != nil && !t.byHead {
 		_, _, err = fleet.VerifyManifest(&trust.CIReleaseKey, t.rolloutID, t.document, t.signature, t.signedAt, fleet.AnyAge)
 	}
 	if err != nil {

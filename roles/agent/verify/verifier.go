@@ -108,10 +108,13 @@ func (v *Verifier) releaseKey() (*pki.KeySlot, error) {
 
 // Target verifies what an answer asks of this host. ref is the head that the answer names,
 // nil without one, and sent is when the request left.
-func (v *Verifier) Target(ctx context.Context, s Source, t *protocol.Target, ref *protocol.HeadRef, sent time.Time) (*Target, error) {
+func (v *Verifier) Target(ctx context.Context, s Source, t *protocol.Target, ref *protocol.HeadRef,
+	sent time.Time) (*Target, error) {
 	// The reference ends in journal and reports, and nothing signs it.
-	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) || protocol.Clip(t.ChannelRef, MaxReference) != t.ChannelRef {
-		return nil, refuse(protocol.EventVerifyMismatch, "target names rollout %.70q, closure %.80q and reference %.70q", t.RolloutID, t.ClosureHash, t.ChannelRef)
+	if !fleet.ValidRolloutID(t.RolloutID) || !fleet.ValidClosure(t.ClosureHash) ||
+		protocol.Clip(t.ChannelRef, MaxReference) != t.ChannelRef {
+		return nil, refuse(protocol.EventVerifyMismatch, "target names rollout %.70q, closure %.80q and reference %.70q",
+			t.RolloutID, t.ClosureHash, t.ChannelRef)
 	}
 	var w *Target
 	var err error
@@ -153,7 +156,8 @@ func names(entry fleet.HostEntry, t *protocol.Target) error {
 	}
 	switch {
 	case entry.TargetClosure != t.ClosureHash:
-		return refuse(protocol.EventVerifyMismatch, "the target is %s, signed for this host is %s", t.ClosureHash, entry.TargetClosure)
+		return refuse(protocol.EventVerifyMismatch, "the target is %s, signed for this host is %s", t.ClosureHash,
+			entry.TargetClosure)
 	case entry.WaveIndex != wave:
 		return refuse(protocol.EventVerifyMismatch, "the target is for wave %d, signed is wave %d", wave, entry.WaveIndex)
 	}
