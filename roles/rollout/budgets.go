@@ -162,6 +162,7 @@ func (bs *budgets) release(h *host, now time.Time) {
 // wakeQueue wakes as many waiting hosts as the budget has room for. Those that the same call has woken before count:
 // else a thousand slots that come back one by one would wake half a million hosts for them.
 func (bs *budgets) wakeQueue(b *budget, now time.Time) {
+	bs.wakeHolders(b, now)
 	for room := b.limit - b.inFlight(bs.w, now) - b.promised; room > 0 && len(b.queue) > 0; {
 		h := b.queue[0]
 		b.queue[0] = nil
@@ -188,12 +189,30 @@ func (bs *budgets) wakeQueue(b *budget, now time.Time) {
 	}
 }
 
-// enqueue lets a host wait for a budget.
-func (bs *budgets) enqueue(h *host, b *budget) {
-	if h.slot.waitsFor != b {
-		h.slot.waitsFor = b
-		b.queue = append(b.queue, h)
+// wakeHolders wakes hosts that hold a slot of the budget already, and waited for others that were not heard of.
+func (bs *budgets) wakeHolders(b *budget, now time.Time) {
+	for _, h := range b.queue {
+		if h == nil || !h.holds(b) {
+			return
+		}
+		if h.slot.waitsFor == b && h.run != nil && h.state() == Queued && !bs.w.about(h, now).blocked(offer).holds() {
+			h.slot.waitsFor = nil
+			bs.w.changes.wake(h)
+		}
 	}
+}
+
+// enqueue lets a host wait for a budget. A host that holds a slot of it needs no other one, so that it comes first.
+func (bs *budgets) enqueue(h *host, b *budget) {
+	if h.slot.waitsFor == b {
+		return
+	}
+	h.slot.waitsFor = b
+	if h.holds(b) {
+		b.queue = slices.Insert(b.queue, 0, h)
+		return
+	}
+	b.queue = append(b.queue, h)
 }
 
 // inFlight counts the hosts that hold a slot, and after an empty start those that might.

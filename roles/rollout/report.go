@@ -191,6 +191,11 @@ func (hs *hosts) faulted(h *host, t told, code string, now time.Time) {
 
 // rolledBack takes the word of a host that it went back, by itself or because it was asked to.
 func (hs *hosts) rolledBack(h *host, t told, now time.Time) {
+	recalled := t.own && h.rec.touched() && h.run.recalled()
+	if t.lease == nil && !recalled && h.state() != Failed && hostLocal(t.Reason) {
+		// It is about an attempt that is over. What the host runs now its next check-in says.
+		return
+	}
 	// What its last check-in said no longer holds.
 	switch h.said.Phase = nil; {
 	case h.rec != nil && t.own:
@@ -198,7 +203,6 @@ func (hs *hosts) rolledBack(h *host, t told, now time.Time) {
 	case t.lease != nil && h.said.Closure == t.lease.Closure:
 		h.said.Closure = ""
 	}
-	recalled := t.own && h.rec.touched() && h.run.recalled()
 	switch {
 	case recalled || (t.own && h.state() == Failed):
 		if t.fault && !hostLocal(t.Reason) && !recalled {

@@ -46,7 +46,9 @@ func TestFleets(t *testing.T) {
 			all.Add(int64(len(x.by)))
 			t.Log(x)
 			if f != nil {
-				t.Errorf("%s\n\n%s\nas a regression test, testdata/NAME.txt:\n\n%s", f.what, tellStory(s, x.story(f)), writeStory(s, f.what, x.story(f)))
+				moves := x.story(f)
+				t.Errorf("%s\n\n%s\nas a regression test, testdata/NAME.txt:\n\n%s",
+					f.what, tellStory(s, moves), writeStory(s, f.what, moves))
 			}
 		})
 	}

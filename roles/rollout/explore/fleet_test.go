@@ -1,6 +1,7 @@
 package explore
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -179,7 +180,9 @@ func (s *spec) release(g signing) *fleet.Release {
 		}
 		f.RolloutPolicies[name] = policy
 		id := rolloutID(c, uint8(g.content*8)+g.nth)
-		m := &fleet.Manifest{Channel: name, DisplayName: name, ChannelRef: fmt.Sprint("commit-", g.content), DisruptionBudgets: budgets}
+		m := &fleet.Manifest{
+			Channel: name, DisplayName: name, ChannelRef: fmt.Sprint("commit-", g.content), DisruptionBudgets: budgets,
+		}
 		for w, soak := range ch.soaks {
 			seconds := uint32(soak / time.Second)
 			wave := fleet.Wave{SoakSeconds: &seconds}
@@ -190,11 +193,12 @@ func (s *spec) release(g signing) *fleet.Release {
 				closure := closureNames[g.content]
 				wave.Hosts = append(wave.Hosts, hostName(h))
 				f.Hosts[hostName(h)] = &fleet.Host{Channel: name, ClosureHash: &closure}
-				m.HostSet = append(m.HostSet, fleet.HostEntry{Hostname: hostName(h), TargetClosure: closure, WaveIndex: uint32(w)})
+				entry := fleet.HostEntry{Hostname: hostName(h), TargetClosure: closure, WaveIndex: uint32(w)}
+				m.HostSet = append(m.HostSet, entry)
 			}
 			f.Waves[name] = append(f.Waves[name], wave)
 		}
-		slices.SortFunc(m.HostSet, func(a, b fleet.HostEntry) int { return slices.Compare([]byte(a.Hostname), []byte(b.Hostname)) })
+		slices.SortFunc(m.HostSet, func(a, b fleet.HostEntry) int { return cmp.Compare(a.Hostname, b.Hostname) })
 		r.Channels[name] = &fleet.ChannelRelease{
 			Channel: name, RolloutID: id, Manifest: m, Intent: intentOf(c, g.content), OpenedAt: time.UnixMilli(g.opened).UTC(),
 		}

@@ -35,7 +35,7 @@ func (r *runner) took(n *node, c rollout.Change) {
 	}
 	for i := range c.Events {
 		e := &c.Events[i]
-		channel := slices.IndexFunc([]string{channelName(0), channelName(1)}, func(name string) bool { return name == e.Channel })
+		channel := slices.Index([]string{channelName(0), channelName(1)}, e.Channel)
 		if channel < 0 || e.Intent != "" && e.Intent != intentOf(channel, n.content(s)) {
 			continue
 		}
@@ -129,8 +129,9 @@ func (r *runner) soaked(n *node, channel, wave int, when string) (some bool) {
 			continue // what it does since then nobody can know
 		}
 		soak := s.channels[channel].soaks[wave]
-		if soaked := n.Now - b.Proven; b.Running == int8(n.content(s)) && time.Duration(soaked)*time.Millisecond < soak-s.skew {
-			r.violate(invSoak, "%s %d ms after host %s was proven; its wave soaks %s", when, soaked, hostName(h), soak)
+		soaked := time.Duration(n.Now-b.Proven) * time.Millisecond
+		if b.Running == int8(n.content(s)) && soaked < soak-s.skew {
+			r.violate(invSoak, "%s %s after host %s was proven; its wave soaks %s", when, soaked, hostName(h), soak)
 		}
 		if s.probes && b.SaidSick {
 			r.violate(invSoak, "%s, and host %s said last that its probe fails", when, hostName(h))
@@ -195,7 +196,8 @@ func (r *runner) answers(n *node, h int, d rollout.Decision) {
 func (r *runner) edges(n *node, h int) {
 	for _, e := range r.spec.edges {
 		if first := &n.Boxes[e[0]]; e[1] == h && first.Said != int8(n.content(r.spec)) && first.Until >= n.Now {
-			r.violate(invWaves, "host %s is given its target before host %s, which comes first, runs it", hostName(h), hostName(e[0]))
+			r.violate(invWaves, "host %s is given its target before host %s, which comes first, runs it",
+				hostName(h), hostName(e[0]))
 		}
 	}
 }

@@ -60,11 +60,14 @@ const (
 )
 
 var moveNames = map[moveKind]string{
-	mSend: "send", mRecover: "recover", mBegin: "begin", mSwitch: "switch", mConfirm: "confirm", mBoot: "boot", mCheckin: "checkin",
-	mTime: "time", mRelease: "release", mPause: "pause", mResume: "resume", mCancel: "cancel", mRetry: "retry",
+	mSend: "send", mRecover: "recover", mBegin: "begin", mSwitch: "switch", mConfirm: "confirm", mBoot: "boot",
+	mCheckin: "checkin",
+	mTime:    "time", mRelease: "release", mPause: "pause", mResume: "resume", mCancel: "cancel", mRetry: "retry",
 	mCheckinUnanswered: "checkin-unanswered", mConfirmUnanswered: "confirm-unanswered", mConfirmLost: "confirm-lost",
-	mSendUnanswered: "send-unanswered", mReportLost: "report-lost", mCheckinLate: "checkin-late", mConfirmLate: "confirm-late",
-	mArrive: "arrive", mFail: "fail", mFailLocally: "fail-locally", mPowerCut: "power-cut", mFallBack: "fall-back", mStage: "stage",
+	mSendUnanswered: "send-unanswered", mReportLost: "report-lost", mCheckinLate: "checkin-late",
+	mConfirmLate: "confirm-late",
+	mArrive:      "arrive", mFail: "fail", mFailLocally: "fail-locally", mPowerCut: "power-cut", mFallBack: "fall-back",
+	mStage:  "stage",
 	mCutOff: "cut-off", mSick: "sick", mUnfit: "unfit", mByHand: "by-hand", mTimeBefore: "time-before", mTimeAt: "time-at",
 	mTimeAfter: "time-after",
 	mRestart:   "restart", mWipe: "wipe", mSignAgain: "sign-again",
@@ -137,7 +140,9 @@ func (r *runner) moves(n *node, list []move) []move {
 		fault rune
 		kinds []moveKind
 	}{
-		{edgeOfTime, []moveKind{mTimeBefore, mTimeAt, mTimeAfter}}, {cpRestart, []moveKind{mRestart}}, {cpWiped, []moveKind{mWipe}},
+		{edgeOfTime, []moveKind{mTimeBefore, mTimeAt, mTimeAfter}},
+		{cpRestart, []moveKind{mRestart}},
+		{cpWiped, []moveKind{mWipe}},
 	} {
 		if s.can(x.fault) {
 			for _, k := range x.kinds {
@@ -254,7 +259,7 @@ func (r *runner) apply(n *node, m move) bool {
 	case mRestart, mWipe:
 		r.restart(n, k == mWipe)
 	case mPause, mResume, mCancel:
-		return r.hold(n, x, map[moveKind]string{mPause: protocol.ActionPause, mResume: protocol.ActionResume, mCancel: protocol.ActionCancel}[k])
+		return r.hold(n, x, actions[k])
 	case mRetry:
 		c, err := n.W.Retry(hostName(x), "ann", "look again", n.time())
 		if err != nil {
@@ -293,6 +298,10 @@ func (r *runner) letGo(n *node, h int) {
 		b.Until, b.Woken = 0, false
 		n.W.Gone(hostName(h), n.time())
 	}
+}
+
+var actions = map[moveKind]string{
+	mPause: protocol.ActionPause, mResume: protocol.ActionResume, mCancel: protocol.ActionCancel,
 }
 
 // change is what befalls a host without a word to the control plane.

@@ -192,7 +192,8 @@ func (n *node) current(s *spec, id uint8) bool {
 
 func (n *node) observation(s *spec, h int) rollout.Observation {
 	b := &n.Boxes[h]
-	o := rollout.Observation{Closure: closureNames[b.Running], BootID: []string{"boot-0", "boot-1"}[b.Boot], KnowsLease: !s.hosts[h].v1}
+	boot := []string{"boot-0", "boot-1"}[b.Boot]
+	o := rollout.Observation{Closure: closureNames[b.Running], BootID: boot, KnowsLease: !s.hosts[h].v1}
 	if o.KnowsLease {
 		p := phaseOf[b.Phase]
 		if b.Phase != idle {
@@ -232,7 +233,8 @@ var (
 
 // start is the first state: every host runs what ran before, and a release comes.
 func (r *runner) start() *node {
-	n := &node{Now: began, Count: int8(len(r.spec.hosts)), Faults: int8(r.spec.faults), Acts: int8(r.spec.acts), Quiet: true}
+	n := &node{Now: began, Count: int8(len(r.spec.hosts)), Quiet: true}
+	n.Faults, n.Acts = int8(r.spec.faults), int8(r.spec.acts)
 	n.W = rollout.New(rollout.State{}, r.limits, n.time())
 	for h := range r.spec.hosts {
 		n.Boxes[h].Proven = 1

@@ -81,6 +81,7 @@ func (x *printer) print(n *node) uint64 {
 		x.places[h], x.shapes[h] = x.places[h][:0], x.shapes[h][:0]
 	}
 	x.named = x.named[:0]
+	x.seen.reset()
 	x.collect(x.root, unsafe.Pointer(n))
 	x.rename(n)
 	x.seen.reset()
@@ -114,8 +115,11 @@ func (x *printer) collect(s *shape, p unsafe.Pointer) {
 				x.named = append(x.named, namedObject{v, mix(f.elem.id, textHash(k))})
 			}
 		case kPointer:
-			if t := *at[unsafe.Pointer](p, f.off); t != nil && (s == x.root || !f.elem.owned) {
-				x.collect(f.elem, t)
+			if t := *at[unsafe.Pointer](p, f.off); t != nil && !f.elem.owned {
+				if _, again := x.seen.find(t); !again {
+					x.seen.put(t, 0)
+					x.collect(f.elem, t)
+				}
 			}
 		}
 	}

@@ -1,7 +1,6 @@
 package explore
 
 import (
-	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -63,7 +62,8 @@ func (x *search) compareRows(n *node) {
 	differs(x.runner, "host row", x.rows.hosts, is.hosts)
 	for k, d := range is.dispatches {
 		// One that is over is told of again with the next that holds the slot; it was stored when it ended.
-		if _, ok := x.rows.dispatches[k]; !ok && (d.State == rollout.DispatchRolledBack || d.State == rollout.DispatchCancelled) {
+		_, stored := x.rows.dispatches[k]
+		if !stored && d.State != rollout.DispatchPending && d.State != rollout.DispatchDeferred {
 			delete(is.dispatches, k)
 		}
 	}
@@ -74,7 +74,7 @@ func (x *search) compareRows(n *node) {
 func differs[K comparable, V any](r *runner, what string, stored, known map[K]V) {
 	for k, v := range known {
 		if s, ok := stored[k]; !ok || !reflect.DeepEqual(s, v) {
-			r.violate(invRows, "the %s of %v is %s on disk and %s in memory", what, k, fmt.Sprintf("%+v", s), fmt.Sprintf("%+v", v))
+			r.violate(invRows, "the %s of %v is %+v on disk and %+v in memory", what, k, s, v)
 		}
 	}
 }

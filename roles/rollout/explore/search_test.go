@@ -167,14 +167,14 @@ func (x *search) look(n *node) (settled bool) {
 		default:
 			settled = false
 		}
-		if n.Lines[x.spec.hosts[h].channel].Halted == recalled && b.Running == int8(n.content(x.spec)) && b.Recalled != b.Running &&
-			b.Confirmed > 0 && d.Rollback == nil && d.Reason.Code != rollout.CodeOffline && n.tookHere(h) {
-			settled = false
+		if n.Lines[x.spec.hosts[h].channel].Halted == recalled && n.tookHere(x.spec, h) && d.Rollback == nil {
+			settled = false // nobody asks it to go back
 		}
 	}
 	// With a budget the slot may be promised to a host that asks by itself, or that was woken before.
 	if len(free) > 0 && !(x.spec.budget > 0 && (woken || asks)) {
-		x.violate(invWake, "host %s holds a request and would be given something else now, and was not woken", hostName(free[0]))
+		x.violate(invWake, "host %s holds a request and would be given something else now, and was not woken",
+			hostName(free[0]))
 	}
 	if settled && waiting && !root {
 		settled = x.rolloutExplains(n)
@@ -188,8 +188,10 @@ func (n *node) heardOf(h int) bool {
 }
 
 // tookHere: the host got what it runs in the rollout in force.
-func (n *node) tookHere(h int) bool {
-	return n.Boxes[h].Proven > 1 && n.Boxes[h].Lease == 0 && n.Boxes[h].Acked[n.Boxes[h].Running]
+func (n *node) tookHere(s *spec, h int) bool {
+	b := &n.Boxes[h]
+	return b.Running == int8(n.content(s)) && b.Recalled != b.Running && b.Confirmed > 0 && b.Proven > 1 && b.Lease == 0 &&
+		b.Acked[b.Running]
 }
 
 // What a host may be told for good: that it has arrived, that a person has to act, or that it waits for one of whom
@@ -197,7 +199,8 @@ func (n *node) tookHere(h int) bool {
 var (
 	arrived   = []string{rollout.CodeConverged, rollout.CodePinned}
 	explained = []string{
-		rollout.CodeFailed, rollout.CodeReverted, rollout.CodeTolerated, rollout.CodePaused, rollout.CodeCancelled, rollout.CodeHalted,
+		rollout.CodeFailed, rollout.CodeReverted, rollout.CodeTolerated, rollout.CodePaused, rollout.CodeCancelled,
+		rollout.CodeHalted,
 		rollout.CodeReverting, rollout.CodeQuarantined, rollout.CodeHeld, rollout.CodeCompliance, rollout.CodeStale,
 	}
 	behind = []string{

@@ -7,7 +7,6 @@ import (
 	"time"
 	"unsafe"
 
-	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 )
 
@@ -89,9 +88,11 @@ func (f *field) spent(state string) bool {
 // ages are known for these. A field that is called otherwise some day keeps its whole time, which finds more states
 // to be different and is slower.
 var ages = map[string]age{
-	"HostRecord.HealthySince": ageSoak, "host.attested": ageSoak, "box.ConfirmedAt": ageSoak, "box.Proven": ageSoak,
-	"node.Opened": ageSoak, "Rollout.OpenedAt": ageSoak, "Rollout.WaveSince": ageSilent, "HostRecord.FailingSince": ageSilent,
-	"Observation.LastConfirmedAt": ageSoak, "host.healthAt": ageNone, "host.seen": ageNone, "box.Heard": ageNone, "World.grace": agePast, "host.until": ageSilent,
+	"HostRecord.HealthySince": ageSoak, "proof.attested": ageSoak, "box.ConfirmedAt": ageSoak, "box.Proven": ageSoak,
+	"node.Opened": ageSoak, "Rollout.OpenedAt": ageSoak, "Rollout.WaveSince": ageSilent,
+	"HostRecord.FailingSince":     ageSilent,
+	"Observation.LastConfirmedAt": ageSoak, "proof.healthAt": ageNone, "contact.seen": ageNone, "box.Heard": ageNone,
+	"World.grace": agePast, "contact.until": ageSilent,
 	"box.Until": agePast, "box.StartBy": agePast, "box.Deadline": agePast, "box.Lease": agePast, "node.Emptied": ageNone,
 }
 
@@ -108,7 +109,8 @@ var unordered = []string{"hosts", "before"}
 
 // silent are words and times for people, on which no decision depends.
 var silent = []string{
-	"Rollout.HaltReason", "Rollout.TerminalAt", "Rollout.SupersededAt", "Rollout.SupersededBy", "Hold.At", "Hold.By", "Hold.Reason",
+	"Rollout.HaltReason", "Rollout.TerminalAt", "Rollout.SupersededAt", "Rollout.SupersededBy",
+	"Hold.At", "Hold.By", "Hold.Reason",
 	"Quarantine.Reason", "Quarantine.Since", "Dispatch.EndedAt", "Dispatch.ConfirmedAt", "World.started",
 	"node.Boxes", "node.Now",
 }
@@ -122,14 +124,14 @@ type shapes struct {
 func newShapes() *shapes {
 	return &shapes{
 		byType: map[reflect.Type]*shape{},
-		packs:  []string{reflect.TypeFor[rollout.World]().PkgPath(), reflect.TypeFor[node]().PkgPath(), reflect.TypeFor[protocol.Phase]().PkgPath()},
+		packs:  []string{"nixfleet/roles/rollout", "nixfleet/roles/rollout/explore", "nixfleet/roles/protocol"},
 	}
 }
 
 func (c *shapes) of(t reflect.Type) *shape {
 	s := c.byType[t]
 	if s == nil {
-		s = &shape{typ: t, id: uint64(len(c.byType) + 1), value: t.PkgPath() == reflect.TypeFor[protocol.Phase]().PkgPath()}
+		s = &shape{typ: t, id: uint64(len(c.byType) + 1), value: t.PkgPath() == "nixfleet/roles/protocol"}
 		c.byType[t] = s
 		c.compile(s, t, nil, 0, "")
 	}
