@@ -279,8 +279,8 @@ func TestLinesAreNarrow(t *testing.T) {
 	}
 }
 
-// rawLines are the lines on which there is a part of a raw string that cannot be broken:
-// it has several lines, or fills most of one.
+// rawLines are the lines on which there is a part of a raw string, which cannot be broken.
+// The tag of a field does not count.
 func rawLines(source []byte) map[int]bool {
 	files, lines := token.NewFileSet(), map[int]bool{}
 	file := files.AddFile("", files.Base(), len(source))
@@ -291,7 +291,7 @@ func rawLines(source []byte) map[int]bool {
 		switch {
 		case kind == token.EOF:
 			return lines
-		case kind == token.STRING && literal[0] == '`' && (len(literal) > 90 || strings.Contains(literal, "\n")):
+		case kind == token.STRING && literal[0] == '`' && !strings.HasPrefix(literal, "`json:"):
 			for n := file.Line(at); n <= file.Line(at+token.Pos(len(literal)-1)); n++ {
 				lines[n] = true
 			}

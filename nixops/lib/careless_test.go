@@ -30,74 +30,36 @@ func TestCarelessValuesAreNamed(t *testing.T) {
 		host(`system = "x86_64";`): "host 'web-01': system 'x86_64' is none",
 		host(`tags = [ "" ];`):     "host 'web-01': tags must be a list of strings, none of them empty",
 		host(`channel = "";`):      "host 'web-01' is on channel '', which is not declared; declared are 'stable'",
-		host(
-			`healthChecks.http = [ { name = ""; url = "http://x"; } ];`): "host 'web-01': healthChecks.http[0] has no name",
-		host(
-			`healthChecks.http = [ { name = "a"; url = "localhost:80"; } ];`): "host 'web-01': healthChecks.http[0]: url must " +
-			"be a URL, for example",
-		host(
-			`healthChecks.http = [ { name = "a"; url = "http://x"; expectStatus = 99999; } ];`): "healthChecks.http[0]: " +
-			"expectStatus must be a status of HTTP",
-		host(
-			`healthChecks.http = [ { name = "a"; url = "http://x"; intervalSeconds = 0; } ];`): "healthChecks.http[0]: " +
-			"intervalSeconds must be 1 or more",
-		host(
-			`healthChecks.http = [ { name = "a"; url = "http://x"; timeoutSeconds = 1.5; } ];`): "healthChecks.http[0]: " +
-			"timeoutSeconds must be a whole number of seconds",
-		host(
-			`healthChecks.tcp = [ { name = "a"; port = 22; host = null; } ];`): "healthChecks.tcp[0]: host must be a name or " +
-			"an address",
-		host(
-			`healthChecks.exec = [ { name = "a"; command = [ "" ]; } ];`): "healthChecks.exec[0]: command must be a list of " +
-			"words",
-		host(
-			`healthChecks.units = [ { name = "a"; unit = ""; } ];`): "healthChecks.units[0]: unit must be the name of a unit",
-		host(
-			`healthChecks = { tcp = [ { name = "a"; port = 22; } ]; exec = [ { name = "a"; command = [ "x" ]; } ]; };`): "host 'web-01': healthChecks: two probes are named 'a'; rename one",
-		host(
-			`rebootPolicy = { mode = "window"; window = ""; };`): "host 'web-01': rebootPolicy.window is missing",
-		host(
-			`rebootPolicy = { mode = "never"; window = "Sun 03:00"; };`): "host 'web-01': rebootPolicy.window belongs to mode " +
-			"= \"window\"",
-		host(
-			`pin = { commit = "4f1c0a9be27d5538c6a1f09d3b7e2460d8a5c913"; reason = "r"; expiresAt = "2026-02-31T00:00:00Z"; };`): "host 'web-01': pin.expiresAt must be a time in UTC",
-		`base // { channels.stable = base.channels.stable // { freshnessWindow = 5000000000; }; }`: "channel 'stable': " +
-			"freshnessWindow must be a whole number of minutes, from 0 to 4294967295",
-		`base // { channels.stable = base.channels.stable // { freshnessWindow = -5; }; }`: "channel 'stable': " +
-			"freshnessWindow must be a whole number of minutes",
-		wave(
-			`soakMinutes = -1;`): "rollout policy 'staged': wave 0: soakMinutes must be a whole number of minutes",
-		wave(
-			`soakMinutes = null;`): "rollout policy 'staged': wave 0: soakMinutes must be a whole number of minutes",
-		wave(
-			`soakSeconds = 4294967296;`): "rollout policy 'staged': wave 0: soakSeconds must be a whole number of seconds, " +
-			"from 0 to 4294967295",
-		wave(
-			`soakSeconds = 0.5;`): "rollout policy 'staged': wave 0: soakSeconds must be a whole number of seconds",
-		selector(
-			`let s.not = s; in s`): "rollout policy 'staged': wave 0: selector is nested more than 100 levels deep",
-		selector(
-			`let s.and = [ s ]; in s`): "rollout policy 'staged': wave 0: selector is nested more than 100 levels deep",
-		selector(
-			`{ and = [ { not.or = 1; } ]; }`): "rollout policy 'staged': wave 0: selector.and[0].not has an unknown member 'or'",
-		selector(
-			`{ and = [ { all = true; } { channel = [ "stable" ]; } ]; }`): "wave 0: selector.and[1] 'channel' must be a string",
-		selector(
-			`x: x`): "rollout policy 'staged': wave 0: selector is not an attribute set",
-		`base // { disruptionBudgets = [ { selector.all = true; maxInFlight = 1.0; } ]; }`: "disruption budget 0: " +
-			"maxInFlight must be 1 or more, in whole hosts",
-		`base // { disruptionBudgets = [ { selector.all = true; maxInFlight = 99999999999; } ]; }`: "disruption budget 0: " +
-			"maxInFlight must be 1 or more, in whole hosts",
-		`base // { disruptionBudgets = [ { selector.all = true; maxInFlightPct = 50.5; } ]; }`: "disruption budget 0: " +
-			"maxInFlightPct must be from 1 to 100, without a fraction",
-		`base // { revocations = [ { hostname = ""; notBefore = "2026-03-01T12:00:00Z"; } ]; }`: "revocation 0 has no " +
-			"hostname",
-		`base // { revocations = [ { hostname = "a"; notBefore = "2026-04-31T12:00:00Z"; } ]; }`: "revocation 0: " +
-			"notBefore must be a time in UTC",
-		`base // { bootstrapNonces = [ { ` + nonce +
-			` expiresAt = "2026-02-29T12:00:00Z"; } ]; }`: "bootstrap nonce 0: expiresAt must be a time in UTC",
-		`base // { bootstrapNonces = [ { ` + nonce +
-			` expiresAt = "2100-02-29T12:00:00Z"; } ]; }`: "bootstrap nonce 0: expiresAt must be a time in UTC",
+		host(`healthChecks.http = [ { name = ""; url = "http://x"; } ];`):                                                         "host 'web-01': healthChecks.http[0] has no name",
+		host(`healthChecks.http = [ { name = "a"; url = "localhost:80"; } ];`):                                                    "host 'web-01': healthChecks.http[0]: url must be a URL, for example",
+		host(`healthChecks.http = [ { name = "a"; url = "http://x"; expectStatus = 99999; } ];`):                                  "healthChecks.http[0]: expectStatus must be a status of HTTP",
+		host(`healthChecks.http = [ { name = "a"; url = "http://x"; intervalSeconds = 0; } ];`):                                   "healthChecks.http[0]: intervalSeconds must be 1 or more",
+		host(`healthChecks.http = [ { name = "a"; url = "http://x"; timeoutSeconds = 1.5; } ];`):                                  "healthChecks.http[0]: timeoutSeconds must be a whole number of seconds",
+		host(`healthChecks.tcp = [ { name = "a"; port = 22; host = null; } ];`):                                                   "healthChecks.tcp[0]: host must be a name or an address",
+		host(`healthChecks.exec = [ { name = "a"; command = [ "" ]; } ];`):                                                        "healthChecks.exec[0]: command must be a list of words",
+		host(`healthChecks.units = [ { name = "a"; unit = ""; } ];`):                                                              "healthChecks.units[0]: unit must be the name of a unit",
+		host(`healthChecks = { tcp = [ { name = "a"; port = 22; } ]; exec = [ { name = "a"; command = [ "x" ]; } ]; };`):          "host 'web-01': healthChecks: two probes are named 'a'; rename one",
+		host(`rebootPolicy = { mode = "window"; window = ""; };`):                                                                 "host 'web-01': rebootPolicy.window is missing",
+		host(`rebootPolicy = { mode = "never"; window = "Sun 03:00"; };`):                                                         "host 'web-01': rebootPolicy.window belongs to mode = \"window\"",
+		host(`pin = { commit = "4f1c0a9be27d5538c6a1f09d3b7e2460d8a5c913"; reason = "r"; expiresAt = "2026-02-31T00:00:00Z"; };`): "host 'web-01': pin.expiresAt must be a time in UTC",
+		`base // { channels.stable = base.channels.stable // { freshnessWindow = 5000000000; }; }`:                                "channel 'stable': freshnessWindow must be a whole number of minutes, from 0 to 4294967295",
+		`base // { channels.stable = base.channels.stable // { freshnessWindow = -5; }; }`:                                        "channel 'stable': freshnessWindow must be a whole number of minutes",
+		wave(`soakMinutes = -1;`):                                              "rollout policy 'staged': wave 0: soakMinutes must be a whole number of minutes",
+		wave(`soakMinutes = null;`):                                            "rollout policy 'staged': wave 0: soakMinutes must be a whole number of minutes",
+		wave(`soakSeconds = 4294967296;`):                                      "rollout policy 'staged': wave 0: soakSeconds must be a whole number of seconds, from 0 to 4294967295",
+		wave(`soakSeconds = 0.5;`):                                             "rollout policy 'staged': wave 0: soakSeconds must be a whole number of seconds",
+		selector(`let s.not = s; in s`):                                        "rollout policy 'staged': wave 0: selector is nested more than 100 levels deep",
+		selector(`let s.and = [ s ]; in s`):                                    "rollout policy 'staged': wave 0: selector is nested more than 100 levels deep",
+		selector(`{ and = [ { not.or = 1; } ]; }`):                             "rollout policy 'staged': wave 0: selector.and[0].not has an unknown member 'or'",
+		selector(`{ and = [ { all = true; } { channel = [ "stable" ]; } ]; }`): "wave 0: selector.and[1] 'channel' must be a string",
+		selector(`x: x`):                                                       "rollout policy 'staged': wave 0: selector is not an attribute set",
+		`base // { disruptionBudgets = [ { selector.all = true; maxInFlight = 1.0; } ]; }`:         "disruption budget 0: maxInFlight must be 1 or more, in whole hosts",
+		`base // { disruptionBudgets = [ { selector.all = true; maxInFlight = 99999999999; } ]; }`: "disruption budget 0: maxInFlight must be 1 or more, in whole hosts",
+		`base // { disruptionBudgets = [ { selector.all = true; maxInFlightPct = 50.5; } ]; }`:     "disruption budget 0: maxInFlightPct must be from 1 to 100, without a fraction",
+		`base // { revocations = [ { hostname = ""; notBefore = "2026-03-01T12:00:00Z"; } ]; }`:    "revocation 0 has no hostname",
+		`base // { revocations = [ { hostname = "a"; notBefore = "2026-04-31T12:00:00Z"; } ]; }`:   "revocation 0: notBefore must be a time in UTC",
+		`base // { bootstrapNonces = [ { ` + nonce + ` expiresAt = "2026-02-29T12:00:00Z"; } ]; }`: "bootstrap nonce 0: expiresAt must be a time in UTC",
+		`base // { bootstrapNonces = [ { ` + nonce + ` expiresAt = "2100-02-29T12:00:00Z"; } ]; }`: "bootstrap nonce 0: expiresAt must be a time in UTC",
 		`base // { hosts.web-01 = base.hosts.web-01 // { configuration = 3; }; frameworks.nis2.controls.x.check = config: config.a; channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "enforce"; }; }; }`:            "host 'web-01': its configuration is not a system",
 		`base // { hosts.web-01 = base.hosts.web-01 // { configuration.config = { }; }; frameworks.nis2.controls.x.check = config: config.a.b; channels.stable = base.channels.stable // { compliance = { frameworks = [ "nis2" ]; mode = "enforce"; }; }; }`: "while control 'x' of framework 'nis2' looks at host 'web-01'",
 	} {

@@ -25,117 +25,64 @@ func TestWrongTypesAreNamed(t *testing.T) {
 		return "base // { rolloutPolicies.staged = { " + member + " }; }"
 	}
 	for declaration, want := range map[string]string{
-		`[ ]`: "mkFleet takes an attribute set",
-		`base // { hosts = [ ]; }`: "hosts must be an attribute set, { " +
-			"NAME = { … }; }",
-		`base // { tags = [ ]; }`:     "tags must be an attribute set",
-		`base // { channels = [ ]; }`: "channels must be an attribute set",
-		`base // { rolloutPolicies = [ ]; }`: "rolloutPolicies must be an " +
-			"attribute set",
-		`base // { edges = { }; }`:             "edges must be a list",
-		`base // { channelEdges = { }; }`:      "channelEdges must be a list",
-		`base // { disruptionBudgets = { }; }`: "disruptionBudgets must be a list",
-		`base // { revocations = { }; }`:       "revocations must be a list",
-		`base // { bootstrapNonces = { }; }`:   "bootstrapNonces must be a list",
-		`base // { frameworks = "nis2"; }`: "frameworks must be a list of " +
-			"names, or an attribute set",
-		`base // { frameworks = [ 1 ]; }`: "frameworks must be a list of " +
-			"names, or an attribute set",
-		`base // { frameworks.nis2 = 1; }`: "framework 'nis2' must be an " +
-			"attribute set",
-		`base // { frameworks.nis2.controls = [ ]; }`: "framework 'nis2': controls must be " +
-			"an attribute set",
-		`base // { frameworks.nis2.controls.x = true; }`: "framework 'nis2': control 'x' must " +
-			"be an attribute set",
-		`base // { frameworks.nis2.controls.x.check = true; }`: "framework 'nis2': control 'x': " +
-			"check must be a function",
-		`base // { hosts.web-01 = null; }`: "host 'web-01' must be an attribute " +
-			"set",
-		`base // { tags.web = "x"; }`: "tag 'web' must be an attribute set",
-		`base // { tags.web.pin = "x"; }`: "tag 'web': pin must be an " +
-			"attribute set",
-		`base // { channels.stable = null; }`: "channel 'stable' must be an " +
-			"attribute set",
-		`base // { rolloutPolicies.staged = "x"; }`: "rollout policy 'staged' must be an " +
-			"attribute set",
-		`base // { channels = base.channels // { "../x" = base.channels.stable; }; }`: "channel '../x': the name becomes " +
-			"part of file names and URLs",
-		host(
-			`tags = "web";`): "host 'web-01': tags must be a list of strings",
-		host(
-			`tags = [ 1 ];`): "host 'web-01': tags must be a list of strings",
-		host(
-			`tags = null;`): "host 'web-01': tags must be a list of strings",
-		host(`system = 3; configuration = { };`): "host 'web-01': system is missing",
-		host(
-			`pubkey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI4814d92093ac8a0f4a2163ab87dee509ba306a58f58";`): "host 'web-01': " +
-			"pubkey must be an OpenSSH ed25519 line",
-		host(
-			`pubkey = base.hosts.web-01.pubkey + "\nssh-rsa AAAA";`): "host 'web-01': pubkey must be an OpenSSH ed25519 line",
-		host(
-			`pubkey = { };`): "host 'web-01': pubkey must be an OpenSSH ed25519 line",
-		host(`pin.commit = 5;`): "host 'web-01': pin.commit must be a full commit",
-		host(
-			`healthChecks = "x";`): "host 'web-01': healthChecks must be an attribute set",
-		host(`healthChecks.http = { };`): "host 'web-01': healthChecks.http must be a list",
-		host(
-			`healthChecks.http = [ "x" ];`): "host 'web-01': healthChecks.http[0] must be an attribute set",
-		host(
-			`healthChecks.tcp = [ { name = "x"; port = "5"; } ];`): "host 'web-01': healthChecks.tcp[0]: port must be a port " +
-			"from 1 to 65535",
-		host(
-			`healthChecks.exec = [ { name = "x"; command = "true"; } ];`): "healthChecks.exec[0]: command must be a list of " +
-			"words",
-		host(
-			`healthChecks.units = [ { name = "x"; unit = "a.service"; timeoutSeconds = "1"; } ];`): "healthChecks.units[0]: " +
-			"timeoutSeconds must be a whole number",
-		host(
-			`rebootPolicy.mode = { };`): "host 'web-01': rebootPolicy.mode of type set is unknown; use never, window or " +
-			"immediate",
-		host(
-			`pin = { commit = "4f1c0a9be27d5538c6a1f09d3b7e2460d8a5c913"; reason = "r"; expiresAt = "2026-06-01T02:00:00+02:00"; };`): "host 'web-01': pin.expiresAt must be a time in UTC",
-		channel(
-			`freshnessWindow = "1 day";`): "channel 'stable': freshnessWindow must be a whole number",
-		channel(
-			`freshnessWindow = 0; signingIntervalMinutes = 0;`): "channel 'stable': signingIntervalMinutes must be 1 or more",
-		channel(
-			`compliance = "enforce";`): "channel 'stable': compliance must be an attribute set",
-		channel(
-			`compliance.mode = { };`): "channel 'stable': compliance.mode of type set is unknown; use disabled",
-		channel(
-			`compliance.frameworks = "nis2";`): "channel 'stable': compliance.frameworks must be a list of strings",
-		channel(
-			`compliance.frameworks = [ { } ];`): "channel 'stable': compliance.frameworks must be a list of strings",
-		policy(
-			`waves = { };`): "rollout policy 'staged': waves must be a list",
-		policy(
-			`waves = [ 1 ];`): "rollout policy 'staged': wave 0 must be an attribute set",
-		policy(
-			`waves = [ { selector.and = [ ]; } ];`): "wave 0: selector 'and' must be a list of one selector or more",
-		policy(
-			`waves = [ { selector.not.not = [ ]; } ];`): "wave 0: selector.not.not is not an attribute set",
-		policy(
-			`waves = [ { selector.and = [ { not.tags = "web"; } ]; } ];`): "wave 0: selector.and[0].not 'tags' must be a list " +
-			"of strings",
-		policy(
-			`waves = [ { selector.and = [ { not.hosts = [ "web-99" ]; } ]; } ];`): "wave 0: selector names host 'web-99', " +
-			"which is not declared",
-		policy(
-			`waves = [ { selector.not.channel = "beta"; } ];`): "wave 0: selector names channel 'beta', which is not " +
-			"declared; declared are 'stable'",
-		policy(
-			`waves = [ { selector.all = true; soakMinutes = "5"; } ];`): "wave 0: soakMinutes must be a whole number",
-		policy(
-			`healthGate = null;`): "rollout policy 'staged': healthGate must be an attribute set",
-		policy(
-			`healthGate.systemdFailedUnits = { max = 0; min = 1; };`): "healthGate.systemdFailedUnits must be { max = NUMBER; }",
-		policy(
-			`healthGate.complianceProbes.required = "yes";`): "healthGate.complianceProbes must be { required = true; }",
-		policy(
-			`strategy = { };`): "rollout policy 'staged': strategy of type set is unknown",
-		policy(
-			`onHealthFailure = null;`): "rollout policy 'staged': onHealthFailure of type null is unknown",
-		`base // { edges = [ 1 ]; }`: "edge 0 needs 'gated'",
+		`[ ]`:                                                                         "mkFleet takes an attribute set",
+		`base // { hosts = [ ]; }`:                                                    "hosts must be an attribute set, { NAME = { … }; }",
+		`base // { tags = [ ]; }`:                                                     "tags must be an attribute set",
+		`base // { channels = [ ]; }`:                                                 "channels must be an attribute set",
+		`base // { rolloutPolicies = [ ]; }`:                                          "rolloutPolicies must be an attribute set",
+		`base // { edges = { }; }`:                                                    "edges must be a list",
+		`base // { channelEdges = { }; }`:                                             "channelEdges must be a list",
+		`base // { disruptionBudgets = { }; }`:                                        "disruptionBudgets must be a list",
+		`base // { revocations = { }; }`:                                              "revocations must be a list",
+		`base // { bootstrapNonces = { }; }`:                                          "bootstrapNonces must be a list",
+		`base // { frameworks = "nis2"; }`:                                            "frameworks must be a list of names, or an attribute set",
+		`base // { frameworks = [ 1 ]; }`:                                             "frameworks must be a list of names, or an attribute set",
+		`base // { frameworks.nis2 = 1; }`:                                            "framework 'nis2' must be an attribute set",
+		`base // { frameworks.nis2.controls = [ ]; }`:                                 "framework 'nis2': controls must be an attribute set",
+		`base // { frameworks.nis2.controls.x = true; }`:                              "framework 'nis2': control 'x' must be an attribute set",
+		`base // { frameworks.nis2.controls.x.check = true; }`:                        "framework 'nis2': control 'x': check must be a function",
+		`base // { hosts.web-01 = null; }`:                                            "host 'web-01' must be an attribute set",
+		`base // { tags.web = "x"; }`:                                                 "tag 'web' must be an attribute set",
+		`base // { tags.web.pin = "x"; }`:                                             "tag 'web': pin must be an attribute set",
+		`base // { channels.stable = null; }`:                                         "channel 'stable' must be an attribute set",
+		`base // { rolloutPolicies.staged = "x"; }`:                                   "rollout policy 'staged' must be an attribute set",
+		`base // { channels = base.channels // { "../x" = base.channels.stable; }; }`: "channel '../x': the name becomes part of file names and URLs",
+		host(`tags = "web";`):                                                         "host 'web-01': tags must be a list of strings",
+		host(`tags = [ 1 ];`):                                                         "host 'web-01': tags must be a list of strings",
+		host(`tags = null;`):                                                          "host 'web-01': tags must be a list of strings",
+		host(`system = 3; configuration = { };`):                                      "host 'web-01': system is missing",
+		host(`pubkey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI4814d92093ac8a0f4a2163ab87dee509ba306a58f58";`): "host 'web-01': pubkey must be an OpenSSH ed25519 line",
+		host(`pubkey = base.hosts.web-01.pubkey + "\nssh-rsa AAAA";`):                                        "host 'web-01': pubkey must be an OpenSSH ed25519 line",
+		host(`pubkey = { };`):                                              "host 'web-01': pubkey must be an OpenSSH ed25519 line",
+		host(`pin.commit = 5;`):                                            "host 'web-01': pin.commit must be a full commit",
+		host(`healthChecks = "x";`):                                        "host 'web-01': healthChecks must be an attribute set",
+		host(`healthChecks.http = { };`):                                   "host 'web-01': healthChecks.http must be a list",
+		host(`healthChecks.http = [ "x" ];`):                               "host 'web-01': healthChecks.http[0] must be an attribute set",
+		host(`healthChecks.tcp = [ { name = "x"; port = "5"; } ];`):        "host 'web-01': healthChecks.tcp[0]: port must be a port from 1 to 65535",
+		host(`healthChecks.exec = [ { name = "x"; command = "true"; } ];`): "healthChecks.exec[0]: command must be a list of words",
+		host(`healthChecks.units = [ { name = "x"; unit = "a.service"; timeoutSeconds = "1"; } ];`): "healthChecks.units[0]: timeoutSeconds must be a whole number",
+		host(`rebootPolicy.mode = { };`): "host 'web-01': rebootPolicy.mode of type set is unknown; use never, window or immediate",
+		host(`pin = { commit = "4f1c0a9be27d5538c6a1f09d3b7e2460d8a5c913"; reason = "r"; expiresAt = "2026-06-01T02:00:00+02:00"; };`): "host 'web-01': pin.expiresAt must be a time in UTC",
+		channel(`freshnessWindow = "1 day";`):                                                                     "channel 'stable': freshnessWindow must be a whole number",
+		channel(`freshnessWindow = 0; signingIntervalMinutes = 0;`):                                               "channel 'stable': signingIntervalMinutes must be 1 or more",
+		channel(`compliance = "enforce";`):                                                                        "channel 'stable': compliance must be an attribute set",
+		channel(`compliance.mode = { };`):                                                                         "channel 'stable': compliance.mode of type set is unknown; use disabled",
+		channel(`compliance.frameworks = "nis2";`):                                                                "channel 'stable': compliance.frameworks must be a list of strings",
+		channel(`compliance.frameworks = [ { } ];`):                                                               "channel 'stable': compliance.frameworks must be a list of strings",
+		policy(`waves = { };`):                                                                                    "rollout policy 'staged': waves must be a list",
+		policy(`waves = [ 1 ];`):                                                                                  "rollout policy 'staged': wave 0 must be an attribute set",
+		policy(`waves = [ { selector.and = [ ]; } ];`):                                                            "wave 0: selector 'and' must be a list of one selector or more",
+		policy(`waves = [ { selector.not.not = [ ]; } ];`):                                                        "wave 0: selector.not.not is not an attribute set",
+		policy(`waves = [ { selector.and = [ { not.tags = "web"; } ]; } ];`):                                      "wave 0: selector.and[0].not 'tags' must be a list of strings",
+		policy(`waves = [ { selector.and = [ { not.hosts = [ "web-99" ]; } ]; } ];`):                              "wave 0: selector names host 'web-99', which is not declared",
+		policy(`waves = [ { selector.not.channel = "beta"; } ];`):                                                 "wave 0: selector names channel 'beta', which is not declared; declared are 'stable'",
+		policy(`waves = [ { selector.all = true; soakMinutes = "5"; } ];`):                                        "wave 0: soakMinutes must be a whole number",
+		policy(`healthGate = null;`):                                                                              "rollout policy 'staged': healthGate must be an attribute set",
+		policy(`healthGate.systemdFailedUnits = { max = 0; min = 1; };`):                                          "healthGate.systemdFailedUnits must be { max = NUMBER; }",
+		policy(`healthGate.complianceProbes.required = "yes";`):                                                   "healthGate.complianceProbes must be { required = true; }",
+		policy(`strategy = { };`):                                                                                 "rollout policy 'staged': strategy of type set is unknown",
+		policy(`onHealthFailure = null;`):                                                                         "rollout policy 'staged': onHealthFailure of type null is unknown",
+		`base // { edges = [ 1 ]; }`:                                                                              "edge 0 needs 'gated'",
 		`base // { edges = [ { gated = "web-01"; gates = "web-02"; reason = 5; } ]; }`:                            "edge 0: reason must be a string",
 		`base // { channelEdges = [ 1 ]; }`:                                                                       "channel edge 0 needs 'gates'",
 		`base // { disruptionBudgets = [ 1 ]; }`:                                                                  "disruption budget 0 must be an attribute set",
@@ -175,12 +122,9 @@ func TestMergeFleetsNamesWhatItRefuses(t *testing.T) {
 		`[ { } { host = { }; } ]`:               "mergeFleets: unknown member 'host'; known are hosts, tags,",
 		`[ { hosts = [ ]; } ]`:                  "mergeFleets: hosts must be an attribute set in every part",
 		`[ { edges = [ ]; } { edges = { }; } ]`: "mergeFleets: edges must be a list in every part",
-		`[ { tags.a = { }; } { tags.b = { }; tags.a = 1; } ]`: "mergeFleets: tags 'a' is declared in " +
-			"more than one part; keep one",
-		`[ { channels.x = 1; } { } { channels.x = 1; } ]`: "mergeFleets: channels 'x' is declared " +
-			"in more than one part",
-		`[ { rolloutPolicies.p = 1; } { rolloutPolicies = { p = 1; q = 1; }; } ]`: "mergeFleets: rolloutPolicies 'p' is " +
-			"declared in more than one part",
+		`[ { tags.a = { }; } { tags.b = { }; tags.a = 1; } ]`:                     "mergeFleets: tags 'a' is declared in more than one part; keep one",
+		`[ { channels.x = 1; } { } { channels.x = 1; } ]`:                         "mergeFleets: channels 'x' is declared in more than one part",
+		`[ { rolloutPolicies.p = 1; } { rolloutPolicies = { p = 1; q = 1; }; } ]`: "mergeFleets: rolloutPolicies 'p' is declared in more than one part",
 	} {
 		out, said, err := evaluate(t, fmt.Sprintf("(import %s).mergeFleets %s", dir, parts))
 		if err == nil || !strings.Contains(said, want) {

@@ -21,8 +21,7 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 		"switch-to-configuration taken away": {agent, "system.switch.enable = false;", "system.switch.enable = true"},
 		"state in a fixed /etc": {agent, etcFixed + `services.nixfleet-agent.stateDir = "/etc/nixfleet/state";`,
 			"/etc/nixfleet/state must be writable, and with system.etc.overlay.mutable = false nothing in /etc is"},
-		"certificate in a fixed /etc": {agent,
-			etcFixed + `services.nixfleet-agent.tls.clientCert = "/etc/nixfleet/agent-cert.pem";`,
+		"certificate in a fixed /etc": {agent, etcFixed + `services.nixfleet-agent.tls.clientCert = "/etc/nixfleet/agent-cert.pem";`,
 			"/etc/nixfleet/agent-cert.pem must be writable"},
 		"host key in a fixed /etc": {agent, etcFixed,
 			"keep it below /var/lib and name it in services.openssh.hostKeys"},
@@ -44,9 +43,7 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 			`window belongs to mode = "window"`},
 		"two probes of one name": {agent,
 			`services.nixfleet-agent.healthChecks = { tcp = [ { name = "a"; port = 22; } ]; units = [ { name = "a"; unit = "sshd.service"; } ]; };`, "two probes have the name a; rename one"},
-		"two probes of one name, launchd": {"darwin",
-			`services.nixfleet-agent.healthChecks.tcp = [ { name = "a"; port = 22; } { name = "a"; port = 23; } ];`,
-			"two probes have the name a; rename one"},
+		"two probes of one name, launchd": {"darwin", `services.nixfleet-agent.healthChecks.tcp = [ { name = "a"; port = 22; } { name = "a"; port = 23; } ];`, "two probes have the name a; rename one"},
 		"plain http": {agent,
 			`services.nixfleet-agent.controlPlaneUrl = lib.mkForce "http://cp";`, "must begin with https://"},
 		"token in the store": {agent,
@@ -57,22 +54,15 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 			"successor and retireAt stand together"},
 		"previous without current": {agent,
 			`nixfleet.trust.orgRootKey = { current = lib.mkForce null; previous = "x"; };`, "move the key to current"},
-		"control plane without a certificate": {cp, "services.nixfleet-control-plane.tls.cert = lib.mkForce null;",
-			"'nixfleet keygen' makes both"},
-		"org root beside it, agenix": {cp, "age.secrets.org-root = { };", "Take this host out of its recipients"},
-		"org root beside it, sops-nix": {cp, `sops.secrets."fleet/org-root.key" = { };`,
-			"Take this host out of its recipients"},
-		"org root beside it, operator": {cp,
-			`nixfleet.operator = { enable = true; orgRootKeyFile = "/run/agenix/key"; };`,
-			"Unset nixfleet.operator.orgRootKeyFile on this host"},
+		"control plane without a certificate": {cp, "services.nixfleet-control-plane.tls.cert = lib.mkForce null;", "'nixfleet keygen' makes both"},
+		"org root beside it, agenix":          {cp, "age.secrets.org-root = { };", "Take this host out of its recipients"},
+		"org root beside it, sops-nix":        {cp, `sops.secrets."fleet/org-root.key" = { };`, "Take this host out of its recipients"},
+		"org root beside it, operator":        {cp, `nixfleet.operator = { enable = true; orgRootKeyFile = "/run/agenix/key"; };`, "Unset nixfleet.operator.orgRootKeyFile on this host"},
 		"org root file in /etc": {cp, `environment.etc."secrets/org-root.key".text = "x";`,
 			"Take this host out of its recipients"},
-		"org root under another name": {cp, `age.secrets.orgRoot = { };`,
-			"(orgRoot). Take this host out of its recipients"},
-		"org root behind another name": {cp, `age.secrets.x.file = "/secrets/org-root.key.age";`,
-			"(org-root.key.age). Take this host out of its recipients"},
-		"org root as another key of sops": {cp, `sops.secrets.x.key = "org_root";`,
-			"(org_root). Take this host out of its recipients"},
+		"org root under another name":     {cp, `age.secrets.orgRoot = { };`, "(orgRoot). Take this host out of its recipients"},
+		"org root behind another name":    {cp, `age.secrets.x.file = "/secrets/org-root.key.age";`, "(org-root.key.age). Take this host out of its recipients"},
+		"org root as another key of sops": {cp, `sops.secrets.x.key = "org_root";`, "(org_root). Take this host out of its recipients"},
 		"deploy key in the store": {cp,
 			`services.nixfleet-control-plane.source.sshKeyFile = lib.mkForce "${builtins.storeDir}/aaa-key";`,
 			"give a path at run time"},
@@ -85,11 +75,8 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 			`services.nixfleet-control-plane.rolloutsSource.artifactUrlTemplate = "https://forge.example.com/{rolloutId}?private_token=x";`, "write it into a file"},
 		"password for the cache": {cp,
 			`services.nixfleet-control-plane.closureUpstream = "https://u:p@cache.example.com";`, "write it into a file"},
-		"launchd agent over plain http": {"darwin",
-			`services.nixfleet-agent.controlPlaneUrl = lib.mkForce "http://cp";`, "must begin with https://"},
-		"launchd agent's token in the store": {"darwin",
-			`services.nixfleet-agent.bootstrapTokenFile = lib.mkForce "${builtins.storeDir}/aaa-token";`,
-			"give a path at run time"},
+		"launchd agent over plain http":      {"darwin", `services.nixfleet-agent.controlPlaneUrl = lib.mkForce "http://cp";`, "must begin with https://"},
+		"launchd agent's token in the store": {"darwin", `services.nixfleet-agent.bootstrapTokenFile = lib.mkForce "${builtins.storeDir}/aaa-token";`, "give a path at run time"},
 		"TPM without its group": {"control-plane-tpm", "users.groups = lib.mkForce { };",
 			"set security.tpm2.enable = true"},
 		"half a template": {cp,
@@ -97,46 +84,36 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 			"stand together, both with {rolloutId}"},
 		"template of nothing": {cp,
 			`services.nixfleet-control-plane.rolloutsSource = { artifactUrlTemplate = "https://x/{rolloutId}"; signatureUrlTemplate = "https://x/sig"; };`, "stand together, both with {rolloutId}"},
-		"org root in sops beside its namesake": {cp,
-			`age.secrets.x.file = "/secrets/org-root.key.age"; sops.secrets.x = { };`, "Take this host out of its recipients"},
+		"org root in sops beside its namesake": {cp, `age.secrets.x.file = "/secrets/org-root.key.age"; sops.secrets.x = { };`, "Take this host out of its recipients"},
 		"release key cut short": {agent,
 			`nixfleet.trust.ciReleaseKey.current.public = lib.mkForce "0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc";`,
 			"nixfleet.trust.ciReleaseKey.current is not the base64 of an ed25519 key"},
-		"release key of another kind": {agent,
-			`nixfleet.trust.ciReleaseKey.previous = { algorithm = "ecdsa-p256"; public = "0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc="; };`, "nixfleet.trust.ciReleaseKey.previous is not the base64 of an ecdsa-p256 key"},
-		"org root that is a PEM block": {agent,
-			`nixfleet.trust.orgRootKey.current = lib.mkForce "-----BEGIN PUBLIC KEY-----";`,
-			"nixfleet.trust.orgRootKey.current is not the base64"},
-		"root that is the path of a certificate": {agent, `nixfleet.trust.rootCAPem = "/etc/nixfleet/root.pem";`,
-			"nixfleet.trust.rootCAPem is not a certificate in PEM"},
+		"release key of another kind":            {agent, `nixfleet.trust.ciReleaseKey.previous = { algorithm = "ecdsa-p256"; public = "0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc="; };`, "nixfleet.trust.ciReleaseKey.previous is not the base64 of an ecdsa-p256 key"},
+		"org root that is a PEM block":           {agent, `nixfleet.trust.orgRootKey.current = lib.mkForce "-----BEGIN PUBLIC KEY-----";`, "nixfleet.trust.orgRootKey.current is not the base64"},
+		"root that is the path of a certificate": {agent, `nixfleet.trust.rootCAPem = "/etc/nixfleet/root.pem";`, "nixfleet.trust.rootCAPem is not a certificate in PEM"},
 		"issuing CA that is a path": {cp, `nixfleet.trust.issuanceCAPems = [ "secrets/issuing-ca.cert.pem" ];`,
 			"nixfleet.trust.issuanceCAPems holds a text that is not a certificate"},
 		"cache key without its name": {agent,
 			`nixfleet.trust.cacheKeys = [ "0EqyMnQrtKs6E2i9RhXk5tAiSrcaAWuvhSCjMsl3hzc=" ];`,
 			"is no public key of a cache, NAME:BASE64"},
-		"private half of a cache key": {agent,
-			`nixfleet.trust.cacheKeys = [ "cache-1:R8rn7+h1C32o+upzHTUV1+5E/yY3GVj6theQ52c7HeE5JEgpY05bvxS6eX1VhTJd85NY1WP18OCGOOVwOLTe+A==" ];`, "nixfleet.trust.cacheKeys: 'cache-1…' is no public key"},
+		"private half of a cache key": {agent, `nixfleet.trust.cacheKeys = [ "cache-1:R8rn7+h1C32o+upzHTUV1+5E/yY3GVj6theQ52c7HeE5JEgpY05bvxS6eX1VhTJd85NY1WP18OCGOOVwOLTe+A==" ];`, "nixfleet.trust.cacheKeys: 'cache-1…' is no public key"},
 		"cache that is no key": {"agent-full", `services.nixfleet-cache.publicKey = lib.mkForce "cache:x";`,
 			"services.nixfleet-cache.publicKey is no public key"},
 		"key in the store": {cp,
 			`services.nixfleet-control-plane.tls.key = lib.mkForce "${builtins.storeDir}/aaa-key";`, "give a path at run time"},
-		"control plane without release key": {cp, "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;",
-			"set nixfleet.trust.ciReleaseKey.current"},
+		"control plane without release key": {cp, "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;", "set nixfleet.trust.ciReleaseKey.current"},
 		"half a TPM": {cp, `services.nixfleet-control-plane.tpmCaPubkeyRaw = "/etc/raw";`,
 			"stand together; set both or neither"},
 		"half a source": {cp,
 			`services.nixfleet-control-plane.revocationsSource.artifactUrl = "https://x";`, "set both or neither"},
-		"revocations without a database": {cp,
-			`services.nixfleet-control-plane = { dbPath = null; revocationsSource = { artifactUrl = "https://x"; signatureUrl = "https://y"; }; };`, "needs dbPath, for example"},
+		"revocations without a database": {cp, `services.nixfleet-control-plane = { dbPath = null; revocationsSource = { artifactUrl = "https://x"; signatureUrl = "https://y"; }; };`, "needs dbPath, for example"},
 		"database elsewhere": {cp, `services.nixfleet-control-plane.dbPath = "/srv/state.db";`,
 			"must lie in /var/lib/nixfleet-cp"},
 		"strict without a client CA": {cp,
 			"services.nixfleet-control-plane = { strict = true; tls.clientCa = lib.mkForce null; };",
 			"strict needs tls.clientCa"},
-		"operator's key in the store": {"operator",
-			`nixfleet.operator.fleetRootKeyFile = lib.mkForce "${builtins.storeDir}/aaa-key";`, "give a path at run time"},
-		"launchd agent without release key": {"darwin", "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;",
-			"set nixfleet.trust.ciReleaseKey.current"},
+		"operator's key in the store":       {"operator", `nixfleet.operator.fleetRootKeyFile = lib.mkForce "${builtins.storeDir}/aaa-key";`, "give a path at run time"},
+		"launchd agent without release key": {"darwin", "nixfleet.trust.ciReleaseKey.current = lib.mkForce null;", "set nixfleet.trust.ciReleaseKey.current"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -161,8 +138,7 @@ func TestAssertionsNameTheFix_A26_T13(t *testing.T) {
 func TestAssertionsLetGoodConfigurationsThrough(t *testing.T) {
 	nixpkgsLib(t)
 	for name, c := range map[string][2]string{
-		"persisted state on a tmpfs root": {"agent",
-			`fileSystems = { "/".fsType = "tmpfs"; "/var/lib/nixfleet-agent".fsType = "none"; "/var/lib/nixfleet".fsType = "none"; };`},
+		"persisted state on a tmpfs root": {"agent", `fileSystems = { "/".fsType = "tmpfs"; "/var/lib/nixfleet-agent".fsType = "none"; "/var/lib/nixfleet".fsType = "none"; };`},
 		"a fixed /etc with keys elsewhere": {"agent", `system.etc.overlay = { enable = true; mutable = false; };
 			services.openssh.hostKeys = [ { type = "rsa"; path = "/etc/ssh/rsa"; } { type = "ed25519"; path = "/var/lib/ssh/key"; } ];`},
 		"a fixed /etc with a key in it": {"agent", `system.etc.overlay = { enable = true; mutable = false; };
@@ -172,14 +148,12 @@ func TestAssertionsLetGoodConfigurationsThrough(t *testing.T) {
 			`fileSystems."/".fsType = "tmpfs"; services.nixfleet-agent.allowVolatileState = true;`},
 		"a trust file of one's own": {"agent",
 			`nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-agent.trustFile = "/etc/trust.json";`},
-		"a trust file of the control plane's own": {"control-plane",
-			`nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-control-plane.trustFile = "/etc/trust.json";`},
+		"a trust file of the control plane's own": {"control-plane", `nixfleet.trust.ciReleaseKey.current = lib.mkForce null; services.nixfleet-control-plane.trustFile = "/etc/trust.json";`},
 		"other secrets": {"control-plane", "age.secrets.issuing-ca = { };"},
 		"certificates in the store": {"control-plane",
 			`services.nixfleet-control-plane = { tls.cert = lib.mkForce "${builtins.storeDir}/aaa-cert"; tls.clientCa = lib.mkForce "${builtins.storeDir}/aaa-ca"; fleetCaCert = lib.mkForce "${builtins.storeDir}/aaa-issuing"; };`},
 		"the public half of the org root": {"control-plane", `environment.etc."nixfleet/org-root.pub".text = "x";`},
-		"a forge's user without a secret": {"control-plane",
-			`services.nixfleet-control-plane.source.url = lib.mkForce "ssh://git@forge.example.com:2222/fleet.git#main";`},
+		"a forge's user without a secret": {"control-plane", `services.nixfleet-control-plane.source.url = lib.mkForce "ssh://git@forge.example.com:2222/fleet.git#main";`},
 		"defaults of v1": {"agent",
 			`services.nixfleet-agent.tls = { clientCert = null; clientKey = null; };`},
 		"an operator's command line": {"control-plane", "nixfleet.operator.enable = true;"},
@@ -238,16 +212,11 @@ func TestWarnings(t *testing.T) {
 	nixpkgsLib(t)
 	for change, c := range map[string]struct{ base, want string }{
 		`age.secrets.other = { };`: {"control-plane", "/run/agenix/issuing-ca.key.pem, "},
-		`age.secrets = { }; services.nixfleet-control-plane.fleetCaKey = lib.mkForce "/run/agenix/typo";`: {
-			"control-plane", "status=243/CREDENTIALS"},
-		`age.secrets.token = { }; services.nixfleet-agent.bootstrapTokenFile = lib.mkForce "/run/agenix/tokem";`: {"agent",
-			"services.nixfleet-agent reads /run/agenix/tokem, which no secret of this host declares"},
-		"nixfleet.trust.orgRootKey.current = lib.mkForce null;": {
-			"control-plane", "no host can enrol until nixfleet.trust.orgRootKey.current"},
-		"services.nixfleet-control-plane.fleetCaKey = lib.mkForce null;": {
-			"control-plane", "set fleetCaCert and fleetCaKey"},
-		`services.nixfleet-agent.complianceGate.mode = "enforce";`: {"darwin",
-			"there is no collector of evidence under launchd"},
+		`age.secrets = { }; services.nixfleet-control-plane.fleetCaKey = lib.mkForce "/run/agenix/typo";`:        {"control-plane", "status=243/CREDENTIALS"},
+		`age.secrets.token = { }; services.nixfleet-agent.bootstrapTokenFile = lib.mkForce "/run/agenix/tokem";`: {"agent", "services.nixfleet-agent reads /run/agenix/tokem, which no secret of this host declares"},
+		"nixfleet.trust.orgRootKey.current = lib.mkForce null;":                                                  {"control-plane", "no host can enrol until nixfleet.trust.orgRootKey.current"},
+		"services.nixfleet-control-plane.fleetCaKey = lib.mkForce null;":                                         {"control-plane", "set fleetCaCert and fleetCaKey"},
+		`services.nixfleet-agent.complianceGate.mode = "enforce";`:                                               {"darwin", "there is no collector of evidence under launchd"},
 	} {
 		var r rendered
 		if err := evaluate(t, fmt.Sprintf(`stub [
@@ -406,8 +375,7 @@ func TestNixRemoteFollowsTheDaemonsUser(t *testing.T) {
 	for user, want := range map[string]bool{"nix-daemon": true, "root": false, "": false} {
 		change := ""
 		if user != "" {
-			change = fmt.Sprintf(
-				`{ options.nix.daemonUser = lib.mkOption { type = lib.types.str; }; config.nix.daemonUser = "%s"; }`, user)
+			change = fmt.Sprintf(`{ options.nix.daemonUser = lib.mkOption { type = lib.types.str; }; config.nix.daemonUser = "%s"; }`, user)
 		}
 		var r rendered
 		if err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/agent.nix") %s ]`, change), &r); err != nil {
@@ -450,9 +418,9 @@ func TestBoundsOfMemory(t *testing.T) {
 		"memoryMax = null;":  "",
 	} {
 		var r rendered
-		if err := evaluate(t, fmt.Sprintf(
-			`stub [ (configurations + "/control-plane.nix") { services.nixfleet-control-plane = { %s }; } ]`, change),
-			&r); err != nil {
+		if err := evaluate(t,
+			fmt.Sprintf(`stub [ (configurations + "/control-plane.nix") { services.nixfleet-control-plane = { %s }; } ]`,
+				change), &r); err != nil {
 			t.Fatal(err)
 		}
 		unit := r.Units["nixfleet-control-plane.service"]

@@ -129,12 +129,12 @@ func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
 func TestModulesAreOfTheirKindOfSystem(t *testing.T) {
 	nixpkgsLib(t)
 	for module, class := range map[string]string{
-		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin",
-		"nixosModules.operator": "darwin",
-		"darwinModules.agent":   "nixos",
+		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin", "nixosModules.operator": "darwin",
+		"darwinModules.agent": "nixos",
 	} {
-		err := evaluate(t, flake+fmt.Sprintf(
-			`(lib.evalModules { class = "%s"; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.%s ]; }).config.assertions`, class, module), nil)
+		err := evaluate(t,
+			flake+
+				fmt.Sprintf(`(lib.evalModules { class = "%s"; modules = [ parts.nixos { _module.args.pkgs = parts.pkgs; } self.%s ]; }).config.assertions`, class, module), nil)
 		if err == nil || !strings.Contains(err.Error(), "cannot be imported into a module evaluation that expects class") {
 			t.Errorf("%s in a %s system: %v", module, class, err)
 		}
@@ -225,8 +225,7 @@ in `
 	}
 	for arguments, want := range map[string]string{
 		`{ hostName = "a"; platform = "x86_64-linux"; isVm = true; }`: "isVm = true of host 'a' has no meaning here",
-		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`: "name and hostName are two names of one argument; " +
-			"keep name",
+		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`:    "name and hostName are two names of one argument; keep name",
 		`{ hostName = "a"; }`:                              `system is missing; write for example system = "x86_64-linux"`,
 		`{ platform = "x86_64-linux"; }`:                   `name is missing; write for example name = "web-01"`,
 		`{ hostName = "a"; platform = "aarch64-darwin"; }`: "host 'a' is on aarch64-darwin; pass nix-darwin",
@@ -329,8 +328,7 @@ func TestPackageSourceIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expression := fmt.Sprintf(
-		`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; stdenv = null; buildGoModule = attrs: attrs; }; in`, lib, root)
+	expression := fmt.Sprintf(`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; stdenv = null; buildGoModule = attrs: attrs; }; in`, lib, root)
 	source := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--read-write-mode", "--raw", "--expr",
 		expression+` "${p.src}"`)
 	dir := filepath.Join(t.TempDir(), "source")
