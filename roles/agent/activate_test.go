@@ -93,7 +93,8 @@ func TestBadReleasesAreUndone(t *testing.T) {
 				if m.where() != all(before) {
 					t.Errorf("ended at %v", m.where())
 				}
-				if !p.reported(protocol.EventActivationFailed) || !p.reported(protocol.EventClosureQuarantined) || p.confirmed() != 0 {
+				if !p.reported(protocol.EventActivationFailed) || !p.reported(protocol.EventClosureQuarantined) ||
+					p.confirmed() != 0 {
 					t.Errorf("reports %v, %d confirms", p.said(), p.confirmed())
 				}
 			})
@@ -282,7 +283,8 @@ func TestOlderReleaseIsRefusedAndWithholdingIsVisible_T17(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		stop()
 		var s status
-		if err := journal.Directory(m.path("state")).Read(statusName, &s); err != nil || !strings.Contains(s.Stale, "release-stale") {
+		if err := journal.Directory(m.path("state")).Read(statusName, &s); err != nil ||
+			!strings.Contains(s.Stale, "release-stale") {
 			t.Errorf("status says %q, %v", s.Stale, err)
 		}
 		if !p.reported(protocol.EventOther) {
@@ -304,7 +306,8 @@ func TestReleaseThatWouldLockTheHostOut_T16(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self", TrustJSON: string(trust)}); err != nil {
+		if err := sim.WriteClosure(filepath.Join(m.dir, "cache"), target,
+			sim.Closure{Agent: "self", TrustJSON: string(trust)}); err != nil {
 			t.Fatal(err)
 		}
 		stop := m.start(m.sim)
@@ -451,7 +454,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 			for i, dir := range s.taken {
 				for _, power := range []bool{false, true} {
 					k := &machine{t: t, dir: filepath.Join(dir, fmt.Sprint("run-", power)), p: p}
-					for to, from := range map[string]string{"host": filepath.Join(dir, "host"), "cache": filepath.Join(m.dir, "cache")} {
+					for to, from := range map[string]string{"host": filepath.Join(dir, "host"),
+						"cache": filepath.Join(m.dir, "cache")} {
 						if err := os.CopyFS(filepath.Join(k.dir, to), os.DirFS(from)); err != nil {
 							t.Fatal(err)
 						}
@@ -469,7 +473,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 					time.Sleep(15 * time.Minute)
 					stop()
 					if got := k.where(); got != c.want && got != all(before) {
-						t.Errorf("%s: killed at %d (%s), power cut %v: ended at %v, want %v", c.name, i, s.calls[i], power, k.where(), c.want)
+						t.Errorf("%s: killed at %d (%s), power cut %v: ended at %v, want %v", c.name, i, s.calls[i], power, k.where(),
+							c.want)
 					}
 					p.release(target, time.Now())
 				}

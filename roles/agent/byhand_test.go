@@ -26,7 +26,8 @@ func (m *machine) root(args ...string) (string, error) {
 	var out bytes.Buffer
 	app := command.App("test", Command())
 	app.Writer, app.ErrWriter = &out, &bytes.Buffer{}
-	line := []string{"nixfleet", "agent", args[0], "--state-dir", m.path("state"), "--simulated-host", m.path("machine"), "--simulated-cache", m.dir + "/cache"}
+	line := []string{"nixfleet", "agent", args[0], "--state-dir", m.path("state"), "--simulated-host", m.path("machine"),
+		"--simulated-cache", m.dir + "/cache"}
 	err := app.Run(append(line, args[1:]...))
 	return out.String(), err
 }
@@ -61,7 +62,8 @@ func TestPauseAndResume(t *testing.T) {
 		if !strings.Contains(p.acts(), "paused: disk is being replaced") {
 			t.Errorf("reported %s", p.acts())
 		}
-		if out := m.types("status"); !strings.Contains(out, "paused: disk is being replaced") || !strings.Contains(out, "nixfleet agent resume") {
+		if out := m.types("status"); !strings.Contains(out, "paused: disk is being replaced") ||
+			!strings.Contains(out, "nixfleet agent resume") {
 			t.Errorf("status says %s", out)
 		}
 		// Also for the agent that comes after this one, and for a new intent.
@@ -162,7 +164,8 @@ func TestActivateRefusesWhatIsNoSystem(t *testing.T) {
 		time.Sleep(time.Minute)
 		m.must(m.sim.Realise(context.Background(), target, nil))
 		for _, args := range [][]string{
-			{}, {"x"}, {"../../etc"}, {"/etc/passwd"}, {target, another}, {another}, {target}, {"/nix/store/" + another + "/bin/sh"},
+			{}, {"x"}, {"../../etc"}, {"/etc/passwd"}, {target, another}, {another}, {target},
+			{"/nix/store/" + another + "/bin/sh"},
 		} {
 			if out, err := m.root(append([]string{"activate"}, args...)...); err == nil {
 				t.Errorf("activate %v: %s", args, out)
@@ -175,7 +178,8 @@ func TestActivateRefusesWhatIsNoSystem(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		stop()
-		if _, err := os.Stat(m.path("state/" + journal.HoldFile)); !strings.Contains(p.acts(), "failed") || err == nil && !strings.Contains(p.acts(), protocol.KindThirdClosure) {
+		if _, err := os.Stat(m.path("state/" + journal.HoldFile)); !strings.Contains(p.acts(), "failed") || err == nil &&
+			!strings.Contains(p.acts(), protocol.KindThirdClosure) {
 			t.Errorf("hold %v, reported %s", err, p.acts())
 		}
 	})
@@ -245,7 +249,8 @@ func TestRootAndAgentExcludeEachOther(t *testing.T) {
 // What root switches by nixos-rebuild stays, says so, and ends with something new.
 func TestSwitchByHandIsRespected(t *testing.T) {
 	const third = "33333333333333333333333333333333-nixos-system-web-01-3"
-	for name, when := range map[string]time.Duration{"between activations": 5 * time.Minute, "in the middle of one": 2500 * time.Millisecond} {
+	for name, when := range map[string]time.Duration{"between activations": 5 * time.Minute,
+		"in the middle of one": 2500 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
@@ -319,7 +324,8 @@ func TestResetMark(t *testing.T) {
 		m.types("reset-mark", "--reason", "a release from the far future")
 		time.Sleep(10 * time.Minute)
 		stop()
-		if m.where() != all(another) || !strings.Contains(p.acts(), protocol.KindMarkReset) || !strings.Contains(p.acts(), "far future") {
+		if m.where() != all(another) || !strings.Contains(p.acts(), protocol.KindMarkReset) ||
+			!strings.Contains(p.acts(), "far future") {
 			t.Errorf("at %v, reported %s", m.where(), p.acts())
 		}
 	})
@@ -370,7 +376,8 @@ func TestStatusOfRoot(t *testing.T) {
 			Current   string     `json:"current"`
 			Confirmed *confirmed `json:"confirmed"`
 		}
-		if err := pki.Decode([]byte(m.types("status", "--json")), &s); err != nil || s.Current != target || s.Confirmed == nil {
+		if err := pki.Decode([]byte(m.types("status", "--json")), &s); err != nil || s.Current != target ||
+			s.Confirmed == nil {
 			t.Errorf("%+v, %v", s, err)
 		}
 	})
@@ -398,7 +405,8 @@ func TestSwitchByHandEndsAHeldCheckin(t *testing.T) {
 		m.must(m.sim.Realise(context.Background(), another, nil))
 		stop := m.start(m.sim)
 		time.Sleep(time.Minute)
-		_, err := m.sim.Switch(context.Background(), nixops.SwitchRequest{Closure: another, Action: nixops.ActionSwitch, Unit: "by-hand"})
+		_, err := m.sim.Switch(context.Background(),
+			nixops.SwitchRequest{Closure: another, Action: nixops.ActionSwitch, Unit: "by-hand"})
 		m.must(err)
 		time.Sleep(10 * time.Second)
 		stop()

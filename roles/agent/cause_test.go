@@ -40,7 +40,8 @@ func TestBlameOfBootTrouble(t *testing.T) {
 		blame bool
 	}{
 		{protocol.CauseBoot, errors.New("no such file"), "preflight: boot: no such file", false},
-		{protocol.CausePreflight, errors.New("set profile: read-only file system"), "preflight: set profile: read-only file system", false},
+		{protocol.CausePreflight, errors.New("set profile: read-only file system"),
+			"preflight: set profile: read-only file system", false},
 		{protocol.CauseBoot, fmt.Errorf("of x: %w", &undo.ExitError{Exit: nixops.Exit{Code: 1}}), "boot: of x: exit 1", true},
 		{protocol.CauseBoot, fmt.Errorf("x: %w", nixops.ErrLockHeld), "lock-held: another switch is running", false},
 		{protocol.CauseBoot, fmt.Errorf("x: %w", nixops.ErrNoSpace), "no-space: boot: x: ", false},

@@ -53,11 +53,13 @@ func TestDeadlineIsDisarmedByTheNextAgent(t *testing.T) {
 		m.must(m.sim.Realise(context.Background(), target, nil))
 		m.must(m.sim.Install(target))
 		j := m.committed(target)
-		m.must(m.sim.ArmDeadline(context.Background(), nixops.Deadline{Unit: j.Units.Deadline, After: time.Hour, Command: []string{"/bin/true"}}))
+		m.must(m.sim.ArmDeadline(context.Background(),
+			nixops.Deadline{Unit: j.Units.Deadline, After: time.Hour, Command: []string{"/bin/true"}}))
 		stop := m.start(m.sim)
 		time.Sleep(time.Minute)
 		stop()
-		if armed, err := m.sim.DeadlineArmed(context.Background(), j.Units.Deadline); armed || err != nil || p.confirmed() != 1 {
+		if armed, err := m.sim.DeadlineArmed(context.Background(), j.Units.Deadline); armed || err != nil ||
+			p.confirmed() != 1 {
 			t.Errorf("armed %v, %v; %d confirms", armed, err, p.confirmed())
 		}
 	})
@@ -69,7 +71,8 @@ func (m *machine) committed(closure string) *journal.Journal {
 	dir, err := journal.Open(m.path("state"))
 	m.must(err)
 	j := anyJournal()
-	j.Step, j.Closure, j.Before, j.BootID = journal.Committed, closure, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
+	j.Step, j.Closure, j.Before, j.BootID = journal.Committed, closure, journal.Recorded{Current: before,
+		Profile: before, BootDefault: before}, m.boot()
 	m.must(dir.Begin(j))
 	return j
 }
@@ -83,14 +86,16 @@ func TestOthersNeverConfirm(t *testing.T) {
 	}{
 		"the generation before was chosen at the boot menu": {"self", before, "was not confirmed"},
 		"somebody switched to a third":                      {"self", another, "was not confirmed"},
-		"the target runs, this is another agent":            {"/nix/store/elsewhere/bin/nixfleet", target, "own agent to confirm"},
+		"the target runs, this is another agent": {"/nix/store/elsewhere/bin/nixfleet", target,
+			"own agent to confirm"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
 				p.noTarget = true
 				m := newMachine(t, p, good)
-				m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: c.agent, TrustJSON: string(p.trust)}))
+				m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target,
+					sim.Closure{Agent: c.agent, TrustJSON: string(p.trust)}))
 				m.must(m.sim.Realise(context.Background(), target, nil))
 				m.must(m.sim.Install(c.running))
 				m.committed(target)
@@ -102,7 +107,8 @@ func TestOthersNeverConfirm(t *testing.T) {
 					t.Errorf("%d confirms, at %v, journal %+v, %v", p.confirmed(), m.where(), j, err)
 				}
 				if c.running != target {
-					if s := m.local(); !strings.Contains(s.Held, holdByHand) || !strings.Contains(p.acts(), protocol.KindThirdClosure) {
+					if s := m.local(); !strings.Contains(s.Held, holdByHand) ||
+						!strings.Contains(p.acts(), protocol.KindThirdClosure) {
 						t.Errorf("status %+v, reports %v", s, p.said())
 					}
 				} else if s := m.local(); !strings.Contains(s.Waiting, c.waiting) {
@@ -151,7 +157,8 @@ func TestBootLoaderThatForgot(t *testing.T) {
 		m.must(m.undoer().Guard(context.Background()))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Second)
-		if m.where() != all(before) || p.confirmed() != 0 || !strings.Contains(p.refusals(protocol.EventRollbackTriggered), "power was lost") {
+		if m.where() != all(before) || p.confirmed() != 0 ||
+			!strings.Contains(p.refusals(protocol.EventRollbackTriggered), "power was lost") {
 			t.Errorf("at %v, reports %v", m.where(), p.said())
 		}
 		time.Sleep(10 * time.Minute)

@@ -20,7 +20,8 @@ import (
 func (m *machine) token() {
 	m.t.Helper()
 	token, err := pki.MintToken(m.p.org, pki.Claims{
-		Hostname: testHost, IssuedAt: pki.At(time.Now()), ExpiresAt: pki.At(time.Now().Add(24 * time.Hour)), Nonce: pki.NewNonce(),
+		Hostname: testHost, IssuedAt: pki.At(time.Now()), ExpiresAt: pki.At(time.Now().Add(24 * time.Hour)),
+		Nonce: pki.NewNonce(),
 	})
 	m.must(err)
 	doc, err := pki.Marshal(token)
@@ -88,7 +89,8 @@ func TestEnrolmentWaits_A19(t *testing.T) {
 		m.must(os.RemoveAll(m.path("cert")))
 		status, asked := http.StatusServiceUnavailable, 0
 		p.set(func() {
-			p.routes = map[string]http.HandlerFunc{"/v1/enroll": p.enrols(&status, `{"error":"control plane not ready","reason":"awaiting first signed artifact"}`, &asked)}
+			p.routes = map[string]http.HandlerFunc{"/v1/enroll": p.enrols(&status,
+				`{"error":"control plane not ready","reason":"awaiting first signed artifact"}`, &asked)}
 		})
 		if silent := m.watch(time.Hour); silent > stallLimit/2 {
 			t.Errorf("the loop was silent for %s", silent)
@@ -176,11 +178,15 @@ func TestRefusedCertificateIsKept(t *testing.T) {
 		// It was the certificate.
 		p.set(func() {
 			status = http.StatusOK
-			p.routes["/v1/agent/checkin"] = func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusUnauthorized) }
+			p.routes["/v1/agent/checkin"] = func(w http.ResponseWriter,
+				r *http.Request) {
+				w.WriteHeader(http.StatusUnauthorized)
+			}
 		})
 		time.Sleep(10 * time.Minute)
 		stop()
-		if kept, err := os.ReadFile(m.path("cert/agent.pem")); err != nil || string(kept) == string(first) || !strings.Contains(string(kept), "CERTIFICATE") {
+		if kept, err := os.ReadFile(m.path("cert/agent.pem")); err != nil || string(kept) == string(first) ||
+			!strings.Contains(string(kept), "CERTIFICATE") {
 			t.Errorf("not enrolled anew: %v", err)
 		}
 	})

@@ -94,7 +94,8 @@ func TestHeadOfTheReleaseThatWasKnownByItsManifest(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		p.set(func() { p.v1 = nil })
 		time.Sleep(5 * time.Minute)
-		last, err := (verify.Marks{State: journal.Directory(m.path("state")), Outside: journal.Directory(m.path("cert"))}).Load()
+		last, err := (verify.Marks{State: journal.Directory(m.path("state")),
+			Outside: journal.Directory(m.path("cert"))}).Load()
 		if err != nil || !last.SeenHead || last.Closure != target || p.reported(protocol.EventManifestVerifyFailed) {
 			t.Errorf("mark %+v, %v; reports %v", last, err, p.said())
 		}
@@ -142,7 +143,8 @@ func TestReleaseThatComesMeanwhileIsNoLie(t *testing.T) {
 			defer a.client.CloseIdle()
 			releases := [][2][]byte{{p.head, p.headSig}}
 			first := &protocol.Target{ClosureHash: target, ChannelRef: p.id, RolloutID: p.id}
-			m.must(a.dir.Write(verify.MarkFile, &verify.Mark{SignedAt: pki.At(time.Unix(1, 0)), SeenHead: true, Channel: "stable"}))
+			m.must(a.dir.Write(verify.MarkFile,
+				&verify.Mark{SignedAt: pki.At(time.Unix(1, 0)), SeenHead: true, Channel: "stable"}))
 			p.release(another, time.Now().Add(time.Second))
 			releases = append(releases, [2][]byte{p.head, p.headSig})
 			s := &swapped{proof: p.proof}

@@ -77,7 +77,8 @@ func underALock(t *testing.T) (*machine, journal.Directory, *journal.Journal) {
 	dir, err := journal.Open(m.path("state"))
 	m.must(err)
 	j := anyJournal()
-	j.Step, j.Closure, j.Before, j.BootID = journal.Checking, target, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
+	j.Step, j.Closure, j.Before, j.BootID = journal.Checking, target, journal.Recorded{Current: before, Profile: before,
+		BootDefault: before}, m.boot()
 	m.must(dir.Begin(j))
 	m.must(m.sim.HoldLock(true))
 	return m, dir, j
@@ -86,7 +87,8 @@ func underALock(t *testing.T) (*machine, journal.Directory, *journal.Journal) {
 // An attempt that comes later finds what has happened meanwhile: what was committed
 // stays, another activation is not its own, and the end of its context ends it.
 func TestDeadlineLooksAtTheJournalEachTime(t *testing.T) {
-	for meanwhile, want := range map[string]journal.Step{"committed": journal.Committed, "another": journal.Checking, "stopped": journal.Undoing} {
+	for meanwhile, want := range map[string]journal.Step{"committed": journal.Committed, "another": journal.Checking,
+		"stopped": journal.Undoing} {
 		t.Run(meanwhile, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				m, dir, j := underALock(t)

@@ -23,8 +23,10 @@ func openDir(t testing.TB) journal.Directory {
 }
 
 func anyJournal() *journal.Journal {
-	return &journal.Journal{Step: journal.Fetching, Closure: "target", Before: journal.Recorded{Current: "before", Profile: "before"}, BootID: "boot",
-		StartedAt: pki.At(time.Unix(1e9, 0)), Since: pki.At(time.Unix(1e9, 0)), WindowSecs: 60, Units: journal.NewUnits("1"), FailedBefore: []string{}, Restarts: map[string]uint64{}}
+	return &journal.Journal{Step: journal.Fetching, Closure: "target",
+		Before: journal.Recorded{Current: "before", Profile: "before"}, BootID: "boot",
+		StartedAt: pki.At(time.Unix(1e9, 0)), Since: pki.At(time.Unix(1e9,
+			0)), WindowSecs: 60, Units: journal.NewUnits("1"), FailedBefore: []string{}, Restarts: map[string]uint64{}}
 }
 
 func TestQuarantineHoldsUntilAnotherClosure_A12(t *testing.T) {
@@ -55,7 +57,8 @@ func TestOneAgentAtATime(t *testing.T) {
 		m := newMachine(t, p, with(sim.Closure{FetchTime: time.Minute}))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Second)
-		if err := Run(context.Background(), m.config(m.sim)); err == nil || !strings.Contains(err.Error(), "another agent runs") || command.HintOf(err) == "" {
+		if err := Run(context.Background(), m.config(m.sim)); err == nil ||
+			!strings.Contains(err.Error(), "another agent runs") || command.HintOf(err) == "" {
 			t.Errorf("a second agent: %v", err)
 		}
 		time.Sleep(3 * time.Minute)

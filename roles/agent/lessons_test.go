@@ -26,7 +26,8 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 		event string // "" is none of failure
 		words string
 	}{
-		1:   {all(before), protocol.EventActivationFailed, "exit 1: a pre-switch check, a switch inhibitor or the boot loader refused"},
+		1: {all(before), protocol.EventActivationFailed,
+			"exit 1: a pre-switch check, a switch inhibitor or the boot loader refused"},
 		2:   {all(before), protocol.EventActivationFailed, "exit 2: the activation script failed"},
 		4:   {all(target), "", ""}, // some unit failed, but none that had not before
 		7:   {all(before), protocol.EventActivationFailed, "exit 7: an exit code that switch-to-configuration does not use"},
@@ -55,7 +56,8 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 				if got := p.refusals(c.event); !strings.Contains(got, c.words) {
 					t.Errorf("reported %s", got)
 				}
-				if got := p.refusals(protocol.EventActivationFailed); blamed && !strings.Contains(got, fmt.Sprintf(`"exit_code":%d`, code)) {
+				if got := p.refusals(protocol.EventActivationFailed); blamed &&
+					!strings.Contains(got, fmt.Sprintf(`"exit_code":%d`, code)) {
 					t.Errorf("reported %s", got)
 				}
 			})
@@ -89,7 +91,8 @@ func TestUndoIsJudgedByThePaths_A7_A8(t *testing.T) {
 		s.forgetful.Store(false)
 		time.Sleep(10 * time.Minute)
 		stop()
-		if m.where() != all(before) || !p.reported(protocol.EventRollbackTriggered) || !p.reported(protocol.EventClosureQuarantined) {
+		if m.where() != all(before) || !p.reported(protocol.EventRollbackTriggered) ||
+			!p.reported(protocol.EventClosureQuarantined) {
 			t.Errorf("ended at %v, reports %v", m.where(), p.said())
 		}
 		// The way back is the previous closure's own script.
@@ -190,7 +193,8 @@ func TestTrustIsReadAnew_A16(t *testing.T) {
 			t.Fatalf("a stranger's release was believed: %v", m.where())
 		}
 		current, previous := fresh.Public(), old.Public()
-		trust, err := (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &current, Previous: &previous}}).Marshal()
+		trust, err := (&pki.Trust{SchemaVersion: 1,
+			CIReleaseKey: pki.KeySlot{Current: &current, Previous: &previous}}).Marshal()
 		m.must(err)
 		m.must(os.WriteFile(m.path("trust.json"), trust, 0o600))
 		m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self", TrustJSON: string(trust)}))
@@ -283,7 +287,8 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 					if m.where() != all(before) || m.bootsOnce() != target {
 						t.Errorf("at %v, boots %q once", m.where(), m.bootsOnce())
 					}
-					if !strings.Contains(p.acts(), protocol.KindJournalSetAside) || p.seen().Phase == nil || p.seen().Phase.Name != protocol.PhaseIdle {
+					if !strings.Contains(p.acts(), protocol.KindJournalSetAside) || p.seen().Phase == nil ||
+						p.seen().Phase.Name != protocol.PhaseIdle {
 						t.Errorf("reported %s, phase %+v", p.acts(), p.seen().Phase)
 					}
 				})
@@ -300,7 +305,8 @@ func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			m.must(m.sim.Realise(context.Background(), target, nil))
-			exit, err := m.sim.Switch(context.Background(), nixops.SwitchRequest{Closure: target, Action: nixops.ActionTest, Unit: "nixfleet-switch-1"})
+			exit, err := m.sim.Switch(context.Background(),
+				nixops.SwitchRequest{Closure: target, Action: nixops.ActionTest, Unit: "nixfleet-switch-1"})
 			if err != nil || !exit.OK() {
 				t.Fatal(exit, err)
 			}
@@ -308,7 +314,8 @@ func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 			m.must(err)
 			defer a.client.CloseIdle()
 			j := anyJournal()
-			j.Step, j.Closure, j.Before, j.BootID = journal.Proven, target, journal.Recorded{Current: before, Profile: before, BootDefault: before}, m.boot()
+			j.Step, j.Closure, j.Before, j.BootID = journal.Proven, target, journal.Recorded{Current: before, Profile: before,
+				BootDefault: before}, m.boot()
 			m.must(a.dir.Begin(j))
 			done := make(chan error, 2)
 			commit := func() { _, err := a.activator.committer.commit(context.Background(), j); done <- err }
@@ -350,7 +357,8 @@ func TestJournalIsPlainJSON(t *testing.T) {
 		Version int
 		Body    map[string]any
 	}
-	if err := json.Unmarshal(doc, &e); err != nil || e.Version != 1 || e.Body["step"] != "fetching" || e.Body["before"] == nil {
+	if err := json.Unmarshal(doc, &e); err != nil || e.Version != 1 || e.Body["step"] != "fetching" ||
+		e.Body["before"] == nil {
 		t.Errorf("%s: %v", doc, err)
 	}
 }

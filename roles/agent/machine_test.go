@@ -76,7 +76,8 @@ func newMachine(t *testing.T, p *plane, closures map[string]sim.Closure) *machin
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, data := range map[string][]byte{"key": key, "cert/agent.pem": cert, "trust.json": p.trust, "ca.pem": p.rootPEM} {
+	for name, data := range map[string][]byte{"key": key, "cert/agent.pem": cert, "trust.json": p.trust,
+		"ca.pem": p.rootPEM} {
 		path := filepath.Join(dir, "host", name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
@@ -127,9 +128,11 @@ func (m *machine) undoer() *undo.Undoer {
 
 func (m *machine) config(host nixops.Host) Config {
 	c := Config{
-		URL: "https://cp", MachineID: testHost, TrustFile: m.path("trust.json"), CACert: m.path("ca.pem"), ClientCert: m.path("cert/agent.pem"),
-		ClientKey: m.path("key"), SSHHostKey: m.path("key"), StateDir: m.path("state"), AllowVolatile: true, PollInterval: time.Duration(m.p.pace) * time.Second,
-		Host: host, Dial: m.p.net.dial, Log: zerolog.Nop(),
+		URL: "https://cp", MachineID: testHost, TrustFile: m.path("trust.json"), CACert: m.path("ca.pem"),
+		ClientCert: m.path("cert/agent.pem"),
+		ClientKey:  m.path("key"), SSHHostKey: m.path("key"), StateDir: m.path("state"), AllowVolatile: true,
+		PollInterval: time.Duration(m.p.pace) * time.Second,
+		Host:         host, Dial: m.p.net.dial, Log: zerolog.Nop(),
 	}
 	if m.adjust != nil {
 		m.adjust(&c)

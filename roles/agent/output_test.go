@@ -59,7 +59,8 @@ func TestProbeThatPrintsNoText(t *testing.T) {
 		}}, nil, nil)
 		p.once(context.Background(), p.probes[0])
 		got := p.snapshot()
-		if _, err := pki.Marshal(protocol.CheckinRequest{HealthProbes: got}); err != nil || got[0].FailureReason == nil || len(*got[0].FailureReason) > maxFailureReason {
+		if _, err := pki.Marshal(protocol.CheckinRequest{HealthProbes: got}); err != nil || got[0].FailureReason == nil ||
+			len(*got[0].FailureReason) > maxFailureReason {
 			t.Errorf("%s: %+v: %v", name, got, err)
 		}
 	}

@@ -27,7 +27,8 @@ func TestNewerReleaseOvertakesADownload(t *testing.T) {
 				p.release(another, time.Now())
 				time.Sleep(3 * time.Minute)
 				stop()
-				if m.where() != all(another) || m.fetches(target) != 0 || p.reported(protocol.EventRealiseFailed) || p.reported(protocol.EventRollbackTriggered) {
+				if m.where() != all(another) || m.fetches(target) != 0 || p.reported(protocol.EventRealiseFailed) ||
+					p.reported(protocol.EventRollbackTriggered) {
 					t.Errorf("at %v, reports %v", m.where(), p.said())
 				}
 			})
@@ -58,7 +59,8 @@ func TestTrustFileOutsideTheClosures_T16(t *testing.T) {
 func TestStatusShowsWhatIsNotTriedAgain(t *testing.T) {
 	for failures, unreachable := range map[uint32]uint32{1: 0, 0: unreachableTries + 1} {
 		var out bytes.Buffer
-		l := localStatus{Quarantine: &quarantine{Closure: target, Reason: journal.Reason{Text: "why"}, Failures: failures, Unreachable: unreachable}}
+		l := localStatus{Quarantine: &quarantine{Closure: target, Reason: journal.Reason{Text: "why"}, Failures: failures,
+			Unreachable: unreachable}}
 		if err := l.print(&out, time.Now()); err != nil || !strings.Contains(out.String(), "quarantined") {
 			t.Errorf("%d failures, %d undone: %q, %v", failures, unreachable, out.String(), err)
 		}
@@ -73,7 +75,8 @@ func TestThresholdOfRenewal(t *testing.T) {
 			cfg = configOf(c, cfg.Log)
 			return nil
 		}}
-		if err := app.Run([]string{"agent", "--control-plane-url", "https://cp", "--machine-id", "a", "--renewal-threshold-fraction=" + value}); err != nil {
+		if err := app.Run([]string{"agent", "--control-plane-url", "https://cp", "--machine-id", "a",
+			"--renewal-threshold-fraction=" + value}); err != nil {
 			t.Errorf("%s: %v", value, err)
 		}
 		if err := cfg.complete(); (err == nil) != ok {

@@ -118,7 +118,8 @@ func newPlane(t *testing.T) *plane {
 	p.serve(time.Now())
 	p.rootPEM = pemOf(p.root.Cert)
 	public, orgPublic := p.ci.Public(), p.org.Public()
-	p.trust, err = (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &public}, OrgRootKey: &pki.KeySlot{Current: &orgPublic}}).Marshal()
+	p.trust, err = (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &public},
+		OrgRootKey: &pki.KeySlot{Current: &orgPublic}}).Marshal()
 	must(err)
 	p.believe(p.issuing.Cert)
 	server := &http.Server{Handler: p, ErrorLog: log.New(io.Discard, "", 0)}
@@ -161,7 +162,8 @@ func (p *plane) believe(issuers ...*x509.Certificate) {
 func (p *plane) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return &tls.Config{Certificates: []tls.Certificate{*p.pair}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: p.clients}, nil
+	return &tls.Config{Certificates: []tls.Certificate{*p.pair}, ClientAuth: tls.VerifyClientCertIfGiven,
+		ClientCAs: p.clients}, nil
 }
 
 // release signs that the host should run closure.
@@ -173,11 +175,13 @@ func (p *plane) release(closure string, at time.Time) {
 	pub := fmt.Sprintf("ssh-ed25519 %s", "x")
 	f := &fleet.Fleet{
 		SchemaVersion: 1, Meta: fleet.Meta{SchemaVersion: 1, SignedAt: &signed, CICommit: &commit},
-		Hosts: map[string]*fleet.Host{testHost: {System: "x", Tags: []string{}, Channel: "stable", ClosureHash: &closure, Pubkey: &pub}},
+		Hosts: map[string]*fleet.Host{testHost: {System: "x", Tags: []string{}, Channel: "stable", ClosureHash: &closure,
+			Pubkey: &pub}},
 		Channels: map[string]fleet.Channel{"stable": {RolloutPolicy: "p", FreshnessWindow: 120, SigningIntervalMinutes: 60,
 			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled}}},
-		RolloutPolicies: map[string]fleet.Policy{"p": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureRollback}},
-		Waves:           map[string][]fleet.Wave{"stable": {}},
+		RolloutPolicies: map[string]fleet.Policy{"p": {Strategy: "all-at-once", Waves: []fleet.PolicyWave{},
+			OnHealthFailure: fleet.OnFailureRollback}},
+		Waves: map[string][]fleet.Wave{"stable": {}},
 	}
 	m, _, err := fleet.Project(f, strings.Repeat("0", 64), "stable")
 	if err != nil {
@@ -246,12 +250,15 @@ func (p *plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p.lastSeen.CurrentGeneration.ClosureHash == p.wanted.TargetClosure && p.confirms == 0 {
 			p.early++
 		}
-		out := &protocol.CheckinResponse{NextCheckinSecs: p.pace, Head: &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(p.head)}}
+		out := &protocol.CheckinResponse{NextCheckinSecs: p.pace,
+			Head: &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(p.head)}}
 		if p.lastSeen.CurrentGeneration.ClosureHash != p.wanted.TargetClosure && !p.noTarget {
 			startBy, wave := uint32(300), p.wanted.WaveIndex
 			out.Target = &protocol.Target{
-				ClosureHash: p.wanted.TargetClosure, ChannelRef: p.id, RolloutID: p.id, WaveIndex: &wave, EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()),
-				Activate: &protocol.Activate{ConfirmWindowSecs: 1, ConfirmEndpoint: "/elsewhere"}, FreshnessWindowSecs: 7200, StartBySecs: &startBy,
+				ClosureHash: p.wanted.TargetClosure, ChannelRef: p.id, RolloutID: p.id, WaveIndex: &wave,
+				EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()),
+				Activate: &protocol.Activate{ConfirmWindowSecs: 1, ConfirmEndpoint: "/elsewhere"}, FreshnessWindowSecs: 7200,
+				StartBySecs: &startBy,
 			}
 		}
 		if p.v1 != nil {

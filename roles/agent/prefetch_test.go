@@ -77,10 +77,12 @@ func TestNothingIsFetchedAheadWithoutProof(t *testing.T) {
 		spread time.Duration
 		lie    func(p *plane)
 	}{
-		"not asked for":   {0, func(*plane) {}},
-		"another's proof": {time.Minute, func(p *plane) { p.proof.Leaf = fleet.Leaf(fleet.HostEntry{Hostname: "web-02", TargetClosure: target}) }},
-		"a lie":           {time.Minute, func(p *plane) { p.proof.Leaf = fleet.Leaf(fleet.HostEntry{Hostname: testHost, TargetClosure: another}) }},
-		"unsigned head":   {time.Minute, func(p *plane) { p.headSig = make([]byte, 64) }},
+		"not asked for": {0, func(*plane) {}},
+		"another's proof": {time.Minute,
+			func(p *plane) { p.proof.Leaf = fleet.Leaf(fleet.HostEntry{Hostname: "web-02", TargetClosure: target}) }},
+		"a lie": {time.Minute,
+			func(p *plane) { p.proof.Leaf = fleet.Leaf(fleet.HostEntry{Hostname: testHost, TargetClosure: another}) }},
+		"unsigned head": {time.Minute, func(p *plane) { p.headSig = make([]byte, 64) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

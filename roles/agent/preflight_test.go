@@ -77,7 +77,8 @@ func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
 				if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, c.want) {
 					t.Errorf("reported %s", got)
 				}
-				if m.where() != all(before) || p.reported(protocol.EventClosureQuarantined) || p.reported(protocol.EventActivationStarted) || host.switched {
+				if m.where() != all(before) || p.reported(protocol.EventClosureQuarantined) ||
+					p.reported(protocol.EventActivationStarted) || host.switched {
 					t.Errorf("at %v, reports %v", m.where(), p.said())
 				}
 				if s := m.local(); !strings.Contains(s.Waiting, c.want) {
@@ -129,7 +130,8 @@ func (m *machine) space(store, boot uint64) {
 // size is how much of the store the target takes.
 func (m *machine) size(n uint64) {
 	m.t.Helper()
-	m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target, sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Size: n}))
+	m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target,
+		sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Size: n}))
 }
 
 // A refusal of the target's own checks comes before anything of it has run.
@@ -140,10 +142,12 @@ func TestTargetsOwnChecksComeFirst(t *testing.T) {
 		stop := m.start(m.sim)
 		time.Sleep(10 * time.Minute)
 		stop()
-		if p.reported(protocol.EventActivationStarted) || !strings.Contains(p.refusals(protocol.EventActivationFailed), "pre-switch check") {
+		if p.reported(protocol.EventActivationStarted) ||
+			!strings.Contains(p.refusals(protocol.EventActivationFailed), "pre-switch check") {
 			t.Errorf("reports %v", p.said())
 		}
-		if q := journal.Optional[quarantine](journal.Directory(m.path("state")), quarantineFile, func(err error) { t.Error(err) }); q == nil || q.Failures == 0 {
+		if q := journal.Optional[quarantine](journal.Directory(m.path("state")), quarantineFile,
+			func(err error) { t.Error(err) }); q == nil || q.Failures == 0 {
 			t.Errorf("not quarantined: %+v", q)
 		}
 	})
@@ -165,7 +169,8 @@ func TestClockBehindWhatIsKnown_A22(t *testing.T) {
 		m.must(dir.Write(verify.MarkFile, &verify.Mark{SignedAt: *head.Meta.SignedAt, Intent: head.Intent}))
 		stop := m.start(m.sim)
 		time.Sleep(20 * time.Minute)
-		if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, "preflight: clock: ") || m.where() != all(before) {
+		if got := p.refusals(protocol.EventRealiseFailed); !strings.Contains(got, "preflight: clock: ") ||
+			m.where() != all(before) {
 			t.Errorf("reported %s, at %v", got, m.where())
 		}
 		time.Sleep(40 * time.Minute)
@@ -179,7 +184,8 @@ func TestClockBehindWhatIsKnown_A22(t *testing.T) {
 // A clock that is set back after the release was verified is this host's trouble,
 // whenever that is, and never the release's.
 func TestClockThatIsSetBackBlamesNoRelease_A22(t *testing.T) {
-	for name, after := range map[string]time.Duration{"as the download begins": 0, "as it ends": 59 * time.Second, "after it": 61 * time.Second} {
+	for name, after := range map[string]time.Duration{"as the download begins": 0, "as it ends": 59 * time.Second,
+		"after it": 61 * time.Second} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
@@ -205,7 +211,8 @@ func TestClockThatIsSetBackBlamesNoRelease_A22(t *testing.T) {
 				back.Store(0)
 				time.Sleep(40 * time.Minute)
 				stop()
-				if m.where() != all(another) || p.reported(protocol.EventClosureQuarantined) || p.reported(protocol.EventActivationFailed) {
+				if m.where() != all(another) || p.reported(protocol.EventClosureQuarantined) ||
+					p.reported(protocol.EventActivationFailed) {
 					t.Errorf("at %v, %v", m.where(), p.reports)
 				}
 			})
@@ -229,7 +236,8 @@ func TestCertificatesAreValidByWhatIsKnown_A22(t *testing.T) {
 		}, true},
 		"the source of its system": {func(m *machine) {
 			version := "25.11." + time.Now().Add(lost).Format("20060102") + ".4f1c0a9"
-			m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), before, sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Version: version}))
+			m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), before,
+				sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Version: version}))
 			m.must(m.sim.Install(before))
 		}, true},
 	} {

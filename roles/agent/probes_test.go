@@ -96,7 +96,8 @@ func TestKindsOfProbes(t *testing.T) {
 	}
 	for _, r := range p.snapshot() {
 		want := said[r.Name]
-		if (want == "") != (r.Status == protocol.ProbePass) || (want == "") != (r.FailureReason == nil) || r.LastRunAt == nil {
+		if (want == "") != (r.Status == protocol.ProbePass) || (want == "") != (r.FailureReason == nil) ||
+			r.LastRunAt == nil {
 			t.Errorf("%+v", r)
 		} else if want != "" && !strings.Contains(*r.FailureReason, want) {
 			t.Errorf("%s failed with %q, want %q", r.Name, *r.FailureReason, want)
@@ -199,7 +200,8 @@ func TestProbeResultsAreInCheckins(t *testing.T) {
 			return "not sent"
 		}
 		time.Sleep(5 * time.Minute)
-		if m.where() != all(target) || site() != protocol.ProbePass || p.seen().HealthCheckMode == nil || *p.seen().HealthCheckMode != "enforce" {
+		if m.where() != all(target) || site() != protocol.ProbePass || p.seen().HealthCheckMode == nil ||
+			*p.seen().HealthCheckMode != "enforce" {
 			t.Errorf("at %v, the probe %s", m.where(), site())
 		}
 		time.Sleep(5*time.Minute + 30*time.Second)
@@ -230,7 +232,8 @@ func TestProbesThatOthersCouldWrite(t *testing.T) {
 func TestModesOfProbes(t *testing.T) {
 	for mode, want := range map[string]int{"enforce": 2, "permissive": 1, "disabled": 0} {
 		p := newProber(&healthChecks{Mode: mode, Exec: []execProbe{
-			{Name: "bad", Command: []string{"/bin/false"}}, {Name: "good", Command: []string{"/bin/true"}}, {Name: "late", Command: []string{"/bin/true"}},
+			{Name: "bad", Command: []string{"/bin/false"}}, {Name: "good", Command: []string{"/bin/true"}},
+			{Name: "late", Command: []string{"/bin/true"}},
 		}}, nil, nil)
 		for _, probe := range p.probes[:2] {
 			p.once(context.Background(), probe)

@@ -65,8 +65,9 @@ func (p *plane) forger(sameKeyID bool) *pki.CA {
 	}
 	like := p.issuing.Cert
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(7), RawSubject: like.RawSubject, NotBefore: like.NotBefore, NotAfter: time.Now().AddDate(300, 0, 0),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(7), RawSubject: like.RawSubject, NotBefore: like.NotBefore,
+		NotAfter: time.Now().AddDate(300, 0, 0),
+		IsCA:     true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	if sameKeyID {
 		template.SubjectKeyId = like.SubjectKeyId
@@ -120,7 +121,10 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 		words  string
 	}{
 		"nothing": {false, func(*plane, *pki.CSR) string { return "" }, "answered without a certificate"},
-		"a key":   {false, func(*plane, *pki.CSR) string { return "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n" }, "answered without a certificate"},
+		"a key": {false, func(*plane,
+			*pki.CSR) string {
+			return "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n"
+		}, "answered without a certificate"},
 		"another key": {false, func(p *plane, csr *pki.CSR) string {
 			other := *csr
 			other.Key = p.ci.Crypto().Public().(ed25519.PublicKey)
@@ -177,7 +181,10 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 				m.adjust = renewsSoon
 				first := m.certificate()
 				p.set(func() {
-					p.routes = map[string]http.HandlerFunc{"/v1/agent/renew": p.issues(func(csr *pki.CSR) string { return c.answer(p, csr) })}
+					p.routes = map[string]http.HandlerFunc{"/v1/agent/renew": p.issues(func(csr *pki.CSR) string {
+						return c.answer(p,
+							csr)
+					})}
 				})
 				stop := m.start(m.sim)
 				time.Sleep(3 * time.Hour)
@@ -220,7 +227,8 @@ func TestRenewedCertificateIsOnTrial_T18(t *testing.T) {
 		stop := m.start(m.sim)
 		time.Sleep(6 * time.Hour)
 		got := p.refusals(protocol.EventRenewalFailed)
-		if m.certificate() != first || !strings.Contains(got, "the new certificate was not accepted, the previous one is used again") {
+		if m.certificate() != first ||
+			!strings.Contains(got, "the new certificate was not accepted, the previous one is used again") {
 			t.Errorf("kept %t, reported %q", m.certificate() == first, got)
 		}
 		if since := time.Since(m.local().LastContact.Time); since > 5*time.Minute {
@@ -261,7 +269,8 @@ func TestForgedCertificateCostsNoHost_T18(t *testing.T) {
 		stop()
 		stop = m.start(m.sim)
 		time.Sleep(time.Hour)
-		if since := time.Since(m.local().LastContact.Time); since > 5*time.Minute || p.peer.CheckSignatureFrom(p.issuing.Cert) != nil {
+		if since := time.Since(m.local().LastContact.Time); since > 5*time.Minute ||
+			p.peer.CheckSignatureFrom(p.issuing.Cert) != nil {
 			t.Errorf("not answered for %s: %+v", since, m.local())
 		}
 		stop()
@@ -294,7 +303,8 @@ func TestClockFloorIsOfPinnedCertificates_T25(t *testing.T) {
 			csr, err := pki.ParseCSR(csrText)
 			m.must(err)
 			from := time.Now().Add(300 * time.Hour).Truncate(time.Second)
-			m.must(os.WriteFile(m.path("cert/agent.pem"), []byte(p.cert(c.ca, csr, testHost, testSuffix, from, 5000*time.Hour)), 0o600))
+			m.must(os.WriteFile(m.path("cert/agent.pem"),
+				[]byte(p.cert(c.ca, csr, testHost, testSuffix, from, 5000*time.Hour)), 0o600))
 			a, err := newAgent(m.config(m.sim))
 			m.must(err)
 			if late := a.clock.now().After(time.Now().Add(time.Hour)); late != c.known {
@@ -406,10 +416,12 @@ func TestRenewalWithoutKeyIdentifier(t *testing.T) {
 		m.must(err)
 		text := p.cert(p.issuing, csr, testHost, testSuffix, time.Now(), time.Hour)
 		for _, c := range []struct{ allow, inUse, answered, taken bool }{
-			{false, true, true, true}, {false, false, true, true}, {false, false, false, true}, {false, true, false, false}, {true, true, false, true},
+			{false, true, true, true}, {false, false, true, true}, {false, false, false, true}, {false, true, false, false},
+			{true, true, false, true},
 		} {
 			trust := verify.NewTrustFile(m.path("trust.json"), zerolog.Nop())
-			i := &identity{hostname: testHost, certPath: m.path("cert/agent.pem"), key: p.hostKey, now: time.Now, trust: trust.Read, allowV1: c.allow}
+			i := &identity{hostname: testHost, certPath: m.path("cert/agent.pem"), key: p.hostKey, now: time.Now,
+				trust: trust.Read, allowV1: c.allow}
 			inUse := *i.usable().Leaf
 			cert, err := oneCertificate(text)
 			m.must(err)
@@ -427,7 +439,8 @@ func TestRenewalWithoutKeyIdentifier(t *testing.T) {
 }
 
 func TestOneCertificateBounds_T18(t *testing.T) {
-	if _, err := oneCertificate(fmt.Sprintf("-----BEGIN CERTIFICATE-----\nX: y\n\n%s-----END CERTIFICATE-----\n", base64Lines([]byte("x")))); err == nil {
+	if _, err := oneCertificate(fmt.Sprintf("-----BEGIN CERTIFICATE-----\nX: y\n\n%s-----END CERTIFICATE-----\n",
+		base64Lines([]byte("x")))); err == nil {
 		t.Error("a block with headers is taken")
 	}
 }

@@ -249,7 +249,8 @@ func TestRefusalsCountOnlyWhileCheckinsAreAnswered(t *testing.T) {
 func letterOf(rollout string, size int) *protocol.ReportRequest {
 	details := append(append([]byte(`{"reason":"`), bytes.Repeat([]byte("x"), size)...), `"}`...)
 	return &protocol.ReportRequest{
-		Hostname: testHost, AgentVersion: "1", OccurredAt: pki.At(time.Now()), Rollout: &rollout, Event: protocol.EventRollbackTriggered, Details: details,
+		Hostname: testHost, AgentVersion: "1", OccurredAt: pki.At(time.Now()), Rollout: &rollout,
+		Event: protocol.EventRollbackTriggered, Details: details,
 	}
 }
 

@@ -44,13 +44,15 @@ func TestDeferredUpdateWaitsForTheBoot_A17_A18(t *testing.T) {
 		m := newMachine(t, p, staged(sim.Closure{}))
 		stop := m.live(m.sim)
 		time.Sleep(2 * time.Hour)
-		if m.where() != all(before) || m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) || p.confirmed() != 0 {
+		if m.where() != all(before) || m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) ||
+			p.confirmed() != 0 {
 			t.Errorf("staged: %v, boots %q once, %d confirms, reports %v", m.where(), m.bootsOnce(), p.confirmed(), p.said())
 		}
 		if s := m.local(); !strings.Contains(s.RebootPending, "dbus") || strings.Contains(s.RebootPending, noFallback) {
 			t.Errorf("status says %q", s.RebootPending)
 		}
-		if out := m.types("status"); !strings.Contains(out, "boots once") || !strings.Contains(out, "somebody has to reboot") {
+		if out := m.types("status"); !strings.Contains(out, "boots once") ||
+			!strings.Contains(out, "somebody has to reboot") {
 			t.Errorf("status prints %s", out)
 		}
 		if p.seen().RebootPending == nil || *p.seen().RebootPending != "dbus" || p.seen().PendingGeneration == nil {
@@ -115,7 +117,8 @@ func TestStagedForOneReleaseServesTheNext_C18(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		stop()
-		j := journal.Optional[journal.Journal](journal.Directory(m.path("state")), committedFile, func(err error) { t.Error(err) })
+		j := journal.Optional[journal.Journal](journal.Directory(m.path("state")), committedFile,
+			func(err error) { t.Error(err) })
 		if m.where() != all(target) || p.confirmed() != 1 || j == nil || j.ChannelRef != p.id {
 			t.Errorf("at %v, confirmed %+v", m.where(), j)
 		}
@@ -195,7 +198,8 @@ func TestRebootAtOnce(t *testing.T) {
 				t.Errorf("report %s", r.Details)
 			}
 		}
-		if roots, err := m.sim.Roots(context.Background()); err != nil || roots["staged"] != "" || roots["current"] != target || roots["previous"] != before {
+		if roots, err := m.sim.Roots(context.Background()); err != nil || roots["staged"] != "" ||
+			roots["current"] != target || roots["previous"] != before {
 			t.Errorf("roots %v, %v", roots, err)
 		}
 	})
@@ -268,7 +272,8 @@ func TestHeldHostDoesNotReboot(t *testing.T) {
 		boot := m.boot()
 		time.Sleep(30 * time.Minute)
 		stop()
-		if err := journal.Directory(m.path("state")).Write(journal.HoldFile, holdState{Kind: "paused", At: pki.At(time.Now())}); err != nil {
+		if err := journal.Directory(m.path("state")).Write(journal.HoldFile,
+			holdState{Kind: "paused", At: pki.At(time.Now())}); err != nil {
 			t.Fatal(err)
 		}
 		stop = m.live(m.sim)
@@ -375,7 +380,8 @@ func TestKilledWhileStaging(t *testing.T) {
 		for i, dir := range s.taken {
 			for _, power := range []bool{false, true} {
 				k := &machine{t: t, dir: filepath.Join(dir, fmt.Sprint("run-", power)), p: p, adjust: m.adjust}
-				for to, from := range map[string]string{"host": filepath.Join(dir, "host"), "cache": filepath.Join(m.dir, "cache")} {
+				for to, from := range map[string]string{"host": filepath.Join(dir, "host"),
+					"cache": filepath.Join(m.dir, "cache")} {
 					if err := os.CopyFS(filepath.Join(k.dir, to), os.DirFS(from)); err != nil {
 						t.Fatal(err)
 					}
@@ -453,7 +459,8 @@ func TestSimulatedMachineReboots(t *testing.T) {
 func TestCheckConfigReadsTheWindow(t *testing.T) {
 	m := newMachine(t, newPlane(t), good)
 	defer m.p.net.Close()
-	for policy, good := range map[string]bool{"window:Sun 03:00": true, "window:whenever": false, "window:": false, "sometimes": false} {
+	for policy, good := range map[string]bool{"window:Sun 03:00": true, "window:whenever": false, "window:": false,
+		"sometimes": false} {
 		out, err := m.root("run", "--check-config", "--control-plane-url", "https://cp", "--machine-id", testHost,
 			"--trust-file", m.path("trust.json"), "--client-key", m.path("key"), "--reboot-policy", policy)
 		if (err == nil) != good {
@@ -465,7 +472,8 @@ func TestCheckConfigReadsTheWindow(t *testing.T) {
 func TestCheckConfigRefusesAPollIntervalThatWrapsAround(t *testing.T) {
 	m := newMachine(t, newPlane(t), good)
 	defer m.p.net.Close()
-	for secs, good := range map[string]bool{"1": true, "31622400": true, "31622401": false, "18446744134": false, "-1": false, "-18446744013": false} {
+	for secs, good := range map[string]bool{"1": true, "31622400": true, "31622401": false, "18446744134": false,
+		"-1": false, "-18446744013": false} {
 		out, err := m.root("run", "--check-config", "--control-plane-url", "https://cp", "--machine-id", testHost,
 			"--trust-file", m.path("trust.json"), "--client-key", m.path("key"), "--poll-interval", secs)
 		if (err == nil) != good {

@@ -115,7 +115,8 @@ func TestUndoWhoseScriptDies_A34(t *testing.T) {
 	}{
 		"dies twice, then well": {[]death{{1, true}, {143, true}}, nil, 3, "health-gate"},
 		"unit does not come up": {nil, []string{"app.service"}, 1, "do not run: [app.service]"},
-		"never ends well":       {[]death{{1, true}, {1, true}, {1, true}, {1, true}, {1, true}, {1, true}}, nil, 5, "the previous closure's script: exit 1"},
+		"never ends well": {[]death{{1, true}, {1, true}, {1, true}, {1, true}, {1, true}, {1, true}}, nil, 5,
+			"the previous closure's script: exit 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

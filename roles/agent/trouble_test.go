@@ -34,7 +34,8 @@ func TestCheckinsLeaveAnUndoToItsWorker_A3(t *testing.T) {
 		stop := m.start(slowDisarm{m.sim})
 		time.Sleep(2 * time.Minute)
 		stop()
-		if m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) || p.reported(protocol.EventRollbackTriggered) {
+		if m.bootsOnce() != target || !p.reported(protocol.EventActivationDeferred) ||
+			p.reported(protocol.EventRollbackTriggered) {
 			t.Errorf("boots %q once, reports %v", m.bootsOnce(), p.said())
 		}
 	})
@@ -129,10 +130,12 @@ func TestCommitThatFails(t *testing.T) {
 				stop := m.start(ill{m.sim, what})
 				time.Sleep(10 * time.Minute)
 				stop()
-				if m.where() != all(before) || !p.reported(protocol.EventRollbackTriggered) || p.reported(protocol.EventClosureQuarantined) != blamed {
+				if m.where() != all(before) || !p.reported(protocol.EventRollbackTriggered) ||
+					p.reported(protocol.EventClosureQuarantined) != blamed {
 					t.Errorf("at %v, reports %v", m.where(), p.said())
 				}
-				if words := p.refusals(protocol.EventRollbackTriggered); !blamed && !strings.Contains(words, `"reason":"preflight: `) {
+				if words := p.refusals(protocol.EventRollbackTriggered); !blamed &&
+					!strings.Contains(words, `"reason":"preflight: `) {
 					t.Errorf("reported %s", words)
 				}
 			})
@@ -174,7 +177,8 @@ func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 			var q quarantine
 			m.must(journal.Directory(m.path("state")).Read(quarantineFile, &q))
 			_, held := os.Stat(m.path("state/" + journal.HoldFile))
-			if m.where() != all(before) || q.Closure != target || q.Failures != 1 || held == nil || !strings.Contains(p.refusals(protocol.EventRollbackTriggered), "recall") {
+			if m.where() != all(before) || q.Closure != target || q.Failures != 1 || held == nil ||
+				!strings.Contains(p.refusals(protocol.EventRollbackTriggered), "recall") {
 				t.Errorf("stopped at %d (%s): at %v, %+v, reports %v", at, s.calls[at-1], m.where(), q, p.said())
 			}
 		})
@@ -191,7 +195,8 @@ func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 func TestUnitsAreWatchedWhileProbesAreWaitedFor_A24(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{LateUnits: []string{"late.service"}, LateAfter: 40 * time.Second, Inactive: []string{"web.service"}, InactiveFor: 50 * time.Second}))
+		m := newMachine(t, p, with(sim.Closure{LateUnits: []string{"late.service"}, LateAfter: 40 * time.Second,
+			Inactive: []string{"web.service"}, InactiveFor: 50 * time.Second}))
 		m.checks(`{"units":[{"name":"site","unit":"web.service","intervalSeconds":5,"gracePeriodSeconds":120}]}`)
 		m.adjust = func(c *Config) { c.HealthChecks = m.path("checks.json") }
 		stop := m.start(m.sim)
@@ -239,7 +244,8 @@ func TestClockThatIsSetMeanwhile_A22(t *testing.T) {
 		j := anyJournal()
 		j.WindowSecs = 400
 		ctx := context.Background()
-		m.must(m.sim.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Hour, Command: []string{"/bin/true"}}))
+		m.must(m.sim.ArmDeadline(ctx, nixops.Deadline{Unit: j.Units.Deadline, After: time.Hour,
+			Command: []string{"/bin/true"}}))
 		for _, c := range []struct {
 			ago  time.Duration
 			used bool

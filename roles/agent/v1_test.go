@@ -111,7 +111,8 @@ func TestV1FetchThatFailedIsTriedAgain_A20(t *testing.T) {
 		m := newMachine(t, p, good)
 		stop := m.start(m.sim)
 		time.Sleep(20 * time.Minute)
-		if f := p.seen().LastFetchOutcome; f == nil || f.Result != protocol.FetchFailed || m.where() != all(before) || p.offered() != 1 {
+		if f := p.seen().LastFetchOutcome; f == nil || f.Result != protocol.FetchFailed || m.where() != all(before) ||
+			p.offered() != 1 {
 			t.Errorf("without a manifest: %+v, at %v, offered %d times", f, m.where(), p.offered())
 		}
 		reports := 0
@@ -183,7 +184,8 @@ func TestV1StaleTarget(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		stop()
 		got := p.refusals(protocol.EventStaleTarget)
-		if m.where() != all(before) || !strings.Contains(got, `"freshness_window_secs":7200`) || !strings.Contains(got, `"age_secs":108`) {
+		if m.where() != all(before) || !strings.Contains(got, `"freshness_window_secs":7200`) ||
+			!strings.Contains(got, `"age_secs":108`) {
 			t.Errorf("at %v, reported %q", m.where(), got)
 		}
 	})
@@ -221,7 +223,8 @@ func TestV1Rollback(t *testing.T) {
 				if m.where() != all(c.want) || p.reported(protocol.EventRollbackTriggered) != (c.want == before) {
 					t.Errorf("at %v, reports %v", m.where(), p.said())
 				}
-				if refused := strings.Count(p.acts(), protocol.KindRollbackRefused); refused > 6 || (refused > 0) != (c.want == target) {
+				if refused := strings.Count(p.acts(), protocol.KindRollbackRefused); refused > 6 ||
+					(refused > 0) != (c.want == target) {
 					t.Errorf("refusals: %s", p.acts())
 				}
 				p.release(another, time.Now())

@@ -43,7 +43,10 @@ func TestLongNamesSilenceNoHost_T19(t *testing.T) {
 		"closure":             func(r *protocol.CheckinResponse) { r.Target.ClosureHash = long },
 		"rollout":             func(r *protocol.CheckinResponse) { r.Target.RolloutID = long },
 		"reference":           func(r *protocol.CheckinResponse) { r.Target.ChannelRef = long },
-		"mode":                func(r *protocol.CheckinResponse) { r.Target.ComplianceMode, r.Target.ClosureHash = &long, another },
+		"mode": func(r *protocol.CheckinResponse) {
+			r.Target.ComplianceMode, r.Target.ClosureHash = &long,
+				another
+		},
 		"rollback": func(r *protocol.CheckinResponse) {
 			r.Rollback = &protocol.Rollback{Rollout: long, TargetRef: long, Reason: long}
 		},
@@ -132,7 +135,8 @@ func TestTooLargeSaysLess_T19(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
 			m := newMachine(t, p, good)
-			m.must(os.WriteFile(m.path("probes.json"), []byte(`{"mode":"permissive","exec":[{"name":"a","command":["/bin/true"],"intervalSeconds":10}]}`), 0o600))
+			m.must(os.WriteFile(m.path("probes.json"),
+				[]byte(`{"mode":"permissive","exec":[{"name":"a","command":["/bin/true"],"intervalSeconds":10}]}`), 0o600))
 			m.adjust = func(c *Config) { c.HealthChecks = m.path("probes.json") }
 			lie := true
 			p.set(func() {
@@ -199,7 +203,8 @@ func TestV1NoCheckinOfUnprovenGeneration_T26(t *testing.T) {
 	for name, c := range map[string]struct {
 		whoami int
 		kill   time.Duration
-	}{"undisturbed": {200, 0}, "without whoami": {404, 0}, "killed": {200, 7 * time.Second}, "killed later": {200, 15 * time.Second}} {
+	}{"undisturbed": {200, 0}, "without whoami": {404, 0}, "killed": {200, 7 * time.Second}, "killed later": {200,
+		15 * time.Second}} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newV1Plane(t)
@@ -275,7 +280,8 @@ func TestStatusForgetsTroubleThatIsOver(t *testing.T) {
 		m.must(os.RemoveAll(m.path("cert")))
 		status, asked := http.StatusUnauthorized, 0
 		p.set(func() {
-			p.routes = map[string]http.HandlerFunc{"/v1/enroll": p.enrols(&status, "the nonce is not on the signed list", &asked)}
+			p.routes = map[string]http.HandlerFunc{"/v1/enroll": p.enrols(&status, "the nonce is not on the signed list",
+				&asked)}
 		})
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
@@ -291,7 +297,8 @@ func TestStatusForgetsTroubleThatIsOver(t *testing.T) {
 			}
 		}
 		time.Sleep(10 * time.Second)
-		if s := m.local(); strings.Contains(s.Waiting+s.ContactError, "signed list") || time.Since(s.LastContact.Time) > time.Minute {
+		if s := m.local(); strings.Contains(s.Waiting+s.ContactError, "signed list") ||
+			time.Since(s.LastContact.Time) > time.Minute {
 			t.Errorf("after it was taken: %+v", s)
 		}
 		p.set(func() { p.away = true })
@@ -314,10 +321,13 @@ func TestCommandsWithoutAnAgentFail(t *testing.T) {
 	dir := t.TempDir()
 	missing := filepath.Join(dir, "missing")
 	for _, words := range [][]string{
-		{"status"}, {"status", "--json"}, {"pause"}, {"resume"}, {"undo"}, {"rollback"}, {"reset-mark"}, {"activate", "/nix/store/" + target},
+		{"status"}, {"status", "--json"}, {"pause"}, {"resume"}, {"undo"}, {"rollback"}, {"reset-mark"},
+		{"activate", "/nix/store/" + target},
 	} {
-		args := append([]string{"agent", words[0], "--state-dir", missing, "--simulated-host", filepath.Join(dir, "host"), "--simulated-cache", dir}, words[1:]...)
-		app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: func(*cli.Context, error) {}}
+		args := append([]string{"agent", words[0], "--state-dir", missing, "--simulated-host", filepath.Join(dir, "host"),
+			"--simulated-cache", dir}, words[1:]...)
+		app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: io.Discard, ErrWriter: io.Discard,
+			ExitErrHandler: func(*cli.Context, error) {}}
 		err := app.Run(append([]string{"nixfleet"}, args...))
 		if err == nil || !strings.Contains(err.Error(), "no agent has run on this machine") || command.HintOf(err) == "" {
 			t.Errorf("%v: %v", words, err)
@@ -326,8 +336,10 @@ func TestCommandsWithoutAnAgentFail(t *testing.T) {
 			t.Fatalf("%v made the state directory", words)
 		}
 	}
-	app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: func(*cli.Context, error) {}}
-	if err := app.Run([]string{"nixfleet", "agent", "guard", "--state-dir", missing, "--simulated-host", filepath.Join(dir, "host"), "--simulated-cache", dir}); err != nil {
+	app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: io.Discard, ErrWriter: io.Discard,
+		ExitErrHandler: func(*cli.Context, error) {}}
+	if err := app.Run([]string{"nixfleet", "agent", "guard", "--state-dir", missing, "--simulated-host",
+		filepath.Join(dir, "host"), "--simulated-cache", dir}); err != nil {
 		t.Errorf("guard: %v", err)
 	}
 }
@@ -348,10 +360,13 @@ func TestCheckConfigNamesAMissingPin_T18(t *testing.T) {
 	m := newMachine(t, p, good)
 	check := func() (string, error) {
 		var said bytes.Buffer
-		app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: io.Discard, ErrWriter: &said, ExitErrHandler: func(*cli.Context, error) {}}
+		app := &cli.App{Name: "nixfleet", Commands: []*cli.Command{Command()}, Writer: io.Discard, ErrWriter: &said,
+			ExitErrHandler: func(*cli.Context, error) {}}
 		err := app.Run([]string{
-			"nixfleet", "agent", "run", "--check-config", "--control-plane-url", "https://cp", "--machine-id", testHost, "--trust-file", m.path("trust.json"),
-			"--ca-cert", m.path("ca.pem"), "--client-cert", m.path("cert/agent.pem"), "--ssh-host-key-file", m.path("key"), "--state-dir", m.path("state"),
+			"nixfleet", "agent", "run", "--check-config", "--control-plane-url", "https://cp", "--machine-id", testHost,
+			"--trust-file", m.path("trust.json"),
+			"--ca-cert", m.path("ca.pem"), "--client-cert", m.path("cert/agent.pem"), "--ssh-host-key-file", m.path("key"),
+			"--state-dir", m.path("state"),
 			"--simulated-host", m.path("machine"), "--simulated-cache", filepath.Join(m.dir, "cache"),
 		})
 		return said.String(), err

@@ -18,8 +18,10 @@ func TestJournalOfAnEarlierBuild(t *testing.T) {
 		blame  bool
 	}{
 		"checking.json": {Checking, Reason{}, false},
-		"undoing.json":  {Undoing, Because(protocol.CauseHealthGate, "units failed that had not before: [web.service]"), true},
-		"third.json":    {Undone, Because(protocol.CauseThirdClosure, "22222222222222222222222222222222-nixos-system-web-01-2"), false},
+		"undoing.json": {Undoing, Because(protocol.CauseHealthGate, "units failed that had not before: [web.service]"),
+			true},
+		"third.json": {Undone, Because(protocol.CauseThirdClosure,
+			"22222222222222222222222222222222-nixos-system-web-01-2"), false},
 	} {
 		doc, err := os.ReadFile(filepath.Join("testdata", "cbeb76d", name))
 		if err != nil {
@@ -30,7 +32,8 @@ func TestJournalOfAnEarlierBuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		j, err := dir.Journal()
-		if err != nil || j.Step != c.step || j.Reason != c.reason || j.Blame != c.blame || j.Closure == "" || j.Units.Deadline == "" {
+		if err != nil || j.Step != c.step || j.Reason != c.reason || j.Blame != c.blame || j.Closure == "" ||
+			j.Units.Deadline == "" {
 			t.Fatalf("%s: %+v, %v", name, j, err)
 		}
 		// What this build writes is the same text: its reader may be the earlier build.

@@ -22,8 +22,10 @@ func openDir(t testing.TB) Directory {
 }
 
 func anyJournal() *Journal {
-	return &Journal{Step: Fetching, Closure: "target", Before: Recorded{Current: "before", Profile: "before"}, BootID: "boot",
-		StartedAt: pki.At(time.Unix(1e9, 0)), Since: pki.At(time.Unix(1e9, 0)), WindowSecs: 60, Units: NewUnits("1"), FailedBefore: []string{}, Restarts: map[string]uint64{}}
+	return &Journal{Step: Fetching, Closure: "target", Before: Recorded{Current: "before", Profile: "before"},
+		BootID:    "boot",
+		StartedAt: pki.At(time.Unix(1e9, 0)), Since: pki.At(time.Unix(1e9,
+			0)), WindowSecs: 60, Units: NewUnits("1"), FailedBefore: []string{}, Restarts: map[string]uint64{}}
 }
 
 func TestJournalMovesOnlyFromWhereItIs(t *testing.T) {

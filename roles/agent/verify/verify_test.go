@@ -57,13 +57,15 @@ func TestMarkAdmits_T15(t *testing.T) {
 }
 
 func TestClampsOfWhatItIsTold(t *testing.T) {
-	for in, want := range map[time.Duration]time.Duration{0: baseWindow, time.Second: minWindow, 100 * time.Hour: maxWindow, 5 * time.Minute: 5 * time.Minute} {
+	for in, want := range map[time.Duration]time.Duration{0: baseWindow, time.Second: minWindow,
+		100 * time.Hour: maxWindow, 5 * time.Minute: 5 * time.Minute} {
 		if got := clampWindow(in); got != want {
 			t.Errorf("window %s becomes %s, want %s", in, got, want)
 		}
 	}
 	for _, c := range [][3]string{
-		{"auto", "enforce", "enforce"}, {"enforce", "permissive", "enforce"}, {"disabled", "enforce", "enforce"}, {"", "typo", "permissive"}, {"permissive", "disabled", "permissive"},
+		{"auto", "enforce", "enforce"}, {"enforce", "permissive", "enforce"}, {"disabled", "enforce", "enforce"},
+		{"", "typo", "permissive"}, {"permissive", "disabled", "permissive"},
 	} {
 		if got := stricter(c[0], c[1]); got != c[2] {
 			t.Errorf("local %q, signed %q: %q, want %q", c[0], c[1], got, c[2])
