@@ -21,7 +21,7 @@ variable=$NIXFLEET_ROOT/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4
 
 func testActiveState(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
-	mixed := r.publish("nixos-system-mixed", sim.Closure{FailedUnits: []string{"bad.service"}, Inactive: []string{"idle.service"}})
+	mixed := r.publish("nixos-system-mixed", sim.Closure{After: sim.After{FailedUnits: []string{"bad.service"}, Inactive: []string{"idle.service"}}})
 	must(t, r.host.Realise(t.Context(), mixed, nil))
 	if exit, err := r.test(t, mixed, "switch-1"); err != nil || exit.Meaning() != nixops.MeaningUnits {
 		t.Fatalf("switch: %v, %v", exit, err)

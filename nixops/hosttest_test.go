@@ -129,7 +129,7 @@ func testExitCodes(t *testing.T, r *rig) {
 		1: nixops.MeaningRefused, 2: nixops.MeaningActivation, 4: nixops.MeaningUnits,
 		100: nixops.MeaningReboot, 101: nixops.MeaningDied, 7: nixops.MeaningDied,
 	} {
-		closure := r.publish(fmt.Sprintf("nixos-system-exit-%d", code), sim.Closure{ExitCode: code})
+		closure := r.publish(fmt.Sprintf("nixos-system-exit-%d", code), sim.Closure{Script: sim.Script{ExitCode: code}})
 		must(t, r.host.Realise(t.Context(), closure, nil))
 		exit, err := r.test(t, closure, fmt.Sprintf("switch-%d", code))
 		if err != nil || exit.Code != code || exit.Meaning() != want || exit.OK() {
@@ -137,7 +137,7 @@ func testExitCodes(t *testing.T, r *rig) {
 		}
 		must(t, r.host.RestoreCurrent(t.Context(), one))
 	}
-	locked := r.publish("nixos-system-exit-11", sim.Closure{ExitCode: 11})
+	locked := r.publish("nixos-system-exit-11", sim.Closure{Script: sim.Script{ExitCode: 11}})
 	must(t, r.host.Realise(t.Context(), locked, nil))
 	if exit, err := r.test(t, locked, "switch-11"); !errors.Is(err, nixops.ErrLockHeld) || exit.Meaning() != nixops.MeaningLocked {
 		t.Errorf("exit 11: %v, %v", exit, err)
@@ -146,8 +146,8 @@ func testExitCodes(t *testing.T, r *rig) {
 
 func testFailedUnits(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
-	before := r.publish("nixos-system-before", sim.Closure{FailedUnits: []string{"old.service"}})
-	after := r.publish("nixos-system-after", sim.Closure{FailedUnits: []string{"old.service", "new.service"}})
+	before := r.publish("nixos-system-before", sim.Closure{After: sim.After{FailedUnits: []string{"old.service"}}})
+	after := r.publish("nixos-system-after", sim.Closure{After: sim.After{FailedUnits: []string{"old.service", "new.service"}}})
 	must(t, r.host.Realise(t.Context(), before, nil))
 	must(t, r.host.Realise(t.Context(), after, nil))
 	for i, closure := range []string{before, after} {
@@ -165,7 +165,7 @@ func testFailedUnits(t *testing.T, r *rig) {
 
 func testCrashLoop(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
-	loop := r.publish("nixos-system-loop", sim.Closure{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond})
+	loop := r.publish("nixos-system-loop", sim.Closure{After: sim.After{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond}})
 	must(t, r.host.Realise(t.Context(), loop, nil))
 	if exit, err := r.test(t, loop, "switch-1"); err != nil || !exit.OK() {
 		t.Fatalf("switch: %v, %v", exit, err)
@@ -183,7 +183,7 @@ func testCrashLoop(t *testing.T, r *rig) {
 func testBootDefault(t *testing.T, r *rig) {
 	one := r.installed(t, sim.Closure{})
 	two := r.publish("nixos-system-two", sim.Closure{})
-	full := r.publish("nixos-system-full", sim.Closure{BootExit: 1})
+	full := r.publish("nixos-system-full", sim.Closure{Script: sim.Script{BootExit: 1}})
 	for _, c := range []string{two, full} {
 		must(t, r.host.Realise(t.Context(), c, nil))
 	}
@@ -301,7 +301,7 @@ func testRefused(t *testing.T, r *rig) {
 	for kind, want := range map[string]error{
 		"unsigned": nixops.ErrUnsigned, "foreign": nixops.ErrUnsigned, "corrupt": nixops.ErrUnsigned, "other-path": nil,
 	} {
-		closure := r.publish("nixos-system-"+kind, sim.Closure{Signature: kind})
+		closure := r.publish("nixos-system-"+kind, sim.Closure{Cache: sim.Cache{Signature: kind}})
 		err := r.host.Realise(t.Context(), closure, nil)
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", kind, err)
@@ -374,7 +374,7 @@ func testInspect(t *testing.T, r *rig) {
 	if ok, err := r.host.SupportsCheck(t.Context(), closure); err != nil || !ok {
 		t.Errorf("supports check: %v, %v", ok, err)
 	}
-	old := r.publish("nixos-system-old", sim.Closure{NoCheck: true})
+	old := r.publish("nixos-system-old", sim.Closure{Script: sim.Script{NoCheck: true}})
 	must(t, r.host.Realise(t.Context(), old, nil))
 	if ok, err := r.host.SupportsCheck(t.Context(), old); err != nil || ok {
 		t.Errorf("an old script supports check: %v, %v", ok, err)
@@ -392,7 +392,7 @@ func testInspect(t *testing.T, r *rig) {
 
 func testStop(t *testing.T, r *rig) {
 	one := r.installed(t, sim.Closure{})
-	slow := r.publish("nixos-system-slow", sim.Closure{SwitchTime: 5 * time.Second})
+	slow := r.publish("nixos-system-slow", sim.Closure{Script: sim.Script{SwitchTime: 5 * time.Second}})
 	must(t, r.host.Realise(t.Context(), slow, nil))
 	r.abandon(nixops.SwitchRequest{Closure: slow, Action: nixops.ActionTest, Unit: "switch-1"})
 	must(t, r.host.StopUnit(t.Context(), "switch-1"))

@@ -31,7 +31,7 @@ func testUndoTwice(t *testing.T, r *rig) {
 
 func testUndoScript(t *testing.T, r *rig) {
 	one := r.installed(t, sim.Closure{})
-	bad := r.publish("nixos-system-bad", sim.Closure{ExitCode: 2})
+	bad := r.publish("nixos-system-bad", sim.Closure{Script: sim.Script{ExitCode: 2}})
 	must(t, r.host.Realise(t.Context(), bad, nil))
 	if exit, err := r.test(t, bad, "switch-1"); err != nil || exit.Meaning() != nixops.MeaningActivation {
 		t.Fatalf("switch: %v, %v", exit, err)
@@ -44,7 +44,7 @@ func testUndoScript(t *testing.T, r *rig) {
 }
 
 func testUndoWithoutChecks(t *testing.T, r *rig) {
-	strict := r.publish("nixos-system-strict", sim.Closure{CheckExit: 1})
+	strict := r.publish("nixos-system-strict", sim.Closure{Script: sim.Script{CheckExit: 1}})
 	r.install(r.publish("nixos-system-one", sim.Closure{}))
 	must(t, r.host.Realise(t.Context(), strict, nil))
 	if exit, err := r.test(t, strict, "undo-1"); err != nil || exit.Meaning() != nixops.MeaningRefused {
@@ -61,7 +61,7 @@ func testUndoWithoutChecks(t *testing.T, r *rig) {
 
 func testCallerDies(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
-	slow := r.publish("nixos-system-slow", sim.Closure{SwitchTime: 4 * time.Second})
+	slow := r.publish("nixos-system-slow", sim.Closure{Script: sim.Script{SwitchTime: 4 * time.Second}})
 	must(t, r.host.Realise(t.Context(), slow, nil))
 	r.abandon(nixops.SwitchRequest{Closure: slow, Action: nixops.ActionTest, Unit: "switch-1"})
 	host := r.reopen()

@@ -121,7 +121,7 @@ func newSimRig(t *testing.T) *rig {
 		must(t, box.SetLoader(map[bool]string{false: "grub"}[can]))
 	}
 	r.collector = func(evidence string, exit int) {
-		must(t, box.Install(r.publish("nixos-system-collector", sim.Closure{Evidence: evidence, CollectorExit: exit})))
+		must(t, box.Install(r.publish("nixos-system-collector", sim.Closure{After: sim.After{Evidence: evidence, CollectorExit: exit}})))
 	}
 	return r
 }
@@ -145,11 +145,11 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 	other := ""
 	r.publish = func(name string, c sim.Closure) string {
 		spec := testnix.Spec{
-			Name: name, ExitCode: c.ExitCode, BootExit: c.BootExit, CheckExit: c.CheckExit, NoCheck: c.NoCheck,
-			SwitchSeconds: c.SwitchTime.Seconds(), FailedUnits: c.FailedUnits, TrustJSON: c.TrustJSON, NoSwitch: c.NoSwitch,
-			Files: map[string]string{}, Restarts: map[string]int{}, InactiveUnits: c.Inactive,
+			Name: name, ExitCode: c.Script.ExitCode, BootExit: c.Script.BootExit, CheckExit: c.Script.CheckExit, NoCheck: c.Script.NoCheck,
+			SwitchSeconds: c.Script.SwitchTime.Seconds(), FailedUnits: c.After.FailedUnits, TrustJSON: c.TrustJSON, NoSwitch: c.NoSwitch,
+			Files: map[string]string{}, Restarts: map[string]int{}, InactiveUnits: c.After.Inactive,
 		}
-		for _, unit := range c.CrashLoop {
+		for _, unit := range c.After.CrashLoop {
 			spec.Restarts[unit] = 3
 		}
 		if c.Agent != "" {
@@ -164,11 +164,11 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 		}
 		closure := store.Build(t, spec)
 		signer := key
-		if c.Signature == "foreign" {
+		if c.Cache.Signature == "foreign" {
 			signer = foreign
 		}
 		cache.Push(t, store, signer, closure)
-		switch c.Signature {
+		switch c.Cache.Signature {
 		case "unsigned":
 			cache.DropSignatures(t, closure)
 		case "corrupt":

@@ -14,7 +14,7 @@ func TestSimAlone(t *testing.T) {
 	dir, cache := t.TempDir(), t.TempDir()
 	const first, next = "00000000000000000000000000000000-nixos-system-a-1", "00000000000000000000000000000000-nixos-system-a-2"
 	for _, closure := range []string{first, next} {
-		if err := WriteClosure(cache, closure, Closure{SwitchTime: 20 * time.Millisecond}); err != nil {
+		if err := WriteClosure(cache, closure, Closure{Script: Script{SwitchTime: 20 * time.Millisecond}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // The boot loader and the calendar of a simulated machine.
 
 func (s *Host) CanBootOnce(ctx context.Context) (bool, error) {
-	loader, err := s.read(func(st *memory) string { return st.Loader })
+	loader, err := s.read(func(st *memory) string { return st.Boot.Loader })
 	return loader == "", err
 }
 
@@ -25,7 +25,7 @@ func (s *Host) SetStaged(ctx context.Context, closure string) error {
 		}
 	}
 	return s.with(func(st *memory) error {
-		st.Staged = closure
+		st.Boot.Staged = closure
 		return nil
 	})
 }
@@ -33,18 +33,18 @@ func (s *Host) SetStaged(ctx context.Context, closure string) error {
 func (s *Host) SetBootOnce(ctx context.Context, closure string) error {
 	return s.with(func(st *memory) error {
 		switch {
-		case st.Loader != "":
-			return fmt.Errorf("boot once with %s: %w", st.Loader, nixops.ErrUnsupported)
-		case closure != "" && !slices.Contains(st.Entries, closure):
+		case st.Boot.Loader != "":
+			return fmt.Errorf("boot once with %s: %w", st.Boot.Loader, nixops.ErrUnsupported)
+		case closure != "" && !slices.Contains(st.Boot.Entries, closure):
 			return fmt.Errorf("boot once: the boot loader has no entry for %s: %w", closure, nixops.ErrNotFound)
 		}
-		st.BootOnce = closure
+		st.Boot.BootOnce = closure
 		return nil
 	})
 }
 
 func (s *Host) BootOnce(ctx context.Context) (string, error) {
-	return s.read(func(st *memory) string { return st.BootOnce })
+	return s.read(func(st *memory) string { return st.Boot.BootOnce })
 }
 
 // NextElapse knows "hourly", "daily", and a time of day with or without days of

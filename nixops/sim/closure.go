@@ -18,11 +18,6 @@ import (
 // `<cache>/<base name>.json`, with durations as "1.5s". The zero value is a good
 // closure without an agent.
 type Closure struct {
-	// What the cache does with it.
-	Signature string        `json:"signature,omitzero"` // "" good; "unsigned", "foreign", "corrupt", "other-path"
-	FetchTime time.Duration `json:"fetchTime,omitzero"`
-	Size      uint64        `json:"size,omitzero"` // bytes it takes in the store
-
 	// What it contains.
 	NoSwitch        bool     `json:"noSwitch,omitzero"`
 	Specialisations []string `json:"specialisations,omitzero"`
@@ -36,29 +31,42 @@ type Closure struct {
 	SwitchInhibitor string   `json:"switchInhibitor,omitzero"`
 	Version         string   `json:"version,omitzero"` // as nixos-version
 
-	// What its switch script does.
+	Cache  Cache  `json:"cache,omitzero"`
+	Script Script `json:"script,omitzero"`
+	NoBoot bool   `json:"noBoot,omitzero"` // it hangs when it is booted, and the next boot is the one that counts
+	After  After  `json:"after,omitzero"`
+}
+
+// Cache is what the cache does with a closure.
+type Cache struct {
+	Signature string        `json:"signature,omitzero"` // "" good; "unsigned", "foreign", "corrupt", "other-path"
+	FetchTime time.Duration `json:"fetchTime,omitzero"`
+	Size      uint64        `json:"size,omitzero"` // bytes it takes in the store
+}
+
+// Script is what a closure's switch script does.
+type Script struct {
 	SwitchTime time.Duration `json:"switchTime,omitzero"`
 	ExitCode   int           `json:"exitCode,omitzero"`  // of `test` and `switch`
 	BootExit   int           `json:"bootExit,omitzero"`  // of `boot`
-	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; a failing check also makes `test` and `switch` exit 1
+	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; `test` and `switch` exit 1 then
 	NoCheck    bool          `json:"noCheck,omitzero"`   // does not know `check`
 	BootSkips  bool          `json:"bootSkips,omitzero"` // `boot` exits 0 and has changed nothing
+}
 
-	// What happens when it is booted.
-	NoBoot bool `json:"noBoot,omitzero"` // it hangs, and the next boot is the one that counts
-
-	// What runs afterwards.
-	FailedUnits   []string      `json:"failedUnits,omitzero"` // failed once the switch ends; the exit code is then 4 unless ExitCode is set
-	LateUnits     []string      `json:"lateUnits,omitzero"`   // fail LateAfter after the switch, which itself reports success
+// After is what runs once a closure was activated.
+type After struct {
+	FailedUnits   []string      `json:"failedUnits,omitzero"` // failed when the switch ends, which exits 4 then by itself
+	LateUnits     []string      `json:"lateUnits,omitzero"`   // fail LateAfter the switch, which itself reports success
 	LateAfter     time.Duration `json:"lateAfter,omitzero"`
 	CrashLoop     []string      `json:"crashLoop,omitzero"` // never `failed`, restarted every CrashEvery
 	CrashEvery    time.Duration `json:"crashEvery,omitzero"`
 	Inactive      []string      `json:"inactive,omitzero"`    // neither active nor failed
 	InactiveFor   time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 is for ever
-	Evidence      string        `json:"evidence,omitzero"`    // that its collector writes, NOW standing for the time; "": no collector
+	Evidence      string        `json:"evidence,omitzero"`    // of its collector, NOW standing for the time; "": no collector
 	CollectorExit int           `json:"collectorExit,omitzero"`
-	CutsNetwork   bool          `json:"cutsNetwork,omitzero"` // Sim.Online is false while it runs
-	AgentBroken   bool          `json:"agentBroken,omitzero"` // Sim.AgentStarts is false while it runs
+	CutsNetwork   bool          `json:"cutsNetwork,omitzero"` // Host.Online is false while it runs
+	AgentBroken   bool          `json:"agentBroken,omitzero"` // Host.AgentStarts is false while it runs
 }
 
 // durations writes time.Duration as text, which people edit.

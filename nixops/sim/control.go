@@ -52,19 +52,19 @@ func (m *machine) Install(closure string) error {
 		return err
 	}
 	return m.with(func(st *memory) error {
-		st.Current, st.Booted, st.Profile, st.BootDefault = closure, closure, closure, closure
-		st.Entries, st.Staged, st.BootOnce = []string{closure}, "", ""
-		st.Failed, st.Switched = slices.Sorted(slices.Values(c.FailedUnits)), time.Now()
-		st.BootedAt = time.Now()
+		st.Current, st.Boot.Booted, st.Profile, st.Boot.BootDefault = closure, closure, closure, closure
+		st.Boot.Entries, st.Boot.Staged, st.Boot.BootOnce = []string{closure}, "", ""
+		st.Failed, st.Switched = slices.Sorted(slices.Values(c.After.FailedUnits)), time.Now()
+		st.Boot.BootedAt = time.Now()
 		return nil
 	})
 }
 
 // Online says whether the running closure lets the machine reach the network.
-func (m *machine) Online() bool { return !m.current().CutsNetwork }
+func (m *machine) Online() bool { return !m.current().After.CutsNetwork }
 
 // AgentStarts says whether the running closure's agent can run.
-func (m *machine) AgentStarts() bool { return !m.current().AgentBroken }
+func (m *machine) AgentStarts() bool { return !m.current().After.AgentBroken }
 
 // current is how the running closure behaves; the zero closure if there is none.
 func (m *machine) current() Closure {
@@ -86,14 +86,14 @@ func (m *machine) PowerCycle() error {
 	var call func(string)
 	var booted string
 	err := m.with(func(st *memory) error {
-		next := st.BootDefault
-		if st.BootOnce != "" {
-			next, st.BootOnce = st.BootOnce, ""
+		next := st.Boot.BootDefault
+		if st.Boot.BootOnce != "" {
+			next, st.Boot.BootOnce = st.Boot.BootOnce, ""
 		}
 		c, err := m.closure(next)
-		if err == nil && c.NoBoot && next != st.BootDefault {
-			st.Boots++
-			next = st.BootDefault
+		if err == nil && c.NoBoot && next != st.Boot.BootDefault {
+			st.Boot.Boots++
+			next = st.Boot.BootDefault
 			c, err = m.closure(next)
 		}
 		if err == nil && c.NoBoot {
@@ -102,16 +102,16 @@ func (m *machine) PowerCycle() error {
 		if err != nil {
 			return fmt.Errorf("boot %q: %w", next, err)
 		}
-		st.Boots++
-		st.BootedAt, st.Asleep = time.Now(), 0
-		st.Current, st.Booted, st.Switched = next, next, time.Now()
-		st.Failed = slices.Sorted(slices.Values(c.FailedUnits))
+		st.Boot.Boots++
+		st.Boot.BootedAt, st.Boot.Asleep = time.Now(), 0
+		st.Current, st.Boot.Booted, st.Switched = next, next, time.Now()
+		st.Failed = slices.Sorted(slices.Values(c.After.FailedUnits))
 		st.Units, st.LockHeld, st.Lists = map[string]ran{}, false, ""
 		for unit := range st.Deadlines {
 			m.dropTimer(unit)
 		}
 		st.Deadlines = map[string]armed{}
-		call, booted = m.onBoot, st.Booted
+		call, booted = m.onBoot, st.Boot.Booted
 		return nil
 	})
 	if err == nil && call != nil {
@@ -124,7 +124,7 @@ func (m *machine) PowerCycle() error {
 // notice: only SinceBoot counts it.
 func (m *machine) Suspend(d time.Duration) error {
 	return m.with(func(st *memory) error {
-		st.Asleep += d
+		st.Boot.Asleep += d
 		return nil
 	})
 }
@@ -140,7 +140,7 @@ func (m *machine) HoldLock(held bool) error {
 // SetLoader changes the boot loader: "" is systemd-boot, any other cannot boot once.
 func (m *machine) SetLoader(name string) error {
 	return m.with(func(st *memory) error {
-		st.Loader = name
+		st.Boot.Loader = name
 		return nil
 	})
 }
@@ -163,7 +163,7 @@ func (m *machine) SwitchByHand(closure string) error {
 		return err
 	}
 	return m.with(func(st *memory) error {
-		st.Profile, st.BootDefault, st.Entries = closure, closure, []string{closure}
+		st.Profile, st.Boot.BootDefault, st.Boot.Entries = closure, closure, []string{closure}
 		st.activate(closure, c, time.Now())
 		return nil
 	})
@@ -173,7 +173,7 @@ func (m *machine) SwitchByHand(closure string) error {
 func (m *machine) CollectGarbage() ([]string, error) {
 	var gone []string
 	err := m.with(func(st *memory) error {
-		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Booted, st.Profile, st.BootDefault, st.Staged)
+		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Boot.Booted, st.Profile, st.Boot.BootDefault, st.Boot.Staged)
 		entries, err := os.ReadDir(m.dir + "/store")
 		if err != nil {
 			return err

@@ -38,7 +38,7 @@ func (s *Host) CurrentSystem(ctx context.Context) (string, error) {
 }
 
 func (s *Host) BootedSystem(ctx context.Context) (string, error) {
-	return s.read(func(st *memory) string { return st.Booted })
+	return s.read(func(st *memory) string { return st.Boot.Booted })
 }
 
 func (s *Host) Profile(ctx context.Context) (string, error) {
@@ -46,13 +46,13 @@ func (s *Host) Profile(ctx context.Context) (string, error) {
 }
 
 func (s *Host) BootDefault(ctx context.Context) (string, error) {
-	return s.read(func(st *memory) string { return st.BootDefault })
+	return s.read(func(st *memory) string { return st.Boot.BootDefault })
 }
 
 func (s *Host) HasBootEntry(ctx context.Context, closure string) (bool, error) {
 	has := false
 	err := s.look(func(st *memory) error {
-		has = closure == st.BootDefault || slices.Contains(st.Entries, closure)
+		has = closure == st.Boot.BootDefault || slices.Contains(st.Boot.Entries, closure)
 		return nil
 	})
 	return has, err
@@ -65,9 +65,9 @@ func (s *Host) BootID(ctx context.Context) (string, error) {
 func (s *Host) SinceBoot(ctx context.Context) (time.Duration, error) {
 	var since time.Duration
 	err := s.look(func(st *memory) error {
-		since = st.Asleep
-		if !st.BootedAt.IsZero() {
-			since += time.Since(st.BootedAt)
+		since = st.Boot.Asleep
+		if !st.Boot.BootedAt.IsZero() {
+			since += time.Since(st.Boot.BootedAt)
 		}
 		return nil
 	})
@@ -99,23 +99,23 @@ func (s *Host) Realise(ctx context.Context, closure string, progress func(string
 	if progress != nil {
 		progress(fmt.Sprintf("copying path '%s' from 'file://%s'...", path, s.cache))
 	}
-	if err := sleep(ctx, c.FetchTime); err != nil {
+	if err := sleep(ctx, c.Cache.FetchTime); err != nil {
 		return fail(err)
 	}
-	switch c.Signature {
+	switch c.Cache.Signature {
 	case "":
 	case "unsigned", "foreign", "corrupt":
-		return fail(fmt.Errorf("%s: %w", c.Signature, nixops.ErrUnsigned))
+		return fail(fmt.Errorf("%s: %w", c.Cache.Signature, nixops.ErrUnsigned))
 	case "other-path":
 		return fail(nixops.ErrMismatch)
 	default:
-		return fail(fmt.Errorf("no signature %q", c.Signature))
+		return fail(fmt.Errorf("no signature %q", c.Cache.Signature))
 	}
 	return s.with(func(st *memory) error {
-		if c.Size > st.StoreFree {
+		if c.Cache.Size > st.StoreFree {
 			return fail(nixops.ErrNoSpace)
 		}
-		st.StoreFree -= c.Size
+		st.StoreFree -= c.Cache.Size
 		st.Fetched[closure]++
 		return writeJSON(s.stored(closure), c)
 	})
@@ -188,7 +188,7 @@ func (s *Host) Inspect(ctx context.Context, closure string) (nixops.Closure, err
 
 func (s *Host) SupportsCheck(ctx context.Context, closure string) (bool, error) {
 	c, err := s.valid(closure)
-	return err == nil && !c.NoSwitch && !c.NoCheck, err
+	return err == nil && !c.NoSwitch && !c.Script.NoCheck, err
 }
 
 func (s *Host) SetProfile(ctx context.Context, closure string) error {

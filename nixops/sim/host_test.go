@@ -42,7 +42,7 @@ func testTwo(t *testing.T, box *sim.Host) nixops.Exit {
 
 func TestSimPowerCycle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true})
+		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{After: sim.After{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true}})
 		booted := make(chan string, 1)
 		box.OnBoot(func(closure string) { booted <- closure })
 		box.OnDeadline(func(nixops.Deadline) { t.Error("a transient deadline outlived the power cut") })
@@ -75,7 +75,7 @@ func TestSimPowerCycle(t *testing.T) {
 func TestSimLateUnitsAndCallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{
-			SwitchTime: 10 * time.Second, LateUnits: []string{"late.service"}, LateAfter: 5 * time.Second,
+			Script: sim.Script{SwitchTime: 10 * time.Second}, After: sim.After{LateUnits: []string{"late.service"}, LateAfter: 5 * time.Second},
 		})
 		switched := make(chan string, 1)
 		box.OnSwitched(func(closure string) { switched <- closure })
@@ -100,7 +100,7 @@ func TestSimLateUnitsAndCallback(t *testing.T) {
 // is told to go on with them, and in no other.
 func TestSimKilledSwitch_A23(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{SwitchTime: time.Minute})
+		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{Script: sim.Script{SwitchTime: time.Minute}})
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -162,7 +162,7 @@ func TestSimMemory(t *testing.T) {
 	box, dir, cache := simulated(t, sim.Closure{}, sim.Closure{})
 	must(t, box.SetSpace(nixops.Space{StoreFree: 10, BootFree: 1}))
 	fat := "00000000000000000000000000000003-nixos-system-fat"
-	must(t, sim.WriteClosure(cache, fat, sim.Closure{Size: 11}))
+	must(t, sim.WriteClosure(cache, fat, sim.Closure{Cache: sim.Cache{Size: 11}}))
 	if err := box.Realise(t.Context(), fat, nil); !errors.Is(err, nixops.ErrNoSpace) {
 		t.Errorf("full: %v", err)
 	}

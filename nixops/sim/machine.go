@@ -23,51 +23,6 @@ import (
 	"nixfleet/nixops"
 )
 
-// memory is everything a simulated machine remembers. What happens by itself
-// (a switch ends, a unit fails later) is not done by anybody: it is worked out
-// from the clock when somebody looks, so that the machine goes on while no
-// process has it open.
-type memory struct {
-	Boots       int               `json:"boots"`
-	BootedAt    time.Time         `json:"bootedAt"`
-	Asleep      time.Duration     `json:"asleep"` // since then
-	Current     string            `json:"current"`
-	Booted      string            `json:"booted"`
-	Profile     string            `json:"profile"`
-	BootDefault string            `json:"bootDefault"`
-	Staged      string            `json:"staged"`   // in a profile of its own
-	Entries     []string          `json:"entries"`  // of the boot loader's menu
-	BootOnce    string            `json:"bootOnce"` // that the next boot starts instead of the default
-	Loader      string            `json:"loader"`   // "" is systemd-boot; any other cannot boot once
-	Switched    time.Time         `json:"switched"` // when Current took over
-	Failed      []string          `json:"failed"`   // units that failed then
-	Roots       map[string]string `json:"roots"`
-	Units       map[string]ran    `json:"units"`
-	Deadlines   map[string]armed  `json:"deadlines"`
-	LockHeld    bool              `json:"lockHeld"`
-	Lists       string            `json:"lists"` // closure whose killed switch left its lists
-	StoreFree   uint64            `json:"storeFree"`
-	BootFree    uint64            `json:"bootFree"`
-	Fetched     map[string]int    `json:"fetched"` // closure -> times it came from the cache
-}
-
-type ran struct {
-	Closure string        `json:"closure"`
-	Action  nixops.Action `json:"action"`
-	NoCheck bool          `json:"noCheck"`
-	Start   time.Time     `json:"start"`
-	End     time.Time     `json:"end"`
-	Done    bool          `json:"done"`
-	Exit    int           `json:"exit"`
-	Signal  string        `json:"signal"`
-}
-
-type armed struct {
-	At      time.Time     `json:"at"`
-	After   time.Duration `json:"after"`
-	Command []string      `json:"command"`
-}
-
 // machine is the running hardware behind all Sims of one directory in this
 // process: an agent may come and go, its deadline stays.
 type machine struct {
@@ -230,7 +185,7 @@ func (m *machine) load() (*memory, []byte, error) {
 		return m.kept, m.keptText, nil
 	}
 	s := memory{
-		StoreFree: 64 << 30, BootFree: 512 << 20, Boots: 1,
+		StoreFree: 64 << 30, BootFree: 512 << 20, Boot: bootMemory{Boots: 1},
 		Roots: map[string]string{}, Units: map[string]ran{},
 		Deadlines: map[string]armed{}, Fetched: map[string]int{},
 	}
@@ -285,40 +240,40 @@ func (m *machine) advance(s *memory, now time.Time) ([]string, error) {
 // interface, then activation, then units.
 func (s *memory) run(u ran, c Closure) (exit int, activated bool) {
 	if u.Action == nixops.ActionCheck {
-		return c.CheckExit, false
+		return c.Script.CheckExit, false
 	}
-	if c.CheckExit != 0 && !u.NoCheck {
+	if c.Script.CheckExit != 0 && !u.NoCheck {
 		return 1, false
 	}
 	if u.Action == nixops.ActionBoot || u.Action == nixops.ActionSwitch {
-		if c.BootExit != 0 {
-			return c.BootExit, false
+		if c.Script.BootExit != 0 {
+			return c.Script.BootExit, false
 		}
-		if c.BootSkips {
+		if c.Script.BootSkips {
 			return 0, false
 		}
-		s.BootDefault = u.Closure
-		s.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Staged})))
+		s.Boot.BootDefault = u.Closure
+		s.Boot.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Boot.Staged})))
 	}
 	switch {
 	case u.Action == nixops.ActionBoot:
 		return 0, false
-	case c.ExitCode == 1 || c.ExitCode == 11 || c.ExitCode == 100:
-		return c.ExitCode, false
+	case c.Script.ExitCode == 1 || c.Script.ExitCode == 11 || c.Script.ExitCode == 100:
+		return c.Script.ExitCode, false
 	}
 	s.activate(u.Closure, c, u.End)
-	if c.ExitCode == 101 {
+	if c.Script.ExitCode == 101 {
 		s.Lists = u.Closure
 	}
-	if c.ExitCode == 0 && len(c.FailedUnits) > 0 {
+	if c.Script.ExitCode == 0 && len(c.After.FailedUnits) > 0 {
 		return 4, true
 	}
-	return c.ExitCode, true
+	return c.Script.ExitCode, true
 }
 
 func (s *memory) activate(closure string, c Closure, at time.Time) {
 	s.Current, s.Switched = closure, at
-	s.Failed = slices.Sorted(slices.Values(c.FailedUnits))
+	s.Failed = slices.Sorted(slices.Values(c.After.FailedUnits))
 	if s.Lists != "" && s.Lists != closure {
 		// The lists of a killed switch start the bad generation's units.
 		s.Failed = append(s.Failed, "left-by-killed-switch.service")
@@ -371,7 +326,7 @@ func (m *machine) fire(unit string) {
 
 // bootID changes with every boot.
 func (s *memory) bootID() string {
-	return "00000000-0000-4000-8000-" + strings.Repeat("0", 12-len(strconv.Itoa(s.Boots))) + strconv.Itoa(s.Boots)
+	return "00000000-0000-4000-8000-" + strings.Repeat("0", 12-len(strconv.Itoa(s.Boot.Boots))) + strconv.Itoa(s.Boot.Boots)
 }
 
 func (m *machine) stored(closure string) string { return m.dir + "/store/" + closure + ".json" }

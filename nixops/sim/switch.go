@@ -37,14 +37,14 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 			st.Lists = ""
 		}
 		now := time.Now()
-		end = now.Add(c.SwitchTime)
+		end = now.Add(c.Script.SwitchTime)
 		st.Units[r.Unit] = ran{
 			Closure: r.Closure, Action: r.Action, NoCheck: slices.Contains(r.Env, "NIXOS_NO_CHECK=1"),
 			Start: now, End: end,
 		}
 		// The switch ends on time also when its caller is gone by then.
 		key := "switch " + r.Unit
-		s.timers[key] = time.AfterFunc(c.SwitchTime, func() {
+		s.timers[key] = time.AfterFunc(c.Script.SwitchTime, func() {
 			_ = s.with(func(*memory) error {
 				delete(s.timers, key)
 				return nil

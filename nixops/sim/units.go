@@ -23,8 +23,8 @@ func (s *Host) failed() ([]string, error) {
 		if err != nil {
 			return err
 		}
-		if len(c.LateUnits) > 0 && time.Since(st.Switched) >= c.LateAfter {
-			failed = append(failed, c.LateUnits...)
+		if len(c.After.LateUnits) > 0 && time.Since(st.Switched) >= c.After.LateAfter {
+			failed = append(failed, c.After.LateUnits...)
 		}
 		return nil
 	})
@@ -51,9 +51,9 @@ func (s *Host) ActiveState(ctx context.Context, unit string) (string, error) {
 		return "", err
 	case slices.Contains(failed, unit):
 		return "failed", nil
-	case slices.Contains(c.Inactive, unit) && (c.InactiveFor == 0 || since < c.InactiveFor):
+	case slices.Contains(c.After.Inactive, unit) && (c.After.InactiveFor == 0 || since < c.After.InactiveFor):
 		return "inactive", nil
-	case slices.Contains(c.CrashLoop, unit):
+	case slices.Contains(c.After.CrashLoop, unit):
 		return "activating", nil
 	}
 	return "active", nil
@@ -75,11 +75,11 @@ func (s *Host) Units(ctx context.Context) ([]nixops.Unit, error) {
 	c := s.current()
 	err = s.look(func(st *memory) error {
 		since := time.Since(st.Switched)
-		for _, name := range c.CrashLoop {
-			note(name, func(u *nixops.Unit) { u.Restarts = uint64(since / cmp.Or(max(c.CrashEvery, 0), time.Second)) })
+		for _, name := range c.After.CrashLoop {
+			note(name, func(u *nixops.Unit) { u.Restarts = uint64(since / cmp.Or(max(c.After.CrashEvery, 0), time.Second)) })
 		}
-		for _, name := range c.Inactive {
-			if c.InactiveFor == 0 || since < c.InactiveFor {
+		for _, name := range c.After.Inactive {
+			if c.After.InactiveFor == 0 || since < c.After.InactiveFor {
 				note(name, func(u *nixops.Unit) {})
 			}
 		}
@@ -95,12 +95,12 @@ func (s *Host) StartAgain(ctx context.Context, ran []string) ([]string, error) {
 
 func (s *Host) CollectEvidence(ctx context.Context) (nixops.Evidence, error) {
 	c := s.current()
-	if c.Evidence == "" && c.CollectorExit == 0 {
+	if c.After.Evidence == "" && c.After.CollectorExit == 0 {
 		return nixops.Evidence{}, nixops.ErrNoCollector
 	}
-	e := nixops.Evidence{ExitCode: c.CollectorExit}
-	if c.Evidence != "" {
-		e.Document = []byte(strings.ReplaceAll(c.Evidence, "NOW", time.Now().UTC().Format(time.RFC3339)))
+	e := nixops.Evidence{ExitCode: c.After.CollectorExit}
+	if c.After.Evidence != "" {
+		e.Document = []byte(strings.ReplaceAll(c.After.Evidence, "NOW", time.Now().UTC().Format(time.RFC3339)))
 	}
 	return e, sleep(ctx, time.Second)
 }

@@ -71,15 +71,15 @@ func TestAttestedTimeOfASlowClock(t *testing.T) {
 // does not try the same again.
 func TestBadReleasesAreUndone(t *testing.T) {
 	for name, bad := range map[string]sim.Closure{
-		"failed unit":                 {FailedUnits: []string{"web.service"}},
-		"unit fails after the switch": {LateUnits: []string{"web.service"}, LateAfter: 5 * time.Second},
-		"crash loop A24":              {CrashLoop: []string{"web.service"}, CrashEvery: 3 * time.Second},
-		"pre-check refuses, exit 1":   {ExitCode: 1, NoCheck: true},
-		"its own checks refuse it":    {CheckExit: 1},
-		"its checks die":              {CheckExit: 101},
-		"activation script fails":     {ExitCode: 2},
-		"script dies, exit 101":       {ExitCode: 101},
-		"boot loader refuses A10":     {BootExit: 1},
+		"failed unit":                 {After: sim.After{FailedUnits: []string{"web.service"}}},
+		"unit fails after the switch": {After: sim.After{LateUnits: []string{"web.service"}, LateAfter: 5 * time.Second}},
+		"crash loop A24":              {After: sim.After{CrashLoop: []string{"web.service"}, CrashEvery: 3 * time.Second}},
+		"pre-check refuses, exit 1":   {Script: sim.Script{ExitCode: 1, NoCheck: true}},
+		"its own checks refuse it":    {Script: sim.Script{CheckExit: 1}},
+		"its checks die":              {Script: sim.Script{CheckExit: 101}},
+		"activation script fails":     {Script: sim.Script{ExitCode: 2}},
+		"script dies, exit 101":       {Script: sim.Script{ExitCode: 101}},
+		"boot loader refuses A10":     {Script: sim.Script{BootExit: 1}},
 		"no switch script":            {NoSwitch: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -105,8 +105,8 @@ func TestBadReleasesAreUndone(t *testing.T) {
 func TestUnitThatHadFailedBeforeIsNotBlamed_A4(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		closures := with(sim.Closure{FailedUnits: []string{"old.service"}})
-		closures[before] = sim.Closure{FailedUnits: []string{"old.service"}}
+		closures := with(sim.Closure{After: sim.After{FailedUnits: []string{"old.service"}}})
+		closures[before] = sim.Closure{After: sim.After{FailedUnits: []string{"old.service"}}}
 		m := newMachine(t, p, closures)
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
@@ -438,7 +438,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		want     [3]string
 	}{
 		{"good", good, all(target)},
-		{"bad", with(sim.Closure{FailedUnits: []string{"web.service"}}), all(before)},
+		{"bad", with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}), all(before)},
 	} {
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)

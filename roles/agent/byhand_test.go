@@ -158,7 +158,7 @@ func TestActivateRefusesWhatIsNoSystem(t *testing.T) {
 		p := newPlane(t)
 		p.noTarget = true
 		closures := with(sim.Closure{NoSwitch: true})
-		closures[another] = sim.Closure{ExitCode: 101}
+		closures[another] = sim.Closure{Script: sim.Script{ExitCode: 101}}
 		m := newMachine(t, p, closures)
 		stop := m.start(m.sim)
 		time.Sleep(time.Minute)

@@ -28,7 +28,7 @@ func TestDeadlineOfAnEarlierActivation_A9(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		closures := with(sim.Closure{})
-		closures[another] = sim.Closure{SwitchTime: 2 * time.Minute}
+		closures[another] = sim.Closure{Script: sim.Script{SwitchTime: 2 * time.Minute}}
 		m := newMachine(t, p, closures)
 		stop := m.start(stubborn{m.sim})
 		time.Sleep(5*time.Minute + 30*time.Second)

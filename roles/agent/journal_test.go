@@ -54,7 +54,7 @@ func TestQuarantineHoldsUntilAnotherClosure_A12(t *testing.T) {
 func TestOneAgentAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{FetchTime: time.Minute}))
+		m := newMachine(t, p, with(sim.Closure{Cache: sim.Cache{FetchTime: time.Minute}}))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Second)
 		if err := Run(context.Background(), m.config(m.sim)); err == nil ||

@@ -12,8 +12,8 @@ import (
 // begin when others may have the slot, unless a newer answer says that it is held.
 func TestNothingBeginsAfterTheLease(t *testing.T) {
 	for name, slow := range map[string]sim.Closure{
-		"download": {FetchTime: 10 * time.Minute},
-		"checks":   {SwitchTime: 6 * time.Minute},
+		"download": {Cache: sim.Cache{FetchTime: 10 * time.Minute}},
+		"checks":   {Script: sim.Script{SwitchTime: 6 * time.Minute}},
 	} {
 		for _, renewed := range []bool{false, true} {
 			bubble(t, func(t *testing.T) {

@@ -39,7 +39,7 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, with(sim.Closure{ExitCode: code}))
+				m := newMachine(t, p, with(sim.Closure{Script: sim.Script{ExitCode: code}}))
 				stop := m.start(m.sim)
 				time.Sleep(10 * time.Minute)
 				stop()
@@ -70,8 +70,8 @@ func TestExitCodesAreToldApart_A3(t *testing.T) {
 func TestUndoIsJudgedByThePaths_A7_A8(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		closures := with(sim.Closure{BootExit: 1})
-		closures[before] = sim.Closure{ExitCode: 2} // the way back grumbles
+		closures := with(sim.Closure{Script: sim.Script{BootExit: 1}})
+		closures[before] = sim.Closure{Script: sim.Script{ExitCode: 2}} // the way back grumbles
 		m := newMachine(t, p, closures)
 		s := &forgetful{snapshots: snapshots{Host: m.sim, m: m, stop: func() {}, at: -1}}
 		s.forgetful.Store(true)
@@ -133,7 +133,7 @@ func (f *forgetful) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.
 func TestTheLinkIsNoSuccess_A15(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{SwitchTime: 2 * time.Minute, FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{SwitchTime: 2 * time.Minute}, After: sim.After{FailedUnits: []string{"web.service"}}}))
 		s := &eager{Host: m.sim}
 		stop := m.start(s)
 		time.Sleep(20 * time.Minute)
@@ -159,7 +159,7 @@ func (e *eager) CurrentSystem(ctx context.Context) (string, error) {
 func TestAgentIsReplacedByItsOwnSwitch_A1(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{SwitchTime: time.Minute}))
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{SwitchTime: time.Minute}}))
 		stop := m.start(m.sim)
 		for range 600 {
 			if j, err := journal.Directory(m.path("state")).Journal(); err == nil && j != nil && j.Step == journal.Switching {

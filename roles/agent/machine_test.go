@@ -52,9 +52,9 @@ func newMachine(t *testing.T, p *plane, closures map[string]sim.Closure) *machin
 		}
 	}
 	for name, c := range closures {
-		c.Agent, c.TrustJSON, c.Size = "self", string(p.trust), 1
-		if c.SwitchTime == 0 {
-			c.SwitchTime = 2 * time.Second
+		c.Agent, c.TrustJSON, c.Cache.Size = "self", string(p.trust), 1
+		if c.Script.SwitchTime == 0 {
+			c.Script.SwitchTime = 2 * time.Second
 		}
 		if err := sim.WriteClosure(filepath.Join(dir, "cache"), name, c); err != nil {
 			t.Fatal(err)

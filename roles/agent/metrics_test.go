@@ -14,7 +14,7 @@ func TestMetricsFile_T17_C20(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
-		m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}))
 		m.adjust = func(c *Config) { c.MetricsFile = m.path("nixfleet.prom") }
 		shows := func(lines ...string) {
 			t.Helper()

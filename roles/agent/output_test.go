@@ -31,7 +31,7 @@ func TestOutputThatIsNoText(t *testing.T) {
 		want    [3]string
 	}{
 		"good": {sim.Closure{}, all(target)},
-		"bad":  {sim.Closure{ExitCode: 2}, all(before)},
+		"bad":  {sim.Closure{Script: sim.Script{ExitCode: 2}}, all(before)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -21,7 +21,7 @@ func TestNewerReleaseOvertakesADownload(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := plane(t)
-				m := newMachine(t, p, with(sim.Closure{FetchTime: 5 * time.Hour}))
+				m := newMachine(t, p, with(sim.Closure{Cache: sim.Cache{FetchTime: 5 * time.Hour}}))
 				stop := m.start(m.sim)
 				time.Sleep(2 * time.Minute)
 				p.release(another, time.Now())

@@ -155,7 +155,7 @@ func TestTurnsAreSpread_C19(t *testing.T) {
 func TestFailedClosureIsLetGo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}))
 		stop := m.start(m.sim)
 		time.Sleep(10 * time.Minute)
 		stop()

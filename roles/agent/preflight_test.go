@@ -131,14 +131,14 @@ func (m *machine) space(store, boot uint64) {
 func (m *machine) size(n uint64) {
 	m.t.Helper()
 	m.must(sim.WriteClosure(filepath.Join(m.dir, "cache"), target,
-		sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Size: n}))
+		sim.Closure{Agent: "self", TrustJSON: string(m.p.trust), Cache: sim.Cache{Size: n}}))
 }
 
 // A refusal of the target's own checks comes before anything of it has run.
 func TestTargetsOwnChecksComeFirst(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{CheckExit: 1}))
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{CheckExit: 1}}))
 		stop := m.start(m.sim)
 		time.Sleep(10 * time.Minute)
 		stop()
@@ -189,7 +189,7 @@ func TestClockThatIsSetBackBlamesNoRelease_A22(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, map[string]sim.Closure{before: {}, target: {}, another: {FetchTime: time.Minute}})
+				m := newMachine(t, p, map[string]sim.Closure{before: {}, target: {}, another: {Cache: sim.Cache{FetchTime: time.Minute}}})
 				var back atomic.Int64 // nanoseconds
 				m.adjust = func(c *Config) { c.Clock = func() time.Time { return time.Now().Add(-time.Duration(back.Load())) } }
 				stop := m.start(m.sim)

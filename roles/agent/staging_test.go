@@ -290,9 +290,9 @@ func TestHeldHostDoesNotReboot(t *testing.T) {
 func TestBadStagedReleasesAreLeft(t *testing.T) {
 	for name, bad := range map[string]sim.Closure{
 		"does not come up":  {NoBoot: true},
-		"a unit fails":      {FailedUnits: []string{"web.service"}},
-		"its agent is dead": {AgentBroken: true},
-		"its own installer": {BootExit: 1},
+		"a unit fails":      {After: sim.After{FailedUnits: []string{"web.service"}}},
+		"its agent is dead": {After: sim.After{AgentBroken: true}},
+		"its own installer": {Script: sim.Script{BootExit: 1}},
 	} {
 		for _, policy := range []string{"never", "immediate"} {
 			t.Run(name+" "+policy, func(t *testing.T) {
@@ -310,7 +310,7 @@ func TestBadStagedReleasesAreLeft(t *testing.T) {
 						}
 					}
 					time.Sleep(30 * time.Minute)
-					if policy == "never" && bad.AgentBroken {
+					if policy == "never" && bad.After.AgentBroken {
 						// Undone by its deadline and without a boot, so that nobody has told the agent.
 						stop()
 						stop = m.live(m.sim)

@@ -121,7 +121,7 @@ func TestUndoWhoseScriptDies_A34(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
+				m := newMachine(t, p, with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}))
 				host := &dying{Host: m.sim, of: before, exits: c.exits, down: c.down}
 				u := m.undoer()
 				u.Host = host
@@ -147,7 +147,7 @@ func TestUndoWhoseScriptDies_A34(t *testing.T) {
 func TestInstallerThatChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{BootSkips: true}))
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{BootSkips: true}}))
 		stop := m.start(m.sim)
 		time.Sleep(5 * time.Minute)
 		stop()
@@ -164,9 +164,9 @@ func TestInstallerThatChangesNothing(t *testing.T) {
 func TestUnitsOfNobodyAreNotBlamed_A32(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{LateUnits: []string{
+		m := newMachine(t, p, with(sim.Closure{After: sim.After{LateUnits: []string{
 			"9f86d081884c7d65-0011223344556677.service", "run-u17.service",
-		}, LateAfter: 3 * time.Second}))
+		}, LateAfter: 3 * time.Second}}))
 		stop := m.start(m.sim)
 		time.Sleep(5 * time.Minute)
 		stop()

@@ -30,7 +30,7 @@ func (s slowDisarm) DisarmDeadline(ctx context.Context, unit string) error {
 func TestCheckinsLeaveAnUndoToItsWorker_A3(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{ExitCode: 100}))
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{ExitCode: 100}}))
 		stop := m.start(slowDisarm{m.sim})
 		time.Sleep(2 * time.Minute)
 		stop()
@@ -195,8 +195,7 @@ func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 func TestUnitsAreWatchedWhileProbesAreWaitedFor_A24(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{LateUnits: []string{"late.service"}, LateAfter: 40 * time.Second,
-			Inactive: []string{"web.service"}, InactiveFor: 50 * time.Second}))
+		m := newMachine(t, p, with(sim.Closure{After: sim.After{LateUnits: []string{"late.service"}, LateAfter: 40 * time.Second, Inactive: []string{"web.service"}, InactiveFor: 50 * time.Second}}))
 		m.checks(`{"units":[{"name":"site","unit":"web.service","intervalSeconds":5,"gracePeriodSeconds":120}]}`)
 		m.adjust = func(c *Config) { c.HealthChecks = m.path("checks.json") }
 		stop := m.start(m.sim)
@@ -213,7 +212,7 @@ func TestUnitsAreWatchedWhileProbesAreWaitedFor_A24(t *testing.T) {
 func TestPowerLostWhileStagingABrokenAgent(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, staged(sim.Closure{AgentBroken: true}))
+		m := newMachine(t, p, staged(sim.Closure{After: sim.After{AgentBroken: true}}))
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Minute)
 		stop()

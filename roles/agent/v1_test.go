@@ -138,7 +138,7 @@ func TestV1FetchThatFailedIsTriedAgain_A20(t *testing.T) {
 func TestV1DownloadThatOutlivesTheWindow(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newV1Plane(t)
-		m := newMachine(t, p, with(sim.Closure{FetchTime: 4 * time.Minute}))
+		m := newMachine(t, p, with(sim.Closure{Cache: sim.Cache{FetchTime: 4 * time.Minute}}))
 		p.set(func() { p.tamper = func(r *protocol.CheckinResponse) { p.noTarget = p.noTarget || r.Target != nil } })
 		stop := m.start(m.sim)
 		time.Sleep(6 * time.Minute)
@@ -158,7 +158,7 @@ func TestV1DownloadThatOutlivesTheWindow(t *testing.T) {
 func TestV1OfferIsNoRetry_A12(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newV1Plane(t)
-		m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}))
 		stop := m.start(m.sim)
 		time.Sleep(2 * time.Hour)
 		stop()

@@ -259,7 +259,7 @@ func TestV1ConfirmThatIsNotTaken_T26(t *testing.T) {
 	})
 	bubble(t, func(t *testing.T) {
 		p := newV1Plane(t)
-		m := newMachine(t, p, with(sim.Closure{FailedUnits: []string{"web.service"}}))
+		m := newMachine(t, p, with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}))
 		stop := m.start(m.sim)
 		time.Sleep(30 * time.Minute)
 		stop()

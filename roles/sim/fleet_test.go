@@ -166,8 +166,8 @@ const (
 func (f *forge) advance(fails, boots func(host string) bool) {
 	web := []string{"web.service"}
 	broken := []sim.Closure{
-		{FailedUnits: web}, {LateUnits: web, LateAfter: 5 * time.Second}, {CrashLoop: web, CrashEvery: 3 * time.Second},
-		{ExitCode: 2}, {BootExit: 1}, {CutsNetwork: true}, {Evidence: notCompliant}, {LateUnits: web, LateAfter: 3 * time.Minute},
+		{After: sim.After{FailedUnits: web}}, {After: sim.After{LateUnits: web, LateAfter: 5 * time.Second}}, {After: sim.After{CrashLoop: web, CrashEvery: 3 * time.Second}},
+		{Script: sim.Script{ExitCode: 2}}, {Script: sim.Script{BootExit: 1}}, {After: sim.After{CutsNetwork: true}}, {After: sim.After{Evidence: notCompliant}}, {After: sim.After{LateUnits: web, LateAfter: 3 * time.Minute}},
 	}
 	if f.w.scenario.ill {
 		broken = broken[len(broken)-1:]
@@ -181,17 +181,17 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 			c = broken[r.IntN(len(broken))]
 			f.bad[closure] = true
 		}
-		if c.LateAfter == 3*time.Minute { // about as long as the shortest soak
-			c.LateAfter = time.Duration(100+r.IntN(90)) * time.Second
+		if c.After.LateAfter == 3*time.Minute { // about as long as the shortest soak
+			c.After.LateAfter = time.Duration(100+r.IntN(90)) * time.Second
 		}
 		if boots != nil && boots(host) {
-			c.ExitCode = 100
+			c.Script.ExitCode = 100
 		}
-		if c.Evidence == "" {
-			c.Evidence = compliant
+		if c.After.Evidence == "" {
+			c.After.Evidence = compliant
 		}
-		c.Agent, c.TrustJSON, c.Size = "self", string(f.trust()), 1
-		c.SwitchTime, c.FetchTime = time.Duration(1+r.IntN(int(f.w.scenario.turn/time.Second)))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
+		c.Agent, c.TrustJSON, c.Cache.Size = "self", string(f.trust()), 1
+		c.Script.SwitchTime, c.Cache.FetchTime = time.Duration(1+r.IntN(int(f.w.scenario.turn/time.Second)))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
 		f.w.must(sim.WriteClosure(f.cache, closure, c))
 		f.fleet.Hosts[host].ClosureHash = &closure
 	}

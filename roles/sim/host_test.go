@@ -106,7 +106,7 @@ func (h *host) install() {
 		h.w.must(os.WriteFile(h.path(file), data, 0o600))
 	}
 	first := closureOf(h.name, 0)
-	h.w.must(sim.WriteClosure(h.w.forge.cache, first, sim.Closure{Agent: "self", TrustJSON: string(h.w.forge.trust()), Size: 1}))
+	h.w.must(sim.WriteClosure(h.w.forge.cache, first, sim.Closure{Agent: "self", TrustJSON: string(h.w.forge.trust()), Cache: sim.Cache{Size: 1}}))
 	h.open()
 	h.w.must(h.sim.Install(first))
 }

@@ -72,10 +72,9 @@ func (m simulatedMachines) build(name string, n int, good bool) error {
 	if err != nil {
 		return err
 	}
-	c := sim.Closure{Agent: "self", TrustJSON: string(trust), FetchTime: 300 * time.Millisecond,
-		SwitchTime: 200 * time.Millisecond, Size: 1 << 20}
+	c := sim.Closure{Agent: "self", TrustJSON: string(trust), Cache: sim.Cache{FetchTime: 300 * time.Millisecond, Size: 1 << 20}, Script: sim.Script{SwitchTime: 200 * time.Millisecond}}
 	if !good {
-		c.FailedUnits = []string{failingUnit}
+		c.After.FailedUnits = []string{failingUnit}
 	}
 	return sim.WriteClosure(m.s.path("cache"), simulatedClosure(name, n), c)
 }
