@@ -29,14 +29,14 @@ func (c *changes) saveRun(r *run) {
 }
 
 func (c *changes) saveRecord(r *record) {
-	if !r.dirty && !c.virtual {
+	if !r.dirty && !c.virtual && !broken(ruleHostRowsStored) {
 		r.dirty = true
 		c.records = append(c.records, r)
 	}
 }
 
 func (c *changes) saveLease(l *lease) {
-	if !l.dirty && !c.virtual {
+	if !l.dirty && !c.virtual && !broken(ruleLeasesStored) {
 		l.dirty = true
 		c.leases = append(c.leases, l)
 	}
@@ -57,7 +57,7 @@ func (c *changes) log(e protocol.Event) {
 
 // wake notes that a held request of this host may now have another answer.
 func (c *changes) wake(h *host) {
-	if h.contact.reported && !h.woken {
+	if h.contact.reported && !h.woken && !broken(ruleHostsAreWoken) {
 		h.woken = true
 		c.toWake = append(c.toWake, h)
 	}

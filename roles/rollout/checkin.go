@@ -172,10 +172,13 @@ func (ls *leases) decide(h *host, now time.Time) (Decision, hold) {
 // agents that know leases are told twice; to others a target is sent once per dispatch.
 func (ls *leases) mayResend(h *host, now time.Time) bool {
 	l := h.lease
-	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || h.state() != Dispatched || !now.Before(l.StartBy) {
+	if !l.pending() || h.run == nil || l.Intent != h.run.Intent || h.state() != Dispatched {
 		return false
 	}
-	if !l.KnowsLease || !h.said.KnowsLease {
+	if !now.Before(l.StartBy) && !broken(ruleLeaseEnds) {
+		return false
+	}
+	if (!l.KnowsLease || !h.said.KnowsLease) && !broken(ruleV1ToldOnce) {
 		return false
 	}
 	return h.idle() || h.fetching() && h.phaseIs(l.Intent, l.Closure)

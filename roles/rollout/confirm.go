@@ -60,7 +60,7 @@ func (ls *leases) takeConfirm(h *host, id, closure string, now time.Time) bool {
 func (ls *leases) confirmLease(h *host, closure string, now time.Time) bool {
 	l := h.lease
 	own := h.run != nil && l.Intent == h.run.Intent
-	if own && (h.run.recalled() || h.state() == Failed) {
+	if own && (h.run.recalled() || h.state() == Failed) && !broken(ruleRecallRefuses) {
 		return false
 	}
 	if closure != l.Closure || !l.deferred() && now.After(l.ConfirmDeadline) {

@@ -72,12 +72,18 @@ func (rs *rollouts) applyPolicy(h *host, f fault, code, detail string, now time.
 	rs.w.changes.move(r)
 }
 
-// recall looks at every touched host of a rollout but one, so that each is asked to go back.
+// recall looks at every touched host of a rollout but the one that failed, so that each is asked to go back. The one that
+// failed is asked too where it still runs its target, as after a failed probe or compliance control.
 func (rs *rollouts) recall(r *run, but *host, now time.Time) {
 	for i := range r.waves {
 		for _, x := range r.waves[i].hosts {
-			if x != but && x.rec.touched() {
+			if !x.rec.touched() {
+				continue
+			}
+			if x != but {
 				rs.w.hosts.settle(x, now)
+			}
+			if !broken(ruleRecallWakes) {
 				rs.w.changes.wake(x)
 			}
 		}

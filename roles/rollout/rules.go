@@ -9,4 +9,13 @@ const (
 	ruleUnheardCount   = "unheard hosts count"
 	ruleHaltIsKept     = "a halt is kept"
 	ruleWellWaves      = "the wave is well"
+	ruleHostsAreWoken  = "hosts are woken"
+	ruleEdgesWake      = "an edge wakes"
+	ruleRecallWakes    = "a recall wakes"
+	ruleRecallRefuses  = "a recall refuses confirms"
+	ruleV1ToldOnce     = "a v1 agent is told once"
+	ruleLeaseEnds      = "a lease ends"
+	ruleHostRowsStored = "rows of hosts are stored"
+	ruleLeasesStored   = "dispatches are stored"
+	ruleHoldIsKept     = "a pause is kept"
 )

@@ -99,7 +99,9 @@ func (hs *hosts) passOn(h *host, from, to HostState, now time.Time) {
 			if g.state() == Skipped && g.rec.Reason == CodeHostEdge {
 				hs.enter(g, Queued, CodeReturned, "", now)
 			}
-			hs.w.changes.wake(g)
+			if !broken(ruleEdgesWake) {
+				hs.w.changes.wake(g)
+			}
 		case to == Skipped && g.state() == Queued:
 			hs.enter(g, Skipped, CodeHostEdge, "host "+h.name+", which comes first, is not waited for", now)
 		case from == Skipped && g.state() == Skipped && g.rec.Reason == CodeHostEdge:

@@ -95,6 +95,9 @@ func New(s State, l Limits, now time.Time) *World {
 	}) {
 		ch := w.rollouts.channel(r.Channel)
 		r.IDs = slices.Clone(r.IDs)
+		if broken(ruleHoldIsKept) {
+			r.Hold = nil
+		}
 		if r.State == Halted && broken(ruleHaltIsKept) {
 			r.State = Executing
 		}
