@@ -20,6 +20,7 @@ type budget struct {
 	planned  int // slots given away by the look-ahead that is running
 	promised int // slots for which the running call has woken hosts of the queue
 	queue    []*host
+	held     *hold // of a host that finds it full
 }
 
 // budgetLimit is maxInFlight or the percentage of members (rounded down, at least 1), whichever is smaller;
@@ -103,6 +104,7 @@ func (bs *budgets) bindBudget(mb fleet.ManifestBudget) {
 		return
 	}
 	b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
+	b.held = &hold{code: CodeBudget, gate: "budget", about: b}
 	bs.bySelector[key] = b
 	for _, hostname := range mb.Hosts {
 		if h := bs.w.hosts.byName[hostname]; h != nil {
@@ -175,7 +177,7 @@ func (bs *budgets) wakeQueue(b *budget, now time.Time) {
 			continue
 		}
 		switch why := bs.w.about(h, now).blocked(offer); {
-		case !why.holds():
+		case why == nil:
 			bs.w.changes.wake(h)
 			if b.promised++; b.promised == 1 {
 				bs.w.changes.promised = append(bs.w.changes.promised, b)
@@ -184,7 +186,7 @@ func (bs *budgets) wakeQueue(b *budget, now time.Time) {
 		case why.code == CodeBudget || why.code == CodeBudgetUnheard:
 			bs.queueUp(h, now) // at another one
 		default:
-			bs.w.timers.lookAgain(&h.timer, why.opens, now)
+			bs.w.timers.lookAgain(&h.timer, why, now)
 		}
 	}
 }
@@ -195,7 +197,8 @@ func (bs *budgets) wakeHolders(b *budget, now time.Time) {
 		if h == nil || !h.holds(b) {
 			return
 		}
-		if h.slot.waitsFor == b && h.run != nil && h.state() == Queued && !bs.w.about(h, now).blocked(offer).holds() {
+		waits := h.slot.waitsFor == b && h.run != nil && h.state() == Queued
+		if waits && bs.w.about(h, now).blocked(offer) == nil {
 			h.slot.waitsFor = nil
 			bs.w.changes.wake(h)
 		}

@@ -37,7 +37,7 @@ func (w *World) checkin(h *host, o *Observation, now time.Time) Decision {
 	}
 	w.rollouts.flush(now)
 	w.hosts.arm(h, now)
-	w.timers.lookAgain(&h.timer, why.opens, now)
+	w.timers.lookAgain(&h.timer, why, now)
 	h.woken = false // it is being answered
 	return d
 }
@@ -121,7 +121,7 @@ func (hs *hosts) adopt(h *host, now time.Time) {
 }
 
 // answer decides for a host whose state is settled, and grants what it decides.
-func (ls *leases) answer(h *host, now time.Time) (Decision, hold) {
+func (ls *leases) answer(h *host, now time.Time) (Decision, *hold) {
 	d, why := ls.decide(h, now)
 	switch {
 	case d.Target == nil:
@@ -151,21 +151,21 @@ func (w *World) Decide(hostname string, now time.Time) Decision {
 }
 
 // decide answers a host, and says why: what holds it, or what it is told.
-func (ls *leases) decide(h *host, now time.Time) (Decision, hold) {
+func (ls *leases) decide(h *host, now time.Time) (Decision, *hold) {
 	s := ls.w.about(h, now)
 	if rb := ls.rollback(h); rb != nil {
-		return Decision{Rollback: rb}, hold{code: CodeRollback, gate: "halt", about: rb}
+		return Decision{Rollback: rb}, &hold{code: CodeRollback, gate: "halt", about: rb}
 	}
 	if ls.mayResend(h, now) {
-		if why := s.blocked(resend); why.holds() {
+		if why := s.blocked(resend); why != nil {
 			return Decision{}, why
 		}
-		return Decision{Target: ls.target(h, now, true)}, hold{code: CodeResent, gate: "lease"}
+		return Decision{Target: ls.target(h, now, true)}, heldResent
 	}
-	if why := s.blocked(offer); why.holds() {
+	if why := s.blocked(offer); why != nil {
 		return Decision{}, why
 	}
-	return Decision{Target: ls.target(h, now, false)}, hold{code: CodeOffered, gate: "dispatch"}
+	return Decision{Target: ls.target(h, now, false)}, heldOffered
 }
 
 // mayResend reports whether the host holds a lease that it can still use and shows that it has not started. Only

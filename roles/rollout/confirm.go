@@ -29,7 +29,9 @@ func (ls *leases) confirm(h *host, id, closure string, now time.Time) bool {
 	}
 	ls.w.rollouts.flush(now)
 	ls.w.hosts.arm(h, now)
-	ls.w.hosts.await(h, now)
+	if !ls.w.changes.virtual { // a plan asks its hosts next
+		ls.w.hosts.await(h, now)
+	}
 	return ok
 }
 

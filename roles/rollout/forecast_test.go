@@ -83,7 +83,7 @@ func TestPlanIsWhatThenHappens(t *testing.T) {
 			want = append(want, fmt.Sprint(x.At.Sub(epoch), " ", x.Channel, " opens wave ", x.Wave))
 		}
 		for _, c := range v.Channels {
-			want = append(want, fmt.Sprint(c.Channel, " ends ", c.State, " ", moment(c.ConvergedAt)))
+			want = append(want, fmt.Sprint(c.Channel, " ends ", c.State, " ", wireTime(c.ConvergedAt)))
 		}
 		for _, x := range v.Blocked {
 			want = append(want, fmt.Sprint(x.Host, " is blocked: ", x.Reason.Code))
@@ -97,8 +97,8 @@ func TestPlanIsWhatThenHappens(t *testing.T) {
 	}
 }
 
-// moment is a time of the wire as this package has it.
-func moment(at *pki.Timestamp) *time.Time {
+// wireTime is a time of the wire as this package has it.
+func wireTime(at *pki.Timestamp) *time.Time {
 	if at == nil {
 		return nil
 	}

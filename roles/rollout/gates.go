@@ -24,25 +24,11 @@ type subject struct {
 	now  time.Time
 }
 
-// hold is what keeps a subject. The zero hold keeps nothing. It is of the moment at which it was asked for: sentence
-// reads the World as it is then.
-type hold struct {
-	code string
-	gate string
-	// opens is when the gate lets the subject pass by itself: the subject is looked at again then. It is zero when
-	// something has to happen first, which then wakes the hosts that wait for it.
-	opens time.Time
-	// about is what the sentence is about besides the subject: a budget, a quarantine, another host.
-	about any
-}
-
-func (h hold) holds() bool { return h.code != "" }
-
-// gate is one rule. check returns the zero hold when it lets the subject pass.
+// gate is one rule. check returns nil when it lets the subject pass.
 type gate struct {
 	name  string
 	asked question
-	check func(s subject) hold
+	check func(s subject) *hold
 }
 
 // gates are all rules, in the order in which they speak: the first that holds gives the reason. Checkin, Tick,
@@ -77,203 +63,202 @@ func init() {
 }
 
 // blocked asks all gates and returns the hold of the first that holds.
-func (s subject) blocked(q question) hold {
+func (s subject) blocked(q question) *hold {
 	for i := range gates {
 		if g := &gates[i]; g.asked&q != 0 {
-			if h := g.check(s); h.code != "" {
-				h.gate = g.name
+			if h := g.check(s); h != nil {
 				return h
 			}
 		}
 	}
-	return hold{}
+	return nil
 }
 
-func (s subject) release() hold {
+func (s subject) release() *hold {
 	switch {
 	case s.w.rel == nil:
-		return hold{code: CodeNotReady}
+		return heldNotReady
 	case s.host == nil || !s.host.decl.named:
-		return hold{code: CodeNotDeclared}
+		return heldNotDeclared
 	case s.host.run == nil:
-		return hold{code: CodeNoClosure}
+		return heldNoClosure
 	}
-	return hold{}
+	return nil
 }
 
 // soakTime lets a host pass that was healthy for the time of its wave, counted from when it became so in this rollout.
-func (s subject) soakTime() hold {
+func (s subject) soakTime() *hold {
 	rec := s.host.rec
 	if rec == nil || rec.HealthySince == nil {
-		return hold{code: CodeAwaitingEvidence}
+		return heldAwaitingEvidence
 	}
 	if end := s.run.soakEnd(s.host); s.now.Before(end) {
-		return hold{code: CodeSoaking, opens: end}
+		return &hold{code: CodeSoaking, gate: "convergence", opens: momentOf(end)}
 	}
-	return hold{}
+	return nil
 }
 
 // health lets a host pass that is heard of at the end of its soak, or that waits for an answer then, and whose probes
 // have run and pass as its mode wants. A soak of zero is not an exception [C7].
-func (s subject) health() hold {
+func (s subject) health() *hold {
 	h := s.host
 	switch {
 	case h.said.Closure != h.closure || h.proof.healthAt.IsZero() || h.contact.until.Before(s.run.soakEnd(h)):
-		return hold{code: CodeAwaitingEvidence}
+		return heldAwaitingEvidence
 	case h.proof.health == failing || h.rec.FailingSince != nil:
-		return hold{code: CodeProbesFailing}
+		return heldProbesFailing
 	case h.proof.health == notRun:
-		return hold{code: CodeProbesNotRun}
+		return heldProbesNotRun
 	}
-	return hold{}
+	return nil
 }
 
 // convergence holds a host that runs its target: it needs none. What it still waits for is the soak gates' answer.
-func (s subject) convergence() hold {
+func (s subject) convergence() *hold {
 	h := s.host
 	if !h.contact.reported || h.said.Closure != h.closure || h.lease != nil {
-		return hold{}
+		return nil
 	}
 	switch h.state() {
 	case Converged:
 		if h.decl.pinned != "" {
-			return hold{code: CodePinned}
+			return heldPinned
 		}
-		return hold{code: CodeConverged}
+		return heldConverged
 	case Soaked:
-		return hold{code: CodeSoaked}
+		return heldSoaked
 	case Failed, Reverted:
-		return hold{}
+		return nil
 	}
-	if inner := s.blocked(soak); inner.holds() {
+	if inner := s.blocked(soak); inner != nil {
 		return inner
 	}
-	return hold{code: CodeOnTarget}
+	return heldOnTarget
 }
 
 // failure holds a host whose target failed: it is not offered again before a person or a new intent acts.
-func (s subject) failure() hold {
+func (s subject) failure() *hold {
 	switch s.host.state() {
 	case Failed:
-		return hold{code: CodeFailed}
+		return heldFailed
 	case Reverted:
-		return hold{code: CodeReverted}
+		return heldReverted
 	case Skipped:
 		if s.host.rec.Reason == CodeTolerated {
-			return hold{code: CodeTolerated}
+			return heldTolerated
 		}
 	}
-	return hold{}
+	return nil
 }
 
 // lease holds a host that has its target: it is sent once per dispatch, and one dispatch at a time is open per host.
-func (s subject) lease() hold {
+func (s subject) lease() *hold {
 	h := s.host
 	l := h.lease
 	if l == nil {
-		return hold{}
+		return nil
 	}
 	if l.Intent != s.run.Intent {
 		// An agent that knows leases and has not started drops the old target for the new one by itself; a
 		// staged one is simply staged anew [C18].
 		if l.deferred() || (h.said.KnowsLease && l.KnowsLease && !h.busy()) {
-			return hold{}
+			return nil
 		}
-		return hold{code: CodeOldLease}
+		return heldOldLease
 	}
 	if l.deferred() {
-		return hold{code: CodeDeferred}
+		return heldDeferred
 	}
 	switch h.state() {
 	case ConfirmWindow:
-		return hold{code: CodeConfirmWindow}
+		return heldConfirmWindow
 	case Activating:
-		return hold{code: CodeActivating}
+		return heldActivating
 	}
-	return hold{code: CodeLease}
+	return heldLease
 }
 
 // busy holds a host that says it is in the middle of something.
-func (s subject) busy() hold {
+func (s subject) busy() *hold {
 	if s.host.busy() {
-		return hold{code: CodeHostBusy}
+		return heldHostBusy
 	}
-	return hold{}
+	return nil
 }
 
-func (s subject) presence() hold {
+func (s subject) presence() *hold {
 	if s.w.hosts.offline(s.host, s.now) || !s.host.contact.reported {
-		return hold{code: CodeOffline}
+		return heldOffline
 	}
-	return hold{}
+	return nil
 }
 
 // freshness holds what agents refuse: a release that is older than the signed window.
-func (s subject) freshness() hold {
+func (s subject) freshness() *hold {
 	if s.now.After(s.run.signedAt.Add(s.run.freshness + time.Minute)) {
-		return hold{code: CodeStale}
+		return heldStale
 	}
-	return hold{}
+	return nil
 }
 
-func (s subject) operator() hold {
+func (s subject) operator() *hold {
 	switch {
 	case s.run.State == Cancelled:
-		return hold{code: CodeCancelled}
+		return heldCancelled
 	case s.run.Hold != nil:
-		return hold{code: CodePaused}
+		return heldPaused
 	}
-	return hold{}
+	return nil
 }
 
 // halt lets nothing new start after a halt, except the one retry that an operator asked for.
-func (s subject) halt() hold {
+func (s subject) halt() *hold {
 	switch s.run.State {
 	case Halted:
 		if s.host == nil || !s.host.retried() {
-			return hold{code: CodeHalted}
+			return heldHalted
 		}
 	case Reverting, RolloutReverted:
-		return hold{code: CodeReverting}
+		return heldReverting
 	}
-	return hold{}
+	return nil
 }
 
-func (s subject) quarantine() hold {
+func (s subject) quarantine() *hold {
 	if q := s.w.rollouts.quarantines[quarantineKey{s.run.Channel, s.host.closure}]; q != nil {
-		return hold{code: CodeQuarantined, about: q}
+		return &hold{code: CodeQuarantined, gate: "quarantine", about: q}
 	}
-	return hold{}
+	return nil
 }
 
 // channelEdge holds a rollout until the newest rollout of each channel before it has converged; an older one that
 // finished does not count, and a channel without hosts holds no other [C6].
-func (s subject) channelEdge() hold {
+func (s subject) channelEdge() *hold {
 	if s.run.State != Planning {
-		return hold{}
+		return nil
 	}
 	after := s.w.rollouts.channels[s.run.Channel].after
 	for i := range after {
 		if p := after[i].before.cur; p != nil && p.State != RolloutConverged {
-			return hold{code: CodeChannelEdge, about: &after[i]}
+			return &hold{code: CodeChannelEdge, gate: "channel-edge", about: &after[i]}
 		}
 	}
-	return hold{}
+	return nil
 }
 
-func (s subject) wave() hold {
+func (s subject) wave() *hold {
 	if s.host.wave <= s.run.Wave || s.run.State == RolloutConverged || s.host.retried() {
-		return hold{}
+		return nil
 	}
-	return hold{code: CodeWave}
+	return heldWave
 }
 
 // compliance holds later waves under enforce while earlier ones have outstanding compliance failures.
-func (s subject) compliance() hold {
+func (s subject) compliance() *hold {
 	if s.run.complianceMode == fleet.ModeEnforce && s.noncompliant() > 0 {
-		return hold{code: CodeCompliance}
+		return heldCompliance
 	}
-	return hold{}
+	return nil
 }
 
 // noncompliant counts the hosts of earlier waves with outstanding compliance failures.
@@ -286,89 +271,89 @@ func (s subject) noncompliant() int {
 }
 
 // hostEdge holds a host until the one at the other end of each edge has soaked.
-func (s subject) hostEdge() hold {
+func (s subject) hostEdge() *hold {
 	for i := range s.host.decl.after {
 		first := s.host.decl.after[i].first
 		if first.run != s.run {
 			continue // it has nothing to do in this rollout
 		}
 		if st := first.state(); st != Soaked && st != Converged {
-			return hold{code: CodeHostEdge, about: &s.host.decl.after[i]}
+			return &hold{code: CodeHostEdge, gate: "host-edge", about: &s.host.decl.after[i]}
 		}
 	}
-	return hold{}
+	return nil
 }
 
 // fetch lets the next offer wait after a failed fetch of this very rollout. It does come, since what failed may have
 // been the network [A20].
-func (s subject) fetch() hold {
+func (s subject) fetch() *hold {
 	if !s.host.fetchFailed() {
-		return hold{}
+		return nil
 	}
 	if s.host.lease != nil {
-		return hold{code: CodeFetchFailed}
+		return heldFetchFailed
 	}
 	if end := s.host.retryAt(); s.now.Before(end) {
-		return hold{code: CodeFetchFailed, opens: end}
+		return &hold{code: CodeFetchFailed, gate: "fetch", opens: momentOf(end)}
 	}
-	return hold{}
+	return nil
 }
 
-func (s subject) backoff() hold {
+func (s subject) backoff() *hold {
 	if end := s.host.retryAt(); s.now.Before(end) {
-		return hold{code: CodeBackoff, opens: end}
+		return &hold{code: CodeBackoff, gate: "backoff", opens: momentOf(end)}
 	}
-	return hold{}
+	return nil
 }
 
 // held holds a host that refuses its target, unless an operator asked for one more attempt.
-func (s subject) held() hold {
+func (s subject) held() *hold {
 	if s.host.holding() != "" && !s.host.retried() {
-		return hold{code: CodeHeld}
+		return heldHeld
 	}
-	return hold{}
+	return nil
 }
 
 // budget holds a host while a disruption budget of its is used up, whichever rollout uses it [C10].
-func (s subject) budget() hold {
+func (s subject) budget() *hold {
 	for _, b := range s.host.decl.budgets {
 		if !b.full(s.w, s.host, s.now) {
 			continue
 		}
 		if s.now.Before(s.w.budgets.unheard) && b.unheard > 0 {
-			return hold{code: CodeBudgetUnheard, about: b, opens: s.w.budgets.unheard}
+			return &hold{code: CodeBudgetUnheard, gate: "budget", about: b, opens: momentOf(s.w.budgets.unheard)}
 		}
-		return hold{code: CodeBudget, about: b}
+		return b.held
 	}
-	return hold{}
+	return nil
 }
 
 // waveSoak holds a rollout until each host of its wave has soaked or is not waited for. A wave that was handed out
 // needs at least one host that soaked: silence proves nothing. A wave of absent hosts only stays open for its soak
 // time all the same, and long enough for a rebooting host to be back.
-func (s subject) waveSoak() hold {
+func (s subject) waveSoak() *hold {
 	r := s.run
 	wv := r.open()
 	if len(wv.hosts) == 0 {
-		return hold{}
+		return nil
 	}
 	if wv.in(Queued, Dispatched, Activating, ConfirmWindow, Healthy, Deferred) > 0 {
-		return hold{code: CodeWaveWorking}
+		return heldWaveWorking
 	}
 	if wv.failing > 0 && !broken(ruleWellWaves) { // it ends within the time after which they fail
-		return hold{code: CodeWaveWorking}
+		return heldWaveWorking
 	}
 	if wv.in(Soaked, Converged) > 0 {
-		return hold{}
+		return nil
 	}
 	if wv.in(Failed, Reverted)+wv.silent > 0 {
-		return hold{code: CodeWaveUnproven}
+		return heldWaveUnproven
 	}
 	if end := s.w.rollouts.absentUntil(r); s.now.Before(end) {
-		return hold{code: CodeWaveAbsent, opens: end}
+		return &hold{code: CodeWaveAbsent, gate: "wave-soak", opens: momentOf(end)}
 	}
 	if r.Wave >= len(r.waves)-1 && !r.proven() {
-		return hold{code: CodeWaveAbsent}
+		return heldWaveAbsent
 	}
-	return hold{}
+	return nil
 }

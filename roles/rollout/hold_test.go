@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -20,11 +21,11 @@ func withGate(t *testing.T, g gate) {
 // A gate that says when it opens is enough: whoever it holds is looked at again then, without a line anywhere else.
 func TestNewGateIsItsOwnAlarmClock(t *testing.T) {
 	opens := epoch.Add(3 * time.Hour)
-	until := func(s subject) hold {
+	until := func(s subject) *hold {
 		if s.now.Before(opens) {
-			return hold{code: CodeStale, opens: opens}
+			return &hold{code: CodeStale, gate: "window", opens: momentOf(opens)}
 		}
-		return hold{}
+		return nil
 	}
 	// present has every host wait in a held request, so that nothing but a wake-up asks for it.
 	present := func(b *bench, hosts ...string) {
@@ -97,29 +98,44 @@ func TestNewGateIsItsOwnAlarmClock(t *testing.T) {
 	})
 }
 
-// Every code that a gate can give has a sentence.
+// Every code that a gate can give has a sentence, and names a gate of the table.
 func TestEveryHoldHasASentence(t *testing.T) {
 	codes := constants(t, "reasons.go")
-	file, err := parser.ParseFile(token.NewFileSet(), "gates.go", nil, 0)
-	if err != nil {
-		t.Fatal(err)
+	names := map[string]bool{"dispatch": true}
+	for _, g := range gates {
+		names[g.name] = true
 	}
 	n := 0
-	ast.Inspect(file, func(node ast.Node) bool {
-		pair, ok := node.(*ast.KeyValueExpr)
-		if !ok {
+	for _, source := range []string{"gates.go", "hold.go", "budgets.go", "checkin.go"} {
+		file, err := parser.ParseFile(token.NewFileSet(), source, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(node ast.Node) bool {
+			literal, ok := node.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			if typ, ok := literal.Type.(*ast.Ident); !ok || typ.Name != "hold" {
+				return true
+			}
+			n++
+			members := map[string]ast.Expr{}
+			for _, e := range literal.Elts {
+				pair := e.(*ast.KeyValueExpr)
+				members[pair.Key.(*ast.Ident).Name] = pair.Value
+			}
+			code := members["code"].(*ast.Ident).Name
+			if sentences[codes[code]] == nil {
+				t.Errorf("%s has no sentence", code)
+			}
+			if gate, err := strconv.Unquote(members["gate"].(*ast.BasicLit).Value); err != nil || !names[gate] {
+				t.Errorf("%s is of gate %s, which is not in the table", code, members["gate"].(*ast.BasicLit).Value)
+			}
 			return true
-		}
-		if key, ok := pair.Key.(*ast.Ident); !ok || key.Name != "code" {
-			return true
-		}
-		name := pair.Value.(*ast.Ident).Name
-		if n++; sentences[codes[name]] == nil {
-			t.Errorf("%s has no sentence", name)
-		}
-		return true
-	})
-	if n < 30 {
+		})
+	}
+	if n < 40 {
 		t.Errorf("only %d holds were found", n)
 	}
 }

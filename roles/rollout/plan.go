@@ -261,7 +261,7 @@ func (p *planner) conclude() {
 		if r.State == RolloutConverged {
 			at := pki.At(*r.TerminalAt)
 			x.ConvergedAt = &at
-		} else if why := p.w.rollouts.whole(r, p.now).blocked(promote); why.holds() {
+		} else if why := p.w.rollouts.whole(r, p.now).blocked(promote); why != nil {
 			reason := p.w.rollouts.whole(r, p.now).reason(why)
 			x.Reason = &reason
 		}

@@ -149,7 +149,7 @@ func TestPlanAsksSeldom(t *testing.T) {
 	gates = slices.Clone(all)
 	for i := range gates {
 		if check := gates[i].check; gates[i].name == "convergence" {
-			gates[i].check = func(s subject) hold {
+			gates[i].check = func(s subject) *hold {
 				asked++
 				return check(s)
 			}

@@ -11,7 +11,7 @@ import (
 const nothingToDo = "nothing to do"
 
 // reason makes of a hold what people read: one sentence, and what to do. It is called only where somebody reads them.
-func (s subject) reason(h hold) protocol.Reason {
+func (s subject) reason(h *hold) protocol.Reason {
 	r := protocol.Reason{Code: h.code, Gate: h.gate, Next: nothingToDo}
 	say := sentences[h.code]
 	if say == nil {
@@ -24,7 +24,7 @@ func (s subject) reason(h hold) protocol.Reason {
 	r.Text = text
 	switch h.code {
 	case CodeAwaitingEvidence, CodeSoaking, CodeProbesFailing, CodeProbesNotRun:
-		if h.gate == "convergence" {
+		if r.Gate == "convergence" {
 			r.Text = prefixed("it runs its declared closure: ", text)
 		}
 	}
@@ -32,11 +32,11 @@ func (s subject) reason(h hold) protocol.Reason {
 }
 
 // sentence is what a hold says, and what to do about it; without a next step there is nothing to do.
-type sentence func(h hold, s subject) (text, next string)
+type sentence func(h *hold, s subject) (text, next string)
 
 // fixed is a sentence that is always the same.
 func fixed(text, next string) sentence {
-	return func(hold, subject) (string, string) { return text, next }
+	return func(*hold, subject) (string, string) { return text, next }
 }
 
 // sentences has one for each code of a gate. Filled by init, since a wave's sentence asks for another.
@@ -101,30 +101,30 @@ func init() {
 	}
 }
 
-func sayOffered(_ hold, s subject) (string, string) {
+func sayOffered(_ *hold, s subject) (string, string) {
 	return fmt.Sprintf("it is told its new closure when it next asks; its wave %d is open", s.host.wave), ""
 }
 
-func sayRollback(h hold, _ subject) (string, string) {
+func sayRollback(h *hold, _ subject) (string, string) {
 	return "it is asked to return to its previous closure: " + h.about.(*protocol.Rollback).Reason, "fix it and release"
 }
 
-func sayPinned(_ hold, s subject) (string, string) {
+func sayPinned(_ *hold, s subject) (string, string) {
 	return "it runs its declared closure, which is pinned to " + s.host.decl.pinned, "remove the pin to follow the channel"
 }
 
-func saySoaking(_ hold, s subject) (string, string) {
+func saySoaking(_ *hold, s subject) (string, string) {
 	return "it is healthy and watched for its soak time, until " + clockText(s.run.soakEnd(s.host)), ""
 }
 
-func sayAwaiting(_ hold, s subject) (string, string) {
+func sayAwaiting(_ *hold, s subject) (string, string) {
 	if rec := s.host.rec; rec == nil || rec.HealthySince == nil {
 		return "it has not been healthy in this rollout yet", ""
 	}
 	return "its soak time is over, and its next check-in has to show that it is healthy", ""
 }
 
-func sayFailed(h hold, s subject) (string, string) {
+func sayFailed(h *hold, s subject) (string, string) {
 	rec := s.host.rec
 	next := "release a fix, or let it try once more: nixfleet host retry " + s.host.name
 	if h.code == CodeFailed {
@@ -134,11 +134,11 @@ func sayFailed(h hold, s subject) (string, string) {
 		rec.Reason, clockText(rec.Since)), next
 }
 
-func sayTolerated(_ hold, s subject) (string, string) {
+func sayTolerated(_ *hold, s subject) (string, string) {
 	return "an operator resumed the rollout without this host", "nixfleet host retry " + s.host.name
 }
 
-func sayLease(h hold, s subject) (string, string) {
+func sayLease(h *hold, s subject) (string, string) {
 	l := s.host.lease
 	by := clockText(l.ConfirmDeadline)
 	switch h.code {
@@ -153,7 +153,7 @@ func sayLease(h hold, s subject) (string, string) {
 	return "it was told its new closure at " + clockText(l.DispatchedAt) + " and has to run and confirm it by " + by, ""
 }
 
-func sayDeferred(_ hold, s subject) (string, string) {
+func sayDeferred(_ *hold, s subject) (string, string) {
 	const ready = "its new closure is ready and takes effect with the next reboot"
 	if by := s.host.decl.reboots; by != "" {
 		return ready + "; it reboots by itself " + by, "nothing, or reboot it where its boot loader has no fallback"
@@ -161,11 +161,11 @@ func sayDeferred(_ hold, s subject) (string, string) {
 	return ready, "reboot the host"
 }
 
-func sayBusy(_ hold, s subject) (string, string) {
+func sayBusy(_ *hold, s subject) (string, string) {
 	return "it says that it is " + s.host.said.phase(), ""
 }
 
-func sayOffline(_ hold, s subject) (string, string) {
+func sayOffline(_ *hold, s subject) (string, string) {
 	if !s.host.contact.reported {
 		return "it has not been heard of since the control plane started at " + clockText(s.w.started),
 			"check that its agent runs and is enrolled"
@@ -174,12 +174,12 @@ func sayOffline(_ hold, s subject) (string, string) {
 		"nothing to do; it gets the current release when it is back"
 }
 
-func sayStale(_ hold, s subject) (string, string) {
+func sayStale(_ *hold, s subject) (string, string) {
 	return fmt.Sprintf("the release was signed at %s and the window of channel %s is %s",
 		clockText(s.run.signedAt), s.run.Channel, s.run.freshness), "let CI release or nixfleet release --resign"
 }
 
-func sayOperator(_ hold, s subject) (string, string) {
+func sayOperator(_ *hold, s subject) (string, string) {
 	r := s.run
 	if r.State == Cancelled {
 		return fmt.Sprintf("the rollout of channel %s was cancelled: %s", r.Channel, r.HaltReason), "release again"
@@ -189,7 +189,7 @@ func sayOperator(_ hold, s subject) (string, string) {
 		"nixfleet rollout resume " + r.RolloutID
 }
 
-func sayHalted(h hold, s subject) (string, string) {
+func sayHalted(h *hold, s subject) (string, string) {
 	r := s.run
 	if h.code == CodeReverting {
 		return fmt.Sprintf("the rollout of channel %s failed, and its hosts go back to the closures before: %s",
@@ -202,13 +202,13 @@ func sayHalted(h hold, s subject) (string, string) {
 			"; a host whose word is not to be trusted is shut out with nixfleet revoke first"
 }
 
-func sayQuarantined(h hold, s subject) (string, string) {
+func sayQuarantined(h *hold, s subject) (string, string) {
 	q := h.about.(*quarantine)
 	return fmt.Sprintf("its new closure failed on channel %s at %s and is not given to any host (quarantine): %s",
 		q.Channel, clockText(q.Since), q.Reason), "release another closure, or nixfleet host retry " + s.host.name
 }
 
-func sayChannelEdge(h hold, s subject) (string, string) {
+func sayChannelEdge(h *hold, s subject) (string, string) {
 	e := h.about.(*channelEdge)
 	p, next := e.before.cur, ""
 	if p.State != Executing && p.State != Planning {
@@ -218,59 +218,59 @@ func sayChannelEdge(h hold, s subject) (string, string) {
 		s.run.Channel, e.before.name, strings.ToLower(string(p.State)), reasonSuffix(e.reason)), next
 }
 
-func sayWave(_ hold, s subject) (text, next string) {
+func sayWave(_ *hold, s subject) (text, next string) {
 	text = fmt.Sprintf("it gets its new closure in wave %d, after wave %d", s.host.wave, s.run.Wave)
 	whole := subject{w: s.w, run: s.run, now: s.now}
-	if h := whole.blocked(promote); h.holds() {
+	if h := whole.blocked(promote); h != nil {
 		why := whole.reason(h)
 		return text + ": " + why.Text, why.Next
 	}
 	return text, ""
 }
 
-func sayCompliance(_ hold, s subject) (string, string) {
+func sayCompliance(_ *hold, s subject) (string, string) {
 	n := s.noncompliant()
 	return countText(n, "host") + " of earlier waves " + verb(n, "has", "have") + " outstanding compliance failures",
 		"see nixfleet host explain for the controls; release a fix, or nixfleet host retry on them"
 }
 
-func sayHostEdge(h hold, _ subject) (string, string) {
+func sayHostEdge(h *hold, _ subject) (string, string) {
 	e := h.about.(*hostEdge)
 	return fmt.Sprintf("host %s comes first and is %s%s",
 			e.first.name, strings.ToLower(string(e.first.state())), reasonSuffix(e.reason)),
 		"look at nixfleet host explain " + e.first.name
 }
 
-func sayFetchFailed(h hold, s subject) (string, string) {
+func sayFetchFailed(h *hold, s subject) (string, string) {
 	text := fmt.Sprintf("its last fetch failed (%s)", s.host.said.FetchResult)
-	if !h.opens.IsZero() {
-		text += "; it is offered the target again at " + clockText(h.opens)
+	if h.opens != 0 {
+		text += "; it is offered the target again at " + clockText(h.opens.time())
 	}
 	return text, "look at the agent's log"
 }
 
-func sayBackoff(h hold, s subject) (string, string) {
+func sayBackoff(h *hold, s subject) (string, string) {
 	rec := s.host.rec
 	return fmt.Sprintf("attempt %d ended (%s); the next one may start at %s",
-		rec.Attempt, rec.Reason, clockText(h.opens)), ""
+		rec.Attempt, rec.Reason, clockText(h.opens.time())), ""
 }
 
-func sayHeld(_ hold, s subject) (string, string) {
+func sayHeld(_ *hold, s subject) (string, string) {
 	return "the host takes no target by itself: " + s.host.holding(), "nixfleet agent status on the host"
 }
 
-func sayBudget(h hold, s subject) (string, string) {
+func sayBudget(h *hold, s subject) (string, string) {
 	b := h.about.(*budget)
 	if h.code == CodeBudgetUnheard {
 		return fmt.Sprintf("%s of the disruption budget for %s %s not reported since the database was lost "+
 			"and may be in flight until %s",
-			countText(b.unheard, "host"), b.label, verb(b.unheard, "has", "have"), clockText(h.opens)), ""
+			countText(b.unheard, "host"), b.label, verb(b.unheard, "has", "have"), clockText(h.opens.time())), ""
 	}
 	return fmt.Sprintf("the disruption budget for %s lets %d of its hosts change at the same time, and %d do",
 		b.label, b.limit, b.used), ""
 }
 
-func sayWorking(_ hold, s subject) (string, string) {
+func sayWorking(_ *hold, s subject) (string, string) {
 	wv := s.run.open()
 	var parts []string
 	for _, p := range []struct {
@@ -292,18 +292,18 @@ func sayWorking(_ hold, s subject) (string, string) {
 		countText(len(wv.hosts), "host"), s.run.Wave, strings.Join(parts, ", ")), ""
 }
 
-func sayUnproven(_ hold, s subject) (string, string) {
+func sayUnproven(_ *hold, s subject) (string, string) {
 	wv := s.run.open()
 	return fmt.Sprintf("no host of wave %d has soaked: %d failed and %d fell silent after they got the target",
 			s.run.Wave, wv.in(Failed, Reverted), wv.silent),
 		"bring a host of the wave back, release a fix, or nixfleet rollout resume " + s.run.RolloutID
 }
 
-func sayAbsent(h hold, s subject) (string, string) {
-	if h.opens.IsZero() {
+func sayAbsent(h *hold, s subject) (string, string) {
+	if h.opens == 0 {
 		return fmt.Sprintf("every host of channel %s is absent", s.run.Channel), "bring a host back"
 	}
-	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave, clockText(h.opens)), ""
+	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave, clockText(h.opens.time())), ""
 }
 
 func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -110,8 +110,8 @@ func (hs *hosts) settleSoaking(h *host, g glance) {
 		hs.enter(h, Skipped, h.tolerated(CodeOffline), "silent since "+clockText(h.contact.seen), g.now)
 		return
 	}
-	if why := hs.w.about(h, g.now).blocked(soak); why.holds() {
-		hs.w.timers.lookAgain(&h.timer, why.opens, g.now)
+	if why := hs.w.about(h, g.now).blocked(soak); why != nil {
+		hs.w.timers.lookAgain(&h.timer, why, g.now)
 		return
 	}
 	hs.enter(h, Soaked, h.tolerated(""), "", g.now)
@@ -234,11 +234,18 @@ func (hs *hosts) settleReverted(h *host, now time.Time) {
 	}
 }
 
-// lookAgain has the owner of a timer looked at when the gate that holds it opens, strictly after now, so that nothing
-// spins. Zero means that no time is known: what opens that gate wakes.
-func (ts *timers) lookAgain(t *timer, opens, now time.Time) {
-	if opens.After(now) {
-		ts.schedule(t, opens)
+// lookAgain has the owner of a timer looked at when the gate that holds it opens. A gate without a time is opened by
+// something that wakes.
+func (ts *timers) lookAgain(t *timer, why *hold, now time.Time) {
+	if why != nil && why.opens != 0 {
+		ts.lookAt(t, why.opens.time(), now)
+	}
+}
+
+// lookAt has the owner of a timer looked at, strictly after now, so that nothing spins.
+func (ts *timers) lookAt(t *timer, due, now time.Time) {
+	if due.After(now) {
+		ts.schedule(t, due)
 	}
 }
 
@@ -247,29 +254,29 @@ func (ts *timers) lookAgain(t *timer, opens, now time.Time) {
 func (hs *hosts) arm(h *host, now time.Time) {
 	t := &h.timer
 	if h.lease.pending() {
-		hs.w.timers.lookAgain(t, hs.w.leases.expiry(h).Add(time.Millisecond), now)
+		hs.w.timers.lookAt(t, hs.w.leases.expiry(h).Add(time.Millisecond), now)
 		if !h.contact.reported {
-			hs.w.timers.lookAgain(t, hs.w.grace, now)
+			hs.w.timers.lookAt(t, hs.w.grace, now)
 		}
 	}
 	if !h.slot.until.IsZero() {
-		hs.w.timers.lookAgain(t, h.slot.until, now)
+		hs.w.timers.lookAt(t, h.slot.until, now)
 	}
 	if h.run == nil {
 		return
 	}
 	if h.run.State == Reverting && h.rec.touched() && h.state() != Skipped {
-		hs.w.timers.lookAgain(t, hs.offlineAt(h), now)
+		hs.w.timers.lookAt(t, hs.offlineAt(h), now)
 	}
 	switch h.state() {
 	case Queued, Deferred, Healthy:
 		if h.run.State == Executing && h.wave <= h.run.Wave {
-			hs.w.timers.lookAgain(t, hs.offlineAt(h), now)
+			hs.w.timers.lookAt(t, hs.offlineAt(h), now)
 		}
 	}
 	if h.rec != nil && h.rec.FailingSince != nil {
-		hs.w.timers.lookAgain(t, h.rec.FailingSince.Add(hs.w.limits.ProbeFailAfter), now)
-		hs.w.timers.lookAgain(t, hs.offlineAt(h), now)
+		hs.w.timers.lookAt(t, h.rec.FailingSince.Add(hs.w.limits.ProbeFailAfter), now)
+		hs.w.timers.lookAt(t, hs.offlineAt(h), now)
 	}
 }
 
@@ -281,9 +288,9 @@ func (hs *hosts) await(h *host, now time.Time) {
 	}
 	switch h.state() {
 	case Queued, Skipped:
-		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(offer).opens, now)
+		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(offer), now)
 	case Healthy:
-		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(soak).opens, now)
+		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(soak), now)
 	}
 }
 
@@ -292,8 +299,8 @@ func (hs *hosts) wakeRetry(h *host, now time.Time) {
 	if h.run == nil || h.lease != nil || !h.contact.reported || h.said.Closure == h.closure || hs.offline(h, now) {
 		return
 	}
-	if why := hs.w.about(h, now).blocked(offer); why.holds() {
-		hs.w.timers.lookAgain(&h.timer, why.opens, now)
+	if why := hs.w.about(h, now).blocked(offer); why != nil {
+		hs.w.timers.lookAgain(&h.timer, why, now)
 		return
 	}
 	hs.w.changes.wake(h)

@@ -112,7 +112,7 @@ func (w *World) Rollout(id string, now time.Time) (RolloutView, bool) {
 func (rs *rollouts) viewRun(r *run, now time.Time) RolloutView {
 	v := RolloutView{Rollout: r.export(), Open: r.State.Open()}
 	if v.Open && len(r.waves) > 0 {
-		if why := rs.whole(r, now).blocked(promote); why.holds() {
+		if why := rs.whole(r, now).blocked(promote); why != nil {
 			v.Reason = rs.whole(r, now).reason(why)
 		}
 	}
@@ -144,7 +144,7 @@ func (w *World) Deferrals(now time.Time) []protocol.Deferral {
 		}
 		s := w.rollouts.whole(r, at(now))
 		why := s.channelEdge()
-		if !why.holds() {
+		if why == nil {
 			continue
 		}
 		d := protocol.Deferral{Channel: ch.name, TargetRef: r.ChannelRef, Reason: s.reason(why).Text}

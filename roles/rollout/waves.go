@@ -17,8 +17,8 @@ func (rs *rollouts) advance(r *run, now time.Time) {
 		rs.openWave(r, now)
 	}
 	for r.State == Executing {
-		if why := rs.whole(r, now).blocked(promote); why.holds() {
-			rs.w.timers.lookAgain(&r.timer, why.opens, now)
+		if why := rs.whole(r, now).blocked(promote); why != nil {
+			rs.w.timers.lookAgain(&r.timer, why, now)
 			return
 		}
 		if r.Wave < len(r.waves)-1 {
@@ -51,7 +51,7 @@ func (r *run) working() bool {
 
 // begin starts a planned rollout when the channels before it let it.
 func (rs *rollouts) begin(r *run, now time.Time) bool {
-	if r.Hold != nil || rs.whole(r, now).channelEdge().holds() {
+	if r.Hold != nil || rs.whole(r, now).channelEdge() != nil {
 		return false
 	}
 	r.State = Executing
@@ -138,7 +138,7 @@ func (rs *rollouts) wakeOfferable(r *run, now time.Time) {
 func (rs *rollouts) wakeOrQueue(h *host, now time.Time) {
 	why := rs.w.about(h, now).blocked(offer)
 	switch {
-	case !why.holds():
+	case why == nil:
 		rs.w.changes.wake(h)
 		for _, b := range h.decl.budgets {
 			if !h.holds(b) {
@@ -148,7 +148,7 @@ func (rs *rollouts) wakeOrQueue(h *host, now time.Time) {
 	case why.code == CodeBudget:
 		rs.w.budgets.queueUp(h, now)
 	default:
-		rs.w.timers.lookAgain(&h.timer, why.opens, now)
+		rs.w.timers.lookAgain(&h.timer, why, now)
 	}
 }
 
