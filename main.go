@@ -49,7 +49,8 @@ func application() *cli.App {
 
 // inProcess runs command lines for the demonstration, without the environment, whose variables are meant for another
 // fleet. The words of a role follow its name.
-func inProcess(role string, commands func() []*cli.Command) func(context.Context, []string, io.Writer, io.Writer) error {
+func inProcess(role string, commands func() []*cli.Command) func(context.Context, []string, io.Writer,
+	io.Writer) error {
 	return func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app := command.App(build(), commands()...)
 		command.WithoutVariables(app.Commands...)

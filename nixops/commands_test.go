@@ -42,7 +42,8 @@ func TestOnlyStableCommands_A21(t *testing.T) {
 				if err != nil {
 					return true
 				}
-				if word == "nix" || strings.HasPrefix(word, "nix-") && !strings.Contains(word, " ") || strings.HasPrefix(word, "nixos-") {
+				if word == "nix" || strings.HasPrefix(word, "nix-") && !strings.Contains(word, " ") ||
+					strings.HasPrefix(word, "nixos-") {
 					used[filepath.Base(file)+" "+word] = true
 				}
 				return true
@@ -52,7 +53,9 @@ func TestOnlyStableCommands_A21(t *testing.T) {
 	stable := []string{"nix-store", "nix-env", "nix-command", "nix-bin-dir", "nix-conf-dir", "nixos-version"}
 	for use := range used {
 		file, word, _ := strings.Cut(use, " ")
-		if !slices.Contains(stable, word) && !(word == "nix" && slices.Contains([]string{"ci.go", "ci_delivery.go", "ci_wanted.go", "nix.go", "command.go"}, file)) {
+		if !slices.Contains(stable, word) &&
+			!(word == "nix" && slices.Contains([]string{"ci.go", "ci_delivery.go", "ci_wanted.go", "nix.go", "command.go"},
+				file)) {
 			t.Errorf("%s uses %q", file, word)
 		}
 	}

@@ -52,7 +52,8 @@ func (s *systemd) collect(ctx context.Context) (int, error) {
 	if state == "not-found" {
 		return 0, ErrNoCollector
 	}
-	_, err = command{path: "systemctl", args: []string{"start", "--wait", "--", CollectorUnit}, timeout: collectTime}.run(ctx)
+	_, err = command{path: "systemctl", args: []string{"start", "--wait", "--", CollectorUnit},
+		timeout: collectTime}.run(ctx)
 	return exitOf(err)
 }
 

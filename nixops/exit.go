@@ -48,10 +48,11 @@ const (
 	MeaningUnits      Meaning = "units-failed"      // 4: some unit
 	MeaningLocked     Meaning = "locked"            // 11, and the script says so: try again
 	MeaningReboot     Meaning = "reboot-needed"     // 100: the init interface changed
-	MeaningDied       Meaning = "script-died"       // 101, 128+n of a signal that it passed on, and any other in its middle
-	MeaningNotBegun   Meaning = "not-begun"         // the number of an error, and nothing was changed
-	MeaningKilled     Meaning = "killed"            // by a signal
-	MeaningUnknown    Meaning = "unknown"
+	// 101, 128+n of a signal that it passed on, and any other in its middle
+	MeaningDied     Meaning = "script-died"
+	MeaningNotBegun Meaning = "not-begun" // the number of an error, and nothing was changed
+	MeaningKilled   Meaning = "killed"    // by a signal
+	MeaningUnknown  Meaning = "unknown"
 )
 
 // OK says that the script reported success.

@@ -67,7 +67,8 @@ func help(job string) error {
 	}
 	ctx := context.Background()
 	if o.Switch == nil {
-		err := host.ArmDeadline(ctx, nixops.Deadline{Unit: o.Unit, After: time.Duration(o.AfterMs) * time.Millisecond, Command: o.Deadline})
+		err := host.ArmDeadline(ctx, nixops.Deadline{Unit: o.Unit, After: time.Duration(o.AfterMs) * time.Millisecond,
+			Command: o.Deadline})
 		if err != nil {
 			return err
 		}

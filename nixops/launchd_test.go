@@ -43,7 +43,8 @@ func TestLaunchdSupervisor(t *testing.T) {
 		}
 		return state
 	}
-	if err := l.start(ctx, "switch-1", []string{"/bin/sh", "-c", `echo "<said> & $WHO"; exit 4`}, []string{"WHO=job"}); err != nil {
+	if err := l.start(ctx, "switch-1", []string{"/bin/sh", "-c", `echo "<said> & $WHO"; exit 4`},
+		[]string{"WHO=job"}); err != nil {
 		t.Fatal(err)
 	}
 	if state := finished("switch-1"); state.Exit.Code != 4 {
@@ -62,7 +63,8 @@ func TestLaunchdSupervisor(t *testing.T) {
 		t.Error(err)
 	}
 	proof := dir + "/fired"
-	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}); err != nil {
+	if err := l.arm(ctx, Deadline{Unit: "deadline-1", After: 2 * time.Second,
+		Command: []string{"/bin/sh", "-c", "echo $PATH >" + proof}}); err != nil {
 		t.Fatal(err)
 	}
 	if armed, err := l.armed(ctx, "deadline-1"); err != nil || !armed {
@@ -78,7 +80,8 @@ func TestLaunchdSupervisor(t *testing.T) {
 		t.Errorf("its tools are on %q, %v; ours on %q", text, err, os.Getenv("PATH"))
 	}
 	os.Remove(proof)
-	if err := l.arm(ctx, Deadline{Unit: "deadline-2", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
+	if err := l.arm(ctx, Deadline{Unit: "deadline-2", After: 2 * time.Second,
+		Command: []string{"/bin/sh", "-c", ": >" + proof}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {

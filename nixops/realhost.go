@@ -76,7 +76,8 @@ func NewHost(c HostConfig) (Host, error) {
 	case SupervisorLaunchd:
 		m.super = &launchd{files: files, ctl: cmp.Or(c.Launchctl, "launchctl")}
 	default:
-		return nil, fmt.Errorf("supervisor %q: want %s, %s or %s", kind, SupervisorSystemd, SupervisorProcess, SupervisorLaunchd)
+		return nil, fmt.Errorf("supervisor %q: want %s, %s or %s", kind, SupervisorSystemd, SupervisorProcess,
+			SupervisorLaunchd)
 	}
 	return m, nil
 }

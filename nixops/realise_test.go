@@ -47,7 +47,9 @@ func TestRefusals(t *testing.T) {
 			c.EditNAR(t, good, func([]byte) []byte { return []byte("not an archive at all") })
 		}, nixops.ErrUnsigned},
 		"other hash": {editNarinfo(good, "NarHash: sha256:1", "NarHash: sha256:0"), nixops.ErrUnsigned},
-		"garbage":    {func(t *testing.T, c *testnix.Cache) { c.EditNarinfo(t, good, func(string) string { return "<html>" }) }, nixops.ErrUnsigned},
+		"garbage": {func(t *testing.T, c *testnix.Cache) {
+			c.EditNarinfo(t, good, func(string) string { return "<html>" })
+		}, nixops.ErrUnsigned},
 		"truncated NAR": {func(t *testing.T, c *testnix.Cache) {
 			c.EditNAR(t, good, func(b []byte) []byte { return b[:len(b)/2] })
 		}, nixops.ErrUnreachable},

@@ -51,10 +51,12 @@ func (l *launchd) bootstrap(ctx context.Context, unit string, after time.Duratio
 		return err
 	}
 	plist := l.files.path(unit, "plist")
-	if err := os.WriteFile(plist, propertyList(label(unit), l.files.path(unit, "out"), []string{"/bin/sh", l.files.path(unit, "sh")}), 0o600); err != nil {
+	if err := os.WriteFile(plist, propertyList(label(unit), l.files.path(unit, "out"),
+		[]string{"/bin/sh", l.files.path(unit, "sh")}), 0o600); err != nil {
 		return err
 	}
-	_, err = command{path: l.ctl, args: []string{"bootstrap", "system", plist}, timeout: toolTimeout}.run(context.WithoutCancel(ctx))
+	_, err = command{path: l.ctl, args: []string{"bootstrap", "system", plist}, timeout: toolTimeout}.run(
+		context.WithoutCancel(ctx))
 	return err
 }
 
@@ -150,7 +152,8 @@ func (l *launchd) armed(ctx context.Context, unit string) (bool, error) {
 func (l *launchd) units(ctx context.Context) ([]Unit, error) {
 	var units []Unit
 	err := l.list(ctx, func(name, state string) {
-		units = append(units, Unit{Name: name, Active: state == "active", Failed: state == "failed", Declared: true, Triggered: true})
+		units = append(units, Unit{Name: name, Active: state == "active", Failed: state == "failed", Declared: true,
+			Triggered: true})
 	})
 	return units, err
 }

@@ -11,7 +11,8 @@ import (
 
 // unitProperties are what systemctl(1) is asked of each unit.
 var unitProperties = []string{
-	"Id", "LoadState", "ActiveState", "SubState", "Result", "NRestarts", "FragmentPath", "SourcePath", "Restart", "TriggeredBy",
+	"Id", "LoadState", "ActiveState", "SubState", "Result", "NRestarts", "FragmentPath", "SourcePath", "Restart",
+	"TriggeredBy",
 	"InactiveExitTimestampMonotonic",
 }
 

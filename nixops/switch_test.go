@@ -81,8 +81,9 @@ func TestSwitchReadsItsExitByTheState_A36(t *testing.T) {
 		want   Meaning
 		locked bool
 	}{
-		"lock held":                     {ActionTest, "echo 'Could not acquire lock' >&2; exit 11", MeaningLocked, true},
-		"logind does not answer":        {ActionTest, flip + "echo 'Error: Failed to list users' >&2; exit 11", MeaningDied, false},
+		"lock held": {ActionTest, "echo 'Could not acquire lock' >&2; exit 11", MeaningLocked, true},
+		"logind does not answer": {ActionTest, flip + "echo 'Error: Failed to list users' >&2; exit 11", MeaningDied,
+			false},
 		"bus lost in the middle":        {ActionTest, flip + "exit 1", MeaningDied, false},
 		"refused":                       {ActionTest, "exit 1", MeaningRefused, false},
 		"not a NixOS installation":      {ActionTest, "exit 2", MeaningNotBegun, false},
@@ -139,8 +140,9 @@ func TestBootEntryOfAClosure(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"systemd-boot":          {"boot/loader/entries/nixos-generation-1.conf": entry(sysA)},
 		"systemd-boot, counted": {"efi/loader/entries/nixos-0123+3.conf": entry(sysA)},
-		"GRUB":                  {"boot/grub/grub.cfg": "menuentry \"NixOS\" {\n linux x init=/nix/store/" + sysA + "/init\n}\n"},
-		"extlinux":              {"boot/extlinux/extlinux.conf": "LABEL x\n  APPEND init=/nix/store/" + sysA + "/init\n"},
+		"GRUB": {"boot/grub/grub.cfg": "menuentry \"NixOS\" {\n linux x init=/nix/store/" + sysA +
+			"/init\n}\n"},
+		"extlinux": {"boot/extlinux/extlinux.conf": "LABEL x\n  APPEND init=/nix/store/" + sysA + "/init\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := &machine{root: t.TempDir(), platform: "linux"}

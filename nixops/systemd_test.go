@@ -42,7 +42,10 @@ func TestSystemdSupervisor(t *testing.T) {
 	// Stopped before its shell has run a line, a unit never began.
 	begun := func(t *testing.T, unit string) {
 		t.Helper()
-		if err := wait(ctx, patience, func() (bool, error) { return disk.Exists(s.files.path(unit, "started")), nil }); err != nil {
+		if err := wait(ctx, patience, func() (bool, error) {
+			return disk.Exists(s.files.path(unit, "started")),
+				nil
+		}); err != nil {
 			t.Fatalf("unit %s does not begin: %v", unit, err)
 		}
 	}
@@ -101,7 +104,8 @@ func TestSystemdSupervisor(t *testing.T) {
 	// Of what a unit says at once journald keeps ten thousand lines, and says so only when
 	// the unit speaks again. The end is what people need.
 	t.Run("the end of a noisy switch arrives A39", func(t *testing.T) {
-		start(t, "nixops-noisy", "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done; echo this was the end; exit 4")
+		start(t, "nixops-noisy",
+			"i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done; echo this was the end; exit 4")
 		finished(t, "nixops-noisy")
 		err := wait(ctx, patience, func() (bool, error) {
 			text, err := s.output(ctx, "nixops-noisy")
@@ -141,7 +145,8 @@ func TestSystemdSupervisor(t *testing.T) {
 	t.Run("killed with its shell", func(t *testing.T) {
 		start(t, "nixops-kill", "sleep 60")
 		begun(t, "nixops-kill")
-		if _, err := (command{path: "systemctl", args: []string{"kill", "--signal=KILL", "nixops-kill.service"}}).run(ctx); err != nil {
+		if _, err := (command{path: "systemctl", args: []string{"kill", "--signal=KILL", "nixops-kill.service"}}).
+			run(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if exit := finished(t, "nixops-kill"); exit.Meaning() != MeaningKilled {
@@ -221,7 +226,8 @@ func TestSystemdSupervisor(t *testing.T) {
 
 		// It fires at its moment although systemd is reloaded all the while, and no earlier.
 		fired := t.TempDir() + "/fired"
-		soon := Deadline{Unit: "nixops-fires", After: 5 * time.Second, Command: []string{"/bin/sh", "-c", "cat /proc/uptime >" + fired}}
+		soon := Deadline{Unit: "nixops-fires", After: 5 * time.Second,
+			Command: []string{"/bin/sh", "-c", "cat /proc/uptime >" + fired}}
 		before, err := sinceBoot()
 		if err != nil {
 			t.Fatal(err)
@@ -266,9 +272,11 @@ func TestSystemdSupervisor(t *testing.T) {
 			})
 		}
 		unit("nixops-bad.service", "[Service]\nExecStart=/bin/false\n")
-		unit("nixops-loop.service", "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=300ms\n")
+		unit("nixops-loop.service",
+			"[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=300ms\n")
 		unit("nixops-good.service", "[Service]\nExecStart=/bin/sleep 60\n")
-		for _, args := range [][]string{{"daemon-reload"}, {"start", "--no-block", "nixops-bad.service", "nixops-loop.service", "nixops-good.service"}} {
+		for _, args := range [][]string{{"daemon-reload"},
+			{"start", "--no-block", "nixops-bad.service", "nixops-loop.service", "nixops-good.service"}} {
 			if _, err := (command{path: "systemctl", args: args}).run(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -283,7 +291,8 @@ func TestSystemdSupervisor(t *testing.T) {
 			return seen["nixops-bad.service"].Failed && loop.Failed && loop.Restarts >= 2, err
 		})
 		if err != nil || seen["nixops-good.service"].Name == "" || seen["nixops-good.service"].Failed {
-			t.Errorf("%v: bad %+v, loop %+v, good %+v", err, seen["nixops-bad.service"], seen["nixops-loop.service"], seen["nixops-good.service"])
+			t.Errorf("%v: bad %+v, loop %+v, good %+v", err, seen["nixops-bad.service"], seen["nixops-loop.service"],
+				seen["nixops-good.service"])
 		}
 		for unit, want := range map[string]string{
 			"nixops-bad.service": "failed", "nixops-good.service": "active", "nixops-none.service": "not-found",
@@ -340,7 +349,8 @@ func TestSystemdSupervisor(t *testing.T) {
 		err := wait(ctx, patience, func() (bool, error) {
 			units := seen()
 			well, badly := units["nixops-well.service"], units["nixops-badly.service"]
-			return well.Active && well.Restarts > 0 && well.EndsWell && badly.Active && badly.Restarts > 0 && !badly.EndsWell, nil
+			return well.Active && well.Restarts > 0 && well.EndsWell && badly.Active && badly.Restarts > 0 &&
+				!badly.EndsWell, nil
 		})
 		units := seen()
 		if err != nil {
@@ -358,7 +368,8 @@ func TestSystemdSupervisor(t *testing.T) {
 		if down, err := s.down(ctx, ran); err != nil || !slices.Contains(down, app.Name) {
 			t.Errorf("down: %q, %v", down, err)
 		}
-		if down, err := s.startAgain(ctx, []string{app.Name, "nixops-none.service", "nixops-badly.service"}); err != nil || slices.Contains(down, app.Name) {
+		if down, err := s.startAgain(ctx, []string{app.Name, "nixops-none.service", "nixops-badly.service"}); err != nil ||
+			slices.Contains(down, app.Name) {
 			t.Errorf("down after the start: %q, %v", down, err)
 		}
 		if u := seen()[app.Name]; !u.Active {
@@ -393,7 +404,8 @@ func TestSystemdSupervisor(t *testing.T) {
 	// systemd reads its own transient units again then, and not always what it wrote.
 	t.Run("reload and reexec in the middle", func(t *testing.T) {
 		proof := t.TempDir() + "/a $HOME; 'quoted' \"path\" %n"
-		d := Deadline{Unit: "nixops-later", After: 2 * time.Second, Command: []string{"/bin/sh", "-c", `echo "$0;" >>"$1"; [ $(wc -l <"$1") = 2 ] || exit 4`, "$$x", proof}}
+		d := Deadline{Unit: "nixops-later", After: 2 * time.Second,
+			Command: []string{"/bin/sh", "-c", `echo "$0;" >>"$1"; [ $(wc -l <"$1") = 2 ] || exit 4`, "$$x", proof}}
 		if err := s.arm(ctx, d); err != nil {
 			t.Fatal(err)
 		}
@@ -436,7 +448,8 @@ func TestPropertiesOfTransientUnits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := []string{"--property=Restart=on-failure", "--property=RestartSec=30000ms", "--property=StartLimitIntervalSec=0"}
+	again := []string{"--property=Restart=on-failure", "--property=RestartSec=30000ms",
+		"--property=StartLimitIntervalSec=0"}
 	deadline := asked(s.arm(t.Context(), Deadline{Unit: "d", After: time.Minute, Command: []string{"/bin/true"}}))
 	for _, want := range append(again, "--timer-property=AccuracySec=1s", "--collect", "--unit=d") {
 		if !slices.Contains(deadline, want) {
@@ -458,7 +471,10 @@ func TestPropertiesOfTransientUnits(t *testing.T) {
 		t.Errorf("the deadline comes %s after systemd began, %v; want %s", at, err, least)
 	}
 	one := asked(s.run(t.Context(), "s", []string{"/bin/true"}, nil))
-	if slices.ContainsFunc(one, func(arg string) bool { return slices.Contains(again, arg) || strings.HasPrefix(arg, "--on-") }) {
+	if slices.ContainsFunc(one, func(arg string) bool {
+		return slices.Contains(again, arg) ||
+			strings.HasPrefix(arg, "--on-")
+	}) {
 		t.Errorf("a switch is asked for with %q", one)
 	}
 }

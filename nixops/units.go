@@ -61,9 +61,10 @@ func origin(name, fragment, source string) (declared, transient bool) {
 // Baseline is what the units of a machine did before a switch. It is kept in the
 // journal of the activation.
 type Baseline struct {
-	Failed   []string           `json:"failed" shape:"D"`   // failed, or waited to be restarted after a failure
-	Ran      []string           `json:"ran" shape:"D"`      // ran, and nothing but a switch or a person starts them
-	Flapping map[string]float64 `json:"flapping" shape:"D"` // restarts a minute of those that had failed and were restarted
+	Failed []string `json:"failed" shape:"D"` // failed, or waited to be restarted after a failure
+	Ran    []string `json:"ran" shape:"D"`    // ran, and nothing but a switch or a person starts them
+	// restarts a minute of those that had failed and were restarted
+	Flapping map[string]float64 `json:"flapping" shape:"D"`
 }
 
 // NewBaseline records units at a moment, which is given since the boot.

@@ -54,10 +54,12 @@ func TestReleaseIsBlamedForItsUnitsOnly_A4_A24_A32(t *testing.T) {
 		blamed               bool
 	}{
 		"a declared unit fails": {Unit{}, Unit{Declared: true, Failed: true}, Unit{Declared: true, Failed: true}, true},
-		"it fails later":        {Unit{Declared: true, Active: true}, Unit{Declared: true, Active: true}, Unit{Declared: true, Failed: true}, true},
-		"it had failed before":  {Unit{Declared: true, Failed: true}, Unit{Declared: true, Failed: true}, Unit{Declared: true, Failed: true}, false},
-		"a made-up name":        {Unit{}, Unit{Transient: true, Failed: true}, Unit{Transient: true, Failed: true}, false},
-		"no closure brings it":  {Unit{}, Unit{Failed: true}, Unit{Failed: true}, false},
+		"it fails later": {Unit{Declared: true, Active: true}, Unit{Declared: true, Active: true},
+			Unit{Declared: true, Failed: true}, true},
+		"it had failed before": {Unit{Declared: true, Failed: true}, Unit{Declared: true, Failed: true},
+			Unit{Declared: true, Failed: true}, false},
+		"a made-up name":       {Unit{}, Unit{Transient: true, Failed: true}, Unit{Transient: true, Failed: true}, false},
+		"no closure brings it": {Unit{}, Unit{Failed: true}, Unit{Failed: true}, false},
 		"no closure brings it, and it ran before": {
 			Unit{Active: true}, Unit{Active: true}, Unit{Failed: true}, true,
 		},
@@ -65,7 +67,8 @@ func TestReleaseIsBlamedForItsUnitsOnly_A4_A24_A32(t *testing.T) {
 			Unit{Declared: true, Active: true}, Unit{Declared: true}, Unit{Declared: true, Restarts: 3}, true,
 		},
 		"one restart": {
-			Unit{Declared: true, Active: true}, Unit{Declared: true, Active: true}, Unit{Declared: true, Active: true, Restarts: 1}, true,
+			Unit{Declared: true, Active: true}, Unit{Declared: true, Active: true},
+			Unit{Declared: true, Active: true, Restarts: 1}, true,
 		},
 		"it ends well and starts again": {
 			Unit{Declared: true, Active: true}, Unit{Declared: true}, Unit{Declared: true, Restarts: 7, EndsWell: true}, false,
@@ -74,20 +77,25 @@ func TestReleaseIsBlamedForItsUnitsOnly_A4_A24_A32(t *testing.T) {
 			Unit{Declared: true, Active: true, Restarts: 1800}, Unit{Declared: true}, Unit{Declared: true, Restarts: 7}, false,
 		},
 		"it crashed as often before, for ten seconds": {
-			Unit{Declared: true, Active: true, Restarts: 5, Age: time.Second}, Unit{Declared: true}, Unit{Declared: true, Restarts: 7}, false,
+			Unit{Declared: true, Active: true, Restarts: 5, Age: time.Second}, Unit{Declared: true},
+			Unit{Declared: true, Restarts: 7}, false,
 		},
 		"it crashed as often before, and waits when it is looked at": {
-			Unit{Declared: true, Active: true, Restarts: 1800}, Unit{Declared: true, Failed: true}, Unit{Declared: true, Failed: true, Restarts: 7}, false,
+			Unit{Declared: true, Active: true, Restarts: 1800}, Unit{Declared: true, Failed: true},
+			Unit{Declared: true, Failed: true, Restarts: 7}, false,
 		},
 		"it crashed once an hour before": {
-			Unit{Declared: true, Active: true, Restarts: 1, Age: up - time.Minute}, Unit{Declared: true}, Unit{Declared: true, Restarts: 7}, true,
+			Unit{Declared: true, Active: true, Restarts: 1, Age: up - time.Minute}, Unit{Declared: true},
+			Unit{Declared: true, Restarts: 7}, true,
 		},
 		"it ended well before and crashes now": {
-			Unit{Declared: true, Active: true, Restarts: 1800, EndsWell: true}, Unit{Declared: true}, Unit{Declared: true, Restarts: 7}, true,
+			Unit{Declared: true, Active: true, Restarts: 1800, EndsWell: true}, Unit{Declared: true},
+			Unit{Declared: true, Restarts: 7}, true,
 		},
 		// The switch's own reset-failed sets the count back.
 		"counted anew": {
-			Unit{Declared: true, Active: true, Restarts: 1800}, Unit{Declared: true, Restarts: 1800}, Unit{Declared: true, Restarts: 2}, false,
+			Unit{Declared: true, Active: true, Restarts: 1800}, Unit{Declared: true, Restarts: 1800},
+			Unit{Declared: true, Restarts: 2}, false,
 		},
 	} {
 		for _, u := range []*Unit{&c.before, &c.first, &c.later} {

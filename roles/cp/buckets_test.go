@@ -220,3 +220,10 @@ func TestAFloodFromOneAddressStarvesNobody(t *testing.T) {
 		}
 	})
 }
+
+// count is how many buckets there are.
+func (b *buckets) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.byKey)
+}

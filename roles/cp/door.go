@@ -298,12 +298,6 @@ func (b *buckets) forget(now time.Time) {
 	}
 }
 
-func (b *buckets) count() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.byKey)
-}
-
 // withinRate bounds the requests of one certificate's key, whether it is accepted
 // or not: a host in a tight loop, shut out or not, must take neither the processor
 // nor the log from the others. The key counts and not the name: the holder of an

@@ -1,6 +1,9 @@
 package protocol
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Cause says in one word why an activation ended, or why it could not begin. On the wire it is the beginning of a v1
 // text, of the form `cause: text`, which With makes and SplitCause reads; nothing else may compare the beginning of
@@ -114,16 +117,13 @@ func (c Cause) With(text string) string { return string(c) + ": " + text }
 // SplitCause reads a v1 text. Without a known cause at its beginning the cause is empty and the text is all of it. A
 // text may go on after its cause in another way than ours do (v1 agents write `realise-failed`).
 func SplitCause(text string) (c Cause, rest string) {
-	if word, rest, ok := strings.Cut(text, ": "); ok {
-		for _, row := range causes {
-			if string(row.cause) == word {
-				return row.cause, rest
-			}
-		}
+	known := Causes()
+	if word, rest, ok := strings.Cut(text, ": "); ok && slices.Contains(known, Cause(word)) {
+		return Cause(word), rest
 	}
-	for _, row := range causes {
-		if rest, ok := strings.CutPrefix(text, string(row.cause)); ok {
-			return row.cause, strings.TrimPrefix(rest, ": ")
+	for _, cause := range known {
+		if rest, ok := strings.CutPrefix(text, string(cause)); ok {
+			return cause, strings.TrimPrefix(rest, ": ")
 		}
 	}
 	return "", text

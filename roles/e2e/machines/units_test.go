@@ -42,7 +42,8 @@ func playMadeUpUnits(t *testing.T, g *ground) {
 	next := p.next("next", noise, unit("new.service", "[Service]\nExecStart=/bin/sleep 86400\n"))
 	p.release(next)
 	p.confirmed(next)
-	if out, err := p.m.try("systemctl", "list-units", "--failed", "--plain", "--no-legend"); err != nil || !strings.Contains(out, "9f86d081884c7d65") {
+	if out, err := p.m.try("systemctl", "list-units", "--failed", "--plain", "--no-legend"); err != nil ||
+		!strings.Contains(out, "9f86d081884c7d65") {
 		p.Errorf("no made-up unit has failed: %q, %v", out, err)
 	}
 	p.tell("units with made-up names fail all the time", onNew, "converged")
@@ -50,7 +51,8 @@ func playMadeUpUnits(t *testing.T, g *ground) {
 
 // A deadline keeps its moment although systemd is reloaded all the while (A27).
 func playReloads(t *testing.T, g *ground) {
-	reloads := unit("reloads.service", "[Service]\nExecStart=/bin/sh -c 'while :; do /usr/bin/systemctl daemon-reload; /bin/sleep 2; done'\n")
+	reloads := unit("reloads.service",
+		"[Service]\nExecStart=/bin/sh -c 'while :; do /usr/bin/systemctl daemon-reload; /bin/sleep 2; done'\n")
 	p := newPlay(t, g, g.brief, "reloads", reloads)
 	p.release(p.next("next", reloads, agentOf(g.broken)))
 	p.back("deadline", true)
