@@ -161,7 +161,7 @@ func FuzzBootConfig(f *testing.F) {
 				t.Error(err)
 			}
 			if strings.ContainsAny(closure, "/ \n") {
-				t.Errorf("closure %q is no base name", closure)
+				t.Errorf("closure %q is not a base name", closure)
 			}
 		}
 	})

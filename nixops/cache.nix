@@ -44,7 +44,7 @@ in
     assertions = [
       {
         assertion = builtins.match "[^: ]+:[A-Za-z0-9+/]{43}=" cfg.publicKey != null;
-        message = "services.nixfleet-cache.publicKey is no public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";
+        message = "services.nixfleet-cache.publicKey is not a public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";
       }
     ];
   };

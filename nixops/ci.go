@@ -73,7 +73,7 @@ func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
 	for _, kind := range []string{KindNixOS, KindDarwin} {
 		attr := flake + "#" + kind + "Configurations"
 		list := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", "--apply", "builtins.attrNames", attr)
-		// That a flake has no machines of one kind is no error to show to anybody.
+		// That a flake has no machines of one kind is not an error to show to anybody.
 		list.lines = nil
 		out, err := list.run(ctx)
 		if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr,

@@ -200,7 +200,7 @@ func TestCommandOutputIsBounded(t *testing.T) {
 	_, err = command{path: "/bin/sh", args: []string{"-c", `printf 'gr\374n\n' >&2; i=0; while [ $i -lt 3000 ]; do printf '●' >&2; i=$((i+1)); done; exit 1`},
 		lines: func(l string) { lines = append(lines, l) }}.run(t.Context())
 	if err == nil || !utf8.ValidString(err.Error()) || lines[3000] != "gr\uFFFDn" || !utf8.ValidString(lines[3001]) {
-		t.Errorf("what is no text: %v, lines %q", err, lines[3000:])
+		t.Errorf("what is not text: %v, lines %q", err, lines[3000:])
 	}
 	began := time.Now()
 	// An orphan that keeps the pipes open does not hold the caller.

@@ -30,7 +30,7 @@ var (
 	ErrNoSpace = errors.New("no space left")
 	// ErrLockHeld: another switch holds the lock. Try again; never a failed release.
 	ErrLockHeld = errors.New("another switch is running")
-	// ErrNotClosure: the path is no valid system closure of this host's store, or
+	// ErrNotClosure: the path is not a valid system closure of this host's store, or
 	// the name is none of a store path.
 	ErrNotClosure = errors.New("not a valid system closure")
 	// ErrMismatch: the realised path is another one than was asked for.
@@ -96,9 +96,9 @@ type Host interface {
 	// earlier process since the last boot.
 	SwitchState(ctx context.Context, unit string) (UnitState, error)
 	// UnitOutput is the end of what a unit wrote, cut to MaxOutput bytes, with U+FFFD for
-	// what is no UTF-8.
+	// what is not UTF-8.
 	UnitOutput(ctx context.Context, unit string) (string, error)
-	// StopUnit ends a unit and all its processes; one that does not run is no error.
+	// StopUnit ends a unit and all its processes; one that does not run is not an error.
 	StopUnit(ctx context.Context, unit string) error
 
 	// SetProfile points the system profile at a closure; repeated it does nothing.
@@ -134,7 +134,7 @@ type Host interface {
 	// again, until the next boot.
 	ArmDeadline(ctx context.Context, d Deadline) error
 	// DisarmDeadline takes it back. It does not stop a command that already runs,
-	// and a deadline that is not armed is no error.
+	// and a deadline that is not armed is not an error.
 	DisarmDeadline(ctx context.Context, unit string) error
 	// DeadlineArmed says whether the deadline is still to come.
 	DeadlineArmed(ctx context.Context, unit string) (bool, error)

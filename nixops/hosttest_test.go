@@ -329,7 +329,7 @@ func testRefused(t *testing.T, r *rig) {
 	bare := r.publish("not-a-system", sim.Closure{NoSwitch: true})
 	must(t, r.host.Realise(t.Context(), bare, nil))
 	if _, err := r.test(t, bare, "switch-bare"); !errors.Is(err, nixops.ErrNotClosure) {
-		t.Errorf("switch to what is no system: %v", err)
+		t.Errorf("switch to what is not a system: %v", err)
 	}
 }
 

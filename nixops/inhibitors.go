@@ -12,7 +12,7 @@ import (
 // the pre-switch check of NixOS finds it (nixpkgs, switch-to-configuration-ng at
 // 0145c6da2896513d94440e7fb41c11487aa3de16): switch-inhibitors is a JSON object, and a
 // member holds the switch only where both systems have it and its values differ. A system
-// without the file, or with one that is no object, inhibits nothing.
+// without the file, or with one that is not an object, inhibits nothing.
 func (c Closure) Inhibitors(running Closure) []string {
 	is, will := inhibitors(running.SwitchInhibitor), inhibitors(c.SwitchInhibitor)
 	var names []string

@@ -90,7 +90,7 @@ func bootDirs(root string) []string {
 	return dirs
 }
 
-// tries is the boot counter in the name of an entry, which is no part of its id.
+// tries is the boot counter in the name of an entry, which is not a part of its id.
 var tries = regexp.MustCompile(`\+\d+(-\d+)?\.conf$`)
 
 // entryOf is the id of the newest entry that starts a closure, "" without one.
@@ -205,7 +205,7 @@ func parseElapse(calendar, out string) (time.Time, error) {
 	next, err := time.Parse(form, found)
 	// Parse also takes hours of one digit and any day of the week.
 	if err == nil && next.Format(form) != found {
-		err = fmt.Errorf("that is no time of the form %q", form)
+		err = fmt.Errorf("that is not a time of the form %q", form)
 	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("calendar %q: systemd-analyze says %q: %w", calendar, found, err)

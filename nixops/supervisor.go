@@ -118,7 +118,7 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok || !variable.MatchString(name) {
-			return fmt.Errorf("unit %s: %q is no environment variable", unit, name)
+			return fmt.Errorf("unit %s: %q is not an environment variable", unit, name)
 		}
 		fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
 	}
@@ -166,7 +166,7 @@ func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	code, err := strconv.Atoi(status)
 	if how != "exited" || err != nil {
-		return Exit{}, false, fmt.Errorf("record of unit %s: %q is no exit", unit, text)
+		return Exit{}, false, fmt.Errorf("record of unit %s: %q is not an exit", unit, text)
 	}
 	return Exit{Code: code}, true, nil
 }

@@ -100,7 +100,7 @@ func TestCACertificates(t *testing.T) {
 	f := newFleetCA(t)
 	root, issuing := f.root.Cert, f.issuing.Cert
 	if !root.IsCA || root.CheckSignatureFrom(root) != nil || root.NotAfter.Sub(root.NotBefore) != 3650*day {
-		t.Error("the root is no self-signed CA of 3650 days")
+		t.Error("the root is not a self-signed CA of 3650 days")
 	}
 	if key, ok := issuing.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
 		t.Error("the issuing CA is not P-256")
@@ -144,7 +144,7 @@ func TestAgentCertificate(t *testing.T) {
 		t.Errorf("subject %s", cert.Subject)
 	}
 	if !bytes.Contains(cert.RawSubject, append([]byte{asn1.TagUTF8String, byte(len(name))}, name...)) {
-		t.Error("the common name is no UTF8String")
+		t.Error("the common name is not a UTF8String")
 	}
 	if len(cert.DNSNames) != 1 || cert.DNSNames[0] != name ||
 		len(cert.IPAddresses)+len(cert.URIs)+len(cert.EmailAddresses) > 0 {

@@ -199,7 +199,7 @@ var refusedOnPurpose = map[string]error{
 	"i_number_too_big_pos_int.json":   ErrNumber,
 	"i_number_neg_int_huge_exp.json":  ErrNumber,
 	"i_number_real_neg_overflow.json": ErrNumber,
-	// No text: surrogates that are no pair, bytes that are no UTF-8.
+	// No text: surrogates that are not pairs, bytes that are not UTF-8.
 	"i_object_key_lone_2nd_surrogate.json":                ErrEncoding,
 	"i_string_1st_valid_surrogate_2nd_invalid.json":       ErrEncoding,
 	"i_string_UTF-8_invalid_sequence.json":                ErrEncoding,
@@ -345,7 +345,7 @@ func FuzzCanonicalize(f *testing.F) {
 		}
 		var standard any
 		if json.Unmarshal(in, &standard) != nil {
-			t.Fatalf("%q is no JSON for encoding/json", in)
+			t.Fatalf("%q is not JSON for encoding/json", in)
 		}
 	})
 }

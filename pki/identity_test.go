@@ -31,7 +31,7 @@ func withName(names ...string) func(*x509.Certificate) {
 	return func(c *x509.Certificate) { c.DNSNames = names }
 }
 
-// Who is who, by certificate alone. An operator named like a host is no host,
+// Who is who, by certificate alone. An operator named like a host is not a host,
 // and the issuing CA's holder can make no operator.
 func TestIdentify_T3(t *testing.T) {
 	f := newFleetCA(t)
@@ -147,7 +147,7 @@ func TestIdentifyByVerifiedChains(t *testing.T) {
 	}
 }
 
-// What looks self-signed by its names only is no root, and chains that tell two
+// What looks self-signed by its names only is not a root, and chains that tell two
 // stories tell none.
 func TestIdentifyAmbiguousChains(t *testing.T) {
 	f := newFleetCA(t)

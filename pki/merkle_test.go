@@ -94,7 +94,7 @@ func TestVerifyInclusionRefuses(t *testing.T) {
 		{"other root", hex.EncodeToString(inner[:]), 10, 4, string(data[4]), path},
 		{"short root", tree.Root()[:62], 10, 4, string(data[4]), path},
 		{"no root", "", 10, 4, string(data[4]), path},
-		{"root is no hex", strings.Repeat("z", 64), 10, 4, string(data[4]), path},
+		{"root is not hex", strings.Repeat("z", 64), 10, 4, string(data[4]), path},
 		{"index beyond", tree.Root(), 10, 10, string(data[4]), path},
 		{"negative index", tree.Root(), 10, -1, string(data[4]), path},
 		{"negative size", tree.Root(), -10, 4, string(data[4]), path},

@@ -190,7 +190,7 @@ in
         }
         {
           assertion = badCacheKeys == [ ];
-          message = "nixfleet.trust.cacheKeys: ${lib.concatStringsSep ", " badCacheKeys} is no public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";
+          message = "nixfleet.trust.cacheKeys: ${lib.concatStringsSep ", " badCacheKeys} is not a public key of a cache, NAME:BASE64, and Nix would stop working; take the line that 'nixfleet keygen' printed.";
         }
       ];
   };

@@ -72,7 +72,7 @@ func TestProjectEdges(t *testing.T) {
 	}
 }
 
-// TestIntent_T12: signing anew is no new rollout, and every part of what is
+// TestIntent_T12: signing anew is not a new rollout, and every part of what is
 // wanted is.
 func TestIntent_T12(t *testing.T) {
 	intent := func(change func(*Fleet)) string {

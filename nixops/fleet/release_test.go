@@ -357,7 +357,7 @@ func TestEntryOfManifestAndHead_T2(t *testing.T) {
 	loose := *c.Manifest
 	loose.HostSet = []HostEntry{{Hostname: "db-01", TargetClosure: "../../etc"}}
 	if _, err := loose.Entry("db-01"); !errors.Is(err, ErrNotNamed) {
-		t.Errorf("a closure that is no base name: %v", err)
+		t.Errorf("a closure that is not a base name: %v", err)
 	}
 
 	i := c.Index["db-01"]

@@ -417,7 +417,7 @@ let
       i: r:
       when (
         !hasAttr r.hostname facts
-      ) "revocation ${toString i}: '${r.hostname}' is no declared host; that is right only for an operator's certificate"
+      ) "revocation ${toString i}: '${r.hostname}' is not a declared host; that is right only for an operator's certificate"
     ) declared.revocations)
     (twice "revocation of" (map (r: r.hostname) declared.revocations) "the last entry counts")
     (twice "bootstrap nonce" (map (n: n.nonce) declared.bootstrapNonces) "it is good for one host, once: take the others away")

@@ -1,6 +1,6 @@
 # The names of all options that modules declare, by a lib of nothing but the
 # functions that declarations call: so that documentation can be checked where there
-# is no nixpkgs. A function that is missing here stops the evaluation.
+# is not nixpkgs. A function that is missing here stops the evaluation.
 modules:
 let
   option = attrs: attrs // { _type = "option"; };

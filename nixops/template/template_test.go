@@ -126,7 +126,7 @@ func TestSecretsStayOutOfCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	syntax(t, string(script))
-	// Only the printf of the shell itself, which is no process, may be handed a key.
+	// Only the printf of the shell itself, which is not a process, may be handed a key.
 	for line := range strings.Lines(string(script)) {
 		line = strings.TrimSpace(line)
 		if (strings.Contains(line, "$RELEASE_KEY") || strings.Contains(line, "$CACHE_KEY")) &&

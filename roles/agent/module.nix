@@ -194,7 +194,7 @@ in
       }
     ];
 
-    # A directory that is there already keeps its mode: the certificate is no secret,
+    # A directory that is there already keeps its mode: the certificate is not a secret,
     # and the directory may be one that others use.
     systemd.tmpfiles.rules = [
       "d ${certificateDirectory} :0700 :root :root -"

@@ -17,7 +17,7 @@ let
     ]
   );
 
-  # URLs become part of the unit. Over ssh the name before the @ is no secret.
+  # URLs become part of the unit. Over ssh the name before the @ is not a secret.
   urls = lib.filter (url: url != null) (
     [
       cfg.source.url

@@ -8,7 +8,7 @@ import (
 )
 
 // The control plane is killed at every step of the journal, and is back after a while:
-// an outage is no reason for anything but to wait.
+// an outage is not a reason for anything but to wait.
 func init() {
 	begin := func(name string, first ...change) func(*testing.T, *ground) *play {
 		return func(t *testing.T, g *ground) *play {

@@ -162,7 +162,7 @@ func playCacheAway(t *testing.T, g *ground) {
 		"realise-failed; nothing quarantined; then converged")
 }
 
-// A download is no part of the confirm window (A9).
+// A download is not a part of the confirm window (A9).
 func playCacheSlow(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.brief, "cache-slow")
 	next := p.next("next")
