@@ -20,7 +20,6 @@ type budget struct {
 	planned  int // slots given away by the look-ahead that is running
 	promised int // slots for which the running call has woken hosts of the queue
 	queue    []*host
-	held     *hold // of a host that finds it full
 }
 
 // budgetLimit is maxInFlight or the percentage of members (rounded down, at least 1), whichever is smaller;
@@ -104,7 +103,6 @@ func (bs *budgets) bindBudget(mb fleet.ManifestBudget) {
 		return
 	}
 	b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
-	b.held = &hold{code: CodeBudget, gate: "budget", about: b}
 	bs.bySelector[key] = b
 	for _, hostname := range mb.Hosts {
 		if h := bs.w.hosts.byName[hostname]; h != nil {

@@ -323,7 +323,7 @@ func (s subject) budget() *hold {
 		if s.now.Before(s.w.budgets.unheard) && b.unheard > 0 {
 			return &hold{code: CodeBudgetUnheard, gate: "budget", about: b, opens: momentOf(s.w.budgets.unheard)}
 		}
-		return b.held
+		return &hold{code: CodeBudget, gate: "budget", about: b}
 	}
 	return nil
 }
