@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/rs/zerolog"
@@ -60,6 +61,16 @@ func TestALogThatNobodyReadsHoldsNothingUp(t *testing.T) {
 			if format == LogJSON && json.Unmarshal([]byte(line), new(map[string]any)) != nil {
 				t.Errorf("a line of %d bytes is not JSON: %.100s", len(line), line)
 			}
+		}
+	}
+}
+
+// A thread that was not scheduled for a while finds its time over; poll must not take
+// that for a wait without end.
+func TestATimeThatIsOverIsNotWaitedFor(t *testing.T) {
+	for d, want := range map[time.Duration]int{-time.Hour: 0, -time.Nanosecond: 0, 0: 0, time.Millisecond: 1, patience: 100} {
+		if got := pollTimeout(d); got != want {
+			t.Errorf("%s: %d ms, want %d", d, got, want)
 		}
 	}
 }

@@ -38,23 +38,25 @@ type steadyWriter struct {
 func (s *steadyWriter) Write(line []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if (s.cut || s.lost > 0) && s.writable() {
-		s.catchUp()
-	}
-	if !s.put(line) {
+	if !s.caughtUp() || !s.put(line) {
 		s.lost++
 	}
 	return len(line), nil
 }
 
-// catchUp ends a line that was cut, and says what is missing.
-func (s *steadyWriter) catchUp() {
+// caughtUp ends a line that was cut and says what is missing, before anything else
+// is written; false means that there is no room for it yet.
+func (s *steadyWriter) caughtUp() bool {
 	if s.cut {
 		s.cut = !s.put([]byte("\n"))
 	}
-	if lost := s.lost; lost > 0 && !s.cut && s.put(s.note(lost)) {
+	if s.cut {
+		return false
+	}
+	if s.lost > 0 && s.put(s.note(s.lost)) {
 		s.lost = 0
 	}
+	return s.lost == 0
 }
 
 func (s *steadyWriter) put(line []byte) bool {
@@ -83,7 +85,7 @@ func (s *steadyWriter) writable() bool {
 	poll := []unix.PollFd{{Fd: int32(s.file.Fd()), Events: unix.POLLOUT}}
 	until := time.Now().Add(wait)
 	for {
-		n, err := unix.Poll(poll, int(time.Until(until).Milliseconds()))
+		n, err := unix.Poll(poll, pollTimeout(time.Until(until)))
 		if err == unix.EINTR && time.Now().Before(until) {
 			continue
 		}
@@ -93,6 +95,10 @@ func (s *steadyWriter) writable() bool {
 		return !s.stuck
 	}
 }
+
+// pollTimeout is a time in milliseconds. One that has passed is zero: poll waits
+// without end when it is given a negative number.
+func pollTimeout(d time.Duration) int { return int(max(0, d).Milliseconds()) }
 
 // visibleWriter keeps characters that a terminal acts upon, or that turn the
 // direction of reading, out of a log. In JSON they become escapes, so that
