@@ -32,7 +32,8 @@ func TestBootDefault(t *testing.T) {
 	entry := func(closure string) string {
 		return "title NixOS\nlinux /EFI/nixos/k.efi\noptions init=/nix/store/" + closure + "/init loglevel=4\n"
 	}
-	grub := "set default=\"1\"\nmenuentry \"memtest\" {\n  linux /memtest\n}\nmenuentry \"NixOS\" --class nixos {\n  linux ($drive1)//kernels/x init=/nix/store/" +
+	grub := "set default=\"1\"\nmenuentry \"memtest\" {\n  linux /memtest\n}\nmenuentry \"NixOS\" --class nixos {\n  " +
+		"linux ($drive1)//kernels/x init=/nix/store/" +
 		sysA + "/init quiet\n}\nsubmenu \"old\" {\n menuentry \"2\" {\n linux x init=/nix/store/" + sysB + "/init\n }\n}\n"
 	for name, c := range map[string]struct {
 		files map[string]string
@@ -56,14 +57,19 @@ func TestBootDefault(t *testing.T) {
 		"systemd-boot entry gone": {map[string]string{
 			"boot/loader/loader.conf": "default b.conf\n", "boot/loader/entries/a.conf": entry(sysA),
 		}, ""},
-		"on /efi": {map[string]string{"efi/loader/loader.conf": "default a\n", "efi/loader/entries/a.conf": entry(sysA)}, sysA},
-		"grub":    {map[string]string{"boot/grub/grub.cfg": grub}, sysA},
+		"on /efi": {map[string]string{"efi/loader/loader.conf": "default a\n", "efi/loader/entries/a.conf": entry(sysA)},
+			sysA},
+		"grub": {map[string]string{"boot/grub/grub.cfg": grub}, sysA},
 		"grub first": {map[string]string{
 			"boot/grub/grub.cfg": strings.Replace(grub, `"1"`, `"0"`, 1),
 		}, ""},
-		"extlinux": {map[string]string{"boot/extlinux/extlinux.conf": "DEFAULT nixos-default\nLABEL nixos-1-default\n  APPEND init=/nix/store/" +
-			sysB + "/init\nLABEL nixos-default\n  MENU LABEL NixOS\n  APPEND init=/nix/store/" + sysA + "/init console=ttyS0\n"}, sysA},
-		"truncated": {map[string]string{"boot/extlinux/extlinux.conf": "DEFAULT nixos-default\nLABEL nixos-default\n  APPEND init=/nix/sto"}, ""},
+		"extlinux": {map[string]string{
+			"boot/extlinux/extlinux.conf": "DEFAULT nixos-default\nLABEL nixos-1-default\n  APPEND init=/nix/store/" +
+				sysB + "/init\nLABEL nixos-default\n  MENU LABEL NixOS\n  APPEND init=/nix/store/" + sysA +
+				"/init console=ttyS0\n"},
+			sysA},
+		"truncated": {map[string]string{
+			"boot/extlinux/extlinux.conf": "DEFAULT nixos-default\nLABEL nixos-default\n  APPEND init=/nix/sto"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
@@ -92,7 +98,8 @@ func TestBootDefault(t *testing.T) {
 
 func TestParseElapse(t *testing.T) {
 	for out, want := range map[string]string{
-		"Normalized form: x\n    Next elapse: Sun 2025-11-30 03:00:00 CET\n       (in UTC): Sun 2025-11-30 02:00:00 UTC\n       From now: 5 days left\n": "2025-11-30T02:00:00Z",
+		"Normalized form: x\n    Next elapse: Sun 2025-11-30 03:00:00 CET\n       (in UTC): Sun 2025-11-30 02:00:00 UTC\n  " +
+			"     From now: 5 days left\n": "2025-11-30T02:00:00Z",
 		"    Next elapse: Sun 2025-11-30 02:00:00 UTC\n": "2025-11-30T02:00:00Z",
 		"    Next elapse: never\n":                       "0001-01-01T00:00:00Z",
 	} {
@@ -100,7 +107,8 @@ func TestParseElapse(t *testing.T) {
 			t.Errorf("%q: %v, %v", out, next, err)
 		}
 	}
-	for _, out := range []string{"", "Next elapse: soon\n", "Next elapse: Sun 2025-11-30 03:00:00 CET\n", "Next elapse: Sun 2025-11-30 2:00:00 UTC\n", "Next elapse: Mon 2025-11-30 02:00:00 UTC\n"} {
+	for _, out := range []string{"", "Next elapse: soon\n", "Next elapse: Sun 2025-11-30 03:00:00 CET\n",
+		"Next elapse: Sun 2025-11-30 2:00:00 UTC\n", "Next elapse: Mon 2025-11-30 02:00:00 UTC\n"} {
 		if next, err := parseElapse("x", out); err == nil {
 			t.Errorf("%q: %v", out, next)
 		}
@@ -111,7 +119,8 @@ func FuzzParseElapse(f *testing.F) {
 	f.Add("    Next elapse: Sun 2025-11-30 03:00:00 CET\n       (in UTC): Sun 2025-11-30 02:00:00 UTC\n")
 	f.Add("    Next elapse: never\n")
 	f.Fuzz(func(t *testing.T, out string) {
-		if next, err := parseElapse("x", out); err == nil && !next.IsZero() && !strings.Contains(out, next.Format("15:04:05")) {
+		if next, err := parseElapse("x", out); err == nil && !next.IsZero() &&
+			!strings.Contains(out, next.Format("15:04:05")) {
 			t.Errorf("%q says %v", out, next)
 		}
 	})
@@ -137,7 +146,8 @@ func TestEntryOf(t *testing.T) {
 	if dirs := bootDirs(m.root); !slices.Equal(dirs, []string{"/boot", "/efi"}) {
 		t.Errorf("an installer writes to %v", dirs)
 	}
-	for closure, want := range map[string]string{sysA: "nixos-generation-7.conf", sysB: "nixos-nixfleet-staged-generation-1.conf", "none": ""} {
+	for closure, want := range map[string]string{sysA: "nixos-generation-7.conf",
+		sysB: "nixos-nixfleet-staged-generation-1.conf", "none": ""} {
 		if id, err := entryOf(m.root, closure); err != nil || id != want {
 			t.Errorf("entry of %s: %q, %v; want %q", closure, id, err, want)
 		}

@@ -159,7 +159,8 @@ func TestHostConfig(t *testing.T) {
 	if err := h.Reboot(t.Context()); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("reboot of a directory: %v", err)
 	}
-	for _, read := range []func(context.Context) (string, error){h.CurrentSystem, h.BootedSystem, h.Profile, h.BootDefault} {
+	for _, read := range []func(context.Context) (string, error){h.CurrentSystem, h.BootedSystem, h.Profile,
+		h.BootDefault} {
 		if got, err := read(t.Context()); got != "" || err != nil {
 			t.Errorf("an empty host has %q, %v", got, err)
 		}
@@ -184,7 +185,9 @@ func TestPinnedCaches(t *testing.T) {
 func TestCommandOutputIsBounded(t *testing.T) {
 	var lines []string
 	out, err := command{
-		path: "/bin/sh", args: []string{"-c", "echo out; i=0; while [ $i -lt 3000 ]; do echo line $i is long enough to overflow the tail >&2; i=$((i+1)); done; exit 3"},
+		path: "/bin/sh", args: []string{"-c",
+			"echo out; i=0; while [ $i -lt 3000 ]; do echo line $i is long enough to overflow the tail >&2; i=$((i+1)); done; " +
+				"exit 3"},
 		lines: func(l string) { lines = append(lines, l) },
 	}.run(t.Context())
 	failed, ok := errors.AsType[*commandError](err)
@@ -197,14 +200,16 @@ func TestCommandOutputIsBounded(t *testing.T) {
 	if len(lines) != 3000 || lines[2999] != "line 2999 is long enough to overflow the tail" {
 		t.Errorf("%d lines", len(lines))
 	}
-	_, err = command{path: "/bin/sh", args: []string{"-c", `printf 'gr\374n\n' >&2; i=0; while [ $i -lt 3000 ]; do printf '●' >&2; i=$((i+1)); done; exit 1`},
+	_, err = command{path: "/bin/sh",
+		args:  []string{"-c", `printf 'gr\374n\n' >&2; i=0; while [ $i -lt 3000 ]; do printf '●' >&2; i=$((i+1)); done; exit 1`},
 		lines: func(l string) { lines = append(lines, l) }}.run(t.Context())
 	if err == nil || !utf8.ValidString(err.Error()) || lines[3000] != "gr\uFFFDn" || !utf8.ValidString(lines[3001]) {
 		t.Errorf("what is not text: %v, lines %q", err, lines[3000:])
 	}
 	began := time.Now()
 	// An orphan that keeps the pipes open does not hold the caller.
-	_, err = command{path: "/bin/sh", args: []string{"-c", "sleep 30 & sleep 30"}, timeout: 100 * time.Millisecond}.run(t.Context())
+	_, err = command{path: "/bin/sh", args: []string{"-c", "sleep 30 & sleep 30"}, timeout: 100 * time.Millisecond}.run(
+		t.Context())
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > waitDelay+5*time.Second {
 		t.Errorf("%v after %v", err, time.Since(began))
 	}

@@ -21,12 +21,14 @@ variable=$NIXFLEET_ROOT/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4
 
 func testActiveState(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
-	mixed := r.publish("nixos-system-mixed", sim.Closure{After: sim.After{FailedUnits: []string{"bad.service"}, Inactive: []string{"idle.service"}}})
+	mixed := r.publish("nixos-system-mixed",
+		sim.Closure{After: sim.After{FailedUnits: []string{"bad.service"}, Inactive: []string{"idle.service"}}})
 	must(t, r.host.Realise(t.Context(), mixed, nil))
 	if exit, err := r.test(t, mixed, "switch-1"); err != nil || exit.Meaning() != nixops.MeaningUnits {
 		t.Fatalf("switch: %v, %v", exit, err)
 	}
-	for unit, want := range map[string]string{"bad.service": "failed", "idle.service": "inactive", "good.service": "active"} {
+	for unit, want := range map[string]string{"bad.service": "failed", "idle.service": "inactive",
+		"good.service": "active"} {
 		if state, err := r.host.ActiveState(t.Context(), unit); err != nil || state != want {
 			t.Errorf("%s is %q, %v; want %q", unit, state, err, want)
 		}
@@ -59,7 +61,8 @@ func testBootOnce(t *testing.T, r *rig) {
 		must(t, r.host.SetStaged(ctx, two))
 	}
 	// The previous closure's own installer writes the entry and stays the default.
-	if exit, err := r.host.Switch(ctx, nixops.SwitchRequest{Closure: one, Action: nixops.ActionBoot, Unit: "boot-1"}); err != nil || !exit.OK() {
+	if exit, err := r.host.Switch(ctx,
+		nixops.SwitchRequest{Closure: one, Action: nixops.ActionBoot, Unit: "boot-1"}); err != nil || !exit.OK() {
 		t.Fatalf("boot: %v, %v", exit, err)
 	}
 	for range 2 {

@@ -118,7 +118,8 @@ func testSwitch(t *testing.T, r *rig) {
 	if err != nil || !strings.Contains(text, r.output) {
 		t.Errorf("output %q, %v", text, err)
 	}
-	if state, err := r.host.SwitchState(t.Context(), "nixfleet-switch-9"); err != nil || state.Phase != nixops.UnitUnknown {
+	if state, err := r.host.SwitchState(t.Context(), "nixfleet-switch-9"); err != nil ||
+		state.Phase != nixops.UnitUnknown {
 		t.Errorf("a unit that never was: %+v, %v", state, err)
 	}
 }
@@ -139,7 +140,8 @@ func testExitCodes(t *testing.T, r *rig) {
 	}
 	locked := r.publish("nixos-system-exit-11", sim.Closure{Script: sim.Script{ExitCode: 11}})
 	must(t, r.host.Realise(t.Context(), locked, nil))
-	if exit, err := r.test(t, locked, "switch-11"); !errors.Is(err, nixops.ErrLockHeld) || exit.Meaning() != nixops.MeaningLocked {
+	if exit, err := r.test(t, locked, "switch-11"); !errors.Is(err, nixops.ErrLockHeld) ||
+		exit.Meaning() != nixops.MeaningLocked {
 		t.Errorf("exit 11: %v, %v", exit, err)
 	}
 }
@@ -147,7 +149,8 @@ func testExitCodes(t *testing.T, r *rig) {
 func testFailedUnits(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
 	before := r.publish("nixos-system-before", sim.Closure{After: sim.After{FailedUnits: []string{"old.service"}}})
-	after := r.publish("nixos-system-after", sim.Closure{After: sim.After{FailedUnits: []string{"old.service", "new.service"}}})
+	after := r.publish("nixos-system-after",
+		sim.Closure{After: sim.After{FailedUnits: []string{"old.service", "new.service"}}})
 	must(t, r.host.Realise(t.Context(), before, nil))
 	must(t, r.host.Realise(t.Context(), after, nil))
 	for i, closure := range []string{before, after} {
@@ -165,14 +168,16 @@ func testFailedUnits(t *testing.T, r *rig) {
 
 func testCrashLoop(t *testing.T, r *rig) {
 	r.installed(t, sim.Closure{})
-	loop := r.publish("nixos-system-loop", sim.Closure{After: sim.After{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond}})
+	loop := r.publish("nixos-system-loop",
+		sim.Closure{After: sim.After{CrashLoop: []string{"web.service"}, CrashEvery: 100 * time.Millisecond}})
 	must(t, r.host.Realise(t.Context(), loop, nil))
 	if exit, err := r.test(t, loop, "switch-1"); err != nil || !exit.OK() {
 		t.Fatalf("switch: %v, %v", exit, err)
 	}
 	time.Sleep(200 * time.Millisecond)
 	units, err := r.host.Units(t.Context())
-	if err != nil || !slices.ContainsFunc(units, func(u nixops.Unit) bool { return u.Name == "web.service" && u.Restarts > 0 && !u.EndsWell }) {
+	if err != nil || !slices.ContainsFunc(units,
+		func(u nixops.Unit) bool { return u.Name == "web.service" && u.Restarts > 0 && !u.EndsWell }) {
 		t.Errorf("units %+v, %v", units, err)
 	}
 	if failed, err := r.failed(t); err != nil || len(failed) != 0 {
@@ -291,7 +296,8 @@ func testUnitNames(t *testing.T, r *rig) {
 			t.Errorf("unit %q was accepted", unit)
 		}
 	}
-	if _, err := r.host.Switch(t.Context(), nixops.SwitchRequest{Closure: one, Action: "dry-activate", Unit: "x"}); err == nil {
+	if _, err := r.host.Switch(t.Context(),
+		nixops.SwitchRequest{Closure: one, Action: "dry-activate", Unit: "x"}); err == nil {
 		t.Error("an action that is none was accepted")
 	}
 }
@@ -318,7 +324,8 @@ func testRefused(t *testing.T, r *rig) {
 	if err := r.host.Realise(t.Context(), missing, nil); !errors.Is(err, nixops.ErrNotFound) {
 		t.Errorf("missing: %v", err)
 	}
-	for _, name := range []string{"", "x", "../etc", "/nix/store/" + missing, missing + "/bin", strings.ToUpper(missing), "79wqc9mdy0p3ps928658npmkbwf7km19-"} {
+	for _, name := range []string{"", "x", "../etc", "/nix/store/" + missing, missing + "/bin", strings.ToUpper(missing),
+		"79wqc9mdy0p3ps928658npmkbwf7km19-"} {
 		if err := r.host.Realise(t.Context(), name, nil); !errors.Is(err, nixops.ErrNotClosure) {
 			t.Errorf("%q: %v", name, err)
 		}
@@ -399,7 +406,8 @@ func testStop(t *testing.T, r *rig) {
 	must(t, r.host.StopUnit(t.Context(), "switch-1"))
 	must(t, r.host.StopUnit(t.Context(), "switch-never"))
 	state, err := r.host.SwitchState(t.Context(), "switch-1")
-	if err != nil || state.Phase != nixops.UnitFinished || state.Exit.OK() || state.Exit.Meaning() != nixops.MeaningKilled {
+	if err != nil || state.Phase != nixops.UnitFinished || state.Exit.OK() ||
+		state.Exit.Meaning() != nixops.MeaningKilled {
 		t.Errorf("stopped: %+v, %v", state, err)
 	}
 	until(t, func() bool { held, err := r.host.LockHeld(t.Context()); return err == nil && !held })

@@ -125,7 +125,8 @@ func testDisarm(t *testing.T, r *rig) {
 	}
 	for _, bad := range []nixops.Deadline{
 		{Unit: "d", After: time.Second}, {Unit: "d", Command: []string{"/bin/true"}},
-		{Unit: "d", After: time.Second, Command: []string{"true"}}, {Unit: "../d", After: time.Second, Command: []string{"/bin/true"}},
+		{Unit: "d", After: time.Second, Command: []string{"true"}},
+		{Unit: "../d", After: time.Second, Command: []string{"/bin/true"}},
 	} {
 		if err := r.host.ArmDeadline(t.Context(), bad); err == nil {
 			t.Errorf("armed %+v", bad)

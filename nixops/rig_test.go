@@ -121,7 +121,8 @@ func newSimRig(t *testing.T) *rig {
 		must(t, box.SetLoader(map[bool]string{false: "grub"}[can]))
 	}
 	r.collector = func(evidence string, exit int) {
-		must(t, box.Install(r.publish("nixos-system-collector", sim.Closure{After: sim.After{Evidence: evidence, CollectorExit: exit}})))
+		must(t, box.Install(r.publish("nixos-system-collector",
+			sim.Closure{After: sim.After{Evidence: evidence, CollectorExit: exit}})))
 	}
 	return r
 }
@@ -187,7 +188,8 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 		must(t, r.host.Realise(ctx, closure, nil))
 		must(t, r.host.SetProfile(ctx, closure))
 		must(t, r.host.RestoreCurrent(ctx, closure))
-		if exit, err := r.host.Switch(ctx, nixops.SwitchRequest{Closure: closure, Action: nixops.ActionBoot, Unit: "install"}); err != nil || !exit.OK() {
+		if exit, err := r.host.Switch(ctx,
+			nixops.SwitchRequest{Closure: closure, Action: nixops.ActionBoot, Unit: "install"}); err != nil || !exit.OK() {
 			t.Fatalf("install: %v %v", exit, err)
 		}
 	}
@@ -219,13 +221,15 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 		}
 		dir := filepath.Join(root, "sys/firmware/efi/efivars")
 		must(t, os.MkdirAll(dir, 0o755))
-		must(t, os.WriteFile(filepath.Join(dir, "LoaderFeatures-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), []byte(features), 0o600))
+		must(t, os.WriteFile(filepath.Join(dir, "LoaderFeatures-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), []byte(features),
+			0o600))
 	}
 	r.collector = func(evidence string, exit int) {
 		dir := filepath.Join(root, "var/lib/nixfleet-compliance")
 		must(t, os.MkdirAll(dir, 0o755))
 		must(t, os.MkdirAll(filepath.Join(root, "run/nixfleet"), 0o755))
-		program := fmt.Sprintf("#!/bin/sh\nprintf %%s '%s' >%s\nexit %d\n", evidence, filepath.Join(dir, "evidence.json"), exit)
+		program := fmt.Sprintf("#!/bin/sh\nprintf %%s '%s' >%s\nexit %d\n", evidence,
+			filepath.Join(dir, "evidence.json"), exit)
 		must(t, os.WriteFile(filepath.Join(root, "run/nixfleet", nixops.CollectorUnit), []byte(program), 0o755))
 	}
 	r.leaveLists = func() {
@@ -268,5 +272,6 @@ func (r *rig) expect(t *testing.T, what string, read func(context.Context) (stri
 
 func (r *rig) test(t *testing.T, closure, unit string, env ...string) (nixops.Exit, error) {
 	t.Helper()
-	return r.host.Switch(t.Context(), nixops.SwitchRequest{Closure: closure, Action: nixops.ActionTest, Unit: unit, Env: env})
+	return r.host.Switch(t.Context(),
+		nixops.SwitchRequest{Closure: closure, Action: nixops.ActionTest, Unit: unit, Env: env})
 }

@@ -12,7 +12,8 @@ import (
 // happens by itself, and leaves on disk what another process will find.
 func TestSimAlone(t *testing.T) {
 	dir, cache := t.TempDir(), t.TempDir()
-	const first, next = "00000000000000000000000000000000-nixos-system-a-1", "00000000000000000000000000000000-nixos-system-a-2"
+	const first, next = "00000000000000000000000000000000-nixos-system-a-1",
+		"00000000000000000000000000000000-nixos-system-a-2"
 	for _, closure := range []string{first, next} {
 		if err := WriteClosure(cache, closure, Closure{Script: Script{SwitchTime: 20 * time.Millisecond}}); err != nil {
 			t.Fatal(err)
@@ -40,7 +41,8 @@ func TestSimAlone(t *testing.T) {
 	if err := s.Realise(t.Context(), next, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Switch(t.Context(), nixops.SwitchRequest{Closure: next, Action: nixops.ActionTest, Unit: "nixfleet-switch-1"}); err != nil {
+	if _, err := s.Switch(t.Context(),
+		nixops.SwitchRequest{Closure: next, Action: nixops.ActionTest, Unit: "nixfleet-switch-1"}); err != nil {
 		t.Fatal(err)
 	}
 	expect(s, next)

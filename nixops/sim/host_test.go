@@ -35,14 +35,16 @@ func simulated(t *testing.T, one, two sim.Closure) (box *sim.Host, dir, cache st
 
 func testTwo(t *testing.T, box *sim.Host) nixops.Exit {
 	t.Helper()
-	exit, err := box.Switch(t.Context(), nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
+	exit, err := box.Switch(t.Context(),
+		nixops.SwitchRequest{Closure: simTwo, Action: nixops.ActionTest, Unit: "switch-1"})
 	must(t, err)
 	return exit
 }
 
 func TestSimPowerCycle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{After: sim.After{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true}})
+		box, _, _ := simulated(t, sim.Closure{},
+			sim.Closure{After: sim.After{FailedUnits: []string{"x.service"}, CutsNetwork: true, AgentBroken: true}})
 		booted := make(chan string, 1)
 		box.OnBoot(func(closure string) { booted <- closure })
 		box.OnDeadline(func(nixops.Deadline) { t.Error("a transient deadline outlived the power cut") })
@@ -136,7 +138,9 @@ func TestSimKilledSwitch_A23(t *testing.T) {
 func TestSimDeadlineSurvivesProcess_A9(t *testing.T) {
 	box, dir, cache := simulated(t, sim.Closure{}, sim.Closure{})
 	proof := filepath.Join(t.TempDir(), "fired")
-	must(t, box.ArmDeadline(t.Context(), nixops.Deadline{Unit: "d", After: 200 * time.Millisecond, Command: []string{"/bin/sh", "-c", "echo undone; : >" + proof}}))
+	must(t, box.ArmDeadline(t.Context(),
+		nixops.Deadline{Unit: "d", After: 200 * time.Millisecond,
+			Command: []string{"/bin/sh", "-c", "echo undone; : >" + proof}}))
 	box.Close()
 	if _, err := box.CurrentSystem(t.Context()); err == nil {
 		t.Error("a closed machine answers")

@@ -24,19 +24,25 @@ func TestComplianceGate(t *testing.T) {
 		failures   int    // reports of controls
 		errors     int    // reports of the gate
 	}{
-		{"enforce sends failing controls back", fleet.ModeEnforce, sim.Closure{After: sim.After{Evidence: failingControls}}, before, 2, 0},
-		{"permissive reports them", fleet.ModePermissive, sim.Closure{After: sim.After{Evidence: failingControls}}, target, 2, 0},
-		{"auto leaves it to the signed mode, which is disabled", "auto", sim.Closure{After: sim.After{Evidence: failingControls}}, target, 0,
+		{"enforce sends failing controls back", fleet.ModeEnforce, sim.Closure{After: sim.After{Evidence: failingControls}},
+			before, 2, 0},
+		{"permissive reports them", fleet.ModePermissive, sim.Closure{After: sim.After{Evidence: failingControls}},
+			target, 2, 0},
+		{"auto leaves it to the signed mode, which is disabled", "auto",
+			sim.Closure{After: sim.After{Evidence: failingControls}}, target, 0,
 			0},
 		{"disabled does not ask", fleet.ModeDisabled, sim.Closure{After: sim.After{Evidence: failingControls}}, target, 0, 0},
 		{"compliant", fleet.ModeEnforce,
-			sim.Closure{After: sim.After{Evidence: `{"timestamp":"NOW","controls":[{"control":"a","status":"compliant"}]}`}}, target, 0, 0},
+			sim.Closure{After: sim.After{Evidence: `{"timestamp":"NOW","controls":[{"control":"a","status":"compliant"}]}`}},
+			target, 0, 0},
 		{"enforce wants a collector", fleet.ModeEnforce, sim.Closure{}, before, 0, 1},
 		{"permissive wants none", fleet.ModePermissive, sim.Closure{}, target, 0, 0},
 		{"the collector fails", fleet.ModeEnforce, sim.Closure{After: sim.After{CollectorExit: 7}}, before, 0, 1},
-		{"old evidence", fleet.ModeEnforce, sim.Closure{After: sim.After{Evidence: `{"timestamp":"1999-12-31T23:00:00Z","controls":[]}`}},
+		{"old evidence", fleet.ModeEnforce,
+			sim.Closure{After: sim.After{Evidence: `{"timestamp":"1999-12-31T23:00:00Z","controls":[]}`}},
 			before, 0, 1},
-		{"evidence that is none", fleet.ModePermissive, sim.Closure{After: sim.After{Evidence: `{"controls":[]`}}, target, 0, 1},
+		{"evidence that is none", fleet.ModePermissive, sim.Closure{After: sim.After{Evidence: `{"controls":[]`}},
+			target, 0, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -133,7 +133,8 @@ func (f *forgetful) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.
 func TestTheLinkIsNoSuccess_A15(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{SwitchTime: 2 * time.Minute}, After: sim.After{FailedUnits: []string{"web.service"}}}))
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{SwitchTime: 2 * time.Minute},
+			After: sim.After{FailedUnits: []string{"web.service"}}}))
 		s := &eager{Host: m.sim}
 		stop := m.start(s)
 		time.Sleep(20 * time.Minute)

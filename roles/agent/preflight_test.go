@@ -189,7 +189,8 @@ func TestClockThatIsSetBackBlamesNoRelease_A22(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newPlane(t)
-				m := newMachine(t, p, map[string]sim.Closure{before: {}, target: {}, another: {Cache: sim.Cache{FetchTime: time.Minute}}})
+				m := newMachine(t, p, map[string]sim.Closure{before: {}, target: {},
+					another: {Cache: sim.Cache{FetchTime: time.Minute}}})
 				var back atomic.Int64 // nanoseconds
 				m.adjust = func(c *Config) { c.Clock = func() time.Time { return time.Now().Add(-time.Duration(back.Load())) } }
 				stop := m.start(m.sim)

@@ -158,10 +158,12 @@ func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 		target sim.Closure
 		want   [3]string
 	}{
-		"active":             {sim.Closure{}, all(target)},
-		"never started":      {sim.Closure{After: sim.After{Inactive: []string{"web.service"}}}, all(before)},
-		"started in a while": {sim.Closure{After: sim.After{Inactive: []string{"web.service"}, InactiveFor: 35 * time.Second}}, all(target)},
-		"started too late":   {sim.Closure{After: sim.After{Inactive: []string{"web.service"}, InactiveFor: time.Hour}}, all(before)},
+		"active":        {sim.Closure{}, all(target)},
+		"never started": {sim.Closure{After: sim.After{Inactive: []string{"web.service"}}}, all(before)},
+		"started in a while": {sim.Closure{
+			After: sim.After{Inactive: []string{"web.service"}, InactiveFor: 35 * time.Second}}, all(target)},
+		"started too late": {sim.Closure{After: sim.After{Inactive: []string{"web.service"}, InactiveFor: time.Hour}},
+			all(before)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -187,7 +189,8 @@ func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 func TestProbeResultsAreInCheckins(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{After: sim.After{LateUnits: []string{"web.service"}, LateAfter: 10 * time.Minute}}))
+		m := newMachine(t, p, with(sim.Closure{
+			After: sim.After{LateUnits: []string{"web.service"}, LateAfter: 10 * time.Minute}}))
 		m.checks(units)
 		m.adjust = func(c *Config) { c.HealthChecks, c.PollInterval = m.path("checks.json"), time.Hour }
 		stop := m.start(m.sim)

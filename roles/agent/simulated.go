@@ -10,9 +10,8 @@ import (
 // runSimulated does what a real machine does around its agent: its deadline runs
 // by itself, and a reboot ends the agent and starts, after the guard, another.
 func runSimulated(ctx context.Context, cfg Config, machine *sim.Host) error {
-	undoer := undoerOf(cfg)
 	machine.OnDeadline(func(d nixops.Deadline) {
-		if err := undoer.Insist(ctx, d.Unit); err != nil {
+		if err := Deadline(ctx, cfg, d.Unit); err != nil {
 			cfg.Log.Error().Err(err).Msg("undo failed")
 		}
 	})
@@ -25,7 +24,7 @@ func runSimulated(ctx context.Context, cfg Config, machine *sim.Host) error {
 		if !again {
 			return err
 		}
-		if err := undoer.Guard(ctx); err != nil {
+		if err := Guard(ctx, cfg); err != nil {
 			cfg.Log.Error().Err(err).Msg("guard failed")
 		}
 	}

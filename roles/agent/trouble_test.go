@@ -195,7 +195,9 @@ func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 func TestUnitsAreWatchedWhileProbesAreWaitedFor_A24(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{After: sim.After{LateUnits: []string{"late.service"}, LateAfter: 40 * time.Second, Inactive: []string{"web.service"}, InactiveFor: 50 * time.Second}}))
+		m := newMachine(t, p, with(sim.Closure{
+			After: sim.After{LateUnits: []string{"late.service"}, LateAfter: 40 * time.Second, Inactive: []string{"web.service"},
+				InactiveFor: 50 * time.Second}}))
 		m.checks(`{"units":[{"name":"site","unit":"web.service","intervalSeconds":5,"gracePeriodSeconds":120}]}`)
 		m.adjust = func(c *Config) { c.HealthChecks = m.path("checks.json") }
 		stop := m.start(m.sim)

@@ -72,8 +72,8 @@ func (rs *rollouts) applyPolicy(h *host, f fault, code, detail string, now time.
 	rs.w.changes.move(r)
 }
 
-// recall looks at every touched host of a rollout but the one that failed, so that each is asked to go back. The one that
-// failed is asked too where it still runs its target, as after a failed probe or compliance control.
+// recall looks at every touched host of a rollout but the one that failed, so that each is asked to go back. The one
+// that failed is asked too where it still runs its target, as after a failed probe or compliance control.
 func (rs *rollouts) recall(r *run, but *host, now time.Time) {
 	for i := range r.waves {
 		for _, x := range r.waves[i].hosts {

@@ -132,7 +132,8 @@ func (b *bench) happens(next spec, present []string) (log []string) {
 			b.box(h).wait = 90 * 24 * time.Hour
 			d := b.checkin(h)
 			if t := d.Target; t != nil && !t.Resent {
-				log = append(log, fmt.Sprint(b.now.Sub(epoch), " ", h, " wave ", t.Wave, " from ", b.box(h).running, " to ", t.Closure))
+				log = append(log, fmt.Sprint(b.now.Sub(epoch), " ", h, " wave ", t.Wave, " from ", b.box(h).running, " to ",
+					t.Closure))
 				flights = append(flights, flight{h, b.now.Add(time.Minute)})
 			}
 			ask(changed())

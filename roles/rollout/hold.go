@@ -2,8 +2,8 @@ package rollout
 
 import "time"
 
-// hold is what keeps a subject; nil keeps nothing. It is of the moment at which it was asked for: its sentence reads the
-// World as it is then. Nothing may change one.
+// hold is what keeps a subject; nil keeps nothing. It is of the moment at which it was asked for: its sentence reads
+// the World as it is then. Nothing may change one.
 type hold struct {
 	code string
 	gate string // that speaks, for people

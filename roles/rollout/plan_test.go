@@ -18,7 +18,8 @@ func TestPlanForesees(t *testing.T) {
 		budgets: []budgetSpec{{tag: "x", hosts: []string{"b", "c"}, max: 1}},
 	}
 	first := s
-	first.channels = []channelSpec{{name: "edge", waves: []waveSpec{one(0, "a", "old-a", "b", "old-b", "c", "old-c", "d", "old-d", "e", "old-e")}}}
+	first.channels = []channelSpec{
+		{name: "edge", waves: []waveSpec{one(0, "a", "old-a", "b", "old-b", "c", "old-c", "d", "old-d", "e", "old-e")}}}
 	b := start(t, first)
 	b.box("e").away = true
 	for range 3 {
@@ -47,7 +48,8 @@ func TestPlanForesees(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("moves\n got %q\nwant %q", got, want)
 	}
-	if len(v.Waves) != 3 || v.Waves[1].Wave != 1 || v.Waves[1].At.Sub(b.now) != 11*time.Minute || v.Waves[2].Channel != "stable" {
+	if len(v.Waves) != 3 || v.Waves[1].Wave != 1 || v.Waves[1].At.Sub(b.now) != 11*time.Minute ||
+		v.Waves[2].Channel != "stable" {
 		t.Errorf("waves %+v", v.Waves)
 	}
 	if len(v.Blocked) != 1 || v.Blocked[0].Host != "e" || v.Blocked[0].Reason.Code != CodeOffline {
@@ -101,7 +103,8 @@ func TestPlanShowsWhatBlocks(t *testing.T) {
 	b.report("a", Report{Event: "activation-failed", Phase: "switch"})
 	b.checkin("b")
 	v := b.w.Plan(nil, PlanOptions{}, b.now)
-	if len(v.Moves) != 0 || v.Channels[0].State != string(Halted) || !v.Channels[0].Renewed || v.Channels[0].Reason.Code != CodeHalted {
+	if len(v.Moves) != 0 || v.Channels[0].State != string(Halted) || !v.Channels[0].Renewed ||
+		v.Channels[0].Reason.Code != CodeHalted {
 		t.Errorf("%+v", v)
 	}
 	for _, x := range v.Blocked {
@@ -159,7 +162,8 @@ func TestPlanAsksSeldom(t *testing.T) {
 	for _, waves := range []int{1, 4, 90} {
 		for _, budget := range []budgetSpec{{max: 1}, {max: 30}, {pct: 10, max: -1}, {max: -1}} {
 			asked = 0
-			v := New(State{}, DefaultLimits(), epoch).Plan(fleetOf(n, waves, budget).release(), PlanOptions{AssumePresent: true}, epoch)
+			v := New(State{}, DefaultLimits(), epoch).
+				Plan(fleetOf(n, waves, budget).release(), PlanOptions{AssumePresent: true}, epoch)
 			if len(v.Moves) != n || asked > 6*n {
 				t.Errorf("%d waves, budget %+v: %d moves, %d questions", waves, budget, len(v.Moves), asked)
 			}

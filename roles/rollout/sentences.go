@@ -303,7 +303,8 @@ func sayAbsent(h *hold, s subject) (string, string) {
 	if h.opens == 0 {
 		return fmt.Sprintf("every host of channel %s is absent", s.run.Channel), "bring a host back"
 	}
-	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave, clockText(h.opens.time())), ""
+	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave,
+		clockText(h.opens.time())), ""
 }
 
 func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -62,7 +62,8 @@ type place struct {
 }
 
 func newForge(w *world) *forge {
-	f := &forge{w: w, dir: w.path("releases"), cache: w.path("cache"), heads: map[string]*fleet.Head{}, system: map[string]int{}, bad: map[string]bool{}}
+	f := &forge{w: w, dir: w.path("releases"), cache: w.path("cache"), heads: map[string]*fleet.Head{},
+		system: map[string]int{}, bad: map[string]bool{}}
 	for _, dir := range []string{f.dir, f.cache} {
 		w.must(os.MkdirAll(dir, 0o700))
 	}
@@ -88,7 +89,8 @@ func closureOf(host string, n int) string {
 
 func (f *forge) trust() []byte {
 	ci, org := f.ci.Public(), f.org.Public()
-	doc, err := (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &ci}, OrgRootKey: &pki.KeySlot{Current: &org}}).Marshal()
+	doc, err := (&pki.Trust{SchemaVersion: 1, CIReleaseKey: pki.KeySlot{Current: &ci},
+		OrgRootKey: &pki.KeySlot{Current: &org}}).Marshal()
 	f.w.must(err)
 	return doc
 }
@@ -108,13 +110,16 @@ func (f *forge) declare() {
 			failure = fleet.OnFailureRollback
 		}
 		f.fleet.Channels[channel] = fleet.Channel{
-			RolloutPolicy: channel, ReconcileIntervalMinutes: 1, FreshnessWindow: uint32(window / time.Minute), SigningIntervalMinutes: 60,
-			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: c.comply},
+			RolloutPolicy: channel, ReconcileIntervalMinutes: 1, FreshnessWindow: uint32(window / time.Minute),
+			SigningIntervalMinutes: 60,
+			Compliance:             fleet.Compliance{Frameworks: []string{}, Mode: c.comply},
 		}
-		f.fleet.RolloutPolicies[channel] = fleet.Policy{Strategy: "staged", Waves: []fleet.PolicyWave{}, OnHealthFailure: failure}
+		f.fleet.RolloutPolicies[channel] = fleet.Policy{Strategy: "staged", Waves: []fleet.PolicyWave{},
+			OnHealthFailure: failure}
 	}
 	for i, b := range s.budgets {
-		budget := fleet.Budget{Selector: fleet.Selector{Tags: []string{fmt.Sprint("b", i)}, TagsAny: []string{}, Hosts: []string{}}}
+		budget := fleet.Budget{Selector: fleet.Selector{Tags: []string{fmt.Sprint("b", i)}, TagsAny: []string{},
+			Hosts: []string{}}}
 		if b.pct > 0 {
 			budget.MaxInFlightPct = &b.pct
 		} else {
@@ -166,8 +171,10 @@ const (
 func (f *forge) advance(fails, boots func(host string) bool) {
 	web := []string{"web.service"}
 	broken := []sim.Closure{
-		{After: sim.After{FailedUnits: web}}, {After: sim.After{LateUnits: web, LateAfter: 5 * time.Second}}, {After: sim.After{CrashLoop: web, CrashEvery: 3 * time.Second}},
-		{Script: sim.Script{ExitCode: 2}}, {Script: sim.Script{BootExit: 1}}, {After: sim.After{CutsNetwork: true}}, {After: sim.After{Evidence: notCompliant}}, {After: sim.After{LateUnits: web, LateAfter: 3 * time.Minute}},
+		{After: sim.After{FailedUnits: web}}, {After: sim.After{LateUnits: web, LateAfter: 5 * time.Second}},
+		{After: sim.After{CrashLoop: web, CrashEvery: 3 * time.Second}},
+		{Script: sim.Script{ExitCode: 2}}, {Script: sim.Script{BootExit: 1}}, {After: sim.After{CutsNetwork: true}},
+		{After: sim.After{Evidence: notCompliant}}, {After: sim.After{LateUnits: web, LateAfter: 3 * time.Minute}},
 	}
 	if f.w.scenario.ill {
 		broken = broken[len(broken)-1:]
@@ -191,7 +198,8 @@ func (f *forge) advance(fails, boots func(host string) bool) {
 			c.After.Evidence = compliant
 		}
 		c.Agent, c.TrustJSON, c.Cache.Size = "self", string(f.trust()), 1
-		c.Script.SwitchTime, c.Cache.FetchTime = time.Duration(1+r.IntN(int(f.w.scenario.turn/time.Second)))*time.Second, time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
+		c.Script.SwitchTime, c.Cache.FetchTime = time.Duration(1+r.IntN(int(f.w.scenario.turn/time.Second)))*time.Second,
+			time.Duration(r.Int64N(int64(f.w.scenario.fetch)))
 		f.w.must(sim.WriteClosure(f.cache, closure, c))
 		f.fleet.Hosts[host].ClosureHash = &closure
 	}
@@ -221,7 +229,8 @@ func (f *forge) waves() {
 func (f *forge) publish() {
 	f.waves()
 	f.signed = latest(f.signed.Add(time.Second), time.Now().Truncate(time.Second))
-	r := signedRelease{at: time.Now(), wanted: map[string]string{}, files: map[string][]byte{}, ids: map[string]string{}, entries: map[string]place{}, intents: map[string]string{}}
+	r := signedRelease{at: time.Now(), wanted: map[string]string{}, files: map[string][]byte{}, ids: map[string]string{},
+		entries: map[string]place{}, intents: map[string]string{}}
 	put := func(file string, v any) string {
 		doc, err := pki.Marshal(v)
 		f.w.must(err)
@@ -231,7 +240,9 @@ func (f *forge) publish() {
 		return pki.HashHex(doc)
 	}
 	at := pki.At(f.signed)
-	revocations := put(fleet.RevocationsName, &fleet.Revocations{SchemaVersion: 1, Revocations: []fleet.Revocation{}, Meta: fleet.Meta{SchemaVersion: 1, SignedAt: &at}})
+	revocations := put(fleet.RevocationsName,
+		&fleet.Revocations{SchemaVersion: 1, Revocations: []fleet.Revocation{},
+			Meta: fleet.Meta{SchemaVersion: 1, SignedAt: &at}})
 	f.fleet.Meta.SignedAt, f.fleet.Members = &at, &fleet.Members{Revocations: &revocations}
 	hash := put(fleet.FleetName, f.fleet)
 	for channel := range f.fleet.Channels {

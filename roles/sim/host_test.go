@@ -101,12 +101,14 @@ func (h *host) path(name string) string { return h.w.path("hosts", h.name, name)
 func (h *host) install() {
 	key, err := h.key.MarshalOpenSSH("")
 	h.w.must(err)
-	for file, data := range map[string][]byte{"key": key, "trust.json": h.w.forge.trust(), "ca.pem": certPEM(h.w.forge.root.Cert), "token": h.w.forge.token(h.name, h.key), "health.json": h.w.health()} {
+	for file, data := range map[string][]byte{"key": key, "trust.json": h.w.forge.trust(),
+		"ca.pem": certPEM(h.w.forge.root.Cert), "token": h.w.forge.token(h.name, h.key), "health.json": h.w.health()} {
 		h.w.must(os.MkdirAll(filepath.Dir(h.path(file)), 0o700))
 		h.w.must(os.WriteFile(h.path(file), data, 0o600))
 	}
 	first := closureOf(h.name, 0)
-	h.w.must(sim.WriteClosure(h.w.forge.cache, first, sim.Closure{Agent: "self", TrustJSON: string(h.w.forge.trust()), Cache: sim.Cache{Size: 1}}))
+	h.w.must(sim.WriteClosure(h.w.forge.cache, first,
+		sim.Closure{Agent: "self", TrustJSON: string(h.w.forge.trust()), Cache: sim.Cache{Size: 1}}))
 	h.open()
 	h.w.must(h.sim.Install(first))
 }
@@ -155,7 +157,8 @@ func (h *host) config(mortal bool) agent.Config {
 	var mu sync.Mutex
 	return agent.Config{
 		URL: "https://cp", MachineID: h.name, TrustFile: h.path("trust.json"), CACert: h.path("ca.pem"), ClientCert: h.path("cert/agent.pem"),
-		ClientKey: h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"), AllowVolatile: true, ActsPoll: time.Hour,
+		ClientKey: h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"),
+		AllowVolatile: true, ActsPoll: time.Hour,
 		HealthChecks: h.path("health.json"), RebootPolicy: h.reboots, Clock: h.clock,
 		Host: &watched{h.sim, h, mortal}, Dial: h.dial, Log: *h.w.log(h.name),
 		Jitter: func(d time.Duration) time.Duration {
