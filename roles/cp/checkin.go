@@ -152,11 +152,15 @@ func (k *checkins) attest(host string, req *protocol.CheckinRequest, o *rollout.
 	if channel == nil {
 		return
 	}
+	signature := *req.AttestationSignature
+	if k.seen.attests(host, *h.Pubkey, signature, at, channel.RolloutID) {
+		o.Attested = true
+		return
+	}
 	ids := k.world.ids(channel.RolloutID)
 	if len(ids) == 0 {
 		ids = []string{channel.RolloutID}
 	}
-	signature := *req.AttestationSignature
 	o.Attested = k.seen.attested(host, *h.Pubkey, signature, at, ids, func(id string) bool {
 		return protocol.VerifyAttestation(*h.Pubkey, host, pki.At(at), id, signature)
 	}) != ""
@@ -215,6 +219,11 @@ type attestation struct {
 	rolloutID, newest string
 }
 
+// is reports whether a host says again what this is about.
+func (a attestation) is(key, signature string, at time.Time) bool {
+	return a.key == key && a.signature == signature && a.at.Equal(at)
+}
+
 type sighting struct {
 	at      time.Time
 	uptime  *uint64
@@ -247,6 +256,15 @@ func (l *lastSeen) of(host string) (sighting, bool) {
 	return s, ok
 }
 
+// attests reports whether a signature was found to be of the rollout whose newest id
+// this is: an idle host says the same at every check-in.
+func (l *lastSeen) attests(host, key, signature string, at time.Time, newest string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.attestations[host]
+	return a.rolloutID != "" && a.newest == newest && a.is(key, signature, at)
+}
+
 // attested gives the one of ids, oldest first, for which verifies holds, empty
 // when there is none. What was found before is not looked for again.
 func (l *lastSeen) attested(
@@ -256,7 +274,7 @@ func (l *lastSeen) attested(
 	a, known := l.attestations[host]
 	l.mu.Unlock()
 	untried := ids
-	if known && a.key == key && a.signature == signature && a.at.Equal(at) {
+	if known && a.is(key, signature, at) {
 		if slices.Contains(ids, a.rolloutID) {
 			return a.rolloutID
 		}

@@ -55,6 +55,7 @@ type connection struct {
 	until      time.Time // the first of the chain's certificates to end
 	identity   pki.Identity
 	names      []string // under which the identity may be revoked
+	declared   string   // hash of the last fleet that declares the key for the identity
 	err        error
 }
 
@@ -107,6 +108,7 @@ func (d *door) identify(ctx context.Context) (id pki.Identity, names []string, e
 	if now := time.Now(); conn.generation != generation || now.After(conn.until) {
 		conn.identity, conn.until, conn.err = d.verifyChain(conn.state.PeerCertificates, cas.pool, now)
 		conn.names, conn.generation = namesOf(conn.identity.Name, d.cfg.AgentSuffix), generation
+		conn.declared = ""
 	}
 	return conn.identity, conn.names, conn.err
 }
@@ -150,13 +152,26 @@ func (d *door) authorize(ctx context.Context) (pki.Identity, error) {
 	if id.NotBefore.Before(revoked) {
 		return id, errRevoked
 	}
-	if id.Role == pki.RoleAgent {
-		key, _ := id.Key.(ed25519.PublicKey)
-		if !pki.SameKey(snap.key(id.Name), key) {
-			return id, errNotDeclared
-		}
+	if id.Role == pki.RoleAgent && !connectionOf(ctx).declaredBy(snap) {
+		return id, errNotDeclared
 	}
 	return id, nil
+}
+
+// declaredBy reports whether a release declares the key of the connection for its host.
+// It compares once for each connection and fleet.
+func (c *connection) declaredBy(snap *snapshot) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.declared == snap.rel.FleetHash {
+		return true
+	}
+	key, _ := c.identity.Key.(ed25519.PublicKey)
+	if !pki.SameKey(snap.key(c.identity.Name), key) {
+		return false
+	}
+	c.declared = snap.rel.FleetHash
+	return true
 }
 
 // namesOf are the names under which a host or operator may stand in a list of

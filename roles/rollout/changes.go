@@ -141,3 +141,9 @@ func (w *World) finish() Change {
 	*p = changes{virtual: p.virtual}
 	return c
 }
+
+// Empty reports whether nothing has to be stored and no host has to be woken.
+func (c Change) Empty() bool {
+	return len(c.Rollouts) == 0 && len(c.Hosts) == 0 && len(c.Dispatches) == 0 &&
+		len(c.Quarantines) == 0 && len(c.Events) == 0 && len(c.Wake) == 0
+}

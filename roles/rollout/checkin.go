@@ -271,3 +271,28 @@ func (ls *leases) rollback(h *host) *protocol.Rollback {
 	}
 	return rb
 }
+
+// arrive takes a host of v1 that runs the target it had staged as one that confirmed: its agent has forgotten the
+// dispatch over the reboot, and says no more than what runs.
+func (ls *leases) arrive(h *host, now time.Time) {
+	l := h.lease
+	if !l.deferred() || l.KnowsLease || h.said.KnowsLease {
+		return
+	}
+	if !h.contact.reported || h.said.Closure != l.Closure || h.said.BootID == h.proof.stagedBoot {
+		return
+	}
+	own := h.run != nil && l.Intent == h.run.Intent
+	if own && (h.run.recalled() || h.state() == Failed || h.state() == Reverted) {
+		return
+	}
+	ls.endLease(h, DispatchConfirmed, now)
+	if own {
+		ls.w.hosts.becomeHealthy(h, now)
+		h.proof.healthAt = now // what runs was seen just now
+		ls.w.hosts.settleHealth(h, now)
+	}
+}
+
+// recalled reports whether the touched hosts of the rollout go back, or have done so.
+func (r *run) recalled() bool { return r.State == Reverting || r.State == RolloutReverted }

@@ -97,9 +97,6 @@ func (ls *leases) confirmCurrent(h *host, id string, now time.Time) bool {
 	return true
 }
 
-// recalled reports whether the touched hosts of the rollout go back, or have done so.
-func (r *run) recalled() bool { return r.State == Reverting || r.State == RolloutReverted }
-
 // recover keeps what a confirm without a dispatch that could take it says: the dispatch ended before the host
 // got through, or was lost with the database. Its answer may be lost, too, and the host then says it again when
 // a newer release is in force.

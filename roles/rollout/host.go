@@ -89,3 +89,11 @@ type lease struct {
 
 func (l *lease) pending() bool  { return l != nil && l.State == DispatchPending }
 func (l *lease) deferred() bool { return l != nil && l.State == DispatchDeferred }
+
+// state is where the host stands in its rollout.
+func (h *host) state() HostState {
+	if h.rec == nil {
+		return Queued
+	}
+	return h.rec.State
+}

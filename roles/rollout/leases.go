@@ -29,15 +29,6 @@ func (ls *leases) endLease(h *host, state string, now time.Time) {
 	}
 }
 
-// expiry is when a dispatch is over. One that has begun and whose host is silent gets the margin on top: an agent
-// that undoes at its own deadline needs a moment to say why.
-func (ls *leases) expiry(h *host) time.Time {
-	if st := h.state(); (st == Activating || st == ConfirmWindow) && ls.w.hosts.offline(h, h.lease.ConfirmDeadline) {
-		return h.lease.ConfirmDeadline.Add(ls.w.limits.Margin)
-	}
-	return h.lease.ConfirmDeadline
-}
-
 // expire ends a dispatch that was not confirmed in time.
 func (ls *leases) expire(h *host, now time.Time) {
 	l := h.lease
@@ -76,27 +67,5 @@ func (ls *leases) start(h *host, now time.Time) {
 	ls.w.changes.saveLease(l)
 	if h.run != nil && l.Intent == h.run.Intent && h.state() == Dispatched {
 		ls.w.hosts.enter(h, Activating, "", "", now)
-	}
-}
-
-// arrive takes a host of v1 that runs the target it had staged as one that confirmed: its agent has forgotten the
-// dispatch over the reboot, and says no more than what runs.
-func (ls *leases) arrive(h *host, now time.Time) {
-	l := h.lease
-	if !l.deferred() || l.KnowsLease || h.said.KnowsLease {
-		return
-	}
-	if !h.contact.reported || h.said.Closure != l.Closure || h.said.BootID == h.proof.stagedBoot {
-		return
-	}
-	own := h.run != nil && l.Intent == h.run.Intent
-	if own && (h.run.recalled() || h.state() == Failed || h.state() == Reverted) {
-		return
-	}
-	ls.endLease(h, DispatchConfirmed, now)
-	if own {
-		ls.w.hosts.becomeHealthy(h, now)
-		h.proof.healthAt = now // what runs was seen just now
-		ls.w.hosts.settleHealth(h, now)
 	}
 }

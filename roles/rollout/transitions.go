@@ -8,13 +8,6 @@ import (
 	"nixfleet/roles/protocol"
 )
 
-func (h *host) state() HostState {
-	if h.rec == nil {
-		return Queued
-	}
-	return h.rec.State
-}
-
 // record returns the host's row in its rollout, making it when needed.
 func (hs *hosts) record(h *host, now time.Time) *record {
 	if h.rec == nil {

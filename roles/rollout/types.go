@@ -128,12 +128,6 @@ type Change struct {
 	Wake        []string         // hosts whose answer may have changed, sorted
 }
 
-// Empty reports whether nothing has to be stored and no host has to be woken.
-func (c Change) Empty() bool {
-	return len(c.Rollouts) == 0 && len(c.Hosts) == 0 && len(c.Dispatches) == 0 &&
-		len(c.Quarantines) == 0 && len(c.Events) == 0 && len(c.Wake) == 0
-}
-
 // Merge appends a later change. Rows keep their order, so that the last one of a key wins.
 func (c *Change) Merge(o Change) {
 	c.Rollouts = append(c.Rollouts, o.Rollouts...)

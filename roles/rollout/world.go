@@ -185,16 +185,6 @@ func (hs *hosts) host(name string) *host {
 	return h
 }
 
-// at is the resolution of everything stored: milliseconds, UTC.
-func at(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
 // State exports what New needs to go on from here.
 func (w *World) State() State {
 	s := State{}
