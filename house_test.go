@@ -113,11 +113,10 @@ func TestFloors(t *testing.T) {
 	})
 	for room, others := range allowed {
 		if !rooms[room] {
-			t.Logf("%s is not a room yet", room)
-			continue
+			t.Errorf("%s is not a room any more: delete its row", room)
 		}
 		for _, other := range others {
-			if rooms[other] && !used[room+" "+other] {
+			if !used[room+" "+other] {
 				t.Errorf("%s does not import %s any more: delete it from its row", room, other)
 			}
 		}

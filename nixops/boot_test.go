@@ -41,7 +41,8 @@ func TestBootDefault(t *testing.T) {
 	}{
 		"no loader": {},
 		"systemd-boot": {map[string]string{
-			"boot/loader/loader.conf":                          "timeout 5\ndefault nixos-generation-2.conf\nconsole-mode keep\n",
+			"boot/loader/loader.conf": "timeout 5\ndefault nixos-generation-2.conf\nconsole-mode " +
+				"keep\n",
 			"boot/loader/entries/nixos-generation-1.conf":      entry(sysB),
 			"boot/loader/entries/nixos-generation-2.conf":      entry(sysA),
 			"boot/loader/entries/nixos-generation-3-best.conf": entry(sysB),
@@ -130,12 +131,13 @@ func TestEntryOf(t *testing.T) {
 	root := t.TempDir()
 	entry := func(closure string) string { return "options init=/nix/store/" + closure + "/init\n" }
 	write(t, root, map[string]string{
-		"boot/loader/entries/nixos-generation-7+2-1.conf":                 entry(sysA),
-		"boot/loader/entries/nixos-generation-6.conf":                     entry(sysA),
-		"efi/loader/entries/nixos-nixfleet-staged-generation-1+3.conf":    entry(sysB),
-		"boot/loader/entries/nixos-generation-9.conf.tmp":                 entry(sysB),
-		"boot/loader/entries/memtest.conf":                                "efi /memtest.efi\n",
-		"sys/firmware/efi/efivars/LoaderEntryOneShot" + loaderVendor:      "\x07\x00\x00\x00m\x00e\x00m\x00t\x00e\x00s\x00t\x00\x00\x00",
+		"boot/loader/entries/nixos-generation-7+2-1.conf":              entry(sysA),
+		"boot/loader/entries/nixos-generation-6.conf":                  entry(sysA),
+		"efi/loader/entries/nixos-nixfleet-staged-generation-1+3.conf": entry(sysB),
+		"boot/loader/entries/nixos-generation-9.conf.tmp":              entry(sysB),
+		"boot/loader/entries/memtest.conf":                             "efi /memtest.efi\n",
+		"sys/firmware/efi/efivars/LoaderEntryOneShot" +
+			loaderVendor: "\x07\x00\x00\x00m\x00e\x00m\x00t\x00e\x00s\x00t\x00\x00\x00",
 		"sys/firmware/efi/efivars/LoaderFeatures" + loaderVendor:          "\x06\x00",
 		"boot/loader/entries/nixos-nixfleet-staged-generation-0.conf.bak": entry(sysB),
 	})

@@ -104,7 +104,8 @@ func TestClockFloor_A22(t *testing.T) {
 		t.Error("a floor out of nothing")
 	}
 	for version, want := range map[string]time.Time{
-		"25.11.20260301.4f1c0a9": day("2026-03-01"), "26.05pre912345.4f1c0a9": {}, "25.11pre-git": {}, "": {}, "25.11.20269901.x": {},
+		"25.11.20260301.4f1c0a9": day("2026-03-01"), "26.05pre912345.4f1c0a9": {}, "25.11pre-git": {}, "": {},
+		"25.11.20269901.x": {},
 	} {
 		if got := SourceDate(version); !got.Equal(want) {
 			t.Errorf("source date of %q is %v", version, got)
@@ -201,7 +202,8 @@ func TestCommandOutputIsBounded(t *testing.T) {
 		t.Errorf("%d lines", len(lines))
 	}
 	_, err = command{path: "/bin/sh",
-		args:  []string{"-c", `printf 'gr\374n\n' >&2; i=0; while [ $i -lt 3000 ]; do printf '●' >&2; i=$((i+1)); done; exit 1`},
+		args: []string{"-c",
+			`printf 'gr\374n\n' >&2; i=0; while [ $i -lt 3000 ]; do printf '●' >&2; i=$((i+1)); done; exit 1`},
 		lines: func(l string) { lines = append(lines, l) }}.run(t.Context())
 	if err == nil || !utf8.ValidString(err.Error()) || lines[3000] != "gr\uFFFDn" || !utf8.ValidString(lines[3001]) {
 		t.Errorf("what is not text: %v, lines %q", err, lines[3000:])

@@ -59,7 +59,8 @@ func help(job string) error {
 	}
 	c := o.Config
 	host, err := nixops.NewHost(nixops.HostConfig{
-		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir, Launchctl: c.Launchctl,
+		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir,
+		Launchctl:    c.Launchctl,
 		Substituters: c.Substituters, TrustedPublicKeys: c.TrustedPublicKeys, Log: zerolog.Nop(),
 	})
 	if err != nil {
@@ -96,7 +97,8 @@ func runHelper(t *testing.T, job helperJob) {
 	t.Helper()
 	c := job.Config
 	o := helperOrder{Switch: job.Switch, Config: helperConfig{
-		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir, Launchctl: c.Launchctl,
+		Root: c.Root, Nix: c.Nix, NixConfDir: c.NixConfDir, Supervisor: c.Supervisor, RunDir: c.RunDir,
+		Launchctl:    c.Launchctl,
 		Substituters: c.Substituters, TrustedPublicKeys: c.TrustedPublicKeys,
 	}}
 	if job.Deadline != nil {

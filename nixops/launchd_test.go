@@ -23,7 +23,8 @@ func TestLaunchdSupervisor(t *testing.T) {
 	}
 	write(t, dir, map[string]string{
 		"launchctl": string(script),
-		"list":      "-\t78\torg.example.bad\n120\t0\torg.example.good\n121\t1\torg.example.restarted\n-\t0\torg.example.done\n",
+		"list": "-\t78\torg.example.bad\n120\t0\torg.example.good\n121\t1\torg.example.restarted\n" +
+			"-\t0\torg.example.done\n",
 	})
 	if err := os.Chmod(dir+"/launchctl", 0o755); err != nil {
 		t.Fatal(err)
@@ -98,7 +99,8 @@ func TestLaunchdSupervisor(t *testing.T) {
 		t.Errorf("health %+v, %v", units, err)
 	}
 	for unit, want := range map[string]string{
-		"org.example.good": "active", "org.example.bad": "failed", "org.example.done": "inactive", "org.example.none": "not-found",
+		"org.example.good": "active", "org.example.bad": "failed", "org.example.done": "inactive",
+		"org.example.none": "not-found",
 	} {
 		if state, err := l.activeState(ctx, unit); err != nil || state != want {
 			t.Errorf("%s is %q, %v; want %q", unit, state, err, want)

@@ -26,7 +26,8 @@ func TestVolatile_A26(t *testing.T) {
 		"24 22 0:22 / /var/lib rw shared:1 - overlay overlay rw,lowerdir=/a:/b,upperdir=/persist/up,workdir=/w\n" +
 		"25 22 0:23 / /varnish rw - tmpfs tmpfs rw\nshort line\n"
 	for path, want := range map[string]string{
-		"/etc": "/tmp/up per", "/var/lib/nixfleet-agent": "/persist/up", "/var/lib": "/persist/up", "/var/log": "", "/various": "/tmp/up per",
+		"/etc": "/tmp/up per", "/var/lib/nixfleet-agent": "/persist/up", "/var/lib": "/persist/up", "/var/log": "",
+		"/various": "/tmp/up per",
 	} {
 		if got := upperOf(bufio.NewScanner(strings.NewReader(mounts)), path); got != want {
 			t.Errorf("upper of %s is %q, want %q", path, got, want)

@@ -146,9 +146,11 @@ func newRealRig(t *testing.T, nix testnix.Nix, change func(*nixops.HostConfig)) 
 	other := ""
 	r.publish = func(name string, c sim.Closure) string {
 		spec := testnix.Spec{
-			Name: name, ExitCode: c.Script.ExitCode, BootExit: c.Script.BootExit, CheckExit: c.Script.CheckExit, NoCheck: c.Script.NoCheck,
-			SwitchSeconds: c.Script.SwitchTime.Seconds(), FailedUnits: c.After.FailedUnits, TrustJSON: c.TrustJSON, NoSwitch: c.NoSwitch,
-			Files: map[string]string{}, Restarts: map[string]int{}, InactiveUnits: c.After.Inactive,
+			Name: name, ExitCode: c.Script.ExitCode, BootExit: c.Script.BootExit, CheckExit: c.Script.CheckExit,
+			NoCheck:       c.Script.NoCheck,
+			SwitchSeconds: c.Script.SwitchTime.Seconds(), FailedUnits: c.After.FailedUnits, TrustJSON: c.TrustJSON,
+			NoSwitch: c.NoSwitch,
+			Files:    map[string]string{}, Restarts: map[string]int{}, InactiveUnits: c.After.Inactive,
 		}
 		for _, unit := range c.After.CrashLoop {
 			spec.Restarts[unit] = 3

@@ -129,8 +129,9 @@ func TestFlakeModulesCanBeImportedTwice(t *testing.T) {
 func TestModulesAreOfTheirKindOfSystem(t *testing.T) {
 	nixpkgsLib(t)
 	for module, class := range map[string]string{
-		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin", "nixosModules.operator": "darwin",
-		"darwinModules.agent": "nixos",
+		"nixosModules.default": "darwin", "nixosModules.agent": "darwin", "nixosModules.control-plane": "darwin",
+		"nixosModules.operator": "darwin",
+		"darwinModules.agent":   "nixos",
 	} {
 		err := evaluate(t,
 			flake+
@@ -225,7 +226,8 @@ in `
 	}
 	for arguments, want := range map[string]string{
 		`{ hostName = "a"; platform = "x86_64-linux"; isVm = true; }`: "isVm = true of host 'a' has no meaning here",
-		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`:    "name and hostName are two names of one argument; keep name",
+		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`: "name and hostName are two names of one argument; " +
+			"keep name",
 		`{ hostName = "a"; }`:                              `system is missing; write for example system = "x86_64-linux"`,
 		`{ platform = "x86_64-linux"; }`:                   `name is missing; write for example name = "web-01"`,
 		`{ hostName = "a"; platform = "aarch64-darwin"; }`: "host 'a' is on aarch64-darwin; pass nix-darwin",

@@ -167,7 +167,8 @@ func build(t testing.TB) string {
 var credentials = map[string]string{
 	"tls-cert": "server.cert.pem", "tls-key": "server.key.pem", "client-ca": "client-ca.pem",
 	"fleet-ca-cert": "issuing-ca.cert.pem", "fleet-ca-key": "issuing-ca.key.pem",
-	"source-ssh-key": "release.key", "source-token": "token", "webhook-token": "token", "channel-refs-token": "token", "rollouts-source-token": "token",
+	"source-ssh-key": "release.key", "source-token": "token", "webhook-token": "token", "channel-refs-token": "token",
+	"rollouts-source-token": "token",
 }
 
 // The executable reads every command line of a unit, and with it the trust.json

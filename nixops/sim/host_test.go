@@ -77,7 +77,8 @@ func TestSimPowerCycle(t *testing.T) {
 func TestSimLateUnitsAndCallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		box, _, _ := simulated(t, sim.Closure{}, sim.Closure{
-			Script: sim.Script{SwitchTime: 10 * time.Second}, After: sim.After{LateUnits: []string{"late.service"}, LateAfter: 5 * time.Second},
+			Script: sim.Script{SwitchTime: 10 * time.Second},
+			After:  sim.After{LateUnits: []string{"late.service"}, LateAfter: 5 * time.Second},
 		})
 		switched := make(chan string, 1)
 		box.OnSwitched(func(closure string) { switched <- closure })

@@ -68,7 +68,8 @@ func TestALogThatNobodyReadsHoldsNothingUp(t *testing.T) {
 // A thread that was not scheduled for a while finds its time over; poll must not take
 // that for a wait without end.
 func TestATimeThatIsOverIsNotWaitedFor(t *testing.T) {
-	for d, want := range map[time.Duration]int{-time.Hour: 0, -time.Nanosecond: 0, 0: 0, time.Millisecond: 1, patience: 100} {
+	for d, want := range map[time.Duration]int{-time.Hour: 0, -time.Nanosecond: 0, 0: 0, time.Millisecond: 1,
+		patience: 100} {
 		if got := pollTimeout(d); got != want {
 			t.Errorf("%s: %d ms, want %d", d, got, want)
 		}

@@ -174,7 +174,8 @@ func simClosureName(host string, n int) string {
 func (f *simFleet) build(host string, n int) {
 	f.t.Helper()
 	f.must(sim.WriteClosure(f.path("cache"), simClosureName(host, n), sim.Closure{
-		Agent: "self", TrustJSON: f.read("keys/trust.json"), Cache: sim.Cache{Size: 1 << 20}, Script: sim.Script{SwitchTime: f.switching},
+		Agent: "self", TrustJSON: f.read("keys/trust.json"), Cache: sim.Cache{Size: 1 << 20},
+		Script: sim.Script{SwitchTime: f.switching},
 	}))
 }
 

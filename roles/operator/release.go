@@ -17,7 +17,8 @@ import (
 func releaseCommand() *cli.Command {
 	return &cli.Command{
 		Name: "release", Usage: "build, sign and publish a release of the fleet",
-		Description: "Evaluates fleet.resolved, builds every host, pushes the closures, stamps, canonicalises and signs the\n" +
+		Description: "Evaluates fleet.resolved, builds every host, pushes the closures, stamps, canonicalises and signs " +
+			"the\n" +
 			"fleet, its manifests, heads and lists, verifies all of it as a host will, and only then writes the release\n" +
 			"directory and, with --git-push, one commit on top of the branch that was read. --resign renews the\n" +
 			"signatures of the release in place without building: run it by a timer, well inside the freshness window.\n\n" +

@@ -15,7 +15,8 @@ import (
 func revokeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "revoke", Usage: "refuse a host's (or an operator's) certificates from now on", ArgsUsage: "NAME",
-		Description: "Takes effect on the next request. The control plane keeps it in its database only: commit the printed\n" +
+		Description: "Takes effect on the next request. The control plane keeps it in its database only: commit the " +
+			"printed\n" +
 			"line, so that it outlives that. A host comes back with a new token.\n\n" +
 			"Example:\n   nixfleet revoke web-07 --reason 'disk was stolen'",
 		Flags: append(connectionFlags(),

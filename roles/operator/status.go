@@ -19,7 +19,8 @@ const staleAfter = 2
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "what every host runs and what it should run",
-		Description: "A host is offline when it has missed its check-ins, and marked stale when it has been silent for more\n" +
+		Description: "A host is offline when it has missed its check-ins, and marked stale when it has been silent for " +
+			"more\n" +
 			"than two freshness windows of its channel. nixfleet host explain says more of each.\n\n" +
 			"Example:\n   nixfleet status\n   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
 		Flags: append(connectionFlags(), command.JSONFlag(),

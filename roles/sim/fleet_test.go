@@ -99,9 +99,11 @@ func (f *forge) trust() []byte {
 func (f *forge) declare() {
 	s, commit := f.w.scenario, strings.Repeat("c", 40)
 	f.fleet = &fleet.Fleet{
-		SchemaVersion: 1, Hosts: map[string]*fleet.Host{}, Channels: map[string]fleet.Channel{}, RolloutPolicies: map[string]fleet.Policy{},
-		Waves: map[string][]fleet.Wave{}, Edges: []fleet.Edge{}, ChannelEdges: []fleet.ChannelEdge{}, DisruptionBudgets: []fleet.Budget{},
-		Meta: fleet.Meta{SchemaVersion: 1, CICommit: &commit},
+		SchemaVersion: 1, Hosts: map[string]*fleet.Host{}, Channels: map[string]fleet.Channel{},
+		RolloutPolicies: map[string]fleet.Policy{},
+		Waves:           map[string][]fleet.Wave{}, Edges: []fleet.Edge{}, ChannelEdges: []fleet.ChannelEdge{},
+		DisruptionBudgets: []fleet.Budget{},
+		Meta:              fleet.Meta{SchemaVersion: 1, CICommit: &commit},
 	}
 	for i, c := range s.channels {
 		channel := fmt.Sprint("c", i)

@@ -156,8 +156,9 @@ func (h *host) config(mortal bool) agent.Config {
 	chance := stream(h.w.scenario.seed, "agent", h.name, time.Now().UnixNano())
 	var mu sync.Mutex
 	return agent.Config{
-		URL: "https://cp", MachineID: h.name, TrustFile: h.path("trust.json"), CACert: h.path("ca.pem"), ClientCert: h.path("cert/agent.pem"),
-		ClientKey: h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"),
+		URL: "https://cp", MachineID: h.name, TrustFile: h.path("trust.json"), CACert: h.path("ca.pem"),
+		ClientCert: h.path("cert/agent.pem"),
+		ClientKey:  h.path("key"), SSHHostKey: h.path("key"), TokenFile: h.path("token"), StateDir: h.path("state"),
 		AllowVolatile: true, ActsPoll: time.Hour,
 		HealthChecks: h.path("health.json"), RebootPolicy: h.reboots, Clock: h.clock,
 		Host: &watched{h.sim, h, mortal}, Dial: h.dial, Log: *h.w.log(h.name),

@@ -73,7 +73,8 @@ func (m simulatedMachines) build(name string, n int, good bool) error {
 		return err
 	}
 	c := sim.Closure{Agent: "self", TrustJSON: string(trust),
-		Cache: sim.Cache{FetchTime: 300 * time.Millisecond, Size: 1 << 20}, Script: sim.Script{SwitchTime: 200 * time.Millisecond}}
+		Cache:  sim.Cache{FetchTime: 300 * time.Millisecond, Size: 1 << 20},
+		Script: sim.Script{SwitchTime: 200 * time.Millisecond}}
 	if !good {
 		c.After.FailedUnits = []string{failingUnit}
 	}
