@@ -118,6 +118,7 @@ func (r *runner) rollBack(n *node, h int) {
 func (r *runner) confirm(n *node, h int, answered bool) bool {
 	b := &n.Boxes[h]
 	v1 := r.spec.hosts[h].v1
+	r.letGo(n, h) // it is about to be something else
 	if b.Phase == checking && !v1 {
 		b.Phase, b.Proven, b.Deadline = committed, n.Now, 0
 	}

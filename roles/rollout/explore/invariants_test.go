@@ -160,7 +160,8 @@ func (r *runner) answers(n *node, h int, d rollout.Decision) {
 	switch {
 	case d.Rollback != nil:
 		r.tell("    it is asked to go back: %s", d.Rollback.Reason)
-		if l.Halted != recalled || !s.channels[channel].revert {
+		v, _ := n.W.Host(name, n.time())
+		if l.Halted != recalled && v.State != rollout.Failed || !s.channels[channel].revert {
 			r.violate(invRollback, "host %s is asked to go back in a rollout that was not recalled", name)
 		}
 		return
@@ -209,6 +210,8 @@ func (r *runner) leases(n *node, h int, t *rollout.Target) {
 	switch {
 	case t.StartBy <= 0:
 		r.violate(invLease, "host %s is given its target with a lease of %s", hostName(h), t.StartBy)
+	case t.Resent && r.spec.hosts[h].v1:
+		r.violate(invLease, "host %s, whose agent is of v1, is told its target twice", hostName(h))
 	case t.Resent:
 	case b.Lease >= n.Now && b.Lease > 0 && b.LeaseOf == content && !b.Retried:
 		r.violate(invLease, "host %s is dispatched twice at once", hostName(h))
