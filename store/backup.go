@@ -104,7 +104,8 @@ func (s *Store) Prune(ctx context.Context, now time.Time) error {
 		}{
 			{`DELETE FROM token_replay WHERE keep_until < ?`, text(now)},
 			{`DELETE FROM pending_confirms WHERE dispatched_at < ? AND state NOT IN ('pending', 'deferred-pending-reboot')
-				AND EXISTS (SELECT 1 FROM pending_confirms n WHERE n.hostname = pending_confirms.hostname AND n.id > pending_confirms.id)`, ended},
+				AND EXISTS (SELECT 1 FROM pending_confirms n
+					WHERE n.hostname = pending_confirms.hostname AND n.id > pending_confirms.id)`, ended},
 			{`DELETE FROM rollout_events WHERE at < ?`, ended},
 			{`DELETE FROM host_reports WHERE received_at < ?`, ended},
 			{`DELETE FROM rollout_hosts WHERE intent IN (SELECT intent FROM rollouts WHERE superseded_at < ?)

@@ -13,7 +13,9 @@ import (
 // limit lines. With a rollout id, under whichever of its ids, it reads only
 // what concerns that rollout: nothing while the rollout is not known.
 func (s *Store) Events(ctx context.Context, rolloutID string, after int64, limit int) ([]protocol.Event, error) {
-	query, args := `SELECT seq, at, kind, intent, rollout_id, channel, hostname, actor, reason, detail FROM rollout_events WHERE seq > ?`, []any{after}
+	query := `SELECT seq, at, kind, intent, rollout_id, channel, hostname, actor, reason, detail FROM rollout_events
+		WHERE seq > ?`
+	args := []any{after}
 	if rolloutID != "" {
 		query += ` AND intent IN (SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?)`
 		args = append(args, rolloutID)
@@ -63,9 +65,11 @@ func (s *Store) Confirmed(ctx context.Context, hostname, rolloutID, closure stri
 // Trace reads the dispatches of a rollout by wave, then time. Every id of a
 // re-signed rollout gives all of them.
 func (s *Store) Trace(ctx context.Context, rolloutID string) ([]TraceRow, error) {
-	rows, err := collect(ctx, s.read, `SELECT hostname, channel, target_closure_hash, target_channel_ref, state, wave, dispatched_at,
-		confirm_deadline, confirmed_at, ended_at FROM pending_confirms LEFT JOIN dispatch_leases USING (id) WHERE rollout_id = ?1 OR intent IN
-		(SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?1) ORDER BY wave, dispatched_at, id`,
+	rows, err := collect(ctx, s.read, `SELECT hostname, channel, target_closure_hash, target_channel_ref, state, wave,
+		dispatched_at,
+		confirm_deadline, confirmed_at, ended_at FROM pending_confirms LEFT JOIN dispatch_leases USING (id)
+		WHERE rollout_id = ?1 OR intent IN (SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?1) ORDER
+			BY wave, dispatched_at, id`,
 		func(r *TraceRow) []any {
 			return []any{&r.Host, &r.Channel, &r.Closure, &r.ChannelRef, &r.State, &r.Wave, moment{&r.DispatchedAt},
 				moment{&r.ConfirmDeadline}, maybe{&r.ConfirmedAt}, maybe{&r.EndedAt}}

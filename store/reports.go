@@ -28,8 +28,8 @@ func (s *Store) AddReport(ctx context.Context, r Report) error {
 }
 
 func (r Report) put(tx *sql.Tx) error {
-	if _, err := tx.Exec(`INSERT INTO host_reports (event_id, hostname, received_at, event, rollout_id, signature_status, details)
-			VALUES (?,?,?,?,?,?,?)`,
+	if _, err := tx.Exec(`INSERT INTO host_reports
+			(event_id, hostname, received_at, event, rollout_id, signature_status, details) VALUES (?,?,?,?,?,?,?)`,
 		r.EventID, r.Hostname, text(r.ReceivedAt), r.Event, r.Rollout, r.Verdict, r.Details); err != nil {
 		return err
 	}
@@ -40,8 +40,8 @@ func (r Report) put(tx *sql.Tx) error {
 
 // Reports reads the newest reports of all hosts, newest first.
 func (s *Store) Reports(ctx context.Context, limit int) ([]Report, error) {
-	reports, err := collect(ctx, s.read, `SELECT event_id, hostname, received_at, event, rollout_id, signature_status, details
-		FROM host_reports ORDER BY seq DESC LIMIT ?`, func(r *Report) []any {
+	reports, err := collect(ctx, s.read, `SELECT event_id, hostname, received_at, event, rollout_id, signature_status,
+		details FROM host_reports ORDER BY seq DESC LIMIT ?`, func(r *Report) []any {
 		return []any{&r.EventID, &r.Hostname, moment{&r.ReceivedAt}, &r.Event, &r.Rollout, &r.Verdict, &r.Details}
 	}, limit)
 	if err != nil {

@@ -50,8 +50,9 @@ func putRollouts(tx *sql.Tx, c rollout.Change) error {
 				return err
 			}
 		}
-		if _, err := tx.Exec(`INSERT OR REPLACE INTO rollouts (channel, intent, rollout_id, channel_ref, ids, state, wave, wave_since,
-			opened_at, created_at, terminal_at, superseded_at, superseded_by, halt_reason, hold) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+		if _, err := tx.Exec(`INSERT OR REPLACE INTO rollouts (channel, intent, rollout_id, channel_ref, ids, state,
+			wave, wave_since, opened_at, created_at, terminal_at, superseded_at, superseded_by, halt_reason, hold)
+			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 			r.Channel, r.Intent, r.RolloutID, r.ChannelRef, ids, string(r.State), r.Wave, text(r.WaveSince), text(r.OpenedAt),
 			text(r.CreatedAt), textOrNull(r.TerminalAt), textOrNull(r.SupersededAt), r.SupersededBy, r.HaltReason,
 			hold); err != nil {
@@ -65,8 +66,8 @@ func putHosts(tx *sql.Tx, c rollout.Change) error {
 	if len(c.Hosts) == 0 {
 		return nil
 	}
-	put, err := tx.Prepare(`INSERT OR REPLACE INTO rollout_hosts (hostname, intent, channel, state, wave, closure_hash, previous, since,
-		healthy_since, failing_since, reason, attempt, failures) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)`)
+	put, err := tx.Prepare(`INSERT OR REPLACE INTO rollout_hosts (hostname, intent, channel, state, wave,
+		closure_hash, previous, since, healthy_since, failing_since, reason, attempt, failures) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)`)
 	if err != nil {
 		return err
 	}
@@ -88,7 +89,8 @@ func putDispatches(tx *sql.Tx, c rollout.Change) error {
 	for _, d := range c.Dispatches {
 		var id int64
 		err := tx.QueryRow(
-			`SELECT id FROM pending_confirms JOIN dispatch_leases USING (id) WHERE hostname = ? AND dispatched_at = ? AND intent = ?`,
+			`SELECT id FROM pending_confirms JOIN dispatch_leases USING (id)
+				WHERE hostname = ? AND dispatched_at = ? AND intent = ?`,
 			d.Host, text(d.DispatchedAt), d.Intent).Scan(&id)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
@@ -104,8 +106,8 @@ func putDispatches(tx *sql.Tx, c rollout.Change) error {
 }
 
 func insertDispatch(tx *sql.Tx, d rollout.Dispatch) error {
-	row, err := tx.Exec(`INSERT INTO pending_confirms (hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
-		dispatched_at, confirm_deadline, confirmed_at) VALUES (?,?,?,?,?,?,?,?,?,?)`,
+	row, err := tx.Exec(`INSERT INTO pending_confirms (hostname, rollout_id, channel, wave, target_closure_hash,
+		target_channel_ref, state, dispatched_at, confirm_deadline, confirmed_at) VALUES (?,?,?,?,?,?,?,?,?,?)`,
 		d.Host, d.RolloutID, d.Channel, d.Wave, d.Closure, d.ChannelRef, d.State, text(d.DispatchedAt),
 		text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt))
 	if err != nil {
@@ -123,7 +125,8 @@ func insertDispatch(tx *sql.Tx, d rollout.Dispatch) error {
 
 func updateDispatch(tx *sql.Tx, id int64, d rollout.Dispatch) error {
 	if _, err := tx.Exec(
-		`UPDATE pending_confirms SET rollout_id = ?, target_channel_ref = ?, state = ?, confirm_deadline = ?, confirmed_at = ? WHERE id = ?`,
+		`UPDATE pending_confirms SET rollout_id = ?, target_channel_ref = ?, state = ?, confirm_deadline = ?,
+				confirmed_at = ? WHERE id = ?`,
 		d.RolloutID, d.ChannelRef, d.State, text(d.ConfirmDeadline), textOrNull(d.ConfirmedAt), id); err != nil {
 		return err
 	}
@@ -147,7 +150,8 @@ func putQuarantines(tx *sql.Tx, c rollout.Change) error {
 func putEvents(tx *sql.Tx, c rollout.Change) error {
 	for _, e := range c.Events {
 		if _, err := tx.Exec(
-			`INSERT INTO rollout_events (at, kind, intent, rollout_id, channel, hostname, actor, reason, detail) VALUES (?,?,?,?,?,?,?,?,?)`,
+			`INSERT INTO rollout_events (at, kind, intent, rollout_id, channel, hostname, actor, reason, detail)
+				VALUES (?,?,?,?,?,?,?,?,?)`,
 			text(e.At.Time), e.Kind, e.Intent, e.RolloutID, e.Channel, e.Host, e.Actor, e.Reason, e.Detail); err != nil {
 			return err
 		}
@@ -217,8 +221,9 @@ func (d document) Scan(v any) error {
 }
 
 func loadRollouts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
-	st.Rollouts, err = collect(ctx, tx, `SELECT channel, intent, rollout_id, channel_ref, ids, state, wave, wave_since, opened_at, created_at,
-		terminal_at, superseded_at, superseded_by, halt_reason, hold FROM (SELECT *, row_number() OVER (PARTITION BY channel ORDER BY created_at DESC) AS age FROM rollouts)
+	st.Rollouts, err = collect(ctx, tx, `SELECT channel, intent, rollout_id, channel_ref, ids, state, wave,
+		wave_since, opened_at, created_at, terminal_at, superseded_at, superseded_by, halt_reason, hold FROM
+			(SELECT *, row_number() OVER (PARTITION BY channel ORDER BY created_at DESC) AS age FROM rollouts)
 		WHERE superseded_at IS NULL OR age <= ? ORDER BY channel, created_at`,
 		func(r *rollout.Rollout) []any {
 			return []any{&r.Channel, &r.Intent, &r.RolloutID, &r.ChannelRef, document{&r.IDs}, &r.State, &r.Wave,
@@ -230,10 +235,11 @@ func loadRollouts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error
 }
 
 func loadHosts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
-	st.Hosts, err = collect(ctx, tx, `SELECT hostname, intent, channel, state, wave, closure_hash, previous, since, healthy_since,
-		failing_since, reason, attempt, failures FROM rollout_hosts
+	st.Hosts, err = collect(ctx, tx, `SELECT hostname, intent, channel, state, wave, closure_hash, previous, since,
+		healthy_since, failing_since, reason, attempt, failures FROM rollout_hosts
 		WHERE intent IN (SELECT intent FROM rollouts WHERE superseded_at IS NULL)
-			OR intent IN (SELECT intent FROM dispatch_leases JOIN pending_confirms USING (id) WHERE state IN ('pending', 'deferred-pending-reboot'))
+			OR intent IN (SELECT intent FROM dispatch_leases JOIN pending_confirms USING (id)
+				WHERE state IN ('pending', 'deferred-pending-reboot'))
 		ORDER BY hostname, intent`,
 		func(h *rollout.HostRecord) []any {
 			return []any{&h.Host, &h.Intent, &h.Channel, &h.State, &h.Wave, &h.Closure, &h.Previous, moment{&h.Since},
@@ -243,8 +249,9 @@ func loadHosts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 }
 
 func loadDispatches(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
-	st.Dispatches, err = collect(ctx, tx, `SELECT id, hostname, rollout_id, channel, wave, target_closure_hash, target_channel_ref, state,
-		dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease, ended_at FROM pending_confirms JOIN dispatch_leases USING (id)
+	st.Dispatches, err = collect(ctx, tx, `SELECT id, hostname, rollout_id, channel, wave, target_closure_hash,
+		target_channel_ref, state, dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease, ended_at
+		FROM pending_confirms JOIN dispatch_leases USING (id)
 		WHERE state IN ('pending', 'deferred-pending-reboot') OR slot_until > ?
 			OR id IN (SELECT max(id) FROM pending_confirms WHERE state = 'confirmed' GROUP BY hostname) ORDER BY id`,
 		func(d *rollout.Dispatch) []any {
