@@ -147,3 +147,13 @@ func (c Change) Empty() bool {
 	return len(c.Rollouts) == 0 && len(c.Hosts) == 0 && len(c.Dispatches) == 0 &&
 		len(c.Quarantines) == 0 && len(c.Events) == 0 && len(c.Wake) == 0
 }
+
+// at is the resolution of everything stored: milliseconds, UTC.
+func at(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

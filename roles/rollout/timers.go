@@ -163,13 +163,3 @@ func (bs *budgets) endUnheard(now time.Time) {
 		}
 	}
 }
-
-// at is the resolution of everything stored: milliseconds, UTC.
-func at(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}

@@ -216,11 +216,3 @@ type Target struct {
 	SignedAt                                        time.Time
 	Resent                                          bool // the same lease, told again
 }
-
-// phase is the name of the phase, empty when the host says none.
-func (o *Observation) phase() string {
-	if o.Phase == nil {
-		return ""
-	}
-	return o.Phase.Name
-}
