@@ -22,7 +22,7 @@ const (
 // Evidence is what the collector left behind.
 type Evidence struct {
 	ExitCode int
-	Document []byte // of evidence.json; nil: there is none
+	Document []byte // of evidence.json; nil when there is none
 }
 
 func (m *machine) CollectEvidence(ctx context.Context) (Evidence, error) {

@@ -2,7 +2,7 @@
 // signed closure, switching to it, restoring the one before, reading what runs.
 //
 // It promises that a path is never taken for valid because it exists, that a
-// switch outlives whoever asked for it, that its output never depends on its
+// switch outlives its caller, that its output never depends on its
 // caller, and that everything is restored by recorded store path and never
 // "one generation back". It decides nothing: order and policy belong to the agent.
 //
@@ -19,29 +19,29 @@ import (
 
 // The errors that callers tell apart; everything else is a failure of the host.
 var (
-	// ErrUnsigned: what the cache holds for the closure is not what a pinned key
+	// ErrUnsigned means that what the cache holds for the closure is not what a pinned key
 	// signed: no signature, a foreign one, or content that differs from it.
 	ErrUnsigned = errors.New("not signed by a trusted cache key")
-	// ErrUnreachable: no substituter answered. Worth trying again.
+	// ErrUnreachable means that no substituter answered. Worth trying again.
 	ErrUnreachable = errors.New("no substituter could be reached")
-	// ErrNotFound: the substituters answered and none has the path.
+	// ErrNotFound means that the substituters answered and none has the path.
 	ErrNotFound = errors.New("in no substituter")
-	// ErrNoSpace: the store, /boot or the state directory is full.
+	// ErrNoSpace means that the store, /boot or the state directory is full.
 	ErrNoSpace = errors.New("no space left")
-	// ErrLockHeld: another switch holds the lock. Try again; never a failed release.
+	// ErrLockHeld means that another switch holds the lock: try again. It is never a failed release.
 	ErrLockHeld = errors.New("another switch is running")
 	// ErrNotClosure: the path is not a valid system closure of this host's store, or
 	// the name is none of a store path.
 	ErrNotClosure = errors.New("not a valid system closure")
-	// ErrMismatch: the realised path is another one than was asked for.
+	// ErrMismatch means that the realised path is not the one that was asked for.
 	ErrMismatch = errors.New("realised another path")
-	// ErrUnitExists: a unit of that name is running already.
+	// ErrUnitExists means that a unit of that name is running already.
 	ErrUnitExists = errors.New("unit is running already")
-	// ErrUnsupported: this kind of host cannot do it.
+	// ErrUnsupported means that this kind of host cannot do it.
 	ErrUnsupported = errors.New("not supported on this host")
-	// ErrNoCollector: nothing on this host gathers compliance evidence.
+	// ErrNoCollector means that nothing on this host gathers compliance evidence.
 	ErrNoCollector = errors.New("the host has no " + CollectorUnit)
-	// ErrCalendar: the expression is none of systemd.time(7).
+	// ErrCalendar means that the expression is not one of systemd.time(7).
 	ErrCalendar = errors.New("not an OnCalendar expression")
 )
 
@@ -75,7 +75,7 @@ type Host interface {
 	Realise(ctx context.Context, closure string, progress func(string)) error
 	// AddRoot protects a closure under a name, replacing what had the name.
 	AddRoot(ctx context.Context, name, closure string) error
-	// RemoveRoot drops a root; one that is not there is no error.
+	// RemoveRoot drops a root; one that is not there is not an error.
 	RemoveRoot(ctx context.Context, name string) error
 	// Roots returns name -> closure of the roots made here.
 	Roots(ctx context.Context) (map[string]string, error)

@@ -103,7 +103,7 @@ func (f unitFiles) waiting(unit string) bool {
 // is in the middle of every switch, and gets $, ; and the Ex settings wrong.
 //
 // A unit that has to wait by itself decides by making a directory whether it
-// still happens; who takes it back makes the same directory.
+// still happens; taking it back makes the same directory.
 func (f unitFiles) script(unit string, wait time.Duration, command, env []string) error {
 	var b strings.Builder
 	if wait > 0 {
@@ -129,9 +129,10 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
 }
 
-// handedOn are the variables of ours that a unit's command gets. The PATH of PID 1 holds next to nothing on NixOS, and a
-// deadline would find neither Nix nor systemctl. NIX_REMOTE is set where the Nix daemon is not root: root itself must
-// not write to the store's database there, in an undo no more than in the agent.
+// handedOn are the variables of ours that a unit's command gets. The PATH of PID 1 holds next to
+// nothing on NixOS, and a deadline would find neither Nix nor systemctl. NIX_REMOTE is set where the
+// Nix daemon is not root: root itself must not write to the store's database there, in an undo no more
+// than in the agent.
 var handedOn = []string{"PATH", "NIX_REMOTE"}
 
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -178,7 +179,7 @@ func (p *processes) units(ctx context.Context) ([]Unit, error) {
 			units[name] = unit
 		}
 	}
-	return sortedUnits(units), nil
+	return slices.Collect(maps.Values(units)), nil
 }
 
 // startAgain has nothing to do: without an init there are no units but ours.
@@ -187,13 +188,13 @@ func (p *processes) startAgain(ctx context.Context, ran []string) ([]string, err
 // activeState takes every unit for active that is not listed as failed or, one
 // per line, in inactive-units.
 func (p *processes) activeState(ctx context.Context, unit string) (string, error) {
-	for kind, state := range map[string]string{"failed-units": "failed", "inactive-units": "inactive"} {
-		text, err := disk.Read(p.dir+"/"+kind, maxFact)
+	for _, list := range []struct{ file, state string }{{"failed-units", "failed"}, {"inactive-units", "inactive"}} {
+		text, err := disk.Read(p.dir+"/"+list.file, maxFact)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
 		}
 		if slices.Contains(strings.Split(string(text), "\n"), unit) {
-			return state, nil
+			return list.state, nil
 		}
 	}
 	return "active", nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -135,7 +134,7 @@ func TestSystemdSupervisor(t *testing.T) {
 		}
 	})
 	t.Run("missing program", func(t *testing.T) {
-		if err := s.start(ctx, "nixops-missing", []string{"/nonexistent/script"}, nil); err != nil {
+		if err := s.start(ctx, "nixops-missing", []string{t.TempDir() + "/script"}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if exit := finished(t, "nixops-missing"); exit.Code != 127 {
@@ -311,16 +310,16 @@ func TestSystemdSupervisor(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		dir := "/etc/systemd/system"
-		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
-			dir = resolved
-		} else if err := os.MkdirAll("/etc/static/systemd/system", 0o755); err != nil {
+		// Not below /run, where what programs make lies; in the machines /etc is of the store.
+		const dir = "/usr/local/lib/systemd/system"
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		for name, text := range map[string]string{
-			"nixops-well.service":  "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sleep 0.7\nRestart=always\n",
-			"nixops-badly.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh -c 'sleep 0.7; exit 1'\nRestart=always\n",
-			"nixops-app.service":   "[Service]\nExecStart=/bin/sleep 600\n",
+			"nixops-well.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sleep 0.7\nRestart=always\n",
+			"nixops-badly.service": "[Unit]\nStartLimitIntervalSec=0\n" +
+				"[Service]\nExecStart=/bin/sh -c 'sleep 0.7; exit 1'\nRestart=always\n",
+			"nixops-app.service": "[Service]\nExecStart=/bin/sleep 600\n",
 		} {
 			if err := os.WriteFile(dir+"/"+name, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
@@ -380,7 +379,8 @@ func TestSystemdSupervisor(t *testing.T) {
 	t.Run("deadline that fails or is killed runs again", func(t *testing.T) {
 		runs := t.TempDir() + "/runs"
 		d := Deadline{Unit: "nixops-again", After: 100 * time.Millisecond, Command: []string{"/bin/sh", "-c",
-			`echo >>"$0"; case $(wc -l <"$0") in [1-7]) exit 3 ;; 8) systemctl kill --signal=KILL nixops-again.service; sleep 60 ;; esac`, runs}}
+			`echo >>"$0"; case $(wc -l <"$0") in [1-7]) exit 3 ;; 8) systemctl kill --signal=KILL nixops-again.service; ` +
+				`sleep 60 ;; esac`, runs}}
 		quickly := &systemd{files: s.files, again: 100 * time.Millisecond}
 		if err := quickly.arm(ctx, d); err != nil {
 			t.Fatal(err)

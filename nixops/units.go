@@ -3,7 +3,6 @@ package nixops
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -182,6 +181,7 @@ func (m *machine) Units(ctx context.Context) ([]Unit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("units: %w", err)
 	}
+	slices.SortFunc(units, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
 	return units, nil
 }
 
@@ -191,13 +191,4 @@ func (m *machine) StartAgain(ctx context.Context, ran []string) ([]string, error
 		return down, fmt.Errorf("start units that ran before: %w", err)
 	}
 	return down, nil
-}
-
-// sortedUnits is a list of units without doubles.
-func sortedUnits(byName map[string]Unit) []Unit {
-	units := make([]Unit, 0, len(byName))
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		units = append(units, byName[name])
-	}
-	return units
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// errWaited: the time given to wait was over.
+// errWaited means that the time given to wait was over.
 var errWaited = errors.New("waited too long")
 
 // wait asks done until it says yes, more and more slowly up to twice a second. A

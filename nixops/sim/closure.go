@@ -63,7 +63,7 @@ type After struct {
 	CrashEvery    time.Duration `json:"crashEvery,omitzero"`
 	Inactive      []string      `json:"inactive,omitzero"`    // neither active nor failed
 	InactiveFor   time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 is for ever
-	Evidence      string        `json:"evidence,omitzero"`    // of its collector, NOW standing for the time; "": no collector
+	Evidence      string        `json:"evidence,omitzero"`    // of its collector, with NOW for the time; "": none
 	CollectorExit int           `json:"collectorExit,omitzero"`
 	CutsNetwork   bool          `json:"cutsNetwork,omitzero"` // Host.Online is false while it runs
 	AgentBroken   bool          `json:"agentBroken,omitzero"` // Host.AgentStarts is false while it runs

@@ -173,7 +173,8 @@ func (m *machine) SwitchByHand(closure string) error {
 func (m *machine) CollectGarbage() ([]string, error) {
 	var gone []string
 	err := m.with(func(st *memory) error {
-		live := append(slices.Collect(maps.Values(st.Roots)), st.Current, st.Boot.Booted, st.Profile, st.Boot.BootDefault, st.Boot.Staged)
+		live := slices.Collect(maps.Values(st.Roots))
+		live = append(live, st.Current, st.Boot.Booted, st.Profile, st.Boot.BootDefault, st.Boot.Staged)
 		entries, err := os.ReadDir(m.dir + "/store")
 		if err != nil {
 			return err

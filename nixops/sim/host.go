@@ -173,7 +173,8 @@ func (s *Host) Inspect(ctx context.Context, closure string) (nixops.Closure, err
 	is := nixops.Closure{
 		Name: closure, HasSwitch: !c.NoSwitch, Specialisations: slices.Sorted(slices.Values(c.Specialisations)),
 		AgentPath: c.Agent, Kernel: c.Kernel, Initrd: c.Initrd, KernelParams: c.KernelParams,
-		SystemdPath: c.Systemd, DBus: c.DBus, SwitchInhibitor: c.SwitchInhibitor, Version: c.Version, SourceDate: nixops.SourceDate(c.Version),
+		SystemdPath: c.Systemd, DBus: c.DBus, SwitchInhibitor: c.SwitchInhibitor,
+		Version: c.Version, SourceDate: nixops.SourceDate(c.Version),
 	}
 	if c.TrustJSON != "" {
 		is.TrustJSON = []byte(c.TrustJSON)

@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,7 +92,7 @@ func (m *machine) Close() {
 }
 
 // overdue is how long after the machine was opened a deadline fires that has
-// passed already: who opens it must get to say who runs deadlines.
+// passed already: the caller that opens it must get to say what runs deadlines.
 const overdue = 50 * time.Millisecond
 
 // setTimer and dropTimer need m.mu.
@@ -156,7 +154,7 @@ func (m *machine) with(f func(*memory) error) error {
 	return failed
 }
 
-// look is with for who changes nothing: a machine that is open here alone, and to
+// look is with for callers that change nothing: a machine that is open here alone, and to
 // which nothing has happened meanwhile, is not read again.
 func (m *machine) look(f func(*memory) error) error {
 	m.mu.Lock()
@@ -280,7 +278,7 @@ func (s *memory) activate(closure string, c Closure, at time.Time) {
 	}
 }
 
-// fire runs a deadline, once, whoever of several processes comes first.
+// fire runs a deadline once, in the first of several processes that comes to it.
 func (m *machine) fire(unit string) {
 	var d armed
 	armed := false
@@ -310,7 +308,8 @@ func (m *machine) fire(unit string) {
 	if call == nil {
 		// A real process, so that a real agent undoes from outside of itself. Its
 		// failure shows in SwitchState and UnitOutput.
-		_ = m.deadlines.ArmDeadline(context.Background(), nixops.Deadline{Unit: unit, After: time.Millisecond, Command: d.Command})
+		now := nixops.Deadline{Unit: unit, After: time.Millisecond, Command: d.Command}
+		_ = m.deadlines.ArmDeadline(context.Background(), now)
 		return
 	}
 	call(nixops.Deadline{Unit: unit, After: d.After, Command: d.Command})
@@ -326,7 +325,7 @@ func (m *machine) fire(unit string) {
 
 // bootID changes with every boot.
 func (s *memory) bootID() string {
-	return "00000000-0000-4000-8000-" + strings.Repeat("0", 12-len(strconv.Itoa(s.Boot.Boots))) + strconv.Itoa(s.Boot.Boots)
+	return fmt.Sprintf("00000000-0000-4000-8000-%012d", s.Boot.Boots)
 }
 
 func (m *machine) stored(closure string) string { return m.dir + "/store/" + closure + ".json" }

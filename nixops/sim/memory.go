@@ -7,7 +7,7 @@ import (
 )
 
 // memory is everything a simulated machine remembers. What happens by itself
-// (a switch ends, a unit fails later) is not done by anybody: it is worked out
+// (a switch ends, a unit fails later) is done by nothing: it is worked out
 // from the clock when somebody looks, so that the machine goes on while no
 // process has it open.
 type memory struct {

@@ -72,7 +72,9 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 }
 
 // readExit is that of the real host. Whatever ends with 11 here has met the lock.
-func (s *Host) readExit(ctx context.Context, r nixops.SwitchRequest, exit nixops.Exit, before string) (nixops.Exit, error) {
+func (s *Host) readExit(
+	ctx context.Context, r nixops.SwitchRequest, exit nixops.Exit, before string,
+) (nixops.Exit, error) {
 	after, err := s.CurrentSystem(ctx)
 	if err != nil {
 		return exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
