@@ -67,7 +67,8 @@ func putHosts(tx *sql.Tx, c rollout.Change) error {
 		return nil
 	}
 	put, err := tx.Prepare(`INSERT OR REPLACE INTO rollout_hosts (hostname, intent, channel, state, wave,
-		closure_hash, previous, since, healthy_since, failing_since, reason, attempt, failures) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)`)
+		closure_hash, previous, since, healthy_since, failing_since, reason, attempt,
+		failures) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)`)
 	if err != nil {
 		return err
 	}
@@ -250,7 +251,8 @@ func loadHosts(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 
 func loadDispatches(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 	st.Dispatches, err = collect(ctx, tx, `SELECT id, hostname, rollout_id, channel, wave, target_closure_hash,
-		target_channel_ref, state, dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until, knows_lease, ended_at
+		target_channel_ref, state, dispatched_at, confirm_deadline, confirmed_at, intent, start_by, slot_until,
+		knows_lease, ended_at
 		FROM pending_confirms JOIN dispatch_leases USING (id)
 		WHERE state IN ('pending', 'deferred-pending-reboot') OR slot_until > ?
 			OR id IN (SELECT max(id) FROM pending_confirms WHERE state = 'confirmed' GROUP BY hostname) ORDER BY id`,
