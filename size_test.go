@@ -8,11 +8,9 @@ import (
 	"go/types"
 	"maps"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -310,53 +308,5 @@ func shrinks(t *testing.T, known, found []string, what string) {
 		if !slices.Contains(found, name) {
 			t.Errorf("%s is within the law now: delete its line from the offenders", name)
 		}
-	}
-}
-
-// mostOfACheckin is how many files of the product an idle check-in may pass between the
-// socket and the answer. It may only shrink.
-const mostOfACheckin = 20
-
-// TestWalks counts the files that a check-in passes: it has hosts that run their target
-// check in once more in one run than in another, and compares how often each line ran.
-func TestWalks(t *testing.T) {
-	if os.Getenv("NIXFLEET_TEST_WALKS") == "" {
-		t.Skip("compiles the product for coverage: .ci/run walks")
-	}
-	count := func(checkins string) map[string]int {
-		profile := filepath.Join(t.TempDir(), "profile")
-		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^TestWalkOfACheckin$", "-covermode=count",
-			"-coverpkg=./...", "-coverprofile="+profile, "./roles/cp")
-		cmd.Env = append(os.Environ(), "NIXFLEET_TEST_WALK="+checkins)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		text, err := os.ReadFile(profile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ran := map[string]int{}
-		for line := range strings.Lines(string(text)) { // file:from,to statements count
-			if block := strings.Fields(line); len(block) == 3 {
-				n, err := strconv.Atoi(block[2])
-				if err != nil {
-					t.Fatal(err)
-				}
-				ran[block[0]] = max(ran[block[0]], n)
-			}
-		}
-		return ran
-	}
-	idle, busy := count("0"), count("20")
-	passed := map[string]bool{}
-	for block, n := range busy {
-		if file, _, _ := strings.Cut(block, ":"); n-idle[block] >= 20 {
-			passed[strings.TrimPrefix(file, "nixfleet/")] = true
-		}
-	}
-	files := slices.Sorted(maps.Keys(passed))
-	t.Logf("a check-in passes %d files:\n%s", len(files), strings.Join(files, "\n"))
-	if len(files) < 10 || len(files) > mostOfACheckin {
-		t.Errorf("a check-in passes %d files, at most %d are allowed", len(files), mostOfACheckin)
 	}
 }
