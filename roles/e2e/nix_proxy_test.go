@@ -233,7 +233,7 @@ func (p *nixImpostor) refused(f *nixFleet, h *nixHost, lie *nixLie, event, words
 		f.t.Errorf("%s went from %s to %s (profile %s)", h.name, current, c, pr)
 	}
 	s := f.status(h)
-	if s.Agent == nil || !strings.Contains(s.Agent.Waiting, "refused what the control plane said") {
+	if s.Agent == nil || !strings.Contains(s.Agent.Waiting, "refused the answer of the control plane") {
 		f.t.Errorf("status of %s does not tell of the refusal: %+v", h.name, s.Agent)
 	}
 }

@@ -323,7 +323,7 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 		return answer
 	}}, protocol.EventVerifyMismatch, "signed for this host is "+closure)
 	p.refused(f, h, &nixLie{answer: truth, files: map[string][]byte{proofPath: encode(proof("web-1"))}},
-		protocol.EventVerifyMismatch, "the signed entry is of host")
+		protocol.EventVerifyMismatch, "is of host")
 	swapped := proof("db-1")
 	swapped.Leaf = []byte(strings.ReplaceAll(string(swapped.Leaf), closure, f.declared("web-1")))
 	p.refused(f, h, &nixLie{
