@@ -34,7 +34,7 @@ func (e *Refusal) Error() string { return e.Text }
 
 // refused is a Refusal with the reason for callers that ask for it.
 func refused(status int, code, format string, args ...any) *Refusal {
-	return &Refusal{Status: status, Code: code, Text: fmt.Sprintf(format, args...)}
+	return &Refusal{Status: status, Code: code, Text: fmt.Sprintf(format, args...), form: whenAsked}
 }
 
 // bareStatus is a Refusal that is nothing but its status.

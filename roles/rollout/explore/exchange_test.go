@@ -278,7 +278,7 @@ func (r *runner) pass(n *node, k moveKind) bool {
 	}
 	c, _ = n.W.Tick(n.time())
 	r.took(n, c)
-	if c, due = n.W.Tick(n.time()); !c.Empty() {
+	if c, _ = n.W.Tick(n.time()); !c.Empty() {
 		r.violate(invTime, "a second tick at the same moment does something again")
 	}
 	return true
