@@ -57,16 +57,12 @@ func (f *inForce) loadOptions(window time.Duration) (fleet.LoadOptions, error) {
 	}, nil
 }
 
-// anyAge accepts a signature however old: what was accepted once stays the
-// floor below which nothing is accepted again.
-const anyAge = 200 * 365 * 24 * time.Hour
-
 // restore takes the last accepted release from disk, verified anew. One that
 // has become too old to serve, or lacks a list that is wanted now, still is the
-// floor.
+// floor below which nothing is accepted again.
 func (f *inForce) restore() {
 	for _, dir := range source.Kept(f.acceptedDir()) {
-		o, err := f.loadOptions(anyAge)
+		o, err := f.loadOptions(fleet.AnyAge)
 		if err != nil {
 			f.log.Error().Err(err).Msg("trust file not loaded")
 			return
@@ -140,7 +136,7 @@ func (f *inForce) keep(rel *fleet.Release) {
 // One that would not be accepted now stays, since hosts judge by themselves and
 // without any release no host could be answered; but a restart would not serve it.
 func (f *inForce) verifyAgain() {
-	o, err := f.loadOptions(anyAge)
+	o, err := f.loadOptions(fleet.AnyAge)
 	snap := f.snapshot.Load()
 	_, generation, _ := f.files.trust.get()
 	if err != nil || snap == nil || generation == f.trusted {
@@ -148,7 +144,7 @@ func (f *inForce) verifyAgain() {
 	}
 	f.trusted = generation
 	file := snap.rel.FleetFile
-	_, err = pki.VerifyArtifact(&o.Trust.CIReleaseKey, file.Body, file.Sig, o.Now, anyAge,
+	_, err = pki.VerifyArtifact(&o.Trust.CIReleaseKey, file.Body, file.Sig, o.Now, fleet.AnyAge,
 		func([]byte) (pki.Metadata, error) {
 			return snap.rel.Fleet.Metadata(), nil
 		})

@@ -347,7 +347,7 @@ func TestAReleaseThatCouldNotBeKeptIsKeptLater(t *testing.T) {
 	s := e.primed(t)
 	kept := func() *fleet.Release {
 		t.Helper()
-		o, err := s.release.loadOptions(anyAge)
+		o, err := s.release.loadOptions(fleet.AnyAge)
 		if err != nil {
 			t.Fatal(err)
 		}
