@@ -30,7 +30,7 @@ func (d Deadline) Check() error {
 		return err
 	}
 	if d.After <= 0 || len(d.Command) == 0 || !filepath.IsAbs(d.Command[0]) {
-		return fmt.Errorf("deadline %s: needs a time to come and a command by absolute path", d.Unit)
+		return fmt.Errorf("deadline %s: needs a time in the future and the absolute path of a command", d.Unit)
 	}
 	return nil
 }

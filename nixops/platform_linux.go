@@ -73,7 +73,7 @@ func Volatile(dir string) (bool, string, error) {
 		}
 		dir = upper
 	}
-	return false, "", fmt.Errorf("%s: overlays without end", dir)
+	return false, "", fmt.Errorf("%s: its overlay mounts form a loop", dir)
 }
 
 // upperOf finds the upper directory of the overlay that a path lies on in

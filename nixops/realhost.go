@@ -34,11 +34,11 @@ func NewHost(c HostConfig) (Host, error) {
 	if c.Root != "" && c.Root != "/" {
 		abs, err := filepath.Abs(c.Root)
 		if err != nil {
-			return nil, fmt.Errorf("root of the host: %w", err)
+			return nil, fmt.Errorf("root directory of the host: %w", err)
 		}
 		// Nix names the store's directories by their real path.
 		if m.root, err = filepath.EvalSymlinks(abs); err != nil {
-			return nil, fmt.Errorf("root of the host: %w", err)
+			return nil, fmt.Errorf("root directory of the host: %w", err)
 		}
 	}
 	m.nix = nix{bin: c.Nix, confDir: c.NixConfDir, store: m.root}

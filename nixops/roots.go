@@ -18,7 +18,7 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 	}
 	// The root may name a path that is not there yet; the collector leaves it alone.
 	if err := m.link(closure, path); err != nil {
-		return fmt.Errorf("root for %s: %w", closure, err)
+		return fmt.Errorf("gc root for %s: %w", closure, err)
 	}
 	c := m.register(closure, path)
 	c.args = append(c.args, m.fetch...)
@@ -58,7 +58,7 @@ func CheckRoot(name string) error {
 	if fleet.ValidClosure(name) || unitNames.MatchString(name) {
 		return nil
 	}
-	return fmt.Errorf("root name %q: only letters, digits and . _ @ -, or a closure", name)
+	return fmt.Errorf("gc root name %q: only letters, digits and . _ @ -, or a closure", name)
 }
 
 func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
@@ -70,7 +70,7 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 		return err
 	}
 	if err := m.link(name, path); err != nil {
-		return fmt.Errorf("root %s: %w", name, err)
+		return fmt.Errorf("gc root %s: %w", name, err)
 	}
 	err = m.nix.valid(ctx, closure)
 	if errors.Is(err, ErrNotClosure) {
@@ -83,7 +83,7 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 		_, err = c.run(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("root %s: %w", name, classify(err))
+		return fmt.Errorf("gc root %s: %w", name, classify(err))
 	}
 	return nil
 }

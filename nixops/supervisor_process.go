@@ -117,7 +117,7 @@ func (p *processes) stop(ctx context.Context, unit string) error {
 		}
 		group, err := strconv.Atoi(string(text))
 		if err != nil || group <= 1 {
-			return fmt.Errorf("process group %q of unit %s", text, unit)
+			return fmt.Errorf("unit %s: %q is not a process group", unit, text)
 		}
 		if err := syscall.Kill(-group, step.signal); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return err

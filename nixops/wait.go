@@ -7,7 +7,7 @@ import (
 )
 
 // errWaited means that the time given to wait was over.
-var errWaited = errors.New("waited too long")
+var errWaited = errors.New("timed out")
 
 // wait asks done until it says yes, more and more slowly up to twice a second. A
 // limit of 0 is none. The time is counted from the first question.

@@ -128,7 +128,7 @@ func signedBy(keys []PublicKey, canonical, sig []byte) (PublicKey, error) {
 		}
 	}
 	if !known {
-		return PublicKey{}, refused(ReasonUnsupportedAlgorithm, "no trusted key has an algorithm known here")
+		return PublicKey{}, refused(ReasonUnsupportedAlgorithm, "no trusted key has an algorithm that this nixfleet knows")
 	}
 	return PublicKey{}, refused(ReasonBadSignature, "no trusted key made this signature")
 }

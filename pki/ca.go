@@ -173,7 +173,7 @@ func newCA(cert *x509.Certificate, signer crypto.Signer) (*CA, error) {
 		return nil, fmt.Errorf("load CA: %w: it does not belong to the certificate %q", ErrKey, cert.Subject.CommonName)
 	}
 	if !cert.IsCA {
-		return nil, fmt.Errorf("load CA: certificate %q is not a CA's", cert.Subject.CommonName)
+		return nil, fmt.Errorf("load CA: certificate %q is not a CA certificate", cert.Subject.CommonName)
 	}
 	return &CA{Cert: cert, Signer: signer}, nil
 }

@@ -54,7 +54,7 @@ func ParseCSR(text []byte) (*CSR, error) {
 	}
 	name, ok := onlyCommonName(raw.Subject)
 	if !ok {
-		return nil, fmt.Errorf("%w: it has not exactly one common name", ErrCSR)
+		return nil, fmt.Errorf("%w: it must have exactly one common name", ErrCSR)
 	}
 	key, isEd25519 := raw.PublicKey.(ed25519.PublicKey)
 	if isEd25519 && !properPoint(key) {

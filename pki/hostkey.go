@@ -19,7 +19,7 @@ func ParseHostKey(line string) (ed25519.PublicKey, error) {
 		return nil, fmt.Errorf("%w: not an OpenSSH public key line", ErrKey)
 	}
 	if fields[0] != ssh.KeyAlgoED25519 {
-		return nil, fmt.Errorf("%w: %.20q, need %s", ErrKey, fields[0], ssh.KeyAlgoED25519)
+		return nil, fmt.Errorf("%w: its type is %.20q, not %s", ErrKey, fields[0], ssh.KeyAlgoED25519)
 	}
 	blob, err := DecodeBase64(fields[1])
 	if err != nil {
@@ -27,7 +27,7 @@ func ParseHostKey(line string) (ed25519.PublicKey, error) {
 	}
 	parsed, err := ssh.ParsePublicKey(blob)
 	if err != nil || parsed.Type() != fields[0] {
-		return nil, fmt.Errorf("%w: the key inside is not of the kind outside", ErrKey)
+		return nil, fmt.Errorf("%w: the encoded key is not of the type that the line names", ErrKey)
 	}
 	public, ok := parsed.(ssh.CryptoPublicKey).CryptoPublicKey().(ed25519.PublicKey)
 	if !ok || len(public) != ed25519.PublicKeySize {

@@ -52,7 +52,7 @@ const maxIntermediates = 8
 func VerifyChain(peer []*x509.Certificate, roots *x509.CertPool, purpose x509.ExtKeyUsage,
 	now time.Time) ([][]*x509.Certificate, error) {
 	if len(peer) == 0 || len(peer) > 1+maxIntermediates {
-		return nil, fmt.Errorf("verify certificate: %d certificates, from 1 to %d are possible", len(peer),
+		return nil, fmt.Errorf("verify certificate: %d certificates were sent, 1 to %d are allowed", len(peer),
 			1+maxIntermediates)
 	}
 	intermediates := x509.NewCertPool()

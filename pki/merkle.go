@@ -52,7 +52,7 @@ func (t *Tree) Size() int { return len(t.levels[0]) }
 // lower-case hex.
 func (t *Tree) Proof(index int) ([]string, error) {
 	if index < 0 || index >= t.Size() {
-		return nil, fmt.Errorf("proof of leaf %d: the tree has %d", index, t.Size())
+		return nil, fmt.Errorf("proof of leaf %d: the tree has %d leaves", index, t.Size())
 	}
 	path := []string{}
 	for _, level := range t.levels[:len(t.levels)-1] {

@@ -104,7 +104,7 @@ func privateFromPEM(block *pem.Block) (*PrivateKey, error) {
 		if whole := ed25519.NewKeyFromSeed(key.Seed()); whole.Equal(key) {
 			return &PrivateKey{whole}, nil
 		}
-		return nil, fmt.Errorf("%w: its public half is another key's", ErrKey)
+		return nil, fmt.Errorf("%w: its public half belongs to another key", ErrKey)
 	case *ecdsa.PrivateKey:
 		if key.Curve == elliptic.P256() {
 			return &PrivateKey{key}, nil

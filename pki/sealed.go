@@ -17,7 +17,7 @@ import (
 const maxSecret = 1 << 20
 
 // ErrSealed means that the data is encrypted and none of the identities opens it.
-var ErrSealed = errors.New("encrypted to somebody else")
+var ErrSealed = errors.New("encrypted to another key")
 
 const ageHeader = "age-encryption.org/v1"
 

@@ -45,7 +45,7 @@ func (t *tpmSigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 // returns the DER form of what it printed, once that verifies.
 func (t *tpmSigner) SignMessage(_ io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if opts.HashFunc() != crypto.SHA256 {
-		return nil, fmt.Errorf("TPM key: hash %v, it has only SHA-256", opts.HashFunc())
+		return nil, fmt.Errorf("TPM key: it signs SHA-256 only, not %v", opts.HashFunc())
 	}
 	file, err := os.CreateTemp("", "nixfleet-tpm-*")
 	if err != nil {

@@ -15,7 +15,8 @@ func (r *Release) Supersedes(prev *Release) error {
 		return nil
 	}
 	if r.SignedAt.Before(prev.SignedAt) {
-		return fmt.Errorf("%w: signed at %s, accepted was %s", ErrOlder, pki.At(r.SignedAt), pki.At(prev.SignedAt))
+		return fmt.Errorf("%w: it was signed at %s, the accepted one at %s",
+			ErrOlder, pki.At(r.SignedAt), pki.At(prev.SignedAt))
 	}
 	if r.SignedAt.Equal(prev.SignedAt) && r.FleetHash != prev.FleetHash {
 		return fmt.Errorf("%w: another release with the same signing time %s", ErrOlder, pki.At(r.SignedAt))
@@ -45,7 +46,7 @@ func (r *Release) CheckListsAgainst(prev *Release) error {
 		case !list.has:
 			return fmt.Errorf("%w: %s was accepted before and has vanished", ErrMembers, list.name)
 		case list.next.SignedAt.Before(list.old.SignedAt):
-			return fmt.Errorf("%w: %s was signed at %s, accepted was %s", ErrOlder, list.name, pki.At(list.next.SignedAt),
+			return fmt.Errorf("%w: %s was signed at %s, the accepted one at %s", ErrOlder, list.name, pki.At(list.next.SignedAt),
 				pki.At(list.old.SignedAt))
 		case list.next.SignedAt.Equal(list.old.SignedAt) && list.next.Hash != list.old.Hash:
 			return fmt.Errorf("%w: another %s with the same signing time %s", ErrOlder, list.name, pki.At(list.next.SignedAt))

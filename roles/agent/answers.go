@@ -140,7 +140,7 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 	a.doubted = time.Now()
 	a.status.note(func(s *status) {
 		s.Waiting = "refused the answer of the control plane: " + text
-		s.Next = "check the release with nixfleet verify; a lying control plane looks like this"
+		s.Next = "check the release with nixfleet verify; if it verifies, the control plane sent something else"
 	})
 	rollout := ""
 	if t != nil {

@@ -141,7 +141,7 @@ func TestActivateHoldsUntilANewIntent(t *testing.T) {
 		}
 		p.release(before, time.Now())
 		time.Sleep(time.Minute)
-		if p.seen().Held != nil || !strings.Contains(p.acts(), "hold ended by a new release") {
+		if p.seen().Held != nil || !strings.Contains(p.acts(), "a new release ended the hold") {
 			t.Errorf("a new intent: check-in says %v, reported %s", p.seen().Held, p.acts())
 		}
 		p.set(func() { p.tamper = nil })

@@ -46,7 +46,7 @@ func (i *identity) check(text string, inUse *x509.Certificate) (*x509.Certificat
 	now := i.now()
 	switch {
 	case !cert.NotBefore.Before(cert.NotAfter), !now.Before(cert.NotAfter):
-		return nil, fmt.Errorf("the control plane answered a certificate that ended at %s", pki.At(cert.NotAfter))
+		return nil, fmt.Errorf("the control plane answered a certificate that expired at %s", pki.At(cert.NotAfter))
 	case i.early(cert):
 		return cert, i.tooEarly(cert)
 	}
@@ -83,7 +83,7 @@ func oneCertificate(text string) (*x509.Certificate, error) {
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("the control plane's certificate: %w", err)
+		return nil, fmt.Errorf("the control plane answered a damaged certificate: %w", err)
 	}
 	return cert, nil
 }
@@ -96,7 +96,7 @@ func (i *identity) named(cert, inUse *x509.Certificate) error {
 	case !strings.HasPrefix(name, bare) || len(name) == len(bare):
 		return fmt.Errorf("the control plane answered a certificate for %.80q, not for %q", name, bare+"…")
 	case inUse != nil && strings.HasPrefix(inUse.Subject.CommonName, bare) && name != inUse.Subject.CommonName:
-		return fmt.Errorf("the control plane answered a certificate for %.80q, in use is one for %q", name,
+		return fmt.Errorf("the control plane answered a certificate for %.80q, but the one in use is for %q", name,
 			inUse.Subject.CommonName)
 	case len(cert.DNSNames) != 1 || cert.DNSNames[0] != name ||
 		len(cert.IPAddresses)+len(cert.EmailAddresses)+len(cert.URIs) > 0:
@@ -120,14 +120,14 @@ func (i *identity) issued(cert, inUse *x509.Certificate) error {
 		return nil
 	}
 	if !bytes.Equal(cert.RawIssuer, inUse.RawIssuer) {
-		return fmt.Errorf("the control plane answered a certificate of issuer %.80q, in use is one of %.80q; "+
-			"trust.json names no issuing CA that could tell", cert.Issuer, inUse.Issuer)
+		return fmt.Errorf("the control plane answered a certificate of issuer %.80q, but the one in use is of %.80q; "+
+			"trust.json names no issuing CA to check it with", cert.Issuer, inUse.Issuer)
 	}
 	// Certificates of a v1 control plane bear no key identifier.
 	missing := len(inUse.AuthorityKeyId) == 0 || len(cert.AuthorityKeyId) == 0 && i.allowV1
 	if !missing && !bytes.Equal(cert.AuthorityKeyId, inUse.AuthorityKeyId) {
 		return errors.New("the control plane answered a certificate of another issuing key than the one in use; " +
-			"trust.json names no issuing CA that could tell")
+			"trust.json names no issuing CA to check it with")
 	}
 	return nil
 }

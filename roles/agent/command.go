@@ -126,7 +126,7 @@ func resetMarkCommand() *cli.Command {
 		Name: "reset-mark", Usage: "forget the newest release seen; needed after a release dated far in the future",
 		Description: "Example:\n   nixfleet agent reset-mark --reason 'a release from the far future'",
 		Flags: local(reasonFlag(), stringFlag("client-cert", "/var/lib/nixfleet/agent-cert.pem",
-			"`FILE` of this host's certificate, beside which the second copy lies (default: where the last agent kept it)")),
+			"`FILE` of this host's certificate, beside which the mark's copy is (default: where the agent last kept it)")),
 		Action: onHost(func(c *cli.Context, h hand) error {
 			place := verify.OutsideDirectory(string(h.Dir), c.String("client-cert"))
 			var s status

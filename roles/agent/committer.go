@@ -249,7 +249,7 @@ func (c *committer) roots(ctx context.Context, j *journal.Journal) {
 	keep := map[string]string{"current": j.Closure, "previous": j.Before.Current}
 	for name, closure := range keep {
 		if err := c.host.AddRoot(ctx, name, closure); err != nil {
-			c.log.Warn().Err(err).Str("root", name).Msg("root not set")
+			c.log.Warn().Err(err).Str("root", name).Msg("gc root not set")
 			return
 		}
 	}
@@ -258,13 +258,13 @@ func (c *committer) roots(ctx context.Context, j *journal.Journal) {
 	}
 	have, err := c.host.Roots(ctx)
 	if err != nil {
-		c.log.Warn().Err(err).Msg("roots not read")
+		c.log.Warn().Err(err).Msg("gc roots not read")
 		return
 	}
 	for name := range have {
 		if keep[name] == "" {
 			if err := c.host.RemoveRoot(ctx, name); err != nil {
-				c.log.Warn().Err(err).Str("root", name).Msg("root not removed")
+				c.log.Warn().Err(err).Str("root", name).Msg("gc root not removed")
 			}
 		}
 	}

@@ -83,7 +83,7 @@ func (e *enroller) enrol(ctx context.Context) error {
 }
 
 // errNothingKept means that no earlier enrolment left a certificate.
-var errNothingKept = errors.New("no certificate is kept")
+var errNothingKept = errors.New("no earlier certificate is kept")
 
 // takeKept takes the certificate of an earlier enrolment that was not valid yet by this
 // host's clock, once it is.

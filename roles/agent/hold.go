@@ -24,7 +24,7 @@ func (m *memory) follow(ctx context.Context, intent string) {
 	}
 	m.hold.Store(nil)
 	m.confirmed.Store(journal.Optional[confirmed](m.dir, confirmedFile, func(error) {}))
-	m.reporter.other(protocol.KindBreakGlass, "hold ended by a new release: "+h.text())
+	m.reporter.other(protocol.KindBreakGlass, "a new release ended the hold: "+h.text())
 }
 
 // respect notices that the host was switched without nixfleet since its last

@@ -58,7 +58,7 @@ func (l *lookahead) plan(ctx context.Context) {
 	}
 	entry, err := l.verifier.Entry(ctx, source{l.client})
 	if err != nil {
-		l.log.Warn().Err(err).Msg("look-ahead failed")
+		l.log.Warn().Err(err).Msg("prefetch not planned")
 		return
 	}
 	l.lookedAhead = l.verifier.HeadHash()

@@ -87,7 +87,8 @@ func (q *quarantine) blocked(closure string, now time.Time) string {
 	case q.Failures > 0:
 		return "quarantined: " + q.Reason.String()
 	case q.Unreachable > unreachableTries:
-		return fmt.Sprintf("quarantined: undone %d times without blame, the last time: %s", q.Unreachable, q.Reason)
+		return fmt.Sprintf("quarantined: undone %d times though the release is not to blame, the last time: %s",
+			q.Unreachable, q.Reason)
 	}
 	// A clock that was set back since then would make it wait for as long.
 	if pause, since := backoff(q.Unreachable+q.Refused), now.Sub(q.At.Time); since >= 0 && since < pause {

@@ -191,7 +191,7 @@ func (p httpProbe) run(ctx context.Context) error {
 	}
 	resp.Body.Close()
 	if resp.StatusCode != want {
-		return fmt.Errorf("answered %d, expected %d", resp.StatusCode, want)
+		return fmt.Errorf("it answered %d, not %d", resp.StatusCode, want)
 	}
 	return nil
 }

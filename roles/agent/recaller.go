@@ -107,11 +107,11 @@ func (c *recaller) mayRollBack(r *protocol.Rollback) (*journal.Journal, string) 
 	case last == nil && done != nil:
 		return nil, alreadyBack
 	case j == nil || last == nil || j.Closure != last.Closure:
-		return nil, "nothing is recorded to return to"
+		return nil, "no previous closure is recorded"
 	case head == nil && r.Rollout != j.RolloutID && r.Rollout != j.ChannelRef:
-		return nil, "it names another rollout than that of what runs here"
+		return nil, "it names another rollout than the one that this host runs"
 	case head != nil && head.Intent != j.Intent:
-		return nil, "what runs here is not of the rollout that the head names"
+		return nil, "the head names another rollout than the one that this host runs"
 	case done != nil && slices.Contains(done.Intents, j.Intent):
 		return nil, "this rollout was already rolled back once"
 	}

@@ -33,7 +33,7 @@ func (e *enroller) renew(ctx context.Context) {
 		}
 		inUse := e.identity.usable()
 		if inUse == nil {
-			return errors.New("the certificate in use ended meanwhile")
+			return errors.New("the certificate in use expired meanwhile")
 		}
 		if _, err = e.identity.check(answer.CertPEM, inUse.Leaf); err != nil {
 			e.renewal.postpone()

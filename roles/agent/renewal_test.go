@@ -135,7 +135,7 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 		}, "agent-web-02."},
 		"another suffix": {false, func(p *plane, csr *pki.CSR) string {
 			return p.cert(p.issuing, csr, testHost, "x."+testSuffix, time.Now(), life)
-		}, "in use is one for"},
+		}, "the one in use is for"},
 		"text before it": {false, func(p *plane, csr *pki.CSR) string {
 			return "x\n" + p.cert(p.issuing, csr, testHost, testSuffix, time.Now(), life)
 		}, "answered without a certificate"},
@@ -150,7 +150,7 @@ func TestRenewalTakesNothingButItsCertificate_T18_T25(t *testing.T) {
 		}, "certificate of 131"},
 		"one that is over": {false, func(p *plane, csr *pki.CSR) string {
 			return p.cert(p.issuing, csr, testHost, testSuffix, p.issuing.Cert.NotBefore, time.Minute)
-		}, "that ended at"},
+		}, "that expired at"},
 		"one of the future": {false, func(p *plane, csr *pki.CSR) string {
 			return p.cert(p.issuing, csr, testHost, testSuffix, time.Now().Add(1000*time.Hour), life)
 		}, errEarly.Error()},

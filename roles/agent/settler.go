@@ -86,7 +86,7 @@ func (s *settler) settle(ctx context.Context) {
 	}
 	for _, name := range drop {
 		if err := s.host.RemoveRoot(ctx, name); err != nil {
-			s.log.Warn().Err(err).Str("root", name).Msg("root not removed")
+			s.log.Warn().Err(err).Str("root", name).Msg("gc root not removed")
 		}
 	}
 	s.status.note(func(s *status) {

@@ -141,7 +141,7 @@ func (s *stager) bootOnce(ctx context.Context, j *journal.Journal) error {
 		return err
 	}
 	if err := s.undoer.BootUnchecked(ctx, j, keep); err != nil {
-		return fmt.Errorf("of %s: %w", keep, err)
+		return fmt.Errorf("staged closure %s: %w", keep, err)
 	}
 	return s.host.SetBootOnce(ctx, j.Closure)
 }

@@ -73,7 +73,7 @@ func completable(args []string) (rest []string, ok bool) {
 func Completion() *cli.Command {
 	return &cli.Command{
 		Name: "completion", ArgsUsage: "[bash|zsh|fish]",
-		Usage: "print what a shell needs to complete commands and flags",
+		Usage: "print a script with which a shell completes commands and flags",
 		Description: "Example:\n   source <(nixfleet completion)\n" +
 			"   nixfleet completion bash > /usr/share/bash-completion/completions/nixfleet\n" +
 			"   nixfleet completion zsh > ~/.zsh/functions/_nixfleet    # a directory of fpath, before compinit\n" +

@@ -26,7 +26,7 @@ func Document(c *cli.Context, v any) error {
 // Text prints a JSON document as it came, indented.
 func Text(c *cli.Context, text jsontext.Value) error {
 	if err := text.Indent(jsontext.WithIndent("  "), jsontext.AllowDuplicateNames(true)); err != nil {
-		return fmt.Errorf("indent answer: %w", err)
+		return fmt.Errorf("format answer: %w", err)
 	}
 	_, err := fmt.Fprintf(c.App.Writer, "%s\n", text)
 	return err

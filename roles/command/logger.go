@@ -43,7 +43,7 @@ func Logger(w io.Writer, level zerolog.Level, format string) (zerolog.Logger, er
 		w = &steadyWriter{file: file, note: func(lost int) []byte {
 			var line bytes.Buffer
 			log := zerolog.New(formatted(&line, format)).With().Timestamp().Logger()
-			log.Warn().Int("lines", lost).Msg("log lines lost, nothing read them")
+			log.Warn().Int("lines", lost).Msg("log lines lost: stdout was not read")
 			return line.Bytes()
 		}}
 	}

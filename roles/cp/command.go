@@ -29,7 +29,7 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "serve agents and operators until told to stop",
 		Description: "Certificates, trust file and token files are read again when they change; " +
-			"SIGHUP reads them, and asks the source, at once.\n\n" +
+			"SIGHUP reads them and polls the source at once.\n\n" +
 			"Example:\n   nixfleet cp serve --source git+ssh://git@forge.example.com/fleet.git#main --db-path state.db \\\n" +
 			"     --agent-cn-suffix fleet.example.com \\\n" +
 			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem \\\n" +

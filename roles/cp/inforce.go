@@ -149,7 +149,7 @@ func (f *inForce) verifyAgain() {
 			return snap.rel.Fleet.Metadata(), nil
 		})
 	if err != nil {
-		f.log.Error().Err(err).Str("hint", "sign and publish a release with a key that is trusted").
+		f.log.Error().Err(err).Str("hint", "sign and publish a release with a key of the trust file").
 			Msg("release in force no longer verifies")
 	}
 }

@@ -73,7 +73,7 @@ func (i *issuer) issuingCA() (*pki.CA, error) {
 		return nil, errors.Join(errors.New("no issuing CA is configured"), err)
 	}
 	if now := time.Now(); now.After(ca.Cert.NotAfter) {
-		return nil, fmt.Errorf("the issuing CA's certificate ended at %s", pki.At(ca.Cert.NotAfter))
+		return nil, fmt.Errorf("the issuing CA's certificate expired at %s", pki.At(ca.Cert.NotAfter))
 	}
 	return ca, nil
 }

@@ -129,7 +129,7 @@ func reportOf(r *protocol.Parsed, verdict protocol.Verdict) rollout.Report {
 	case *protocol.RealiseFailed:
 		out.Closure, out.Reason = d.ClosureHash, d.Reason
 	case *protocol.VerifyMismatch:
-		out.Reason = "expected " + d.Expected + ", " + d.Actual + " runs"
+		out.Reason = "expected " + d.Expected + ", but " + d.Actual + " runs"
 	case *protocol.Reasoned:
 		out.Reason = d.Reason
 	case *protocol.ClosureSignatureMismatch:

@@ -81,7 +81,7 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 	metrics := served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	hold := protocol.HoldRequest{}
 	return []route{
-		{"GET /healthz", everybody, h.views.health, about{"tell that the process serves", nil, healthResponse{}, ""}},
+		{"GET /healthz", everybody, h.views.health, about{"report that the process is up", nil, healthResponse{}, ""}},
 
 		{"POST /v1/enroll", tokens, h.issuer.enroll,
 			about{"get the first certificate of a host", protocol.EnrollRequest{}, protocol.CertResponse{}, ""}},
@@ -111,7 +111,7 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 		{"GET /v1/rollouts/{id}", members, h.documents.manifest, about{"read a signed manifest", nil, signedJSON, ""}},
 		{"GET /v1/rollouts/{id}/sig", members, h.documents.manifestSignature,
 			about{"read a manifest's signature", nil, signature, ""}},
-		{"GET /v1/whoami", members, h.views.whoami, about{"read the name in one's certificate", nil, protocol.Whoami{}, ""}},
+		{"GET /v1/whoami", members, h.views.whoami, about{"read the caller's name", nil, protocol.Whoami{}, ""}},
 
 		{"GET /v1/hosts", readers, h.views.hosts,
 			about{"list what every host runs and should run", nil, protocol.HostsResponse{}, ""}},

@@ -54,7 +54,7 @@ func (t *ticker) warnDisplaced() {
 	}
 	t.displaced = true
 	t.log.Error().Str("file", t.cfg.DBPath).Str("hint", "restart the control plane").
-		Msg("database file was replaced or removed, rows inserted by hand are not seen")
+		Msg("database file was replaced or removed; the control plane does not see rows inserted by hand")
 }
 
 // maxTickWait bounds the sleep between two ticks: the clock may be set.

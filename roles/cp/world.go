@@ -110,7 +110,7 @@ func (w *world) reload(ctx context.Context) error {
 		}
 	}
 	w.stale = false
-	w.log.Warn().Msg("rollouts loaded again after a change that was not stored")
+	w.log.Warn().Msg("a change was not stored; rollouts loaded again from the database")
 	return nil
 }
 

@@ -321,7 +321,7 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 	p.refused(f, h, &nixLie{answer: func(answer protocol.CheckinResponse) protocol.CheckinResponse {
 		answer.Target.ClosureHash = f.declared("web-1")
 		return answer
-	}}, protocol.EventVerifyMismatch, "signed for this host is "+closure)
+	}}, protocol.EventVerifyMismatch, "the closure signed for this host is "+closure)
 	p.refused(f, h, &nixLie{answer: truth, files: map[string][]byte{proofPath: encode(proof("web-1"))}},
 		protocol.EventVerifyMismatch, "is of host")
 	swapped := proof("db-1")
@@ -336,14 +336,14 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 	p.refused(f, h, &nixLie{answer: func(answer protocol.CheckinResponse) protocol.CheckinResponse {
 		answer.Target.RolloutID = strings.Repeat("ab", 32)
 		return answer
-	}}, protocol.EventManifestMismatch, "which is not the head's")
+	}}, protocol.EventManifestMismatch, "which is not that of the head")
 
 	// No head at all, as if the control plane were of version 1.
 	headless := func(answer protocol.CheckinResponse) protocol.CheckinResponse {
 		answer.Head = nil
 		return answer
 	}
-	p.refused(f, h, &nixLie{answer: headless}, protocol.EventManifestMissing, "showed heads before")
+	p.refused(f, h, &nixLie{answer: headless}, protocol.EventManifestMissing, "sent heads before")
 
 	// A host that accepts version 1 goes by the manifest.
 	h.stop()

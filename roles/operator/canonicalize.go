@@ -15,7 +15,7 @@ func canonicalizeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "canonicalize", Usage: "print the canonical form (RFC 8785) of a JSON document",
 		Description: "Reads standard input, writes the canonical bytes without a newline: what signatures are made over.\n" +
-			"Exit 1: not acceptable JSON; 2: not UTF-8, or input and output failed.\n\n" +
+			"Exit 1: not acceptable JSON; 2: not UTF-8, or reading or writing failed.\n\n" +
 			"Example:\n   nixfleet canonicalize < fleet.resolved.json | sha256sum",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "hash", Usage: "print the lower-case hex SHA-256 instead"}},
 		Action: func(c *cli.Context) error {

@@ -109,7 +109,7 @@ func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error 
 	names := m.c.StringSlice("server")
 	if len(names) == 0 {
 		return command.Usage("nixfleet keygen server --server cp.example.com",
-			"--server is missing: the name or address that agents connect to")
+			"--server is missing: the DNS name or address of the control plane that agents connect to")
 	}
 	key, err := pki.GenerateKey(pki.AlgorithmP256)
 	if err != nil {
@@ -129,7 +129,7 @@ func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error 
 func keygenAll(c *cli.Context) error {
 	dir := c.String("dir")
 	if len(c.StringSlice("server")) == 0 {
-		return command.Usage("", "--server is missing: the name or address that agents connect to")
+		return command.Usage("", "--server is missing: the DNS name or address of the control plane that agents connect to")
 	}
 	if !c.IsSet("trust-file") {
 		if err := c.Set("trust-file", filepath.Join(dir, "trust.json")); err != nil {

@@ -61,7 +61,7 @@ func connect(c *cli.Context) (*client.Client, error) {
 	ca, err := command.ReadFile(c.String("ca-cert"), command.SmallFile)
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("read CA certificate: %w", err),
-			"--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where the name comes from", rootCertName)
+			"--ca-cert is the fleet root's certificate, %s; nixfleet config show prints where it comes from", rootCertName)
 	}
 	cert, err := tls.LoadX509KeyPair(c.String("client-cert"), c.String("client-key"))
 	if err != nil {

@@ -78,7 +78,7 @@ func (k *keyring) read(path string, asking *error) ([]age.Identity, error) {
 			"--identity is the private half: an age identity file or an ssh private key")
 	case locked.PublicKey == nil:
 		return nil, command.Hinted(fmt.Errorf("read identity %s: %w", path, err),
-			"ssh-keygen -p -f %s writes it in OpenSSH's present form", path)
+			"ssh-keygen -p -f %s writes it in OpenSSH's current format", path)
 	}
 	id, err := agessh.NewEncryptedSSHIdentity(locked.PublicKey, text, func() ([]byte, error) {
 		var phrase []byte

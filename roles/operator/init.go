@@ -62,7 +62,7 @@ func initCommand() *cli.Command {
 			&cli.StringFlag{Name: "algorithm", Value: "ed25519", Usage: "`ALGORITHM` of the release key: ed25519 or ecdsa-p256"},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the cache key (default: cache.SUFFIX-1)"},
 			&cli.StringFlag{Name: "cn", Usage: "operator's `NAME` (default: operator-$USER@host)"},
-			&cli.BoolFlag{Name: "no-keys", Usage: "make no keys; what nix flake init does"},
+			&cli.BoolFlag{Name: "no-keys", Usage: "make no keys, like nix flake init -t"},
 			command.JSONFlag(),
 		}, recipientFlags("encrypt every private half")...),
 		Action: initFleet,

@@ -13,7 +13,7 @@ import (
 func (k *keyring) secret(path string) ([]byte, error) {
 	data, err := command.ReadFile(path, command.SmallFile)
 	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("read key: %w", err), "nixfleet keygen --help says which key is made how")
+		return nil, command.Hinted(fmt.Errorf("read key: %w", err), "nixfleet keygen --help lists the keys that it makes")
 	}
 	if !pki.IsSealed(data) {
 		return data, nil
@@ -34,7 +34,7 @@ func (k *keyring) key(path string) (*pki.PrivateKey, error) {
 	key, err := pki.ParsePrivateKey(data)
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("read key %s: %w", path, err),
-			"it must be the private half, and without a passphrase: keys that rest are encrypted with age")
+			"it must be the private half, without a passphrase; to store a key encrypted, use age")
 	}
 	return key, nil
 }
@@ -55,7 +55,7 @@ func (k *keyring) signingKey(path string) (*pki.PrivateKey, error) {
 	}
 	return nil, command.Hinted(
 		fmt.Errorf("key %s has mode %04o: every user of this machine can read it", path, info.Mode().Perm()),
-		"chmod 600 %s; a key that lay in the Nix store is lost, make another one", path)
+		"chmod 600 %s; if it was in the Nix store, everybody may have read it: make another key", path)
 }
 
 // clear gives a program that knows no encryption the path of a key: the file itself, or while work runs a private

@@ -75,10 +75,10 @@ func keygenFleetCACommand() *cli.Command {
 
 func keygenIssuingCACommand() *cli.Command {
 	return &cli.Command{
-		Name: "issuing-ca", Usage: "another issuing CA under the fleet root, before the present one ends",
+		Name: "issuing-ca", Usage: "another issuing CA under the fleet root, before the current one expires",
 		Description: "Agents renew under the new one as soon as the control plane has it. client-ca.pem keeps the " +
 			"issuing CAs\n" +
-			"that --trust-file names, so that certificates of the present one are accepted until they end.\n\n" +
+			"that --trust-file names, so that certificates of the current one are accepted until they expire.\n\n" +
 			"Example:\n   nixfleet keygen issuing-ca --dir secrets/next --suffix fleet.example.com --root-cert " +
 			"secrets/fleet-root.cert.pem \\\n" +
 			"     --root-key secrets/fleet-root.key.pem --trust-file trust.json",

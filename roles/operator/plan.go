@@ -18,9 +18,9 @@ import (
 func planCommand() *cli.Command {
 	return &cli.Command{
 		Name: "plan", Usage: "what would happen from now on, and when at the earliest",
-		Description: "The control plane drives a copy of what it knows through time, by the same rules that decide in\n" +
-			"earnest: every host that it has heard of takes its update and stays healthy, the others stay away. With\n" +
-			"--release it does so for a signed release that is not published yet; nothing changes by it.\n\n" +
+		Description: "The control plane simulates what comes, on a copy of its state, by the rules that it decides by. It\n" +
+			"assumes that every host that has checked in takes its update and stays healthy, and that the others stay\n" +
+			"silent. With --release it simulates a signed release that is not published yet. Nothing is changed.\n\n" +
 			"Example:\n   nixfleet plan\n   nixfleet plan --release releases --json",
 		Flags: append(connectionFlags(), command.JSONFlag(),
 			&cli.StringFlag{Name: "release", Usage: "`DIR` of a signed release, as nixfleet release writes it"}),
@@ -70,7 +70,7 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 		}
 		return "now"
 	}
-	channels := [][]string{{"CHANNEL", "ROLLOUT", "ENDS", "WHEN", "WHY NOT FURTHER"}}
+	channels := [][]string{{"CHANNEL", "ROLLOUT", "ENDS", "WHEN", "WHY IT STOPS"}}
 	for _, x := range p.Channels {
 		row := []string{command.Plain(x.Channel), command.Plain(command.Short(x.RolloutID)), command.Plain(x.State), "-", ""}
 		if x.ConvergedAt != nil {

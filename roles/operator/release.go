@@ -28,8 +28,8 @@ func releaseCommand() *cli.Command {
 			"NIXFLEET_CLOSURE_HASH; hosts are pushed one at a time unless --push-jobs allows more. The\n" +
 			"sign hook, once for each file, reads the canonical bytes from NIXFLEET_INPUT and writes the 64 raw bytes of\n" +
 			"the signature to NIXFLEET_OUTPUT.\n\n" +
-			"Before anything is signed, --copy-to and the caches that the built systems name in nix.conf are asked for\n" +
-			"every path, and whether it has a signature that the systems accept; --no-verify-cache leaves that out.\n\n" +
+			"Before it signs, release asks --copy-to and the caches that the built systems name in nix.conf whether they\n" +
+			"have every path, with a signature that the systems accept; --no-verify-cache skips this.\n\n" +
 			"Nothing is published that does not verify. The keys to verify with are those of --trust-file, else\n" +
 			"--public-key, else trust.json beside the fleet's flake. With a sign hook and none of them, release refuses to\n" +
 			"begin; nixfleet-release, the name that v1 scripts use, then takes the trust.json that the built systems bring,\n" +
@@ -88,7 +88,7 @@ func signFlags() []cli.Flag {
 		&cli.StringFlag{Name: "public-key", Usage: "base64 `KEY` that the sign hook's signatures must verify under, " +
 			"where there is no trust file"},
 		&cli.BoolFlag{Name: "allow-unverified",
-			Usage: "publish what a hook signed although nothing says with which key; nixfleet-release does"},
+			Usage: "publish what a hook signed although no key is given to verify it; nixfleet-release does so by itself"},
 		&cli.StringFlag{Name: "signature-algorithm", EnvVars: []string{"NIXFLEET_SIGNATURE_ALGORITHM"},
 			Usage: "`LABEL` in the artifacts: ed25519 or ecdsa-p256 (default: the key's own)"},
 	}
@@ -108,14 +108,14 @@ func publishFlags() []cli.Flag {
 		&cli.StringFlag{Name: "git-user-email", EnvVars: []string{"NIXFLEET_GIT_USER_EMAIL"},
 			Usage: "`ADDRESS` of the committer"},
 		&cli.StringFlag{Name: "smoke-verify", Value: "true",
-			Usage: "load the signed release as a control plane would: `true|false` (signatures are checked always)"},
+			Usage: "load the signed release as a control plane would: `true|false` (signatures are always checked)"},
 		&cli.BoolFlag{Name: "reuse-unchanged-signature", Usage: "publish nothing when only the signing time would change"},
-		&cli.BoolFlag{Name: "resign", Usage: "renew the signatures of the present release, without building"},
+		&cli.BoolFlag{Name: "resign", Usage: "renew the signatures of the current release, without building"},
 		&cli.BoolFlag{Name: "dry-run",
 			Usage: "evaluate and build, then say what would change; push, sign and write nothing"},
 		&cli.DurationFlag{Name: "confirm-window", Value: 6 * time.Minute, Usage: "`TIME` a host has to confirm"},
 		&cli.DurationFlag{Name: "lease", Value: 5 * time.Minute,
-			Usage: "`TIME` within which a host must begin what it was told"},
+			Usage: "`TIME` within which a host must begin an activation after it was told"},
 		&cli.IntFlag{Name: "push-jobs", Value: 1, Usage: "run the push hook for `N` hosts at the same time"},
 		&cli.IntFlag{Name: "jobs", Value: 2, Usage: "build `N` hosts at the same time"},
 		&cli.StringFlag{Name: "log-format", Value: "pretty", Usage: "`FORMAT` of progress: pretty or json"},

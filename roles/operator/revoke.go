@@ -17,7 +17,7 @@ func revokeCommand() *cli.Command {
 		Name: "revoke", Usage: "refuse a host's (or an operator's) certificates from now on", ArgsUsage: "NAME",
 		Description: "Takes effect on the next request. The control plane keeps it in its database only: commit the " +
 			"printed\n" +
-			"line, so that it outlives that. A host comes back with a new token.\n\n" +
+			"line, so that it survives the loss of the database. To come back, the host needs a new token.\n\n" +
 			"Example:\n   nixfleet revoke web-07 --reason 'disk was stolen'",
 		Flags: append(connectionFlags(),
 			&cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
@@ -53,7 +53,7 @@ func revoke(c *cli.Context) error {
 	// A name that was mistyped is a row like any other, and refuses nobody.
 	var unknown *client.Error
 	if _, err := plane.Explain(c.Context, name); errors.As(err, &unknown) && unknown.Code == "no-such-host" {
-		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate is called so, this refuses "+
+		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate has that name, this refuses "+
 			"nobody", name)
 	}
 	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name),

@@ -34,7 +34,7 @@ func rolloutCommand() *cli.Command {
 			"rollout show stable",
 		Subcommands: []*cli.Command{
 			verb("list", "the rollouts that are not done", "nixfleet rollout list\n   nixfleet rollout list --all", rolloutList,
-				&cli.BoolFlag{Name: "all", Usage: "also those that are over and still remembered"}),
+				&cli.BoolFlag{Name: "all", Usage: "also those that are over and still in the database"}),
 			verb("show", "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
 			verb("trace", "every dispatch of a rollout and how it ended",
 				"nixfleet rollout trace stable --json\n   nixfleet rollout trace stable --events", rolloutTrace,
@@ -77,7 +77,7 @@ func findRollout(c *cli.Context, client *client.Client) (id string, found *proto
 		return "", nil, command.Hinted(fmt.Errorf("no rollout is called %q", word),
 			"nixfleet rollout list; one that was forgotten goes by its full id")
 	case len(named) > 1 && named[0].Channel != word:
-		return "", nil, command.Hinted(fmt.Errorf("%q is the beginning of %d rollouts", word, len(named)),
+		return "", nil, command.Hinted(fmt.Errorf("%d rollouts begin with %q", len(named), word),
 			"type more of the id")
 	}
 	// Of a channel's rollouts the newest comes first.

@@ -21,7 +21,7 @@ func statusCommand() *cli.Command {
 		Name: "status", Usage: "what every host runs and what it should run",
 		Description: "A host is offline when it has missed its check-ins, and marked stale when it has been silent for " +
 			"more\n" +
-			"than two freshness windows of its channel. nixfleet host explain says more of each.\n\n" +
+			"than two freshness windows of its channel. nixfleet host explain NAME says why a host waits.\n\n" +
 			"Example:\n   nixfleet status\n   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
 		Flags: append(connectionFlags(), command.JSONFlag(),
 			command.NoColourFlag()),

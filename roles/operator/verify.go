@@ -63,8 +63,8 @@ func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "verify", Usage: "check signed artifacts without a control plane",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: allRequired, Hidden: true}},
-		Description: exits + "Called nixfleet-verify-artifact it has no defaults, as v1's tool has none: all flags are " +
-			"wanted.\n\n" +
+		Description: exits + "Under the name nixfleet-verify-artifact it has no defaults, like v1's tool: all flags are " +
+			"required.\n\n" +
 			"Example:\n   nixfleet verify artifact --artifact releases/fleet.resolved.json" + tail,
 		Subcommands: []*cli.Command{
 			artifact("artifact", "artifact", "a fleet snapshot",
@@ -89,7 +89,7 @@ func verifyCommand() *cli.Command {
 					&cli.StringFlag{Name: "payload", Usage: "JSON `FILE`"},
 					&cli.StringFlag{Name: "signature", Usage: "`FILE` with the base64 signature"},
 					&cli.StringFlag{Name: "pubkey", Usage: "`FILE` with the host's OpenSSH key line"},
-					&cli.BoolFlag{Name: "json", Usage: "the verdict is JSON anyway"},
+					&cli.BoolFlag{Name: "json", Usage: "changes nothing: the verdict is always JSON"},
 				},
 				Action: verifyProbe,
 			},
@@ -139,7 +139,7 @@ func readEvidence(c *cli.Context, file string) (*evidence, error) {
 	if c.Bool(allRequired) {
 		for _, name := range []string{"signature", "trust-file", "now", "freshness-window-secs"} {
 			if !c.IsSet(name) {
-				return nil, command.Usage("by this name all flags are wanted; nixfleet verify has defaults", "--%s is missing",
+				return nil, command.Usage("under this name all flags are required; nixfleet verify has defaults", "--%s is missing",
 					name)
 			}
 		}

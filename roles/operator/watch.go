@@ -30,10 +30,10 @@ func watchCommand() *cli.Command {
 		Name: "watch", Usage: "print what happens, as it happens", ArgsUsage: "[" + rolloutArgs + "]",
 		Description: "With a ROLLOUT it ends with that rollout, and the exit code tells how: 0 converged, 3 halted or\n" +
 			"reverted, 4 cancelled, 5 superseded by a newer release, 6 still going on after --timeout. An id that is\n" +
-			"not known yet is waited for. Without one it follows the whole fleet.\n\n" +
+			"not known yet is waited for. Without a ROLLOUT the command follows the whole fleet.\n\n" +
 			"Example:\n   nixfleet rollout watch\n   nixfleet rollout watch stable --timeout 2h",
 		Flags: append(connectionFlags(), command.JSONFlag(),
-			&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: all that is kept)"},
+			&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: the oldest one kept)"},
 			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `TIME` for the end of the rollout (default: " +
 				"for ever)"}),
 		Action: rolloutWatch,
@@ -118,7 +118,7 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 			return explained(err, "watch events")
 		}
 		// A control plane that restarts is no reason to look away.
-		progress(w.c, "the stream ended (%v); asking again after event %d", err, w.query.After)
+		progress(w.c, "the event stream ended (%v); connecting again after event %d", err, w.query.After)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

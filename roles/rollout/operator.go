@@ -15,7 +15,7 @@ var (
 	ErrNoHost    = errors.New("no such host in the current release")
 	ErrAction    = errors.New("unknown action")
 	ErrOver      = errors.New("the rollout is over")
-	ErrRecalled  = errors.New("the rollout was recalled; only a new release goes on from here")
+	ErrRecalled  = errors.New("the rollout was rolled back; only a new release can replace it")
 	ErrBusy      = errors.New("the host is activating")
 )
 

@@ -50,7 +50,7 @@ func init() {
 
 		CodeOffered: sayOffered,
 		CodeResent: fixed(
-			"it was told its new closure, has not begun to switch to it, and is told again when it next asks", ""),
+			"it was told its new closure, has not begun to switch to it, and is told again at its next check-in", ""),
 		CodeRollback: sayRollback,
 
 		CodeConverged: fixed("it runs its declared closure and its rollout is done", ""),
@@ -59,7 +59,7 @@ func init() {
 			"it runs its declared closure and its soak time is over; the rest of its rollout goes on", ""),
 		CodeSoaking:          saySoaking,
 		CodeAwaitingEvidence: sayAwaiting,
-		CodeProbesFailing:    fixed("a health probe fails", "look at the probe's failure in nixfleet host explain"),
+		CodeProbesFailing:    fixed("a health probe fails", "look at the failing probe on the host"),
 		CodeProbesNotRun: fixed("no health probe has reported a result yet",
 			"wait for the first probe run; if no probe is declared, disable the health check mode"),
 		CodeOnTarget: fixed("it runs its declared closure", ""),
@@ -102,11 +102,12 @@ func init() {
 }
 
 func sayOffered(_ *hold, s subject) (string, string) {
-	return fmt.Sprintf("it is told its new closure when it next asks; its wave %d is open", s.host.wave), ""
+	return fmt.Sprintf("it is told its new closure at its next check-in; its wave %d is open", s.host.wave), ""
 }
 
 func sayRollback(h *hold, _ subject) (string, string) {
-	return "it is asked to return to its previous closure: " + h.about.(*protocol.Rollback).Reason, "fix it and release"
+	return "the control plane asks it to return to its previous closure: " + h.about.(*protocol.Rollback).Reason,
+		"release a fix"
 }
 
 func sayPinned(_ *hold, s subject) (string, string) {
@@ -126,16 +127,16 @@ func sayAwaiting(_ *hold, s subject) (string, string) {
 
 func sayFailed(h *hold, s subject) (string, string) {
 	rec := s.host.rec
-	next := "release a fix, or let it try once more: nixfleet host retry " + s.host.name
+	next := "release a fix, or let it try once more: " + retry(s)
 	if h.code == CodeFailed {
 		return fmt.Sprintf("its new closure failed here (%s) at %s", rec.Reason, clockText(rec.Since)), next
 	}
-	return fmt.Sprintf("its new closure failed (%s), and it went back to the one before at %s",
+	return fmt.Sprintf("its new closure failed (%s), and it returned to its previous closure at %s",
 		rec.Reason, clockText(rec.Since)), next
 }
 
 func sayTolerated(_ *hold, s subject) (string, string) {
-	return "an operator resumed the rollout without this host", "nixfleet host retry " + s.host.name
+	return "an operator resumed the rollout without this host", retry(s)
 }
 
 func sayLease(h *hold, s subject) (string, string) {
@@ -143,12 +144,13 @@ func sayLease(h *hold, s subject) (string, string) {
 	by := clockText(l.ConfirmDeadline)
 	switch h.code {
 	case CodeOldLease:
-		return "it may still be switching to the closure of the release before, for which it has until " + by, ""
+		return "it may still be switching to the closure of the previous release, for which it has until " + by, ""
 	case CodeConfirmWindow:
 		return "it runs its new closure and has to prove that it is healthy by " + by +
-			", or it goes back to the one before", ""
+			", or it returns to its previous closure", ""
 	case CodeActivating:
-		return "it is switching to its new closure and has to confirm it by " + by + ", or it goes back to the one before", ""
+		return "it is switching to its new closure and has to confirm it by " + by +
+			", or it returns to its previous closure", ""
 	}
 	return "it was told its new closure at " + clockText(l.DispatchedAt) + " and has to run and confirm it by " + by, ""
 }
@@ -156,13 +158,14 @@ func sayLease(h *hold, s subject) (string, string) {
 func sayDeferred(_ *hold, s subject) (string, string) {
 	const ready = "its new closure is ready and takes effect with the next reboot"
 	if by := s.host.decl.reboots; by != "" {
-		return ready + "; it reboots by itself " + by, "nothing, or reboot it where its boot loader has no fallback"
+		return ready + "; it reboots by itself " + by,
+			"nothing to do; only a host whose boot loader has no fallback needs a person to reboot it"
 	}
 	return ready, "reboot the host"
 }
 
 func sayBusy(_ *hold, s subject) (string, string) {
-	return "it says that it is " + s.host.said.phase(), ""
+	return "it reports that it is " + s.host.said.phase(), ""
 }
 
 func sayOffline(_ *hold, s subject) (string, string) {
@@ -176,7 +179,8 @@ func sayOffline(_ *hold, s subject) (string, string) {
 
 func sayStale(_ *hold, s subject) (string, string) {
 	return fmt.Sprintf("the release was signed at %s and the window of channel %s is %s",
-		clockText(s.run.signedAt), s.run.Channel, s.run.freshness), "let CI release or nixfleet release --resign"
+			clockText(s.run.signedAt), s.run.Channel, s.run.freshness),
+		"release, or renew the signatures: nixfleet release --resign"
 }
 
 func sayOperator(_ *hold, s subject) (string, string) {
@@ -186,33 +190,33 @@ func sayOperator(_ *hold, s subject) (string, string) {
 	}
 	return fmt.Sprintf("%s paused the rollout of channel %s at %s: %s",
 			r.Hold.By, r.Channel, clockText(r.Hold.At), r.Hold.Reason),
-		"nixfleet rollout resume " + r.RolloutID
+		resume(r)
 }
 
 func sayHalted(h *hold, s subject) (string, string) {
 	r := s.run
 	if h.code == CodeReverting {
-		return fmt.Sprintf("the rollout of channel %s failed, and its hosts go back to the closures before: %s",
+		return fmt.Sprintf("the rollout of channel %s failed, and its hosts return to their previous closures: %s",
 				r.Channel, r.HaltReason),
 			"release a fix"
 	}
 	return fmt.Sprintf("the rollout of channel %s is halted after a failure; no more hosts get the new closure: %s",
 			r.Channel, r.HaltReason),
-		"release a fix, or go on regardless: nixfleet rollout resume " + r.RolloutID +
-			"; a host whose word is not to be trusted is shut out with nixfleet revoke first"
+		"release a fix, or go on regardless: " + resume(r) +
+			"; if you do not believe the host, first: nixfleet revoke HOST --reason TEXT"
 }
 
 func sayQuarantined(h *hold, s subject) (string, string) {
 	q := h.about.(*quarantine)
 	return fmt.Sprintf("its new closure failed on channel %s at %s and is not given to any host (quarantine): %s",
-		q.Channel, clockText(q.Since), q.Reason), "release another closure, or nixfleet host retry " + s.host.name
+		q.Channel, clockText(q.Since), q.Reason), "release another closure, or try it again: " + retry(s)
 }
 
 func sayChannelEdge(h *hold, s subject) (string, string) {
 	e := h.about.(*channelEdge)
 	p, next := e.before.cur, ""
 	if p.State != Executing && p.State != Planning {
-		next = "look at nixfleet rollout show " + p.RolloutID
+		next = "nixfleet rollout show " + p.RolloutID
 	}
 	return fmt.Sprintf("channel %s comes after %s, whose rollout is %s%s",
 		s.run.Channel, e.before.name, strings.ToLower(string(p.State)), reasonSuffix(e.reason)), next
@@ -231,14 +235,14 @@ func sayWave(_ *hold, s subject) (text, next string) {
 func sayCompliance(_ *hold, s subject) (string, string) {
 	n := s.noncompliant()
 	return countText(n, "host") + " of earlier waves " + verb(n, "has", "have") + " outstanding compliance failures",
-		"see nixfleet host explain for the controls; release a fix, or nixfleet host retry on them"
+		"nixfleet status lists these hosts; release a fix, or for each of them: nixfleet host retry HOST --reason TEXT"
 }
 
 func sayHostEdge(h *hold, _ subject) (string, string) {
 	e := h.about.(*hostEdge)
 	return fmt.Sprintf("host %s comes first and is %s%s",
 			e.first.name, strings.ToLower(string(e.first.state())), reasonSuffix(e.reason)),
-		"look at nixfleet host explain " + e.first.name
+		"nixfleet host explain " + e.first.name
 }
 
 func sayFetchFailed(h *hold, s subject) (string, string) {
@@ -246,7 +250,7 @@ func sayFetchFailed(h *hold, s subject) (string, string) {
 	if h.opens != 0 {
 		text += "; it is offered the target again at " + clockText(h.opens.time())
 	}
-	return text, "look at the agent's log"
+	return text, "on the host: journalctl -u nixfleet-agent"
 }
 
 func sayBackoff(h *hold, s subject) (string, string) {
@@ -256,7 +260,7 @@ func sayBackoff(h *hold, s subject) (string, string) {
 }
 
 func sayHeld(_ *hold, s subject) (string, string) {
-	return "the host takes no target by itself: " + s.host.holding(), "nixfleet agent status on the host"
+	return "the host takes no target: " + s.host.holding(), "on the host: nixfleet agent status"
 }
 
 func sayBudget(h *hold, s subject) (string, string) {
@@ -286,7 +290,7 @@ func sayWorking(_ *hold, s subject) (string, string) {
 	}
 	if len(parts) == 0 {
 		return fmt.Sprintf("probes fail on %s of wave %d", countText(wv.failing, "host"), s.run.Wave),
-			"look at nixfleet host explain on the failing ones"
+			"nixfleet status lists them; for each: nixfleet host explain HOST"
 	}
 	return fmt.Sprintf("of the %s in wave %d, %s",
 		countText(len(wv.hosts), "host"), s.run.Wave, strings.Join(parts, ", ")), ""
@@ -296,7 +300,7 @@ func sayUnproven(_ *hold, s subject) (string, string) {
 	wv := s.run.open()
 	return fmt.Sprintf("no host of wave %d has soaked: %d failed and %d fell silent after they got the target",
 			s.run.Wave, wv.in(Failed, Reverted), wv.silent),
-		"bring a host of the wave back, release a fix, or nixfleet rollout resume " + s.run.RolloutID
+		"bring a host of the wave back, release a fix, or go on regardless: " + resume(s.run)
 }
 
 func sayAbsent(h *hold, s subject) (string, string) {
@@ -306,6 +310,11 @@ func sayAbsent(h *hold, s subject) (string, string) {
 	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave,
 		clockText(h.opens.time())), ""
 }
+
+// retry and resume are commands as they can be pasted: both need a reason.
+func retry(s subject) string { return "nixfleet host retry " + s.host.name + " --reason TEXT" }
+
+func resume(r *run) string { return "nixfleet rollout resume " + r.RolloutID + " --reason TEXT" }
 
 func clockText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 

@@ -99,7 +99,8 @@ func (v *Verifier) byHead(ctx context.Context, s Source, t *protocol.Target, ref
 		if head != nil && v.file.Hash != ref.Hash {
 			return nil, ErrReplaced
 		}
-		return nil, refuse(protocol.EventManifestMismatch, "target is of rollout %s, which is not the head's", t.RolloutID)
+		return nil, refuse(protocol.EventManifestMismatch, "the target is of rollout %s, which is not that of the head",
+			t.RolloutID)
 	}
 	if err := v.expired("head of "+head.Channel, v.file.SignedAt, fleet.Minutes(head.FreshnessWindow)); err != nil {
 		return nil, err

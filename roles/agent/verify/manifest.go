@@ -23,7 +23,7 @@ func (v *Verifier) byManifest(ctx context.Context, s Source, t *protocol.Target)
 		return nil, err
 	}
 	if last != nil && last.SeenHead && !v.cfg.AllowV1 {
-		return nil, refuse(protocol.EventManifestMissing, "the control plane showed heads before and shows none now")
+		return nil, refuse(protocol.EventManifestMissing, "the control plane sent heads before and sends none now")
 	}
 	m, file, err := v.manifest(ctx, s, t.RolloutID)
 	if err != nil {

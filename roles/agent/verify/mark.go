@@ -44,7 +44,7 @@ func (m *Mark) admits(signedAt time.Time, intent, closure string) error {
 		return nil
 	}
 	if signedAt.Before(m.SignedAt.Time) {
-		return fmt.Errorf("%w: signed at %s, verified was %s", errOlder, pki.At(signedAt), m.SignedAt)
+		return fmt.Errorf("%w: it was signed at %s, the newest one at %s", errOlder, pki.At(signedAt), m.SignedAt)
 	}
 	if intent == m.Intent || closure != "" && closure == m.Closure {
 		return nil

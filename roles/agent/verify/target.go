@@ -132,5 +132,5 @@ type Stale struct {
 }
 
 func (e *Stale) Error() string {
-	return fmt.Sprintf("signed longer ago than its window by %s", (e.Age - e.Window - pki.ClockSlack).Round(time.Second))
+	return fmt.Sprintf("its freshness window ended %s ago", (e.Age - e.Window - pki.ClockSlack).Round(time.Second))
 }

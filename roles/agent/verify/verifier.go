@@ -156,10 +156,12 @@ func names(entry fleet.HostEntry, t *protocol.Target) error {
 	}
 	switch {
 	case entry.TargetClosure != t.ClosureHash:
-		return refuse(protocol.EventVerifyMismatch, "the target is %s, signed for this host is %s", t.ClosureHash,
+		return refuse(protocol.EventVerifyMismatch, "the target is %s, but the closure signed for this host is %s",
+			t.ClosureHash,
 			entry.TargetClosure)
 	case entry.WaveIndex != wave:
-		return refuse(protocol.EventVerifyMismatch, "the target is for wave %d, signed is wave %d", wave, entry.WaveIndex)
+		return refuse(protocol.EventVerifyMismatch, "the target is for wave %d, but the wave signed for this host is %d",
+			wave, entry.WaveIndex)
 	}
 	return nil
 }

@@ -113,7 +113,7 @@ func word(h protocol.HostEntry) string {
 
 // waitsFor are the reasons of this story in two or three words.
 var waitsFor = map[string]string{
-	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "is told next", "resent": "is told next",
+	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "gets it next", "resent": "gets it next",
 	"offline": "not heard of",
 }
 

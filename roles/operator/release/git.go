@@ -321,7 +321,7 @@ func (r *releaser) commitOf(ctx context.Context, flake string) (*string, error) 
 		return nil, nil
 	case errors.Is(err, exec.ErrNotFound):
 		if hasRepository(dir) {
-			r.say("warning: git is not installed: the release cannot name the commit that it is made of")
+			r.say("warning: git is not installed: the release cannot name its commit")
 		}
 		return nil, nil
 	}

@@ -15,7 +15,7 @@ import (
 func (r *releaser) present(ctx context.Context) (*built, error) {
 	if r.signer.slot == nil {
 		return nil, command.Usage("give --trust-file",
-			"--resign renews only signatures that verify, and with a hook no key is known")
+			"--resign renews only signatures that verify, and no key to verify them with is given")
 	}
 	body, sig, err := r.shelf().signed(ctx, fleet.FleetName)
 	if err != nil {
@@ -27,7 +27,7 @@ func (r *releaser) present(ctx context.Context) (*built, error) {
 	now := time.Now().Add(aheadMax)
 	f, _, err := fleet.Verify(r.signer.slot, body, sig, now, fleet.AnyAge, fleet.ParseFleet)
 	if err != nil {
-		return nil, command.Coded(3, command.Hinted(fmt.Errorf("the present release does not verify: %w", err),
+		return nil, command.Coded(3, command.Hinted(fmt.Errorf("the current release does not verify: %w", err),
 			"after a change of keys give --trust-file, which knows the previous key"))
 	}
 	b := &built{draft: draft{ciCommit: f.Meta.CICommit}, closures: map[string]string{}}
@@ -49,7 +49,7 @@ func (r *releaser) present(ctx context.Context) (*built, error) {
 // listFiles are the files of the lists, by the member that holds the entries.
 var listFiles = map[string]string{"revocations": fleet.RevocationsName, "bootstrapNonces": fleet.NoncesName}
 
-// presentList reads one of the lists that belong to the present release: the member of that name, in the file whose
+// presentList reads one of the lists that belong to the current release: the member of that name, in the file whose
 // hash the fleet expects.
 func presentList[T any, P interface {
 	*T
@@ -64,16 +64,16 @@ func presentList[T any, P interface {
 	}
 	if body == nil {
 		if expect != nil {
-			return nil, command.Coded(3, fmt.Errorf("the present release names a list that is not there: %s", name))
+			return nil, command.Coded(3, fmt.Errorf("the current release names a list that is not there: %s", name))
 		}
 		return nil, nil
 	}
 	_, file, err := fleet.Verify(r.signer.slot, body, sig, now, fleet.AnyAge, parse)
 	if err != nil {
-		return nil, command.Coded(3, fmt.Errorf("%s of the present release does not verify: %w", name, err))
+		return nil, command.Coded(3, fmt.Errorf("%s of the current release does not verify: %w", name, err))
 	}
 	if expect != nil && *expect != file.Hash {
-		return nil, command.Coded(3, fmt.Errorf("%s belongs to another release than the present fleet", name))
+		return nil, command.Coded(3, fmt.Errorf("%s belongs to another release than the current fleet", name))
 	}
 	list, err := fleet.ListIn(body, member)
 	if err != nil {

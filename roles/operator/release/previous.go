@@ -18,7 +18,7 @@ import (
 	"nixfleet/roles/command"
 )
 
-// shelf is where the present release lies: the commit that the next one will be put upon, or the directory.
+// shelf is where the current release lies: the commit that the next one will be put upon, or the directory.
 type shelf struct {
 	dir, fleetName string
 	repo           *repository // nil: the directory counts
@@ -28,7 +28,7 @@ func (r *releaser) shelf() shelf {
 	return shelf{dir: r.cfg.Dir, fleetName: r.cfg.FleetName, repo: r.repo}
 }
 
-// file reads a file of the present release; nil when there is none.
+// file reads a file of the current release; nil when there is none.
 func (s shelf) file(ctx context.Context, name string) ([]byte, error) {
 	if name == fleet.FleetName || name == fleet.FleetName+fleet.SignatureSuffix {
 		name = s.fleetName + strings.TrimPrefix(name, fleet.FleetName)
@@ -43,7 +43,7 @@ func (s shelf) file(ctx context.Context, name string) ([]byte, error) {
 	return data, err
 }
 
-// signed reads a file of the present release with its signature; nil when it is not there.
+// signed reads a file of the current release with its signature; nil when it is not there.
 func (s shelf) signed(ctx context.Context, name string) (body, sig []byte, err error) {
 	body, err = s.file(ctx, name)
 	if err != nil || body == nil {
@@ -53,7 +53,7 @@ func (s shelf) signed(ctx context.Context, name string) (body, sig []byte, err e
 	return body, sig, err
 }
 
-// names lists the files below a directory of the present release.
+// names lists the files below a directory of the current release.
 func (s shelf) names(ctx context.Context, dir string) ([]string, error) {
 	if s.repo != nil {
 		return s.repo.names(ctx, dir)
@@ -69,7 +69,7 @@ func (s shelf) names(ctx context.Context, dir string) ([]string, error) {
 	return names, nil
 }
 
-// fleet is the fleet of the present release; nil when there is none.
+// fleet is the fleet of the current release; nil when there is none.
 // Its signature is not asked for: nothing but a lower bound of time is taken
 // from it.
 func (s shelf) fleet(ctx context.Context) (*fleet.Fleet, error) {
@@ -84,7 +84,7 @@ func (s shelf) fleet(ctx context.Context) (*fleet.Fleet, error) {
 			return f, nil
 		}
 	}
-	return nil, command.Hinted(fmt.Errorf("the present release in %s cannot be read: %w", s.dir, err),
+	return nil, command.Hinted(fmt.Errorf("the current release in %s cannot be read: %w", s.dir, err),
 		"restore it from git; if it is lost, remove it and release anew")
 }
 
@@ -171,7 +171,7 @@ func (r *releaser) previousHead(ctx context.Context, channel string, now time.Ti
 	}
 	h, _, err := fleet.VerifyHead(r.signer.slot, body, sig, now.Add(aheadMax), fleet.AnyAge)
 	if err != nil {
-		r.say("warning: the present head of %s does not verify (%v): its rollout opens anew", channel, err)
+		r.say("warning: the current head of %s does not verify (%v): its rollout begins again", channel, err)
 		return nil
 	}
 	return h

@@ -33,7 +33,7 @@ func (r *releaser) publish(ctx context.Context, b *built) (*Summary, error) {
 			return summary, err
 		}
 		if attempt == attempts {
-			return nil, command.Hinted(fmt.Errorf("push to %s: others were faster %d times", r.repo.branch, attempts),
+			return nil, command.Hinted(fmt.Errorf("push to %s: the branch moved %d times meanwhile", r.repo.branch, attempts),
 				"release again")
 		}
 		r.say("%s moved while this release was made; reading it again", r.repo.branch)

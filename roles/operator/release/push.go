@@ -75,7 +75,7 @@ func (r *releaser) systems(ctx context.Context, b *built) ([]nixops.System, erro
 		}
 		runs, err := r.fetcherBefore(previous, name)
 		if err != nil {
-			return nil, fmt.Errorf("present system of host %s: %w", name, err)
+			return nil, fmt.Errorf("current system of host %s: %w", name, err)
 		}
 		for _, f := range []*nixops.Fetcher{brings, runs} {
 			if f != nil && (copied || slices.ContainsFunc(f.Caches, ofTheFleet)) {

@@ -320,7 +320,7 @@ func TestPreviousHead(t *testing.T) {
 	}
 	f.edit(fleet.HeadName("stable"), `"openedAt":"2`, `"openedAt":"1`)
 	if h := r.previousHead(t.Context(), "stable", time.Now()); h != nil ||
-		!strings.Contains(f.said.String(), "its rollout opens anew") {
+		!strings.Contains(f.said.String(), "its rollout begins again") {
 		t.Errorf("a head that the fleet did not sign: %+v\n%s", h, &f.said)
 	}
 	// Where nobody said with which keys to verify, what is there is taken.

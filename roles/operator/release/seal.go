@@ -20,7 +20,7 @@ const aheadMax = 30 * time.Second
 type sealed struct {
 	names    []string
 	files    map[string][]byte
-	obsolete []string // files of the present release that this one does not have
+	obsolete []string // files of the current release that this one does not have
 
 	signedAt pki.Timestamp
 	hash     string // of the fleet
@@ -47,7 +47,7 @@ func timeOf(previous *fleet.Fleet, now time.Time) (pki.Timestamp, error) {
 	}
 	last := previous.Meta.SignedAt.Time
 	if last.Sub(now) > aheadMax {
-		err := fmt.Errorf("the present release is signed at %s, which is in the future: time cannot go backwards",
+		err := fmt.Errorf("the current release is signed at %s, which is in the future: a release cannot be dated back",
 			previous.Meta.SignedAt)
 		return pki.Timestamp{}, command.Hinted(err,
 			"is this machine's clock right? hosts refuse what is older than what they have seen")
@@ -117,7 +117,7 @@ func rank(fleetName, name string) int {
 	return 0
 }
 
-// refuseVanishing refuses to leave out a list that the present release has: that is a forgotten flag, and would
+// refuseVanishing refuses to leave out a list that the current release has: that is a forgotten flag, and would
 // un-revoke every certificate in silence.
 func (r *releaser) refuseVanishing(ctx context.Context, name string) error {
 	had, err := r.shelf().file(ctx, name)
@@ -125,7 +125,7 @@ func (r *releaser) refuseVanishing(ctx context.Context, name string) error {
 		return err
 	}
 	flag := strings.TrimSuffix(name, ".json")
-	return command.Hinted(fmt.Errorf("the present release has %s and this one would not", name),
+	return command.Hinted(fmt.Errorf("the current release has %s and this one would not", name),
 		"give --%s-attr or --%s-file; to give up the list for good, remove the file from the release directory", flag, flag)
 }
 
@@ -182,7 +182,7 @@ func (r *releaser) sealChannels(ctx context.Context, s *sealed, f *fleet.Fleet, 
 	return nil
 }
 
-// after are the two times that the head after another grants. Signing anew keeps those of the present head unless
+// after are the two times that the head after another grants. Signing anew keeps those of the current head unless
 // others are asked for.
 func (w Windows) after(before *fleet.Head, resign bool) (confirm, lease time.Duration) {
 	confirm, lease = w.Confirm, w.Lease

@@ -108,7 +108,7 @@ func (r *releaser) knownKeys(s *signer) (trustPath string, err error) {
 	if !cfg.AllowUnverified {
 		return "", command.Usage(
 			"give --trust-file trust.json (NIXFLEET_TRUST_FILE) or --public-key KEY; --allow-unverified publishes anyway",
-			"nothing says with which key --sign-cmd signs: hosts might refuse what it makes")
+			"no key is given to verify what --sign-cmd signs: hosts might refuse it")
 	}
 	return "", nil
 }

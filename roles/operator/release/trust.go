@@ -23,7 +23,7 @@ func (r *releaser) learn(b *built) {
 			return
 		}
 	}
-	r.say("warning: nothing says with which key --sign-cmd signs; only the length of its signatures is checked: give " +
+	r.say("warning: no key is given to verify what --sign-cmd signs; only the length of its signatures is checked: give " +
 		"--trust-file")
 }
 
@@ -41,7 +41,7 @@ func (r *releaser) trustOfHosts(b *built, body, sig []byte) error {
 		if err != nil {
 			return command.Coded(3, command.Hinted(
 				fmt.Errorf("host %s would get a trust.json that does not verify this release: %w", name, err),
-				"keep the present release key in nixfleet.trust.ciReleaseKey, as current or previous, "+
+				"keep the current release key in nixfleet.trust.ciReleaseKey, as current or previous, "+
 					"until every host has switched"))
 		}
 	}
