@@ -137,6 +137,9 @@ func TestTheDocumentIsThatOfTheTable(t *testing.T) {
 	if d.OpenAPI != "3.1.0" {
 		t.Errorf("it is OpenAPI %s", d.OpenAPI)
 	}
+	d.valid(t, "/healthz before the first tick",
+		[]string{"paths", "/healthz", "get", "responses", "200", "content", "application/json", "schema"},
+		[]byte(`{"ok":true,"version":"0.0.1","last_tick_at":null}`))
 	routes, err := described((&handlers{acts: &acts{}}).table(prometheus.NewRegistry()), "")
 	if err != nil {
 		t.Fatal(err)

@@ -35,7 +35,7 @@ type views struct {
 type healthResponse struct {
 	OK       bool                 `json:"ok"`
 	Version  string               `json:"version"`
-	LastTick *protocol.OffsetTime `json:"last_tick_at"`
+	LastTick *protocol.OffsetTime `json:"last_tick_at" shape:"N"`
 }
 
 func (p *views) health(*call) (any, error) {
