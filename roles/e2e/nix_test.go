@@ -359,7 +359,7 @@ func (f *nixFleet) hostile(p *nixImpostor, h *nixHost, first nixHeadFiles, first
 		protocol.EventManifestVerifyFailed, string(pki.ReasonBadSignature))
 	elsewhere, elsewhereSig := f.manifestOf("slow")
 	p.refused(f, h, &nixLie{answer: headless, files: map[string][]byte{path: elsewhere, path + "/sig": elsewhereSig}},
-		protocol.EventManifestMismatch, `it was advertised as "`+rollout)
+		protocol.EventManifestMismatch, "it was advertised as")
 	h.stop()
 	f.startAgent(h)
 
