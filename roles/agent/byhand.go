@@ -49,7 +49,7 @@ func (h hand) record(a act) error {
 		return err
 	}
 	a.At = pki.At(time.Now().Truncate(time.Millisecond))
-	h.Log.Info().Str("act", a.Kind).Str("text", a.Text).Msg("recorded")
+	h.Log.Info().Str("act", a.Kind).Str("text", a.Text).Msg("root command recorded")
 	return dir.Write(fmt.Sprintf("%020d.json", time.Now().UnixNano()), a)
 }
 
@@ -68,11 +68,11 @@ func (h hand) pause(reason string) error {
 	}
 	j, err := h.Dir.Journal()
 	if err == nil && j != nil && j.Step != journal.Staged {
-		_, err = fmt.Fprintf(h.out, "this host takes no targets until resume; the activation of %s goes on, and so does "+
-			"its deadline\n", j.Closure)
+		_, err = fmt.Fprintf(h.out, "this host takes no targets until nixfleet agent resume; the activation of %s goes on, "+
+			"and so does its deadline\n", j.Closure)
 		return err
 	}
-	_, err = fmt.Fprintln(h.out, "this host takes no targets until resume")
+	_, err = fmt.Fprintln(h.out, "this host takes no targets until nixfleet agent resume")
 	return err
 }
 
@@ -155,7 +155,9 @@ func (h hand) activate(ctx context.Context, path, reason string) error {
 		return errors.Join(err, h.record(act{Kind: protocol.KindBreakGlass, Text: "activate " + closure + " failed: " +
 			err.Error()}))
 	}
-	_, err := fmt.Fprintf(h.out, "this host runs %s until resume, or until the fleet declares something new\n", closure)
+	_, err := fmt.Fprintf(h.out, "this host runs %s until nixfleet agent resume, "+
+		"or until the fleet declares something new\n",
+		closure)
 	return err
 }
 

@@ -56,7 +56,7 @@ type files struct {
 
 func newFiles(cfg *Config) *files {
 	stays := func(what string) func(error) {
-		return func(err error) { cfg.Log.Error().Err(err).Msg(what + " not reloaded, the last good one stays") }
+		return func(err error) { cfg.Log.Error().Err(err).Msg(what + " not reloaded; the last good one stays in use") }
 	}
 	return &files{
 		serverCert: newReloaded(stays("server certificate"), loadServerCertificate(cfg.TLSCert, cfg.TLSKey), cfg.TLSCert,

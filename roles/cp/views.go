@@ -193,7 +193,8 @@ func (p *views) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reas
 		Code: codeRevoked, Gate: "identity",
 		Text: "its certificates from before " + pki.At(at).
 			String() + " are revoked, and it has not checked in since; what it ran then is shown",
-		Next: "to let it in again: nixfleet mint-token --hostname " + v.Host + ", and put the token on the host",
+		Next: "to let it in again, mint a token and put it on the host: nixfleet mint-token --hostname " + v.Host +
+			" --host-pubkey FILE --org-root-key FILE",
 	}, nil
 }
 

@@ -53,7 +53,7 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 	}
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("read configuration: %w", err),
-			"nixfleet config init --path %s --cp-url URL ...", path)
+			"nixfleet config init --path %s --cp-url URL --ca-cert FILE --client-cert FILE --client-key FILE", path)
 	}
 	defer f.Close()
 	info, err := f.Stat()

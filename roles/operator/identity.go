@@ -96,7 +96,7 @@ func askPassphrase(path string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("identity %s has a passphrase, and there is no terminal to ask for it", path),
-			"give an --identity without one, or open the key yourself: age -d -i %s KEY", path)
+			"give an --identity without a passphrase, or decrypt the key yourself: age -d -i %s KEY", path)
 	}
 	defer tty.Close()
 	fd := int(tty.Fd())

@@ -22,7 +22,8 @@ const (
 	rootCertName = "fleet-root.cert.pem"
 	rootKeyName  = "fleet-root.key.pem"
 
-	nameRoot = "name the fleet root with --root-cert and --root-key, or make one: nixfleet keygen fleet-ca"
+	nameRoot = "name the fleet root with --root-cert and --root-key, or make one: " +
+		"nixfleet keygen fleet-ca --suffix fleet.example.com"
 )
 
 func certificatePEM(der []byte) []byte {
@@ -108,7 +109,7 @@ func caFrom(certPath string, key *pki.PrivateKey) (*pki.CA, error) {
 	}
 	if public, ok := root.Signer.Public().(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() {
 		return nil, command.Hinted(fmt.Errorf("the fleet root's key is not P-256"),
-			"make a fleet root with: nixfleet keygen fleet-ca")
+			"make a fleet root: nixfleet keygen fleet-ca --suffix fleet.example.com")
 	}
 	return root, nil
 }

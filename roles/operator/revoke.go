@@ -65,6 +65,7 @@ func revoke(c *cli.Context) error {
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s is revoked on the control plane: certificates issued before %s are refused\n"+
 		"add to revocations of mkFleet, commit and release, so that it outlives the database:\n  %s\n"+
-		"to let the host in again: nixfleet mint-token --hostname %s ...\n", name, notBefore, declaration, name)
+		"to let the host in again: nixfleet mint-token --hostname %s --host-pubkey FILE --org-root-key FILE\n",
+		name, notBefore, declaration, name)
 	return err
 }

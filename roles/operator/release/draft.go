@@ -160,5 +160,5 @@ func (r *releaser) check(d *draft) error {
 	}
 	return command.Hinted(fmt.Errorf("the fleet's declaration has %d problems:\n  - %s", len(refused),
 		strings.Join(refused, "\n  - ")),
-		"mend the declaration and release again")
+		"correct the declaration and release again")
 }
