@@ -168,7 +168,7 @@ func (p *typed) textsOf(file string, decl ast.Decl) []text {
 			if symbol == "" || len(stack) <= 2 {
 				symbol = n.Names[0].Name
 			}
-		case *ast.Field: // a tag is no text
+		case *ast.Field: // a tag is not text
 			return n.Tag == nil || skip()
 		}
 		e, ok := n.(ast.Expr)
@@ -208,7 +208,7 @@ func prose(words string) bool {
 }
 
 // words gives the text of a string expression. What is not known before the program runs
-// stands in braces. It is no text when no part of it is known.
+// stands in braces. It is not text when no part of it is known.
 func (p *typed) words(e ast.Expr) (string, bool) {
 	tv, ok := p.info.Types[e]
 	if !ok || tv.Type == nil {

@@ -34,7 +34,14 @@ buildGoModule {
   }
   // lib.optionalAttrs static { CGO_CFLAGS = "-Os"; };
 
-  tags = [ "sqlite_omit_load_extension" ] ++ lib.optionals static [ "netgo" "osusergo" ];
+  # HTTP/2, which nothing here speaks, and the library's own pages of documentation are
+  # two thirds of a megabyte.
+  tags = [
+    "sqlite_omit_load_extension"
+    "nethttpomithttp2"
+    "urfave_cli_no_docs"
+  ]
+  ++ lib.optionals static [ "netgo" "osusergo" ];
   ldflags = [
     "-s"
     "-w"

@@ -87,7 +87,7 @@ func TestFlakeHasItsOutputs(t *testing.T) {
 		"devShells":     "default",
 		"vendorHash":    strings.TrimSpace(string(hash)),
 		"platforms":     "",
-		"tags":          "sqlite_omit_load_extension netgo osusergo",
+		"tags":          "sqlite_omit_load_extension nethttpomithttp2 urfave_cli_no_docs netgo osusergo",
 	} {
 		if have := strings.Join(got[name], " "); have != want {
 			t.Errorf("%s: %q, want %q", name, have, want)

@@ -97,7 +97,7 @@ func (c *committer) makeDefault(ctx context.Context, j *journal.Journal) error {
 // bootTook looks whether an installer that ended well has done anything. Where the boot
 // default was read rightly before, which the profile shows, is what it was, and no entry
 // starts the closure, a reboot would go back without a word. Of a loader that cannot be
-// read nothing is known, which is no error.
+// read nothing is known, which is not an error.
 func (c *committer) bootTook(ctx context.Context, j *journal.Journal) error {
 	def, err := c.host.BootDefault(ctx)
 	if err != nil || def == "" || def == j.Closure || def != j.Before.BootDefault || def != j.Before.Profile {

@@ -40,7 +40,7 @@ type Config struct {
 	AllowV1         bool
 	AllowRollback   bool // remote rollback without a head
 	AllowVolatile   bool
-	AgentOutside    bool // the agent is no part of the closures: tests and demo
+	AgentOutside    bool // the agent is not a part of the closures: tests and demo
 	DeferOn         []string
 	RebootPolicy    string
 	MetricsFile     string        // for a textfile collector; empty: none

@@ -123,7 +123,7 @@ func (s *swapped) Manifest(context.Context, string) (body, sig []byte, err error
 	return nil, nil, errors.New("never fetched")
 }
 
-// A release that comes in the middle of a check-in is no lie, and is not reported as one.
+// A release that comes in the middle of a check-in is not a lie, and is not reported as one.
 func TestReleaseThatComesMeanwhileIsNoLie(t *testing.T) {
 	for name, c := range map[string]struct {
 		heads []int // in the order they are served

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// fetchLimit is the downloading's own limit: it is no part of the window.
+	// fetchLimit is the downloading's own limit: it is not a part of the window.
 	fetchLimit = 6 * time.Hour
 	// minStoreFree and minBootFree are the least that must be left, in bytes.
 	minStoreFree = 512 << 20

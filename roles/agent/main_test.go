@@ -16,7 +16,7 @@ import (
 // (tlsmlkem=0), which cost half.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "agent" {
-		// A deadline that nobody claimed runs this executable, which is no agent here.
+		// A deadline that nobody claimed runs this executable, which is not an agent here.
 		os.Exit(1)
 	}
 	debug.SetGCPercent(400)

@@ -12,7 +12,7 @@ import (
 	"nixfleet/roles/protocol"
 )
 
-// noisy is a machine whose units write what is no UTF-8.
+// noisy is a machine whose units write what is not UTF-8.
 type noisy struct{ nixops.Host }
 
 const noise = "b\xfccher.service: \xff\xfe"

@@ -102,7 +102,7 @@ func TestNothingIsFetchedAheadWithoutProof(t *testing.T) {
 	}
 }
 
-// What cannot be fetched ahead is tried again, and is no failure of anything.
+// What cannot be fetched ahead is tried again, and is not a failure of anything.
 func TestFetchAheadOutlivesItsCache_A20(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)

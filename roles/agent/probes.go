@@ -315,7 +315,7 @@ func (p *prober) once(ctx context.Context, pr probe) {
 		r.Status, r.LastPassAt, r.FailureReason = protocol.ProbePass, &now, nil
 	case pr.grace > 0 && now.Sub(p.since) < pr.grace && r.LastPassAt == nil:
 	default:
-		// A probe prints what it likes; what is no text would make the check-in fail.
+		// A probe prints what it likes; what is not text would make the check-in fail.
 		text := err.Error()
 		text = strings.ToValidUTF8(text[:min(len(text), maxFailureReason)], "")
 		r.Status, r.FailureReason = protocol.ProbeFail, &text

@@ -99,7 +99,7 @@ const (
 
 // answerOf tells refusals apart. Of wire.md section 3, whose order of checks this is, a
 // report's own are those of its body (400, 413, 415, 422). 403 is also what all
-// of a host get whose certificate names another; 404, 405 and 410 are no answers of a control
+// of a host get whose certificate names another; 404, 405 and 410 are not answers of a control
 // plane that knows reports. Of the rest 401 is about the certificate, and others about
 // the moment or about what stands between.
 func answerOf(err error) answer {

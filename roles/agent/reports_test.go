@@ -185,7 +185,7 @@ func TestReportsOutlastAnyTrouble(t *testing.T) {
 	}
 }
 
-// While check-ins are refused as well, it is no report's fault: a host with a certificate
+// While check-ins are refused as well, it is not a report's fault: a host with a certificate
 // of another name keeps them all.
 func TestReportsOutlastAWrongCertificate(t *testing.T) {
 	for _, status := range []int{403, 404, 500} {

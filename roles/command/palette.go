@@ -46,7 +46,7 @@ func ColoursOf(c *cli.Context) Palette { return Colours(c.App.Writer) && !Palett
 func NoColourFlag() *cli.BoolFlag {
 	return &cli.BoolFlag{
 		Name: "no-color", EnvVars: []string{"NIXFLEET_NO_COLOR"},
-		Usage: "no colours (also NO_COLOR, and when the output is no terminal)",
+		Usage: "no colours (also NO_COLOR, and when the output is not a terminal)",
 	}
 }
 

@@ -203,8 +203,8 @@ func TestAFloodFromOneAddressStarvesNobody(t *testing.T) {
 			{"another neighbour", "[2001:db8::3:0:0:1]:1", enrol, 422},
 			{"one too many of that network", "[2001:db8::4]:1", enrol, 429},
 			{"another network", "[2001:db8:0:1::1]:1", enrol, 422},
-			{"what is no address", "pipe", enrol, 422},
-			{"what is no address, again", "pipe", enrol, 422},
+			{"what is not an address", "pipe", enrol, 422},
+			{"what is not an address, again", "pipe", enrol, 422},
 			{"the last of all", "192.0.2.3:1", enrol, 429},
 		} {
 			w := asked(t, api, nil, step.remote, step.call)

@@ -94,7 +94,7 @@ func TestServeCannotStart(t *testing.T) {
 
 func TestServeHandsOnTheHintOfWhatFailed(t *testing.T) {
 	e := serialEstate(t, "a")
-	e.write("state/state.db", []byte("this is no database, whatever it is called"))
+	e.write("state/state.db", []byte("this is not a database, whatever it is called"))
 	_, code, err := typed(t, t.Context(), append([]string{"serve"}, e.serveFlags()...)...)
 	if hint := command.HintOf(err); code != 2 || !strings.HasPrefix(hint, "restore a backup") {
 		t.Errorf("exit %d %v, hint %v", code, err, hint)

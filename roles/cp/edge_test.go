@@ -85,7 +85,7 @@ func TestChecksComeInTheOrderOfTheContract(t *testing.T) {
 		{"a repeated known key", agent, sent{"POST", checkinPath, `{"hostname":"b",` + good[1:], nil}, 422},
 		{"a repeated unknown key", agent, sent{"POST", checkinPath, `{"new":1,"new":2,` + good[1:], nil}, 200},
 		{"another host's name", agent, sent{"POST", checkinPath, strings.Replace(good, `"a"`, `"b"`, 1), nil}, 403},
-		{"an operator is no host", operator, sent{"POST", checkinPath, good, nil}, 403},
+		{"an operator is not a host", operator, sent{"POST", checkinPath, good, nil}, 403},
 	} {
 		if got := p.send(c.as, c.call); got.status != c.want {
 			t.Errorf("%s: %d, want %d: %s", c.name, got.status, c.want, got.body)

@@ -39,7 +39,7 @@ func TestReloadedReadsWhatChangedAndComplainsOnce(t *testing.T) {
 	expect("", 0, true, 1, 0)
 	write("one")
 	expect("one", 1, false, 2, 0)
-	expect("one", 1, false, 2, 0) // paths that do not exist are no change
+	expect("one", 1, false, 2, 0) // paths that do not exist are not a change
 	write("bad")
 	expect("one", 1, true, 3, 1)
 	expect("one", 1, true, 4, 1)

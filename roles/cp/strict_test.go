@@ -6,7 +6,7 @@ import (
 	"nixfleet/nixops/fleet"
 )
 
-// TestStrictModeWantsBothLists also of a source that is no pair of URLs: there
+// TestStrictModeWantsBothLists also of a source that is not a pair of URLs: there
 // the lists are the release's own.
 func TestStrictModeWantsBothLists(t *testing.T) {
 	e := newEstate(t, "a")

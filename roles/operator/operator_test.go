@@ -74,7 +74,7 @@ func FuzzArrangeKeepsEveryWord(f *testing.F) {
 	})
 }
 
-// A control plane that does not answer at all is no interrupt: net's timeout says
+// A control plane that does not answer at all is not an interrupt: net's timeout says
 // that it is a context.DeadlineExceeded.
 func TestSilentControlPlaneHasAHint(t *testing.T) {
 	for _, c := range []struct {

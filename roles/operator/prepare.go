@@ -204,7 +204,7 @@ func installCommand(name string, files []string, identity, address string) strin
 	}, "\n")
 }
 
-// keywords of Nix, which are no attribute names as they are.
+// keywords of Nix, which are not attribute names as they are.
 var keywords = []string{"assert", "else", "if", "in", "inherit", "let", "rec", "then", "with"}
 
 // nixAttribute is a name as Nix takes it in an attribute path.

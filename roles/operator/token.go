@@ -124,7 +124,7 @@ func newToken(
 	return token, nil
 }
 
-// describeToken says what to commit. The nonce is no secret: without the
+// describeToken says what to commit. The nonce is not a secret: without the
 // token's signature and the host's key it opens nothing.
 func describeToken(w io.Writer, t *pki.Token) {
 	fmt.Fprintf(w, "nonce:   %s\nexpires: %s\n", t.Claims.Nonce, t.Claims.ExpiresAt)

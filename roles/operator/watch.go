@@ -117,7 +117,7 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 		case errors.As(err, &refused) && refused.Status < 500, distrust(err) != "":
 			return explained(err, "watch events")
 		}
-		// A control plane that restarts is no reason to look away.
+		// A control plane that restarts is not a reason to look away.
 		progress(w.c, "the event stream ended (%v); connecting again after event %d", err, w.query.After)
 		select {
 		case <-ctx.Done():

@@ -39,7 +39,7 @@ type channelSpec struct {
 
 type waveSpec struct {
 	soak  time.Duration
-	hosts map[string]string // host to closure; "" is no closure
+	hosts map[string]string // host to closure; "" is not a closure
 }
 
 type budgetSpec struct {

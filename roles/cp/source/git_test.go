@@ -199,7 +199,7 @@ func TestBranches(t *testing.T) {
 	f.git("branch", "--delete", "--force", "main")
 	f.git("tag", "main")
 	if _, err := f.source().Fetch(t.Context(), ""); !errors.Is(err, errNoBranch) {
-		t.Errorf("a tag is no branch: %v", err)
+		t.Errorf("a tag is not a branch: %v", err)
 	}
 }
 

@@ -55,7 +55,8 @@ func prerequisites(t *testing.T) (base string, nix testnix.Nix) {
 func static(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "nixfleet")
-	cmd := exec.Command("go", "build", "-trimpath", "-tags", "sqlite_omit_load_extension netgo osusergo",
+	cmd := exec.Command("go", "build", "-trimpath", "-tags",
+		"sqlite_omit_load_extension nethttpomithttp2 urfave_cli_no_docs netgo osusergo",
 		"-ldflags", "-s -w -linkmode external -extldflags -static", "-o", binary, "nixfleet")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-Os")
 	if out, err := cmd.CombinedOutput(); err != nil {

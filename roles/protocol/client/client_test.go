@@ -219,7 +219,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestIDsAreCheckedFirst: what is no rollout id never becomes part of a URL.
+// TestIDsAreCheckedFirst: what is not a rollout id never becomes part of a URL.
 func TestIDsAreCheckedFirst(t *testing.T) {
 	c := against(t, func(w http.ResponseWriter, r *http.Request) { t.Errorf("asked for %s", r.RequestURI) })
 	for _, id := range []string{"", "..", "../hosts", strings.Repeat("A", 64), stableID + "/x"} {

@@ -22,7 +22,7 @@ type shape struct {
 	owned bool
 	// value: it is never changed, so that it does not matter who else points at it.
 	value bool
-	// state is where a row's own state lies, which decides how much its times say; nil: it is no row.
+	// state is where a row's own state lies, which decides how much its times say; nil: it is not a row.
 	state *uintptr
 }
 
