@@ -99,9 +99,9 @@ func (p *play) blameless() {
 
 // Every step that the journal knows is cut off from power, and from its control plane.
 func TestEveryStepIsPlayed(t *testing.T) {
-	source, err := os.ReadFile("../../agent/journal.go")
+	source, err := os.ReadFile("../../agent/journal/journal.go")
 	must(t, err)
-	steps := regexp.MustCompile(`(?m)^\tstep[A-Z]\w+ +step = "([a-z]+)"`).FindAllStringSubmatch(string(source), -1)
+	steps := regexp.MustCompile(`(?m)^\t[A-Z]\w+ +Step = "([a-z]+)"`).FindAllStringSubmatch(string(source), -1)
 	if len(steps) < 11 {
 		t.Fatalf("only %d steps found in the agent", len(steps))
 	}
