@@ -15,13 +15,14 @@ import (
 	"nixfleet/nixops/disk"
 )
 
+// bootDir is the directory that boot loaders and their installers use by default.
 const bootDir = "/boot"
 
 // maxBootConfig bounds a boot loader's file in bytes: GRUB's lists every generation.
 const maxBootConfig = 8 << 20
 
-// BootDefault reads what the boot loader itself will read. Every NixOS entry
-// names its closure on the kernel's command line: init=/nix/store/<closure>/init.
+// BootDefault reads the same files as the boot loader. Every NixOS entry names its closure on the
+// kernel's command line: init=/nix/store/<closure>/init.
 func (m *machine) BootDefault(ctx context.Context) (string, error) {
 	if m.platform == "darwin" {
 		return m.Profile(ctx)
@@ -77,7 +78,7 @@ func (m *machine) HasBootEntry(ctx context.Context, closure string) (bool, error
 
 var initArgument = regexp.MustCompile(`\binit=(/nix/store/[^\s"']+)`)
 
-// initClosure is the closure named in a kernel command line.
+// initClosure returns the closure that a kernel command line names, or "" if it names none.
 func initClosure(text string) string {
 	if m := initArgument.FindStringSubmatch(text); m != nil {
 		return closureOf(m[1])
@@ -85,8 +86,8 @@ func initClosure(text string) string {
 	return ""
 }
 
-// systemdBootDefault follows loader.conf(5): the entry, or the first match of the
-// pattern in the order of the menu, where newer names come first.
+// systemdBootDefault follows loader.conf(5): the default is an entry, or the first entry of the menu
+// that matches a pattern. The menu lists newer names first.
 func systemdBootDefault(dir, config string) (string, error) {
 	pattern := ""
 	for line := range strings.Lines(config) {
@@ -117,8 +118,8 @@ func systemdBootDefault(dir, config string) (string, error) {
 	return "", nil
 }
 
-// grubDefault knows the configuration that NixOS writes: a numbered default among
-// the entries of the top level.
+// grubDefault understands the configuration that NixOS writes: the default is the number of an entry
+// at the top level.
 func grubDefault(_, config string) (string, error) {
 	want := 0
 	if m := regexp.MustCompile(`(?m)^\s*set default="?(\d+)"?\s*$`).FindStringSubmatch(config); m != nil {
@@ -137,7 +138,7 @@ func grubDefault(_, config string) (string, error) {
 	return "", nil
 }
 
-// extlinuxDefault finds the label that DEFAULT names.
+// extlinuxDefault returns the closure of the entry whose label DEFAULT names.
 func extlinuxDefault(_, config string) (string, error) {
 	want, label := "", ""
 	for line := range strings.Lines(config) {

@@ -14,26 +14,26 @@ import (
 	"nixfleet/pki"
 )
 
-// CI runs Nix as a build machine does. The zero value uses the Nix on PATH and
-// its own configuration.
+// CI runs Nix on a build machine. The zero value uses the Nix on PATH with that Nix's own configuration.
 type CI struct {
-	Nix        string // directory of the Nix binaries, "" is PATH
-	NixConfDir string // NIX_CONF_DIR, "" leaves it
-	Store      string // --store, "" is the machine's own
-	// Roots is a directory of links that keep what is built from being collected
-	// before it is copied [A13]; "" keeps nothing. Who made it removes it.
+	Nix        string // directory of the Nix binaries; "" means PATH
+	NixConfDir string // NIX_CONF_DIR; "" does not set it
+	Store      string // --store; "" means the machine's own store
+	// Roots is a directory of links that keep the garbage collector from removing what was built before it
+	// is copied [A13]; "" keeps nothing. The caller that makes the directory also removes it.
 	Roots    string
-	Progress func(string) // gets Nix's words line by line, may be nil; must be safe for concurrent calls
-	// EvalTimeout and BuildTimeout bound one call; 0 is 30 minutes and 6 hours.
+	Progress func(string) // gets each line that Nix prints; may be nil; must be safe for concurrent calls
+	// EvalTimeout and BuildTimeout bound one call; 0 means 30 minutes and 6 hours.
 	EvalTimeout, BuildTimeout time.Duration
 }
 
-// FlakeHost is a system that a flake declares.
+// FlakeHost is a host whose system a flake declares.
 type FlakeHost struct {
 	Name string
 	Kind string // KindNixOS or KindDarwin
 }
 
+// The kinds of system that a flake can declare.
 const (
 	KindNixOS  = "nixos"
 	KindDarwin = "darwin"
@@ -42,7 +42,7 @@ const (
 func (c CI) command(timeout, usual time.Duration, tool string, args ...string) command {
 	n := nix{bin: c.Nix, confDir: c.NixConfDir, store: c.Store}
 	if filepath.IsAbs(c.Store) {
-		n.cache = c.Store + "/var/cache" // what is remembered of a store stays with it
+		n.cache = c.Store + "/var/cache" // what Nix caches about a store stays with that store
 	}
 	cmd := n.command(tool, args...)
 	cmd.lines = c.Progress
@@ -53,8 +53,8 @@ func (c CI) command(timeout, usual time.Duration, tool string, args ...string) c
 	return cmd
 }
 
-// Eval gives the value of a flake's attribute as JSON. An attribute that has a #
-// is passed whole, as a flake reference of its own.
+// Eval returns the value of a flake's attribute as JSON. An attribute that contains a # is a complete
+// flake reference, and Eval passes it to Nix unchanged.
 func (c CI) Eval(ctx context.Context, flake, attr string) ([]byte, error) {
 	installable := attr
 	if !strings.Contains(attr, "#") {
@@ -67,13 +67,13 @@ func (c CI) Eval(ctx context.Context, flake, attr string) ([]byte, error) {
 	return out, nil
 }
 
-// ListHosts names the systems that a flake declares, sorted.
+// ListHosts returns the hosts whose systems a flake declares, sorted by name.
 func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
 	hosts := []FlakeHost{}
 	for _, kind := range []string{KindNixOS, KindDarwin} {
 		attr := flake + "#" + kind + "Configurations"
 		list := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", "--apply", "builtins.attrNames", attr)
-		// That a flake has no machines of one kind is not an error to show to anybody.
+		// A flake need not have hosts of both kinds, so nobody should see Nix's error about the missing kind.
 		list.lines = nil
 		out, err := list.run(ctx)
 		if failed, ok := errors.AsType[*commandError](err); ok && strings.Contains(failed.stderr,
@@ -95,7 +95,7 @@ func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
 	return hosts, nil
 }
 
-// Build builds a host's system and gives its store path.
+// Build builds a host's system and returns its store path.
 func (c CI) Build(ctx context.Context, flake string, host FlakeHost) (string, error) {
 	name := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `${`, `\${`).Replace(host.Name) + `"`
 	attr := flake + "#nixosConfigurations." + name + ".config.system.build.toplevel"
@@ -105,7 +105,7 @@ func (c CI) Build(ctx context.Context, flake string, host FlakeHost) (string, er
 	return c.BuildAttr(ctx, attr)
 }
 
-// BuildAttr builds what a flake reference names and gives its one store path.
+// BuildAttr builds what a flake reference names and returns its store path. It fails if there is more than one.
 func (c CI) BuildAttr(ctx context.Context, installable string) (string, error) {
 	link := []string{"--no-link"}
 	if c.Roots != "" {
@@ -123,9 +123,9 @@ func (c CI) BuildAttr(ctx context.Context, installable string) (string, error) {
 	return path, nil
 }
 
-// Copy puts closures into a binary cache (file://, s3://, ssh://, ...). With a signing key file, as
-// `nix-store --generate-binary-cache-key` writes it, every path of them is signed on the way. What the cache has it
-// has with the signatures from then; Deliver adds this key's.
+// Copy copies closures to a binary cache (file://, s3://, ssh://, ...). With a signing key file, as
+// `nix-store --generate-binary-cache-key` writes it, Copy first signs every path of the closures. A path that the
+// cache already has keeps only its old signatures; Deliver adds the key's signature to it.
 func (c CI) Copy(ctx context.Context, paths []string, dest, signingKeyFile string) error {
 	if len(paths) == 0 {
 		return nil

@@ -14,35 +14,36 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// Fetcher is how a host fetches: the caches that it asks, and the keys (NAME:BASE64) whose signatures it accepts.
-// Without keys it is not known what it accepts, and the presence of a path is all that can be asked for.
+// Fetcher describes how a host fetches: the caches that it asks, and the keys (NAME:BASE64) whose signatures it
+// accepts. Without keys, Deliver does not know which signatures the host accepts and checks only that a cache has
+// the path.
 type Fetcher struct {
 	Caches, Keys []string
 }
 
-// System is a host's new system, by its store path, with all who will fetch it: the host as its new system
-// configures it, and where it is known the host as it runs now.
+// System is the store path of a host's new system, with the ways in which the host may fetch it: as the new system
+// configures the host and, if that is known, as the host is configured now.
 type System struct {
 	Path     string
 	Fetchers []Fetcher
 }
 
-// Delivery is the way of closures to where hosts fetch them.
+// Delivery says which closures to copy to which store, and what to verify there.
 type Delivery struct {
 	Closures []string // store paths to copy
-	Dest     string   // the store to copy to; "" when something else has pushed them
+	Dest     string   // the store to copy to; "" means that something else has already copied the closures
 	KeyFile  string   // signs every path for Dest, as `nix-store --generate-binary-cache-key` writes it; "" for none
-	Systems  []System // what is verified: systems in the store of this machine
-	// Unverified takes Nix's word that everything arrived.
+	Systems  []System // the systems to verify; this machine's store has them
+	// Unverified skips the verification and trusts Nix that everything arrived.
 	Unverified bool
-	Say        func(format string, args ...any) // progress and warnings; must be safe for concurrent calls
+	Say        func(format string, args ...any) // gets progress and warnings; must be safe for concurrent calls
 }
 
-// Deliver copies closures and makes sure that hosts can fetch them: every path of every system is at the destination
-// or at a cache that its host asks, with a signature that the host accepts. A path that many systems have is asked
-// for once. The caches themselves are asked, not what Nix remembers of them: that it believes for a month, in which a
-// cache may lose what it had. ErrNotFound, ErrUnsigned and
-// ErrUnreachable say what is wrong.
+// Deliver copies closures and verifies that hosts can fetch them: the destination, or a cache that the host asks, has
+// every path of the host's system with a signature that the host accepts. Deliver asks for a path once, even if many
+// systems have it. It asks the caches themselves and does not use the answers that Nix has stored: Nix believes those
+// for a month, and a cache may lose a path in that time. The error is ErrNotFound, ErrUnsigned or ErrUnreachable if
+// a host cannot fetch a path.
 func (c CI) Deliver(ctx context.Context, d Delivery) error {
 	if d.Dest != "" {
 		if err := c.Copy(ctx, d.Closures, d.Dest, d.KeyFile); err != nil {
@@ -75,8 +76,9 @@ func (c CI) Deliver(ctx context.Context, d Delivery) error {
 	return w.verdict()
 }
 
-// addSignatures signs at the destination what was there before without a signature of the key: nix copy leaves alone
-// what the destination has. A cache that signs by itself may refuse; whether hosts accept what it has is asked anyway.
+// addSignatures signs the paths that the destination already had without a signature of the key, because nix copy does
+// not change a path that the destination has. A cache that signs by itself may refuse the signatures. That is not an
+// error here, because Deliver verifies afterwards that hosts accept the signatures that the cache has.
 func (c CI) addSignatures(ctx context.Context, d Delivery, w *wantedPaths) error {
 	if d.KeyFile == "" {
 		return nil
@@ -103,8 +105,8 @@ func (c CI) addSignatures(ctx context.Context, d Delivery, w *wantedPaths) error
 	return c.ask(ctx, d, w, d.Dest, without)
 }
 
-// signAt signs paths where they are. Only the end of ctx is an error: that the store does not accept signatures is
-// told.
+// signAt signs paths in the destination store. If the store does not accept the signatures, signAt prints a warning
+// and returns no error.
 func (c CI) signAt(ctx context.Context, d Delivery, paths []string) error {
 	key, err := filepath.Abs(d.KeyFile)
 	if err != nil {
@@ -120,12 +122,13 @@ func (c CI) signAt(ctx context.Context, d Delivery, paths []string) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		d.Say("warning: %s does not accept signatures of this key; hosts must trust those that it has: %v", d.Dest, err)
+		d.Say("warning: %s does not accept signatures of this key; hosts must trust the signatures that it has: %v",
+			d.Dest, err)
 	}
 	return nil
 }
 
-// publicHalf reads a signing key file, NAME:BASE64.
+// publicHalf reads a signing key file, NAME:BASE64, and returns the public key.
 func publicHalf(file string) (signature.PublicKey, error) {
 	text, err := disk.ReadLinked(file, maxFact)
 	if err != nil {
@@ -133,15 +136,15 @@ func publicHalf(file string) (signature.PublicKey, error) {
 	}
 	key, err := signature.LoadSecretKey(strings.TrimSpace(string(text)))
 	if err != nil {
-		// The error of the parser may repeat what it parsed.
+		// The parser's error may quote the secret key, so it is not part of this error.
 		return signature.PublicKey{}, fmt.Errorf("signing key %s is not one that nix-store --generate-binary-cache-key wrote",
 			file)
 	}
 	return key.ToPublicKey(), nil
 }
 
-// at is a command of Nix for another store than the one that is built in. What is missing there is not looked for
-// elsewhere.
+// at returns a nix command that works on another store than c.Store. Nix does not look elsewhere for a path that the
+// other store lacks.
 func (c CI) at(store string, args ...string) command {
 	n := nix{bin: c.Nix, confDir: c.NixConfDir, store: store, options: []string{"--option", "substitute", "false"}}
 	cmd := n.command("nix", args...)
@@ -149,9 +152,10 @@ func (c CI) at(store string, args ...string) command {
 	return cmd
 }
 
-// withoutMemory gives work the variables by which Nix remembers nothing that caches answered before: it would take a
-// closure for missing for an hour after it arrived, and for a month for present after the cache lost it. Within the
-// work it remembers, so that each path is asked for once; with the times to live set to 0 it would ask three times.
+// withoutMemory calls work with environment variables that make Nix forget what caches answered before. With the old
+// answers, Nix would take a closure for missing up to an hour after it arrived, and for present up to a month after
+// the cache lost it. The commands of one call of work share a new, empty memory, so that Nix asks for each path once;
+// with the times to live set to 0, Nix would ask three times.
 func withoutMemory(work func(fresh []string) error) error {
 	dir, err := os.MkdirTemp("", "nixfleet-answers-")
 	if err != nil {
@@ -161,8 +165,8 @@ func withoutMemory(work func(fresh []string) error) error {
 	return work([]string{"XDG_CACHE_HOME=" + dir, "NIX_CACHE_HOME=" + filepath.Join(dir, "nix")})
 }
 
-// FetcherOf reads how a host fetches once it runs a system of the store that is built in: nix.conf of the system. It
-// is nil when the store does not have the system, or the system has no such file.
+// FetcherOf reads from the nix.conf of a system how a host fetches once it runs that system. The result is nil when
+// c.Store does not have the system, when the system has no nix.conf, or when c.Store is not on this machine's disk.
 func (c CI) FetcherOf(system string) (*Fetcher, error) {
 	root := ""
 	switch {
@@ -180,12 +184,12 @@ func (c CI) FetcherOf(system string) (*Fetcher, error) {
 	}
 	text, err := disk.Read(root+path, maxTrust)
 	if err != nil {
-		return nil, fmt.Errorf("how hosts of %s fetch: %w", system, err)
+		return nil, fmt.Errorf("read how hosts of %s fetch: %w", system, err)
 	}
 	return parseFetcher(string(text)), nil
 }
 
-// parseFetcher reads the settings of nix.conf that say what is asked and whom a host believes.
+// parseFetcher reads the settings of nix.conf that say which caches a host asks and which keys it trusts.
 func parseFetcher(conf string) *Fetcher {
 	f, more := &Fetcher{}, &Fetcher{}
 	for line := range strings.Lines(conf) {

@@ -17,50 +17,49 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Bounds of asking a cache. One call asks for so many paths at most, and so many calls run at once; within a call Nix
-// asks for several paths at a time.
+// Bounds of the questions to a cache. Within one call, Nix asks for several paths at a time.
 const (
-	askedAtOnce     = 256
-	askingCalls     = 4
+	askedAtOnce     = 256 // paths that one call asks for
+	askingCalls     = 4   // calls that run at the same time
 	deliveryTimeout = 30 * time.Minute
-	maxPathInfo     = 1 << 30 // bytes; ten thousand paths are some 6 MB
-	namedProblems   = 10      // paths that an error names
+	maxPathInfo     = 1 << 30 // bytes; ten thousand paths take about 6 MB
+	namedProblems   = 10      // paths that an error lists
 )
 
-// pathInfo is what `nix path-info --json` says of a path.
+// pathInfo is what `nix path-info --json` prints about a path.
 type pathInfo struct {
 	CA         *string  `json:"ca"`
 	NarHash    string   `json:"narHash"`
 	NarSize    uint64   `json:"narSize"`
 	References []string `json:"references"`
 	Signatures []string `json:"signatures"`
-	// Versions of Nix before 2.19, and Lix, give a list of these.
+	// Versions of Nix before 2.19, and Lix, print a list of infos; only there are Path and Valid set.
 	Path  string `json:"path"`
 	Valid *bool  `json:"valid"`
 }
 
 // wantedPath is one path of the release.
 type wantedPath struct {
-	open map[int]bool         // fetchers that cannot have it yet, as indexes
-	at   map[string]*pathInfo // as the stores that were asked have it
+	open map[int]bool         // indexes of the fetchers for which no store with the path was found yet
+	at   map[string]*pathInfo // by store, for each store that was asked and has the path
 }
 
-// wantedPaths are all paths of a release and who fetches them.
+// wantedPaths are all paths of a release and the fetchers that fetch them.
 type wantedPaths struct {
 	fetchers []Fetcher
 	keys     [][]signature.PublicKey // of each fetcher
 	paths    map[string]*wantedPath
 	dest     string
 	asked    []string
-	failed   []error // of stores that did not answer
+	failed   []error // the errors of stores that did not answer
 }
 
-// wanted takes the systems apart, which the store that is built in has. Fetchers are left out of which nothing is
-// known that could be asked.
+// wanted lists the paths of the systems, which c.Store must have. It leaves out a fetcher if there is neither a
+// destination nor a cache that this machine can ask for it.
 func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
 	w := &wantedPaths{paths: map[string]*wantedPath{}, dest: d.Dest}
 	numbers := map[string]int{}
-	fetchers := map[string]map[int]bool{} // of a system
+	fetchers := map[string]map[int]bool{} // system -> indexes of its fetchers
 	for _, s := range d.Systems {
 		for _, f := range s.Fetchers {
 			if d.Dest == "" && len(remote(f.Caches)) == 0 {
@@ -70,7 +69,9 @@ func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
 			n, known := numbers[id]
 			if !known {
 				n = len(w.fetchers)
-				numbers[id], w.fetchers, w.keys = n, append(w.fetchers, f), append(w.keys, parseKeys(f.Keys))
+				numbers[id] = n
+				w.fetchers = append(w.fetchers, f)
+				w.keys = append(w.keys, parseKeys(f.Keys))
 			}
 			if fetchers[s.Path] == nil {
 				fetchers[s.Path] = map[int]bool{}
@@ -89,7 +90,7 @@ func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
 		return nil, fmt.Errorf("read the closures of the release: %w", err)
 	}
 	if infos == nil {
-		d.Say("warning: nix path-info prints nothing; that the release arrived is not verified")
+		d.Say("warning: nix path-info printed nothing, so nixfleet did not verify that the release arrived")
 		return w, nil
 	}
 	for _, top := range tops {
@@ -103,7 +104,7 @@ func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
 	return w, nil
 }
 
-// closureIn walks the references from top.
+// closureIn follows the references from top and returns every path that it reaches, top included.
 func closureIn(infos map[string]*pathInfo, top string) map[string]bool {
 	seen := map[string]bool{top: true}
 	for todo := []string{top}; len(todo) > 0; todo = todo[1:] {
@@ -121,7 +122,7 @@ func closureIn(infos map[string]*pathInfo, top string) map[string]bool {
 	return seen
 }
 
-// parseKeys leaves out what is not a key: by it Nix accepts nothing either.
+// parseKeys parses public keys. It leaves out a text that is not a key, because Nix accepts no signature by it either.
 func parseKeys(texts []string) []signature.PublicKey {
 	var keys []signature.PublicKey
 	for _, text := range texts {
@@ -132,7 +133,7 @@ func parseKeys(texts []string) []signature.PublicKey {
 	return keys
 }
 
-// remote are the caches that can be asked from another machine than the host.
+// remote returns the caches that a machine other than the host can ask.
 func remote(caches []string) []string {
 	var urls []string
 	for _, url := range caches {
@@ -144,7 +145,7 @@ func remote(caches []string) []string {
 	return urls
 }
 
-// caches are what the fetchers ask, each once and in their order.
+// caches returns the remote caches that the fetchers ask, without the destination, each once and in their order.
 func (w *wantedPaths) caches() []string {
 	var urls []string
 	for _, f := range w.fetchers {
@@ -157,9 +158,10 @@ func (w *wantedPaths) caches() []string {
 	return urls
 }
 
+// all returns the paths, sorted.
 func (w *wantedPaths) all() []string { return slices.Sorted(maps.Keys(w.paths)) }
 
-// openAt lists what a host that asks the cache cannot have yet.
+// openAt returns the paths that a fetcher of the cache still lacks.
 func (w *wantedPaths) openAt(cache string) []string {
 	var open []string
 	for _, path := range w.all() {
@@ -173,7 +175,8 @@ func (w *wantedPaths) openAt(cache string) []string {
 	return open
 }
 
-// ask asks a store for paths. That it does not answer is remembered: another one may have everything.
+// ask asks a store for paths. If the store does not answer, ask records the error and returns nil, because another
+// store may have every path.
 func (c CI) ask(ctx context.Context, d Delivery, w *wantedPaths, store string, paths []string) error {
 	if len(paths) == 0 {
 		return nil
@@ -221,7 +224,7 @@ func (c CI) ask(ctx context.Context, d Delivery, w *wantedPaths, store string, p
 	return nil
 }
 
-// found notes where a path is, and who can have it by that.
+// found records that a store has a path, and which fetchers can fetch it from there.
 func (w *wantedPaths) found(store, path string, p *wantedPath, info *pathInfo) {
 	p.at[store] = info
 	for n := range p.open {
@@ -232,13 +235,13 @@ func (w *wantedPaths) found(store, path string, p *wantedPath, info *pathInfo) {
 	}
 }
 
-// acceptedBy says whether Nix accepts the path where only these keys are trusted. What is addressed by its content
+// acceptedBy says whether Nix accepts the path if it trusts only these keys. A path that is addressed by its content
 // needs no signature.
 func (i *pathInfo) acceptedBy(path string, keys []signature.PublicKey) bool {
 	return i.CA != nil && *i.CA != "" || i.signedBy(path, keys)
 }
 
-// signedBy says whether one of the path's signatures is made by one of the keys.
+// signedBy says whether one of the keys made one of the path's signatures.
 func (i *pathInfo) signedBy(path string, keys []signature.PublicKey) bool {
 	hash, err := nixhash.ParseAny(i.NarHash, nil)
 	if err != nil {
@@ -246,14 +249,14 @@ func (i *pathInfo) signedBy(path string, keys []signature.PublicKey) bool {
 	}
 	text := fmt.Sprintf("1;%s;%s;%d;%s", path, hash.Format(nixhash.NixBase32, true), i.NarSize,
 		strings.Join(slices.Sorted(slices.Values(i.References)), ","))
-	// Several keys may have had one name; each signature counts.
+	// Several keys may have the same name, so every signature is tried with every key.
 	return slices.ContainsFunc(i.Signatures, func(written string) bool {
 		sig, err := signature.ParseSignature(written)
 		return err == nil && slices.ContainsFunc(keys, func(k signature.PublicKey) bool { return k.Verify(text, sig) })
 	})
 }
 
-// verdict is nil when every host can fetch everything.
+// verdict returns an error that lists the paths which a host cannot fetch, or nil if there are none.
 func (w *wantedPaths) verdict() error {
 	var lines []string
 	kind := ErrUnsigned
@@ -305,8 +308,8 @@ func (p *wantedPath) lack() string {
 		", and a host that fetches it trusts no such key"
 }
 
-// pathInfos runs nix path-info. A path that the store does not have is nil, or not there; all of the answer is nil
-// where the program prints none, as stand-ins of Nix do.
+// pathInfos runs nix path-info. A path that the store does not have is nil in the map, or is not in it. The whole map
+// is nil when the program prints nothing, as the stand-ins for Nix in tests do.
 func pathInfos(ctx context.Context, c command) (map[string]*pathInfo, error) {
 	c.limit = maxPathInfo
 	out, err := c.run(ctx)

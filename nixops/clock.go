@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// ClockFloor is the earliest time it can be, given times that lie in the past
-// (the last persisted good time, a certificate's notBefore, the source date of
-// the running system). Machines without a clock of their own start before it.
+// ClockFloor returns the latest of several times that are known to be in the past (the last good time that was
+// stored, a certificate's notBefore, the source date of the running system). It cannot be earlier than that now. The
+// clock of a machine without a battery for it starts earlier.
 func ClockFloor(past ...time.Time) time.Time {
 	var floor time.Time
 	for _, t := range past {
@@ -18,8 +18,8 @@ func ClockFloor(past ...time.Time) time.Time {
 	return floor
 }
 
-// SourceDate is the day in a nixos-version such as 25.11.20260301.4f1c0a9, zero if
-// there is none (a system made from a local checkout says "pre-git" or "dirty").
+// SourceDate returns the day in a nixos-version such as 25.11.20260301.4f1c0a9. It returns the zero time if the
+// version has no day, as that of a system from a local checkout, which says "pre-git" or "dirty".
 func SourceDate(version string) time.Time {
 	for part := range strings.SplitSeq(version, ".") {
 		if len(part) != len("20060102") {

@@ -14,7 +14,7 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// Bounds in bytes of what is read from a closure.
+// Bounds, in bytes, of the files that are read from a closure.
 const (
 	maxTrust = 1 << 20
 	maxFact  = 64 << 10
@@ -34,7 +34,7 @@ func (m *machine) Inspect(ctx context.Context, closure string) (Closure, error) 
 func inspect(root, platform, closure string) (Closure, error) {
 	top := storeDir + "/" + closure
 	c := Closure{Name: closure}
-	// What a closure lacks is left out; only what cannot be read is an error.
+	// A file that the closure lacks is left out; a file that cannot be read is an error.
 	var failed []error
 	link := func(name string) string {
 		path, err := resolve(root, top+"/"+name)
@@ -62,7 +62,9 @@ func inspect(root, platform, closure string) (Closure, error) {
 		script := link(strings.TrimPrefix(command[0], top+"/"))
 		c.HasSwitch = script != "" && executable(root+script)
 	}
-	c.Kernel, c.Initrd, c.SystemdPath = link("kernel"), link("initrd"), link("systemd")
+	c.Kernel = link("kernel")
+	c.Initrd = link("initrd")
+	c.SystemdPath = link("systemd")
 	c.KernelParams = string(content("kernel-params", maxFact))
 	c.SwitchInhibitor = string(content("switch-inhibitors", maxFact))
 	c.Version = strings.TrimSpace(string(content("nixos-version", maxFact)))
@@ -71,8 +73,8 @@ func inspect(root, platform, closure string) (Closure, error) {
 	if unit := link("etc/systemd/system/dbus.service"); unit != "" {
 		c.DBus = strings.TrimSuffix(filepath.Base(unit), ".service")
 	}
-	// The links of a package's bin are all one file here; the name that the role
-	// is picked by is lost, so callers compare and execute this with arguments.
+	// All links of the package's bin lead to one file. AgentPath therefore lacks the name by which the
+	// executable chooses its role, and callers name the role in the arguments.
 	if agent := link("sw/bin/nixfleet-agent"); agent != "" && executable(root+agent) {
 		c.AgentPath = root + agent
 	}
@@ -89,8 +91,8 @@ func inspect(root, platform, closure string) (Closure, error) {
 	return c, errors.Join(failed...)
 }
 
-// SupportsCheck asks the script for its usage, which it prints when it gets no
-// action. Scripts before NixOS 25.05 do not know `check` and would fail it.
+// SupportsCheck runs the script without an action, so that it prints its usage. Scripts of NixOS before 25.05 do not
+// know `check` and would fail.
 func (m *machine) SupportsCheck(ctx context.Context, closure string) (bool, error) {
 	if m.platform == "darwin" {
 		return false, nil

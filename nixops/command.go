@@ -15,25 +15,23 @@ import (
 	"nixfleet/nixops/git"
 )
 
-// waitDelay bounds how long a command that was cancelled, or whose orphans still
-// hold its pipes, is waited for.
+// waitDelay bounds how long run waits for a command that was cancelled, or whose pipes its orphans still hold.
 const waitDelay = 2 * time.Second
 
-// maxCapture bounds what is kept of a command's output, in bytes.
+// maxCapture bounds, in bytes, how much of a command's output run keeps.
 const maxCapture = 16 << 20
 
-// A command is one run of a program that ends soon. What must outlive its caller
-// is a supervisor's business.
+// A command is one run of a program that ends soon. A supervisor runs what must outlive its caller.
 type command struct {
 	path    string
 	args    []string
-	env     []string // added to the process's own
+	env     []string // added to the environment of this process
 	timeout time.Duration
-	lines   func(string) // gets each line of stderr, may be nil
-	limit   int          // of the output, in bytes; maxCapture when it is 0
+	lines   func(string) // gets each line of stderr; may be nil
+	limit   int          // of the output, in bytes; 0 means maxCapture
 }
 
-// commandError is a failed run with the end of what it said.
+// commandError is a failed run, with the end of what the program wrote to stderr.
 type commandError struct {
 	name   string
 	stderr string
@@ -53,7 +51,7 @@ func (e *commandError) Error() string {
 
 func (e *commandError) Unwrap() error { return e.err }
 
-// exitCode is the status of a failed run, -1 if it did not exit by itself.
+// exitCode returns the exit status of a failed run, or -1 if the program did not exit by itself.
 func (e *commandError) exitCode() int {
 	if exit, ok := errors.AsType[*exec.ExitError](e.err); ok {
 		return exit.ExitCode()
@@ -61,7 +59,7 @@ func (e *commandError) exitCode() int {
 	return -1
 }
 
-// run returns stdout, or a *commandError.
+// run runs the command and returns its stdout, or a *commandError.
 func (c command) run(ctx context.Context) ([]byte, error) {
 	if c.timeout > 0 {
 		var cancel context.CancelFunc
@@ -70,7 +68,7 @@ func (c command) run(ctx context.Context) ([]byte, error) {
 	}
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	cmd.WaitDelay = waitDelay
-	// Nix runs git in the flake that it is told to read, and not in the repository of a git hook around us.
+	// Nix must run git in the flake that it reads, even if this process runs in a git hook of another repository.
 	cmd.Env = append(git.Environ(os.Environ()), c.env...)
 	stdout := head{limit: cmp.Or(c.limit, maxCapture)}
 	stderr := tail{lines: c.lines}
@@ -89,7 +87,7 @@ func (c command) run(ctx context.Context) ([]byte, error) {
 	return stdout.buf.Bytes(), nil
 }
 
-// commandName is the program and, for tools with verbs, the first plain argument.
+// commandName returns the base name of the program and, for nix, its first argument, which is the verb.
 func commandName(c command) string {
 	name := c.path[strings.LastIndexByte(c.path, '/')+1:]
 	if len(c.args) > 0 && name == "nix" {
@@ -116,7 +114,7 @@ func (h *head) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// tail keeps the last part of what is written to it and hands on each line.
+// tail keeps the last part of what is written to it and passes each line to a function.
 type tail struct {
 	lines func(string)
 
@@ -152,7 +150,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush hands on a last line without an end.
+// flush passes on a last line that has no line end.
 func (t *tail) flush() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -168,6 +166,6 @@ func (t *tail) String() string {
 	return legible(string(t.kept))
 }
 
-// legible is text that a journal or a report can carry: programs write what they like,
-// and a cut may go through the middle of a character.
+// legible makes text valid UTF-8, so that a journal or a report can hold it: programs may write any bytes, and a cut
+// may divide a character.
 func legible(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }

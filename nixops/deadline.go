@@ -24,13 +24,13 @@ func (m *machine) ArmDeadline(ctx context.Context, d Deadline) error {
 	return nil
 }
 
-// Check says what a machine could not run of a deadline.
+// Check returns an error if no machine could run the deadline.
 func (d Deadline) Check() error {
 	if err := CheckUnit(d.Unit); err != nil {
 		return err
 	}
 	if d.After <= 0 || len(d.Command) == 0 || !filepath.IsAbs(d.Command[0]) {
-		return fmt.Errorf("deadline %s: needs a time in the future and the absolute path of a command", d.Unit)
+		return fmt.Errorf("deadline %s needs a time in the future and the absolute path of a command", d.Unit)
 	}
 	return nil
 }

@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// CollectorUnit gathers compliance evidence; the host's own modules bring it.
+	// CollectorUnit is the unit that gathers compliance evidence. The host's own modules define it.
 	CollectorUnit = "compliance-evidence-collector.service"
 	evidencePath  = "/var/lib/nixfleet-compliance/evidence.json"
 	maxEvidence   = 1 << 20
-	// collectTime bounds the run of the collector.
+	// collectTime bounds one run of the collector.
 	collectTime = 120 * time.Second
 )
 
-// Evidence is what the collector left behind.
+// Evidence is the result of one run of the collector.
 type Evidence struct {
 	ExitCode int
-	Document []byte // of evidence.json; nil when there is none
+	Document []byte // content of evidence.json; nil if there is no such file
 }
 
 func (m *machine) CollectEvidence(ctx context.Context) (Evidence, error) {
@@ -57,8 +57,7 @@ func (s *systemd) collect(ctx context.Context) (int, error) {
 	return exitOf(err)
 }
 
-// collect runs the program of the unit's name beside the lists of units, where
-// there is one.
+// collect runs the program that has the unit's name and lies beside the lists of units, if there is one.
 func (p *processes) collect(ctx context.Context) (int, error) {
 	program := p.dir + "/" + CollectorUnit
 	if !disk.Exists(program) {

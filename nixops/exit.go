@@ -5,30 +5,30 @@ import (
 	"strings"
 )
 
-// Exit is how a switch script ended. Codes: nixpkgs
+// Exit says how a switch script ended. The source of the codes is nixpkgs,
 // pkgs/by-name/sw/switch-to-configuration-ng.
 type Exit struct {
 	Code    int     // exit status; 128+n for a signal
-	Signal  string  // name of the signal that killed it, "" if none
-	Changed Changed // what the run did; After fills it in
-	locked  bool    // the script said that another run has the lock
+	Signal  string  // name of the signal that killed the script; "" if none did
+	Changed Changed // what the run changed; After sets it
+	locked  bool    // the script said that another run holds the lock; After sets it
 }
 
-// Changed says what a run of a switch script did to the running system. The codes alone
-// do not: the script also ends with the number of whatever error it met.
+// Changed says what a run of a switch script did to the running system. The exit code alone does not say so, because
+// the script also exits with the number of any error that it meets.
 type Changed string
 
 const (
-	ChangedUnknown Changed = ""      // nobody looked
-	ChangedNothing Changed = "kept"  // current-system is what it was
-	ChangedSystem  Changed = "moved" // current-system is another
+	ChangedUnknown Changed = ""      // nobody compared
+	ChangedNothing Changed = "kept"  // current-system is the same closure as before
+	ChangedSystem  Changed = "moved" // current-system is another closure
 )
 
-// lockWords are what switch-to-configuration says when another run has the lock.
+// lockWords is what switch-to-configuration says when another run holds the lock.
 const lockWords = "Could not acquire lock"
 
-// After is the exit read by the closures that ran before and after the run, and by what
-// the script said. output may be empty where nothing is known of it.
+// After returns the exit with what the run changed. before and after are the closures that ran before and after the
+// run; output is what the script wrote, or empty if that is not known.
 func (e Exit) After(before, after, output string) Exit {
 	e.Changed = ChangedNothing
 	if before != after {
@@ -46,19 +46,19 @@ const (
 	MeaningRefused    Meaning = "refused"           // 1: pre-switch check, switch inhibitor or boot loader
 	MeaningActivation Meaning = "activation-failed" // 2: the activation script
 	MeaningUnits      Meaning = "units-failed"      // 4: some unit
-	MeaningLocked     Meaning = "locked"            // 11, and the script says so: try again
+	MeaningLocked     Meaning = "locked"            // 11, and the script says that the lock is held: try again
 	MeaningReboot     Meaning = "reboot-needed"     // 100: the init interface changed
-	// 101, 128+n of a signal that it passed on, and any other in its middle
+	// MeaningDied is 101, or a code that has no other meaning once the script has changed the system.
 	MeaningDied     Meaning = "script-died"
-	MeaningNotBegun Meaning = "not-begun" // the number of an error, and nothing was changed
-	MeaningKilled   Meaning = "killed"    // by a signal
+	MeaningNotBegun Meaning = "not-begun" // the number of an error, and the script changed nothing
+	MeaningKilled   Meaning = "killed"    // a signal killed the script
 	MeaningUnknown  Meaning = "unknown"
 )
 
-// OK says that the script reported success.
+// OK says whether the script reported success.
 func (e Exit) OK() bool { return e.Code == 0 && e.Signal == "" }
 
-// Meaning tells the exits apart, by the code and by what the run changed.
+// Meaning returns what the exit means, which follows from the code and from what the run changed.
 func (e Exit) Meaning() Meaning {
 	if e.Signal != "" || e.Code > 128 && e.Code <= 128+64 {
 		return MeaningKilled
@@ -112,7 +112,7 @@ var meanings = map[Meaning]string{
 	MeaningUnknown:    "an exit code that switch-to-configuration does not use",
 }
 
-// String is one clause for people.
+// String describes the exit for people, in one clause.
 func (e Exit) String() string {
 	if e.Signal != "" {
 		return fmt.Sprintf("killed by %s", e.Signal)

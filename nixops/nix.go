@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// nix runs the Nix command line: only commands whose interface has been stable
-// for years, because nixos-rebuild's is not.
+// nix runs the Nix command line. It uses only commands whose interface has been stable for years; nixos-rebuild is not
+// such a command.
 type nix struct {
-	bin     string // directory of the binaries, "" is PATH
+	bin     string // directory of the binaries; "" means PATH
 	confDir string
-	store   string   // --store: a directory or URL, "" is the machine's own
-	cache   string   // XDG_CACHE_HOME, "" leaves it
-	home    string   // HOME, "" leaves it; nix-env leaves links there
+	store   string   // --store: a directory or URL; "" means the machine's own store
+	cache   string   // XDG_CACHE_HOME; "" does not set it
+	home    string   // HOME; "" does not set it; nix-env makes links there
 	options []string // added to every command
 }
 
@@ -26,7 +26,7 @@ func (n nix) tool(name string) string {
 	return n.bin + "/" + name
 }
 
-// command puts the caller's arguments first, so that errors can name the verb.
+// command returns a run of one of the tools. It puts the caller's arguments first, so that errors can name the verb.
 func (n nix) command(tool string, args ...string) command {
 	c := command{path: n.tool(tool), args: args}
 	if n.store != "" {
@@ -37,11 +37,11 @@ func (n nix) command(tool string, args ...string) command {
 	}
 	c.args = append(c.args, n.options...)
 	if strings.HasPrefix(n.store, "/") {
-		// nix-env makes its user profiles there, whatever the store.
+		// nix-env makes its user profiles below NIX_STATE_DIR, whatever store it works on.
 		c.env = append(c.env, "NIX_STATE_DIR="+n.store+"/nix/var/nix")
 	}
 	if n.confDir != "" {
-		// A directory that was named is all the configuration there is.
+		// Nix must read no configuration but that of the directory.
 		c.env = append(c.env, "NIX_CONF_DIR="+n.confDir, "NIX_USER_CONF_FILES=")
 	}
 	if n.cache != "" {
@@ -53,9 +53,9 @@ func (n nix) command(tool string, args ...string) command {
 	return c
 }
 
-// substitution are the options for fetching from pinned caches. Answers of a
-// cache are not remembered: Nix would take a closure for missing for an hour
-// after it arrived, or for unsigned for a month after it was signed.
+// substitution returns the options for fetching from pinned caches. They keep Nix from storing the answers of a cache:
+// with stored answers, Nix would take a closure for missing up to an hour after it arrived, or for unsigned up to a
+// month after it was signed.
 func substitution(substituters, keys []string) []string {
 	options := []string{
 		"--option", "require-sigs", "true",
@@ -78,8 +78,8 @@ func substitution(substituters, keys []string) []string {
 	return options
 }
 
-// classify finds out what Nix's words (2.26) mean. The order counts: a full
-// disk also breaks downloads, and an unsigned path also counts as not found.
+// classify adds to an error the sentinel that fits the error text of Nix (2.26). The order matters: Nix also reports
+// broken downloads when the disk is full, and also reports an unsigned path as not found.
 func classify(err error) error {
 	failed, ok := errors.AsType[*commandError](err)
 	if !ok || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -110,10 +110,10 @@ func classify(err error) error {
 	return err
 }
 
-// quick bounds commands that only touch the store's database.
+// quick bounds a command that only uses the store's database.
 const quick = 60 * time.Second
 
-// valid says whether the store vouches for a path; that it exists says nothing.
+// valid returns ErrNotClosure if the path is not valid in the store. A path that exists need not be valid.
 func (n nix) valid(ctx context.Context, closure string) error {
 	path, err := StorePath(closure)
 	if err != nil {

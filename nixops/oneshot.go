@@ -17,32 +17,32 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// stagedProfile is the system profile of a closure that waits for a boot. NixOS's
-// installer for systemd-boot makes entries for every profile in that directory.
+// stagedProfile is the system profile of a closure that waits for a boot. NixOS's installer for systemd-boot makes
+// entries for every profile in that directory.
 const stagedProfile = "/nix/var/nix/profiles/system-profiles/nixfleet-staged"
 
-// efiVariables holds the Boot Loader Interface's variables
-// (https://systemd.io/BOOT_LOADER_INTERFACE): four bytes of attributes, then the value.
+// efiVariables is the directory of the Boot Loader Interface's variables
+// (https://systemd.io/BOOT_LOADER_INTERFACE). A variable has four bytes of attributes, then its value.
 const (
 	efiVariables  = "/sys/firmware/efi/efivars/"
 	loaderVendor  = "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-	entryOneShot  = 1 << 3 // of LoaderFeatures
+	entryOneShot  = 1 << 3 // bit of LoaderFeatures
 	maxEFIContent = 4 << 10
 )
 
+// loaderVariable returns the value of a variable of the boot loader, or nil if it does not exist.
 func loaderVariable(root, name string) ([]byte, error) {
 	data, err := disk.ReadLinked(root+efiVariables+name+loaderVendor, maxEFIContent)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) <= 4 {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("boot loader's %s: %w", name, err)
+		return nil, fmt.Errorf("read the boot loader's %s: %w", name, err)
 	}
 	return data[4:], nil
 }
 
-// CanBootOnce asks the loader that started this boot: it leaves its features in a
-// variable that it sets anew at every boot.
+// CanBootOnce reads the features of the loader that started this boot. The loader sets that variable at every boot.
 func (m *machine) CanBootOnce(ctx context.Context) (bool, error) {
 	features, err := loaderVariable(m.root, "LoaderFeatures")
 	if err != nil || len(features) < 8 {
@@ -74,11 +74,11 @@ func (m *machine) SetStaged(ctx context.Context, closure string) error {
 	return nil
 }
 
-// loaderDirs are where an ESP or XBOOTLDR partition is mounted (bootctl(1)).
+// loaderDirs are the directories on which an ESP or XBOOTLDR partition may be mounted (bootctl(1)).
 var loaderDirs = []string{bootDir, "/efi", "/boot/efi"}
 
-// bootDirs are where an installer writes: /boot, and a partition elsewhere that
-// holds entries. One without may belong to another system, however full it is.
+// bootDirs returns the directories that an installer writes to: /boot, and every other partition that has entries. A
+// partition without entries may belong to another system, so its free space does not matter.
 func bootDirs(root string) []string {
 	dirs := []string{bootDir}
 	for _, dir := range loaderDirs {
@@ -90,10 +90,10 @@ func bootDirs(root string) []string {
 	return dirs
 }
 
-// tries is the boot counter in the name of an entry, which is not a part of its id.
+// tries matches the boot counter in the file name of an entry. It is not a part of the entry's id.
 var tries = regexp.MustCompile(`\+\d+(-\d+)?\.conf$`)
 
-// entryOf is the id of the newest entry that starts a closure, "" without one.
+// entryOf returns the id of the newest entry that starts a closure, or "" if there is none.
 func entryOf(root, closure string) (string, error) {
 	for _, dir := range loaderDirs {
 		dir = root + dir + "/loader/entries"
@@ -170,8 +170,8 @@ func (m *machine) BootOnce(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// NextElapse has systemd itself read the expression. It prints the time in words
-// of the machine's zone and, unless that is UTC, once more in UTC.
+// NextElapse lets systemd itself read the expression. systemd-analyze prints the time in the machine's zone and, if
+// that is not UTC, also in UTC.
 func (m *machine) NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error) {
 	if m.platform != "linux" {
 		return time.Time{}, fmt.Errorf("calendar %q: %w", calendar, ErrUnsupported)
@@ -189,6 +189,7 @@ func (m *machine) NextElapse(ctx context.Context, calendar string, after time.Ti
 	return parseElapse(calendar, string(out))
 }
 
+// parseElapse reads what systemd-analyze prints about a calendar expression.
 func parseElapse(calendar, out string) (time.Time, error) {
 	found := ""
 	for line := range strings.Lines(out) {
@@ -203,7 +204,7 @@ func parseElapse(calendar, out string) (time.Time, error) {
 	}
 	const form = "Mon 2006-01-02 15:04:05 UTC"
 	next, err := time.Parse(form, found)
-	// Parse also takes hours of one digit and any day of the week.
+	// time.Parse also accepts hours of one digit and a wrong day of the week.
 	if err == nil && next.Format(form) != found {
 		err = fmt.Errorf("that is not a time of the form %q", form)
 	}

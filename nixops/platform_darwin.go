@@ -16,11 +16,11 @@ func bootID(ctx context.Context) (string, error) {
 	return id, nil
 }
 
-// sinceBoot reads the clock that goes on while the machine is asleep.
+// sinceBoot reads the clock that also runs while the machine sleeps.
 func sinceBoot() (time.Duration, error) { return clock(unix.CLOCK_MONOTONIC) }
 
-// Volatile says whether what is written to a directory is gone after a reboot,
-// and on what kind of file system it lies. The directory must exist.
+// Volatile says whether a reboot removes what is in a directory, and returns the kind of its file system. The
+// directory must exist.
 func Volatile(dir string) (bool, string, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {

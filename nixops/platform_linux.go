@@ -14,9 +14,9 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// bootIDs are where the id of this boot is read. Through PID 1 first: a container's id
-// is a mount over the file, which a unit with protected control groups (systemd 252)
-// does not see, so that agent and guard would take one boot for two.
+// bootIDs are the files with the id of this boot; the first that can be read counts. The file of PID 1 comes first: in
+// a container the id is a mount over the file, and a unit with protected control groups (systemd 252) does not see
+// that mount, so agent and guard would read two ids in one boot.
 var bootIDs = []string{"/proc/1/root/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/random/boot_id"}
 
 func bootID(ctx context.Context) (string, error) {
@@ -33,13 +33,12 @@ func bootID(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
-// sinceBoot reads the clock that goes on while the machine is asleep.
+// sinceBoot reads the clock that also runs while the machine sleeps.
 func sinceBoot() (time.Duration, error) { return clock(unix.CLOCK_BOOTTIME) }
 
-// Volatile says whether what is written to a directory is gone after a reboot,
-// and on what kind of file system it lies. The directory must exist. The upper
-// layer of an overlay counts where it can be seen; out of a container's sight it
-// is taken to last.
+// Volatile says whether a reboot removes what is in a directory, and returns the kind of its file system. The
+// directory must exist. For an overlay, Volatile looks at the upper layer; if it cannot see that layer, as in a
+// container, it takes the directory for lasting.
 func Volatile(dir string) (bool, string, error) {
 	for range 8 {
 		var s unix.Statfs_t
@@ -73,11 +72,11 @@ func Volatile(dir string) (bool, string, error) {
 		}
 		dir = upper
 	}
-	return false, "", fmt.Errorf("%s: its overlay mounts form a loop", dir)
+	return false, "", fmt.Errorf("the overlay mounts of %s form a loop", dir)
 }
 
-// upperOf finds the upper directory of the overlay that a path lies on in
-// /proc/self/mountinfo (proc_pid_mountinfo(5)).
+// upperOf returns the upper directory of the overlay that holds a path, as the lines of /proc/self/mountinfo
+// (proc_pid_mountinfo(5)) name it, or "" if they name none.
 func upperOf(lines *bufio.Scanner, path string) string {
 	best, upper := -1, ""
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
@@ -90,7 +89,7 @@ func upperOf(lines *bufio.Scanner, path string) string {
 		if point != "/" && path != point && !strings.HasPrefix(path, point+"/") {
 			continue
 		}
-		// Of mounts on one point the last one is on top.
+		// If several mounts have the same mount point, the last one is on top.
 		if len(point) < best {
 			continue
 		}

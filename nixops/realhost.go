@@ -17,18 +17,18 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// machine is the Host that commands run on.
+// machine is the Host of a real machine.
 type machine struct {
-	root     string // "" or an absolute path without a slash at its end
+	root     string // "" or an absolute path that does not end in a slash
 	platform string // GOOS
 	nix      nix
-	fetch    []string // options of substitution
+	fetch    []string // the options that substitution returns
 	super    supervisor
 	bootctl  string
 	log      zerolog.Logger
 }
 
-// NewHost is the machine that the configuration describes.
+// NewHost returns the machine that the configuration describes.
 func NewHost(c HostConfig) (Host, error) {
 	m := &machine{platform: runtime.GOOS, bootctl: cmp.Or(c.Bootctl, "bootctl"), log: c.Log}
 	if c.Root != "" && c.Root != "/" {
@@ -36,14 +36,13 @@ func NewHost(c HostConfig) (Host, error) {
 		if err != nil {
 			return nil, fmt.Errorf("root directory of the host: %w", err)
 		}
-		// Nix names the store's directories by their real path.
+		// Nix names the directories of the store by their real paths.
 		if m.root, err = filepath.EvalSymlinks(abs); err != nil {
 			return nil, fmt.Errorf("root directory of the host: %w", err)
 		}
 	}
 	m.nix = nix{bin: c.Nix, confDir: c.NixConfDir, store: m.root}
-	// Nix asks no substituter when it cannot write what they answered, and a unit's
-	// home may be read-only.
+	// Nix does not ask substituters if it cannot store their answers, and the home of a unit may be read-only.
 	if m.root != "" || os.Geteuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
 		m.nix.cache = m.root + "/var/cache/nixfleet"
 	}
@@ -76,13 +75,13 @@ func NewHost(c HostConfig) (Host, error) {
 	case SupervisorLaunchd:
 		m.super = &launchd{files: files, ctl: cmp.Or(c.Launchctl, "launchctl")}
 	default:
-		return nil, fmt.Errorf("supervisor %q: want %s, %s or %s", kind, SupervisorSystemd, SupervisorProcess,
+		return nil, fmt.Errorf("supervisor %q is not one of %s, %s and %s", kind, SupervisorSystemd, SupervisorProcess,
 			SupervisorLaunchd)
 	}
 	return m, nil
 }
 
-// Places below the root.
+// Paths below the root.
 const (
 	currentSystem = "/run/current-system"
 	bootedSystem  = "/run/booted-system"
@@ -91,7 +90,7 @@ const (
 	switchLock    = "/run/nixos/switch-to-configuration.lock"
 )
 
-// behind is the closure that a link leads to, "" if there is no link.
+// behind returns the closure that a link leads to, or "" if there is no link.
 func behind(root, link string) (string, error) {
 	target, err := resolve(root, link)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -112,7 +111,7 @@ func (m *machine) BootID(ctx context.Context) (string, error) { return bootID(ct
 
 func (m *machine) SinceBoot(ctx context.Context) (time.Duration, error) { return sinceBoot() }
 
-// scriptOf is a closure's own switch script as this machine executes it.
+// scriptOf returns the command that runs a closure's own switch script on this machine.
 func scriptOf(root, platform, closure string, action Action) ([]string, error) {
 	path, err := StorePath(closure)
 	if err != nil {
@@ -129,8 +128,8 @@ func scriptOf(root, platform, closure string, action Action) ([]string, error) {
 	return command, nil
 }
 
-// switchCommand is how a platform's closures are activated, by logical path.
-// nix-darwin's has one script; its boot default is the profile itself.
+// switchCommand returns the command that activates a platform's closures, with its logical path. nix-darwin has one
+// script for that, and its boot default is the profile itself.
 func switchCommand(platform, path string, action Action) ([]string, error) {
 	if err := action.Check(); err != nil {
 		return nil, err
@@ -161,7 +160,7 @@ func (m *machine) SetProfile(ctx context.Context, closure string) error {
 	return nil
 }
 
-// setProfile makes a generation of a profile, and looks whether it is there.
+// setProfile makes a new generation of a profile and checks that the profile leads to the closure.
 func (m *machine) setProfile(ctx context.Context, profile, closure string) error {
 	path, err := StorePath(closure)
 	if err != nil {
@@ -180,7 +179,7 @@ func (m *machine) setProfile(ctx context.Context, profile, closure string) error
 		return classify(err)
 	}
 	if now, err := behind(m.root, profile); err != nil || now != closure {
-		return fmt.Errorf("it is %q: %w", now, errors.Join(ErrMismatch, err))
+		return fmt.Errorf("the profile leads to %q: %w", now, errors.Join(ErrMismatch, err))
 	}
 	return nil
 }
@@ -193,7 +192,7 @@ func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
 	if now, err := m.CurrentSystem(ctx); err == nil && now == closure {
 		return nil
 	}
-	// No question to Nix here: undoing must also work when its database does not.
+	// This does not ask Nix: an undo must also work when Nix's database does not.
 	if !disk.Exists(m.root + path) {
 		return fmt.Errorf("restore current system %s: %w", closure, ErrNotClosure)
 	}
@@ -205,7 +204,7 @@ func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
 
 func (m *machine) LockHeld(ctx context.Context) (bool, error) {
 	held, err := disk.Locked(m.root + switchLock)
-	// Of something else in its place the script itself says what is wrong.
+	// If the lock is not a regular file, the script itself says what is wrong.
 	if errors.Is(err, disk.ErrNotRegular) {
 		return false, nil
 	}
@@ -229,13 +228,13 @@ func (m *machine) ActiveState(ctx context.Context, unit string) (string, error) 
 func (m *machine) Space(ctx context.Context) (Space, error) {
 	store, err := disk.Free(m.root + storeDir)
 	if err != nil {
-		return Space{}, fmt.Errorf("space of the store: %w", err)
+		return Space{}, fmt.Errorf("free space of the store: %w", err)
 	}
 	space := Space{StoreFree: store, BootFree: math.MaxUint64}
 	for _, dir := range bootDirs(m.root) {
 		free, err := disk.Free(m.root + dir)
 		if err != nil {
-			return Space{}, fmt.Errorf("space of %s: %w", dir, err)
+			return Space{}, fmt.Errorf("free space of %s: %w", dir, err)
 		}
 		space.BootFree = min(space.BootFree, free)
 	}

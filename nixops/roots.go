@@ -16,7 +16,7 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 	if err != nil {
 		return err
 	}
-	// The root may name a path that is not there yet; the collector leaves it alone.
+	// The root may lead to a path that does not exist yet; the garbage collector does not remove such a root.
 	if err := m.link(closure, path); err != nil {
 		return fmt.Errorf("gc root for %s: %w", closure, err)
 	}
@@ -32,19 +32,19 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 	return m.nix.valid(ctx, closure)
 }
 
-// register has Nix itself make the root again once the path is valid. Our link alone
-// is not enough: a collector that read the roots while the path was not valid yet, and
-// looks for temporary ones only after Nix has gone, would take the path away.
-// Nix tells a running collector about roots it makes.
+// register makes Nix itself make the root again once the path is valid. Our link alone is not enough: a garbage
+// collector may have read the roots while the path was not valid yet, and may look for temporary roots only after Nix
+// has ended; it would then delete the path. Nix tells a running collector about the roots that it makes.
 func (m *machine) register(name, path string) command {
 	return m.nix.command("nix-store", "--realise", path, "--add-root", m.root+rootsDir+"/"+name)
 }
 
+// link makes a garbage collector root of that name, without Nix.
 func (m *machine) link(name, path string) error {
 	return noSpace(disk.ReplaceLink(path, m.root+rootsDir+"/"+name))
 }
 
-// noSpace adds ErrNoSpace to a full disk's error.
+// noSpace adds ErrNoSpace to an error that a full disk caused.
 func noSpace(err error) error {
 	if err != nil && disk.IsFull(err) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
@@ -52,13 +52,12 @@ func noSpace(err error) error {
 	return err
 }
 
-// checkRoot: a root is named by a word or after its closure.
-// CheckRoot says what is wrong with the name of a garbage collector root.
+// CheckRoot returns an error if the name of a garbage collector root is neither a word nor a closure's name.
 func CheckRoot(name string) error {
 	if fleet.ValidClosure(name) || unitNames.MatchString(name) {
 		return nil
 	}
-	return fmt.Errorf("gc root name %q: only letters, digits and . _ @ -, or a closure", name)
+	return fmt.Errorf("gc root name %q is not a closure; other names may contain only letters, digits and . _ @ -", name)
 }
 
 func (m *machine) AddRoot(ctx context.Context, name, closure string) error {

@@ -13,9 +13,9 @@ import (
 	"nixfleet/nixops/fleet"
 )
 
-const storeDir = storepath.StoreDir // /nix/store, also inside a private store
+const storeDir = storepath.StoreDir // /nix/store, also in a private store
 
-// StorePath is the logical store path of a closure's base name.
+// StorePath returns the logical store path of a closure, given its base name.
 func StorePath(closure string) (string, error) {
 	if !fleet.ValidClosure(closure) {
 		return "", fmt.Errorf("closure %q: %w", closure, ErrNotClosure)
@@ -23,7 +23,7 @@ func StorePath(closure string) (string, error) {
 	return storeDir + "/" + closure, nil
 }
 
-// closureOf is the base name of the store path that a path lies in, "" if none.
+// closureOf returns the base name of the store path that contains a path, or "" if none does.
 func closureOf(path string) string {
 	rest, ok := strings.CutPrefix(path, storeDir+"/")
 	if !ok {
@@ -33,9 +33,9 @@ func closureOf(path string) string {
 	return base
 }
 
-// resolve follows every link in an absolute path as a process would whose root is
-// root ("" for none), and returns the path as that process would name it. What does
-// not exist ends the walk: the rest is appended as it is, with fs.ErrNotExist.
+// resolve follows every link in an absolute path, as a process with the root directory root would ("" means the
+// machine's own root), and returns the path as that process would name it. If a part does not exist, resolve appends
+// the rest of the path unchanged and returns fs.ErrNotExist.
 func resolve(root, path string) (string, error) {
 	todo := strings.Split(filepath.Clean(path), "/")
 	done := "/"
@@ -69,7 +69,7 @@ func resolve(root, path string) (string, error) {
 			return "", fmt.Errorf("resolve %s: %w", path, err)
 		}
 		if filepath.IsAbs(target) {
-			// A profile of a private store may name itself by the outer path.
+			// A profile of a private store may lead to itself by a path that includes root.
 			if inner, ok := strings.CutPrefix(target, root+"/"); ok && root != "" {
 				target = "/" + inner
 			}

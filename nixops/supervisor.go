@@ -14,65 +14,64 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// A supervisor is what a machine has to run things that outlive their caller:
-// systemd, launchd, or nothing but processes. Units are named without suffix.
+// A supervisor runs commands that outlive their caller: systemd, launchd, or plain processes. The names of units have
+// no suffix, unless a method says so.
 type supervisor interface {
-	// start runs a command in a unit of its own, with its output out of the
-	// caller's hands. ErrUnitExists when the unit is running.
+	// start runs a command in a unit of its own, whose output does not go through the caller. It returns
+	// ErrUnitExists if the unit already runs.
 	start(ctx context.Context, unit string, command, env []string) error
 	state(ctx context.Context, unit string) (UnitState, error)
 	output(ctx context.Context, unit string) (string, error)
-	// stop ends the unit's processes, the stubborn ones after stopGrace.
+	// stop ends the unit's processes, and kills those that still run after stopGrace.
 	stop(ctx context.Context, unit string) error
 	arm(ctx context.Context, d Deadline) error
 	disarm(ctx context.Context, unit string) error
 	armed(ctx context.Context, unit string) (bool, error)
-	// units describes every unit of the machine.
+	// units returns every unit of the machine.
 	units(ctx context.Context) ([]Unit, error)
 	// startAgain is the host's StartAgain.
 	startAgain(ctx context.Context, ran []string) (down []string, err error)
-	// activeState is one unit's state in systemd's words.
+	// activeState returns the state of a unit, whose name has its suffix, in systemd's words.
 	activeState(ctx context.Context, unit string) (string, error)
-	// collect runs the collector of compliance evidence and says how it exited;
-	// ErrNoCollector when there is none.
+	// collect runs the collector of compliance evidence and returns its exit status, or ErrNoCollector if the
+	// host has no collector.
 	collect(ctx context.Context) (exit int, err error)
 	reboot(ctx context.Context) error
 }
 
-// stopGrace is how long processes may take to end by themselves.
+// stopGrace is how long a supervisor waits for processes to end before it kills them.
 const stopGrace = 10 * time.Second
 
-// unitNames are the names a unit may have here: they become file names and
-// arguments of other programs.
+// unitNames matches the names that our units may have. They become file names and arguments of other programs.
 var unitNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,100}$`)
 
-// anyUnit are the names of systemd.unit(5), escapes included, and of launchd's jobs.
+// anyUnit matches the names of systemd.unit(5), including escapes, and of launchd's jobs.
 var anyUnit = regexp.MustCompile(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]{0,254}$`)
 
-// CheckUnit says what is wrong with the name of a unit of ours, which is given without suffix.
+// CheckUnit returns an error if the name is not valid for a unit of ours. Such a name has no suffix.
 func CheckUnit(unit string) error {
 	if !unitNames.MatchString(unit) {
-		return fmt.Errorf("unit name %q: only letters, digits and . _ @ -", unit)
+		return fmt.Errorf("unit name %q may contain only letters, digits and . _ @ -", unit)
 	}
 	return nil
 }
 
-// CheckAnyUnit says what is wrong with the name of any unit of the machine.
+// CheckAnyUnit returns an error if no unit of the machine can have that name.
 func CheckAnyUnit(unit string) error {
 	if !anyUnit.MatchString(unit) {
-		return fmt.Errorf("unit name %q: not a name of systemd.unit(5)", unit)
+		return fmt.Errorf("%q is not a unit name as systemd.unit(5) describes it", unit)
 	}
 	return nil
 }
 
-// unitFiles is the directory where the end of each unit is recorded. It lies
-// below /run, so that a record never outlives the boot it belongs to.
+// unitFiles is the directory with the record of how each unit ended. It is below /run, so that no record outlives the
+// boot that it belongs to.
 type unitFiles struct{ dir string }
 
 func (f unitFiles) path(unit, kind string) string { return f.dir + "/" + unit + "." + kind }
 
-// prepare makes the directory and forgets an earlier unit of the name. A timer is
-// marked as one that has not fired.
+// prepare makes the directory and removes the files of an earlier unit of that name. For a timer it makes the file
+// that marks the timer as not fired yet.
 func (f unitFiles) prepare(unit string, timer bool) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return err
@@ -93,17 +92,15 @@ func (f unitFiles) waiting(unit string) bool {
 	return disk.Exists(f.path(unit, "timer")) && !disk.Exists(f.path(unit, "fired"))
 }
 
-// script writes the shell script of a unit: run the command and record how it
-// ended, in one write. The trap keeps the shell alive through the signal that ends the
-// command, to record that too; descriptor 3 is the supervisor's. The command gets what is
-// handedOn. The record needs no program but the shell.
+// script writes the shell script of a unit. The script runs the command, and the shell alone then records in one
+// write how the command ended. The trap keeps the shell alive when a signal ends the command, so that the shell
+// records that too. Descriptor 3 belongs to the supervisor. The command also gets the variables in handedOn.
 //
-// It is a file because a unit's command line must survive being written down and read
-// again: systemd 252 does that to transient units at every daemon-reload, which
-// is in the middle of every switch, and gets $, ; and the Ex settings wrong.
+// The script is a file because systemd 252 writes the command lines of transient units down and reads them again at
+// every daemon-reload, which is in the middle of every switch, and makes mistakes with $, ; and the Ex settings.
 //
-// A unit that has to wait by itself decides by making a directory whether it
-// still happens; taking it back makes the same directory.
+// A unit that waits by itself makes the directory "fired" when its time has come, and ends if the directory already
+// exists. To cancel the unit, the supervisor makes the same directory.
 func (f unitFiles) script(unit string, wait time.Duration, command, env []string) error {
 	var b strings.Builder
 	if wait > 0 {
@@ -129,19 +126,20 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
 }
 
-// handedOn are the variables of ours that a unit's command gets. The PATH of PID 1 holds next to
-// nothing on NixOS, and a deadline would find neither Nix nor systemctl. NIX_REMOTE is set where the
-// Nix daemon is not root: root itself must not write to the store's database there, in an undo no more
-// than in the agent.
+// handedOn are the environment variables of this process that a unit's command also gets. On NixOS, the PATH of PID 1
+// has almost no programs, and a deadline would find neither Nix nor systemctl. NIX_REMOTE is set where the Nix daemon
+// does not run as root: there, root itself must not write to the store's database, neither in the agent nor in an
+// undo.
 var handedOn = []string{"PATH", "NIX_REMOTE"}
 
+// variable matches the name of an environment variable.
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// quote makes a shell word.
+// quote returns a string as one word of the shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// ended is the state of a unit that does not run: by its record, or killed
-// together with the shell that would have written one.
+// ended returns the state of a unit that does not run, from its record. If a unit that was started has no record, it
+// was killed together with the shell that would have written the record.
 func (f unitFiles) ended(unit string) (UnitState, error) {
 	exit, ok, err := f.exit(unit)
 	switch {
@@ -155,13 +153,13 @@ func (f unitFiles) ended(unit string) (UnitState, error) {
 	return UnitState{Phase: UnitUnknown}, nil
 }
 
-// exit reads a record: "exited CODE". An empty one was never written.
+// exit reads the record of a unit, "exited CODE". An empty file does not count as a record.
 func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	text, err := disk.Read(f.path(unit, "exit"), 256)
 	if errors.Is(err, os.ErrNotExist) {
 		return Exit{}, false, nil
 	}
-	if err != nil || len(text) == 0 { // about to be written
+	if err != nil || len(text) == 0 { // empty: the shell is about to write it
 		return Exit{}, false, err
 	}
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
@@ -172,7 +170,7 @@ func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	return Exit{Code: code}, true, nil
 }
 
-// output is the end of the file that a unit writes to where there is no journal.
+// output returns the end of the file that a unit writes to if the machine has no journal.
 func (f unitFiles) output(unit string) (string, error) {
 	file, err := os.Open(f.path(unit, "out"))
 	if errors.Is(err, os.ErrNotExist) {

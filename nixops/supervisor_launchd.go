@@ -12,15 +12,14 @@ import (
 	"time"
 )
 
-// launchd supervises with jobs of macOS's system domain. launchd keeps neither the exit
-// code of a job that is gone nor one-shot relative timers, so both are the
-// recorder's work; it does keep jobs alive without their caller.
+// launchd runs units as jobs of macOS's system domain, which outlive their caller. macOS's launchd neither keeps the
+// exit code of a job that is gone nor has timers that fire once after a time, so the unit's script does both.
 type launchd struct {
 	files unitFiles
 	ctl   string // launchctl
 }
 
-// label is a unit's name among launchd's jobs.
+// label returns the name of a unit's job.
 func label(unit string) string { return "org.nixfleet." + unit }
 
 func (l *launchd) start(ctx context.Context, unit string, cmd, env []string) error {
@@ -60,7 +59,7 @@ func (l *launchd) bootstrap(ctx context.Context, unit string, after time.Duratio
 	return err
 }
 
-// propertyList describes a job that runs once (launchd.plist(5)).
+// propertyList returns the property list of a job that runs once (launchd.plist(5)).
 func propertyList(label, out string, args []string) []byte {
 	var b bytes.Buffer
 	text := func(tag, s string) {
@@ -147,8 +146,8 @@ func (l *launchd) armed(ctx context.Context, unit string) (bool, error) {
 	return l.loaded(ctx, unit)
 }
 
-// units tells jobs that do not run, and whose last run ended badly, from the others
-// (`launchctl list`: process, status, label). It does not know who brings a job.
+// units returns the jobs that `launchctl list` prints (process, status, label). A job that does not run has failed if
+// the status of its last run is not 0. units does not know who declares a job.
 func (l *launchd) units(ctx context.Context) ([]Unit, error) {
 	var units []Unit
 	err := l.list(ctx, func(name, state string) {
@@ -161,7 +160,7 @@ func (l *launchd) units(ctx context.Context) ([]Unit, error) {
 // startAgain has nothing to do: launchd keeps its jobs running by itself.
 func (l *launchd) startAgain(ctx context.Context, ran []string) ([]string, error) { return nil, nil }
 
-// list hands on every job with its state in systemd's words.
+// list calls each with every job and its state in systemd's words.
 func (l *launchd) list(ctx context.Context, each func(name, state string)) error {
 	out, err := command{path: l.ctl, args: []string{"list"}, timeout: toolTimeout}.run(ctx)
 	if err != nil {

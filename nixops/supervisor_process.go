@@ -18,12 +18,12 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// processes supervises without an init: each unit is a session of its own that
-// nobody waits for, its output goes to a file and its end to another. A held flock
-// says that it runs, so that no process number is mistaken for another's.
+// processes runs units without an init. Each unit is a session of its own for which no process waits; its output goes
+// to one file and the record of its end to another. A unit runs as long as its file lock is held, so that a reused
+// process number cannot be mistaken for the unit's.
 type processes struct {
 	files unitFiles
-	dir   string // where failed-units and restarts are listed
+	dir   string // directory of the lists failed-units, restarts and inactive-units
 }
 
 func (p *processes) start(ctx context.Context, unit string, command, env []string) error {
@@ -34,7 +34,7 @@ func (p *processes) arm(ctx context.Context, d Deadline) error {
 	return p.launch(ctx, d.Unit, d.After, d.Command, nil)
 }
 
-// launch starts the unit's script at once; one that has to wait does so itself.
+// launch starts the unit's script at once. The script of a deadline waits by itself.
 func (p *processes) launch(ctx context.Context, unit string, after time.Duration, command, env []string) error {
 	if err := os.MkdirAll(p.files.dir, 0o700); err != nil {
 		return err
@@ -44,7 +44,7 @@ func (p *processes) launch(ctx context.Context, unit string, after time.Duration
 		return err
 	}
 	defer lock.Close()
-	// Somebody who only asks whether it is held has it for a moment, too.
+	// A process that only asks whether the lock is held also holds it for a moment.
 	err = wait(ctx, 200*time.Millisecond, func() (bool, error) {
 		return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil, nil
 	})
@@ -65,7 +65,7 @@ func (p *processes) launch(ctx context.Context, unit string, after time.Duration
 		return err
 	}
 	defer out.Close()
-	// The outer shell ends at once, so that the inner one is nobody's child.
+	// The outer shell ends at once, so that the inner shell is not a child of this process.
 	cmd := exec.Command("/bin/sh", "-c", `/bin/sh "$0" &`, p.files.path(unit, "sh"))
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
@@ -79,7 +79,7 @@ func (p *processes) launch(ctx context.Context, unit string, after time.Duration
 	return errors.Join(err, cmd.Wait())
 }
 
-// running says whether the unit's shell lives.
+// running says whether the unit's shell still runs.
 func (p *processes) running(unit string) (bool, error) {
 	return disk.Locked(p.files.path(unit, "lock"))
 }
@@ -137,7 +137,7 @@ func (p *processes) disarm(ctx context.Context, unit string) error {
 	if !disk.Exists(p.files.path(unit, "timer")) {
 		return nil
 	}
-	// The same step by which the deadline itself decides that it fires.
+	// The script of the deadline makes the same directory when it fires: only one of the two can succeed.
 	if err := os.Mkdir(p.files.path(unit, "fired"), 0o700); err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return nil
@@ -153,9 +153,9 @@ func (p *processes) armed(ctx context.Context, unit string) (bool, error) {
 	return running && p.files.waiting(unit), err
 }
 
-// units reads what the closures' own scripts wrote down, because without an init
-// nobody else knows: one failed unit a line in failed-units, one "unit count" a line in
-// restarts, one unit that does not run a line in inactive-units.
+// units reads the lists that the closures' own scripts wrote, because without an init nobody else knows the units.
+// Each line of failed-units is a unit that failed, each line of restarts is a unit and a count, and each line of
+// inactive-units is a unit that does not run.
 func (p *processes) units(ctx context.Context) ([]Unit, error) {
 	units := map[string]Unit{}
 	for _, kind := range []string{"inactive-units", "restarts", "failed-units"} {
@@ -169,7 +169,8 @@ func (p *processes) units(ctx context.Context) ([]Unit, error) {
 				continue
 			}
 			unit := units[name]
-			unit.Name, unit.Active = name, kind == "restarts"
+			unit.Name = name
+			unit.Active = kind == "restarts"
 			unit.Failed = kind == "failed-units"
 			unit.Transient = MadeUp(name)
 			unit.Declared = !unit.Transient
@@ -182,11 +183,10 @@ func (p *processes) units(ctx context.Context) ([]Unit, error) {
 	return slices.Collect(maps.Values(units)), nil
 }
 
-// startAgain has nothing to do: without an init there are no units but ours.
+// startAgain does nothing: without an init the machine has no units but ours.
 func (p *processes) startAgain(ctx context.Context, ran []string) ([]string, error) { return nil, nil }
 
-// activeState takes every unit for active that is not listed as failed or, one
-// per line, in inactive-units.
+// activeState returns "active" for every unit that is neither in failed-units nor in inactive-units.
 func (p *processes) activeState(ctx context.Context, unit string) (string, error) {
 	for _, list := range []struct{ file, state string }{{"failed-units", "failed"}, {"inactive-units", "inactive"}} {
 		text, err := disk.Read(p.dir+"/"+list.file, maxFact)

@@ -15,25 +15,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// systemd supervises with transient units of PID 1. Their output goes to the
-// journal. They are collected when they end, so that a failed switch does not
-// itself show as a failed unit; their script has recorded the end before that.
+// systemd runs units as transient units of PID 1. Their output goes to the journal. PID 1 unloads them when they end,
+// so that a failed switch does not itself show as a failed unit; their script has recorded the end before that.
 //
-// Root's systemctl and systemd-run talk to PID 1 directly, not through D-Bus, so a
-// switch that replaces the bus does not disturb them; hence no --wait, which does.
+// The systemctl and systemd-run of root talk to PID 1 directly and not through D-Bus, so that a switch that replaces
+// the bus does not disturb them. With --wait they would use D-Bus, so nothing here uses --wait for a switch.
 type systemd struct {
 	files unitFiles
-	again time.Duration // after which a deadline's command runs again that failed; zero: deadlineAgain
+	again time.Duration // pause before a deadline's failed command runs again; zero means deadlineAgain
 }
 
-// deadlineAgain is how long a deadline that failed is left. It goes on until the next
-// boot, since nobody else may be there to undo: the agent of the generation that is to be
-// undone may be what is broken. A command that goes on by itself comes to it only when it
-// was killed, as the kernel does where a bad release has used the memory up.
+// deadlineAgain is the pause before PID 1 runs the failed command of a deadline again. PID 1 repeats the command until
+// the next boot, because nobody else may be able to undo: the agent of the bad generation may be broken. A command
+// that tries again by itself needs this only if it was killed, for example by the kernel because a bad release has
+// used up the memory.
 const deadlineAgain = 30 * time.Second
 
-// toolTimeout bounds one call of systemctl or systemd-run; PID 1 is deaf while
-// it reexecutes itself.
+// toolTimeout bounds one call of systemctl or systemd-run. PID 1 does not answer while it re-executes itself.
 const toolTimeout = 45 * time.Second
 
 func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) error {
@@ -47,13 +45,13 @@ func (s *systemd) start(ctx context.Context, unit string, cmd, env []string) err
 	return s.run(ctx, unit, cmd, env)
 }
 
-// arm gives the timer a moment and not a countdown: systemd starts a countdown
-// (OnActiveSec) anew at every daemon-reload and daemon-reexec, and a switch has one in
-// its middle. OnStartupSec counts from when this systemd began its work, in containers
-// too, where OnBootSec does not count from the boot; it is remembered over both.
+// arm gives the timer a fixed moment and not a countdown. systemd restarts a countdown (OnActiveSec) at every
+// daemon-reload and daemon-reexec, and a switch has one in its middle. OnStartupSec counts from the moment at which
+// this systemd started, which systemd remembers over both; this also works in containers, where OnBootSec does not
+// count from the boot of the container.
 //
-// There is one moment and no second one by the calendar: systemd would take the earlier
-// one, so that a step of the clock would undo a good release.
+// The timer has no second moment by the calendar: systemd would fire at the earlier of the two, and a step of the
+// clock would undo a good release.
 func (s *systemd) arm(ctx context.Context, d Deadline) error {
 	began, err := managerBegan(ctx)
 	if err != nil {
@@ -63,7 +61,7 @@ func (s *systemd) arm(ctx context.Context, d Deadline) error {
 	if err != nil {
 		return err
 	}
-	// Whole milliseconds: systemd keeps no more of it when it reads the unit again.
+	// The moment is in whole milliseconds, because systemd keeps no finer time when it reads the unit again.
 	moment := (now + d.After - began + time.Millisecond - 1) / time.Millisecond
 	again := cmp.Or(s.again, deadlineAgain)
 	return s.run(ctx, d.Unit, d.Command, nil,
@@ -73,8 +71,7 @@ func (s *systemd) arm(ctx context.Context, d Deadline) error {
 		"--property=StartLimitIntervalSec=0")
 }
 
-// managerBegan is when PID 1 began its work, in CLOCK_MONOTONIC. systemctl(1) shows it
-// in microseconds.
+// managerBegan returns the time at which PID 1 started, in CLOCK_MONOTONIC. systemctl(1) shows it in microseconds.
 func managerBegan(ctx context.Context) (time.Duration, error) {
 	const name = "UserspaceTimestampMonotonic"
 	blocks, err := properties(ctx, []string{name})
@@ -87,12 +84,12 @@ func managerBegan(ctx context.Context) (time.Duration, error) {
 	}
 	micro, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || micro <= 0 {
-		return 0, fmt.Errorf("systemd says %q when asked for its %s", text, name)
+		return 0, fmt.Errorf("systemd gives %q as its %s, which is not a time", text, name)
 	}
 	return time.Duration(micro) * time.Microsecond, nil
 }
 
-// monotonic reads CLOCK_MONOTONIC, by which systemd's timers go.
+// monotonic reads CLOCK_MONOTONIC, which systemd's timers use.
 func monotonic() (time.Duration, error) { return clock(unix.CLOCK_MONOTONIC) }
 
 func clock(id int32) (time.Duration, error) {
@@ -103,13 +100,13 @@ func clock(id int32) (time.Duration, error) {
 	return time.Duration(now.Nano()), nil
 }
 
-// logBurst is how many lines a unit may write in journald's interval of 30 s. Of more
-// than it takes by itself, 10000, journald drops the end, and does not say so when the
-// unit writes nothing afterwards. An interval of 0 does not lift the limit.
+// logBurst is how many lines a unit may write in journald's interval of 30 s. By default, journald drops the lines
+// after the first 10000, and does not report that if the unit writes nothing afterwards. An interval of 0 does not
+// remove the limit.
 const logBurst = 100_000_000
 
-// run makes the transient unit. Type=simple, because of a command that fails at
-// once systemd-run would say that it could not be started.
+// run makes the transient unit. Its type is simple, because with another type systemd-run would report that a command
+// which fails at once could not be started.
 func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra ...string) error {
 	if err := s.files.prepare(unit, false); err != nil {
 		return err
@@ -128,18 +125,17 @@ func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra
 	return err
 }
 
-// deafTime is how long PID 1 may not answer at all.
+// deafTime is how long properties waits for PID 1 to answer.
 const deafTime = 15 * time.Second
 
-// properties shows units as blocks of NAME=value lines.
+// properties returns the named properties of the units that match the patterns, one map for each unit.
 func properties(ctx context.Context, names []string, patterns ...string) ([]map[string]string, error) {
 	args := []string{"show", "--no-pager", "--property=" + strings.Join(names, ","), "--"}
 	show := command{path: "systemctl", args: append(args, patterns...), timeout: toolTimeout}
 	var out []byte
 	var failed error
-	// Of what it knows nothing systemctl shows defaults; it fails only while PID 1
-	// cannot be talked to, which the reexecution in the middle of a switch is over
-	// soon enough.
+	// systemctl shows defaults for units that it does not know. It fails only while PID 1 does not answer, and
+	// PID 1 answers again soon after its re-execution in the middle of a switch.
 	err := wait(ctx, deafTime, func() (bool, error) {
 		out, failed = show.run(ctx)
 		return failed == nil, nil
@@ -150,6 +146,7 @@ func properties(ctx context.Context, names []string, patterns ...string) ([]map[
 	return parseProperties(out)
 }
 
+// parseProperties reads blocks of NAME=value lines with empty lines between them.
 func parseProperties(out []byte) ([]map[string]string, error) {
 	var blocks []map[string]string
 	block := map[string]string{}
@@ -194,8 +191,9 @@ func (s *systemd) state(ctx context.Context, unit string) (UnitState, error) {
 	return s.files.ended(unit)
 }
 
-// journalArguments asks for the end of what a unit wrote. Not by --boot: in a container
-// the agent's sandbox sees another boot id than journald, and our names are used once.
+// journalArguments returns the arguments with which journalctl prints the end of what a unit wrote. It does not use
+// --boot, because in a container the agent's sandbox sees another boot id than journald. The names of our units are
+// used only once, so no older output can appear.
 func journalArguments(unit string) []string {
 	return []string{"--no-pager", "--output=cat", "--lines=200", "--unit=" + unit + ".service"}
 }
@@ -208,7 +206,7 @@ func (s *systemd) output(ctx context.Context, unit string) (string, error) {
 	return string(out), err
 }
 
-// notLoaded is the exit status of systemctl for a unit that does not exist (LSB).
+// notLoaded is the exit status of systemctl if the unit does not exist (LSB).
 const notLoaded = 5
 
 func (s *systemd) stop(ctx context.Context, unit string) error {

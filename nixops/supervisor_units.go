@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// unitProperties are what systemctl(1) is asked of each unit.
+// unitProperties are the properties of each unit that units asks systemctl(1) for.
 var unitProperties = []string{
 	"Id", "LoadState", "ActiveState", "SubState", "Result", "NRestarts", "FragmentPath", "SourcePath", "Restart",
 	"TriggeredBy",
@@ -34,10 +34,8 @@ func (s *systemd) units(ctx context.Context) ([]Unit, error) {
 	return units, nil
 }
 
-// unitsOf judges units: one that waits for its automatic restart never shows as
-// failed, but the result of its last run does.
-//
-// now is the time in CLOCK_MONOTONIC.
+// unitsOf makes units of their properties. A unit that waits for its automatic restart does not show as failed, but
+// the result of its last run shows that it failed. now is the time in CLOCK_MONOTONIC.
 func unitsOf(blocks []map[string]string, now time.Duration) []Unit {
 	units := make([]Unit, 0, len(blocks))
 	for _, b := range blocks {
@@ -61,7 +59,7 @@ func unitsOf(blocks []map[string]string, now time.Duration) []Unit {
 	return units
 }
 
-// restartsAlways says whether a unit is restarted after a success, too.
+// restartsAlways says whether systemd also restarts a unit after a success.
 func restartsAlways(blocks []map[string]string, name string) bool {
 	for _, b := range blocks {
 		if b["Id"] == name {
@@ -71,14 +69,14 @@ func restartsAlways(blocks []map[string]string, name string) bool {
 	return false
 }
 
-// What systemd writes to the journal of the end of a unit's run (sd-messages.h).
+// The ids of the messages that systemd writes to the journal when the run of a unit ends (sd-messages.h).
 const (
 	messageSuccess = "7ad2d189f7e94e70a38c781354912448"
 	messageFailure = "d9b373ed55a64feb8242e02dbe79a49c"
 )
 
-// endedWell asks the journal how the last run ended of a unit that runs again by now:
-// systemd itself has forgotten it. What the journal does not know did not end well.
+// endedWell asks the journal whether the previous run of a unit that runs again was a success; systemd itself no longer
+// knows. If the journal does not know either, the answer is no.
 func (s *systemd) endedWell(ctx context.Context, unit string) bool {
 	out, err := command{path: "journalctl", timeout: toolTimeout, args: []string{
 		"--quiet", "--no-pager", "--output=cat", "--output-fields=MESSAGE_ID", "--lines=1",
@@ -87,7 +85,7 @@ func (s *systemd) endedWell(ctx context.Context, unit string) bool {
 	return err == nil && strings.TrimSpace(string(out)) == messageSuccess
 }
 
-// startTime is how long units that are started again may take to run.
+// startTime is how long startAgain waits for the units to run.
 const startTime = 30 * time.Second
 
 func (s *systemd) startAgain(ctx context.Context, ran []string) ([]string, error) {
@@ -110,8 +108,8 @@ func (s *systemd) startAgain(ctx context.Context, ran []string) ([]string, error
 	return down, err
 }
 
-// down names those of the units that do not run, that the running closure brings and that
-// nothing else starts. systemd forgets a unit that was stopped, so it is asked by name.
+// down returns the units that do not run although the running closure declares them and nothing else starts them. It
+// asks for each unit by name, because systemd unloads a unit that was stopped.
 func (s *systemd) down(ctx context.Context, names []string) ([]string, error) {
 	var down []string
 	for part := range slices.Chunk(names, 100) {

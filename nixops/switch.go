@@ -51,12 +51,12 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 	}
 	m.log.Info().Str("closure", r.Closure).Str("action", string(r.Action)).Str("unit", r.Unit).Msg("switch started")
 	var state UnitState
-	deaf := 0
+	deaf := 0 // failed questions in a row
 	err = wait(ctx, 0, func() (bool, error) {
 		var err error
 		state, err = m.super.state(ctx, r.Unit)
 		if err != nil && ctx.Err() == nil {
-			// The supervisor may be replaced by the very switch it runs.
+			// The switch that the supervisor runs may replace the supervisor.
 			if deaf++; deaf < maxDeaf {
 				return false, nil
 			}
@@ -81,11 +81,11 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 	return exit, nil
 }
 
-// wordsTime is how long the words of a unit that has ended may take to be there.
+// wordsTime is how long lastWords waits for the output of a unit that has ended.
 const wordsTime = 3 * time.Second
 
-// readExit reads an exit by what the run changed. `boot` changes no running system; of
-// its codes only that of the lock is an error number.
+// readExit adds to an exit what the run changed. It leaves an exit of `boot` as it is, because `boot` does not change
+// the running system, unless the code is that of a held lock.
 func (m *machine) readExit(ctx context.Context, r SwitchRequest, exit Exit, before string) (Exit, error) {
 	if r.Action == ActionBoot && exit.Code != LockCode {
 		return exit, nil
@@ -97,11 +97,11 @@ func (m *machine) readExit(ctx context.Context, r SwitchRequest, exit Exit, befo
 	return exit.After(before, after, m.lastWords(ctx, r.Unit, exit)), nil
 }
 
-// LockCode is EAGAIN, with which the script ends when the lock is held, and not only then.
+// LockCode is EAGAIN. The script exits with it when the lock is held, but also for other reasons.
 const LockCode = 11
 
-// lastWords are what a script said that may have met a held lock. The journal has them a
-// little later than the end of the unit.
+// lastWords returns the output of a script whose exit code may mean that the lock is held, else "". The journal may
+// have the output only a little after the unit has ended.
 func (m *machine) lastWords(ctx context.Context, unit string, exit Exit) string {
 	if exit.Code != LockCode {
 		return ""
@@ -113,7 +113,7 @@ func (m *machine) lastWords(ctx context.Context, unit string, exit Exit) string 
 		return strings.Contains(words, lockWords), err
 	})
 	if err != nil && !errors.Is(err, errWaited) {
-		m.log.Warn().Err(err).Str("unit", unit).Msg("output of the unit not read")
+		m.log.Warn().Err(err).Str("unit", unit).Msg("could not read the output of the unit")
 	}
 	return words
 }
@@ -121,12 +121,12 @@ func (m *machine) lastWords(ctx context.Context, unit string, exit Exit) string 
 // changesUnits says whether the action reads and writes the lists of units.
 func (r SwitchRequest) changesUnits() bool { return r.Action == ActionTest || r.Action == ActionSwitch }
 
-// What a run leaves in /run/nixos for the next one.
+// The lists that a run leaves in /run/nixos for the next run.
 var (
-	// killedLists name what a run that was killed had stopped and not started again.
+	// killedLists name the units that a killed run had stopped and had not started again.
 	killedLists = []string{"start-list", "restart-list", "reload-list"}
-	// activationLists are written by activation scripts. One name of a unit that is active
-	// and has no file ends each later run in its middle.
+	// activationLists are the lists that activation scripts write. If a list names a unit that is active and has
+	// no file, every later run fails halfway.
 	activationLists = []string{
 		"activation-restart-list", "activation-reload-list", "dry-activation-restart-list", "dry-activation-reload-list",
 	}
@@ -146,8 +146,7 @@ func clearLists(root string, lists []string) error {
 	return nil
 }
 
-// maxDeaf is how many times in a row a supervisor may fail to answer during a
-// switch, half a second apart.
+// maxDeaf is how many times in a row the supervisor may fail to answer during a switch. Switch asks twice a second.
 const maxDeaf = 60
 
 func (m *machine) SwitchState(ctx context.Context, unit string) (UnitState, error) {

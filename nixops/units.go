@@ -10,37 +10,37 @@ import (
 	"time"
 )
 
-// Unit is what is known of one unit of the machine.
+// Unit describes one unit of the machine.
 type Unit struct {
 	Name      string
-	Active    bool          // it runs, or has done what it had to
+	Active    bool          // it runs, or has done its work
 	Failed    bool          // it failed, or waits to be restarted after a failure
-	Restarts  uint64        // automatic ones, since it was started
-	EndsWell  bool          // its last run, of those that ended, was a success
-	Age       time.Duration // since it was last started; 0 is not known
-	Declared  bool          // a file of the running closure, or its fstab, brings it
-	Transient bool          // made at run time: its name or its file says so
+	Restarts  uint64        // automatic restarts since it was started
+	EndsWell  bool          // its last run that ended was a success
+	Age       time.Duration // time since it was last started; 0 if that is not known
+	Declared  bool          // a file of the running closure, or its fstab, declares it
+	Transient bool          // a program made it at run time, as its name or its file shows
 	Triggered bool          // a timer, socket or path starts it
 }
 
-// flaps says whether the unit was restarted after failures.
+// flaps says whether systemd restarted the unit after failures.
 func (u Unit) flaps() bool { return u.Restarts > 0 && !u.EndsWell }
 
-// ofUsers are units that belong to somebody who is logged in, whatever file they have.
+// ofUsers matches units that belong to a user who is logged in, whatever file they have.
 var ofUsers = regexp.MustCompile(`^(user|user-runtime-dir)@[^.]+\.service$|^user-\d+\.slice$|\.scope$`)
 
-// madeUp are names that a program invents for a unit: those of systemd-run, and those of
-// the health checks of containers, which are the container's id and a random number.
+// madeUp matches the names that programs invent for units: systemd-run does so, and the health checks of containers,
+// whose units have the container's id and a random number as their name.
 var madeUp = regexp.MustCompile(`^run-(r[0-9a-f]{16,}|u\d+|p\d+-i\d+)\.|^[0-9a-f]{12,64}-[0-9a-f]{8,}\.|^[0-9a-f]{32,64}\.(service|timer)$`)
 
-// MadeUp says whether a program has invented the name of a unit.
+// MadeUp says whether a program invented the name of a unit.
 func MadeUp(name string) bool { return madeUp.MatchString(name) }
 
 // transientDir is where systemd keeps the files of units that programs make.
 const transientDir = "/run/systemd/transient/"
 
-// origin says whether a closure brings a unit, and whether a program made it up, from
-// the file that the unit was read from and the one that this was generated from.
+// origin says whether the closure declares a unit, and whether a program made the unit at run time. fragment is the
+// file that systemd read the unit from; source is the file from which a generator made the fragment.
 func origin(name, fragment, source string) (declared, transient bool) {
 	if strings.HasPrefix(fragment, transientDir) || madeUp.MatchString(name) {
 		return false, true
@@ -51,22 +51,21 @@ func origin(name, fragment, source string) (declared, transient bool) {
 	if !strings.HasPrefix(fragment, "/run/") {
 		return true, false
 	}
-	// The fstab of the closure brings mounts by a generator. Others look at what the
-	// machine has.
+	// A generator makes mounts of the closure's fstab. Other generators depend on what the machine has, not on
+	// the closure.
 	generated := strings.HasPrefix(fragment, "/run/systemd/generator")
 	return generated && (strings.HasPrefix(source, "/etc/") || strings.HasPrefix(source, storeDir+"/")), false
 }
 
-// Baseline is what the units of a machine did before a switch. It is kept in the
-// journal of the activation.
+// Baseline describes the state of a machine's units before a switch. The journal of the activation contains it.
 type Baseline struct {
-	Failed []string `json:"failed" shape:"D"` // failed, or waited to be restarted after a failure
-	Ran    []string `json:"ran" shape:"D"`    // ran, and nothing but a switch or a person starts them
-	// restarts a minute of those that had failed and were restarted
+	Failed []string `json:"failed" shape:"D"` // units that had failed, or waited to be restarted after a failure
+	Ran    []string `json:"ran" shape:"D"`    // units that ran and that only a switch or a person starts
+	// Flapping has the restarts per minute of the units that systemd restarted after failures.
 	Flapping map[string]float64 `json:"flapping" shape:"D"`
 }
 
-// NewBaseline records units at a moment, which is given since the boot.
+// NewBaseline returns the baseline of units at a moment; now is the time since the boot.
 func NewBaseline(units []Unit, now time.Duration) Baseline {
 	b := Baseline{Failed: []string{}, Ran: []string{}, Flapping: map[string]float64{}}
 	for _, u := range units {
@@ -85,8 +84,8 @@ func NewBaseline(units []Unit, now time.Duration) Baseline {
 	return b
 }
 
-// rate is how many times a minute a unit is restarted: on the average since the boot, or
-// once since it was last started where that is more often.
+// rate returns how many times per minute systemd restarts a unit: the average since the boot or, if that is more, one
+// restart in the time since the unit was last started.
 func rate(u Unit, now time.Duration) float64 {
 	often := float64(u.Restarts) / max(now.Minutes(), 1.0/60)
 	if u.Age > 0 {
@@ -95,37 +94,36 @@ func rate(u Unit, now time.Duration) float64 {
 	return often
 }
 
-// And is the base line with more units that had failed before, which an agent without
-// base lines has recorded.
+// And returns the baseline with more units that had failed before. An older agent, which has no baselines, recorded
+// those units.
 func (b Baseline) And(failed []string) Baseline {
 	b.Failed = slices.Concat(b.Failed, failed)
 	return b
 }
 
-// counts says whether a release can be blamed for a unit: it brings the unit, or the
-// unit ran before and should still.
+// counts says whether a release is responsible for a unit: the release declares the unit, or the unit ran before the
+// switch and should still run.
 func (b Baseline) counts(u Unit) bool {
 	return !u.Transient && (u.Declared || slices.Contains(b.Ran, u.Name))
 }
 
-// Watch compares units after a switch with those before. It is not safe for concurrent use.
+// Watch compares the units after a switch with those before it. It is not safe for concurrent use.
 type Watch struct {
 	before Baseline
 	began  time.Time
 	first  map[string]uint64
 }
 
-// Watch begins to watch at a moment.
+// Watch returns a Watch that begins at now.
 func (b Baseline) Watch(now time.Time) *Watch {
 	return &Watch{before: b, began: now, first: map[string]uint64{}}
 }
 
-// slack is how much more often than before a unit may be restarted.
+// slack is the factor by which a unit may be restarted more often than before.
 const slack = 1.5
 
-// Look says what is wrong with the units by now, "" if nothing is. A unit that failed
-// before, or that was restarted as often, speaks against no release, nor does one that
-// ends well and starts again.
+// Look says what is wrong with the units at now, or returns "" if nothing is. It ignores a unit that failed before the
+// switch, that was restarted as often before, or that ends with success and starts again.
 func (w *Watch) Look(units []Unit, now time.Time) string {
 	if failing := w.before.Failing(units); failing != "" {
 		return failing
@@ -137,7 +135,7 @@ func (w *Watch) Look(units []Unit, now time.Time) string {
 		}
 		before, flapped := w.before.Flapping[u.Name]
 		first, seen := w.first[u.Name]
-		if !seen || u.Restarts < first { // started anew, it counts anew
+		if !seen || u.Restarts < first { // the unit was started again, so its count began again
 			w.first[u.Name] = u.Restarts
 			continue
 		}
@@ -159,8 +157,8 @@ func (w *Watch) Look(units []Unit, now time.Time) string {
 	return fmt.Sprintf("units were restarted while they were watched: %v", flapping)
 }
 
-// Failing says which units fail that had not before, of those that a release can be
-// blamed for; "" when none does.
+// Failing names the units that fail now, did not fail before the switch and are the release's responsibility. It
+// returns "" if there are none.
 func (b Baseline) Failing(units []Unit) string {
 	var failed []string
 	for _, u := range units {

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// errWaited means that the time given to wait was over.
+// errWaited means that the limit of wait has passed.
 var errWaited = errors.New("timed out")
 
-// wait asks done until it says yes, more and more slowly up to twice a second. A
-// limit of 0 is none. The time is counted from the first question.
+// wait calls done until it returns true or an error, at first often and later twice a second. The limit counts from the
+// first call; 0 means no limit.
 func wait(ctx context.Context, limit time.Duration, done func() (bool, error)) error {
 	pause := 10 * time.Millisecond
 	started := time.Now()

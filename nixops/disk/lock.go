@@ -13,9 +13,8 @@ import (
 // ErrLocked means that another holder has the lock.
 var ErrLocked = errors.New("locked by another process")
 
-// TryLock takes the exclusive lock of a file, which is made where it is missing, or
-// gives ErrLocked. The lock ends when the file is closed or its holder dies, by the
-// kernel's hand: that a file exists means nothing.
+// TryLock takes the exclusive lock of a file, or returns ErrLocked. It makes the file if it does not exist. The kernel
+// ends the lock when the holder closes the file or dies, so a file that exists need not be locked.
 func TryLock(path string) (*os.File, error) {
 	return lock(path, lockFile, syscall.LOCK_EX|syscall.LOCK_NB)
 }
@@ -25,10 +24,11 @@ func TryLockDir(dir string) (*os.File, error) {
 	return lock(dir, os.O_RDONLY|syscall.O_DIRECTORY, syscall.LOCK_EX|syscall.LOCK_NB)
 }
 
-// WaitLock is TryLock that waits in the kernel, for a lock that is never held for
-// longer than a moment: nothing else ends the wait.
+// WaitLock takes the lock as TryLock does, but waits in the kernel until the lock is free. Nothing else ends the wait,
+// so it is for locks that are held only for a moment.
 func WaitLock(path string) (*os.File, error) { return lock(path, lockFile, syscall.LOCK_EX) }
 
+// lockFile are the flags with which TryLock opens a file.
 const lockFile = os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 
 func lock(path string, flags, how int) (*os.File, error) {
@@ -46,7 +46,7 @@ func lock(path string, flags, how int) (*os.File, error) {
 	return f, nil
 }
 
-// Lock is TryLock that tries again, each time after pause, until ctx ends.
+// Lock calls TryLock until it gets the lock or ctx ends, with a pause after each try.
 func Lock(ctx context.Context, path string, pause time.Duration) (*os.File, error) {
 	for {
 		f, err := TryLock(path)
@@ -63,8 +63,8 @@ func Lock(ctx context.Context, path string, pause time.Duration) (*os.File, erro
 	}
 }
 
-// Locked says whether somebody holds the lock of a file. It takes a shared lock for a
-// moment. The file is neither made nor deleted; a missing one is not locked.
+// Locked says whether a process holds the lock of a file. It takes a shared lock for a moment. It neither makes nor
+// deletes the file; a file that does not exist is not locked.
 func Locked(path string) (bool, error) {
 	f, err := Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -81,6 +81,7 @@ func Locked(path string) (bool, error) {
 	return false, err
 }
 
+// flock calls flock(2) again after a signal has interrupted it.
 func flock(f *os.File, how int) error {
 	for {
 		if err := syscall.Flock(int(f.Fd()), how); !errors.Is(err, syscall.EINTR) {

@@ -10,21 +10,21 @@ import (
 )
 
 var (
-	// ErrNotRegular means that something else than a file lies at the path: a link, a
-	// directory, a pipe, a socket or a device.
+	// ErrNotRegular means that the path is not a regular file but a link, a directory, a pipe, a socket or a
+	// device.
 	ErrNotRegular = errors.New("not a regular file")
-	// ErrSize means that the file is larger than the caller reads.
+	// ErrSize means that the file is larger than the caller's limit.
 	ErrSize = errors.New("file is too large")
 )
 
-// Read reads a file of at most limit bytes. It follows no link in place of the file
-// and never blocks: whatever else lies there is ErrNotRegular.
+// Read reads a file of at most limit bytes. It never blocks, and does not follow a link at the path: it returns
+// ErrNotRegular for everything but a regular file.
 func Read(path string, limit int64) ([]byte, error) {
 	return read(path, limit, syscall.O_NOFOLLOW)
 }
 
-// ReadLinked is Read for a path that may be a link: one that people configure, or
-// that a system closure or a boot loader has.
+// ReadLinked is Read for a path that may be a link, such as a path from a configuration, in a system closure or of a
+// boot loader.
 func ReadLinked(path string, limit int64) ([]byte, error) {
 	return read(path, limit, 0)
 }
@@ -45,13 +45,13 @@ func read(path string, limit int64, follow int) ([]byte, error) {
 	return data, nil
 }
 
-// Open opens a regular file for reading, as Read does.
+// Open opens a regular file for reading. It never blocks, and does not follow a link at the path.
 func Open(path string) (*os.File, error) { return open(path, syscall.O_NOFOLLOW) }
 
 func open(path string, follow int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|follow, 0)
 	switch {
-	// Of a link, O_NOFOLLOW; of a socket, and of a device without a driver.
+	// ELOOP is the error for a link, ENXIO and ENODEV are those for a socket and for a device without a driver.
 	case errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV):
 		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.Join(ErrNotRegular, err)}
 	case err != nil:

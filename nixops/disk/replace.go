@@ -9,9 +9,8 @@ import (
 	"syscall"
 )
 
-// Replace puts data in the place of the file at path. A reader, also one after a
-// power cut, sees the old bytes or the new ones. A link at path is replaced and not
-// followed.
+// Replace replaces the file at path by one that contains data. A reader sees all the old bytes or all the new ones,
+// even after a power cut. Replace does not follow a link at path but replaces it.
 func Replace(path string, data []byte, mode fs.FileMode) error {
 	fresh, err := writeBeside(path, data, mode)
 	if err == nil {
@@ -23,8 +22,8 @@ func Replace(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// Create is Replace for a file that must not be there: fs.ErrExist when it is, also
-// when two processes create it at the same time.
+// Create is Replace for a file that must not exist. It returns fs.ErrExist if the file exists, also if another process
+// creates it at the same time.
 func Create(path string, data []byte, mode fs.FileMode) error {
 	fresh, err := writeBeside(path, data, mode)
 	if err == nil {
@@ -37,8 +36,8 @@ func Create(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// ReplaceVolatile is Replace without flushing, for files that need not survive a
-// power cut: those below /run, and those of simulations.
+// ReplaceVolatile is Replace without a flush to the disk. It is for files that need not survive a power cut: those
+// below /run and those of simulations.
 func ReplaceVolatile(path string, data []byte, mode fs.FileMode) error {
 	fresh, err := writeTemporary(path, data, mode, (*os.File).Close)
 	if err == nil {
@@ -50,8 +49,8 @@ func ReplaceVolatile(path string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
-// ReplaceLink makes the link at path lead to target, as Replace does with a file. The
-// directory is made where it is missing.
+// ReplaceLink makes path a link that leads to target, in the same way as Replace replaces a file. It makes the
+// directory of path if that does not exist.
 func ReplaceLink(target, path string) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -71,15 +70,14 @@ func ReplaceLink(target, path string) error {
 	return SyncDir(dir)
 }
 
-// SyncDir makes what was renamed, linked or removed in a directory last through a
-// power cut.
+// SyncDir flushes a directory to the disk, so that renames, new links and removals in it survive a power cut.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	err = d.Sync()
-	// Some file systems cannot flush a directory and say so with EINVAL.
+	// Some file systems cannot flush a directory and return EINVAL.
 	if errors.Is(err, syscall.EINVAL) {
 		err = nil
 	}
@@ -89,22 +87,23 @@ func SyncDir(dir string) error {
 	return nil
 }
 
-// Exists says whether anything lies at the path; a link counts, wherever it leads.
+// Exists says whether there is anything at the path. A link counts, even if its target does not exist.
 func Exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
 }
 
-// temporary is the beginning of the names of files that are not whole yet.
+// temporary is the pattern for the names of files that are not complete yet.
 const temporary = ".tmp-*"
 
-// writeBeside leaves data, flushed, in a new file in the directory of path.
+// writeBeside writes data to a new file in the directory of path, flushes it, and returns its name.
 func writeBeside(path string, data []byte, mode fs.FileMode) (string, error) {
 	return writeTemporary(path, data, mode, func(f *os.File) error {
 		return errors.Join(f.Sync(), f.Close())
 	})
 }
 
+// writeTemporary writes data to a new file in the directory of path, calls finish with it, and returns its name.
 func writeTemporary(path string, data []byte, mode fs.FileMode, finish func(*os.File) error) (string, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), temporary)
 	if err != nil {
@@ -117,7 +116,7 @@ func writeTemporary(path string, data []byte, mode fs.FileMode, finish func(*os.
 	return f.Name(), take(f.Name(), errors.Join(err, finish(f)))
 }
 
-// take removes a temporary file that could not take its place.
+// take removes the temporary file if err is not nil, and returns err.
 func take(fresh string, err error) error {
 	if err != nil {
 		os.Remove(fresh)

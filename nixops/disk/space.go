@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Free is what unprivileged writers may still use, in bytes, of the file system that
-// a path lies on, or would lie on.
+// Free returns how many bytes unprivileged writers can still use on the file system of a path. The path need not exist:
+// then the nearest directory above it counts.
 func Free(path string) (uint64, error) {
 	for {
 		var s unix.Statfs_t

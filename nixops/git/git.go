@@ -1,8 +1,8 @@
-// Package git runs the git program: one way for the control plane's source, for releases, for init and for the demo.
+// Package git runs the git program for the control plane's source, for releases, for init and for the demo.
 //
 // It promises that git works in the repository that the caller names, whatever environment the caller was started
 // in; that every run ends within its time, with everything that git started; that the output is bounded; and that a
-// failure says in one form what git said. It never asks a question of its own on the terminal.
+// failed run has an error of one form with what git said. git itself never asks a question on the terminal.
 package git
 
 import (
@@ -26,16 +26,16 @@ const (
 	LocalTimeout = 2 * time.Minute
 	// TransferTimeout bounds a run that moves objects over a network, of which a fleet's history has many.
 	TransferTimeout = 15 * time.Minute
-	// stopTimeout is how long git may take to end, and to remove its locks, before it is killed.
+	// stopTimeout is how long git may take to end and to remove its locks before Run kills it.
 	stopTimeout = 5 * time.Second
 
-	outputLimit = 64 << 20 // bytes of standard output that are taken when the caller sets no limit
-	saidLimit   = 16 << 10 // bytes of standard error that are kept
+	outputLimit = 64 << 20 // bytes of standard output that Run accepts if the caller sets no limit
+	saidLimit   = 16 << 10 // bytes of standard error that Run keeps
 )
 
 var (
-	// ErrNoRepository means that neither the directory nor one above it is a repository. It is not the error of a
-	// repository that git refuses to open.
+	// ErrNoRepository means that neither the directory nor one above it is a repository. It does not mean that git
+	// refuses to open a repository.
 	ErrNoRepository = errors.New("not a git repository")
 	// ErrOwner means that git refuses the repository because another user owns it.
 	ErrOwner = errors.New("the repository belongs to another user")
@@ -43,7 +43,7 @@ var (
 
 // Runner runs git in one environment.
 type Runner struct {
-	// Environ is the whole environment of git; Environ the function makes it of a process's own.
+	// Environ is the whole environment of git. The function Environ makes it from the environment of a process.
 	Environ []string
 	// Attended says that a person may be at the terminal. git then stays in the caller's process group, because
 	// the kernel stops a program of another group that reads the terminal, and ssh asks there for a passphrase.
@@ -51,7 +51,7 @@ type Runner struct {
 	Attended bool
 }
 
-// Attended is git as whoever runs this process has configured it.
+// Attended returns a Runner with the environment of this process, for a command that a person runs.
 func Attended() Runner { return Runner{Environ: Environ(os.Environ()), Attended: true} }
 
 // Call is one run of git.
@@ -60,11 +60,12 @@ type Call struct {
 	Dir     string   // where git runs; "" is the caller's working directory
 	Env     []string // added to the runner's
 	Stdin   io.Reader
-	Limit   int64         // of the output, in bytes; 64 MiB when it is 0
-	Timeout time.Duration // LocalTimeout when it is 0
+	Limit   int64         // of the output, in bytes; 0 means 64 MiB
+	Timeout time.Duration // 0 means LocalTimeout
 }
 
-// Run runs git to its end and returns its standard output. A failed run is an *Error; too much output is pki.ErrSize.
+// Run runs git and returns its standard output. The error of a failed run is an *Error; it is also pki.ErrSize if the
+// output is larger than the limit.
 func (r Runner) Run(ctx context.Context, call Call) ([]byte, error) {
 	if call.Timeout == 0 {
 		call.Timeout = LocalTimeout
@@ -81,18 +82,20 @@ func (r Runner) Run(ctx context.Context, call Call) ([]byte, error) {
 	}
 	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Env = slices.Concat(r.Environ, []string{"GIT_TERMINAL_PROMPT=0", "LC_ALL=C"}, call.Env)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = call.Stdin, out, said
+	cmd.Stdin = call.Stdin
+	cmd.Stdout = out
+	cmd.Stderr = said
 	whom := func() int { return cmd.Process.Pid }
 	if !r.Attended {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		whom = func() int { return -cmd.Process.Pid }
 	}
-	// git is asked to end, so that it removes its locks.
+	// SIGTERM lets git remove its locks before it ends.
 	cmd.Cancel = func() error { return syscall.Kill(whom(), syscall.SIGTERM) }
 	cmd.WaitDelay = stopTimeout
 	err := cmd.Run()
 	if ctx.Err() != nil && cmd.Process != nil && !r.Attended {
-		// Whatever of the group did not end; most often nothing is left of it.
+		// This kills what is left of the group, which is usually nothing.
 		_ = syscall.Kill(whom(), syscall.SIGKILL)
 	}
 	switch {
@@ -113,15 +116,15 @@ func (r Runner) Run(ctx context.Context, call Call) ([]byte, error) {
 // Error is a failed run of git.
 type Error struct {
 	Verb string
-	Said string // standard error; empty when git was stopped or could not be started
-	Err  error  // an *exec.ExitError when git failed by itself
+	Said string // standard error; empty if Run stopped git or could not start it
+	Err  error  // an *exec.ExitError if git failed by itself
 }
 
-// complaintLimit bounds what an error text holds of git's words, in bytes.
+// complaintLimit bounds, in bytes, how much of what git said an error text contains.
 const complaintLimit = 300
 
-// Error names the verb, how it ended and the line in which git says why. What a forge prints is foreign text, hence
-// the quotes.
+// Error returns the verb, how git ended, and the line in which git says why. The line is quoted, because it may come
+// from the server.
 func (e *Error) Error() string {
 	if line := complaint(e.Said); line != "" {
 		return fmt.Sprintf("git %s: %v: %.*q", e.Verb, e.Err, complaintLimit, line)
@@ -131,8 +134,9 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// words are how git (2.39 to 2.47, with LC_ALL=C) says what the sentinels mean. A work tree whose repository is
-// gone is "not a git repository: PATH": git found one and could not open it.
+// words are the texts by which git (2.39 to 2.47, with LC_ALL=C) says what the sentinels mean. For a work tree whose
+// repository is gone, git says "not a git repository: PATH". That text is not in the list: git found a repository and
+// could not open it.
 var words = []struct {
 	text string
 	is   error
@@ -142,7 +146,7 @@ var words = []struct {
 	{"fatal: not a git repository (or any ", ErrNoRepository},
 }
 
-// Is finds ErrOwner and ErrNoRepository in git's words.
+// Is says whether git's words mean target, which is ErrOwner or ErrNoRepository.
 func (e *Error) Is(target error) bool {
 	for _, w := range words {
 		if w.is == target && strings.Contains(e.Said, w.text) {
@@ -152,7 +156,7 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// Hint is the command that git advises where another user owns the repository, else empty.
+// Hint returns the command that git advises if another user owns the repository, else "".
 func (e *Error) Hint() string {
 	if !errors.Is(e, ErrOwner) {
 		return ""
@@ -165,7 +169,7 @@ func (e *Error) Hint() string {
 	return ""
 }
 
-// ExitCode is the status that git ended with, 0 when it did not end by itself.
+// ExitCode returns the status with which git ended, or 0 if git did not end by itself.
 func ExitCode(err error) int {
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		return exit.ExitCode()
@@ -173,14 +177,14 @@ func ExitCode(err error) int {
 	return 0
 }
 
-// boilerplate is what git adds to every failure of a transport.
+// boilerplate are the lines that git adds to every failure of a transport.
 var boilerplate = []string{
 	"", "and the repository exists.", "Please make sure you have the correct access rights",
 	"fatal: Could not read from remote repository.",
 }
 
-// complaint is the line that says what failed: the last that is not boilerplate. Of advice that git gives below its
-// complaint, the complaint counts.
+// complaint returns the line that says what failed: the last line that is neither boilerplate nor a hint, or the line
+// about ownership, below which git gives advice.
 func complaint(said string) string {
 	lines := strings.Split(strings.TrimSpace(said), "\n")
 	last := ""
@@ -200,8 +204,8 @@ func complaint(said string) string {
 	return last
 }
 
-// bounded takes so many bytes; then it fails, or drops the rest.
-// The buffer is not embedded: its ReadFrom would pass Write by.
+// bounded accepts a number of bytes; then it fails, or drops the rest. It does not embed the buffer, because io.Copy
+// would then call the buffer's ReadFrom and not Write.
 type bounded struct {
 	kept bytes.Buffer
 	left int64
@@ -209,7 +213,7 @@ type bounded struct {
 	full bool
 }
 
-// Write takes what fits.
+// Write accepts p if it fits. Otherwise it drops p or returns pki.ErrSize.
 func (b *bounded) Write(p []byte) (int, error) {
 	if int64(len(p)) <= b.left {
 		b.left -= int64(len(p))

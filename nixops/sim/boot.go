@@ -11,7 +11,7 @@ import (
 	"nixfleet/nixops"
 )
 
-// The boot loader and the calendar of a simulated machine.
+// This file has the boot loader and the calendar of a simulated machine.
 
 func (s *Host) CanBootOnce(ctx context.Context) (bool, error) {
 	loader, err := s.read(func(st *memory) string { return st.Boot.Loader })
@@ -47,8 +47,8 @@ func (s *Host) BootOnce(ctx context.Context) (string, error) {
 	return s.read(func(st *memory) string { return st.Boot.BootOnce })
 }
 
-// NextElapse knows "hourly", "daily", and a time of day with or without days of
-// the week ("03:00", "Mon,Sat 03:00"), all in UTC with or without saying so.
+// NextElapse understands "hourly", "daily", and a time of day with or without days of the week ("03:00",
+// "Mon,Sat 03:00"). All times are in UTC; " UTC" may follow.
 func (s *Host) NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error) {
 	bad := fmt.Errorf("calendar %q: %w", calendar, nixops.ErrCalendar)
 	after = after.UTC()

@@ -14,14 +14,13 @@ import (
 	"nixfleet/nixops"
 )
 
-// Closure is how a simulated closure behaves: the JSON of
-// `<cache>/<base name>.json`, with durations as "1.5s". The zero value is a good
-// closure without an agent.
+// Closure describes how a simulated closure behaves. It is the JSON document `<cache>/<base name>.json`, with durations
+// such as "1.5s". The zero value is a good closure without an agent.
 type Closure struct {
-	// What it contains.
+	// What the closure contains.
 	NoSwitch        bool     `json:"noSwitch,omitzero"`
 	Specialisations []string `json:"specialisations,omitzero"`
-	Agent           string   `json:"agent,omitzero"` // path of its own agent; "self" is the running executable
+	Agent           string   `json:"agent,omitzero"` // path of its agent; "self" means the running executable
 	TrustJSON       string   `json:"trustJSON,omitzero"`
 	Kernel          string   `json:"kernel,omitzero"`
 	Initrd          string   `json:"initrd,omitzero"`
@@ -33,43 +32,43 @@ type Closure struct {
 
 	Cache  Cache  `json:"cache,omitzero"`
 	Script Script `json:"script,omitzero"`
-	NoBoot bool   `json:"noBoot,omitzero"` // it hangs when it is booted, and the next boot is the one that counts
+	NoBoot bool   `json:"noBoot,omitzero"` // the closure hangs when it is booted, until the next boot
 	After  After  `json:"after,omitzero"`
 }
 
-// Cache is what the cache does with a closure.
+// Cache describes what the cache does with a closure.
 type Cache struct {
-	Signature string        `json:"signature,omitzero"` // "" good; "unsigned", "foreign", "corrupt", "other-path"
+	Signature string        `json:"signature,omitzero"` // "" is good; or "unsigned", "foreign", "corrupt", "other-path"
 	FetchTime time.Duration `json:"fetchTime,omitzero"`
-	Size      uint64        `json:"size,omitzero"` // bytes it takes in the store
+	Size      uint64        `json:"size,omitzero"` // bytes that the closure takes in the store
 }
 
-// Script is what a closure's switch script does.
+// Script describes what a closure's switch script does.
 type Script struct {
 	SwitchTime time.Duration `json:"switchTime,omitzero"`
 	ExitCode   int           `json:"exitCode,omitzero"`  // of `test` and `switch`
 	BootExit   int           `json:"bootExit,omitzero"`  // of `boot`
 	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; `test` and `switch` exit 1 then
-	NoCheck    bool          `json:"noCheck,omitzero"`   // does not know `check`
-	BootSkips  bool          `json:"bootSkips,omitzero"` // `boot` exits 0 and has changed nothing
+	NoCheck    bool          `json:"noCheck,omitzero"`   // the script does not know `check`
+	BootSkips  bool          `json:"bootSkips,omitzero"` // `boot` exits 0 and changes nothing
 }
 
-// After is what runs once a closure was activated.
+// After describes the machine once a closure was activated.
 type After struct {
-	FailedUnits   []string      `json:"failedUnits,omitzero"` // failed when the switch ends, which exits 4 then by itself
-	LateUnits     []string      `json:"lateUnits,omitzero"`   // fail LateAfter the switch, which itself reports success
+	FailedUnits   []string      `json:"failedUnits,omitzero"` // have failed when the switch ends; the switch then exits 4
+	LateUnits     []string      `json:"lateUnits,omitzero"`   // fail LateAfter the switch, which reports success
 	LateAfter     time.Duration `json:"lateAfter,omitzero"`
-	CrashLoop     []string      `json:"crashLoop,omitzero"` // never `failed`, restarted every CrashEvery
+	CrashLoop     []string      `json:"crashLoop,omitzero"` // never `failed`, but restarted every CrashEvery
 	CrashEvery    time.Duration `json:"crashEvery,omitzero"`
 	Inactive      []string      `json:"inactive,omitzero"`    // neither active nor failed
-	InactiveFor   time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 is for ever
-	Evidence      string        `json:"evidence,omitzero"`    // of its collector, with NOW for the time; "": none
+	InactiveFor   time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 means for ever
+	Evidence      string        `json:"evidence,omitzero"`    // what its collector writes; NOW becomes the time
 	CollectorExit int           `json:"collectorExit,omitzero"`
-	CutsNetwork   bool          `json:"cutsNetwork,omitzero"` // Host.Online is false while it runs
-	AgentBroken   bool          `json:"agentBroken,omitzero"` // Host.AgentStarts is false while it runs
+	CutsNetwork   bool          `json:"cutsNetwork,omitzero"` // Host.Online is false while the closure runs
+	AgentBroken   bool          `json:"agentBroken,omitzero"` // Host.AgentStarts is false while the closure runs
 }
 
-// durations writes time.Duration as text, which people edit.
+// durations makes JSON write a time.Duration as text, so that people can edit it.
 var durations = json.JoinOptions(
 	json.WithMarshalers(json.MarshalToFunc(func(e *jsontext.Encoder, d time.Duration) error {
 		return e.WriteToken(jsontext.String(d.String()))

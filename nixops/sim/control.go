@@ -11,38 +11,38 @@ import (
 	"nixfleet/nixops"
 )
 
-// What is done to a simulated machine from outside: by its makers, by people, by fate.
+// This file has what tests, people and accidents do to a simulated machine from outside.
 
-// Alone promises that no other process opens this machine until Close: what it
-// remembers is then read from disk once, and only written later.
+// Alone promises that no other process opens this machine until Close. The machine then reads its memory from disk
+// only once, and afterwards only writes it.
 func (m *machine) Alone() {
 	m.alone.Store(true)
 }
 
-// OnDeadline has a deadline call f instead of executing its command. f runs in a
-// goroutine of its own; while it does, the deadline's unit is running.
+// OnDeadline makes a deadline call f instead of executing its command. f runs in a goroutine of its own, and the
+// deadline's unit runs as long as f does.
 func (m *machine) OnDeadline(f func(nixops.Deadline)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.onDeadline = f
 }
 
-// OnSwitched has f called after each activation, as a real switch restarts the
-// agent's unit. f runs in a goroutine of its own.
+// OnSwitched makes the machine call f after each activation, just as a real switch restarts the agent's unit. f runs in
+// a goroutine of its own.
 func (m *machine) OnSwitched(f func(closure string)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.onSwitched = f
 }
 
-// OnBoot has f called after each PowerCycle or Reboot, in a goroutine of its own.
+// OnBoot makes the machine call f after each PowerCycle or Reboot, in a goroutine of its own.
 func (m *machine) OnBoot(f func(closure string)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.onBoot = f
 }
 
-// Install makes the closure the one and only system, as an installer leaves it.
+// Install makes the closure the only system of the machine, as an installer does.
 func (m *machine) Install(closure string) error {
 	c, err := readClosure(m.cache, closure)
 	if err != nil {
@@ -52,9 +52,15 @@ func (m *machine) Install(closure string) error {
 		return err
 	}
 	return m.with(func(st *memory) error {
-		st.Current, st.Boot.Booted, st.Profile, st.Boot.BootDefault = closure, closure, closure, closure
-		st.Boot.Entries, st.Boot.Staged, st.Boot.BootOnce = []string{closure}, "", ""
-		st.Failed, st.Switched = slices.Sorted(slices.Values(c.After.FailedUnits)), time.Now()
+		st.Current = closure
+		st.Profile = closure
+		st.Boot.Booted = closure
+		st.Boot.BootDefault = closure
+		st.Boot.Entries = []string{closure}
+		st.Boot.Staged = ""
+		st.Boot.BootOnce = ""
+		st.Failed = slices.Sorted(slices.Values(c.After.FailedUnits))
+		st.Switched = time.Now()
 		st.Boot.BootedAt = time.Now()
 		return nil
 	})
@@ -66,7 +72,7 @@ func (m *machine) Online() bool { return !m.current().After.CutsNetwork }
 // AgentStarts says whether the running closure's agent can run.
 func (m *machine) AgentStarts() bool { return !m.current().After.AgentBroken }
 
-// current is how the running closure behaves; the zero closure if there is none.
+// current returns how the running closure behaves, or the zero Closure if none runs.
 func (m *machine) current() Closure {
 	name, err := m.read(func(st *memory) string { return st.Current })
 	if err != nil || name == "" {
@@ -79,9 +85,9 @@ func (m *machine) current() Closure {
 	return c
 }
 
-// PowerCycle cuts the power and boots what the loader chooses: whatever ran is
-// gone, what was switched but not made the default too. A closure that hangs is
-// reset once more, as a person or a watchdog does.
+// PowerCycle cuts the power and boots the closure that the boot loader chooses. Everything that ran is gone, and so is
+// a switch that did not change the boot default. If the closure hangs, the machine boots once more, as if a person or
+// a watchdog had reset it.
 func (m *machine) PowerCycle() error {
 	var call func(string)
 	var booted string
@@ -97,16 +103,19 @@ func (m *machine) PowerCycle() error {
 			c, err = m.closure(next)
 		}
 		if err == nil && c.NoBoot {
-			err = fmt.Errorf("it hangs")
+			err = fmt.Errorf("the closure hangs")
 		}
 		if err != nil {
 			return fmt.Errorf("boot %q: %w", next, err)
 		}
 		st.Boot.Boots++
 		st.Boot.BootedAt, st.Boot.Asleep = time.Now(), 0
-		st.Current, st.Boot.Booted, st.Switched = next, next, time.Now()
+		st.Current, st.Boot.Booted = next, next
+		st.Switched = time.Now()
 		st.Failed = slices.Sorted(slices.Values(c.After.FailedUnits))
-		st.Units, st.LockHeld, st.Lists = map[string]ran{}, false, ""
+		st.Units = map[string]ran{}
+		st.LockHeld = false
+		st.Lists = ""
 		for unit := range st.Deadlines {
 			m.dropTimer(unit)
 		}
@@ -120,8 +129,8 @@ func (m *machine) PowerCycle() error {
 	return err
 }
 
-// Suspend has the machine sleep for a time that its processes and its deadlines do not
-// notice: only SinceBoot counts it.
+// Suspend makes the machine sleep for a time that its processes and its deadlines do not notice. Only SinceBoot counts
+// that time.
 func (m *machine) Suspend(d time.Duration) error {
 	return m.with(func(st *memory) error {
 		st.Boot.Asleep += d
@@ -129,7 +138,7 @@ func (m *machine) Suspend(d time.Duration) error {
 	})
 }
 
-// HoldLock holds or lets go the switch lock, as a switch by hand does.
+// HoldLock takes or releases the switch lock, as a switch by hand does.
 func (m *machine) HoldLock(held bool) error {
 	return m.with(func(st *memory) error {
 		st.LockHeld = held
@@ -137,7 +146,7 @@ func (m *machine) HoldLock(held bool) error {
 	})
 }
 
-// SetLoader changes the boot loader: "" is systemd-boot, any other cannot boot once.
+// SetLoader changes the boot loader. "" means systemd-boot; any other boot loader cannot boot once.
 func (m *machine) SetLoader(name string) error {
 	return m.with(func(st *memory) error {
 		st.Boot.Loader = name
@@ -145,7 +154,7 @@ func (m *machine) SetLoader(name string) error {
 	})
 }
 
-// SetSpace sets what is left, in bytes.
+// SetSpace sets the free space, in bytes.
 func (m *machine) SetSpace(free nixops.Space) error {
 	return m.with(func(st *memory) error {
 		st.StoreFree, st.BootFree = free.StoreFree, free.BootFree
@@ -153,7 +162,7 @@ func (m *machine) SetSpace(free nixops.Space) error {
 	})
 }
 
-// SwitchByHand is an operator's nixos-rebuild switch: at once and without the agent.
+// SwitchByHand switches as an operator's nixos-rebuild does: at once and without the agent.
 func (m *machine) SwitchByHand(closure string) error {
 	c, err := readClosure(m.cache, closure)
 	if err != nil {
@@ -163,13 +172,15 @@ func (m *machine) SwitchByHand(closure string) error {
 		return err
 	}
 	return m.with(func(st *memory) error {
-		st.Profile, st.Boot.BootDefault, st.Boot.Entries = closure, closure, []string{closure}
+		st.Profile = closure
+		st.Boot.BootDefault = closure
+		st.Boot.Entries = []string{closure}
 		st.activate(closure, c, time.Now())
 		return nil
 	})
 }
 
-// CollectGarbage removes what no root, profile or running system holds, and says what.
+// CollectGarbage removes the closures that no root, profile or running system needs, and returns their names.
 func (m *machine) CollectGarbage() ([]string, error) {
 	var gone []string
 	err := m.with(func(st *memory) error {
@@ -195,7 +206,7 @@ func (m *machine) CollectGarbage() ([]string, error) {
 	return gone, err
 }
 
-// Fetches says how often a closure came from the cache.
+// Fetches returns how many times the machine fetched a closure from the cache.
 func (m *machine) Fetches(closure string) (int, error) {
 	n := 0
 	err := m.look(func(st *memory) error {

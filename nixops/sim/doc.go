@@ -1,7 +1,7 @@
-// Package sim is a simulated machine: a nixops.Host without Nix, an init or a boot
-// loader, for tests, for the fleet simulator and for the demo.
+// Package sim provides a simulated machine: a nixops.Host without Nix, an init or a boot loader. Tests, the fleet
+// simulator and the demo use it.
 //
-// It promises what the contract tests of package nixops ask of both machines. It keeps
-// time by package time, so that it lives in a testing/synctest bubble as well as on a
-// wall clock, and starts no process unless a deadline fires without a callback.
+// It promises to pass the contract tests of package nixops, as the real machine does. Its only clock is package time,
+// so that it works in a testing/synctest bubble as well as by the wall clock. It starts a process only when a deadline
+// fires without a callback.
 package sim

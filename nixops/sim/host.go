@@ -14,17 +14,16 @@ import (
 	"nixfleet/nixops/disk"
 )
 
-// Host is a simulated machine: a directory for its memory and one for the cache
-// that it fetches from. It keeps time by package time, so that it lives in a
-// testing/synctest bubble as well as on a wall clock, and starts no process unless
-// a deadline fires without a callback. Several Hosts of one directory, in one process or
-// in several, are the same machine.
+// Host is a simulated machine with one directory for its memory and one for the cache that it fetches from. Its only
+// clock is package time, so that it works in a testing/synctest bubble as well as by the wall clock. It starts a
+// process only when a deadline fires without a callback. Several Hosts of one directory, in one process or in
+// several, are the same machine.
 type Host struct{ *machine }
 
 var _ nixops.Host = (*Host)(nil)
 
-// NewSim opens or makes the simulated machine kept in dir, whose cache is
-// cacheDir (see WriteClosure). A file "unreachable" in the cache cuts it off.
+// New opens or makes the simulated machine whose memory is in dir and whose cache is cacheDir (see WriteClosure). While
+// the cache has a file "unreachable", the machine cannot reach the cache.
 func New(dir, cacheDir string) (*Host, error) {
 	m, err := openMachine(dir, cacheDir)
 	if err != nil {
@@ -109,7 +108,7 @@ func (s *Host) Realise(ctx context.Context, closure string, progress func(string
 	case "other-path":
 		return fail(nixops.ErrMismatch)
 	default:
-		return fail(fmt.Errorf("no signature %q", c.Cache.Signature))
+		return fail(fmt.Errorf("unknown kind of signature %q", c.Cache.Signature))
 	}
 	return s.with(func(st *memory) error {
 		if c.Cache.Size > st.StoreFree {
@@ -121,7 +120,7 @@ func (s *Host) Realise(ctx context.Context, closure string, progress func(string
 	})
 }
 
-// sleep waits for a time of the machine.
+// sleep waits until the time has passed or ctx ends.
 func sleep(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()

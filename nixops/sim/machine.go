@@ -21,31 +21,32 @@ import (
 	"nixfleet/nixops"
 )
 
-// machine is the running hardware behind all Sims of one directory in this
-// process: an agent may come and go, its deadline stays.
+// machine is the hardware behind all Hosts of one directory in this process. An agent may end and another may start;
+// the deadline stays.
 type machine struct {
 	dir, cache string
 	deadlines  nixops.Host // runs deadlines' commands when there is no callback
 
 	mu         sync.Mutex
 	closed     bool
-	alone      atomic.Bool // no other process has it open
-	kept       *memory     // what is on disk, when alone; nil until it was read
+	alone      atomic.Bool // no other process has the machine open
+	kept       *memory     // what is on disk, if alone; nil until it was read
 	keptText   []byte
-	closures   sync.Map               // of the store, by name, when alone
+	closures   sync.Map               // of the store, by name, if alone
 	timers     map[string]*time.Timer // of deadlines, by unit; of switches, by "switch " and unit
 	onDeadline func(nixops.Deadline)
 	onSwitched func(closure string)
 	onBoot     func(closure string)
 }
 
+// machines are the machines that this process has open.
 var machines = struct {
 	sync.Mutex
 	byDir map[string]*machine
 }{byDir: map[string]*machine{}}
 
-// openMachine finds the machine of a directory, or starts it and with it the
-// deadlines that an earlier process left.
+// openMachine returns the machine of a directory. If this process has not opened it yet, openMachine also starts the
+// timers of the deadlines that an earlier process armed.
 func openMachine(dir, cache string) (*machine, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -78,7 +79,7 @@ func openMachine(dir, cache string) (*machine, error) {
 	return m, nil
 }
 
-// Close ends the machine's timers; its files stay.
+// Close stops the machine's timers and keeps its files.
 func (m *machine) Close() {
 	machines.Lock()
 	delete(machines.byDir, m.dir)
@@ -91,16 +92,17 @@ func (m *machine) Close() {
 	}
 }
 
-// overdue is how long after the machine was opened a deadline fires that has
-// passed already: the caller that opens it must get to say what runs deadlines.
+// overdue is how long after the opening of the machine a deadline fires whose time has already passed. The caller that
+// opens the machine needs this time to call OnDeadline.
 const overdue = 50 * time.Millisecond
 
-// setTimer and dropTimer need m.mu.
+// setTimer starts the timer of a deadline. The caller holds m.mu.
 func (m *machine) setTimer(unit string, after time.Duration) {
 	m.dropTimer(unit)
 	m.timers[unit] = time.AfterFunc(max(after, overdue), func() { m.fire(unit) })
 }
 
+// dropTimer stops a timer. The caller holds m.mu.
 func (m *machine) dropTimer(unit string) {
 	if t := m.timers[unit]; t != nil {
 		t.Stop()
@@ -108,9 +110,8 @@ func (m *machine) dropTimer(unit string) {
 	}
 }
 
-// with works on the state under the lock of all processes that have it open, and
-// keeps what was changed. Callbacks for switches that ended meanwhile run
-// afterwards, on their own.
+// with calls f with the state, under the lock of all processes that have the machine open, and writes what f changed.
+// Afterwards it starts the callbacks for the switches that have ended meanwhile, each in a goroutine of its own.
 func (m *machine) with(f func(*memory) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -154,8 +155,8 @@ func (m *machine) with(f func(*memory) error) error {
 	return failed
 }
 
-// look is with for callers that change nothing: a machine that is open here alone, and to
-// which nothing has happened meanwhile, is not read again.
+// look is with for an f that changes nothing. It does not read the state again if only this process has the machine
+// open and nothing has happened to the machine meanwhile.
 func (m *machine) look(f func(*memory) error) error {
 	m.mu.Lock()
 	if m.kept == nil || m.closed || m.kept.due(time.Now()) {
@@ -166,7 +167,7 @@ func (m *machine) look(f func(*memory) error) error {
 	return f(m.kept)
 }
 
-// due says whether a switch has ended that nobody has taken note of.
+// due says whether a switch has ended that is not in the state yet.
 func (s *memory) due(now time.Time) bool {
 	for _, u := range s.Units {
 		if !u.Done && !u.End.After(now) {
@@ -176,8 +177,8 @@ func (s *memory) due(now time.Time) bool {
 	return false
 }
 
-// load reads the state, and its text as it is on disk. It needs m.mu and, unless
-// the machine is open here alone, the lock of all processes.
+// load returns the state and its text on disk. The caller holds m.mu and, unless only this process has the machine
+// open, the lock of all processes.
 func (m *machine) load() (*memory, []byte, error) {
 	if m.kept != nil {
 		return m.kept, m.keptText, nil
@@ -197,7 +198,7 @@ func (m *machine) load() (*memory, []byte, error) {
 	return &s, text, err
 }
 
-// closure reads one of the machine's store. They never change.
+// closure reads a closure of the machine's store. Closures in the store never change.
 func (m *machine) closure(name string) (Closure, error) {
 	if c, ok := m.closures.Load(name); ok {
 		return c.(Closure), nil
@@ -209,8 +210,7 @@ func (m *machine) closure(name string) (Closure, error) {
 	return c, err
 }
 
-// advance brings about what has happened by now and names the closures that were
-// activated.
+// advance changes the state by what has happened until now, and returns the closures that were activated.
 func (m *machine) advance(s *memory, now time.Time) ([]string, error) {
 	var activated []string
 	for _, name := range slices.Sorted(maps.Keys(s.Units)) {
@@ -233,9 +233,9 @@ func (m *machine) advance(s *memory, now time.Time) ([]string, error) {
 	return activated, nil
 }
 
-// run does what a switch script does when it gets to its end, and says whether
-// it activated its closure. The order is that of switch-to-configuration-ng: checks first, then the init
-// interface, then activation, then units.
+// run changes the state as a switch script does that gets to its end, and says whether the script activated its
+// closure. The order is that of switch-to-configuration-ng: checks first, then the init interface, then activation,
+// then units.
 func (s *memory) run(u ran, c Closure) (exit int, activated bool) {
 	if u.Action == nixops.ActionCheck {
 		return c.Script.CheckExit, false
@@ -278,7 +278,7 @@ func (s *memory) activate(closure string, c Closure, at time.Time) {
 	}
 }
 
-// fire runs a deadline once, in the first of several processes that comes to it.
+// fire runs a deadline. If several processes have the machine open, only the first one runs it.
 func (m *machine) fire(unit string) {
 	var d armed
 	armed := false
@@ -288,7 +288,7 @@ func (m *machine) fire(unit string) {
 			return nil
 		}
 		if early := time.Until(d.At); early > time.Millisecond {
-			// Armed anew in the meantime.
+			// The deadline was armed again in the meantime.
 			armed = false
 			m.setTimer(unit, early)
 			return nil
@@ -306,14 +306,14 @@ func (m *machine) fire(unit string) {
 	call := m.onDeadline
 	m.mu.Unlock()
 	if call == nil {
-		// A real process, so that a real agent undoes from outside of itself. Its
-		// failure shows in SwitchState and UnitOutput.
+		// The command runs in a process of its own, so that a real agent's undo does not run in the agent. If it
+		// fails, SwitchState and UnitOutput show that.
 		now := nixops.Deadline{Unit: unit, After: time.Millisecond, Command: d.Command}
 		_ = m.deadlines.ArmDeadline(context.Background(), now)
 		return
 	}
 	call(nixops.Deadline{Unit: unit, After: d.After, Command: d.Command})
-	// A machine that is gone by now needs no record.
+	// A machine that was closed in the meantime needs no record, so the error does not matter.
 	_ = m.with(func(s *memory) error {
 		if u, ok := s.Units[unit]; ok {
 			u.Done, u.End = true, time.Now()
@@ -323,14 +323,14 @@ func (m *machine) fire(unit string) {
 	})
 }
 
-// bootID changes with every boot.
+// bootID returns an id that changes with every boot.
 func (s *memory) bootID() string {
 	return fmt.Sprintf("00000000-0000-4000-8000-%012d", s.Boot.Boots)
 }
 
 func (m *machine) stored(closure string) string { return m.dir + "/store/" + closure + ".json" }
 
-// read gives one value of the state.
+// read returns one value of the state.
 func (m *machine) read(f func(*memory) string) (string, error) {
 	var v string
 	err := m.look(func(st *memory) error {
@@ -340,7 +340,7 @@ func (m *machine) read(f func(*memory) string) (string, error) {
 	return v, err
 }
 
-// valid gives a closure of the store.
+// valid returns a closure of the store, or ErrNotClosure if the store does not have it.
 func (m *machine) valid(closure string) (Closure, error) {
 	if _, err := nixops.StorePath(closure); err != nil {
 		return Closure{}, err

@@ -42,7 +42,7 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 			Closure: r.Closure, Action: r.Action, NoCheck: slices.Contains(r.Env, "NIXOS_NO_CHECK=1"),
 			Start: now, End: end,
 		}
-		// The switch ends on time also when its caller is gone by then.
+		// The switch ends on time even if its caller no longer runs then.
 		key := "switch " + r.Unit
 		s.timers[key] = time.AfterFunc(c.Script.SwitchTime, func() {
 			_ = s.with(func(*memory) error {
@@ -71,7 +71,7 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 	}
 }
 
-// readExit is that of the real host. Whatever ends with 11 here has met the lock.
+// readExit does what the real host's readExit does. In the simulation, an exit with 11 always means a held lock.
 func (s *Host) readExit(
 	ctx context.Context, r nixops.SwitchRequest, exit nixops.Exit, before string,
 ) (nixops.Exit, error) {
@@ -132,7 +132,7 @@ func (s *Host) UnitOutput(ctx context.Context, unit string) (string, error) {
 	return fmt.Sprintf("activating the configuration...\n%s\n", state.Exit), nil
 }
 
-// StopUnit kills a switch: past half of its time the closure had become current.
+// StopUnit kills a switch. If half of the switch's time has passed, its closure is already the running one.
 func (s *Host) StopUnit(ctx context.Context, unit string) error {
 	known := false
 	err := s.with(func(st *memory) error {
@@ -150,7 +150,10 @@ func (s *Host) StopUnit(ctx context.Context, unit string) error {
 			st.activate(u.Closure, c, now)
 			st.Lists = u.Closure
 		}
-		u.Done, u.End, u.Exit, u.Signal = true, now, -1, "TERM"
+		u.Done = true
+		u.End = now
+		u.Exit = -1
+		u.Signal = "TERM"
 		st.Units[unit] = u
 		return nil
 	})

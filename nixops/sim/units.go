@@ -11,7 +11,7 @@ import (
 	"nixfleet/nixops"
 )
 
-// failed names the units that failed, sorted.
+// failed returns the names of the units that failed, sorted.
 func (s *Host) failed() ([]string, error) {
 	failed := []string{}
 	err := s.look(func(st *memory) error {

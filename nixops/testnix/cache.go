@@ -25,16 +25,16 @@ type Cache struct {
 	uploads  uploads
 }
 
-// uploads is what a cache does with PUT, by which nix copy fills it over http.
+// uploads says what a cache does with PUT, by which nix copy fills it over http.
 type uploads int
 
 const (
 	noUploads   uploads = iota
-	anyUpload           // whatever comes
-	firstUpload         // only what is not there yet
+	anyUpload           // every file
+	firstUpload         // only a file that the cache does not have yet
 )
 
-// TakeUploads lets nix copy fill the cache by its URL. With replace false the cache refuses to change what it has.
+// TakeUploads lets nix copy fill the cache by its URL. If replace is false, the cache refuses to change a file.
 func (c *Cache) TakeUploads(replace bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,7 @@ func (c *Cache) TakeUploads(replace bool) {
 	}
 }
 
-// upload writes what a PUT brings.
+// upload writes the file of a PUT.
 func (c *Cache) upload(w http.ResponseWriter, r *http.Request, how uploads) {
 	file := filepath.Join(c.Dir, filepath.FromSlash(r.URL.Path))
 	if _, err := os.Stat(file); how == noUploads || how == firstUpload && err == nil {
@@ -63,7 +63,7 @@ func (c *Cache) upload(w http.ResponseWriter, r *http.Request, how uploads) {
 	}
 }
 
-// Empty makes the cache lose all that it has.
+// Empty removes everything from the cache.
 func (c *Cache) Empty(t testing.TB) {
 	t.Helper()
 	entries, err := os.ReadDir(c.Dir)
@@ -113,14 +113,14 @@ func (c *Cache) Stop() {
 	c.server.Close()
 }
 
-// Hook gets each request first and says whether it answered; nil takes it away.
+// Hook sets a function that gets each request first and says whether it answered; nil removes the function.
 func (c *Cache) Hook(f func(http.ResponseWriter, *http.Request) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.hook = f
 }
 
-// Requests are the paths asked for so far.
+// Requests returns the paths of the requests so far.
 func (c *Cache) Requests() []string {
 	lines := c.RequestLines()
 	for i, line := range lines {
@@ -129,15 +129,14 @@ func (c *Cache) Requests() []string {
 	return lines
 }
 
-// RequestLines are the requests so far, each METHOD PATH.
+// RequestLines returns the requests so far, each as METHOD PATH.
 func (c *Cache) RequestLines() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append([]string(nil), c.requests...)
 }
 
-// Push copies closures from a store into the cache, each path signed by the key;
-// a zero key signs nothing.
+// Push copies closures from a store into the cache and signs each path with the key. A zero key signs nothing.
 func (c *Cache) Push(t testing.TB, s *Store, key Key, closures ...string) {
 	t.Helper()
 	dest := "file://" + c.Dir + "?compression=none"
@@ -155,7 +154,7 @@ func (c *Cache) narinfo(closure string) string {
 	return filepath.Join(c.Dir, closure[:32]+".narinfo")
 }
 
-// EditNarinfo rewrites what the cache says about a path.
+// EditNarinfo changes what the cache says about a path.
 func (c *Cache) EditNarinfo(t testing.TB, closure string, edit func(string) string) {
 	t.Helper()
 	text, err := os.ReadFile(c.narinfo(closure))
@@ -180,7 +179,7 @@ func (c *Cache) DropSignatures(t testing.TB, closure string) {
 	})
 }
 
-// NAR is the file with a path's content.
+// NAR returns the name of the file with a path's content.
 func (c *Cache) NAR(t testing.TB, closure string) string {
 	t.Helper()
 	text, err := os.ReadFile(c.narinfo(closure))
@@ -196,7 +195,7 @@ func (c *Cache) NAR(t testing.TB, closure string) string {
 	return ""
 }
 
-// EditNAR rewrites a path's content behind its signature's back.
+// EditNAR changes a path's content and leaves its signature as it is.
 func (c *Cache) EditNAR(t testing.TB, closure string, edit func([]byte) []byte) {
 	t.Helper()
 	file := c.NAR(t, closure)
@@ -209,8 +208,8 @@ func (c *Cache) EditNAR(t testing.TB, closure string, edit func([]byte) []byte) 
 	}
 }
 
-// Corrupt flips one byte of a path's content, where no NAR syntax is hurt: the
-// archive unpacks and only its hash is wrong.
+// Corrupt changes one byte of a path's content that is not NAR syntax. The archive can still be unpacked, and only its
+// hash is wrong.
 func (c *Cache) Corrupt(t testing.TB, closure string) {
 	c.EditNAR(t, closure, func(data []byte) []byte {
 		at := strings.Index(string(data), marker)
@@ -222,7 +221,7 @@ func (c *Cache) Corrupt(t testing.TB, closure string) {
 	})
 }
 
-// Swap serves another path's content under the name of this one.
+// Swap makes the cache serve another path's content for a path.
 func (c *Cache) Swap(t testing.TB, closure, other string) {
 	data, err := os.ReadFile(c.NAR(t, other))
 	if err != nil {

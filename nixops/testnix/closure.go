@@ -14,19 +14,19 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Store is a private store to build in.
+// Store is a private store in which tests build.
 type Store struct {
 	Dir string // also its --store
 	nix Nix
 }
 
-// NewStore makes an empty store that lives as long as the test.
+// NewStore makes an empty store that exists until the test ends.
 func (n Nix) NewStore(t testing.TB) *Store {
 	return &Store{Dir: TempDir(t), nix: n}
 }
 
-// Spec is a small system closure. Its switch script is a model of
-// switch-to-configuration, see model.sh; it is told where the host lies by NIXFLEET_ROOT.
+// Spec describes a small system closure. Its switch script is a model of switch-to-configuration, see model.sh. The
+// variable NIXFLEET_ROOT tells the script the host's root directory.
 type Spec struct {
 	Name            string            // of the store path; "" is "nixos-system-test"
 	Files           map[string]string // path in the closure -> content, 0644; those in bin/ are 0755
@@ -35,14 +35,14 @@ type Spec struct {
 	Agent           string            // a file of this machine that becomes sw/bin/nixfleet-agent
 	TrustJSON       string
 	NoSwitch        bool
-	Script          string // the switch script, "" is the model
+	Script          string // the switch script; "" means the model
 	Padding         int    // bytes that do not compress
 
-	// What the model does; the names are those of sim.Closure.
+	// What the model does. The fields have the names that sim.Closure uses.
 	ExitCode, BootExit, CheckExit int
 	NoCheck                       bool
 	SwitchSeconds                 float64
-	FailedUnits                   []string // listed as failed once it ran; it then exits 4 unless ExitCode is set
+	FailedUnits                   []string // listed as failed once the script ran; it then exits 4 unless ExitCode is set
 	InactiveUnits                 []string // listed as neither active nor failed
 	Restarts                      map[string]int
 }
@@ -52,11 +52,10 @@ type Spec struct {
 //go:embed model.sh
 var model string
 
-// marker is somewhere in every closure built here, so that Corrupt finds a byte
-// that is content.
+// marker is a text in every closure that Build builds, so that Corrupt finds a byte of the content.
 const marker = "built by a nixfleet test"
 
-// expression makes a derivation of the JSON file that it is given.
+// expression is a Nix function that makes a derivation from a JSON file.
 const expression = `{ spec }:
 let
   s = builtins.fromJSON (builtins.readFile spec);
@@ -74,8 +73,7 @@ derivation (
   // builtins.mapAttrs (_: file: builtins.path { path = file; name = "nixfleet-agent"; }) s.agents
 )`
 
-// Build builds the closure and gives the base name of its store path. Equal specs
-// are the same closure.
+// Build builds the closure and returns the base name of its store path. Equal specs give the same closure.
 func (s *Store) Build(t testing.TB, spec Spec) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -94,7 +92,7 @@ func (s *Store) Build(t testing.TB, spec Spec) string {
 	return filepath.Base(path)
 }
 
-// contents are the files of the closure: those that the spec names, and what tells the model what to do.
+// contents returns the files of the closure: those that the spec names, and those that tell the model what to do.
 func (spec *Spec) contents() map[string]string {
 	files := map[string]string{"model/marker": marker}
 	if !spec.NoSwitch {
@@ -135,13 +133,15 @@ func (spec *Spec) contents() map[string]string {
 	return files
 }
 
-// arguments are those of the expression.
+// arguments returns the content of the JSON file that the expression reads.
 func (spec *Spec) arguments() map[string]any {
 	files, name := spec.contents(), spec.Name
 	if name == "" {
 		name = "nixos-system-test"
 	}
-	texts, closures, agents := map[string]string{}, map[string]string{}, map[string]string{}
+	texts := map[string]string{}
+	closures := map[string]string{}
+	agents := map[string]string{}
 	script := "set -e\n"
 	for i, path := range slices.Sorted(maps.Keys(files)) {
 		variable := fmt.Sprintf("text%d", i)

@@ -1,6 +1,6 @@
-// Package testnix gives tests a real Nix: private stores, small system closures
-// built in milliseconds, signing keys, and a binary cache over http on loopback whose
-// answers can be spoilt. Only tests import it; without NIXFLEET_TEST_NIX they skip.
+// Package testnix gives tests a real Nix: private stores, small system closures that build in milliseconds, signing
+// keys, and a binary cache over http on loopback whose answers a test can spoil. Only tests import it. Without
+// NIXFLEET_TEST_NIX they are skipped.
 package testnix
 
 import (
@@ -15,13 +15,13 @@ import (
 	"nixfleet/nixops"
 )
 
-// Env names the directory of a Nix as .ci/nix.sh makes it.
+// Env is the environment variable that names the directory of a Nix, which .ci/nix.sh makes.
 const Env = "NIXFLEET_TEST_NIX"
 
-// Nix is an unpacked Nix: binaries in bin, configuration in etc.
+// Nix is an unpacked Nix, with its binaries in bin and its configuration in etc.
 type Nix struct{ Dir string }
 
-// Find gives the Nix of the test machine, or skips the test.
+// Find returns the Nix of the test machine, or skips the test if there is none.
 func Find(t testing.TB) Nix {
 	t.Helper()
 	dir := os.Getenv(Env)
@@ -34,13 +34,13 @@ func Find(t testing.TB) Nix {
 	return Nix{Dir: dir}
 }
 
-// Bin is the directory of the binaries.
+// Bin returns the directory of the binaries.
 func (n Nix) Bin() string { return filepath.Join(n.Dir, "bin") }
 
-// ConfDir is the directory of nix.conf.
+// ConfDir returns the directory of nix.conf.
 func (n Nix) ConfDir() string { return filepath.Join(n.Dir, "etc") }
 
-// Run runs one of the tools and gives what it printed.
+// Run runs one of the tools and returns what it printed. A failure ends the test.
 func (n Nix) Run(t testing.TB, tool string, args ...string) string {
 	t.Helper()
 	out, err := n.Try(tool, args...)
@@ -50,7 +50,7 @@ func (n Nix) Run(t testing.TB, tool string, args ...string) string {
 	return out
 }
 
-// Try runs one of the tools; on failure the text is what it said on stderr.
+// Try runs one of the tools and returns what it printed, or what it wrote to stderr if it failed.
 func (n Nix) Try(tool string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -65,8 +65,8 @@ func (n Nix) Try(tool string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// TempDir is a directory for a store. Store paths are read-only, which
-// testing.TB's own clean-up cannot remove.
+// TempDir makes a directory for a store and removes it when the test ends. testing.TB's own TempDir cannot remove store
+// paths, because they are read-only.
 func TempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nixfleet-store-")
@@ -87,7 +87,7 @@ func TempDir(t testing.TB) string {
 	return dir
 }
 
-// Config is a host of its own below root, which believes the keys and asks the caches.
+// Config returns the configuration of a host below root that trusts the keys and asks the caches.
 func (n Nix) Config(root string, caches []*Cache, keys ...Key) nixops.HostConfig {
 	c := nixops.HostConfig{
 		Root: root, Nix: n.Bin(), NixConfDir: n.ConfDir(), Supervisor: nixops.SupervisorProcess,
