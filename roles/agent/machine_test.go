@@ -145,7 +145,10 @@ func (m *machine) config(host nixops.Host) Config {
 func (m *machine) live(host nixops.Host) (stop func()) {
 	m.t.Helper()
 	var mu sync.Mutex
-	end := m.start(host)
+	var end func()
+	// An agent that goes on where it was killed may reboot at once.
+	mu.Lock()
+	defer mu.Unlock()
 	m.sim.OnBoot(func(string) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -161,6 +164,7 @@ func (m *machine) live(host nixops.Host) (stop func()) {
 			end = m.start(host)
 		}
 	})
+	end = m.start(host)
 	return func() {
 		mu.Lock()
 		defer mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -375,12 +376,13 @@ func TestEnrolmentBeforeTheClockIsSet_A22(t *testing.T) {
 		m.token()
 		withToken := m.adjust
 		const behindBy = 40 * 24 * time.Hour
-		behind := behindBy
+		var behind atomic.Int64
+		behind.Store(int64(behindBy))
 		time.Sleep(behindBy + 24*time.Hour)
 		p.release(target, time.Now())
 		m.adjust = func(c *Config) {
 			withToken(c)
-			c.Clock = func() time.Time { return time.Now().Add(-behind) }
+			c.Clock = func() time.Time { return time.Now().Add(-time.Duration(behind.Load())) }
 		}
 		m.must(os.RemoveAll(m.path("cert")))
 		p.set(func() {
@@ -394,7 +396,7 @@ func TestEnrolmentBeforeTheClockIsSet_A22(t *testing.T) {
 			if s := m.local(); p.issued != 1 || !strings.Contains(s.Waiting, "clock") {
 				t.Errorf("asked %d times, status %+v", p.issued, s)
 			}
-			behind = 0
+			behind.Store(0)
 		})
 		time.Sleep(20 * time.Minute)
 		stop()
