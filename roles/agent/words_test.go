@@ -288,11 +288,11 @@ func TestStatusForgetsTroubleThatIsOver(t *testing.T) {
 		if s := m.local(); !strings.Contains(s.Waiting, "not on the signed list") {
 			t.Errorf("while it is refused: %+v", s)
 		}
-		p.set(func() { status = http.StatusOK })
-		was := asked
+		var was, now int
+		p.set(func() { status, was = http.StatusOK, asked })
 		for range 600 {
 			time.Sleep(time.Second)
-			if asked > was {
+			if p.set(func() { now = asked }); now > was {
 				break
 			}
 		}

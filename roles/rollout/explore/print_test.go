@@ -1,6 +1,7 @@
 package explore
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"reflect"
 	"slices"
@@ -45,15 +46,13 @@ func (x *printer) feed(v uint64) { x.acc = mix(x.acc, v) }
 
 func textHash(s string) uint64 {
 	h := uint64(len(s)) * factor
-	p := unsafe.StringData(s)
-	n := len(s)
-	for ; n >= 8; n -= 8 {
-		h = mix(h, *(*uint64)(unsafe.Pointer(p)))
-		p = (*byte)(unsafe.Add(unsafe.Pointer(p), 8))
+	b := unsafe.Slice(unsafe.StringData(s), len(s))
+	for ; len(b) >= 8; b = b[8:] {
+		h = mix(h, binary.NativeEndian.Uint64(b))
 	}
 	var rest uint64
-	for i := range n {
-		rest = rest<<8 | uint64(*(*byte)(unsafe.Add(unsafe.Pointer(p), i)))
+	for _, c := range b {
+		rest = rest<<8 | uint64(c)
 	}
 	return mix(h, rest)
 }
