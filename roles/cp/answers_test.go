@@ -369,6 +369,9 @@ func TestAnswers(t *testing.T) {
 			"other host":            p.web(e.agentCert("b", long)),
 			"host with another key": p.web(e.certFor("a", stranger, long, 12*time.Hour)),
 		}
+		p.eventually("there was a tick, which /healthz tells", func() bool {
+			return !strings.Contains(p.send(callers["nobody"], sent{method: "GET", path: "/healthz"}).body, "null")
+		})
 		if plane.name == "ready" {
 			if got := p.send(callers["operator"],
 				sent{method: "POST", path: "/v1/revocations",
