@@ -195,7 +195,8 @@ func (w *walker) taken(prepare func(), step func(i int)) map[block]int {
 	})
 	walk := map[block]int{}
 	for b, n := range with {
-		if more := n - without[b]; more >= steps {
+		// What runs by the clock makes a difference of a few, either way.
+		if more := n - without[b]; more >= steps*3/4 {
 			walk[b] = more
 		}
 	}
