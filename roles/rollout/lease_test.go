@@ -379,3 +379,62 @@ func TestSupersededLease(t *testing.T) {
 		}
 	}
 }
+
+// A request that comes late shows a host on the closure before and has its target dispatched once more. The host, which
+// has confirmed and signed so, does not take part, and nobody blames the release for its silence.
+func TestLateRequestOfConfirmedHostBlamesNothing(t *testing.T) {
+	s := pair()
+	s.channels[0].revert = true
+	b := start(t, s)
+	late := b.observation("a")
+	b.update("a")
+	x := b.box("a")
+	x.confirmed, x.attest, x.phase = ptr(b.now), true, &protocol.Phase{Name: protocol.PhaseIdle}
+	b.checkin("a")
+	for range DefaultLimits().MaxAttempts {
+		b.pass(2 * time.Minute)
+		d, c := b.w.Checkin("a", late, b.now)
+		b.took(c)
+		if d.Target == nil {
+			t.Fatal("a late request is not answered like another")
+		}
+		b.pass(time.Second)
+		b.checkin("a")
+		b.state("a", Soaked)
+	}
+	b.pass(time.Hour)
+	if q := b.w.Quarantines(); len(q) > 0 {
+		t.Errorf("quarantined: %+v", q)
+	}
+	if r := b.rollout("s"); r.HaltReason != "" {
+		t.Errorf("halted: %s", r.HaltReason)
+	}
+}
+
+// A host that never confirmed is asked to go back, and does. That says no more against its closure than its silence
+// did.
+func TestGoingBackAsAskedQuarantinesNothing(t *testing.T) {
+	s := pair()
+	s.channels[0].revert = true
+	b := start(t, s)
+	for range DefaultLimits().MaxAttempts {
+		b.offered("a")
+		b.box("a").running = "new-a"
+		for range 30 {
+			b.pass(time.Minute)
+			b.checkin("a")
+		}
+		b.box("a").running = "old-a"
+	}
+	b.state("a", Failed)
+	b.box("a").running = "new-a"
+	if b.checkin("a").Rollback == nil {
+		t.Fatal("the host is not asked to go back")
+	}
+	b.box("a").running = "old-a"
+	b.report("a", Report{Event: protocol.EventRollbackTriggered, Reason: protocol.CauseRecalled.With(CodeUnconfirmed)})
+	b.state("a", Reverted)
+	if q := b.w.Quarantines(); len(q) > 0 {
+		t.Errorf("quarantined: %+v", q)
+	}
+}

@@ -39,6 +39,12 @@ type told struct {
 	fault bool
 }
 
+// asked reports whether the host did what the control plane asked it to.
+func (t told) asked() bool {
+	cause, _ := protocol.SplitCause(t.Reason)
+	return cause == protocol.CauseRecalled
+}
+
 func (hs *hosts) report(h *host, r Report, now time.Time) {
 	t := told{Report: r, lease: h.lease}
 	if t.lease != nil && !hs.w.rollouts.names(t.lease, r.RolloutID) {
@@ -205,7 +211,8 @@ func (hs *hosts) rolledBack(h *host, t told, now time.Time) {
 	}
 	switch {
 	case recalled || (t.own && h.state() == Failed):
-		if t.fault && !hostLocal(t.Reason) && !recalled {
+		// That a host did as it was asked says no more against the release than what it was asked for.
+		if t.fault && !hostLocal(t.Reason) && !recalled && !t.asked() {
 			hs.fail(h, releaseFault, CodeRolledBack, words(t.Report), now)
 		}
 		if t.lease != nil {

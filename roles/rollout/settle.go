@@ -50,6 +50,7 @@ func init() {
 	settlers[Skipped.Index()] = (*hosts).settleWaiting
 	settlers[Dispatched.Index()] = (*hosts).settleDispatched
 	settlers[Activating.Index()] = (*hosts).settleActivating
+	settlers[ConfirmWindow.Index()] = (*hosts).settleConfirming
 	settlers[Healthy.Index()] = (*hosts).settleSoaking
 	settlers[Soaked.Index()] = (*hosts).settleSoaking
 	settlers[Converged.Index()] = (*hosts).settleConverged
@@ -84,6 +85,7 @@ func (hs *hosts) settleWaiting(h *host, g glance) {
 
 func (hs *hosts) settleDispatched(h *host, g glance) {
 	switch {
+	case g.onTarget && hs.attestedAlready(h, g):
 	case g.onTarget:
 		hs.enter(h, ConfirmWindow, "", "", g.now)
 	case h.busy() && h.phaseIs(h.run.Intent, h.closure):
@@ -92,9 +94,27 @@ func (hs *hosts) settleDispatched(h *host, g glance) {
 }
 
 func (hs *hosts) settleActivating(h *host, g glance) {
-	if g.onTarget {
+	if g.onTarget && !hs.attestedAlready(h, g) {
 		hs.enter(h, ConfirmWindow, "", "", g.now)
 	}
+}
+
+func (hs *hosts) settleConfirming(h *host, g glance) {
+	if g.onTarget {
+		hs.attestedAlready(h, g)
+	}
+}
+
+// attestedAlready ends the dispatch of a host that was told its target by mistake: it does nothing, runs what is
+// declared, and has signed that it confirmed this rollout. A request that came late had shown it on its old closure,
+// say. It has nothing left to confirm, so its deadline would only pass and blame the release.
+func (hs *hosts) attestedAlready(h *host, g glance) bool {
+	if !g.own || g.away || h.proof.attested.IsZero() || !h.idle() || h.run.recalled() || h.judged() && h.proof.health != well {
+		return false
+	}
+	hs.w.leases.endLease(h, DispatchConfirmed, g.now)
+	hs.find(h, g.now)
+	return true
 }
 
 func (hs *hosts) settleSoaking(h *host, g glance) {
