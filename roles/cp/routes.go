@@ -114,7 +114,8 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 		{"GET /v1/whoami", members, h.views.whoami, about{"read the caller's name", nil, protocol.Whoami{}, ""}},
 
 		{"GET /v1/hosts", readers, h.views.hosts,
-			about{"list what every host runs and should run", nil, protocol.HostsResponse{}, ""}},
+			about{"list what every host runs and should run", nil, protocol.HostsResponse{},
+				"host channel tag state order limit after"}},
 		{"GET /v1/channels/{name}", readers, h.views.channel,
 			about{"read the release of a channel", nil, protocol.ChannelResponse{}, ""}},
 		{"GET /v1/deferrals", readers, h.views.deferrals,

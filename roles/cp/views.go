@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -62,86 +61,6 @@ func (p *views) channel(c *call) (any, error) {
 	return protocol.ChannelResponse{
 		Name: name, DeclaredCICommit: text(rel.Commit), SignedAt: &at, FreshnessWindowMinutes: channel.FreshnessWindow,
 	}, nil
-}
-
-func (p *views) hosts(c *call) (any, error) {
-	verified, err := p.store.VerifiedReports(c.Context())
-	if err != nil {
-		return nil, err
-	}
-	views := look(p.world, func(w *rollout.World, now time.Time) []rollout.HostView {
-		views := w.Hosts(now)
-		for i := range views {
-			// The list explains what waits; a converged host needs no sentence.
-			if !views[i].Converged {
-				if v, ok := w.Host(views[i].Host, now); ok {
-					views[i] = v
-				}
-			}
-		}
-		return views
-	})
-	out := protocol.HostsResponse{Hosts: make([]protocol.HostEntry, 0, len(views))}
-	for _, v := range views {
-		e := p.entry(v, verified[v.Host])
-		shut, err := p.shutOut(c.Context(), v)
-		if err != nil {
-			return nil, err
-		}
-		if shut != nil {
-			e.Reason = shut
-		}
-		out.Hosts = append(out.Hosts, e)
-	}
-	return out, nil
-}
-
-func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
-	e := protocol.HostEntry{
-		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure),
-		CurrentClosureHash: text(v.Closure),
-		LastRolloutID:      text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
-		PendingReboot: v.PendingReboot, QuarantinedClosure: text(v.Quarantined), Online: &v.Online,
-	}
-	v1, ours := stateWords(v.State)
-	e.RolloutState, e.State = text(v1), text(ours)
-	for _, f := range v.Failures {
-		if strings.HasPrefix(f, "compliance:") {
-			e.OutstandingComplianceFailures++
-		} else {
-			e.OutstandingRuntimeGateErrors++
-		}
-	}
-	if v.FailingSince != nil {
-		e.OutstandingHealthFailures = 1
-	}
-	if v.LastSeen != nil {
-		at := pki.At(v.LastSeen.Truncate(time.Millisecond))
-		e.LastCheckinAt = &at
-	}
-	if seen, ok := p.seen.of(v.Host); ok {
-		e.LastUptimeSecs, e.PendingClosureHash, e.Held = seen.uptime, text(seen.pending), seen.held
-	}
-	if h := p.snapshot.Load().rel.Fleet.Hosts[v.Host]; h != nil && h.Pin != nil {
-		e.Pin = &protocol.HostPin{Commit: h.Pin.Commit, Reason: h.Pin.Reason, ExpiresAt: h.Pin.ExpiresAt}
-	}
-	if v.Reason.Code != "" && !v.Converged {
-		e.Reason = &v.Reason
-	}
-	return e
-}
-
-// stateWords is a host's state in v1's words, and in ours where v1 has none:
-// readers of v1 know a closed list. What is staged has been dispatched and its
-// pendingReboot is set; what is passed over has yet to begin.
-func stateWords(s rollout.HostState) (v1, ours string) {
-	switch s {
-	case rollout.Deferred:
-		return string(rollout.Dispatched), string(s)
-	case rollout.Skipped:
-		return string(rollout.Queued), string(s)
-	}
-	return string(s), ""
 }
 
 func (p *views) explain(c *call) (any, error) {

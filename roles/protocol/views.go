@@ -39,6 +39,53 @@ type ChannelResponse struct {
 // HostsResponse answers GET /v1/hosts, sorted by host name.
 type HostsResponse struct {
 	Hosts []HostEntry `json:"hosts" shape:"R"`
+
+	// Ours, where the query asks for some of the hosts: how many of all that match
+	// stand how, and what `after` is on the next page; empty on the last one.
+	Counts *HostCounts `json:"counts,omitzero" shape:"O"`
+	Next   string      `json:"next,omitzero" shape:"O"`
+}
+
+// Standing is how a host stands, in one word.
+type Standing string
+
+// How a host stands.
+const (
+	StandsFailed    Standing = "failed"    // its activation failed, a probe fails, or its closure is quarantined
+	StandsSilent    Standing = "silent"    // nothing was heard of it lately, or ever
+	StandsMoving    Standing = "moving"    // it was told its target and has not confirmed it
+	StandsWaiting   Standing = "waiting"   // something holds it
+	StandsConverged Standing = "converged" // it runs what is declared
+)
+
+// Standings are all of them, the worst first.
+var Standings = []Standing{StandsFailed, StandsSilent, StandsMoving, StandsWaiting, StandsConverged}
+
+// HostCounts is how many hosts stand how.
+type HostCounts struct {
+	Hosts     int `json:"hosts" shape:"R"`
+	Failed    int `json:"failed" shape:"R"`
+	Silent    int `json:"silent" shape:"R"`
+	Moving    int `json:"moving" shape:"R"`
+	Waiting   int `json:"waiting" shape:"R"`
+	Converged int `json:"converged" shape:"R"`
+}
+
+// Add counts a host.
+func (c *HostCounts) Add(s Standing) {
+	c.Hosts++
+	switch s {
+	case StandsFailed:
+		c.Failed++
+	case StandsSilent:
+		c.Silent++
+	case StandsMoving:
+		c.Moving++
+	case StandsWaiting:
+		c.Waiting++
+	case StandsConverged:
+		c.Converged++
+	}
 }
 
 // HostEntry is one host as operators see it.
@@ -67,6 +114,8 @@ type HostEntry struct {
 	Reason *Reason `json:"reason,omitzero" shape:"O"`
 	Online *bool   `json:"online,omitzero" shape:"O"`
 	Held   *string `json:"held,omitzero" shape:"O"`
+	// Standing is how it stands, in one word that all views share.
+	Standing Standing `json:"standing,omitzero" shape:"O"`
 }
 
 // Word is the host's state, empty when it is in no rollout.

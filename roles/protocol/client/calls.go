@@ -122,6 +122,33 @@ func (c *Client) Hosts(ctx context.Context) (*protocol.HostsResponse, error) {
 	return view[protocol.HostsResponse](ctx, c, "/v1/hosts")
 }
 
+// HostsQuery asks for some of the hosts. The patterns are globs; empty ones match all.
+type HostsQuery struct {
+	Host, Channel, Tag, State string
+	WorstFirst                bool
+	Limit                     int    // 0 for all
+	After                     string // Next of the page before
+}
+
+// HostsPage lists the hosts that a query asks for, with the counts of all that match.
+func (c *Client) HostsPage(ctx context.Context, q HostsQuery) (*protocol.HostsResponse, error) {
+	asked := url.Values{"order": {"name"}}
+	if q.WorstFirst {
+		asked.Set("order", "worst")
+	}
+	if q.Limit > 0 {
+		asked.Set("limit", strconv.Itoa(q.Limit))
+	}
+	for name, value := range map[string]string{
+		"host": q.Host, "channel": q.Channel, "tag": q.Tag, "state": q.State, "after": q.After,
+	} {
+		if value != "" {
+			asked.Set(name, value)
+		}
+	}
+	return view[protocol.HostsResponse](ctx, c, "/v1/hosts?"+asked.Encode())
+}
+
 // Channel shows the release that a channel is on.
 func (c *Client) Channel(ctx context.Context, name string) (*protocol.ChannelResponse, error) {
 	return view[protocol.ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))

@@ -168,6 +168,10 @@ func TestRequests(t *testing.T) {
 		}},
 		{"GET /v1/heads/a%2Fb/proof/x%3Fy", "", func() error { _, err := c.HeadProof(ctx, "a/b", "x?y"); return err }},
 		{"GET /v1/hosts", "", func() error { _, err := c.Hosts(ctx); return err }},
+		{"GET /v1/hosts?channel=e%2A&limit=5&order=worst", "", func() error {
+			_, err := c.HostsPage(ctx, HostsQuery{Channel: "e*", WorstFirst: true, Limit: 5})
+			return err
+		}},
 		{"GET /v1/hosts", "", func() error { _, err := c.Raw(ctx, "/v1/hosts"); return err }},
 		{"GET /v1/channels/stable", "", func() error { _, err := c.Channel(ctx, "stable"); return err }},
 		{"GET /v1/deferrals", "", func() error { _, err := c.Deferrals(ctx); return err }},

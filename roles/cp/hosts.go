@@ -1,0 +1,210 @@
+package cp
+
+import (
+	"cmp"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+)
+
+// maxPage bounds the hosts of one page.
+const maxPage = 10_000
+
+// hostFilter is what a caller of GET /v1/hosts wants to see. Without a query
+// that is every host, as in v1.
+type hostFilter struct {
+	host, channel, tag, state string // globs of path.Match; empty for any
+	worst                     bool   // first
+	paged                     bool
+	limit                     int
+	after                     string
+}
+
+// hostFilterOf reads the query of GET /v1/hosts.
+func hostFilterOf(q url.Values) (f hostFilter, err error) {
+	f = hostFilter{host: q.Get("host"), channel: q.Get("channel"), tag: q.Get("tag"),
+		state: strings.ToLower(q.Get("state")), after: q.Get("after"), paged: len(q) > 0}
+	for _, glob := range []string{f.host, f.channel, f.tag, f.state} {
+		if _, err := path.Match(glob, ""); err != nil {
+			return f, refused(http.StatusBadRequest, "bad-glob", "%q is not a pattern: use *, ? and [a-z]", glob)
+		}
+	}
+	switch q.Get("order") {
+	case "", "name":
+	case "worst":
+		f.worst = true
+	default:
+		return f, refused(http.StatusBadRequest, "bad-order", "order is name or worst")
+	}
+	if q.Has("limit") {
+		n, err := strconv.Atoi(q.Get("limit"))
+		if err != nil || n < 1 {
+			return f, refused(http.StatusBadRequest, "bad-limit", "limit is a number from 1 to %d", maxPage)
+		}
+		f.limit = min(n, maxPage)
+	}
+	return f, nil
+}
+
+func matches(glob, word string) bool {
+	ok, err := path.Match(glob, word)
+	return glob == "" || err == nil && ok
+}
+
+// wants reports whether a host is among those that are asked for.
+func (f *hostFilter) wants(v *rollout.HostView, tags []string) bool {
+	_, ours := stateWords(v.State)
+	word := strings.ToLower(cmp.Or(ours, string(v.State), "none"))
+	return matches(f.host, v.Host) && matches(f.channel, v.Channel) &&
+		(matches(f.state, word) || matches(f.state, string(standing(v)))) &&
+		(f.tag == "" || slices.ContainsFunc(tags, func(tag string) bool { return matches(f.tag, tag) }))
+}
+
+// standing is how a host stands, in one word: the worst that holds.
+func standing(v *rollout.HostView) protocol.Standing {
+	switch {
+	case v.State == rollout.Failed, v.State == rollout.Reverted, v.Quarantined != "", v.FailingSince != nil:
+		return protocol.StandsFailed
+	case !v.Online:
+		return protocol.StandsSilent
+	case v.Converged:
+		return protocol.StandsConverged
+	case v.State == rollout.Dispatched, v.State == rollout.Activating, v.State == rollout.ConfirmWindow:
+		return protocol.StandsMoving
+	}
+	return protocol.StandsWaiting
+}
+
+// place is where a host stands in the list that is asked for; it compares as text.
+func (f *hostFilter) place(v *rollout.HostView) string {
+	if !f.worst {
+		return v.Host
+	}
+	return strconv.Itoa(slices.Index(protocol.Standings, standing(v))) + "." + v.Host
+}
+
+// page takes the hosts that are asked for out of all of them, and tells of the rest.
+func (f *hostFilter) page(all []rollout.HostView, tags func(host string) []string) (
+	page []rollout.HostView, counts *protocol.HostCounts, next string,
+) {
+	if !f.paged {
+		return all, nil, ""
+	}
+	counts = &protocol.HostCounts{}
+	for i := range all {
+		if v := &all[i]; f.wants(v, tags(v.Host)) {
+			counts.Add(standing(v))
+			if f.after == "" || f.place(v) > f.after {
+				page = append(page, *v)
+			}
+		}
+	}
+	if f.worst {
+		slices.SortFunc(page, func(a, b rollout.HostView) int { return cmp.Compare(f.place(&a), f.place(&b)) })
+	}
+	if f.limit > 0 && len(page) > f.limit {
+		page = page[:f.limit]
+		next = f.place(&page[f.limit-1])
+	}
+	return page, counts, next
+}
+
+func (p *views) hosts(c *call) (any, error) {
+	filter, err := hostFilterOf(c.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	verified, err := p.store.VerifiedReports(c.Context())
+	if err != nil {
+		return nil, err
+	}
+	declared := p.snapshot.Load().rel.Fleet.Hosts
+	tags := func(host string) []string {
+		if h := declared[host]; h != nil {
+			return h.Tags
+		}
+		return nil
+	}
+	out := protocol.HostsResponse{}
+	views := look(p.world, func(w *rollout.World, now time.Time) (page []rollout.HostView) {
+		page, out.Counts, out.Next = filter.page(w.Hosts(now), tags)
+		for i := range page {
+			// The list explains what waits; a converged host needs no sentence.
+			if !page[i].Converged {
+				if v, ok := w.Host(page[i].Host, now); ok {
+					page[i] = v
+				}
+			}
+		}
+		return page
+	})
+	out.Hosts = make([]protocol.HostEntry, 0, len(views))
+	for _, v := range views {
+		e := p.entry(v, verified[v.Host])
+		shut, err := p.shutOut(c.Context(), v)
+		if err != nil {
+			return nil, err
+		}
+		if shut != nil {
+			e.Reason = shut
+		}
+		out.Hosts = append(out.Hosts, e)
+	}
+	return out, nil
+}
+
+func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
+	e := protocol.HostEntry{
+		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure),
+		CurrentClosureHash: text(v.Closure),
+		LastRolloutID:      text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
+		PendingReboot: v.PendingReboot, QuarantinedClosure: text(v.Quarantined), Online: &v.Online,
+	}
+	v1, ours := stateWords(v.State)
+	e.RolloutState, e.State, e.Standing = text(v1), text(ours), standing(&v)
+	for _, f := range v.Failures {
+		if strings.HasPrefix(f, "compliance:") {
+			e.OutstandingComplianceFailures++
+		} else {
+			e.OutstandingRuntimeGateErrors++
+		}
+	}
+	if v.FailingSince != nil {
+		e.OutstandingHealthFailures = 1
+	}
+	if v.LastSeen != nil {
+		at := pki.At(v.LastSeen.Truncate(time.Millisecond))
+		e.LastCheckinAt = &at
+	}
+	if seen, ok := p.seen.of(v.Host); ok {
+		e.LastUptimeSecs, e.PendingClosureHash, e.Held = seen.uptime, text(seen.pending), seen.held
+	}
+	if h := p.snapshot.Load().rel.Fleet.Hosts[v.Host]; h != nil && h.Pin != nil {
+		e.Pin = &protocol.HostPin{Commit: h.Pin.Commit, Reason: h.Pin.Reason, ExpiresAt: h.Pin.ExpiresAt}
+	}
+	if v.Reason.Code != "" && !v.Converged {
+		e.Reason = &v.Reason
+	}
+	return e
+}
+
+// stateWords is a host's state in v1's words, and in ours where v1 has none:
+// readers of v1 know a closed list. What is staged has been dispatched and its
+// pendingReboot is set; what is passed over has yet to begin.
+func stateWords(s rollout.HostState) (v1, ours string) {
+	switch s {
+	case rollout.Deferred:
+		return string(rollout.Dispatched), string(s)
+	case rollout.Skipped:
+		return string(rollout.Queued), string(s)
+	}
+	return string(s), ""
+}
