@@ -109,7 +109,8 @@ func (hs *hosts) settleConfirming(h *host, g glance) {
 // declared, and has signed that it confirmed this rollout. A request that came late had shown it on its old closure,
 // say. It has nothing left to confirm, so its deadline would only pass and blame the release.
 func (hs *hosts) attestedAlready(h *host, g glance) bool {
-	if !g.own || g.away || h.proof.attested.IsZero() || !h.idle() || h.run.recalled() || h.judged() && h.proof.health != well {
+	if !g.own || g.away || h.proof.attested.IsZero() || !h.idle() || h.run.recalled() ||
+		h.judged() && h.proof.health != well {
 		return false
 	}
 	hs.w.leases.endLease(h, DispatchConfirmed, g.now)
