@@ -21,13 +21,24 @@ func wait(ctx context.Context, limit time.Duration, done func() (bool, error)) e
 		if limit > 0 && time.Since(started) >= limit {
 			return errWaited
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-timer.C:
+		if err := Sleep(ctx, pause); err != nil {
+			return err
 		}
 		pause = min(pause*3/2, 500*time.Millisecond)
+	}
+}
+
+// Sleep waits until the time has passed, or returns early with the error of ctx.
+func Sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
 	}
 }

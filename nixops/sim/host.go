@@ -98,7 +98,7 @@ func (s *Host) Realise(ctx context.Context, closure string, progress func(string
 	if progress != nil {
 		progress(fmt.Sprintf("copying path '%s' from 'file://%s'...", path, s.cache))
 	}
-	if err := sleep(ctx, c.Cache.FetchTime); err != nil {
+	if err := nixops.Sleep(ctx, c.Cache.FetchTime); err != nil {
 		return fail(err)
 	}
 	switch c.Cache.Signature {
@@ -118,21 +118,6 @@ func (s *Host) Realise(ctx context.Context, closure string, progress func(string
 		st.Fetched[closure]++
 		return writeJSON(s.stored(closure), c)
 	})
-}
-
-// sleep waits until the time has passed or ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 func (s *Host) AddRoot(ctx context.Context, name, closure string) error {

@@ -56,7 +56,7 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 		return fail(err)
 	}
 	for {
-		if err := sleep(ctx, time.Until(end)); err != nil {
+		if err := nixops.Sleep(ctx, time.Until(end)); err != nil {
 			return fail(err)
 		}
 		state, err := s.SwitchState(ctx, r.Unit)

@@ -102,5 +102,5 @@ func (s *Host) CollectEvidence(ctx context.Context) (nixops.Evidence, error) {
 	if c.After.Evidence != "" {
 		e.Document = []byte(strings.ReplaceAll(c.After.Evidence, "NOW", time.Now().UTC().Format(time.RFC3339)))
 	}
-	return e, sleep(ctx, time.Second)
+	return e, nixops.Sleep(ctx, time.Second)
 }

@@ -184,7 +184,7 @@ const stepAgain = 5 * time.Second
 // it. Nil: the activation is over, or is being undone, which has a pace of its own.
 func (a *activator) onceMore(ctx context.Context, j *journal.Journal) *journal.Journal {
 	for pause := time.Duration(0); ; pause = stepAgain {
-		if err := sleep(ctx, pause); err != nil {
+		if err := nixops.Sleep(ctx, pause); err != nil {
 			return nil
 		}
 		now, err := a.dir.Journal()

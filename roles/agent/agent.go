@@ -60,18 +60,6 @@ const (
 	maxReason  = 500 // bytes of a text of the control plane
 )
 
-// sleep waits, or returns early with the error of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // Run keeps the host at its declared state until ctx ends. An activation that is
 // under way then is resumed by the next agent from its journal.
 func Run(ctx context.Context, cfg Config) error {

@@ -173,7 +173,7 @@ func (c *committer) confirm(ctx context.Context, j *journal.Journal) error {
 		if w := c.memory.told.Load(); w != nil && w.Closure() != j.Closure {
 			return c.unconfirmed(j, "a newer release is wanted")
 		}
-		if err := sleep(ctx, wait); err != nil {
+		if err := nixops.Sleep(ctx, wait); err != nil {
 			return err
 		}
 	}

@@ -43,7 +43,7 @@ func (n *notes) watch(ctx context.Context) {
 			}
 			running = now
 		}
-		if sleep(ctx, n.cfg.ActsPoll) != nil {
+		if nixops.Sleep(ctx, n.cfg.ActsPoll) != nil {
 			return
 		}
 	}

@@ -287,7 +287,7 @@ func (p *prober) run(ctx context.Context) {
 		all.Go(func() {
 			for {
 				p.once(ctx, probe)
-				if sleep(ctx, probe.interval) != nil {
+				if nixops.Sleep(ctx, probe.interval) != nil {
 					return
 				}
 			}

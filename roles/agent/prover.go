@@ -74,7 +74,7 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 		} else if p.windowUsed(ctx, j) {
 			return nil, p.settler.undo(ctx, undo.Unreachable)
 		}
-		if err := sleep(ctx, floorPause); err != nil {
+		if err := nixops.Sleep(ctx, floorPause); err != nil {
 			return nil, err
 		}
 	}
@@ -157,7 +157,7 @@ func (p *prover) gate(ctx context.Context, j *journal.Journal) (string, error) {
 		if left := time.Until(settled); left > 0 {
 			pause = min(pause, left+time.Millisecond)
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := nixops.Sleep(ctx, pause); err != nil {
 			return "", err
 		}
 	}

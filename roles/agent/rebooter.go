@@ -127,7 +127,7 @@ func (r *rebooter) run(ctx context.Context) {
 					next.UTC().Format(time.RFC3339))
 			}
 		}
-		if sleep(ctx, pause) != nil {
+		if nixops.Sleep(ctx, pause) != nil {
 			return
 		}
 	}

@@ -32,7 +32,7 @@ type sleeper struct {
 // watchSleep undoes the activation when its window has passed while the machine was
 // asleep, until ctx ends. The deadline outside of this process does not count that time.
 func (s *sleeper) watchSleep(ctx context.Context) {
-	for sleep(ctx, sleepPoll) == nil {
+	for nixops.Sleep(ctx, sleepPoll) == nil {
 		s.undoOverslept(ctx)
 	}
 }

@@ -102,7 +102,7 @@ func (f *statusFile) rest(ctx context.Context, pause time.Duration) error {
 		if left <= 0 {
 			return ctx.Err()
 		}
-		if err := sleep(ctx, min(left, time.Minute)); err != nil {
+		if err := nixops.Sleep(ctx, min(left, time.Minute)); err != nil {
 			return err
 		}
 	}

@@ -184,7 +184,7 @@ func (s *switcher) awaitSwitch(ctx context.Context, j *journal.Journal) (*journa
 		}
 	} else {
 		for state.Phase == nixops.UnitRunning {
-			if err := sleep(ctx, unitPoll); err != nil {
+			if err := nixops.Sleep(ctx, unitPoll); err != nil {
 				return nil, err
 			}
 			if state, err = s.host.SwitchState(ctx, j.Units.Switch); err != nil {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+
+	"github.com/urfave/cli/v2"
 )
 
 // Error is an error with what its reader should type next, and the exit code
@@ -43,6 +45,16 @@ func Coded(code int, err error) error {
 // Usage is a mistake in the command line; its exit code is 2.
 func Usage(hint, format string, args ...any) error {
 	return &Error{Err: fmt.Errorf(format, args...), Hint: hint, Code: 2}
+}
+
+// Needs refuses a command line that lacks one of the flags, in the order given.
+func Needs(c *cli.Context, flags ...string) error {
+	for _, name := range flags {
+		if c.String(name) == "" {
+			return Usage(c.Command.HelpName+" --help", "--%s is missing", name)
+		}
+	}
+	return nil
 }
 
 // HintOf returns the outermost hint that err carries, in an Error or as its
@@ -84,9 +96,6 @@ func ExitCode(err error) int {
 			return 1 // the status of a program that we ran means nothing to a caller of ours
 		}
 		return c.ExitCode()
-	case strings.HasPrefix(err.Error(), "Required flag"):
-		// urfave/cli has no exported type for a missing flag.
-		return 2
 	}
 	return 1
 }

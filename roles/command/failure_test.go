@@ -27,7 +27,6 @@ func TestExitCodesAndHints(t *testing.T) {
 		{fmt.Errorf("outer: %w", Coded(3, Hinted(errors.New("in"), "h"))), 3, "nixfleet: outer: in\nhint: h\n"},
 		{Hinted(Coded(2, errors.New("x")), "new"), 2, "nixfleet: x\nhint: new\n"},
 		{fmt.Errorf("ask: %w", context.Canceled), 130, "nixfleet: interrupted\n"},
-		{errors.New(`Required flag "x" not set`), 2, "nixfleet: Required flag \"x\" not set\n"},
 		{Coded(4, fmt.Errorf("open: %w", ownHint{errors.New("x")})), 4, "nixfleet: open: x\nhint: its own\n"},
 		{&Error{Err: errors.Join(errors.New("a"), ownHint{errors.New("b")})}, 1, "nixfleet: a\nb\nhint: its own\n"},
 		{fmt.Errorf("run git: %w", exec.Command("/bin/sh", "-c", "exit 7").Run()), 1, "nixfleet: run git: exit status 7\n"},

@@ -22,11 +22,14 @@ func backupCommand() *cli.Command {
 		Flags: command.Variables(variables,
 			textFlag("db-path", defaultStateDir+"/state.db", "state database `FILE`"),
 			&cli.StringFlag{
-				Name: "output", Required: true, EnvVars: []string{"NIXFLEET_CP_BACKUP_OUTPUT"},
+				Name: "output", EnvVars: []string{"NIXFLEET_CP_BACKUP_OUTPUT"},
 				Usage: "write the copy to `FILE`, which must not exist",
 			},
 		),
 		Action: func(c *cli.Context) error {
+			if err := command.Needs(c, "output"); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(c.Context, backupTimeout)
 			defer cancel()
 			if err := store.BackupFile(ctx, c.String("db-path"), c.String("output")); err != nil {

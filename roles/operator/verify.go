@@ -133,8 +133,8 @@ type evidence struct {
 
 func readEvidence(c *cli.Context, file string) (*evidence, error) {
 	e := &evidence{path: c.String(file), now: time.Now()}
-	if e.path == "" {
-		return nil, command.Usage(c.Command.HelpName+" --help", "--%s is missing", file)
+	if err := command.Needs(c, file); err != nil {
+		return nil, err
 	}
 	if c.Bool(allRequired) {
 		for _, name := range []string{"signature", "trust-file", "now", "freshness-window-secs"} {

@@ -88,7 +88,7 @@ func (u *Undoer) Insist(ctx context.Context, unit string) error {
 			return err
 		}
 		u.Log.Error().Err(err).Dur("retry_in", pause).Msg("undo failed")
-		if sleep(ctx, pause) != nil {
+		if nixops.Sleep(ctx, pause) != nil {
 			return err
 		}
 	}

@@ -67,19 +67,8 @@ func (u *Undoer) WaitForLock(ctx context.Context) error {
 		if waited >= LockWait {
 			return fmt.Errorf("%w after %s", nixops.ErrLockHeld, LockWait)
 		}
-		if err := sleep(ctx, lockPoll); err != nil {
+		if err := nixops.Sleep(ctx, lockPoll); err != nil {
 			return err
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -33,10 +33,10 @@ func Command() *cli.Command {
 			"     --signature releases/fleet.resolved.json.sig \\\n" +
 			"     --trust-file trust.json --observed observed.json",
 		Flags: command.Variables("NIXFLEET_CP",
-			&cli.StringFlag{Name: "artifact", Required: true, Usage: "fleet document `FILE`"},
-			&cli.StringFlag{Name: "signature", Required: true, Usage: "its signature `FILE`"},
+			&cli.StringFlag{Name: "artifact", Usage: "fleet document `FILE`"},
+			&cli.StringFlag{Name: "signature", Usage: "its signature `FILE`"},
 			&cli.StringFlag{Name: "trust-file", Value: "/etc/nixfleet/cp/trust.json", Usage: "trust roots `FILE`"},
-			&cli.StringFlag{Name: "observed", Required: true, Usage: "observed state `FILE`"},
+			&cli.StringFlag{Name: "observed", Usage: "observed state `FILE`"},
 			&cli.IntFlag{Name: "freshness-window-secs", Value: 2592000,
 				Usage: "age of the oldest release that is accepted, in seconds"},
 		),
@@ -45,6 +45,9 @@ func Command() *cli.Command {
 }
 
 func tick(c *cli.Context, now time.Time) error {
+	if err := command.Needs(c, "artifact", "signature", "observed"); err != nil {
+		return err
+	}
 	input := func(err error) error {
 		return &command.Error{Err: err, Code: 2, Hint: cmp.Or(command.HintOf(err), "nixfleet cp tick --help")}
 	}
