@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 
@@ -47,6 +48,14 @@ func Decode(doc []byte, v any) error {
 	return nil
 }
 
+// Kinded is a signed document that is of one kind among several which the same key signs. Decode refuses it when it
+// also has the mark of another kind, or a member `kind` that is not its own: members that are not known are signed
+// along, so without this one document could be all kinds at once.
+type Kinded interface {
+	// DocumentKind is the word that `kind` has where there is one, and the top-level members that only other kinds have.
+	DocumentKind() (kind string, foreign []string)
+}
+
 type shapeField struct {
 	code byte
 	typ  reflect.Type
@@ -56,6 +65,20 @@ type shapeField struct {
 type shape struct {
 	fields   map[string]shapeField
 	required []string // names of R fields; the bit of the n-th is 1<<n
+	kind     string   // of a Kinded document; "" for others
+	foreign  []string // members of documents of other kinds
+}
+
+// kindOf checks the value of a Kinded document's own `kind`, before which the decoder stands.
+func (s *shape) kindOf(d *jsontext.Decoder) error {
+	value, err := d.ReadValue()
+	if err != nil {
+		return syntaxError(err)
+	}
+	if string(value) != `"`+s.kind+`"` {
+		return fmt.Errorf("%w: kind is %.40s, not %q", ErrShape, value, s.kind)
+	}
+	return nil
 }
 
 var shapes sync.Map // reflect.Type -> *shape
@@ -83,6 +106,9 @@ func shapeOf(t reflect.Type) *shape {
 			s.required = append(s.required, name)
 		}
 		s.fields[name] = field
+	}
+	if k, ok := reflect.Zero(t).Interface().(Kinded); ok {
+		s.kind, s.foreign = k.DocumentKind()
 	}
 	stored, _ := shapes.LoadOrStore(t, s)
 	return stored.(*shape)
@@ -162,6 +188,14 @@ func checkMembers(d *jsontext.Decoder, s *shape) error {
 			}
 		}
 		f, known := s.fields[string(name)]
+		switch {
+		case s.kind == "":
+		case slices.Contains(s.foreign, string(name)):
+			return fmt.Errorf("%w: a document of kind %s cannot have the member %s", ErrShape, s.kind, name)
+		case string(name) == "kind":
+			seen |= f.bit
+			return s.kindOf(d)
+		}
 		if !known {
 			return skip(d)
 		}

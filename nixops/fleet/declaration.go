@@ -14,8 +14,8 @@ import (
 	"nixfleet/pki"
 )
 
-// Declaration is a fleet as it was evaluated, before it is stamped and signed. It stays a generic document: what a
-// newer evaluator writes and is not known here still belongs to the bytes that are signed.
+// Declaration is a fleet as it was evaluated, before it is stamped and signed. It stays a generic document, so that
+// DropUnknown can name what is not known here. That is not signed.
 type Declaration struct{ doc map[string]any }
 
 // ParseDeclaration reads a declaration, or a release that is to be signed anew, by the rules of canonical JSON.

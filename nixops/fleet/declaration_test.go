@@ -144,9 +144,9 @@ func TestStamp(t *testing.T) {
 	if f.Members == nil || f.Members.Revocations != nil || *f.Members.BootstrapNonces != pki.HashHex(s.Nonces) {
 		t.Errorf("members %+v", f.Members)
 	}
-	if *f.Meta.CICommit != commit || !f.Meta.SignedAt.Equal(at.Time) || !strings.Contains(string(s.Fleet),
-		`"note":"kept"`) ||
-		!strings.Contains(string(s.Fleet), `"later":{"kept":[1,2.5]}`) {
+	// What is not known is not signed.
+	if *f.Meta.CICommit != commit || !f.Meta.SignedAt.Equal(at.Time) || strings.Contains(string(s.Fleet), "note") ||
+		strings.Contains(string(s.Fleet), "later") {
 		t.Errorf("%s", s.Fleet)
 	}
 	if after, err := d.Bytes(); err != nil || string(after) != string(before) {

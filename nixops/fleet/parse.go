@@ -33,6 +33,37 @@ func (n *BootstrapNonces) Metadata() pki.Metadata {
 	return pki.Metadata{SchemaVersion: n.SchemaVersion, SignedAt: n.Meta.SignedAt}
 }
 
+// marks are the members that make a signed document one of its kind. At the top level they exclude one another.
+var marks = map[string]string{
+	KindFleet: "hosts", KindManifest: "hostSet", KindHead: "hostSetRoot",
+	KindRevocations: "revocations", KindNonces: "bootstrapNonces",
+}
+
+func oneKind(kind string) (string, []string) {
+	var foreign []string
+	for other, mark := range marks {
+		if other != kind {
+			foreign = append(foreign, mark)
+		}
+	}
+	return kind, foreign
+}
+
+// DocumentKind makes pki.Decode refuse what is another kind of document as well.
+func (Fleet) DocumentKind() (string, []string) { return oneKind(KindFleet) }
+
+// DocumentKind makes pki.Decode refuse what is another kind of document as well.
+func (Manifest) DocumentKind() (string, []string) { return oneKind(KindManifest) }
+
+// DocumentKind makes pki.Decode refuse what is another kind of document as well.
+func (Head) DocumentKind() (string, []string) { return oneKind(KindHead) }
+
+// DocumentKind makes pki.Decode refuse what is another kind of document as well.
+func (Revocations) DocumentKind() (string, []string) { return oneKind(KindRevocations) }
+
+// DocumentKind makes pki.Decode refuse what is another kind of document as well.
+func (BootstrapNonces) DocumentKind() (string, []string) { return oneKind(KindNonces) }
+
 func parse[T any](what string, doc []byte) (*T, error) {
 	v := new(T)
 	if err := pki.Decode(doc, v); err != nil {
@@ -88,13 +119,7 @@ func (f *Fleet) nullEntry() string {
 func ParseManifest(doc []byte) (*Manifest, error) { return parse[Manifest]("manifest", doc) }
 
 // ParseHead reads a head; see ParseFleet.
-func ParseHead(doc []byte) (*Head, error) {
-	h, err := parse[Head]("head", doc)
-	if err == nil && h.Kind != KindHead {
-		return nil, fmt.Errorf("head: %w: kind is %.40q", pki.ErrShape, h.Kind)
-	}
-	return h, err
-}
+func ParseHead(doc []byte) (*Head, error) { return parse[Head]("head", doc) }
 
 // ParseRevocations reads a revocation list; see ParseFleet.
 func ParseRevocations(doc []byte) (*Revocations, error) {

@@ -267,8 +267,15 @@ type ManifestBudget struct {
 	MaxInFlightPct *uint32  `json:"maxInFlightPct" shape:"N"`
 }
 
-// KindHead is the kind member of a head.
-const KindHead = "head"
+// The kinds of signed documents. A head says its own as `kind`; the documents of v1 do not, and one that says another
+// than its own is refused.
+const (
+	KindFleet       = "fleet"
+	KindManifest    = "manifest"
+	KindHead        = "head"
+	KindRevocations = "revocations"
+	KindNonces      = "bootstrap-nonces"
+)
 
 // Head is heads/<channel>.json: the small signed truth about a channel.
 // FreshnessWindow is minutes; ConfirmWindowSecs and LeaseSecs are seconds.

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -14,7 +16,7 @@ import (
 // written is the canonical text of a document as the contract's writers write it (artifacts.md §1): null or an empty
 // list where what is known was left out, no member where an optional one was null, times in their one form, old
 // names of members in their new ones. Implementations that encode the typed values anew before they hash them would
-// else see other bytes. What is not known stays as it was declared.
+// else see other bytes. What is not known is left out: a signature would cover it although nobody here reads it.
 func written[T any](doc map[string]any, parse func([]byte) (*T, error)) ([]byte, error) {
 	declared, err := pki.Marshal(doc)
 	if err != nil {
@@ -32,8 +34,24 @@ func written[T any](doc map[string]any, parse func([]byte) (*T, error)) ([]byte,
 	if err := json.Unmarshal(encoded, &known); err != nil {
 		return nil, err
 	}
-	w := writer{forms: map[reflect.Type]*form{}}
-	return pki.Marshal(w.withUnknown(known, doc, reflect.TypeFor[T]()))
+	newWriter().omit(known, reflect.TypeFor[T]())
+	return pki.Marshal(known)
+}
+
+// DropUnknown takes out of the declaration, at every level, the members that are not known, and names them by their
+// paths: hosts.*.owner. A signature covers what nobody here reads just as well, and such a member could make the
+// document pass for one of another kind.
+func (d *Declaration) DropUnknown() []string {
+	w := newWriter()
+	w.drop(d.doc, reflect.TypeFor[Fleet](), "")
+	return w.names()
+}
+
+// DropUnknown does for the entries of a list what Declaration.DropUnknown does for a fleet.
+func DropUnknown[Entry any](l List, name string) []string {
+	w := newWriter()
+	w.drop([]any(l), reflect.TypeFor[[]Entry](), name)
+	return w.names()
 }
 
 // form is what the tags of a struct say of its members.
@@ -47,7 +65,24 @@ type form struct {
 type renamed interface{ oldNames() []string }
 
 // writer walks a document beside its type.
-type writer struct{ forms map[reflect.Type]*form }
+type writer struct {
+	forms   map[reflect.Type]*form
+	dropped map[string]int // paths of members that are not known, with * for the key of a map, and how often each was
+}
+
+func newWriter() writer { return writer{forms: map[reflect.Type]*form{}, dropped: map[string]int{}} }
+
+// names are the dropped members, sorted; of several of one path only their number is told.
+func (w writer) names() []string {
+	names := make([]string, 0, len(w.dropped))
+	for _, path := range slices.Sorted(maps.Keys(w.dropped)) {
+		if n := w.dropped[path]; n > 1 {
+			path = fmt.Sprintf("%s (%d times)", path, n)
+		}
+		names = append(names, path)
+	}
+	return names
+}
 
 func (w writer) form(t reflect.Type) *form {
 	if f, ok := w.forms[t]; ok {
@@ -70,50 +105,74 @@ func (w writer) form(t reflect.Type) *form {
 
 var opaque = []reflect.Type{reflect.TypeFor[pki.Timestamp](), reflect.TypeFor[jsontext.Value]()}
 
-// withUnknown adds to what is known the members of declared that are not.
-func (w writer) withUnknown(known, declared any, t reflect.Type) any {
+// inside calls each for the values below v, with the type and the path of each.
+func (w writer) inside(v any, t reflect.Type, path string, each func(v any, t reflect.Type, path string)) {
+	switch v := v.(type) {
+	case map[string]any:
+		if t.Kind() == reflect.Map {
+			for _, value := range v {
+				each(value, t.Elem(), path+".*")
+			}
+			return
+		}
+		for name, member := range w.form(t).members {
+			if value, there := v[name]; there {
+				each(value, member, path+"."+name)
+			}
+		}
+	case []any:
+		if t.Kind() != reflect.Slice {
+			return
+		}
+		for _, value := range v {
+			each(value, t.Elem(), path+"[]")
+		}
+	}
+}
+
+// plain is the type below pointers, and whether it has members of its own: not one that is carried as it came.
+func plain(t reflect.Type) (reflect.Type, bool) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if slices.Contains(opaque, t) {
-		return known
-	}
-	switch k := known.(type) {
-	case map[string]any:
-		d, _ := declared.(map[string]any)
-		if t.Kind() == reflect.Map {
-			for name := range k {
-				k[name] = w.withUnknown(k[name], d[name], t.Elem())
-			}
-			return k
-		}
-		w.members(k, d, w.form(t))
-	case []any:
-		d, _ := declared.([]any)
-		for i := range min(len(k), len(d)) {
-			k[i] = w.withUnknown(k[i], d[i], t.Elem())
-		}
-	}
-	return known
+	composite := t.Kind() == reflect.Struct || t.Kind() == reflect.Map || t.Kind() == reflect.Slice
+	return t, composite && !slices.Contains(opaque, t)
 }
 
-// members completes one object of which the form is known.
-func (w writer) members(known, declared map[string]any, f *form) {
-	for name, value := range declared {
-		member, ours := f.members[name]
-		have, there := known[name]
-		switch {
-		case ours && there:
-			known[name] = w.withUnknown(have, value, member)
-		case !ours && !slices.Contains(f.old, name):
-			known[name] = value
+// drop takes the members that are not known out of a declared value.
+func (w writer) drop(v any, t reflect.Type, path string) {
+	t, composite := plain(t)
+	if !composite {
+		return
+	}
+	if object, ok := v.(map[string]any); ok && t.Kind() == reflect.Struct {
+		f := w.form(t)
+		maps.DeleteFunc(object, func(name string, _ any) bool {
+			_, ours := f.members[name]
+			unknown := !ours && !slices.Contains(f.old, name)
+			if unknown {
+				w.dropped[strings.TrimPrefix(path+"."+name, ".")]++
+			}
+			return unknown
+		})
+	}
+	w.inside(v, t, path, w.drop)
+}
+
+// omit takes optional members that say nothing out of a value that was encoded.
+func (w writer) omit(v any, t reflect.Type) {
+	t, composite := plain(t)
+	if !composite {
+		return
+	}
+	if object, ok := v.(map[string]any); ok && t.Kind() == reflect.Struct {
+		for _, name := range w.form(t).optional {
+			if value, there := object[name]; there && saysNothing(name, value) {
+				delete(object, name)
+			}
 		}
 	}
-	for _, name := range f.optional {
-		if value, there := known[name]; there && saysNothing(name, value) {
-			delete(known, name)
-		}
-	}
+	w.inside(v, t, "", func(v any, t reflect.Type, _ string) { w.omit(v, t) })
 }
 
 // saysNothing is true for null, and for the empty list of rules that a selector may have.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +116,9 @@ func withoutNix(err error, other string) string {
 // adjust brings a declaration into the form that is released.
 func (r *releaser) adjust(d *draft) error {
 	var err error
+	if warning := d.dropUnknown(); warning != "" {
+		r.say("%s", warning)
+	}
 	if d.expired, err = d.declaration.DropExpired(time.Now()); err != nil {
 		return pinError(err)
 	}
@@ -132,6 +136,23 @@ func (r *releaser) adjust(d *draft) error {
 			l.Wave, l.Policy, command.Plural(l.Hosts, "host"))
 	}
 	return err
+}
+
+// dropUnknown leaves out what this nixfleet does not know: it would be signed, and nobody would read it. The warning
+// that names it is empty where there was nothing.
+func (d *draft) dropUnknown() string {
+	dropped := slices.Concat(d.declaration.DropUnknown(),
+		fleet.DropUnknown[fleet.Revocation](d.revocations, "revocations"),
+		fleet.DropUnknown[fleet.BootstrapNonce](d.nonces, "bootstrapNonces"))
+	if len(dropped) == 0 {
+		return ""
+	}
+	more := ""
+	if len(dropped) > listMax {
+		more = fmt.Sprintf(" and %d more", len(dropped)-listMax)
+	}
+	return "warning: left out of the release, since this nixfleet does not know them: " +
+		command.Plain(strings.Join(dropped[:min(len(dropped), listMax)], ", ")) + more
 }
 
 func pinError(err error) error {

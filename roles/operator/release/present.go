@@ -42,8 +42,14 @@ func (r *releaser) present(ctx context.Context) (*built, error) {
 		fleet.ParseRevocations); err != nil {
 		return nil, err
 	}
-	b.nonces, err = presentList(ctx, r, "bootstrapNonces", expect.BootstrapNonces, now, fleet.ParseNonces)
-	return b, err
+	if b.nonces, err = presentList(ctx, r, "bootstrapNonces", expect.BootstrapNonces, now,
+		fleet.ParseNonces); err != nil {
+		return nil, err
+	}
+	if warning := b.dropUnknown(); warning != "" {
+		r.say("%s", warning)
+	}
+	return b, nil
 }
 
 // listFiles are the files of the lists, by the member that holds the entries.
