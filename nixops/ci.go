@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -69,7 +68,7 @@ func (c CI) Eval(ctx context.Context, flake, attr string) ([]byte, error) {
 
 // ListHosts returns the hosts whose systems a flake declares, sorted by name.
 func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
-	hosts := []FlakeHost{}
+	found := map[string][]string{}
 	for _, kind := range []string{KindNixOS, KindDarwin} {
 		attr := flake + "#" + kind + "Configurations"
 		list := c.command(c.EvalTimeout, 30*time.Minute, "nix", "eval", "--json", "--apply", "builtins.attrNames", attr)
@@ -87,17 +86,14 @@ func (c CI) ListHosts(ctx context.Context, flake string) ([]FlakeHost, error) {
 		if err := json.Unmarshal(out, &names); err != nil {
 			return nil, fmt.Errorf("list hosts of %s: %w", attr, err)
 		}
-		for _, n := range names {
-			hosts = append(hosts, FlakeHost{Name: n, Kind: kind})
-		}
+		found[kind] = names
 	}
-	slices.SortFunc(hosts, func(a, b FlakeHost) int { return strings.Compare(a.Name, b.Name) })
-	return hosts, nil
+	return flakeHosts(found[KindNixOS], found[KindDarwin]), nil
 }
 
 // Build builds a host's system and returns its store path.
 func (c CI) Build(ctx context.Context, flake string, host FlakeHost) (string, error) {
-	name := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `${`, `\${`).Replace(host.Name) + `"`
+	name := quotedName(host.Name)
 	attr := flake + "#nixosConfigurations." + name + ".config.system.build.toplevel"
 	if host.Kind == KindDarwin {
 		attr = flake + "#darwinConfigurations." + name + ".system"

@@ -98,6 +98,8 @@ func signFlags() []cli.Flag {
 func publishFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "release-dir", Value: "releases", Usage: "write the release into `DIR`"},
+		&cli.StringFlag{Name: "in-force", Usage: "compare with the release in `DIR` (default: that of --release-dir or, " +
+			"without git, ./releases beside it)"},
 		&cli.StringFlag{Name: "artifact-name", Value: fleet.FleetName, Usage: "`NAME` of the fleet's file"},
 		&cli.BoolFlag{Name: "git-commit", Usage: "commit the release"},
 		&cli.StringFlag{Name: "git-push", Usage: "commit and push to `REMOTE:BRANCH`, only on top of what was read from it"},
@@ -147,6 +149,12 @@ func releaseConfig(c *cli.Context) (release.Config, error) {
 	if err != nil {
 		return release.Config{}, fmt.Errorf("resolve %s: %w", c.String("release-dir"), err)
 	}
+	inForce := c.String("in-force")
+	if inForce != "" {
+		if inForce, err = filepath.Abs(inForce); err != nil {
+			return release.Config{}, fmt.Errorf("resolve %s: %w", c.String("in-force"), err)
+		}
+	}
 	git, err := releaseGit(c)
 	if err != nil {
 		return release.Config{}, err
@@ -163,6 +171,7 @@ func releaseConfig(c *cli.Context) (release.Config, error) {
 		Source: release.Source{
 			Flake: flake, Installable: installable, FleetFile: c.String("fleet-file"), Closures: c.String("closures"),
 			Hosts: c.String("hosts"), PinURL: c.String("pin-source-url"),
+			InForce:     inForce,
 			Revocations: list("revocations"), Nonces: list("bootstrap-nonces"),
 		},
 		Nix: release.Nix{
@@ -212,6 +221,9 @@ func checkRelease(c *cli.Context) error {
 		return command.Usage("", "--jobs and --push-jobs must be at least 1")
 	case c.Bool("resign") && (c.String("fleet-file") != "" || c.String("closures") != ""):
 		return command.Usage("", "--resign renews what is published; it takes neither --fleet-file nor --closures")
+	case c.String("in-force") != "" && (c.Bool("resign") || c.Bool("git-commit") || c.String("git-push") != ""):
+		return command.Usage("", "--in-force is for a release that is written beside the one in force; --resign and git "+
+			"go by the one that they replace")
 	case c.Bool("resign") && c.Bool("reuse-unchanged-signature"):
 		return command.Usage("", "--resign and --reuse-unchanged-signature contradict each other")
 	}

@@ -109,14 +109,8 @@ func selectHosts(wanted string, known []string) ([]string, error) {
 // buildHosts builds the wanted hosts side by side. The first failure ends it: a release of half a fleet is not what
 // was asked for.
 func (r *releaser) buildHosts(ctx context.Context, d *draft) (map[string]string, error) {
-	flake := r.cfg.Source.Flake
-	found, err := r.nix().ListHosts(ctx, flake)
-	if err != nil {
-		return nil, command.Hinted(fmt.Errorf("list hosts of %s: %w", flake, err),
-			"%s", withoutNix(err, "nix flake show "+command.ShellWord(flake)+" shows it by itself"))
-	}
 	byName := map[string]nixops.FlakeHost{}
-	for _, h := range found {
+	for _, h := range d.systems {
 		if !d.declaration.HasHost(h.Name) {
 			r.say("warning: the flake has a system %s that the fleet does not declare", h.Name)
 			continue
@@ -141,7 +135,10 @@ func (r *releaser) buildHosts(ctx context.Context, d *draft) (map[string]string,
 		group.Go(func() error {
 			started := time.Now()
 			r.say("building %s", name)
-			path, err := r.nix().Build(building, sources[i], byName[name])
+			builds := &buildProgress{}
+			stop := r.waiting("building "+name, builds.String)
+			path, err := r.nix(builds.heard).Build(building, sources[i], byName[name])
+			stop()
 			if err != nil {
 				return command.Hinted(fmt.Errorf("build %s: %w", name, err),
 					"%s", withoutNix(err, "what Nix said is above; --hosts "+name+" builds this host alone"))

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
@@ -30,13 +31,18 @@ func (r *releaser) declare(ctx context.Context) (*draft, error) {
 			return nil, err
 		}
 	}
-	if d.declaration, err = r.evaluate(ctx); err != nil {
+	e, err := r.evaluate(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("read the fleet's declaration: %w", err)
 	}
-	if d.revocations, err = r.list(ctx, "revocations", r.cfg.Source.Revocations); err != nil {
+	d.systems = e.systems
+	if d.declaration, err = fleet.ParseDeclaration(e.declaration); err != nil {
+		return nil, fmt.Errorf("read the fleet's declaration: %w", err)
+	}
+	if d.revocations, err = parseList("revocations", e.revocations); err != nil {
 		return nil, err
 	}
-	if d.nonces, err = r.list(ctx, "bootstrap-nonces", r.cfg.Source.Nonces); err != nil {
+	if d.nonces, err = parseList("bootstrap-nonces", e.nonces); err != nil {
 		return nil, err
 	}
 	return d, r.adjust(d)
@@ -60,48 +66,86 @@ func (r *releaser) warnOfChanges(ctx context.Context, commit string) error {
 	return nil
 }
 
-// evaluate reads the declaration, from Nix or from a file.
-func (r *releaser) evaluate(ctx context.Context) (*fleet.Declaration, error) {
-	raw, err := r.source(r.cfg.Source.FleetFile, func() ([]byte, error) {
-		ref, attr, ok := strings.Cut(r.cfg.Source.Installable, "#")
-		if !ok {
-			return nil, command.Usage("", "--fleet-resolved-attr must be FLAKE#ATTRIBUTE")
-		}
-		r.say("evaluating %s#%s", ref, attr)
-		raw, err := r.nix().Eval(ctx, ref, attr)
-		return raw, command.Hinted(err, "%s", withoutNix(err, "nix eval --json "+command.ShellWord(ref+"#"+attr)+
-			" shows it by itself; --build-flake names the fleet's flake"))
-	})
-	if err != nil {
-		return nil, err
-	}
-	return fleet.ParseDeclaration(raw)
+// evaluated is what a release is declared by, as JSON. A list that the fleet does not keep is nil.
+type evaluated struct {
+	declaration, revocations, nonces []byte
+	systems                          []nixops.FlakeHost // nil when nothing is built
 }
 
-// list reads one of the lists; nil when the fleet keeps none.
-func (r *releaser) list(ctx context.Context, name string, from List) (fleet.List, error) {
-	if from.Attribute == "" && from.File == "" {
-		return nil, nil
+// evaluate reads the declaration and the lists from files, and evaluates the flake once for the rest.
+func (r *releaser) evaluate(ctx context.Context) (evaluated, error) {
+	var e evaluated
+	src := r.cfg.Source
+	var attrs []string   // of src.Flake
+	var values []*[]byte // where they go
+	for _, part := range []struct {
+		list List
+		into *[]byte
+	}{
+		{List{File: src.FleetFile, Attribute: src.Installable}, &e.declaration},
+		{src.Revocations, &e.revocations}, {src.Nonces, &e.nonces},
+	} {
+		var err error
+		switch {
+		case part.list.File != "":
+			if *part.into, err = command.ReadFile(part.list.File, pki.MaxDocument); err != nil {
+				return e, err
+			}
+		case part.list.Attribute != "":
+			ref, attr, whole := strings.Cut(part.list.Attribute, "#")
+			switch {
+			case !whole && part.into == &e.declaration:
+				return e, command.Usage("", "--fleet-resolved-attr must be FLAKE#ATTRIBUTE")
+			case whole && ref != src.Flake:
+				if *part.into, err = r.evaluateElsewhere(ctx, part.list.Attribute); err != nil {
+					return e, err
+				}
+				continue
+			case !whole:
+				attr = part.list.Attribute
+			}
+			attrs, values = append(attrs, attr), append(values, part.into)
+		}
 	}
-	raw, err := r.source(from.File, func() ([]byte, error) {
-		return r.nix().Eval(ctx, r.cfg.Source.Flake, from.Attribute)
-	})
+	builds := src.FleetFile == "" && src.Closures == ""
+	if len(attrs) == 0 && !builds {
+		return e, nil
+	}
+	r.say("evaluating %s", src.Flake)
+	defer r.waiting("evaluating "+src.Flake, nil)()
+	declared, err := r.nix().Declare(ctx, src.Flake, attrs)
 	if err != nil {
-		return nil, fmt.Errorf("read the list of %s: %w", name, err)
+		return e, command.Hinted(err, "%s", withoutNix(err, "nix eval --json "+command.ShellWord(src.Installable)+
+			" shows it by itself; --build-flake names the fleet's flake"))
+	}
+	for i, into := range values {
+		*into = declared.Values[i]
+	}
+	if builds {
+		e.systems = declared.Hosts
+	}
+	return e, nil
+}
+
+// evaluateElsewhere evaluates an attribute of another flake than the one that hosts are built from.
+func (r *releaser) evaluateElsewhere(ctx context.Context, installable string) ([]byte, error) {
+	r.say("evaluating %s", installable)
+	defer r.waiting("evaluating "+installable, nil)()
+	raw, err := r.nix().Eval(ctx, r.cfg.Source.Flake, installable)
+	return raw, command.Hinted(err, "%s", withoutNix(err, "nix eval --json "+command.ShellWord(installable)+
+		" shows it by itself"))
+}
+
+// parseList reads one of the lists; nil when the fleet keeps none.
+func parseList(name string, raw []byte) (fleet.List, error) {
+	if raw == nil {
+		return nil, nil
 	}
 	list, err := fleet.ParseList(raw)
 	if err != nil {
 		return nil, command.Hinted(fmt.Errorf("read the list of %s: %w", name, err), "the attribute must yield the bare list")
 	}
 	return list, nil
-}
-
-// source reads a file, or asks Nix when none is named.
-func (r *releaser) source(file string, eval func() ([]byte, error)) ([]byte, error) {
-	if file != "" {
-		return command.ReadFile(file, pki.MaxDocument)
-	}
-	return eval()
 }
 
 // withoutNix is the hint of a machine that has no Nix, or another one.

@@ -2,6 +2,7 @@ package release
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,14 +19,50 @@ import (
 	"nixfleet/roles/command"
 )
 
-// shelf is where the current release lies: the commit that the next one will be put upon, or the directory.
+// A shelf is where a release lies: the commit that the next one will be put upon, or a directory.
 type shelf struct {
 	dir, fleetName string
 	repo           *repository // nil: the directory counts
 }
 
+// shelf is where the release lies that this one follows.
 func (r *releaser) shelf() shelf {
+	return shelf{dir: cmp.Or(r.follows, r.cfg.Dir), fleetName: r.cfg.FleetName, repo: r.repo}
+}
+
+// own is where the release lies that this one replaces.
+func (r *releaser) own() shelf {
 	return shelf{dir: r.cfg.Dir, fleetName: r.cfg.FleetName, repo: r.repo}
+}
+
+// inForceDir is the release directory of a fleet that does not name another one.
+const inForceDir = "releases"
+
+// findInForce looks for the release in force when the release directory is another, such as one that `plan` is to read:
+// without it, everything in a new directory would be new. It is the one that is named, or the usual directory beside
+// when that has a release of the same hosts.
+func (r *releaser) findInForce(ctx context.Context, d *draft) error {
+	follows := r.cfg.Source.InForce
+	if follows == "" {
+		follows = filepath.Join(filepath.Dir(r.cfg.Dir), inForceDir)
+		if r.repo != nil || r.cfg.ReuseUnchanged || follows == r.cfg.Dir {
+			return nil
+		}
+	}
+	f, err := shelf{dir: follows, fleetName: r.cfg.FleetName}.fleet(ctx)
+	if err != nil {
+		return err
+	}
+	if f == nil && r.cfg.Source.InForce != "" {
+		return command.Hinted(fmt.Errorf("there is no release in %s", follows), "--in-force names the release directory "+
+			"that this release is compared with")
+	}
+	if f == nil || r.cfg.Source.InForce == "" && !slices.ContainsFunc(sortedKeys(f.Hosts), d.declaration.HasHost) {
+		return nil
+	}
+	r.say("comparing with the release in %s", follows)
+	r.follows = follows
+	return nil
 }
 
 // file reads a file of the current release; nil when there is none.

@@ -9,7 +9,6 @@ package release
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -50,6 +49,7 @@ type Source struct {
 	Closures    string // file that maps hosts to store paths; "" builds
 	Hosts       string // to build: auto, auto:exclude=a,b or a,b
 	PinURL      string // flake that pinned commits are built from
+	InForce     string // release directory to compare with; "" is that of the release, or the usual one beside it
 	Revocations List
 	Nonces      List
 }
@@ -146,20 +146,19 @@ type HostChange struct {
 
 // releaser is one run. Its fields stay as they are once Run has filled them.
 type releaser struct {
-	cfg    Config
-	lines  *lineWriter
-	repo   *repository // nil when nothing is committed
-	signer *signer
-	roots  string          // links to what is built, until it is pushed; "" when nothing is
-	warned map[string]bool // of trust files, said once
+	cfg Config
+	*narrator
+	repo    *repository // nil when nothing is committed
+	signer  *signer
+	roots   string          // links to what is built, until it is pushed; "" when nothing is
+	warned  map[string]bool // of trust files, said once
+	follows string          // directory of the release that this one follows; "" is cfg.Dir
 }
-
-func (r *releaser) say(format string, args ...any) { fmt.Fprintf(r.lines, format+"\n", args...) }
 
 // Run makes one release. The error carries the exit code: 1 for configuration, evaluation or build, 2 for a hook and
 // 3 for what does not verify.
 func Run(ctx context.Context, cfg Config) (*Summary, error) {
-	r := &releaser{cfg: cfg, lines: newLineWriter(cfg.Progress, cfg.JSONProgress, ""), warned: map[string]bool{}}
+	r := &releaser{cfg: cfg, narrator: newNarrator(cfg.Progress, cfg.JSONProgress), warned: map[string]bool{}}
 	var err error
 	if r.signer, err = r.newSigner(); err != nil {
 		return nil, err
@@ -188,6 +187,9 @@ func Run(ctx context.Context, cfg Config) (*Summary, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.findInForce(ctx, d); err != nil {
+		return nil, err
+	}
 	b, err := r.build(ctx, d)
 	if err != nil {
 		return nil, err
@@ -198,21 +200,13 @@ func Run(ctx context.Context, cfg Config) (*Summary, error) {
 	return r.publish(ctx, b)
 }
 
-// nix is the Nix of this machine, whose words become progress.
-func (r *releaser) nix() nixops.CI {
-	n := r.cfg.Nix
-	return nixops.CI{
-		Nix: n.BinDir, NixConfDir: n.ConfDir, Store: n.Store, Roots: r.roots,
-		Progress: func(line string) { r.say("nix: %s", line) },
-	}
-}
-
 // draft is a fleet's declaration with its lists, not yet stamped.
 type draft struct {
 	declaration         *fleet.Declaration
 	ciCommit            *string
 	revocations, nonces fleet.List
-	expired             []string // hosts whose pins had ended
+	expired             []string           // hosts whose pins had ended
+	systems             []nixops.FlakeHost // that the flake declares; nil when nothing is built
 }
 
 // built is a draft whose closures are known.

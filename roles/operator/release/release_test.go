@@ -151,7 +151,7 @@ func (f *forge) try(change ...func(*Config)) (*Summary, error) {
 // releaser is one that is ready to read the present release.
 func (f *forge) releaser() *releaser {
 	f.t.Helper()
-	r := &releaser{cfg: f.cfg, lines: newLineWriter(&f.said, false, ""), warned: map[string]bool{}}
+	r := &releaser{cfg: f.cfg, narrator: newNarrator(&f.said, false), warned: map[string]bool{}}
 	var err error
 	if r.signer, err = r.newSigner(); err != nil {
 		f.t.Fatal(err)

@@ -121,6 +121,9 @@ func rank(fleetName, name string) int {
 // un-revoke every certificate in silence.
 func (r *releaser) refuseVanishing(ctx context.Context, name string) error {
 	had, err := r.shelf().file(ctx, name)
+	if err == nil && had == nil {
+		had, err = r.own().file(ctx, name)
+	}
 	if err != nil || had == nil {
 		return err
 	}
@@ -200,7 +203,7 @@ func (w Windows) after(before *fleet.Head, resign bool) (confirm, lease time.Dur
 
 // findObsolete lists heads of channels that are no longer released.
 func (r *releaser) findObsolete(ctx context.Context, s *sealed) error {
-	present, err := r.shelf().names(ctx, fleet.HeadsDir)
+	present, err := r.own().names(ctx, fleet.HeadsDir)
 	if err != nil {
 		return err
 	}
