@@ -40,10 +40,10 @@ func Commands(roles Roles) []*cli.Command {
 // flag, values from the configuration file, and refusals instead of silence
 // for words that mean nothing.
 func finish(c *cli.Command, prefix string) {
-	if len(c.Subcommands) > 0 {
-		for _, sub := range c.Subcommands {
-			finish(sub, prefix+"_"+command.Variable(c.Name))
-		}
+	for _, sub := range c.Subcommands {
+		finish(sub, prefix+"_"+command.Variable(c.Name))
+	}
+	if c.Action == nil {
 		return
 	}
 	c.Flags = append(c.Flags, &cli.StringFlag{

@@ -19,8 +19,12 @@ import (
 	"nixfleet/roles/command"
 )
 
-// timeout ends a demonstration that got stuck.
+// timeout ends a story that got stuck. It is a moment for the story alone: control
+// plane and agents live until the demonstration ends.
 const timeout = 3 * time.Minute
+
+// tempPrefix begins the name of a demonstration's temporary directory.
+const tempPrefix = "nixfleet-demo-"
 
 // Role runs one command line of a role: the words after the role's name, or all words of an operator's verb. It reads
 // no environment variables.
@@ -37,8 +41,10 @@ func Command(roles Roles) *cli.Command {
 		Description: "Makes keys, a git forge and a fleet; starts the real control plane and one real agent per host over\n" +
 			"mutual TLS on loopback; and tells what happens while it happens. The machines themselves are simulated,\n" +
 			"or with --nix directories with a real Nix store each, whose systems are built, signed and fetched from a\n" +
-			"cache. Nothing outside the demonstration's own directory is touched. Exit 0 only if every chapter happened.\n\n" +
-			"Example:\n   nixfleet demo\n   nixfleet demo --hosts 12 --stay\n   nixfleet demo --nix",
+			"cache. Nothing outside the demonstration's own directory is touched. Exit 0 only if every chapter happened.\n" +
+			"With --stay the fleet goes on after the story, with a halted rollout to look at, until Ctrl-C.\n\n" +
+			"Example:\n   nixfleet demo\n   nixfleet demo --hosts 12 --stay\n   nixfleet demo push good\n" +
+			"   nixfleet demo --nix",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "hosts", Value: 6, Usage: "`NUMBER` of machines, 3 to 100"},
 			&cli.BoolFlag{Name: "nix", Usage: "hosts with real private Nix stores"},
@@ -50,7 +56,8 @@ func Command(roles Roles) *cli.Command {
 			&cli.BoolFlag{Name: "stay", Usage: "go on after the last chapter until interrupted"},
 			command.JSONFlag(),
 		},
-		Action: func(c *cli.Context) error { return demonstrate(c, roles) },
+		Subcommands: []*cli.Command{pushCommand()},
+		Action:      func(c *cli.Context) error { return demonstrate(c, roles) },
 	}
 }
 
@@ -67,20 +74,37 @@ func demonstrate(c *cli.Context, roles Roles) error {
 	if roles.ControlPlane == nil || roles.Agent == nil || roles.Operator == nil {
 		return errors.New("this build has no control plane and agent to demonstrate")
 	}
-	s := &story{roles: roles, view: newView(c.App.ErrWriter), hosts: c.Int("hosts")}
+	ctx, stop := context.WithCancel(c.Context)
+	// A terminal that is closed ends the demonstration as Ctrl-C does, so that its keys do not stay behind.
+	hangups, deaf := command.Hangups()
+	defer deaf()
+	go func() {
+		select {
+		case <-hangups:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	// With --json the answer alone goes to stdout.
+	out := c.App.Writer
+	if c.Bool("json") {
+		out = c.App.ErrWriter
+	}
+	s := &story{roles: roles, view: newView(out), hosts: c.Int("hosts")}
 	s.machines = simulatedMachines{s}
 	if c.Bool("nix") {
 		bin, version, err := findNix(c.Context, c.String("nix-bin-dir"))
 		if err != nil {
+			stop()
 			return err
 		}
 		s.machines = &nixMachines{s: s, bin: bin, version: version}
 	}
 	remove, err := s.settleIn(c.String("dir"))
 	if err != nil {
+		stop()
 		return err
 	}
-	ctx, stop := context.WithCancel(c.Context)
 	// The fleet is stopped before its directory goes.
 	defer func() {
 		stop()
@@ -88,7 +112,11 @@ func demonstrate(c *cli.Context, roles Roles) error {
 		s.wait()
 		remove()
 	}()
-	happened, failed := s.tell(ctx)
+	chapters := s.chapters()
+	if c.Bool("stay") {
+		chapters = append(chapters, s.last())
+	}
+	happened, failed := s.tell(ctx, chapters)
 	if c.Bool("json") {
 		if err := command.Line(c, happened); err != nil {
 			return err
@@ -102,18 +130,17 @@ func demonstrate(c *cli.Context, roles Roles) error {
 		return command.Hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
 	}
 	if c.Bool("stay") {
-		s.view.Say("the fleet goes on until Ctrl-C; look around with\n\n  nixfleet status --config %s\n  nixfleet rollout "+
-			"list --config %s\n",
-			s.config(), s.config())
-		<-ctx.Done()
+		return s.stay(ctx)
 	}
+	s.view.Say("look around in such a fleet, break and repair it: nixfleet demo --stay\n  a fleet of your own: " +
+		"docs/getting-started.md")
 	return nil
 }
 
 // settleIn takes a directory, or a temporary one that remove takes away.
 func (s *story) settleIn(dir string) (remove func(), err error) {
 	if dir == "" {
-		if s.dir, err = os.MkdirTemp("", "nixfleet-demo-"); err != nil {
+		if s.dir, err = os.MkdirTemp("", tempPrefix); err != nil {
 			return nil, fmt.Errorf("make directory: %w", err)
 		}
 		return func() {
@@ -130,12 +157,11 @@ func (s *story) settleIn(dir string) (remove func(), err error) {
 }
 
 // tell runs the chapters until one fails, and says which of them happened.
-func (s *story) tell(ctx context.Context) (happened map[string]bool, failed error) {
+func (s *story) tell(ctx context.Context, chapters []chapter) (happened map[string]bool, failed error) {
 	happened = map[string]bool{}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	started := time.Now()
-	for _, ch := range s.chapters() {
+	s.giveUp = started.Add(timeout)
+	for _, ch := range chapters {
 		happened[ch.key] = false
 		if failed != nil {
 			continue

@@ -37,10 +37,13 @@ type story struct {
 	address  string
 	machines machines
 	names    []string
+	newest   int // release
+	edge     int // release of channel edge
 	pubkeys  map[string]string
 
 	running sync.WaitGroup
-	stopCP  func() // stops the control plane and waits for it
+	giveUp  time.Time // when the story, or a release that was pushed after it, got stuck
+	stopCP  func()    // stops the control plane and waits for it
 	client  *client.Client
 
 	mu   sync.Mutex
@@ -54,9 +57,16 @@ func (s *story) key(name string) string { return s.path("keys", name) }
 func (s *story) config() string         { return s.path("config.toml") }
 func (s *story) wait()                  { s.running.Wait() }
 
+// limited ends what got stuck. Control plane and agents live longer, and are not started with it.
+func (s *story) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(ctx, s.giveUp)
+}
+
 // command runs a verb of this program, of one word or two, and returns what it printed. The verb reads the
 // demonstration's own configuration file.
 func (s *story) command(ctx context.Context, verb string, args ...string) (string, error) {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
 	var out, said bytes.Buffer
 	line := slices.Concat(strings.Fields(verb), []string{"--config", s.config()}, args)
 	if err := s.roles.Operator(ctx, line, &out, &said); err != nil {
@@ -66,6 +76,8 @@ func (s *story) command(ctx context.Context, verb string, args ...string) (strin
 }
 
 func (s *story) git(ctx context.Context, dir string, args ...string) error {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
 	runner := git.Runner{Environ: append(git.Environ(os.Environ()), "GIT_CONFIG_GLOBAL="+os.DevNull,
 		"GIT_CONFIG_NOSYSTEM=1",
 		"GIT_AUTHOR_NAME=demo", "GIT_AUTHOR_EMAIL=demo@localhost", "GIT_COMMITTER_NAME=demo",
@@ -146,6 +158,9 @@ func (s *story) clientOf(cert *tls.Certificate) (*client.Client, error) {
 	})
 }
 
+// canary is the host that gets each release of channel stable first.
+func (s *story) canary() string { return s.names[0] }
+
 // stable is how many hosts are on channel stable; the rest are on edge.
 func (s *story) stable() int { return s.hosts - max(1, s.hosts/3) }
 
@@ -203,6 +218,7 @@ func (s *story) publish(ctx context.Context, want func(host string) int, n int, 
 		flags...)...); err != nil {
 		return err
 	}
+	s.newest, s.edge = n, want(s.names[len(s.names)-1])
 	if s.stopCP == nil {
 		return nil
 	}
@@ -332,6 +348,8 @@ func (s *story) mint(ctx context.Context, name string) error {
 
 // until looks at the fleet, shows it, and waits for the condition.
 func (s *story) until(ctx context.Context, what string, reached func() (bool, error)) error {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
 	for {
 		if answer, err := s.client.Hosts(ctx); err == nil {
 			s.mu.Lock()

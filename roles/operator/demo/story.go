@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"nixfleet/pki"
@@ -26,7 +25,7 @@ func (s *story) chapters() []chapter {
 		}},
 		{"canary", "3. Release 2 goes to the canary first, soaks, then to the rest",
 			func(ctx context.Context) error { return s.canaryFirst(ctx, canary) }},
-		{"halt", "4. Release 3 breaks the canary, which returns by itself; the rollout halts",
+		{"halt", "4. Release 3, for channel stable only, breaks the canary, which returns by itself; the rollout halts",
 			func(ctx context.Context) error { return s.broken(ctx, canary) }},
 		{"repair", "5. Release 4 repairs it", func(ctx context.Context) error {
 			if err := s.publish(ctx, func(string) int { return 4 }, 4, false); err != nil {
@@ -123,27 +122,7 @@ func (s *story) canaryFirst(ctx context.Context, canary string) error {
 
 func (s *story) broken(ctx context.Context, canary string) error {
 	// Channel edge stays at release 2: only stable is broken.
-	want := func(host string) int {
-		if strings.HasPrefix(host, "edge") {
-			return 2
-		}
-		return 3
-	}
-	if err := s.publish(ctx, want, 3, true); err != nil {
-		return err
-	}
-	if err := s.until(ctx, "the rollout of release 3 halts", func() (bool, error) {
-		open, err := s.client.Rollouts(ctx)
-		if err != nil {
-			return false, nil
-		}
-		for _, r := range open.Rollouts {
-			if r.Channel == "stable" && r.State == string(protocol.RolloutHalted) {
-				return true, nil
-			}
-		}
-		return false, nil
-	}); err != nil {
+	if err := s.breakStable(ctx, 3); err != nil {
 		return err
 	}
 	if err := s.until(ctx, canary+" is back on release 2", func() (bool, error) {
