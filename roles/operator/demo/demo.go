@@ -114,7 +114,7 @@ func demonstrate(c *cli.Context, roles Roles) error {
 	}()
 	chapters := s.chapters()
 	if c.Bool("stay") {
-		chapters = append(chapters, s.last())
+		chapters = append(chapters, s.something())
 	}
 	happened, failed := s.tell(ctx, chapters)
 	if c.Bool("json") {
@@ -130,7 +130,7 @@ func demonstrate(c *cli.Context, roles Roles) error {
 		return command.Hinted(failed, "nixfleet demo --dir DIR keeps the logs: DIR/cp.log and DIR/hosts/*/agent.log")
 	}
 	if c.Bool("stay") {
-		return s.stay(ctx)
+		return sequel{s}.stay(ctx)
 	}
 	s.view.Say("look around in such a fleet, break and repair it: nixfleet demo --stay\n  a fleet of your own: " +
 		"docs/getting-started.md")

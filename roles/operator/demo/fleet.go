@@ -17,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"nixfleet/nixops/fleet"
 	"nixfleet/nixops/git"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
@@ -37,8 +36,7 @@ type story struct {
 	address  string
 	machines machines
 	names    []string
-	newest   int // release
-	edge     int // release of channel edge
+	last     published
 	pubkeys  map[string]string
 
 	running sync.WaitGroup
@@ -49,6 +47,9 @@ type story struct {
 	mu   sync.Mutex
 	seen []protocol.HostEntry
 }
+
+// published are the newest release, and the one that channel edge has.
+type published struct{ newest, edge int }
 
 func (s *story) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
@@ -158,12 +159,6 @@ func (s *story) clientOf(cert *tls.Certificate) (*client.Client, error) {
 	})
 }
 
-// canary is the host that gets each release of channel stable first.
-func (s *story) canary() string { return s.names[0] }
-
-// stable is how many hosts are on channel stable; the rest are on edge.
-func (s *story) stable() int { return s.hosts - max(1, s.hosts/3) }
-
 // machine makes a machine's ssh key.
 func (s *story) machine(name string) error {
 	dir := s.path("hosts", name)
@@ -218,7 +213,7 @@ func (s *story) publish(ctx context.Context, want func(host string) int, n int, 
 		flags...)...); err != nil {
 		return err
 	}
-	s.newest, s.edge = n, want(s.names[len(s.names)-1])
+	s.last = published{n, want(s.names[len(s.names)-1])}
 	if s.stopCP == nil {
 		return nil
 	}
@@ -240,40 +235,6 @@ func (s *story) write(name string, data []byte) error {
 		return err
 	}
 	return os.WriteFile(file, data, 0o644)
-}
-
-// declaration is what mkFleet would give: two channels, and on stable a canary
-// that soaks before the rest goes.
-func (s *story) declaration() *fleet.Fleet {
-	soak := func(seconds uint32, hosts ...string) fleet.Wave {
-		return fleet.Wave{Hosts: append([]string{}, hosts...), SoakMinutes: (seconds + 59) / 60, SoakSeconds: &seconds}
-	}
-	f := &fleet.Fleet{
-		SchemaVersion: 1, Hosts: map[string]*fleet.Host{}, Meta: fleet.Meta{SchemaVersion: 1},
-		Channels: map[string]fleet.Channel{},
-		RolloutPolicies: map[string]fleet.Policy{
-			"canary": {Strategy: "canary", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt},
-			"fast":   {Strategy: "all-at-once", Waves: []fleet.PolicyWave{}, OnHealthFailure: fleet.OnFailureHalt},
-		},
-		Waves: map[string][]fleet.Wave{
-			"stable": {soak(2, s.names[0]), soak(1, s.names[1:s.stable()]...)},
-			"edge":   {},
-		},
-	}
-	for channel, policy := range map[string]string{"stable": "canary", "edge": "fast"} {
-		f.Channels[channel] = fleet.Channel{
-			RolloutPolicy: policy, ReconcileIntervalMinutes: 1, FreshnessWindow: 120, SigningIntervalMinutes: 60,
-			Compliance: fleet.Compliance{Frameworks: []string{}, Mode: fleet.ModeDisabled},
-		}
-	}
-	for i, name := range s.names {
-		pubkey, channel := s.pubkeys[name], "stable"
-		if i >= s.stable() {
-			channel = "edge"
-		}
-		f.Hosts[name] = &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: channel, Pubkey: &pubkey}
-	}
-	return f
 }
 
 // startControlPlane runs the control plane until stopCP or ctx ends it.

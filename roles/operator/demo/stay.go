@@ -31,8 +31,8 @@ const socketName = "demo.sock"
 // answerTime is how long `demo push` waits for its answer: a release with a real Nix is built first.
 const answerTime = 2 * time.Minute
 
-// last is the chapter that leaves something to look at: a history, and a rollout that stopped.
-func (s *story) last() chapter {
+// something is the chapter that leaves something to look at: a history, and a rollout that stopped.
+func (s *story) something() chapter {
 	return chapter{"explore", "8. Release 5 goes well, and release 6 breaks the canary: something to look at",
 		func(ctx context.Context) error {
 			if err := s.publish(ctx, func(string) int { return 5 }, 5, false); err != nil {
@@ -65,7 +65,7 @@ func (s *story) breakStable(ctx context.Context, n int) error {
 
 // stableOnly is release n for channel stable, and for edge what it runs.
 func (s *story) stableOnly(n int) func(host string) int {
-	before := s.edge
+	before := s.last.edge
 	return func(host string) int {
 		if strings.HasPrefix(host, "edge") {
 			return before
@@ -86,8 +86,11 @@ func (s *story) halted(ctx context.Context, n int) error {
 	})
 }
 
-// stay keeps the fleet until ctx ends, and pushes the releases that `demo push` asks for.
-func (s *story) stay(ctx context.Context) error {
+// sequel is what comes after the story: the fleet goes on, and takes the releases that `demo push` asks for.
+type sequel struct{ *story }
+
+// stay keeps the fleet until ctx ends.
+func (s sequel) stay(ctx context.Context) error {
 	listener, err := net.Listen("unix", s.path(socketName))
 	if err != nil {
 		return fmt.Errorf("take wishes: %w", err)
@@ -108,7 +111,7 @@ func (s *story) stay(ctx context.Context) error {
 }
 
 // tries are five commands to paste.
-func (s *story) tries() []string {
+func (s sequel) tries() []string {
 	to := " --config " + command.ShellWord(s.config())
 	return []string{
 		s.program() + " status" + to,
@@ -120,7 +123,7 @@ func (s *story) tries() []string {
 }
 
 // plays are what makes something happen.
-func (s *story) plays() []string {
+func (s sequel) plays() []string {
 	at := " --dir " + command.ShellWord(s.dir)
 	return []string{
 		s.program() + " demo push " + pushGood + at,
@@ -130,7 +133,7 @@ func (s *story) plays() []string {
 }
 
 // program is this executable as it can be typed.
-func (s *story) program() string {
+func (s sequel) program() string {
 	path, err := os.Executable()
 	if err != nil {
 		return "nixfleet"
@@ -147,7 +150,7 @@ func lines(commands []string) string {
 }
 
 // fulfil reads one wish, releases what it asks for, and answers with a line.
-func (s *story) fulfil(ctx context.Context, conn net.Conn) {
+func (s sequel) fulfil(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
 		return
@@ -165,9 +168,9 @@ func (s *story) fulfil(ctx context.Context, conn net.Conn) {
 }
 
 // push makes one more release.
-func (s *story) push(ctx context.Context, wish string) (string, error) {
+func (s sequel) push(ctx context.Context, wish string) (string, error) {
 	s.giveUp = time.Now().Add(answerTime)
-	n := s.newest + 1
+	n := s.last.newest + 1
 	switch wish {
 	case pushGood:
 		if err := s.publish(ctx, func(string) int { return n }, n, false); err != nil {
