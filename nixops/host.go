@@ -127,6 +127,10 @@ type Host interface {
 	// re-execution of the init nor a step of the clock moves it. If the machine has an init, the init repeats a
 	// command that fails or is killed, until the next boot.
 	ArmDeadline(ctx context.Context, d Deadline) error
+	// DeadlineNote returns the note of a deadline that was armed since the last boot and that nobody has disarmed,
+	// whether its time has come or not. It is nil if there is none. An empty name stands for the note that was
+	// written last.
+	DeadlineNote(ctx context.Context, unit string) ([]byte, error)
 	// DisarmDeadline cancels a deadline. It does not stop a command that already runs. A deadline that is not
 	// armed is not an error.
 	DisarmDeadline(ctx context.Context, unit string) error

@@ -36,6 +36,7 @@ var contract = []struct {
 	{"caller dies in the switch A1 A2", testCallerDies},
 	{"deadline without its caller A9", testDeadline},
 	{"disarmed deadline", testDisarm},
+	{"note of a deadline", testDeadlineNote},
 	{"unit names are used once at a time", testUnitNames},
 	{"refused closures", testRefused},
 	{"cache gone", testUnreachable},

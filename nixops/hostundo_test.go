@@ -133,3 +133,32 @@ func testDisarm(t *testing.T, r *rig) {
 		}
 	}
 }
+
+func testDeadlineNote(t *testing.T, r *rig) {
+	r.installed(t, sim.Closure{})
+	note := func(unit string) string {
+		text, err := r.host.DeadlineNote(t.Context(), unit)
+		must(t, err)
+		return string(text)
+	}
+	if got := note("deadline-1") + note(""); got != "" {
+		t.Errorf("before there is one: %q", got)
+	}
+	for i, unit := range []string{"deadline-1", "deadline-2"} {
+		must(t, r.host.ArmDeadline(t.Context(), nixops.Deadline{
+			Unit: unit, After: time.Hour, Command: []string{"/bin/true"}, Note: []byte{byte('1' + i)},
+		}))
+		time.Sleep(20 * time.Millisecond) // files have times of their own
+	}
+	if got := note("deadline-1") + note("deadline-2") + note(""); got != "122" {
+		t.Errorf("notes and the newest: %q", got)
+	}
+	must(t, r.host.DisarmDeadline(t.Context(), "deadline-2"))
+	if got := note("deadline-2") + note(""); got != "1" {
+		t.Errorf("after one is disarmed: %q", got)
+	}
+	must(t, r.host.DisarmDeadline(t.Context(), "deadline-1"))
+	if _, err := r.host.DeadlineNote(t.Context(), "../deadline"); err == nil {
+		t.Error("a path is a unit")
+	}
+}

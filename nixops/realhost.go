@@ -24,6 +24,7 @@ type machine struct {
 	nix      nix
 	fetch    []string // the options that substitution returns
 	super    supervisor
+	files    unitFiles
 	bootctl  string
 	log      zerolog.Logger
 }
@@ -56,6 +57,7 @@ func NewHost(c HostConfig) (Host, error) {
 		run = m.root + "/run/nixfleet"
 	}
 	files := unitFiles{dir: run + "/units"}
+	m.files = files
 	kind := c.Supervisor
 	if kind == "" {
 		switch {

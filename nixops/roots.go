@@ -17,10 +17,10 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 		return err
 	}
 	// The root may lead to a path that does not exist yet; the garbage collector does not remove such a root.
-	if err := m.link(closure, path); err != nil {
+	if err := link(m.root, closure, path); err != nil {
 		return fmt.Errorf("gc root for %s: %w", closure, err)
 	}
-	c := m.register(closure, path)
+	c := m.nix.register(m.root, closure, path)
 	c.args = append(c.args, m.fetch...)
 	c.lines = progress
 	if _, err := c.run(ctx); err != nil {
@@ -35,13 +35,13 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 // register makes Nix itself make the root again once the path is valid. Our link alone is not enough: a garbage
 // collector may have read the roots while the path was not valid yet, and may look for temporary roots only after Nix
 // has ended; it would then delete the path. Nix tells a running collector about the roots that it makes.
-func (m *machine) register(name, path string) command {
-	return m.nix.command("nix-store", "--realise", path, "--add-root", m.root+rootsDir+"/"+name)
+func (n nix) register(root, name, path string) command {
+	return n.command("nix-store", "--realise", path, "--add-root", root+rootsDir+"/"+name)
 }
 
 // link makes a garbage collector root of that name, without Nix.
-func (m *machine) link(name, path string) error {
-	return noSpace(disk.ReplaceLink(path, m.root+rootsDir+"/"+name))
+func link(root, name, path string) error {
+	return noSpace(disk.ReplaceLink(path, root+rootsDir+"/"+name))
 }
 
 // noSpace adds ErrNoSpace to an error that a full disk caused.
@@ -68,7 +68,7 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 	if err := CheckRoot(name); err != nil {
 		return err
 	}
-	if err := m.link(name, path); err != nil {
+	if err := link(m.root, name, path); err != nil {
 		return fmt.Errorf("gc root %s: %w", name, err)
 	}
 	err = m.nix.valid(ctx, closure)
@@ -76,7 +76,7 @@ func (m *machine) AddRoot(ctx context.Context, name, closure string) error {
 		return nil
 	}
 	if err == nil {
-		c := m.register(name, path)
+		c := m.nix.register(m.root, name, path)
 		c.args = append(c.args, "--option", "substitute", "false")
 		c.timeout = quick
 		_, err = c.run(ctx)

@@ -33,6 +33,10 @@ const lockFile = os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW | syscall.O_NONBLO
 
 func lock(path string, flags, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags, 0o600)
+	if errors.Is(err, syscall.EROFS) {
+		// A lock needs no writing, so a file that exists can be locked on a read-only file system, too.
+		f, err = os.OpenFile(path, flags&^(os.O_RDWR|os.O_CREATE), 0o600)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}

@@ -119,7 +119,7 @@ func (m *machine) PowerCycle() error {
 		for unit := range st.Deadlines {
 			m.dropTimer(unit)
 		}
-		st.Deadlines = map[string]armed{}
+		st.Deadlines, st.Notes = map[string]armed{}, map[string][]byte{}
 		call, booted = m.onBoot, st.Boot.Booted
 		return nil
 	})

@@ -221,6 +221,7 @@ func (s *Host) ArmDeadline(ctx context.Context, d nixops.Deadline) error {
 	}
 	return s.with(func(st *memory) error {
 		st.Deadlines[d.Unit] = armed{At: time.Now().Add(d.After), After: d.After, Command: d.Command}
+		st.Notes[d.Unit] = d.Note
 		s.setTimer(d.Unit, d.After)
 		return nil
 	})
@@ -232,9 +233,27 @@ func (s *Host) DisarmDeadline(ctx context.Context, unit string) error {
 	}
 	return s.with(func(st *memory) error {
 		delete(st.Deadlines, unit)
+		delete(st.Notes, unit)
 		s.dropTimer(unit)
 		return nil
 	})
+}
+
+func (s *Host) DeadlineNote(ctx context.Context, unit string) ([]byte, error) {
+	if unit != "" {
+		if err := nixops.CheckUnit(unit); err != nil {
+			return nil, err
+		}
+	}
+	var note []byte
+	err := s.look(func(st *memory) error {
+		note = st.Notes[unit]
+		if unit == "" && len(st.Notes) > 0 {
+			note = st.Notes[slices.Max(slices.Collect(maps.Keys(st.Notes)))]
+		}
+		return nil
+	})
+	return note, err
 }
 
 func (s *Host) DeadlineArmed(ctx context.Context, unit string) (bool, error) {

@@ -186,7 +186,7 @@ func (m *machine) load() (*memory, []byte, error) {
 	s := memory{
 		StoreFree: 64 << 30, BootFree: 512 << 20, Boot: bootMemory{Boots: 1},
 		Roots: map[string]string{}, Units: map[string]ran{},
-		Deadlines: map[string]armed{}, Fetched: map[string]int{},
+		Deadlines: map[string]armed{}, Notes: map[string][]byte{}, Fetched: map[string]int{},
 	}
 	text, err := disk.Read(filepath.Join(m.dir, "state.json"), maxSimFile)
 	if err == nil {

@@ -107,7 +107,7 @@ func (a *activator) activate(ctx context.Context, w *verify.Target) {
 		err = a.dir.Begin(j)
 	}
 	if err != nil {
-		a.log.Error().Err(err).Msg("activation cannot begin")
+		a.intake.cannotBegin(w, err)
 		return
 	}
 	a.status.waiting("downloading %s", w.Closure())

@@ -106,15 +106,18 @@ func forgetOther(ctx context.Context, h *undo.Undoer) error {
 }
 
 func (h hand) undo(ctx context.Context, reason string) error {
-	j, err := h.Dir.Journal()
+	j, _, err := h.Known(ctx, undo.Newest)
 	if err != nil {
 		return err
 	}
 	if j == nil || !slices.Contains(append(journal.Revertible, journal.Staged), j.Step) {
+		if err := hasRun(string(h.Dir)); err != nil {
+			return err
+		}
 		_, err := fmt.Fprintln(h.out, "there is nothing to undo")
 		return err
 	}
-	if err := h.From(ctx, append(journal.Revertible, journal.Staged),
+	if err := h.FromNoted(ctx, undo.Newest, append(journal.Revertible, journal.Staged),
 		journal.Because(protocol.CauseOperatorUndo, reason)); err != nil {
 		return err
 	}

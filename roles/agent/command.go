@@ -62,14 +62,7 @@ func unitCommands() []*cli.Command {
 				"   nixfleet agent undo --reason 'the site is down'",
 			Flags: local(reasonFlag(), boolFlag("deadline", "the window has passed"),
 				stringFlag("unit", "", "with --deadline: only the activation whose deadline is this `UNIT`")),
-			Action: func(c *cli.Context) error {
-				if c.Bool("deadline") {
-					return inState(c, func(h hand) error { return h.Insist(c.Context, c.String("unit")) })
-				}
-				return onHost(func(c *cli.Context, h hand) error {
-					return h.undo(c.Context, c.String("reason"))
-				})(c)
-			},
+			Action: undoCommand,
 		},
 		{
 			Name: "guard", Usage: "undo at boot an activation that a power cut interrupted",
@@ -203,13 +196,20 @@ func onHost(work func(*cli.Context, hand) error) cli.ActionFunc {
 		if err := asRoot(c); err != nil {
 			return err
 		}
-		dir := c.String("state-dir")
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			return &command.Error{Err: fmt.Errorf("no agent has run on this machine: %s does not exist", dir),
-				Hint: "systemctl status nixfleet-agent"}
+		if err := hasRun(c.String("state-dir")); err != nil {
+			return err
 		}
 		return inState(c, func(h hand) error { return work(c, h) })
 	}
+}
+
+// hasRun returns an error where no agent has made the state directory.
+func hasRun(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return &command.Error{Err: fmt.Errorf("no agent has run on this machine: %s does not exist", dir),
+			Hint: "systemctl status nixfleet-agent"}
+	}
+	return nil
 }
 
 func asRoot(c *cli.Context) error {
@@ -223,22 +223,47 @@ func asRoot(c *cli.Context) error {
 // inState runs a command with the host and the state directory of the flags. The directory
 // is made where it is missing: the guard runs at the first boot as well.
 func inState(c *cli.Context, work func(hand) error) error {
-	if err := asRoot(c); err != nil {
+	h, err := handOf(c)
+	if err != nil {
 		return err
+	}
+	if _, err := journal.Open(string(h.Dir)); err != nil {
+		return &command.Error{Err: err, Hint: "this needs root"}
+	}
+	return work(h)
+}
+
+// handOf makes a hand of a command's flags.
+func handOf(c *cli.Context) (hand, error) {
+	if err := asRoot(c); err != nil {
+		return hand{}, err
 	}
 	log := newLogger(c.App.ErrWriter, zerolog.InfoLevel)
 	cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"),
-		simulatedIn: c.String("simulated-cache")}
-	if err := cfg.makeHost(); err != nil {
+		simulatedIn: c.String("simulated-cache"), StateDir: c.String("state-dir"), Log: log}
+	err := cfg.makeHost()
+	return hand{undoerOf(cfg), c.App.Writer}, err
+}
+
+// undoCommand undoes even where the state directory is gone, cannot be written or cannot be
+// trusted, since a release may be what has done that. It makes nothing in its place.
+func undoCommand(c *cli.Context) error {
+	h, err := handOf(c)
+	if err != nil {
 		return err
 	}
-	dir, err := journal.Open(c.String("state-dir"))
-	if err != nil {
-		return &command.Error{Err: err, Hint: "this needs root"}
+	if err := journal.OwnOnly(string(h.Dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		h.Log.Error().Err(err).Msg("state directory not believed; the note of the deadline is")
+		h.Dir = notBelieved
 	}
-	cfg.StateDir, cfg.Log = string(dir), log
-	return work(hand{undoerOf(cfg), c.App.Writer})
+	if c.Bool("deadline") {
+		return h.Insist(c.Context, c.String("unit"))
+	}
+	return h.undo(c.Context, c.String("reason"))
 }
+
+// notBelieved is a state directory that can neither exist nor be made.
+const notBelieved = journal.Directory("/dev/null/state-directory")
 
 func statusCommand(c *cli.Context) error {
 	return onHost(func(c *cli.Context, h hand) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"nixfleet/nixops"
+	"nixfleet/nixops/disk"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/undo"
@@ -25,6 +26,8 @@ const (
 	// minStoreFree and minBootFree are the least that must be left, in bytes.
 	minStoreFree = 512 << 20
 	minBootFree  = 16 << 20
+	// minStateFree is the same for the state directory, whose journal has a reserve of its own.
+	minStateFree = 16 << 20
 )
 
 // intake gets a closure into the store and looks whether it can be activated at all.
@@ -121,7 +124,14 @@ func (i *intake) preflight(ctx context.Context, w *verify.Target) error {
 	if err != nil {
 		return &localError{journal.Because(protocol.CausePreflight, err.Error()), protocol.EventRealiseFailed}
 	}
+	state, err := disk.Free(string(i.dir))
+	if err != nil {
+		return &localError{journal.Because(protocol.CausePreflight, err.Error()), protocol.EventRealiseFailed}
+	}
 	switch {
+	case state < minStateFree:
+		return &localError{journal.Because(protocol.CauseNoSpace,
+			fmt.Sprintf("%d MiB are left in the state directory", state>>20)), protocol.EventRealiseFailed}
 	case space.StoreFree < minStoreFree:
 		return &localError{journal.Because(protocol.CauseNoSpace,
 			fmt.Sprintf("%d MiB are left in the store", space.StoreFree>>20)), protocol.EventRealiseFailed}
@@ -174,6 +184,29 @@ func (i *intake) checkTarget(ctx context.Context, closure string) error {
 	return fmt.Errorf("the target's pre-switch checks refuse it: %s: %s", exit, tail(output))
 }
 
+// postpone reports an error of this host, and has the target tried again later.
+func (i *intake) postpone(w *verify.Target, local *localError) {
+	if local.event != "" {
+		i.reporter.report(local.event, w.ChannelRef(),
+			protocol.RealiseFailed{ClosureHash: w.Closure(), Reason: local.reason.String()})
+	}
+	i.memory.postpone(w.Closure(), w.Intent(), w.ChannelRef(), local.reason)
+}
+
+// cannotBegin handles an activation that could not even be written down.
+func (i *intake) cannotBegin(w *verify.Target, err error) {
+	i.log.Error().Err(err).Msg("activation cannot begin")
+	if errors.Is(err, journal.ErrMoved) || errors.Is(err, journal.ErrHeld) {
+		return
+	}
+	reason := journal.Because(protocol.CausePreflight, err.Error())
+	if disk.IsFull(err) {
+		reason = journal.Because(protocol.CauseNoSpace, err.Error())
+	}
+	i.status.waiting("%s", reason)
+	i.postpone(w, &localError{reason, protocol.EventRealiseFailed})
+}
+
 // giveUp ends an activation that has changed nothing yet. A download that was
 // cut off by our own end stays in the journal for the next agent.
 func (i *intake) giveUp(w *verify.Target, err error) {
@@ -188,11 +221,7 @@ func (i *intake) giveUp(w *verify.Target, err error) {
 	}
 	var local *localError
 	if errors.As(err, &local) {
-		if local.event != "" {
-			i.reporter.report(local.event, w.ChannelRef(),
-				protocol.RealiseFailed{ClosureHash: w.Closure(), Reason: local.reason.String()})
-		}
-		i.memory.postpone(w.Closure(), w.Intent(), w.ChannelRef(), local.reason)
+		i.postpone(w, local)
 		return
 	}
 	text := err.Error()

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,6 +49,15 @@ func TestPreflightRefusesAndTriesAgain_A5_A13_A14_A20(t *testing.T) {
 		"store too small for it A14": {
 			func(t *testing.T, m *machine) { m.size(1 << 40) },
 			func(t *testing.T, m *machine) { m.size(1) }, "no-space: ",
+		},
+		"state directory nearly full": {
+			func(t *testing.T, m *machine) { m.mountState("mode=700,size=8m") },
+			func(t *testing.T, m *machine) { m.remountState("size=64m") },
+			"no-space: 7 MiB are left in the state directory",
+		},
+		"state directory full": {
+			func(t *testing.T, m *machine) { m.mountState("mode=700,size=200k") },
+			func(t *testing.T, m *machine) { m.remountState("size=64m") }, "no-space: reserve: ",
 		},
 		"lock held A5": {
 			func(t *testing.T, m *machine) { m.must(m.sim.HoldLock(true)) },
@@ -125,6 +135,21 @@ func (m *machine) must(err error) {
 func (m *machine) space(store, boot uint64) {
 	m.t.Helper()
 	m.must(m.sim.SetSpace(nixops.Space{StoreFree: store, BootFree: boot}))
+}
+
+// mountState puts the state directory on a file system of its own.
+func (m *machine) mountState(options string) {
+	m.t.Helper()
+	m.stateDirectory()
+	if err := syscall.Mount("tmpfs", m.path("state"), "tmpfs", 0, options); err != nil {
+		m.t.Skipf("no file system can be mounted here: %v", err)
+	}
+	m.t.Cleanup(func() { syscall.Unmount(m.path("state"), syscall.MNT_DETACH) })
+}
+
+func (m *machine) remountState(options string) {
+	m.t.Helper()
+	m.must(syscall.Mount("", m.path("state"), "", syscall.MS_REMOUNT, options))
 }
 
 // size is how much of the store the target takes.

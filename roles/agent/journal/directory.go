@@ -27,7 +27,8 @@ func Open(path string) (Directory, error) {
 	if err := OwnOnly(path); err != nil {
 		return "", fmt.Errorf("state directory: %w", err)
 	}
-	if err := os.Chmod(path, 0o700); err != nil {
+	// On a read-only file system the mode stays as it is; nobody else can write it either.
+	if err := os.Chmod(path, 0o700); err != nil && !errors.Is(err, syscall.EROFS) {
 		return "", fmt.Errorf("state directory: %w", err)
 	}
 	return Directory(path), nil

@@ -35,6 +35,15 @@ type envelope struct {
 
 // Write puts v on disk as a whole: file and directory are flushed when it returns.
 func (d Directory) Write(name string, v any) error {
+	doc, err := Encode(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return disk.Replace(d.Path(name), doc, 0o600)
+}
+
+// Encode makes the bytes of a document, which Decode reads.
+func Encode(v any) ([]byte, error) {
 	// A program's words may be in it: what is not UTF-8 must not keep a step from being
 	// written ahead.
 	body, err := json.Marshal(v, jsontext.AllowInvalidUTF8(true))
@@ -42,14 +51,11 @@ func (d Directory) Write(name string, v any) error {
 		body, err = pki.Canonicalize(body)
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return nil, err
 	}
 	sum := sha256.Sum256(body)
 	doc, err := json.Marshal(envelope{version, hex.EncodeToString(sum[:]), body})
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return disk.Replace(d.Path(name), append(doc, '\n'), 0o600)
+	return append(doc, '\n'), err
 }
 
 // Read gives fs.ErrNotExist when there is nothing and ErrUnfit when what is there cannot be

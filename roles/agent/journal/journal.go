@@ -180,11 +180,21 @@ func (d Directory) AdvanceLocked(now time.Time, from []Step, to Step, change fun
 	if change != nil {
 		change(j)
 	}
-	j.Step, j.Since = to, pki.At(now.Truncate(time.Millisecond))
-	if err := d.Write(File, j); err != nil {
+	if err := d.Put(now, j, to); err != nil {
 		return nil, err
 	}
 	return j, nil
+}
+
+// Put writes an activation down at a step, whatever is on disk. The caller holds the lock, or
+// could not have it. On a full disk the reserve makes room for it.
+func (d Directory) Put(now time.Time, j *Journal, to Step) error {
+	j.Step, j.Since = to, pki.At(now.Truncate(time.Millisecond))
+	err := d.Write(File, j)
+	if err != nil && disk.IsFull(err) && d.spend() {
+		err = d.Write(File, j)
+	}
+	return err
 }
 
 // ErrHeld means that root holds this host.
@@ -203,6 +213,9 @@ func (d Directory) Begin(j *Journal) error {
 	}
 	if _, err := os.Stat(d.Path(HoldFile)); err == nil {
 		return ErrHeld
+	}
+	if err := d.Reserve(); err != nil {
+		return err
 	}
 	return d.Write(File, j)
 }

@@ -26,8 +26,13 @@ func (u *Undoer) Arm(ctx context.Context, j *journal.Journal) error {
 	}
 	command := append([]string{executable, "agent", "undo", "--deadline", "--unit", j.Units.Deadline, "--state-dir",
 		string(u.Dir)}, u.Flags...)
-	return u.Host.ArmDeadline(ctx,
-		nixops.Deadline{Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command})
+	note, err := noteOf(j)
+	if err != nil {
+		return err
+	}
+	return u.Host.ArmDeadline(ctx, nixops.Deadline{
+		Unit: j.Units.Deadline, After: time.Duration(j.WindowSecs) * time.Second, Command: command, Note: note,
+	})
 }
 
 func (u *Undoer) executableBefore(ctx context.Context, j *journal.Journal) (string, error) {
@@ -56,9 +61,10 @@ func (u *Undoer) KeepExecutable(ctx context.Context, j *journal.Journal) error {
 
 // Deadline is Undo for the timer, which knows only the journal: a generation that was healthy
 // and got no answer is not to blame. It ignores the timer of an earlier activation, which
-// could not be disarmed. An empty unit name stands for any activation.
+// could not be disarmed. An empty unit name stands for any activation. Where the journal is
+// gone or damaged, the note of the deadline tells what is to be undone.
 func (u *Undoer) Deadline(ctx context.Context, unit string) error {
-	j, err := u.Dir.Journal()
+	j, _, err := u.Known(ctx, unit)
 	if err != nil || j == nil || journal.Breaks("the deadline") {
 		return err
 	}
@@ -68,13 +74,13 @@ func (u *Undoer) Deadline(ctx context.Context, unit string) error {
 		return nil
 	}
 	if j.GatePassed {
-		return u.Undo(ctx, Unreachable)
+		return u.FromNoted(ctx, unit, journal.Revertible, Unreachable)
 	}
 	late := journal.Because(protocol.CauseDeadline, "the new generation was not proven within its window")
 	if booted, err := u.stagedBoot(ctx, j); err != nil || booted {
-		return errors.Join(err, u.From(ctx, []journal.Step{journal.Staging, journal.Staged}, late))
+		return errors.Join(err, u.FromNoted(ctx, unit, []journal.Step{journal.Staging, journal.Staged}, late))
 	}
-	return u.Undo(ctx, late)
+	return u.FromNoted(ctx, unit, journal.Revertible, late)
 }
 
 // Insist repeats Deadline until it succeeds, because nothing else may undo before the next

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -33,6 +34,9 @@ type Undoer struct {
 	Log  zerolog.Logger
 	// Flags say where the host is, for the command of a deadline.
 	Flags []string
+
+	mu   sync.Mutex
+	kept *journal.Journal // what could not be written down
 }
 
 // Runs reports whether current is the closure or one of its specialisations.
@@ -52,25 +56,64 @@ func (u *Undoer) Undo(ctx context.Context, reason journal.Reason) error {
 
 // From is Undo for an activation at one of the given steps.
 func (u *Undoer) From(ctx context.Context, from []journal.Step, reason journal.Reason) error {
+	return u.FromNoted(ctx, "", from, reason)
+}
+
+// FromNoted is From for an activation whose journal may be gone: the note of the named deadline,
+// or of the newest one, then tells of it.
+func (u *Undoer) FromNoted(ctx context.Context, deadline string, from []journal.Step, reason journal.Reason) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	unlock, err := u.Dir.Lock()
+	defer u.exclude()()
+	j, noted, err := u.Known(ctx, deadline)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	j, err := u.Dir.AdvanceLocked(time.Now(), from, journal.Undoing, func(j *journal.Journal) {
+	if j == nil || !slices.Contains(from, j.Step) {
+		step := journal.Step("over")
+		if j != nil {
+			step = j.Step
+		}
+		u.Log.Info().Str("step", string(step)).Msg("nothing to undo")
+		return nil
+	}
+	err = u.undo(ctx, j, reason)
+	if unwritten := (*unwrittenError)(nil); noted && errors.As(err, &unwritten) {
+		// No journal says anything else.
+		u.Log.Warn().Err(err).Msg("the host is back; its state directory does not say so")
+		return u.Host.DisarmDeadline(ctx, j.Units.Deadline)
+	}
+	return err
+}
+
+// exclude takes the journal's lock. An undo goes on without it where it cannot be had: who
+// has no lock file cannot commit either.
+func (u *Undoer) exclude() (end func()) {
+	unlock, err := u.Dir.Lock()
+	if err != nil {
+		u.Log.Error().Err(err).Msg("the undo goes on without the journal's lock")
+		unlock = func() {}
+	}
+	u.mu.Lock()
+	return func() {
+		u.mu.Unlock()
+		unlock()
+	}
+}
+
+// undo takes back an activation. The caller excludes others.
+func (u *Undoer) undo(ctx context.Context, j *journal.Journal, reason journal.Reason) error {
+	if kept := u.kept; kept != nil && kept.Units == j.Units {
+		j = kept
+	}
+	if j.Step == journal.Undone && u.restored(ctx, j) == nil {
+		return u.finish(ctx, j, nil) // it remains to be written down
+	}
+	u.write(j, journal.Undoing, func(j *journal.Journal) {
 		if j.Step != journal.Undoing {
 			j.Reason, j.Blame = reason, blames(reason)
 		}
 	})
-	if errors.Is(err, journal.ErrMoved) {
-		u.Log.Info().Str("why", err.Error()).Msg("nothing to undo")
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	u.Log.Warn().Str("closure", j.Closure).Str("previous", j.Before.Current).Stringer("reason",
 		j.Reason).Msg("undo begins")
 	third, err := u.thirdClosure(ctx, j)
@@ -86,7 +129,7 @@ func (u *Undoer) From(ctx context.Context, from []journal.Step, reason journal.R
 	if third != "" {
 		// Root switched by hand meanwhile, and keeps that.
 		u.Log.Warn().Str("running", third).Msg("a third closure is running; the undo leaves it as it is")
-		return u.finish(ctx, func(j *journal.Journal) {
+		return u.finish(ctx, j, func(j *journal.Journal) {
 			j.Reason, j.Blame = journal.Because(protocol.CauseThirdClosure, third), false
 		})
 	}
@@ -96,17 +139,45 @@ func (u *Undoer) From(ctx context.Context, from []journal.Step, reason journal.R
 	} else if err != nil {
 		return fmt.Errorf("undo %s: %w", j.Closure, err)
 	}
-	return u.finish(ctx, nil)
+	return u.finish(ctx, j, nil)
 }
 
-func (u *Undoer) finish(ctx context.Context, change func(*journal.Journal)) error {
-	j, err := u.Dir.AdvanceLocked(time.Now(), []journal.Step{journal.Undoing}, journal.Undone, change)
-	if err != nil {
-		return err
-	}
+func (u *Undoer) finish(ctx context.Context, j *journal.Journal, change func(*journal.Journal)) error {
+	err := u.write(j, journal.Undone, change)
 	u.Log.Info().Str("running", j.Before.Current).Msg("undo done")
+	if err != nil {
+		return &unwrittenError{j.Closure, err}
+	}
 	return u.Host.DisarmDeadline(ctx, j.Units.Deadline)
 }
+
+// write puts the activation at a step. The undo goes on where that cannot be written down: a
+// disk that a release has filled must not keep its host on that release. What was not written
+// is kept for the next attempt of this process.
+func (u *Undoer) write(j *journal.Journal, to journal.Step, change func(*journal.Journal)) error {
+	if change != nil {
+		change(j)
+	}
+	err := u.Dir.Put(time.Now(), j, to)
+	u.kept = nil
+	if err != nil {
+		u.kept = j
+		u.Log.Error().Err(err).Str("step", string(to)).Msg("step of the undo not written down")
+	}
+	return err
+}
+
+// unwrittenError means that the host is back and its journal does not say so.
+type unwrittenError struct {
+	closure string
+	err     error
+}
+
+func (e *unwrittenError) Error() string {
+	return fmt.Sprintf("%s is undone, which cannot be written down: %v", e.closure, e.err)
+}
+
+func (e *unwrittenError) Unwrap() error { return e.err }
 
 // thirdClosure is the running closure when it is neither the target nor the one before, and
 // empty otherwise.

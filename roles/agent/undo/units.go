@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"nixfleet/nixops"
 	"nixfleet/roles/agent/journal"
@@ -44,11 +43,11 @@ func (u *Undoer) switchBack(ctx context.Context, j *journal.Journal) (unwell, er
 // written down for the report.
 func (u *Undoer) restoreUnits(ctx context.Context, j *journal.Journal, unwell error) error {
 	if unwell != nil && j.UndoTries+1 < maxTries {
-		_, err := u.Dir.AdvanceLocked(time.Now(), []journal.Step{journal.Undoing}, journal.Undoing, func(j *journal.Journal) {
+		u.write(j, journal.Undoing, func(j *journal.Journal) {
 			j.UndoTries++
 			j.UndoTrouble = unwell.Error()
 		})
-		return errors.Join(unwell, err)
+		return unwell
 	}
 	trouble := ""
 	if unwell != nil {
@@ -68,8 +67,6 @@ func (u *Undoer) restoreUnits(ctx context.Context, j *journal.Journal, unwell er
 	if trouble == j.UndoTrouble {
 		return nil
 	}
-	_, err = u.Dir.AdvanceLocked(time.Now(), []journal.Step{journal.Undoing}, journal.Undoing, func(j *journal.Journal) {
-		j.UndoTrouble = trouble
-	})
-	return err
+	u.write(j, journal.Undoing, func(j *journal.Journal) { j.UndoTrouble = trouble })
+	return nil
 }
