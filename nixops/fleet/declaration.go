@@ -267,10 +267,27 @@ type Stamped struct {
 	Pruned                     []string // hosts of the nonces that had expired and were left out, in their order
 }
 
+// released are the channels that have a host with a closure, sorted: each gets a manifest and a head.
+func (d *Declaration) released() []string {
+	channels := map[string]bool{}
+	for name := range d.member("hosts") {
+		h := d.host(name)
+		closure, _ := h["closureHash"].(string)
+		if channel, _ := h["channel"].(string); closure != "" && channel != "" {
+			channels[channel] = true
+		}
+	}
+	sorted := slices.Sorted(maps.Keys(channels))
+	if sorted == nil {
+		sorted = []string{}
+	}
+	return sorted
+}
+
 // Stamp fills in the stamp. The lists come first, since the fleet names their hashes. The declaration stays as it is.
 func (d *Declaration) Stamp(s Stamp, revocations, nonces List) (*Stamped, error) {
 	out := &Stamped{}
-	members := map[string]any{"revocations": nil, "bootstrapNonces": nil}
+	members := map[string]any{"revocations": nil, "bootstrapNonces": nil, "heads": d.released()}
 	if revocations != nil {
 		doc := map[string]any{"schemaVersion": 1, "revocations": []any(revocations), "meta": s.meta(nil)}
 		body, err := written(doc, ParseRevocations)

@@ -115,6 +115,7 @@ func TestPresenceOfEveryMember(t *testing.T) {
 			{"channelEdges/0/gates", "R", "text"}, {"channelEdges/0/gated", "R", "text"}, {"channelEdges/0/reason", "N", "text"},
 			{"disruptionBudgets/0/maxInFlight", "N", "number"}, {"disruptionBudgets/0/maxInFlightPct", "N", "number"},
 			{"members", "O", "object"}, {"members/revocations", "N", "text"}, {"members/bootstrapNonces", "N", "text"},
+			{"members/heads", "O", "list"},
 		}, selector("rolloutPolicies/staged/waves/0/selector"), selector("disruptionBudgets/0/selector")}},
 		{"manifest", vector(t, "manifest-stable.json"), func(d []byte) error { _, err := ParseManifest(d); return err },
 			[][]member{meta, {
@@ -178,7 +179,7 @@ func wholeFleet(t *testing.T) []byte {
 	p.Waves[0].SoakSeconds = &seconds
 	p.HealthGate.ComplianceProbes = &ComplianceProbes{Required: true}
 	f.RolloutPolicies["staged"] = p
-	f.Members = &Members{}
+	f.Members = &Members{Heads: []string{"stable"}}
 	doc, err := pki.Marshal(f)
 	if err != nil {
 		t.Fatal(err)

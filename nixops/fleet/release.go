@@ -258,7 +258,34 @@ func (l *loader) channels() error {
 	if heads > 0 && heads < len(r.Channels) {
 		return fmt.Errorf("%w: only %d of %d channels have a head", ErrMembers, heads, len(r.Channels))
 	}
+	return l.promisedHeads()
+}
+
+// promisedHeads refuses a release without a head that its fleet document names:
+// hosts that have seen a head wait for one, so that its loss stops a channel. A
+// source that delivers documents one by one has no heads at all.
+func (l *loader) promisedHeads() error {
+	members := l.rel.Fleet.Members
+	if members == nil || l.ManifestsElsewhere {
+		return nil
+	}
+	for _, channel := range members.Heads {
+		if c := l.rel.Channels[channel]; c == nil || c.Head == nil {
+			return fmt.Errorf("%w: the fleet document names a head of channel %.80q, and %s is not there", ErrMembers, channel,
+				HeadName(channel))
+		}
+	}
 	return nil
+}
+
+// HasHeads reports whether a channel of the release has a head.
+func (r *Release) HasHeads() bool {
+	for _, c := range r.Channels {
+		if c.Head != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *loader) channel(channel string) (*ChannelRelease, error) {

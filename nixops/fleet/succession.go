@@ -55,6 +55,19 @@ func (r *Release) CheckListsAgainst(prev *Release) error {
 	return nil
 }
 
+// ErrNoHeads means that a release has no heads where the accepted one had some: a
+// forge has dropped them, or a tool of v1 has signed it. Test with errors.Is.
+var ErrNoHeads = fmt.Errorf("%w: the release accepted before had heads, this one has none", ErrMembers)
+
+// CheckHeadsAgainst is ErrNoHeads when r has no heads and prev had some: every host
+// that has seen a head would wait for one.
+func (r *Release) CheckHeadsAgainst(prev *Release) error {
+	if prev == nil || !prev.HasHeads() || r.HasHeads() || len(r.Channels) == 0 {
+		return nil
+	}
+	return ErrNoHeads
+}
+
 // Completed is for two copies of one release, of which prev was accepted
 // before. It returns the release with all manifests and heads that either copy
 // has, and whether r has one that prev lacks: a source may have a release

@@ -34,11 +34,13 @@ type Fleet struct {
 	Meta              Meta               `json:"meta" shape:"R"`
 }
 
-// Members binds the lists of the same release: canonical hashes, null for a
-// list that the release does not have.
+// Members binds the lists and heads of the same release: canonical hashes, null
+// for a list that the release does not have, and the names of the channels that
+// have a head, which holds the fleet's own hash. Releases of before name no heads.
 type Members struct {
-	Revocations     *string `json:"revocations" shape:"N"`
-	BootstrapNonces *string `json:"bootstrapNonces" shape:"N"`
+	Revocations     *string  `json:"revocations" shape:"N"`
+	BootstrapNonces *string  `json:"bootstrapNonces" shape:"N"`
+	Heads           []string `json:"heads,omitzero" shape:"O"`
 }
 
 // Host is one declared machine.

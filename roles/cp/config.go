@@ -55,6 +55,7 @@ type Config struct {
 	WebhookTokenFile  string
 	Strict            bool
 	SingleCA          bool
+	WithoutHeads      bool // accept one release without heads after one with them
 	LegacyHosts       []string
 	OpenReads         bool // agents may read the fleet-wide views
 	MaxHeld           int

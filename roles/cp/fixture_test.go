@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,8 @@ type estate struct {
 	signed      time.Time
 	heads       map[string]*fleet.Head
 	v1          bool // no heads and no members
+
+	unnamedHeads bool // as releases of before have them
 }
 
 func generate(t testing.TB, algorithm string) *pki.PrivateKey {
@@ -188,6 +191,15 @@ func (e *estate) sign() map[string][]byte {
 		members.BootstrapNonces = &hash
 	}
 	e.fleet.Meta.SignedAt = &at
+	for _, h := range e.fleet.Hosts {
+		if h.ClosureHash != nil && !slices.Contains(members.Heads, h.Channel) {
+			members.Heads = append(members.Heads, h.Channel)
+		}
+	}
+	slices.Sort(members.Heads)
+	if e.unnamedHeads {
+		members.Heads = nil
+	}
 	if e.fleet.Members = members; e.v1 {
 		e.fleet.Members = nil
 	}

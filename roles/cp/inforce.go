@@ -103,7 +103,15 @@ func (f *inForce) consider(got source.Fetched, fleetName string) error {
 	if err := rel.Supersedes(f.floor); err != nil {
 		return err
 	}
-	if current := f.snapshot.Load(); current != nil && sameRelease(current.rel, rel) {
+	current := f.snapshot.Load()
+	same := current != nil && sameRelease(current.rel, rel)
+	// The v1 sources deliver no heads at all.
+	if err := rel.CheckHeadsAgainst(f.floor); err != nil && !same && !o.ManifestsElsewhere {
+		if err := f.goWithoutHeads(rel, err); err != nil {
+			return err
+		}
+	}
+	if same {
 		// Heads that came later are taken in, and heads that were taken away stay.
 		whole, more := rel.Completed(current.rel)
 		if !more {

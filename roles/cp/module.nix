@@ -79,6 +79,7 @@ let
     tpm-ca-pubkey-raw = cfg.tpmCaPubkeyRaw;
     tpm-ca-sign-wrapper = cfg.tpmCaSignWrapper;
     single-ca = cfg.singleCa;
+    accept-release-without-heads = cfg.acceptReleaseWithoutHeads;
     legacy-hosts = cfg.legacyHosts;
     read-all-agents = cfg.readAllAgents;
     poll-interval = "${toString cfg.pollIntervalSeconds}s";
@@ -212,6 +213,14 @@ in
       type = types.bool;
       default = false;
       description = "Require client CA, revocation and nonce lists, and the protocol header.";
+    };
+    acceptReleaseWithoutHeads = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Accept one release without heads after one with heads, as when a release tool of v1 takes over. It works once:
+        its use is recorded in the state directory.
+      '';
     };
     singleCa = mkOption {
       type = types.bool;

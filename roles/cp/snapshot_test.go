@@ -413,6 +413,7 @@ func TestAReleaseThatTheTrustFileNoLongerKnowsIsComplainedOf(t *testing.T) {
 // hosts for as long as the control plane runs, nor take away what it showed.
 func TestHeadsThatComeLaterAreTakenIn(t *testing.T) {
 	e := newEstate(t, "a")
+	e.unnamedHeads = true
 	files := e.sign()
 	head := fleet.HeadName("stable")
 	without := maps.Clone(files)
@@ -439,5 +440,66 @@ func TestHeadsThatComeLaterAreTakenIn(t *testing.T) {
 	s.store.Close()
 	if s = e.primed(t); stable().Head == nil {
 		t.Error("a restart forgets the head")
+	}
+}
+
+// A release that names its heads is not taken without one of them, nor with that of
+// another release; with all of them it is taken at the next look.
+func TestAReleaseWithoutAHeadThatItNamesIsRefused(t *testing.T) {
+	e := newEstate(t, "a")
+	s := e.primed(t)
+	first := e.signed
+	head := fleet.HeadName("stable")
+	before := e.sign()
+	e.signed = e.signed.Add(time.Second)
+	files := e.sign()
+	for name, spoil := range map[string]func(map[string][]byte){
+		"no head": func(f map[string][]byte) { delete(f, head); delete(f, head+fleet.SignatureSuffix) },
+		"the head of another release": func(f map[string][]byte) {
+			f[head], f[head+fleet.SignatureSuffix] = before[head], before[head+fleet.SignatureSuffix]
+		},
+	} {
+		spoilt := maps.Clone(files)
+		spoil(spoilt)
+		e.empty()
+		e.restore(spoilt)
+		if _, ok := s.release.poll(t.Context(), ""); ok || !s.release.snapshot.Load().rel.SignedAt.Equal(first) {
+			t.Errorf("%s: the release is in force", name)
+		}
+	}
+	e.restore(files)
+	if _, ok := s.release.poll(t.Context(), ""); !ok || !s.release.snapshot.Load().rel.SignedAt.Equal(e.signed) {
+		t.Error("with all of its heads the release is not in force")
+	}
+}
+
+// A release without any head follows one with heads only where an operator says so,
+// and once.
+func TestGoingBackToAReleaseToolOfV1IsAskedForOnce(t *testing.T) {
+	e := newEstate(t, "a")
+	s := e.primed(t)
+	e.v1 = true
+	takes := func(s *server) bool {
+		e.signed = e.signed.Add(time.Second)
+		files := e.sign()
+		e.empty()
+		e.restore(files)
+		_, ok := s.release.poll(t.Context(), "")
+		return ok
+	}
+	if takes(s) {
+		t.Error("a release without heads was taken unasked")
+	}
+	s.cfg.WithoutHeads = true
+	if !takes(s) || !takes(s) {
+		t.Error("releases of v1 are not taken although that was asked for")
+	}
+	e.v1 = false
+	if !takes(s) {
+		t.Error("a release with heads is not taken after one without")
+	}
+	e.v1 = true
+	if takes(s) {
+		t.Error("the flag worked twice")
 	}
 }

@@ -13,6 +13,7 @@
     confirmDeadlineSecs = 120;
     strict = true;
     singleCa = true;
+    acceptReleaseWithoutHeads = true;
     legacyHosts = [
       "old-01"
       "old-02"
