@@ -3,6 +3,7 @@ package nixops_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -186,6 +187,60 @@ func TestEachPathIsAskedForOnce(t *testing.T) {
 	d.cache.Stop()
 	if err := d.ci.Deliver(t.Context(), delivery); !errors.Is(err, nixops.ErrUnreachable) {
 		t.Errorf("the cache is away: %v", err)
+	}
+}
+
+// TestANarinfoWithoutItsNARIsNotEnough loses NARs in caches of both kinds, and leaves the narinfos.
+func TestANarinfoWithoutItsNARIsNotEnough(t *testing.T) {
+	d := newDelivering(t)
+	a, b, common := d.sharing(t)
+	key := d.nix.NewKey(t, "cache-1")
+	for name, dest := range map[string]string{"http": d.cache.URL, "file": "file://" + d.cache.Dir + "?compression=xz"} {
+		t.Run(name, func(t *testing.T) {
+			delivery := d.delivery(key, []testnix.Key{key}, a, b)
+			delivery.Dest = dest
+			must(t, d.ci.Deliver(t.Context(), delivery))
+			whole, err := os.ReadFile(d.cache.NAR(t, common))
+			must(t, err)
+			must(t, os.WriteFile(d.cache.NAR(t, common), whole[:len(whole)-1], 0o644))
+			err = d.ci.Deliver(t.Context(), delivery)
+			if !errors.Is(err, nixops.ErrNotFound) || !strings.Contains(err.Error(), "bytes instead of") {
+				t.Errorf("a NAR that was cut off: %v", err)
+			}
+			must(t, os.Remove(d.cache.NAR(t, common)))
+			err = d.ci.Deliver(t.Context(), delivery)
+			if !errors.Is(err, nixops.ErrNotFound) || !strings.Contains(err.Error(), common+": "+dest+
+				" has its narinfo, but ") || strings.Contains(err.Error(), a) {
+				t.Errorf("a NAR that is gone: %v", err)
+			}
+			// As the error says: without the narinfo, it is pushed again.
+			must(t, os.Remove(filepath.Join(d.cache.Dir, common[:32]+".narinfo")))
+			must(t, d.ci.Deliver(t.Context(), delivery))
+			must(t, d.realises(t, a, key))
+		})
+	}
+	for _, c := range []struct {
+		status int
+		of     string // whose NARs are answered so; "" means all
+		fatal  bool
+	}{
+		{http.StatusForbidden, "common", true}, {http.StatusForbidden, "", false},
+		{http.StatusMethodNotAllowed, "", false}, {http.StatusGone, "", true},
+	} {
+		nar := filepath.Base(d.cache.NAR(t, common))
+		d.cache.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+			answers := r.Method == http.MethodHead && strings.Contains(r.URL.Path, "/nar/") &&
+				(c.of == "" || filepath.Base(r.URL.Path) == nar)
+			if answers {
+				w.WriteHeader(c.status)
+			}
+			return answers
+		})
+		d.said = nil
+		err := d.ci.Deliver(t.Context(), d.delivery(key, []testnix.Key{key}, a, b))
+		if c.fatal != errors.Is(err, nixops.ErrNotFound) || !c.fatal && (err != nil || !d.heard("are believed")) {
+			t.Errorf("%+v: %v, said %q", c, err, d.said)
+		}
 	}
 }
 

@@ -33,6 +33,9 @@ type pathInfo struct {
 	NarSize    uint64   `json:"narSize"`
 	References []string `json:"references"`
 	Signatures []string `json:"signatures"`
+	// Only binary caches have URL and DownloadSize: where the NAR lies, and its bytes as they are kept there.
+	URL          string `json:"url"`
+	DownloadSize uint64 `json:"downloadSize"`
 	// Versions of Nix before 2.19, and Lix, print a list of infos; only there are Path and Valid set.
 	Path  string `json:"path"`
 	Valid *bool  `json:"valid"`
@@ -42,6 +45,7 @@ type pathInfo struct {
 type wantedPath struct {
 	open map[int]bool         // indexes of the fetchers for which no store with the path was found yet
 	at   map[string]*pathInfo // by store, for each store that was asked and has the path
+	lost map[string]string    // by store that has the narinfo alone: what is wrong with its NAR
 }
 
 // wantedPaths are all paths of a release and the fetchers that fetch them.
@@ -96,7 +100,8 @@ func (c CI) wanted(ctx context.Context, d Delivery) (*wantedPaths, error) {
 	for _, top := range tops {
 		for path := range closureIn(infos, top) {
 			if w.paths[path] == nil {
-				w.paths[path] = &wantedPath{open: map[int]bool{}, at: map[string]*pathInfo{}}
+				w.paths[path] = &wantedPath{open: map[int]bool{}, at: map[string]*pathInfo{},
+					lost: map[string]string{}}
 			}
 			maps.Copy(w.paths[path].open, fetchers[top])
 		}
@@ -214,11 +219,35 @@ func (c CI) ask(ctx context.Context, d Delivery, w *wantedPaths, store string, p
 		w.failed = append(w.failed, err)
 		return nil
 	}
+	infos := map[string]*pathInfo{}
 	for _, answer := range answers {
-		for path, info := range answer {
-			if p := w.paths[path]; p != nil && info != nil {
-				w.found(store, path, p, info)
-			}
+		maps.Copy(infos, answer)
+	}
+	return w.take(ctx, d, store, infos)
+}
+
+// take records the answers of a store. It asks for the NARs of those paths that the store answers for the first time.
+func (w *wantedPaths) take(ctx context.Context, d Delivery, store string, infos map[string]*pathInfo) error {
+	fresh := map[string]*pathInfo{}
+	for path, info := range infos {
+		if p := w.paths[path]; p != nil && info != nil && p.at[store] == nil {
+			fresh[path] = info
+		}
+	}
+	lost, err := lostNARs(ctx, store, fresh)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		d.Say("warning: %s cannot be asked whether it has the NARs, so its narinfos are believed: %v", store, err)
+	}
+	for _, l := range lost {
+		w.paths[l.path].lost[store] = l.why
+		delete(infos, l.path)
+	}
+	for path, info := range infos {
+		if p := w.paths[path]; p != nil && info != nil {
+			w.found(store, path, p, info)
 		}
 	}
 	return nil
@@ -289,6 +318,13 @@ func (w *wantedPaths) verdict() error {
 
 // lack says what a path lacks.
 func (p *wantedPath) lack() string {
+	if len(p.at) == 0 && len(p.lost) > 0 {
+		var stores []string
+		for _, store := range slices.Sorted(maps.Keys(p.lost)) {
+			stores = append(stores, store+" has its narinfo, but "+p.lost[store])
+		}
+		return strings.Join(stores, "; ") + " (remove the narinfo there, then it is pushed again)"
+	}
 	if len(p.at) == 0 {
 		return "no store that answered has it"
 	}
