@@ -21,6 +21,9 @@ type Database interface {
 	LoadRollouts(ctx context.Context) (rollout.State, error)
 	Confirmed(ctx context.Context, hostname, rolloutID, closure string) (bool, error)
 	Trace(ctx context.Context, rolloutID string) ([]TraceRow, error)
+	DispatchesOf(ctx context.Context, host string, limit int) ([]HostDispatch, error)
+	Confirmations(ctx context.Context, hosts []string) ([]Confirmation, error)
+	ReportsOf(ctx context.Context, host string) ([]Report, error)
 	Events(ctx context.Context, rolloutID string, after int64, limit int) ([]protocol.Event, error)
 	AddReport(ctx context.Context, r Report) error
 	Reports(ctx context.Context, limit int) ([]Report, error)
@@ -66,6 +69,15 @@ func (None) Confirmed(context.Context, string, string, string) (bool, error) { r
 
 // Trace is ErrNone.
 func (None) Trace(context.Context, string) ([]TraceRow, error) { return nil, ErrNone }
+
+// DispatchesOf knows of none.
+func (None) DispatchesOf(context.Context, string, int) ([]HostDispatch, error) { return nil, nil }
+
+// Confirmations knows of none.
+func (None) Confirmations(context.Context, []string) ([]Confirmation, error) { return nil, nil }
+
+// ReportsOf knows of none.
+func (None) ReportsOf(context.Context, string) ([]Report, error) { return nil, nil }
 
 // Events is ErrNone.
 func (None) Events(context.Context, string, int64, int) ([]protocol.Event, error) {

@@ -49,7 +49,7 @@ func (k *checkins) checkin(c *call) (any, error) {
 	k.waiters.replace(host)
 	wait := preferredWait(c.Header.Values("Prefer"))
 	x := &contact{host: host, o: k.observe(host, &req), snap: k.snapshot.Load()}
-	k.seen.note(host, &req)
+	k.seen.note(host, &req, c.caller)
 	d, err := k.decide(c.Context(), x)
 	if err == nil && wait > 0 && d.waits() {
 		d, err = k.hold(c, x, d, wait)
@@ -229,14 +229,18 @@ type sighting struct {
 	uptime  *uint64
 	pending string
 	held    *string
+
+	word                protocol.AgentWord
+	notBefore, notAfter time.Time // of the certificate
 }
 
 func newLastSeen() *lastSeen {
 	return &lastSeen{byHost: map[string]sighting{}, attestations: map[string]attestation{}}
 }
 
-func (l *lastSeen) note(host string, req *protocol.CheckinRequest) {
-	s := sighting{at: time.Now(), uptime: req.UptimeSecs}
+func (l *lastSeen) note(host string, req *protocol.CheckinRequest, caller pki.Identity) {
+	s := sighting{at: time.Now(), uptime: req.UptimeSecs, word: wordOf(req), notBefore: caller.NotBefore,
+		notAfter: caller.NotAfter}
 	if req.Held != nil {
 		held := brief(*req.Held)
 		s.held = &held
@@ -247,6 +251,38 @@ func (l *lastSeen) note(host string, req *protocol.CheckinRequest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.byHost[host] = s
+}
+
+// maxProbes bounds the probes of a host that are kept to be shown.
+const maxProbes = 32
+
+// wordOf is what an agent says of itself, as far as people are shown it. Every text is bounded: hosts choose them.
+func wordOf(req *protocol.CheckinRequest) protocol.AgentWord {
+	word := protocol.AgentWord{Version: brief(req.AgentVersion), BootID: brief(req.CurrentGeneration.BootID),
+		Probes: []protocol.ProbeResult{}}
+	if p := req.Phase; p != nil {
+		word.Phase = &protocol.Phase{Name: brief(p.Name), ClosureHash: brief(p.ClosureHash), Since: p.Since,
+			Attempt: p.Attempt}
+	}
+	if f := req.LastFetchOutcome; f != nil && f.Error != nil {
+		word.FetchError = brief(*f.Error)
+	}
+	if req.RebootPending != nil {
+		pending := brief(*req.RebootPending)
+		word.RebootPending = &pending
+	}
+	if req.HealthCheckMode != nil {
+		word.ProbeMode = *req.HealthCheckMode
+	}
+	for _, probe := range req.HealthProbes[:min(len(req.HealthProbes), maxProbes)] {
+		probe.Name = brief(probe.Name)
+		if probe.FailureReason != nil {
+			why := brief(*probe.FailureReason)
+			probe.FailureReason = &why
+		}
+		word.Probes = append(word.Probes, probe)
+	}
+	return word
 }
 
 func (l *lastSeen) of(host string) (sighting, bool) {

@@ -33,6 +33,8 @@ type door struct {
 	sourceRate *buckets      // requests that come with a token only, by address
 	tokenLimit *rate.Limiter // the same, all together
 	limitedLog rate.Sometimes
+
+	operators *shown
 }
 
 func newDoor(cfg *Config, files *files, snapshot *current, db store.Database, m *metrics) *door {
@@ -43,6 +45,7 @@ func newDoor(cfg *Config, files *files, snapshot *current, db store.Database, m 
 		sourceRate: newBuckets(rate.Limit(cfg.MaxSourceRate), sourceBurst*cfg.MaxSourceRate),
 		tokenLimit: rate.NewLimiter(200, 400),
 		limitedLog: rate.Sometimes{Interval: 10 * time.Second},
+		operators:  newShown(),
 	}
 }
 
@@ -151,6 +154,9 @@ func (d *door) authorize(ctx context.Context) (pki.Identity, error) {
 	}
 	if id.NotBefore.Before(revoked) {
 		return id, errRevoked
+	}
+	if id.Role == pki.RoleOperator {
+		d.operators.note(id, now)
 	}
 	if id.Role == pki.RoleAgent && !connectionOf(ctx).declaredBy(snap) {
 		return id, errNotDeclared

@@ -13,7 +13,10 @@ import (
 )
 
 // clientCAs is the bundle that client certificates must chain to.
-type clientCAs struct{ pool *x509.CertPool }
+type clientCAs struct {
+	pool  *x509.CertPool
+	certs []*x509.Certificate
+}
 
 func loadClientCAs(path string) func() (clientCAs, error) {
 	return func() (clientCAs, error) {
@@ -32,7 +35,7 @@ func loadClientCAs(path string) func() (clientCAs, error) {
 		for _, c := range certs {
 			pool.AddCert(c)
 		}
-		return clientCAs{pool}, nil
+		return clientCAs{pool, certs}, nil
 	}
 }
 

@@ -2,6 +2,7 @@ package cp
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"net/url"
 	"path"
@@ -13,6 +14,7 @@ import (
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
+	"nixfleet/store"
 )
 
 // maxPage bounds the hosts of one page.
@@ -134,6 +136,7 @@ func (p *views) hosts(c *call) (any, error) {
 		return nil
 	}
 	out := protocol.HostsResponse{}
+	facts := map[string]rollout.HostFacts{}
 	views := look(p.world, func(w *rollout.World, now time.Time) (page []rollout.HostView) {
 		page, out.Counts, out.Next = filter.page(w.Hosts(now), tags)
 		for i := range page {
@@ -143,22 +146,81 @@ func (p *views) hosts(c *call) (any, error) {
 					page[i] = v
 				}
 			}
+			if len(page) <= mostReleases {
+				facts[page[i].Host] = w.Facts(page[i].Host)
+			}
 		}
 		return page
 	})
-	out.Hosts = make([]protocol.HostEntry, 0, len(views))
+	if out.Hosts, err = p.entries(c.Context(), views, facts, verified); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// entries are hosts in the words of the list.
+func (p *views) entries(
+	ctx context.Context, views []rollout.HostView, facts map[string]rollout.HostFacts, verified map[string]uint32,
+) ([]protocol.HostEntry, error) {
+	runs, err := p.releases(ctx, views)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]protocol.HostEntry, 0, len(views))
 	for _, v := range views {
 		e := p.entry(v, verified[v.Host])
-		shut, err := p.shutOut(c.Context(), v)
+		e.Running = runs[v.Host]
+		if f := facts[v.Host]; !f.Since.IsZero() {
+			e.Since = moment(f.Since)
+		}
+		e.Canary = facts[v.Host].Waves > 1 && v.Wave == 0
+		shut, err := p.shutOut(ctx, v)
 		if err != nil {
 			return nil, err
 		}
 		if shut != nil {
 			e.Reason = shut
 		}
-		out.Hosts = append(out.Hosts, e)
+		out = append(out, e)
 	}
 	return out, nil
+}
+
+// mostReleases is for how many hosts of one answer the database is asked what they confirmed when: the list of a
+// large fleet without a page has not got it, nor what only one host at a time is asked about.
+const mostReleases = 1000
+
+// releases says of which release hosts run, and since when they do.
+func (p *views) releases(ctx context.Context, views []rollout.HostView) (map[string]*protocol.HostRelease, error) {
+	if len(views) > mostReleases {
+		return nil, nil
+	}
+	names, runs := make([]string, 0, len(views)), map[string]*protocol.HostRelease{}
+	for _, v := range views {
+		if v.Closure != "" {
+			names = append(names, v.Host)
+			runs[v.Host] = &protocol.HostRelease{}
+		}
+	}
+	confirmed, err := p.store.Confirmations(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	last := map[string]store.Confirmation{}
+	for _, c := range confirmed {
+		last[c.Host] = c
+	}
+	commit := p.snapshot.Load().rel.Commit
+	for _, v := range views {
+		// Something that was confirmed before and was left meanwhile is there by another way.
+		if c, ok := last[v.Host]; ok && c.Closure == v.Closure {
+			runs[v.Host] = &protocol.HostRelease{Commit: c.ChannelRef, Since: moment(c.At)}
+		}
+		if run := runs[v.Host]; run != nil && v.Converged {
+			run.Commit = commit
+		}
+	}
+	return runs, nil
 }
 
 func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
@@ -170,6 +232,10 @@ func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	}
 	v1, ours := stateWords(v.State)
 	e.RolloutState, e.State, e.Standing = text(v1), text(ours), standing(&v)
+	if v.RolloutID != "" {
+		wave := uint32(v.Wave)
+		e.Wave = &wave
+	}
 	for _, f := range v.Failures {
 		if strings.HasPrefix(f, "compliance:") {
 			e.OutstandingComplianceFailures++

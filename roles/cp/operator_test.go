@@ -122,6 +122,26 @@ func TestRevokedHostSaysSo(t *testing.T) {
 			t.Errorf("%s is to be let in by %q", host, why.Reason.Next)
 		}
 	}
+	// All views of one host agree.
+	plan, err := operator.Plan(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := false
+	for _, b := range plan.Blocked {
+		said = said || b.Host == "a" && b.Reason.Code == codeRevoked
+	}
+	for _, m := range plan.Moves {
+		if m.Host == "a" {
+			t.Error("a plan moves a host that is shut out")
+		}
+	}
+	if !said {
+		t.Errorf("the plan does not say that a is revoked: %+v", plan.Blocked)
+	}
+	if detail, err := operator.Host(ctx, "a"); err != nil || detail.Reason.Code != codeRevoked {
+		t.Errorf("detail of a: %+v %v", detail, err)
+	}
 	list, err := operator.Hosts(ctx)
 	if err != nil {
 		t.Fatal(err)

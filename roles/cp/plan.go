@@ -19,10 +19,11 @@ import (
 type plans struct {
 	world   *world
 	release *inForce
+	views   *views
 }
 
 // plan is what would happen from now on.
-func (p *plans) plan(*call) (any, error) { return p.of(nil), nil }
+func (p *plans) plan(c *call) (any, error) { return p.of(c, nil) }
 
 // planRelease says what would happen if the release in the body, a tar archive
 // of its documents, were accepted now. It must be one that could be.
@@ -52,20 +53,49 @@ func (p *plans) planRelease(c *call) (any, error) {
 	if err != nil {
 		return nil, refused(http.StatusUnprocessableEntity, "release-refused", "%s", err)
 	}
-	return p.of(rel), nil
+	return p.of(c, rel)
 }
 
 // planTimeout bounds the reading of a whole release.
 const planTimeout = 2 * time.Minute
 
 // of decides upon a copy of the world, so that check-ins need not wait for it.
-func (p *plans) of(rel *fleet.Release) protocol.Plan {
+func (p *plans) of(c *call, rel *fleet.Release) (any, error) {
 	var now time.Time
+	seen := map[string]rollout.HostView{}
 	world := look(p.world, func(w *rollout.World, at time.Time) *rollout.World {
 		now = at
+		for _, v := range w.Hosts(at) {
+			seen[v.Host] = v
+		}
 		return w.Clone(at)
 	})
-	return world.Spend(rel, rollout.PlanOptions{}, now)
+	plan := world.Spend(rel, rollout.PlanOptions{}, now)
+	// A host that is shut out is told nothing, which the decisions do not know.
+	moves := plan.Moves
+	plan.Moves = moves[:0]
+	for _, m := range moves {
+		shut, err := p.views.shutOut(c.Context(), seen[m.Host])
+		switch to := m.To; {
+		case err != nil:
+			return nil, err
+		case shut == nil:
+			plan.Moves = append(plan.Moves, m)
+		default:
+			plan.Blocked = append(plan.Blocked, protocol.PlanBlocked{Host: m.Host, Channel: m.Channel, Wave: m.Wave,
+				From: m.From, To: &to, Reason: *shut})
+		}
+	}
+	for i := range plan.Blocked {
+		shut, err := p.views.shutOut(c.Context(), seen[plan.Blocked[i].Host])
+		if err != nil {
+			return nil, err
+		}
+		if shut != nil {
+			plan.Blocked[i].Reason = *shut
+		}
+	}
+	return plan, nil
 }
 
 // readDocuments reads a tar archive of regular files.

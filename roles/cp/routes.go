@@ -130,6 +130,10 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 			about{"list the dispatches of a rollout", nil, protocol.Trace{}, ""}},
 		{"GET /metrics", readers, metrics, about{"read metrics for Prometheus", nil, exposition, ""}},
 
+		{"GET /v1/hosts/{name}", operators, h.views.host,
+			about{"read what is known of a host", nil, protocol.HostDetail{}, ""}},
+		{"GET /v1/certificates", operators, h.views.certificates,
+			about{"list certificates, the first to end first", nil, protocol.CertificatesResponse{}, "limit"}},
 		{"GET /v1/hosts/{name}/explain", operators, h.views.explain,
 			about{"read why a host is not updated yet", nil, protocol.Explanation{}, ""}},
 		{"GET /v1/plan", operators, h.plans.plan, about{"read what would happen from now on", nil, protocol.Plan{}, ""}},

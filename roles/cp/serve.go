@@ -102,6 +102,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		kick: make(chan struct{}, 1),
 	}
 	counted.watch(held, w)
+	counted.registry.MustRegister(certificateEnds{reread})
 	release := &inForce{
 		cfg: cfg, log: log, source: from, files: reread, snapshot: snapshot, world: w, waiters: held, metrics: counted,
 		history: newHistory(), poked: make(chan struct{}, 1),
@@ -125,10 +126,10 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, seen: seen, ticker: s.ticker, door: s.door,
 			feed: w.feed, stopping: s.stopping,
 		},
-		plans:   &plans{world: w, release: release},
 		acts:    &acts{cfg: cfg, log: log, store: db, world: w, waiters: held, release: release},
 		webhook: &webhook{cfg: cfg, log: log, door: s.door, release: release, limit: rate.NewLimiter(1, 5)},
 	}
+	s.handlers.plans = &plans{world: w, release: release, views: s.handlers.views}
 	version, _ := cfg.version()
 	routes, err := described(s.handlers.table(counted.registry), version)
 	if err != nil {

@@ -87,6 +87,18 @@ func (p *views) explain(c *call) (any, error) {
 	if shut != nil {
 		e.Reason = *shut
 	}
+	p.stuck(&e.Reason, name)
+	reports, err := p.store.ReportsOf(c.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	if v.State == rollout.Failed || v.State == rollout.Reverted {
+		told := make([]protocol.HostReport, 0, len(reports))
+		for _, r := range reports {
+			told = append(told, reportOfRow(r))
+		}
+		e.Failure = failureIn(told)
+	}
 	return e, nil
 }
 

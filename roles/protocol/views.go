@@ -116,6 +116,14 @@ type HostEntry struct {
 	Held   *string `json:"held,omitzero" shape:"O"`
 	// Standing is how it stands, in one word that all views share.
 	Standing Standing `json:"standing,omitzero" shape:"O"`
+	// Wave is that of its rollout, from 0.
+	Wave *uint32 `json:"wave,omitzero" shape:"O"`
+	// Canary says that its wave is the first of several. Since is when its state began.
+	// Running is of which release it runs, and since when; it is left out of lists of
+	// more than 1000 hosts.
+	Canary  bool           `json:"canary,omitzero" shape:"O"`
+	Since   *pki.Timestamp `json:"since,omitzero" shape:"O"`
+	Running *HostRelease   `json:"running,omitzero" shape:"O"`
 }
 
 // Word is the host's state, empty when it is in no rollout.
@@ -273,6 +281,9 @@ type Explanation struct {
 	RolloutID *string `json:"rolloutId" shape:"N"`
 	Wave      *uint32 `json:"wave" shape:"N"`
 	Reason    Reason  `json:"reason" shape:"R"`
+
+	// Failure is why a host failed that is Failed or Reverted. Ours.
+	Failure *HostFailure `json:"failure,omitzero" shape:"O"`
 }
 
 // Event is one line of the append-only event log.

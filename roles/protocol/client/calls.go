@@ -203,6 +203,17 @@ func (c *Client) Explain(ctx context.Context, hostname string) (*protocol.Explan
 	return ask[protocol.Explanation](ctx, c, request{method: http.MethodGet, path: path})
 }
 
+// Host says what is known of one host.
+func (c *Client) Host(ctx context.Context, hostname string) (*protocol.HostDetail, error) {
+	return view[protocol.HostDetail](ctx, c, "/v1/hosts/"+url.PathEscape(hostname))
+}
+
+// Certificates lists the certificates that the control plane uses and those that were shown to it; of agents'
+// certificates at most limit.
+func (c *Client) Certificates(ctx context.Context, limit int) (*protocol.CertificatesResponse, error) {
+	return view[protocol.CertificatesResponse](ctx, c, "/v1/certificates?limit="+strconv.Itoa(limit))
+}
+
 // Hold pauses, resumes or cancels a rollout.
 func (c *Client) Hold(ctx context.Context, rolloutID, action, reason string) error {
 	switch action {

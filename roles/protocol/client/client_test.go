@@ -181,6 +181,8 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/rollouts/" + id + "/trace", "", func() error { _, err := c.Trace(ctx, id); return err }},
 		{"GET /v1/whoami", "", func() error { _, err := c.Whoami(ctx); return err }},
 		{"GET /v1/hosts/web-01/explain", "", func() error { _, err := c.Explain(ctx, "web-01"); return err }},
+		{"GET /v1/hosts/web-01", "", func() error { _, err := c.Host(ctx, "web-01"); return err }},
+		{"GET /v1/certificates?limit=7", "", func() error { _, err := c.Certificates(ctx, 7); return err }},
 		{"GET /v1/plan", "", func() error { _, err := c.Plan(ctx); return err }},
 		{"POST /v1/plan", "fleet.resolved.json\x00", func() error {
 			_, err := c.PlanRelease(ctx, map[string][]byte{"fleet.resolved.json": []byte("{}")})
