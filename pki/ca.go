@@ -62,6 +62,9 @@ func certificatePEM(der []byte) []byte {
 // issue signs template for pub. A nil CA signs itself.
 func (ca *CA) issue(template *x509.Certificate, pub crypto.PublicKey,
 	self crypto.Signer) ([]byte, *x509.Certificate, error) {
+	if err := CheckKey(pub); err != nil {
+		return nil, nil, fmt.Errorf("issue certificate: %w", err)
+	}
 	template.SerialNumber = newSerial()
 	template.NotBefore = template.NotBefore.Truncate(time.Second)
 	template.NotAfter = template.NotAfter.Truncate(time.Second)
@@ -210,7 +213,7 @@ func caKey(block *pem.Block) (crypto.Signer, error) {
 	return signer, nil
 }
 
-// ParseCertificates reads all PEM certificates of a bundle, at least one.
+// ParseCertificates reads all PEM certificates of a bundle, at least one. A key that CheckKey refuses is refused.
 func ParseCertificates(bundle []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for rest := bundle; ; {
@@ -223,6 +226,9 @@ func ParseCertificates(bundle []byte) ([]*x509.Certificate, error) {
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
+			return nil, fmt.Errorf("parse certificate %d of the bundle: %w", len(certs), err)
+		}
+		if err := CheckKey(cert.PublicKey); err != nil {
 			return nil, fmt.Errorf("parse certificate %d of the bundle: %w", len(certs), err)
 		}
 		certs = append(certs, cert)

@@ -56,10 +56,10 @@ func ParseCSR(text []byte) (*CSR, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: it must have exactly one common name", ErrCSR)
 	}
-	key, isEd25519 := raw.PublicKey.(ed25519.PublicKey)
-	if isEd25519 && !properPoint(key) {
-		return nil, fmt.Errorf("%w: self-signature: the key is of small order", ErrCSR)
+	if err := CheckKey(raw.PublicKey); err != nil {
+		return nil, fmt.Errorf("%w: self-signature: %w", ErrCSR, err)
 	}
+	key, _ := raw.PublicKey.(ed25519.PublicKey)
 	c := &CSR{CommonName: name, Key: key, Raw: raw}
 	for _, e := range raw.Extensions {
 		if err := c.readExtension(e); err != nil {

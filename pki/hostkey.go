@@ -12,7 +12,7 @@ import (
 )
 
 // ParseHostKey reads a host's public key from an OpenSSH line
-// `ssh-ed25519 <base64 blob> [comment]`.
+// `ssh-ed25519 <base64 blob> [comment]`. A key that CheckKey refuses is refused.
 func ParseHostKey(line string) (ed25519.PublicKey, error) {
 	fields := strings.Fields(line)
 	if len(fields) < 2 || strings.ContainsAny(strings.TrimSpace(line), "\r\n") {
@@ -32,6 +32,9 @@ func ParseHostKey(line string) (ed25519.PublicKey, error) {
 	public, ok := parsed.(ssh.CryptoPublicKey).CryptoPublicKey().(ed25519.PublicKey)
 	if !ok || len(public) != ed25519.PublicKeySize {
 		return nil, fmt.Errorf("%w: not an ed25519 key of 32 bytes", ErrKey)
+	}
+	if err := CheckKey(public); err != nil {
+		return nil, err
 	}
 	return public, nil
 }

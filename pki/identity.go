@@ -88,6 +88,13 @@ func (r IdentityRules) Identify(chains [][]*x509.Certificate) (Identity, error) 
 		Key:        leaf.PublicKey,
 	}
 	host, isHost := r.hostname(leaf)
+	// A certificate of X.509 v1 has no extensions, so none that limits it to clients.
+	if leaf.Version != 3 {
+		return Identity{}, fmt.Errorf("%w: %q is in an X.509 v%d certificate, not v3", ErrIdentity, cn, leaf.Version)
+	}
+	if err := CheckKey(leaf.PublicKey); err != nil {
+		return Identity{}, fmt.Errorf("%w: %q: %w", ErrIdentity, cn, err)
+	}
 	switch {
 	case !one || leaf.IsCA:
 		return Identity{}, fmt.Errorf("%w: %q", ErrIdentity, cn)

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -85,6 +86,23 @@ func (k PublicKey) Usable() bool {
 func verifyEd25519(public, message, sig []byte) bool {
 	return len(public) == ed25519.PublicKeySize && properPoint(public) && properPoint(sig[:32]) &&
 		ed25519.Verify(public, message, sig)
+}
+
+// CheckKey refuses, with ErrKey, a public key by which strangers could sign: an ed25519 key of small order, or in
+// another encoding than its one. Points of P-256 cannot be either, once they are on the curve; those that were not read
+// by crypto/x509 are looked at here. Other kinds of keys are left to crypto/x509.
+func CheckKey(pub crypto.PublicKey) error {
+	switch key := pub.(type) {
+	case ed25519.PublicKey:
+		if len(key) != ed25519.PublicKeySize || !properPoint(key) {
+			return fmt.Errorf("%w: an ed25519 key of small order or in a second encoding", ErrKey)
+		}
+	case *ecdsa.PublicKey:
+		if _, err := key.Bytes(); err != nil {
+			return fmt.Errorf("%w: not on the curve %s", ErrKey, key.Params().Name)
+		}
+	}
+	return nil
 }
 
 // properPoint tells whether bytes are the one encoding of a point that is not of small order.

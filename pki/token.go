@@ -47,6 +47,9 @@ func MintToken(org *PrivateKey, c Claims) (*Token, error) {
 	if org.Algorithm() != AlgorithmEd25519 {
 		return nil, fmt.Errorf("mint token: %w: the organisation's root key must be ed25519", ErrKey)
 	}
+	if !ValidNonce(c.Nonce) {
+		return nil, fmt.Errorf("mint token: %q is %w", c.Nonce, ErrNonce)
+	}
 	canonical, err := Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("mint token: %w", err)
@@ -67,6 +70,9 @@ func ParseToken(data []byte) (*Token, error) {
 	if err := Decode(data, &t); err != nil {
 		return nil, fmt.Errorf("token: %w", err)
 	}
+	if !ValidNonce(t.Claims.Nonce) {
+		return nil, fmt.Errorf("token: %.80q is %w", t.Claims.Nonce, ErrNonce)
+	}
 	return &t, nil
 }
 
@@ -79,7 +85,7 @@ func (t *Token) VerifyTime(now time.Time) error {
 	return nil
 }
 
-// VerifySignature wants version 1, an issuedAt not before the slot's
+// VerifySignature wants version 1, a nonce of its form, an issuedAt not before the slot's
 // rejectBefore, and a signature by one of its ed25519 keys. Without any active
 // key the error is ErrTokenTrust.
 func (t *Token) VerifySignature(slot *KeySlot, now time.Time) error {
@@ -89,6 +95,9 @@ func (t *Token) VerifySignature(slot *KeySlot, now time.Time) error {
 	}
 	if t.Version != 1 {
 		return fmt.Errorf("%w: version %d, only 1 is known", ErrTokenSignature, t.Version)
+	}
+	if !ValidNonce(t.Claims.Nonce) {
+		return fmt.Errorf("%w: %.80q is %w", ErrTokenSignature, t.Claims.Nonce, ErrNonce)
 	}
 	if slot.RejectBefore != nil && t.Claims.IssuedAt.Before(slot.RejectBefore.Time) {
 		return fmt.Errorf("%w: issued at %s, before rejectBefore %s", ErrTokenSignature, t.Claims.IssuedAt,

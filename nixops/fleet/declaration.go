@@ -298,6 +298,12 @@ func (d *Declaration) Stamp(s Stamp, revocations, nonces List) (*Stamped, error)
 	}
 	if nonces != nil {
 		kept, pruned := nonces.unexpired(s.SignedAt.Time)
+		for i, entry := range kept {
+			e, _ := entry.(map[string]any)
+			if nonce, is := e["nonce"].(string); is && !pki.ValidNonce(nonce) {
+				return nil, fmt.Errorf("list of bootstrap nonces: entry %d: %.80q is %w", i, nonce, pki.ErrNonce)
+			}
+		}
 		out.Pruned = pruned
 		doc := map[string]any{"schemaVersion": 1, "bootstrapNonces": []any(kept), "meta": s.meta(nil)}
 		body, err := written(doc, ParseNonces)

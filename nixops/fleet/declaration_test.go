@@ -123,8 +123,8 @@ func TestStamp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nonces, err := ParseList([]byte(`[{"nonce":"a","hostname":"web-01","expiresAt":"2026-03-01T11:59:59Z"},
-		{"nonce":"b","hostname":"web-01","expiresAt":"2026-03-01T12:00:00Z"}]`))
+	nonces, err := ParseList([]byte(`[{"nonce":"an old one of any form","hostname":"web-01","expiresAt":"2026-03-01T11:59:59Z"},
+		{"nonce":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb","hostname":"web-01","expiresAt":"2026-03-01T12:00:00Z"}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestStamp(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	n, err := ParseNonces(s.Nonces)
-	if err != nil || len(n.BootstrapNonces) != 1 || n.BootstrapNonces[0].Nonce != "b" {
+	if err != nil || len(n.BootstrapNonces) != 1 || n.BootstrapNonces[0].Nonce != strings.Repeat("b", 32) {
 		t.Errorf("nonces %+v, %v", n, err)
 	}
 	if f.Members == nil || f.Members.Revocations != nil || *f.Members.BootstrapNonces != pki.HashHex(s.Nonces) {
@@ -154,6 +154,13 @@ func TestStamp(t *testing.T) {
 	}
 	if list, err := ListIn(s.Nonces, "bootstrapNonces"); err != nil || len(list) != 1 {
 		t.Errorf("%v, %v", list, err)
+	}
+	for _, nonce := range []string{"", "b", strings.Repeat("B", 32), strings.Repeat("b", 33)} {
+		list := List{map[string]any{"nonce": nonce, "hostname": "web-01", "expiresAt": "2026-03-01T12:00:00Z"}}
+		if _, err := d.Stamp(Stamp{SignedAt: at, Algorithm: pki.AlgorithmEd25519}, nil, list); !errors.Is(err,
+			pki.ErrNonce) {
+			t.Errorf("nonce %q: %v", nonce, err)
+		}
 	}
 	for _, text := range []string{"null", "{}", "[", `"x"`} {
 		if list, err := ParseList([]byte(text)); err == nil {

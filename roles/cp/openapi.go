@@ -62,7 +62,7 @@ var may = map[callers]struct {
 }{
 	everybody: {"Everybody may call.", ""},
 	tokens:    {"The token in the body opens it.", ""},
-	forges:    {"The webhook's token opens it: as a bearer, in X-Gitlab-Token, or by X-Hub-Signature-256.", "webhook"},
+	forges:    {"The webhook's token opens it: as a bearer, in X-Gitlab-Token, or by a signature of the body.", "webhook"},
 	hosts:     {"The host that the body names may call.", "certificate"},
 	members:   {"Hosts and operators may call; a host reads what is its own.", "certificate"},
 	readers:   {"Operators may call, and hosts where --read-all-agents is given.", "certificate"},

@@ -205,6 +205,30 @@ func TestTheWebhookWantsItsToken(t *testing.T) {
 	if got := post(map[string]string{"X-Hub-Signature-256": "sha256=" + hex.EncodeToString(mac.Sum(nil))}); got != 202 {
 		t.Errorf("with a signature: %d", got)
 	}
+	signature := hex.EncodeToString(mac.Sum(nil))
+	for _, right := range []map[string]string{
+		{"X-Gitea-Signature": signature}, {"X-Forgejo-Signature": signature},
+		{"X-Hub-Signature": "sha256=" + signature},                                                  // Bitbucket's
+		{"X-Hub-Signature": "sha1=" + signature[:40], "X-Hub-Signature-256": "sha256=" + signature}, // GitHub's
+		{"Authorization": "bearer open sesame"}, {"Authorization": "BEARER  open sesame"},
+	} {
+		if got := post(right); got != 202 && got != 429 { // 429 comes after the question who asks
+			t.Errorf("%v: %d, want 202 or 429", right, got)
+		}
+	}
+	mac = hmac.New(sha256.New, []byte("close sesame"))
+	mac.Write([]byte("{}"))
+	other := hex.EncodeToString(mac.Sum(nil))
+	for _, wrong := range []map[string]string{
+		{"X-Gitea-Signature": other}, {"X-Gitea-Signature": "sha256=" + signature}, {"X-Gitea-Signature": "x"},
+		{"X-Hub-Signature": signature}, {"X-Hub-Signature": "sha1=" + signature[:40]}, {"X-Hub-Signature": "sha256=" + other},
+		{"Authorization": "bear open sesame"}, {"Authorization": "bearer"}, {"Authorization": "bearer open"},
+		{"Authorization": "open sesame"}, {"X-Hub-Signature-256": "sha256=" + other, "X-Gitea-Signature": signature},
+	} {
+		if got := post(wrong); got != 401 {
+			t.Errorf("%v: %d, want 401", wrong, got)
+		}
+	}
 	for _, wrong := range []string{"sha256=" + hex.EncodeToString(make([]byte, 32)), "sha256=x", "sha256="} {
 		if got := post(map[string]string{"X-Hub-Signature-256": wrong, "Authorization": "Bearer x"}); got != 401 {
 			t.Errorf("with signature %s: %d", wrong, got)

@@ -44,23 +44,38 @@ func (h *webhook) announce(c *call) (any, error) {
 	return nothingBut(http.StatusAccepted), nil
 }
 
-// authentic reports whether the sender knows the token: as a bearer, as GitLab
-// sends it, or by a signature over the body as GitHub, Gitea and Forgejo do.
+// signatures are the headers in which forges send the HMAC-SHA-256 of the body, in hex, and what stands before it. The
+// first that was sent decides. Gitea alone sends X-Gitea-Signature, Bitbucket X-Hub-Signature; GitHub's header of that
+// name is of SHA-1 and opens nothing.
+var signatures = []struct{ header, prefix string }{
+	{"X-Hub-Signature-256", "sha256="},
+	{"X-Forgejo-Signature", ""},
+	{"X-Gitea-Signature", ""},
+	{"X-Hub-Signature", "sha256="},
+}
+
+// authentic reports whether the sender knows the token: by a signature over the body, as a bearer, or as GitLab sends
+// it.
 func (h *webhook) authentic(header http.Header, body []byte) bool {
 	token, err := source.Secret(h.cfg.WebhookTokenFile)
 	if err != nil {
 		h.log.Error().Err(err).Msg("webhook token not read")
 		return false
 	}
-	if given, ok := strings.CutPrefix(header.Get("X-Hub-Signature-256"), "sha256="); ok {
+	for _, s := range signatures {
+		given, ok := strings.CutPrefix(header.Get(s.header), s.prefix)
+		if !ok || given == "" {
+			continue
+		}
 		sum, err := hex.DecodeString(given)
 		mac := hmac.New(sha256.New, []byte(token))
 		mac.Write(body)
 		return err == nil && hmac.Equal(sum, mac.Sum(nil))
 	}
-	given, ok := strings.CutPrefix(header.Get("Authorization"), "Bearer ")
-	if !ok {
-		given = header.Get("X-Gitlab-Token")
+	given := header.Get("X-Gitlab-Token")
+	if scheme, credentials, ok := strings.Cut(header.Get("Authorization"), " "); ok &&
+		strings.EqualFold(scheme, "bearer") {
+		given = strings.TrimLeft(credentials, " ")
 	}
 	return subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
 }
