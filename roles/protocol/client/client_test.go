@@ -140,7 +140,9 @@ func TestRequests(t *testing.T) {
 		fmt.Fprint(w, `{"certPem":"","notAfter":"2026-03-01T12:00:00Z","nextCheckinSecs":60,"eventId":"e","leaf":{},"index":0,"path":[],
 			"hosts":[],"name":"","freshness_window_minutes":1,"deferrals":[],"reports":[],"rollouts":[],"rolloutId":"","rollout_id":"","events":[],
 			"cn":"","issuedAt":"2026-03-01T12:00:00+00:00","hostname":"","channel":"","reason":{"code":"","gate":"","text":"","next":""},
-			"at":"2026-03-01T12:00:00Z","moves":[],"waves":[],"channels":[],"blocked":[]}`)
+			"at":"2026-03-01T12:00:00Z","moves":[],"waves":[],"channels":[],"blocked":[],
+			"host":{"hostname":"","channel":"","converged":true,"outstandingComplianceFailures":0,"outstandingRuntimeGateErrors":0,
+			"verifiedEventCount":0},"dispatches":[],"certificates":[],"agents":0}`)
 	})
 	ctx := t.Context()
 	at := pki.At(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
