@@ -7,7 +7,7 @@ type HostDetail struct {
 	Host   HostEntry `json:"host" shape:"R"`
 	Reason Reason    `json:"reason" shape:"R"`
 
-	Waves      uint32         `json:"waves,omitzero" shape:"O"`      // of its rollout
+	Waves      uint32         `json:"waveCount,omitzero" shape:"O"`  // of its rollout
 	Attempt    uint32         `json:"attempt,omitzero" shape:"O"`    // dispatches in its rollout
 	ConfirmBy  *pki.Timestamp `json:"confirmBy,omitzero" shape:"O"`  // of its open dispatch
 	Quarantine *Quarantined   `json:"quarantine,omitzero" shape:"O"` // of its declared closure
