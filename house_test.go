@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"pki":                   {},
 	"nixops/disk":           {},
 	"nixops/git":            {"pki"},
+	"nixops/loader":         {"nixops/disk"},
 	"nixops/fleet":          {"pki"},
 	"nixops":                {"nixops/disk", "nixops/fleet", "nixops/git", "pki"},
 	"nixops/sim":            {"nixops", "nixops/disk"},
