@@ -37,7 +37,7 @@ var allowed = map[string][]string{
 	"nixops/git":            {"pki"},
 	"nixops/loader":         {"nixops/disk"},
 	"nixops/fleet":          {"pki"},
-	"nixops":                {"nixops/disk", "nixops/fleet", "nixops/git", "pki"},
+	"nixops":                {"nixops/disk", "nixops/fleet", "nixops/git", "nixops/loader", "pki"},
 	"nixops/sim":            {"nixops", "nixops/disk"},
 	"nixops/testnix":        {"nixops"}, // for tests only
 	"nixops/lib":            {},         // Nix and its tests

@@ -1,12 +1,15 @@
 package nixops
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"nixfleet/nixops/loader"
 )
 
 const (
@@ -52,14 +55,17 @@ func TestBootDefault(t *testing.T) {
 			"boot/loader/entries/nixos-generation-1.conf": entry(sysB),
 			"boot/loader/entries/nixos-generation-2.conf": entry(sysA),
 		}, sysA},
+		// Both were "" before the rules were measured: the loader takes the first entry of its menu.
 		"systemd-boot without default": {map[string]string{
 			"boot/loader/loader.conf": "timeout 5\n", "boot/loader/entries/a.conf": entry(sysA),
-		}, ""},
+		}, sysA},
 		"systemd-boot entry gone": {map[string]string{
 			"boot/loader/loader.conf": "default b.conf\n", "boot/loader/entries/a.conf": entry(sysA),
-		}, ""},
-		"on /efi": {map[string]string{"efi/loader/loader.conf": "default a\n", "efi/loader/entries/a.conf": entry(sysA)},
-			sysA},
+		}, sysA},
+		"on /efi": {map[string]string{"efi/loader/loader.conf": "default a\n", "efi/loader/entries/a.conf": entry(sysA),
+			"efi/EFI/nixos/k.efi": ""}, sysA},
+		"limine": {map[string]string{"boot/limine/limine.conf": "/NixOS\n  cmdline: init=/nix/store/" + sysA + "/init\n"},
+			""},
 		"grub": {map[string]string{"boot/grub/grub.cfg": grub}, sysA},
 		"grub first": {map[string]string{
 			"boot/grub/grub.cfg": strings.Replace(grub, `"1"`, `"0"`, 1),
@@ -75,26 +81,75 @@ func TestBootDefault(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
 			write(t, root, c.files)
+			write(t, root, map[string]string{"boot/EFI/nixos/k.efi": ""})
 			m := &machine{root: root, platform: "linux"}
 			got, err := m.BootDefault(t.Context())
-			if c.want == "" && strings.HasSuffix(name, "gone") {
-				err = nil
-			}
 			if err != nil || got != c.want {
 				t.Errorf("boot default %q, %v; want %q", got, err, c.want)
 			}
 		})
 	}
-	// A loader whose entries cannot be read is an error, not "no loader".
-	root := t.TempDir()
-	write(t, root, map[string]string{"boot/loader/loader.conf": "default a\n"})
-	if _, err := (&machine{root: root, platform: "linux"}).BootDefault(t.Context()); err == nil {
-		t.Error("unreadable entries passed")
+	// What cannot be read is unknown, says why, and is never an error.
+	for why, files := range map[string]map[string]string{
+		"no entry":    {"boot/loader/loader.conf": "default a\n"},
+		"loader.conf": {"boot/loader/loader.conf": strings.Repeat("#", 9<<20)},
+		"no boot":     {},
+	} {
+		root := t.TempDir()
+		write(t, root, files)
+		next, err := (&machine{root: root, platform: "linux", bootctl: "false"}).NextBoot(t.Context())
+		if err != nil || next.Default != "" || !strings.Contains(next.Unknown, why) {
+			t.Errorf("%s: %+v, %v", why, next, err)
+		}
 	}
-	write(t, root, map[string]string{"boot/loader/loader.conf": strings.Repeat("#", maxBootConfig+1)})
-	if _, err := (&machine{root: root, platform: "linux"}).BootDefault(t.Context()); err == nil {
-		t.Error("an oversized configuration passed")
+}
+
+// TestSecondOpinion: bootctl is asked where it knows, and where the two differ nothing is known.
+func TestSecondOpinion(t *testing.T) {
+	entry := func(closure string) string { return "options init=/nix/store/" + closure + "/init\n" }
+	for name, c := range map[string]struct {
+		says, conf string
+		want       string
+	}{
+		"the same": {`echo '[{"id":"nixos-generation-2.conf","isDefault":true},{"id":"x","isDefault":false}]'`,
+			"", sysB},
+		"another":            {`echo '[{"id":"nixos-generation-1.conf","isDefault":true}]'`, "", ""},
+		"no default, as 252": {`echo '{"id":"nixos-generation-1.conf"}'; echo '{"id":"nixos-generation-2.conf"}'`, "", sysB},
+		"warnings beside":    {`echo '[]' >&2; echo '[{"id":"nixos-generation-2.conf","isDefault":true}]'`, "", sysB},
+		"failure":            {`exit 1`, "", sysB},
+		"known to be wrong, as 262": {`echo '[{"id":"nixos-generation-1.conf","isDefault":true}]'`,
+			"preferred nixos-generation-2.conf\n", sysB},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			write(t, root, map[string]string{"boot/loader/loader.conf": c.conf, "bootctl": "#!/bin/sh\n" + c.says + "\n",
+				"boot/loader/entries/nixos-generation-1.conf": entry(sysA),
+				"boot/loader/entries/nixos-generation-2.conf": entry(sysB)})
+			if err := os.Chmod(root+"/bootctl", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			next, err := (&machine{root: root, platform: "linux", bootctl: root + "/bootctl"}).NextBoot(t.Context())
+			if err != nil || next.Default != c.want || (next.Unknown == "") != (c.want != "") {
+				t.Errorf("%+v, %v; want %q", next, err, c.want)
+			}
+		})
 	}
+}
+
+// TestStartedBy: the kernel's command line says what was booted; that of a container's host does not.
+func TestStartedBy(t *testing.T) {
+	m := &machine{root: t.TempDir(), platform: "linux"}
+	want := func(want string) {
+		t.Helper()
+		if got, err := m.StartedBy(t.Context()); err != nil || got != want {
+			t.Errorf("started %q, %v; want %q", got, err, want)
+		}
+	}
+	want("")
+	write(t, m.root, map[string]string{"proc/cmdline": "initrd=x init=/nix/store/" + sysA + "/init quiet\n"})
+	want(sysA)
+	write(t, m.root, map[string]string{"run/systemd/container": "systemd-nspawn"})
+	want("")
 }
 
 func TestParseElapse(t *testing.T) {
@@ -127,57 +182,70 @@ func FuzzParseElapse(f *testing.F) {
 	})
 }
 
-func TestEntryOf(t *testing.T) {
+func TestBootOnceOfACountedEntry(t *testing.T) {
 	root := t.TempDir()
-	entry := func(closure string) string { return "options init=/nix/store/" + closure + "/init\n" }
+	entry := func(closure string) string {
+		return "linux /k.efi\ninitrd /i.efi\noptions init=/nix/store/" + closure + "/init\n"
+	}
 	write(t, root, map[string]string{
+		"boot/k.efi": "", "boot/i.efi": "", "efi/k.efi": "", "efi/i.efi": "", "efi/loader/loader.conf": "",
 		"boot/loader/entries/nixos-generation-7+2-1.conf":              entry(sysA),
 		"boot/loader/entries/nixos-generation-6.conf":                  entry(sysA),
-		"efi/loader/entries/nixos-nixfleet-staged-generation-1+3.conf": entry(sysB),
+		"efi/loader/entries/nixos-nixfleet-staged-generation-0+3.conf": entry(sysB),
 		"boot/loader/entries/nixos-generation-9.conf.tmp":              entry(sysB),
 		"boot/loader/entries/memtest.conf":                             "efi /memtest.efi\n",
-		"sys/firmware/efi/efivars/LoaderEntryOneShot" +
-			loaderVendor: "\x07\x00\x00\x00m\x00e\x00m\x00t\x00e\x00s\x00t\x00\x00\x00",
-		"sys/firmware/efi/efivars/LoaderFeatures" + loaderVendor:          "\x06\x00",
+		"sys/firmware/efi/efivars/LoaderEntryOneShot-" +
+			loader.Vendor: "\x07\x00\x00\x00m\x00e\x00m\x00t\x00e\x00s\x00t\x00\x00\x00",
+		"sys/firmware/efi/efivars/LoaderFeatures-" + loader.Vendor:        "\x06\x00",
 		"boot/loader/entries/nixos-nixfleet-staged-generation-0.conf.bak": entry(sysB),
+		"bootctl": stubOneShot,
 	})
-	m := &machine{root: root, platform: "linux"}
+	if err := os.Chmod(root+"/bootctl", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{root: root, platform: "linux", bootctl: root + "/bootctl"}
 	if err := os.MkdirAll(root+"/boot/efi/loader/entries", 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if dirs := bootDirs(m.root); !slices.Equal(dirs, []string{"/boot", "/efi"}) {
 		t.Errorf("an installer writes to %v", dirs)
 	}
-	for closure, want := range map[string]string{sysA: "nixos-generation-7.conf",
-		sysB: "nixos-nixfleet-staged-generation-1.conf", "none": ""} {
-		if id, err := entryOf(m.root, closure); err != nil || id != want {
-			t.Errorf("entry of %s: %q, %v; want %q", closure, id, err, want)
-		}
-	}
-	// An entry that starts no closure is nobody's, a truncated variable says nothing.
-	if closure, err := m.BootOnce(t.Context()); err != nil || closure != "" {
-		t.Errorf("boots once: %q, %v", closure, err)
-	}
+	// A truncated variable says nothing.
 	if can, err := m.CanBootOnce(t.Context()); err != nil || can {
 		t.Errorf("truncated features: %v, %v", can, err)
 	}
+	for closure, want := range map[string]string{sysA: "nixos-generation-7[+.]*conf",
+		sysB: "nixos-nixfleet-staged-generation-0[+.]*conf"} {
+		if err := m.SetBootOnce(t.Context(), closure); err != nil {
+			t.Fatal(err)
+		}
+		v := loader.ReadVariables(root)
+		if once, err := m.BootOnce(t.Context()); err != nil || once != closure || v.OneShot != want {
+			t.Errorf("boots once: %q, %v, by %q", once, err, v.OneShot)
+		}
+	}
+	if err := m.SetBootOnce(t.Context(), "none"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("without an entry: %v", err)
+	}
+	// The one-shot of an entry that cannot be loaded would be spent for nothing.
+	if err := os.Remove(root + "/efi/i.efi"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.SetBootOnce(t.Context(), sysB); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "/i.efi") {
+		t.Errorf("without its initrd: %v", err)
+	}
+	// A bootctl that ends well and does nothing.
+	m.bootctl = "true"
+	if err := m.SetBootOnce(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "bootctl ended well") {
+		t.Errorf("a variable that stayed: %v", err)
+	}
 }
 
-func FuzzBootConfig(f *testing.F) {
-	f.Add("set default=\"0\"\nmenuentry x {\n linux y init=/nix/store/" + sysA + "/init\n}\n")
-	f.Add("DEFAULT a\nLABEL a\nAPPEND init=/nix/store/" + sysA + "/init\n")
-	f.Fuzz(func(t *testing.T, config string) {
-		for _, pick := range []func(string, string) (string, error){grubDefault, extlinuxDefault} {
-			closure, err := pick("", config)
-			if err != nil {
-				t.Error(err)
-			}
-			if strings.ContainsAny(closure, "/ \n") {
-				t.Errorf("closure %q is not a base name", closure)
-			}
-		}
-	})
-}
+// stubOneShot writes the variable as bootctl(1) does.
+const stubOneShot = `#!/bin/sh
+variable=$NIXFLEET_ROOT/sys/firmware/efi/efivars/LoaderEntryOneShot-` + loader.Vendor + `
+{ printf '\007\000\000\000'; printf %s "$2" | iconv -t UTF-16LE; printf '\000\000'; } >"$variable"
+`
 
 func TestResolve(t *testing.T) {
 	root := t.TempDir()

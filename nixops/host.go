@@ -54,12 +54,19 @@ type Host interface {
 	BootedSystem(ctx context.Context) (string, error)
 	// Profile is the closure of the system profile.
 	Profile(ctx context.Context) (string, error)
-	// HasBootEntry says whether a known boot loader has an entry that starts the closure. It is also false if no
-	// known loader is installed.
+	// StartedBy is the closure that the kernel's command line names: the one that the boot loader started. It is ""
+	// if that is not known. Nothing else proves what was booted: a variable for one boot is gone before the kernel
+	// starts.
+	StartedBy(ctx context.Context) (string, error)
+	// HasBootEntry says whether the boot loader has an entry that starts the closure. It returns an error if that
+	// cannot be known.
 	HasBootEntry(ctx context.Context, closure string) (bool, error)
-	// BootDefault is the closure that the boot loader would start by itself. It is "" if no known loader
-	// (systemd-boot, GRUB, extlinux) is installed.
+	// BootDefault is the closure that the boot loader would start by itself. It is "" if that is not known, which is
+	// never an error and proves nothing.
 	BootDefault(ctx context.Context) (string, error)
+	// NextBoot is BootDefault with all that is known about the next boot. It also asks bootctl, which may take as long
+	// as it takes to mount an ESP.
+	NextBoot(ctx context.Context) (NextBoot, error)
 	// BootID changes with every boot of the kernel.
 	BootID(ctx context.Context) (string, error)
 	// SinceBoot is the time since this boot began, including the time that the machine slept. It does not depend
@@ -144,7 +151,8 @@ type Host interface {
 	// entry. "" removes the profile.
 	SetStaged(ctx context.Context, closure string) error
 	// SetBootOnce makes the next boot, and only that one, start the closure; "" cancels that. It returns
-	// ErrNotFound if the boot loader has no entry for the closure.
+	// ErrNotFound if the boot loader has no entry for the closure, or if that entry's kernel or initrd is not on its
+	// partition.
 	SetBootOnce(ctx context.Context, closure string) error
 	// BootOnce is the closure that SetBootOnce chose, until the boot loader has started it.
 	BootOnce(ctx context.Context) (string, error)

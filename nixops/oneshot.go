@@ -2,53 +2,39 @@ package nixops
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf16"
 
 	"nixfleet/nixops/disk"
+	"nixfleet/nixops/loader"
 )
+
+// bootDir is the directory that boot loaders and their installers use by default.
+const bootDir = "/boot"
 
 // stagedProfile is the system profile of a closure that waits for a boot. NixOS's installer for systemd-boot makes
 // entries for every profile in that directory.
 const stagedProfile = "/nix/var/nix/profiles/system-profiles/nixfleet-staged"
 
-// efiVariables is the directory of the Boot Loader Interface's variables
-// (https://systemd.io/BOOT_LOADER_INTERFACE). A variable has four bytes of attributes, then its value.
-const (
-	efiVariables  = "/sys/firmware/efi/efivars/"
-	loaderVendor  = "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-	entryOneShot  = 1 << 3 // bit of LoaderFeatures
-	maxEFIContent = 4 << 10
-)
+// stagedLink is the only generation of that profile. No generation of a system has the number 0, so that the entry
+// sorts behind those of the system and never becomes the loader's default by its number.
+const stagedLink = stagedProfile + "-0-link"
 
-// loaderVariable returns the value of a variable of the boot loader, or nil if it does not exist.
-func loaderVariable(root, name string) ([]byte, error) {
-	data, err := disk.ReadLinked(root+efiVariables+name+loaderVendor, maxEFIContent)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) <= 4 {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the boot loader's %s: %w", name, err)
-	}
-	return data[4:], nil
-}
+const entryOneShot = 1 << 3 // bit of LoaderFeatures
 
 // CanBootOnce reads the features of the loader that started this boot. The loader sets that variable at every boot.
 func (m *machine) CanBootOnce(ctx context.Context) (bool, error) {
-	features, err := loaderVariable(m.root, "LoaderFeatures")
-	if err != nil || len(features) < 8 {
-		return false, err
+	v := loader.ReadVariables(m.root)
+	if v.Trouble != "" {
+		return false, errors.New(v.Trouble)
 	}
-	return binary.LittleEndian.Uint64(features)&entryOneShot != 0, nil
+	return v.Features&entryOneShot != 0, nil
 }
 
 func (m *machine) SetStaged(ctx context.Context, closure string) error {
@@ -65,107 +51,71 @@ func (m *machine) SetStaged(ctx context.Context, closure string) error {
 		}
 		return nil
 	}
-	if now, err := behind(m.root, stagedProfile); err == nil && now == closure {
-		return nil
-	}
-	if err := m.setProfile(ctx, stagedProfile, closure); err != nil {
+	path, err := StorePath(closure)
+	if err != nil {
 		return fmt.Errorf("set staged profile: %w", err)
+	}
+	if err := m.nix.valid(ctx, closure); err != nil {
+		return fmt.Errorf("set staged profile: %w", err)
+	}
+	for link, target := range map[string]string{stagedLink: path, stagedProfile: filepath.Base(stagedLink)} {
+		if err := disk.ReplaceLink(target, m.root+link); err != nil {
+			return fmt.Errorf("set staged profile: %w", noSpace(err))
+		}
 	}
 	return nil
 }
-
-// loaderDirs are the directories on which an ESP or XBOOTLDR partition may be mounted (bootctl(1)).
-var loaderDirs = []string{bootDir, "/efi", "/boot/efi"}
 
 // bootDirs returns the directories that an installer writes to: /boot, and every other partition that has entries. A
 // partition without entries may belong to another system, so its free space does not matter.
 func bootDirs(root string) []string {
 	dirs := []string{bootDir}
-	for _, dir := range loaderDirs {
-		entries, err := filepath.Glob(root + dir + "/loader/entries/*.conf")
-		if err == nil && len(entries) > 0 && dir != bootDir {
-			dirs = append(dirs, dir)
+	for _, dir := range loader.Dirs {
+		for _, entries := range []string{"/loader/entries/*.conf", "/EFI/Linux/*.efi"} {
+			files, err := filepath.Glob(root + dir + entries)
+			if err == nil && len(files) > 0 && !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
 		}
 	}
 	return dirs
 }
 
-// tries matches the boot counter in the file name of an entry. It is not a part of the entry's id.
-var tries = regexp.MustCompile(`\+\d+(-\d+)?\.conf$`)
-
-// entryOf returns the id of the newest entry that starts a closure, or "" if there is none.
-func entryOf(root, closure string) (string, error) {
-	for _, dir := range loaderDirs {
-		dir = root + dir + "/loader/entries"
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-		slices.Reverse(entries)
-		for _, e := range entries {
-			if !strings.HasSuffix(e.Name(), ".conf") {
-				continue
-			}
-			entry, err := disk.ReadLinked(dir+"/"+e.Name(), maxFact)
-			if err != nil {
-				return "", err
-			}
-			if initClosure(string(entry)) == closure {
-				return tries.ReplaceAllString(e.Name(), ".conf"), nil
-			}
-		}
-	}
-	return "", nil
-}
-
 func (m *machine) SetBootOnce(ctx context.Context, closure string) error {
-	entry := ""
+	pattern := ""
 	if closure != "" {
-		var err error
-		if entry, err = entryOf(m.root, closure); err != nil {
-			return fmt.Errorf("boot once: %w", err)
-		}
-		if entry == "" {
+		entry := loader.Read(m.root).EntryOf(closure)
+		if entry == nil {
 			return fmt.Errorf("boot once: the boot loader has no entry for %s: %w", closure, ErrNotFound)
 		}
+		// A loader that cannot load all of it starts another entry, or stays in the firmware.
+		if len(entry.Missing) > 0 {
+			return fmt.Errorf("boot once: the boot loader's entry %s needs %s, which %s does not have: %w", entry.ID(),
+				entry.Missing[0], entry.Dir, ErrNotFound)
+		}
+		pattern = entry.Pattern()
 	}
-	c := command{path: m.bootctl, args: []string{"set-oneshot", entry}, timeout: toolTimeout}
+	c := command{path: m.bootctl, args: []string{"set-oneshot", pattern}, timeout: toolTimeout}
 	if m.root != "" {
 		c.env = []string{"NIXFLEET_ROOT=" + m.root}
 	}
 	if _, err := c.run(ctx); err != nil {
 		return fmt.Errorf("boot once: %w", err)
 	}
+	// bootctl ends well also where the firmware did not keep the variable.
+	s := loader.Read(m.root)
+	switch {
+	case closure == "" && s.OnceSet:
+		return fmt.Errorf("boot once: bootctl ended well, but the next boot still starts %q", s.Variables.OneShot)
+	case closure != "" && (!s.OnceSet || s.Once.Closure != closure && s.Once.Unknown == ""):
+		return fmt.Errorf("boot once: bootctl ended well, but the next boot does not start %s", closure)
+	}
 	return nil
 }
 
 func (m *machine) BootOnce(ctx context.Context) (string, error) {
-	value, err := loaderVariable(m.root, "LoaderEntryOneShot")
-	if err != nil || value == nil {
-		return "", err
-	}
-	words := make([]uint16, 0, len(value)/2)
-	for ; len(value) >= 2; value = value[2:] {
-		if w := binary.LittleEndian.Uint16(value); w != 0 {
-			words = append(words, w)
-		}
-	}
-	id := strings.TrimSuffix(string(utf16.Decode(words)), ".conf")
-	for _, dir := range loaderDirs {
-		names, err := filepath.Glob(m.root + dir + "/loader/entries/*.conf")
-		if err != nil {
-			return "", err
-		}
-		for _, name := range names {
-			if strings.TrimSuffix(tries.ReplaceAllString(filepath.Base(name), ".conf"), ".conf") != id {
-				continue
-			}
-			entry, err := disk.ReadLinked(name, maxFact)
-			if err != nil {
-				return "", fmt.Errorf("boot once: %w", err)
-			}
-			return initClosure(string(entry)), nil
-		}
+	if s := loader.Read(m.root); s.OnceSet {
+		return s.Once.Closure, nil
 	}
 	return "", nil
 }

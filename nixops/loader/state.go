@@ -162,7 +162,8 @@ func (s State) EntryOf(closure string) *Entry {
 	if s.Menu == nil || closure == "" {
 		return nil
 	}
-	entries := s.Menu.menu(s.Menu.behaviours()[0])
+	entries := slices.Clone(s.Menu.Entries)
+	arrange(entries, Entry.ID)
 	for i := range entries {
 		if entries[i].Closure == closure {
 			return &entries[i]

@@ -47,6 +47,33 @@ func (s *Host) BootOnce(ctx context.Context) (string, error) {
 	return s.read(func(st *memory) string { return st.Boot.BootOnce })
 }
 
+// NextBoot is known unless the test says why it is not.
+func (s *Host) NextBoot(ctx context.Context) (nixops.NextBoot, error) {
+	var next nixops.NextBoot
+	err := s.look(func(st *memory) error {
+		next = nixops.NextBoot{Loader: st.Boot.Loader, Default: st.Boot.known(), Once: st.Boot.BootOnce,
+			Unknown: st.Boot.Unknown}
+		if next.Loader == "" {
+			next.Loader = "systemd-boot"
+		}
+		return nil
+	})
+	return next, err
+}
+
+// StartedBy is what the last boot started.
+func (s *Host) StartedBy(ctx context.Context) (string, error) {
+	return s.read(func(st *memory) string { return st.Boot.Booted })
+}
+
+// known is the boot default, as far as the agent can see it.
+func (b bootMemory) known() string {
+	if b.Unknown != "" {
+		return ""
+	}
+	return b.BootDefault
+}
+
 // NextElapse understands "hourly", "daily", and a time of day with or without days of the week ("03:00",
 // "Mon,Sat 03:00"). All times are in UTC; " UTC" may follow.
 func (s *Host) NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error) {

@@ -146,6 +146,15 @@ func (m *machine) HoldLock(held bool) error {
 	})
 }
 
+// HideLoader makes the host unable to read what its boot loader does, and says why; "" ends that. The loader goes on as
+// before.
+func (m *machine) HideLoader(why string) error {
+	return m.with(func(st *memory) error {
+		st.Boot.Unknown = why
+		return nil
+	})
+}
+
 // SetLoader changes the boot loader. "" means systemd-boot; any other boot loader cannot boot once.
 func (m *machine) SetLoader(name string) error {
 	return m.with(func(st *memory) error {

@@ -45,12 +45,15 @@ func (s *Host) Profile(ctx context.Context) (string, error) {
 }
 
 func (s *Host) BootDefault(ctx context.Context) (string, error) {
-	return s.read(func(st *memory) string { return st.Boot.BootDefault })
+	return s.read(func(st *memory) string { return st.Boot.known() })
 }
 
 func (s *Host) HasBootEntry(ctx context.Context, closure string) (bool, error) {
 	has := false
 	err := s.look(func(st *memory) error {
+		if st.Boot.Unknown != "" {
+			return fmt.Errorf("boot entry of %s: %s", closure, st.Boot.Unknown)
+		}
 		has = closure == st.Boot.BootDefault || slices.Contains(st.Boot.Entries, closure)
 		return nil
 	})

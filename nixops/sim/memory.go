@@ -37,6 +37,7 @@ type bootMemory struct {
 	Entries     []string      `json:"entries"`  // of the boot loader's menu
 	BootOnce    string        `json:"bootOnce"` // closure that the next boot starts instead of the default
 	Loader      string        `json:"loader"`   // "" is systemd-boot; any other cannot boot once
+	Unknown     string        `json:"unknown"`  // why the host cannot read the loader
 }
 
 // ran is a unit that was started: a switch or a deadline's callback.
