@@ -56,7 +56,11 @@ func (m *machine) NextBoot(ctx context.Context) (NextBoot, error) {
 	if s.Default.Entry != nil {
 		next.Entry = s.Default.Entry.ID()
 	}
-	if other := m.secondOpinion(ctx, s); other != "" {
+	list := command{path: m.bootctl, args: []string{"list", "--json=short", "--no-pager"}, timeout: opinionTimeout}
+	if m.root != "" {
+		list.env = []string{"NIXFLEET_ROOT=" + m.root}
+	}
+	if other := secondOpinion(ctx, list, s); other != "" {
 		next.Unknown = fmt.Sprintf("by its files systemd-boot starts %s, but bootctl says %s", next.Entry, other)
 		next.Default, next.Counter = "", NotCounted
 	}
@@ -66,18 +70,14 @@ func (m *machine) NextBoot(ctx context.Context) (NextBoot, error) {
 // opinionTimeout bounds bootctl, which may have to wait for an ESP that is mounted on demand.
 const opinionTimeout = 20 * time.Second
 
-// secondOpinion returns the id of the entry that bootctl takes for the default, if that is another than ours. It is ""
+// secondOpinion returns the id of the entry that `bootctl list` takes for the default, if that is another than ours. It is ""
 // where bootctl says nothing (252 does not, nor does one that fails), and where it is known to be wrong: it does not
 // pass over a `preferred` entry without tries, and takes LoaderEntryDefault before `preferred`.
-func (m *machine) secondOpinion(ctx context.Context, s loader.State) string {
+func secondOpinion(ctx context.Context, list command, s loader.State) string {
 	if s.Menu == nil || s.OnceSet || s.Default.Entry == nil || s.Menu.Preferring != "" || s.Variables.Preferred != "" {
 		return ""
 	}
-	c := command{path: m.bootctl, args: []string{"list", "--json=short", "--no-pager"}, timeout: opinionTimeout}
-	if m.root != "" {
-		c.env = []string{"NIXFLEET_ROOT=" + m.root}
-	}
-	out, err := c.run(ctx)
+	out, err := list.run(ctx)
 	if err != nil {
 		return ""
 	}

@@ -156,31 +156,31 @@ func (m *machine) SetProfile(ctx context.Context, closure string) error {
 	if now, err := m.Profile(ctx); err == nil && now == closure {
 		return nil
 	}
-	if err := m.setProfile(ctx, systemProfile, closure); err != nil {
+	if err := setProfile(ctx, m.nix, m.root, closure, m.fetch); err != nil {
 		return fmt.Errorf("set profile: %w", err)
 	}
 	return nil
 }
 
-// setProfile makes a new generation of a profile and checks that the profile leads to the closure.
-func (m *machine) setProfile(ctx context.Context, profile, closure string) error {
+// setProfile makes a new generation of the system profile and checks that the profile leads to the closure.
+func setProfile(ctx context.Context, nix nix, root, closure string, options []string) error {
 	path, err := StorePath(closure)
 	if err != nil {
 		return err
 	}
-	if err := m.nix.valid(ctx, closure); err != nil {
+	if err := nix.valid(ctx, closure); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(m.root+profile), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(root+systemProfile), 0o755); err != nil {
 		return noSpace(err)
 	}
-	c := m.nix.command("nix-env", "--profile", m.root+profile, "--set", path)
-	c.args = append(c.args, m.fetch...)
+	c := nix.command("nix-env", "--profile", root+systemProfile, "--set", path)
+	c.args = append(c.args, options...)
 	c.timeout = quick
 	if _, err := c.run(ctx); err != nil {
 		return classify(err)
 	}
-	if now, err := behind(m.root, profile); err != nil || now != closure {
+	if now, err := behind(root, systemProfile); err != nil || now != closure {
 		return fmt.Errorf("the profile leads to %q: %w", now, errors.Join(ErrMismatch, err))
 	}
 	return nil
