@@ -70,9 +70,9 @@ func (m *machine) NextBoot(ctx context.Context) (NextBoot, error) {
 // opinionTimeout bounds bootctl, which may have to wait for an ESP that is mounted on demand.
 const opinionTimeout = 20 * time.Second
 
-// secondOpinion returns the id of the entry that `bootctl list` takes for the default, if that is another than ours. It is ""
-// where bootctl says nothing (252 does not, nor does one that fails), and where it is known to be wrong: it does not
-// pass over a `preferred` entry without tries, and takes LoaderEntryDefault before `preferred`.
+// secondOpinion returns the id of the entry that `bootctl list` takes for the default, if that is another than ours. It
+// is "" where bootctl says nothing (252 does not, nor does one that fails), and where it is known to be wrong: it does
+// not pass over a `preferred` entry without tries, and takes LoaderEntryDefault before `preferred`.
 func secondOpinion(ctx context.Context, list command, s loader.State) string {
 	if s.Menu == nil || s.OnceSet || s.Default.Entry == nil || s.Menu.Preferring != "" || s.Variables.Preferred != "" {
 		return ""
