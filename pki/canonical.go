@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -86,6 +87,9 @@ func refuse(in []byte) error {
 	}
 	if !utf8.Valid(in) {
 		return ErrEncoding
+	}
+	if bytes.HasPrefix(in, []byte("version https://git-lfs.github.com/spec/")) {
+		return fmt.Errorf("%w: it is a Git LFS pointer and not the file; take it out of Git LFS (.gitattributes)", ErrSyntax)
 	}
 	var open nesting
 	for i := 0; i < len(in); i++ {

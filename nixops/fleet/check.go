@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -20,9 +19,6 @@ type Problem struct {
 }
 
 func (p Problem) String() string { return fmt.Sprintf("%s: %s; %s", p.Subject, p.Text, p.Mend) }
-
-// hostForm is wider than what NixOS takes, for fleets whose names have dots.
-var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
 
 type checker struct {
 	f        *Fleet
@@ -55,8 +51,9 @@ func (c *checker) hosts() {
 	owner := map[string]string{}
 	for _, name := range sortedKeys(c.f.Hosts) {
 		h, subject := c.f.Hosts[name], "host "+name
-		if !hostForm.MatchString(name) {
-			c.wrong(subject, "use letters, digits and inner hyphens", "the name cannot stand in a certificate or a path")
+		if !ValidHostName(name) {
+			c.wrong(subject, "use letters, digits, inner hyphens, and dots between them",
+				"the name cannot stand in a certificate or a path")
 		}
 		if _, ok := c.f.Channels[h.Channel]; !ok {
 			c.wrong(subject, "declare the channel or correct the name", "is on channel %q, which is not declared", h.Channel)

@@ -36,6 +36,7 @@ let
     ;
 
   listOr = v: if isList v then v else [ ];
+  label = "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?";
 
   pinProblems =
     subject: p:
@@ -70,7 +71,7 @@ let
       ]
       h
       (
-        when (match "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?" name == null)
+        when (match "${label}([.]${label})*" name == null || stringLength name > 253 || match "[0-9.]+" name != null && match ".*[.].*" name != null)
           "${subject}: the name must be a host name of letters, digits and inner hyphens or underscores, 63 at most"
         ++ (
           if !isString (h.system or null) then

@@ -59,12 +59,23 @@ let
   kind = either "system" system "platform" platform "x86_64-linux";
   isDarwin = match ".*-darwin" kind != null;
 
+  # A name with dots is a host's name and its domain; the agent calls itself by all of it.
+  parts = match "([^.]*)[.](.*)" host;
   named =
     { lib, ... }:
     {
-      networking.hostName = lib.mkDefault host;
       nixpkgs.hostPlatform = lib.mkDefault kind;
-    };
+    }
+    // (
+      if parts == null || isDarwin then
+        { networking.hostName = lib.mkDefault host; }
+      else
+        {
+          networking.hostName = lib.mkDefault (builtins.elemAt parts 0);
+          networking.domain = lib.mkDefault (builtins.elemAt parts 1);
+          services.nixfleet-agent.machineId = lib.mkDefault host;
+        }
+    );
 
   # nix-darwin counts its versions otherwise.
   versioned =

@@ -224,6 +224,15 @@ in `
 		!strings.Contains(unit, "--machine-id=web-01") {
 		t.Errorf("failed %q, unit %s", got.Unit.Failed, unit)
 	}
+	// A name with dots is the host's name and domain, and all of it the agent's.
+	var dotted []string
+	if err := evaluate(t, fmt.Sprintf(host, `{
+    name = "web.fra.example"; system = "x86_64-linux";
+    modules = [ { options.networking.domain = lib.mkOption { }; } ];
+  }`)+`(let c = host.config; in [ c.networking.hostName c.networking.domain c.services.nixfleet-agent.machineId ])`,
+		&dotted); err != nil || strings.Join(dotted, " ") != "web fra.example web.fra.example" {
+		t.Errorf("a name with dots gives %q: %v", dotted, err)
+	}
 	for arguments, want := range map[string]string{
 		`{ hostName = "a"; platform = "x86_64-linux"; isVm = true; }`: "isVm = true of host 'a' has no meaning here",
 		`{ hostName = "a"; name = "b"; system = "x86_64-linux"; }`: "name and hostName are two names of one argument; " +

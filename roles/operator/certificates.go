@@ -106,10 +106,9 @@ func (m *minted) serverFromFiles(dir string) error {
 // server makes the control plane's certificate under the root, not under the
 // issuing CA, which may only speak for hosts of the suffix.
 func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error {
-	names := m.c.StringSlice("server")
-	if len(names) == 0 {
-		return command.Usage("nixfleet keygen server --server cp.example.com",
-			"--server is missing: the DNS name or address of the control plane that agents connect to")
+	names, err := serverNames(m.c.StringSlice("server"))
+	if err != nil {
+		return err
 	}
 	key, err := pki.GenerateKey(pki.AlgorithmP256)
 	if err != nil {
@@ -128,8 +127,8 @@ func (m *minted) server(root *pki.CA, dir string, validity time.Duration) error 
 
 func keygenAll(c *cli.Context) error {
 	dir := c.String("dir")
-	if len(c.StringSlice("server")) == 0 {
-		return command.Usage("", "--server is missing: the DNS name or address of the control plane that agents connect to")
+	if _, err := serverNames(c.StringSlice("server")); err != nil {
+		return err
 	}
 	if !c.IsSet("trust-file") {
 		if err := c.Set("trust-file", filepath.Join(dir, "trust.json")); err != nil {

@@ -89,7 +89,11 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 		for _, v := range list {
 			switch v.(type) {
 			case string, bool, int64, float64:
-				values[key] = append(values[key], fmt.Sprint(v))
+				text, err := fromHome(fmt.Sprint(v))
+				if err != nil {
+					return nil, fmt.Errorf("configuration %s: %s: %w", path, key, err)
+				}
+				values[key] = append(values[key], text)
 			default:
 				return nil, command.Hinted(fmt.Errorf("configuration %s: %s must be text, a number, a boolean or a list of them",
 					path, key),
@@ -98,6 +102,19 @@ func readConfig(path string, named bool) (map[string][]string, error) {
 		}
 	}
 	return values, nil
+}
+
+// fromHome puts the home directory in place of ~ at the beginning of a value, as a shell does for a flag.
+func fromHome(value string) (string, error) {
+	rest, ok := strings.CutPrefix(value, "~/")
+	if !ok {
+		return value, nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", command.Hinted(err, "set HOME, or write the whole path instead of ~/")
+	}
+	return filepath.Join(home, rest), nil
 }
 
 // fromConfig sets every flag that neither the command line nor the environment

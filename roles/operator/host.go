@@ -5,6 +5,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/command"
 )
 
@@ -35,7 +36,7 @@ func hostCommand() *cli.Command {
 // oneHost is the only argument of a host verb.
 func oneHost(c *cli.Context) (string, error) {
 	name := c.Args().First()
-	if c.NArg() != 1 || !hostnamePattern.MatchString(name) {
+	if c.NArg() != 1 || !fleet.ValidHostName(name) {
 		return "", command.Usage(c.Command.HelpName+" NAME", "%s takes one host name", c.Command.HelpName)
 	}
 	return name, nil

@@ -151,6 +151,13 @@ func templateNames(c *cli.Context, identity string) (*strings.Replacer, error) {
 	server := templateServer
 	if given := c.StringSlice("server"); len(given) > 0 {
 		server = given[0]
+		if harmless.MatchString(server) || server == "" {
+			names, err := serverNames(given)
+			if err != nil {
+				return nil, err
+			}
+			server = names[0]
+		}
 	} else if !c.Bool("no-keys") {
 		return nil, command.Usage("nixfleet init fleet --server cp.example.com",
 			"--server is missing: the name or address that agents connect to")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/command"
 )
@@ -65,7 +66,7 @@ type nonceDeclaration struct {
 
 func hostPrepare(c *cli.Context) error {
 	name := c.Args().First()
-	if c.NArg() != 1 || !hostnamePattern.MatchString(name) {
+	if c.NArg() != 1 || !fleet.ValidHostName(name) {
 		return command.Usage("nixfleet host prepare NAME", "host prepare takes one host name")
 	}
 	if h := c.Int("validity-hours"); h < 1 || h > 24*366 {

@@ -18,10 +18,13 @@ func revokeCommand() *cli.Command {
 		Description: "Takes effect on the next request. The control plane keeps it in its database only: commit the " +
 			"printed\n" +
 			"line, so that it survives the loss of the database. To come back, the host needs a new token.\n\n" +
+			"Exit 4: the fleet declares no host of that name, and nothing was revoked. The names of operators are not\n" +
+			"declared: add --force.\n\n" +
 			"Example:\n   nixfleet revoke web-07 --reason 'disk was stolen'",
 		Flags: append(connectionFlags(),
 			&cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
 			&cli.StringFlag{Name: "not-before", Usage: "refuse certificates issued before this `TIME`, RFC 3339 (default: now)"},
+			&cli.BoolFlag{Name: "force", Usage: "revoke a name that the fleet does not declare, such as an operator's"},
 			command.JSONFlag()),
 		Action: revoke,
 	}
@@ -47,14 +50,11 @@ func revoke(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := knownName(c, plane, name); err != nil {
+		return err
+	}
 	if err := plane.Revoke(c.Context, name, &notBefore, c.String("reason")); err != nil {
 		return explained(err, "revoke "+name)
-	}
-	// A name that was mistyped is a row like any other, and refuses nobody.
-	var unknown *client.Error
-	if _, err := plane.Explain(c.Context, name); errors.As(err, &unknown) && unknown.Code == "no-such-host" {
-		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate has that name, this refuses "+
-			"nobody", name)
 	}
 	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name),
 		nixString(notBefore.String()), nixString(c.String("reason")))
@@ -68,4 +68,25 @@ func revoke(c *cli.Context) error {
 		"to let the host in again: nixfleet mint-token --hostname %s --host-pubkey FILE --org-root-key FILE\n",
 		name, notBefore, declaration, name)
 	return err
+}
+
+// exitUnknownName is the exit code of revoke for a name that the fleet does not declare.
+const exitUnknownName = 4
+
+// knownName refuses a name that is not a host of the fleet: one that was mistyped becomes a row like any other, and
+// shuts out nobody. Operators are not declared, so their names need --force.
+func knownName(c *cli.Context, plane *client.Client, name string) error {
+	var unknown *client.Error
+	if _, err := plane.Explain(c.Context, name); !errors.As(err, &unknown) || unknown.Code != "no-such-host" {
+		return nil // what else goes wrong, the revocation says itself
+	}
+	if c.Bool("force") {
+		progress(c, "warning: the fleet declares no host %s: unless an operator's certificate has that name, this refuses "+
+			"nobody", name)
+		return nil
+	}
+	return command.Coded(exitUnknownName, command.Hinted(
+		fmt.Errorf("revoke %s: the fleet declares no host of that name, so nothing was revoked", name),
+		"nixfleet status lists the hosts; if it is an operator's certificate: nixfleet revoke %s --force --reason %s",
+		command.ShellWord(name), command.ShellWord(c.String("reason"))))
 }

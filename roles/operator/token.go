@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,9 +21,6 @@ import (
 // Tokens are dated back by a minute: neither v1 nor ours allows for a clock
 // that runs behind (contracts/artifacts.md §10).
 const tokenBackdate = time.Minute
-
-// hostnamePattern is what NixOS takes as networking.hostName, and mkFleet.
-var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$`)
 
 func mintTokenCommand() *cli.Command {
 	return &cli.Command{
@@ -63,7 +59,7 @@ func orgRootFlags() []cli.Flag {
 
 func mintToken(c *cli.Context) error {
 	hostname := c.String("hostname")
-	if !hostnamePattern.MatchString(hostname) {
+	if !fleet.ValidHostName(hostname) {
 		return command.Usage("nixfleet mint-token --help", "--hostname is missing or not a host name: %q", hostname)
 	}
 	if v := c.Int("version"); v != 1 {
