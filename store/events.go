@@ -30,6 +30,33 @@ func (s *Store) Events(ctx context.Context, rolloutID string, after int64, limit
 	return events, nil
 }
 
+// History reads the event log backwards from its end or from before a line.
+func (s *Store) History(ctx context.Context, q protocol.HistoryQuery) ([]protocol.Event, error) {
+	query := `SELECT seq, at, kind, intent, rollout_id, channel, hostname, actor, reason, detail FROM rollout_events
+		WHERE (?1 = 0 OR seq < ?1)`
+	args := []any{q.Before}
+	if q.Rollout != "" {
+		query += ` AND intent IN (SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?)`
+		args = append(args, q.Rollout)
+	}
+	for _, f := range []struct{ column, word string }{
+		{"hostname", q.Host}, {"channel", q.Channel}, {"kind", q.Kind}, {"actor", q.Actor},
+	} {
+		if f.word != "" {
+			query += ` AND ` + f.column + ` = ?`
+			args = append(args, f.word)
+		}
+	}
+	events, err := collect(ctx, s.read, query+` ORDER BY seq DESC LIMIT ?`, func(e *protocol.Event) []any {
+		return []any{&e.Seq, moment{&e.At.Time}, &e.Kind, &e.Intent, &e.RolloutID, &e.Channel, &e.Host, &e.Actor, &e.Reason,
+			&e.Detail}
+	}, append(args, q.Limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("read history: %w", err)
+	}
+	return events, nil
+}
+
 // TraceRow is one dispatch of a rollout.
 type TraceRow struct {
 	Host, Channel, Closure, ChannelRef, State string
@@ -99,4 +126,17 @@ func (e AuditEntry) put(tx *sql.Tx) error {
 	_, err := tx.Exec(`INSERT INTO audit (at, actor, action, subject, reason) VALUES (?,?,?,?,?)`,
 		text(e.At), e.Actor, e.Action, e.Subject, e.Reason)
 	return err
+}
+
+// AuditLog reads what operators did, backwards from its end or from before an entry.
+func (s *Store) AuditLog(ctx context.Context, before int64, limit int) ([]protocol.AuditEntry, error) {
+	entries, err := collect(ctx, s.read, `SELECT seq, at, actor, action, subject, reason FROM audit
+		WHERE ?1 = 0 OR seq < ?1 ORDER BY seq DESC LIMIT ?2`,
+		func(e *protocol.AuditEntry) []any {
+			return []any{&e.Seq, moment{&e.At.Time}, &e.Actor, &e.Action, &e.Subject, &e.Reason}
+		}, before, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read audit log: %w", err)
+	}
+	return entries, nil
 }

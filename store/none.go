@@ -25,10 +25,12 @@ type Database interface {
 	Confirmations(ctx context.Context, hosts []string) ([]Confirmation, error)
 	ReportsOf(ctx context.Context, host string) ([]Report, error)
 	Events(ctx context.Context, rolloutID string, after int64, limit int) ([]protocol.Event, error)
+	History(ctx context.Context, q protocol.HistoryQuery) ([]protocol.Event, error)
 	AddReport(ctx context.Context, r Report) error
-	Reports(ctx context.Context, limit int) ([]Report, error)
+	Reports(ctx context.Context, host string, limit int) ([]Report, error)
 	VerifiedReports(ctx context.Context) (map[string]uint32, error)
 	Audit(ctx context.Context, e AuditEntry) error
+	AuditLog(ctx context.Context, before int64, limit int) ([]protocol.AuditEntry, error)
 	Revoke(ctx context.Context, r Revocation, because AuditEntry) error
 	RevokedSince(ctx context.Context, names ...string) (notBefore time.Time, ok bool, err error)
 	Revocations(ctx context.Context) (map[string]time.Time, error)
@@ -84,11 +86,19 @@ func (None) Events(context.Context, string, int64, int) ([]protocol.Event, error
 	return nil, ErrNone
 }
 
+// History is ErrNone.
+func (None) History(context.Context, protocol.HistoryQuery) ([]protocol.Event, error) {
+	return nil, ErrNone
+}
+
+// AuditLog is ErrNone.
+func (None) AuditLog(context.Context, int64, int) ([]protocol.AuditEntry, error) { return nil, ErrNone }
+
 // AddReport forgets the report.
 func (None) AddReport(context.Context, Report) error { return nil }
 
 // Reports is ErrNone.
-func (None) Reports(context.Context, int) ([]Report, error) { return nil, ErrNone }
+func (None) Reports(context.Context, string, int) ([]Report, error) { return nil, ErrNone }
 
 // VerifiedReports counts none.
 func (None) VerifiedReports(context.Context) (map[string]uint32, error) { return nil, nil }

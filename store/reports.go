@@ -38,12 +38,12 @@ func (r Report) put(tx *sql.Tx) error {
 	return err
 }
 
-// Reports reads the newest reports of all hosts, newest first.
-func (s *Store) Reports(ctx context.Context, limit int) ([]Report, error) {
+// Reports reads the newest reports of a host, or of all where host is empty, newest first.
+func (s *Store) Reports(ctx context.Context, host string, limit int) ([]Report, error) {
 	reports, err := collect(ctx, s.read, `SELECT event_id, hostname, received_at, event, rollout_id, signature_status,
-		details FROM host_reports ORDER BY seq DESC LIMIT ?`, func(r *Report) []any {
+		details FROM host_reports WHERE ?1 = '' OR hostname = ?1 ORDER BY seq DESC LIMIT ?2`, func(r *Report) []any {
 		return []any{&r.EventID, &r.Hostname, moment{&r.ReceivedAt}, &r.Event, &r.Rollout, &r.Verdict, &r.Details}
-	}, limit)
+	}, host, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read reports: %w", err)
 	}

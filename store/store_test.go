@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -351,9 +352,15 @@ func TestReportsAreARing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	reports, err := s.Reports(t.Context(), 100)
+	reports, err := s.Reports(t.Context(), "", 100)
 	if err != nil || len(reports) != 32 || reports[0].EventID != "39" {
 		t.Errorf("%d reports, %v", len(reports), err)
+	}
+	if reports, err := s.Reports(t.Context(), "b", 100); err != nil || len(reports) != 0 {
+		t.Errorf("%d reports of another host, %v", len(reports), err)
+	}
+	if reports, err := s.Reports(t.Context(), "a", 5); err != nil || len(reports) != 5 {
+		t.Errorf("%d reports of the host, %v", len(reports), err)
 	}
 	if n, err := s.VerifiedReports(t.Context()); err != nil || n["a"] != 32 {
 		t.Errorf("%v %v", n, err)
@@ -369,6 +376,54 @@ func TestEventsResume(t *testing.T) {
 	}
 	if events, err := s.Events(t.Context(), "", 1, 10); err != nil || len(events) != 2 || events[0].Seq != 2 {
 		t.Errorf("%+v %v", events, err)
+	}
+}
+
+func TestHistoryIsReadBackwards(t *testing.T) {
+	s := fresh(t)
+	for range 3 {
+		if err := s.SubmitRollout(change()).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	events, err := s.History(t.Context(), protocol.HistoryQuery{Limit: 2})
+	if err != nil || len(events) != 2 || events[0].Seq != 3 || events[1].Seq != 2 {
+		t.Fatalf("the newest two: %+v %v", events, err)
+	}
+	first := events[0]
+	for _, c := range []struct {
+		query protocol.HistoryQuery
+		want  int
+	}{
+		{protocol.HistoryQuery{Before: 3}, 2},
+		{protocol.HistoryQuery{Channel: first.Channel, Kind: first.Kind}, 3},
+		{protocol.HistoryQuery{Channel: "none"}, 0},
+		{protocol.HistoryQuery{Host: "none"}, 0},
+		{protocol.HistoryQuery{Kind: "none"}, 0},
+		{protocol.HistoryQuery{Actor: "none"}, 0},
+		{protocol.HistoryQuery{Rollout: strings.Repeat("0", 64)}, 0},
+	} {
+		c.query.Limit = 10
+		if events, err := s.History(t.Context(), c.query); err != nil || len(events) != c.want {
+			t.Errorf("%+v: %d events, want %d, %v", c.query, len(events), c.want, err)
+		}
+	}
+}
+
+func TestAuditLogIsReadBackwards(t *testing.T) {
+	s := fresh(t)
+	for _, subject := range []string{"a", "b", "c"} {
+		if err := s.Audit(t.Context(), AuditEntry{At: t0, Actor: "jo", Action: "retry", Subject: subject}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := s.AuditLog(t.Context(), 0, 2)
+	if err != nil || len(entries) != 2 || entries[0].Subject != "c" || !entries[0].At.Equal(t0) {
+		t.Fatalf("%+v %v", entries, err)
+	}
+	if entries, err = s.AuditLog(t.Context(), entries[1].Seq, 2); err != nil || len(entries) != 1 ||
+		entries[0].Subject != "a" {
+		t.Errorf("%+v %v", entries, err)
 	}
 }
 

@@ -377,7 +377,7 @@ func TestBootstrapReports(t *testing.T) {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
-	got, err := p.operator().HostReports(context.Background(), 5)
+	got, err := p.operator().HostReports(context.Background(), "", 5)
 	if err != nil || len(got.Reports) != 1 || got.Reports[0].Hostname != "a" || got.Reports[0].Rollout != nil ||
 		got.Reports[0].EventKind != protocol.EventEnrollmentFailed {
 		t.Errorf("stored: %+v %v", got, err)

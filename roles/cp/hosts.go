@@ -24,6 +24,9 @@ const maxPage = 10_000
 // that is every host, as in v1.
 type hostFilter struct {
 	host, channel, tag, state string // globs of path.Match; empty for any
+	closure                   string // glob of what it runs or should run
+	rollout                   string // id; empty for any
+	wave                      int    // of its rollout; -1 for any
 	worst                     bool   // first
 	paged                     bool
 	limit                     int
@@ -33,8 +36,9 @@ type hostFilter struct {
 // hostFilterOf reads the query of GET /v1/hosts.
 func hostFilterOf(q url.Values) (f hostFilter, err error) {
 	f = hostFilter{host: q.Get("host"), channel: q.Get("channel"), tag: q.Get("tag"),
-		state: strings.ToLower(q.Get("state")), after: q.Get("after"), paged: len(q) > 0}
-	for _, glob := range []string{f.host, f.channel, f.tag, f.state} {
+		state: strings.ToLower(q.Get("state")), after: q.Get("after"), paged: len(q) > 0,
+		closure: q.Get("closure"), rollout: q.Get("rollout"), wave: -1}
+	for _, glob := range []string{f.host, f.channel, f.tag, f.state, f.closure} {
 		if _, err := path.Match(glob, ""); err != nil {
 			return f, refused(http.StatusBadRequest, "bad-glob", "%q is not a pattern: use *, ? and [a-z]", glob)
 		}
@@ -45,6 +49,13 @@ func hostFilterOf(q url.Values) (f hostFilter, err error) {
 		f.worst = true
 	default:
 		return f, refused(http.StatusBadRequest, "bad-order", "order is name or worst")
+	}
+	if q.Has("wave") {
+		n, err := strconv.Atoi(q.Get("wave"))
+		if err != nil || n < 0 {
+			return f, refused(http.StatusBadRequest, "bad-wave", "wave is a number from 0")
+		}
+		f.wave = n
 	}
 	if q.Has("limit") {
 		n, err := strconv.Atoi(q.Get("limit"))
@@ -67,6 +78,8 @@ func (f *hostFilter) wants(v *rollout.HostView, tags []string) bool {
 	word := strings.ToLower(cmp.Or(ours, string(v.State), "none"))
 	return matches(f.host, v.Host) && matches(f.channel, v.Channel) &&
 		(matches(f.state, word) || matches(f.state, string(standing(v)))) &&
+		(matches(f.closure, v.Closure) || matches(f.closure, v.DeclaredClosure)) &&
+		(f.rollout == "" || f.rollout == v.RolloutID) && (f.wave < 0 || v.RolloutID != "" && f.wave == v.Wave) &&
 		(f.tag == "" || slices.ContainsFunc(tags, func(tag string) bool { return matches(f.tag, tag) }))
 }
 
@@ -127,6 +140,9 @@ func (p *views) hosts(c *call) (any, error) {
 	verified, err := p.store.VerifiedReports(c.Context())
 	if err != nil {
 		return nil, err
+	}
+	if v, ok := p.world.view(filter.rollout); ok {
+		filter.rollout = v.RolloutID // the newest of its ids, which its hosts bear
 	}
 	declared := p.snapshot.Load().rel.Fleet.Hosts
 	tags := func(host string) []string {

@@ -34,7 +34,7 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	if err != nil || why.Reason.Code != "paused" || why.Reason.Text == "" || why.Reason.Next == "" {
 		t.Errorf("explained %+v %v", why, err)
 	}
-	list, err := operator.Rollouts(ctx)
+	list, err := operator.Rollouts(ctx, client.RolloutsQuery{})
 	if err != nil || list.Rollouts[0].Hold == nil || *list.Rollouts[0].Hold != "pause by operator-jo: maintenance" {
 		t.Errorf("listed %+v %v", list, err)
 	}
@@ -123,7 +123,7 @@ func TestRevokedHostSaysSo(t *testing.T) {
 		}
 	}
 	// All views of one host agree.
-	plan, err := operator.Plan(ctx)
+	plan, err := operator.Plan(ctx, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +298,8 @@ func TestAnUnsignedFailureHaltsNothing_T20(t *testing.T) {
 		if err := p.report(a, "a", nil, event, details); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := operator.Rollouts(t.Context()); err != nil || list.Rollouts[0].State != "Executing" {
+		list, err := operator.Rollouts(t.Context(), client.RolloutsQuery{})
+		if err != nil || list.Rollouts[0].State != "Executing" {
 			t.Errorf("after an unsigned %s: %+v %v", event, list, err)
 		}
 	}
@@ -315,7 +316,7 @@ func TestAFailedActivationHaltsTheRollout(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := func() string {
-		list, err := operator.Rollouts(context.Background())
+		list, err := operator.Rollouts(context.Background(), client.RolloutsQuery{})
 		if err != nil || len(list.Rollouts) != 1 {
 			t.Fatalf("%+v %v", list, err)
 		}
@@ -330,7 +331,7 @@ func TestAFailedActivationHaltsTheRollout(t *testing.T) {
 	if got := state(); got != "Halted" {
 		t.Errorf("after a failed activation the rollout is %s", got)
 	}
-	reports, err := operator.HostReports(context.Background(), 2)
+	reports, err := operator.HostReports(context.Background(), "", 2)
 	if err != nil || len(reports.Reports) != 2 {
 		t.Fatalf("%+v %v", reports, err)
 	}

@@ -44,7 +44,7 @@ func TestPlanOfAReleaseThatIsNotPublished(t *testing.T) {
 		closure := closureOf(host, 2)
 		h.ClosureHash = &closure
 	}
-	plan, err := operator.PlanRelease(ctx, documentsOf(t, e.sign()))
+	plan, err := operator.Plan(ctx, documentsOf(t, e.sign()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,18 +91,18 @@ func TestPlanRefusesWhatCouldNotBeAccepted(t *testing.T) {
 	} {
 		docs := maps.Clone(good)
 		change(docs)
-		_, err := operator.PlanRelease(ctx, docs)
+		_, err := operator.Plan(ctx, docs)
 		var refused *client.Error
 		if !errors.As(err, &refused) || refused.Status != http.StatusUnprocessableEntity {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	e.signed = e.signed.Add(-3600e9)
-	_, err := operator.PlanRelease(ctx, documentsOf(t, e.sign()))
+	_, err := operator.Plan(ctx, documentsOf(t, e.sign()))
 	if err == nil || !strings.Contains(err.Error(), "older") {
 		t.Errorf("an older release: %v", err)
 	}
-	if _, err := p.agent("a").PlanRelease(ctx, good); status(t, err) != http.StatusForbidden {
+	if _, err := p.agent("a").Plan(ctx, good); status(t, err) != http.StatusForbidden {
 		t.Errorf("an agent may ask for a plan: %v", err)
 	}
 	web := p.web(p.operatorCert("operator-jo"))
@@ -166,7 +166,7 @@ func TestPlanOfTheReleaseInForce(t *testing.T) {
 	for _, host := range []string{"a", "b"} {
 		p.checkin(p.agent(host), e.state(host, closureOf(host, 7)), 0)
 	}
-	plan, err := p.operator().Plan(context.Background())
+	plan, err := p.operator().Plan(context.Background(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 func TestManifestsAreAnsweredInTheOrderOfTheContract(t *testing.T) {
@@ -258,7 +259,7 @@ func TestViewsSpeakTheWordsOfV1(t *testing.T) {
 	if h := hosts.Hosts[1]; h.RolloutState == nil || *h.RolloutState != "Queued" || h.Word() != "Queued" {
 		t.Errorf("b is %v, in our words %s", h.RolloutState, h.Word())
 	}
-	rollouts, err := operator.Rollouts(context.Background())
+	rollouts, err := operator.Rollouts(context.Background(), client.RolloutsQuery{})
 	if err != nil || len(rollouts.Rollouts) != 1 {
 		t.Fatalf("%+v %v", rollouts, err)
 	}

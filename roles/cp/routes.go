@@ -2,6 +2,7 @@ package cp
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,8 +79,11 @@ type handlers struct {
 
 // table is the API.
 func (h *handlers) table(registry *prometheus.Registry) []route {
-	metrics := served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	hold := protocol.HoldRequest{}
+	return slices.Concat(h.forHosts(), h.forReaders(registry), h.forOperators())
+}
+
+// forHosts are the routes that hosts need.
+func (h *handlers) forHosts() []route {
 	return []route{
 		{"GET /healthz", everybody, h.views.health, about{"report that the process is up", nil, healthResponse{}, ""}},
 
@@ -112,24 +116,41 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 		{"GET /v1/rollouts/{id}/sig", members, h.documents.manifestSignature,
 			about{"read a manifest's signature", nil, signature, ""}},
 		{"GET /v1/whoami", members, h.views.whoami, about{"read the caller's name", nil, protocol.Whoami{}, ""}},
+	}
+}
 
+// forReaders are the views of the fleet that v1 shows to its hosts, too, and those like them.
+func (h *handlers) forReaders(registry *prometheus.Registry) []route {
+	metrics := served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	return []route{
 		{"GET /v1/hosts", readers, h.views.hosts,
 			about{"list what every host runs and should run", nil, protocol.HostsResponse{},
-				"host channel tag state order limit after"}},
+				"host channel tag state closure rollout wave order limit after"}},
+		{"GET /v1/channels", readers, h.views.channels,
+			about{"list the channels with how their hosts stand", nil, protocol.ChannelsResponse{}, ""}},
 		{"GET /v1/channels/{name}", readers, h.views.channel,
 			about{"read the release of a channel", nil, protocol.ChannelResponse{}, ""}},
 		{"GET /v1/deferrals", readers, h.views.deferrals,
 			about{"list channels that wait for others", nil, protocol.DeferralsResponse{}, ""}},
 		{"GET /v1/host-reports", readers, h.views.hostReports,
-			about{"list the newest reports", nil, protocol.HostReportsResponse{}, "limit"}},
+			about{"list the newest reports", nil, protocol.HostReportsResponse{}, "limit host"}},
 		{"GET /v1/rollouts", readers, h.views.rollouts,
-			about{"list rollouts that are open, or all", nil, protocol.RolloutsResponse{}, "all"}},
+			about{"list rollouts that are open, or all", nil, protocol.RolloutsResponse{}, "all hosts"}},
 		{"GET /v1/rollouts/{id}/lifecycle", readers, h.views.lifecycle,
 			about{"read how a rollout stands", nil, protocol.Lifecycle{}, ""}},
 		{"GET /v1/rollouts/{id}/trace", readers, h.views.trace,
 			about{"list the dispatches of a rollout", nil, protocol.Trace{}, ""}},
+		{"GET /v1/rollouts/{id}/waves", readers, h.views.waves,
+			about{"read how the waves of a rollout stand", nil, protocol.RolloutWaves{}, ""}},
 		{"GET /metrics", readers, metrics, about{"read metrics for Prometheus", nil, exposition, ""}},
+	}
+}
 
+// forOperators are the routes that say more of one host than others may know, and those
+// that change something.
+func (h *handlers) forOperators() []route {
+	hold := protocol.HoldRequest{}
+	return []route{
 		{"GET /v1/hosts/{name}", operators, h.views.host,
 			about{"read what is known of a host", nil, protocol.HostDetail{}, ""}},
 		{"GET /v1/certificates", operators, h.views.certificates,
@@ -140,6 +161,11 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 		{"POST /v1/plan", operators, h.plans.planRelease,
 			about{"read what a release would do", media(protocol.TarType), protocol.Plan{}, ""}},
 		{"GET /v1/events", operators, h.views.events, about{"follow the event log", nil, stream, "after rollout follow"}},
+		{"GET /v1/history", operators, h.views.history,
+			about{"read the event log from its end", nil, protocol.History{},
+				"before limit rollout host channel kind actor"}},
+		{"GET /v1/audit", operators, h.views.audit,
+			about{"read what operators did, from the end", nil, protocol.Audit{}, "before limit"}},
 		{"POST /v1/rollouts/{id}/pause", operators, h.acts.hold("pause"),
 			about{"give no more hosts the new closure", hold, nil, ""}},
 		{"POST /v1/rollouts/{id}/resume", operators, h.acts.hold("resume"), about{"go on with a rollout", hold, nil, ""}},

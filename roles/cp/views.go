@@ -3,10 +3,8 @@ package cp
 import (
 	"context"
 	"net/http"
-	"strconv"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/rs/zerolog"
 
 	"nixfleet/nixops/fleet"
@@ -49,18 +47,6 @@ func (p *views) health(*call) (any, error) {
 
 func (p *views) whoami(c *call) (any, error) {
 	return protocol.Whoami{CN: c.caller.CommonName, IssuedAt: protocol.Offset(time.Now().Truncate(time.Second))}, nil
-}
-
-func (p *views) channel(c *call) (any, error) {
-	rel, name := p.snapshot.Load().rel, c.PathValue("name")
-	channel, ok := rel.Fleet.Channels[name]
-	if !ok {
-		return nil, notFound("the fleet has no channel %q", name)
-	}
-	at := protocol.Offset(rel.SignedAt)
-	return protocol.ChannelResponse{
-		Name: name, DeclaredCICommit: text(rel.Commit), SignedAt: &at, FreshnessWindowMinutes: channel.FreshnessWindow,
-	}, nil
 }
 
 func (p *views) explain(c *call) (any, error) {
@@ -135,42 +121,21 @@ func (p *views) deferrals(*call) (any, error) {
 	return out, nil
 }
 
-func (p *views) hostReports(c *call) (any, error) {
-	if err := p.store.Err(); err != nil {
-		return nil, err
-	}
-	limit := 15
-	if query := c.URL.Query(); query.Has("limit") {
-		n, err := strconv.Atoi(query.Get("limit"))
-		if err != nil || n < 0 {
-			return nil, bareStatus(http.StatusBadRequest)
-		}
-		limit = min(max(n, 1), 200)
-	}
-	reports, err := p.store.Reports(c.Context(), limit)
-	if err != nil {
-		return nil, err
-	}
-	out := protocol.HostReportsResponse{Reports: []protocol.HostReport{}}
-	for _, rep := range reports {
-		out.Reports = append(out.Reports, protocol.HostReport{
-			Hostname: rep.Hostname, EventID: rep.EventID, ReceivedAt: protocol.Offset(rep.ReceivedAt), EventKind: rep.Event,
-			Rollout: rep.Rollout, SignatureStatus: rep.Verdict, Event: rep.Event, Details: jsontext.Value(rep.Details),
-		})
-	}
-	return out, nil
-}
-
 func (p *views) rollouts(c *call) (any, error) {
 	if err := p.store.Err(); err != nil {
 		return nil, err
 	}
-	all := c.URL.Query().Get("all") == "true"
+	query := c.URL.Query()
+	all, hosts := query.Get("all") == "true", query.Get("hosts") != "false"
 	out := protocol.RolloutsResponse{Rollouts: []protocol.RolloutSummary{}}
 	look(p.world, func(w *rollout.World, now time.Time) bool {
 		for _, v := range w.Rollouts(now) {
 			if v.Open || all {
-				out.Rollouts = append(out.Rollouts, summary(v, w.HostStates(v.RolloutID)))
+				var states map[string]rollout.HostState
+				if hosts {
+					states = w.HostStates(v.RolloutID)
+				}
+				out.Rollouts = append(out.Rollouts, summary(v, states))
 			}
 		}
 		return true
@@ -182,6 +147,7 @@ func summary(v rollout.RolloutView, states map[string]rollout.HostState) protoco
 	out := protocol.RolloutSummary{
 		RolloutID: v.RolloutID, Channel: v.Channel, CurrentWave: uint32(v.Wave), CreatedAt: protocol.Offset(v.CreatedAt),
 		HostStates: map[string]string{}, State: string(v.State), Intent: v.Intent, HaltReason: v.HaltReason,
+		Ref: v.ChannelRef,
 	}
 	for host, state := range states {
 		v1, ours := stateWords(state)

@@ -104,7 +104,7 @@ func (f *nixFleet) spoiltCache(names []string, push ...string) {
 	for _, name := range names {
 		want := f.declared(name)
 		f.until(name+" reports closure-signature-mismatch", func() string {
-			answer, err := f.client.HostReports(f.t.Context(), 200)
+			answer, err := f.client.HostReports(f.t.Context(), "", 200)
 			if err != nil {
 				return err.Error()
 			}

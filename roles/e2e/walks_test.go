@@ -132,7 +132,7 @@ func newWalker(t *testing.T) *walker {
 		w.pubkeys["web-01"], "--org-root-key", w.path("keys/org-root.key")))
 	stop := w.startAgent("web-01")
 	w.until("the rollout has converged", func() bool {
-		all, err := w.client.AllRollouts(t.Context())
+		all, err := w.client.Rollouts(t.Context(), client.RolloutsQuery{All: true})
 		if err != nil || len(all.Rollouts) == 0 {
 			return false
 		}

@@ -31,7 +31,7 @@ func planCommand() *cli.Command {
 			}
 			var body jsontext.Value
 			client = client.Keeping(&body)
-			ask := func() (*protocol.Plan, error) { return client.Plan(c.Context) }
+			ask := func() (*protocol.Plan, error) { return client.Plan(c.Context, nil) }
 			if dir := c.String("release"); dir != "" {
 				docs, err := fleet.Documents(os.DirFS(dir))
 				if errors.Is(err, fs.ErrNotExist) {
@@ -40,7 +40,7 @@ func planCommand() *cli.Command {
 				} else if err != nil {
 					return fmt.Errorf("read release in %s: %w", dir, err)
 				}
-				ask = func() (*protocol.Plan, error) { return client.PlanRelease(c.Context, docs) }
+				ask = func() (*protocol.Plan, error) { return client.Plan(c.Context, docs) }
 			}
 			plan, err := ask()
 			if err != nil {

@@ -54,12 +54,12 @@ func rolloutCommand() *cli.Command {
 
 // findRollout resolves what was typed: a rollout that is not over before one
 // that is. A full id is taken as it is: it may be no longer listed, or not yet.
-func findRollout(c *cli.Context, client *client.Client) (id string, found *protocol.RolloutSummary, err error) {
+func findRollout(c *cli.Context, plane *client.Client) (id string, found *protocol.RolloutSummary, err error) {
 	word := c.Args().First()
 	if c.NArg() != 1 || word == "" {
 		return "", nil, command.Usage("nixfleet rollout list", "%s takes one rollout", c.Command.HelpName)
 	}
-	answer, err := client.AllRollouts(c.Context)
+	answer, err := plane.Rollouts(c.Context, client.RolloutsQuery{All: true})
 	if err != nil {
 		return "", nil, explained(err, "ask for the rollouts")
 	}
@@ -98,17 +98,12 @@ func over(state string) bool {
 }
 
 func rolloutList(c *cli.Context) error {
-	client, err := connect(c)
+	plane, err := connect(c)
 	if err != nil {
 		return err
 	}
 	var body jsontext.Value
-	client = client.Keeping(&body)
-	ask := client.Rollouts
-	if c.Bool("all") {
-		ask = client.AllRollouts
-	}
-	answer, err := ask(c.Context)
+	answer, err := plane.Keeping(&body).Rollouts(c.Context, client.RolloutsQuery{All: c.Bool("all")})
 	if err != nil {
 		return explained(err, "ask for the rollouts")
 	}

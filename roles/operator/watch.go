@@ -73,7 +73,7 @@ func rolloutWatch(c *cli.Context) error {
 	if c.NArg() == 0 {
 		// Whoever answered once is waited for when he falls silent; who never did is
 		// a mistake in the configuration.
-		if _, err := plane.Rollouts(c.Context); err != nil {
+		if _, err := plane.Rollouts(c.Context, client.RolloutsQuery{}); err != nil {
 			return explained(err, "watch events")
 		}
 		return w.follow(c.Context, "")

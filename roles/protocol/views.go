@@ -36,6 +36,19 @@ type ChannelResponse struct {
 	FreshnessWindowMinutes uint32      `json:"freshness_window_minutes" shape:"R"`
 }
 
+// ChannelsResponse answers GET /v1/channels, sorted by name.
+type ChannelsResponse struct {
+	Channels []ChannelEntry `json:"channels" shape:"R"`
+}
+
+// ChannelEntry is a channel with how its hosts and its newest rollout stand.
+type ChannelEntry struct {
+	ChannelResponse
+	Counts       HostCounts `json:"counts" shape:"R"`
+	RolloutID    *string    `json:"rolloutId" shape:"N"`
+	RolloutState string     `json:"rolloutState,omitzero" shape:"O"`
+}
+
 // HostsResponse answers GET /v1/hosts, sorted by host name.
 type HostsResponse struct {
 	Hosts []HostEntry `json:"hosts" shape:"R"`
@@ -201,6 +214,7 @@ type RolloutSummary struct {
 	Intent     string            `json:"intent,omitzero" shape:"O"`
 	HaltReason string            `json:"haltReason,omitzero" shape:"O"`
 	Hold       *string           `json:"hold,omitzero" shape:"O"` // "paused by NAME: REASON"
+	Ref        string            `json:"ref,omitzero" shape:"O"`  // channel@commit of its release
 }
 
 // Words are the states of the rollout's hosts, by host.
@@ -209,6 +223,25 @@ func (r *RolloutSummary) Words() map[string]string {
 	maps.Copy(words, r.HostStates)
 	maps.Copy(words, r.States)
 	return words
+}
+
+// RolloutWaves answers GET /v1/rollouts/{id}/waves. It has no waves when only the
+// header of the rollout is remembered.
+type RolloutWaves struct {
+	RolloutID string        `json:"rolloutId" shape:"R"`
+	Waves     []RolloutWave `json:"waves" shape:"R"`
+}
+
+// RolloutWave is one wave, from 0, with how many of its hosts are in which state.
+// SoakingUntil is when the last of those that soak now has soaked.
+type RolloutWave struct {
+	Wave         uint32         `json:"wave" shape:"R"`
+	Open         bool           `json:"open" shape:"R"`
+	OpenedAt     *pki.Timestamp `json:"openedAt" shape:"N"` // of the newest open one
+	SoakSecs     uint32         `json:"soakSecs" shape:"R"`
+	SoakingUntil *pki.Timestamp `json:"soakingUntil" shape:"N"`
+	Hosts        uint32         `json:"hosts" shape:"R"`
+	States       map[string]int `json:"states" shape:"R"`
 }
 
 // Lifecycle answers GET /v1/rollouts/{id}/lifecycle.
@@ -298,6 +331,36 @@ type Event struct {
 	Actor     string        `json:"actor,omitzero" shape:"O"`
 	Reason    string        `json:"reason,omitzero" shape:"O"`
 	Detail    string        `json:"detail,omitzero" shape:"O"`
+}
+
+// History answers GET /v1/history, the newest first. Before is what `before` is on the
+// next page, 0 on the last one.
+type History struct {
+	Events []Event `json:"events" shape:"R"`
+	Before int64   `json:"before,omitzero" shape:"O"`
+}
+
+// HistoryQuery says which events are asked for. Empty words match all.
+type HistoryQuery struct {
+	Rollout, Host, Channel, Kind, Actor string
+	Before                              int64 // 0 for the newest
+	Limit                               int
+}
+
+// Audit answers GET /v1/audit: what operators did, the newest first.
+type Audit struct {
+	Entries []AuditEntry `json:"entries" shape:"R"`
+	Before  int64        `json:"before,omitzero" shape:"O"`
+}
+
+// AuditEntry is one act of an operator.
+type AuditEntry struct {
+	Seq     int64         `json:"seq" shape:"R"`
+	At      pki.Timestamp `json:"at" shape:"R"`
+	Actor   string        `json:"actor" shape:"R"`
+	Action  string        `json:"action" shape:"R"`
+	Subject string        `json:"subject" shape:"R"`
+	Reason  string        `json:"reason" shape:"R"`
 }
 
 // HoldRequest is the body of POST /v1/rollouts/{id}/pause, resume and cancel,

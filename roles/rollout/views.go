@@ -134,6 +134,58 @@ func (w *World) HostStates(id string) map[string]HostState {
 	return out
 }
 
+// WaveView is one wave of a rollout.
+type WaveView struct {
+	Open         bool
+	OpenedAt     *time.Time // of the newest open one
+	Soak         time.Duration
+	SoakingUntil *time.Time // when the last of those that soak now has soaked
+	Hosts        int
+	States       map[HostState]int
+}
+
+// Waves are those of a rollout, in order; nil when only its header is remembered.
+func (w *World) Waves(id string) []WaveView {
+	r := w.rollouts.byID(id)
+	if r == nil {
+		return nil
+	}
+	out := make([]WaveView, len(r.waves))
+	for i := range r.waves {
+		of := &r.waves[i]
+		v := WaveView{
+			Open: r.State != Planning && i <= r.Wave, Soak: of.soak, Hosts: len(of.hosts), States: map[HostState]int{},
+		}
+		if v.Open && i == r.Wave {
+			since := r.WaveSince
+			v.OpenedAt = &since
+		}
+		for _, state := range protocol.HostStates {
+			if n := of.counts[state.Index()]; n > 0 {
+				v.States[state] = n
+			}
+		}
+		if v.States[Healthy] > 0 {
+			v.SoakingUntil = r.soakingUntil(of)
+		}
+		out[i] = v
+	}
+	return out
+}
+
+// soakingUntil is when the last host of a wave that soaks now has soaked; nil when none does.
+func (r *run) soakingUntil(of *wave) (last *time.Time) {
+	for _, h := range of.hosts {
+		if h.state() != Healthy || h.rec.HealthySince == nil {
+			continue
+		}
+		if end := r.soakEnd(h); last == nil || end.After(*last) {
+			last = &end
+		}
+	}
+	return last
+}
+
 // Deferrals are the channels that wait for others, sorted by channel.
 func (w *World) Deferrals(now time.Time) []protocol.Deferral {
 	var out []protocol.Deferral

@@ -250,7 +250,7 @@ func (c *controlPlane) host(t testing.TB, name string) (protocol.HostEntry, erro
 
 // reports are the events that a host reported, newest first.
 func (c *controlPlane) reports(t testing.TB, name string) []protocol.HostReport {
-	view, err := c.client.HostReports(t.Context(), 1000)
+	view, err := c.client.HostReports(t.Context(), "", 1000)
 	if err != nil {
 		return nil
 	}

@@ -17,6 +17,7 @@ import (
 
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 // Words of `demo push`: the release works, or breaks the canary.
@@ -76,7 +77,7 @@ func (s *story) stableOnly(n int) func(host string) int {
 
 func (s *story) halted(ctx context.Context, n int) error {
 	return s.until(ctx, fmt.Sprintf("the rollout of release %d halts", n), func() (bool, error) {
-		open, err := s.client.Rollouts(ctx)
+		open, err := s.client.Rollouts(ctx, client.RolloutsQuery{})
 		if err != nil {
 			return false, nil
 		}

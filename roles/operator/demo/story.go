@@ -85,7 +85,7 @@ func (s *story) converged(ctx context.Context, n int) error {
 // over waits until no rollout is under way.
 func (s *story) over(ctx context.Context) error {
 	return s.until(ctx, "the rollouts are over", func() (bool, error) {
-		open, err := s.client.Rollouts(ctx)
+		open, err := s.client.Rollouts(ctx, client.RolloutsQuery{})
 		return err == nil && len(open.Rollouts) == 0, nil
 	})
 }

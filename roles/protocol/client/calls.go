@@ -125,6 +125,8 @@ func (c *Client) Hosts(ctx context.Context) (*protocol.HostsResponse, error) {
 // HostsQuery asks for some of the hosts. The patterns are globs; empty ones match all.
 type HostsQuery struct {
 	Host, Channel, Tag, State string
+	Closure, Rollout          string // Rollout is an id, no pattern
+	Wave                      *int   // of its rollout
 	WorstFirst                bool
 	Limit                     int    // 0 for all
 	After                     string // Next of the page before
@@ -139,7 +141,11 @@ func (c *Client) HostsPage(ctx context.Context, q HostsQuery) (*protocol.HostsRe
 	if q.Limit > 0 {
 		asked.Set("limit", strconv.Itoa(q.Limit))
 	}
+	if q.Wave != nil {
+		asked.Set("wave", strconv.Itoa(*q.Wave))
+	}
 	for name, value := range map[string]string{
+		"closure": q.Closure, "rollout": q.Rollout,
 		"host": q.Host, "channel": q.Channel, "tag": q.Tag, "state": q.State, "after": q.After,
 	} {
 		if value != "" {
@@ -149,29 +155,83 @@ func (c *Client) HostsPage(ctx context.Context, q HostsQuery) (*protocol.HostsRe
 	return view[protocol.HostsResponse](ctx, c, "/v1/hosts?"+asked.Encode())
 }
 
+// Channels lists the channels.
+func (c *Client) Channels(ctx context.Context) (*protocol.ChannelsResponse, error) {
+	return view[protocol.ChannelsResponse](ctx, c, "/v1/channels")
+}
+
 // Channel shows the release that a channel is on.
 func (c *Client) Channel(ctx context.Context, name string) (*protocol.ChannelResponse, error) {
 	return view[protocol.ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
 }
 
-// Deferrals lists channels that wait for others.
-func (c *Client) Deferrals(ctx context.Context) (*protocol.DeferralsResponse, error) {
-	return view[protocol.DeferralsResponse](ctx, c, "/v1/deferrals")
+// HostReports lists the newest reports of a host, or of all where hostname is empty.
+func (c *Client) HostReports(ctx context.Context, hostname string, limit int) (*protocol.HostReportsResponse, error) {
+	path := "/v1/host-reports?limit=" + strconv.Itoa(limit)
+	if hostname != "" {
+		path += "&host=" + url.QueryEscape(hostname)
+	}
+	return view[protocol.HostReportsResponse](ctx, c, path)
 }
 
-// HostReports lists the newest reports.
-func (c *Client) HostReports(ctx context.Context, limit int) (*protocol.HostReportsResponse, error) {
-	return view[protocol.HostReportsResponse](ctx, c, "/v1/host-reports?limit="+strconv.Itoa(limit))
+// History reads the event log from its end.
+func (c *Client) History(ctx context.Context, q protocol.HistoryQuery) (*protocol.History, error) {
+	asked := url.Values{}
+	for name, value := range map[string]string{
+		"rollout": q.Rollout, "host": q.Host, "channel": q.Channel, "kind": q.Kind, "actor": q.Actor,
+	} {
+		if value != "" {
+			asked.Set(name, value)
+		}
+	}
+	return view[protocol.History](ctx, c, "/v1/history?"+page(asked, q.Before, q.Limit).Encode())
 }
 
-// Rollouts lists open rollouts.
-func (c *Client) Rollouts(ctx context.Context) (*protocol.RolloutsResponse, error) {
-	return view[protocol.RolloutsResponse](ctx, c, "/v1/rollouts")
+// Audit reads what operators did, from the end or from before an entry.
+func (c *Client) Audit(ctx context.Context, before int64, limit int) (*protocol.Audit, error) {
+	return view[protocol.Audit](ctx, c, "/v1/audit?"+page(url.Values{}, before, limit).Encode())
 }
 
-// AllRollouts lists also those that are over and still remembered.
-func (c *Client) AllRollouts(ctx context.Context) (*protocol.RolloutsResponse, error) {
-	return view[protocol.RolloutsResponse](ctx, c, "/v1/rollouts?all=true")
+// page adds which part of a list is asked for; zeros are left out.
+func page(asked url.Values, before int64, limit int) url.Values {
+	if before > 0 {
+		asked.Set("before", strconv.FormatInt(before, 10))
+	}
+	if limit > 0 {
+		asked.Set("limit", strconv.Itoa(limit))
+	}
+	return asked
+}
+
+// Waves shows how the waves of a rollout stand.
+func (c *Client) Waves(ctx context.Context, rolloutID string) (*protocol.RolloutWaves, error) {
+	path, err := rolloutPath(rolloutID, "/waves")
+	if err != nil {
+		return nil, err
+	}
+	return view[protocol.RolloutWaves](ctx, c, path)
+}
+
+// RolloutsQuery says which rollouts are asked for, and how much of them.
+type RolloutsQuery struct {
+	All   bool // also those that are over and still remembered
+	Heads bool // without the states of their hosts
+}
+
+// Rollouts lists rollouts, the newest first.
+func (c *Client) Rollouts(ctx context.Context, q RolloutsQuery) (*protocol.RolloutsResponse, error) {
+	asked := url.Values{}
+	if q.All {
+		asked.Set("all", "true")
+	}
+	if q.Heads {
+		asked.Set("hosts", "false")
+	}
+	path := "/v1/rollouts"
+	if len(asked) > 0 {
+		path += "?" + asked.Encode()
+	}
+	return view[protocol.RolloutsResponse](ctx, c, path)
 }
 
 // Lifecycle shows when a rollout ended.

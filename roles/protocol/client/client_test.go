@@ -140,7 +140,7 @@ func TestRequests(t *testing.T) {
 		fmt.Fprint(w, `{"certPem":"","notAfter":"2026-03-01T12:00:00Z","nextCheckinSecs":60,"eventId":"e","leaf":{},"index":0,"path":[],
 			"hosts":[],"name":"","freshness_window_minutes":1,"deferrals":[],"reports":[],"rollouts":[],"rolloutId":"","rollout_id":"","events":[],
 			"cn":"","issuedAt":"2026-03-01T12:00:00+00:00","hostname":"","channel":"","reason":{"code":"","gate":"","text":"","next":""},
-			"at":"2026-03-01T12:00:00Z","moves":[],"waves":[],"channels":[],"blocked":[],
+			"at":"2026-03-01T12:00:00Z","moves":[],"entries":[],"waves":[],"channels":[],"blocked":[],
 			"host":{"hostname":"","channel":"","converged":true,"outstandingComplianceFailures":0,"outstandingRuntimeGateErrors":0,
 			"verifiedEventCount":0},"dispatches":[],"certificates":[],"agents":0}`)
 	})
@@ -175,22 +175,37 @@ func TestRequests(t *testing.T) {
 			return err
 		}},
 		{"GET /v1/hosts", "", func() error { _, err := c.Raw(ctx, "/v1/hosts"); return err }},
+		{"GET /v1/hosts?closure=a%2A&order=name&rollout=" + id + "&wave=0", "", func() error {
+			_, err := c.HostsPage(ctx, HostsQuery{Closure: "a*", Rollout: id, Wave: new(int)})
+			return err
+		}},
+		{"GET /v1/channels", "", func() error { _, err := c.Channels(ctx); return err }},
+		{"GET /v1/host-reports?limit=7&host=a%26b", "", func() error { _, err := c.HostReports(ctx, "a&b", 7); return err }},
+		{"GET /v1/history?before=9&host=a&kind=k&limit=5", "", func() error {
+			_, err := c.History(ctx, protocol.HistoryQuery{Host: "a", Kind: "k", Before: 9, Limit: 5})
+			return err
+		}},
+		{"GET /v1/audit?limit=5", "", func() error { _, err := c.Audit(ctx, 0, 5); return err }},
+		{"GET /v1/rollouts?all=true&hosts=false", "", func() error {
+			_, err := c.Rollouts(ctx, RolloutsQuery{All: true, Heads: true})
+			return err
+		}},
+		{"GET /v1/rollouts/" + id + "/waves", "", func() error { _, err := c.Waves(ctx, id); return err }},
 		{"GET /v1/channels/stable", "", func() error { _, err := c.Channel(ctx, "stable"); return err }},
-		{"GET /v1/deferrals", "", func() error { _, err := c.Deferrals(ctx); return err }},
-		{"GET /v1/host-reports?limit=7", "", func() error { _, err := c.HostReports(ctx, 7); return err }},
-		{"GET /v1/rollouts", "", func() error { _, err := c.Rollouts(ctx); return err }},
+		{"GET /v1/host-reports?limit=7", "", func() error { _, err := c.HostReports(ctx, "", 7); return err }},
+		{"GET /v1/rollouts", "", func() error { _, err := c.Rollouts(ctx, RolloutsQuery{}); return err }},
 		{"GET /v1/rollouts/" + id + "/lifecycle", "", func() error { _, err := c.Lifecycle(ctx, id); return err }},
 		{"GET /v1/rollouts/" + id + "/trace", "", func() error { _, err := c.Trace(ctx, id); return err }},
 		{"GET /v1/whoami", "", func() error { _, err := c.Whoami(ctx); return err }},
 		{"GET /v1/hosts/web-01/explain", "", func() error { _, err := c.Explain(ctx, "web-01"); return err }},
 		{"GET /v1/hosts/web-01", "", func() error { _, err := c.Host(ctx, "web-01"); return err }},
 		{"GET /v1/certificates?limit=7", "", func() error { _, err := c.Certificates(ctx, 7); return err }},
-		{"GET /v1/plan", "", func() error { _, err := c.Plan(ctx); return err }},
+		{"GET /v1/plan", "", func() error { _, err := c.Plan(ctx, nil); return err }},
 		{"POST /v1/plan", "fleet.resolved.json\x00", func() error {
-			_, err := c.PlanRelease(ctx, map[string][]byte{"fleet.resolved.json": []byte("{}")})
+			_, err := c.Plan(ctx, map[string][]byte{"fleet.resolved.json": []byte("{}")})
 			return err
 		}},
-		{"GET /v1/rollouts?all=true", "", func() error { _, err := c.AllRollouts(ctx); return err }},
+		{"GET /v1/rollouts?all=true", "", func() error { _, err := c.Rollouts(ctx, RolloutsQuery{All: true}); return err }},
 		{"POST /v1/rollouts/" + id + "/pause", `{"reason":"why"}`, func() error { return c.Hold(ctx, id, "pause", "why") }},
 		{"POST /v1/hosts/web-01/retry", `{"reason":"why"}`, func() error { return c.Retry(ctx, "web-01", "why") }},
 		{"POST /v1/revocations", `{"hostname":"web-01","notBefore":"2026-03-01T12:00:00Z","reason":"why"}`,

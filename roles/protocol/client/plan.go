@@ -13,14 +13,13 @@ import (
 	"nixfleet/roles/protocol"
 )
 
-// Plan says what would happen from now on if all went well.
-func (c *Client) Plan(ctx context.Context) (*protocol.Plan, error) {
-	return view[protocol.Plan](ctx, c, "/v1/plan")
-}
-
-// PlanRelease says what would happen if a release were accepted now. docs are
-// its documents by their names below the release directory.
-func (c *Client) PlanRelease(ctx context.Context, docs map[string][]byte) (*protocol.Plan, error) {
+// Plan says what would happen from now on if all went well and, where docs are given, if
+// the release that they are were accepted now. docs are its documents by their names
+// below the release directory.
+func (c *Client) Plan(ctx context.Context, docs map[string][]byte) (*protocol.Plan, error) {
+	if docs == nil {
+		return view[protocol.Plan](ctx, c, "/v1/plan")
+	}
 	var body bytes.Buffer
 	archive := tar.NewWriter(&body)
 	for _, name := range slices.Sorted(maps.Keys(docs)) {

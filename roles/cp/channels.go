@@ -1,0 +1,93 @@
+package cp
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
+)
+
+func (p *views) channel(c *call) (any, error) {
+	rel, name := p.snapshot.Load().rel, c.PathValue("name")
+	channel, ok := rel.Fleet.Channels[name]
+	if !ok {
+		return nil, notFound("the fleet has no channel %q", name)
+	}
+	return channelOf(rel, name, channel), nil
+}
+
+func channelOf(rel *fleet.Release, name string, channel fleet.Channel) protocol.ChannelResponse {
+	at := protocol.Offset(rel.SignedAt)
+	return protocol.ChannelResponse{
+		Name: name, DeclaredCICommit: text(rel.Commit), SignedAt: &at, FreshnessWindowMinutes: channel.FreshnessWindow,
+	}
+}
+
+// channels lists the channels of the release in force, with how their hosts stand.
+func (p *views) channels(*call) (any, error) {
+	rel := p.snapshot.Load().rel
+	counts, newest := map[string]*protocol.HostCounts{}, map[string]rollout.RolloutView{}
+	look(p.world, func(w *rollout.World, now time.Time) bool {
+		for _, v := range w.Hosts(now) {
+			if counts[v.Channel] == nil {
+				counts[v.Channel] = &protocol.HostCounts{}
+			}
+			counts[v.Channel].Add(standing(&v))
+		}
+		for _, v := range w.Rollouts(now) {
+			if _, newer := newest[v.Channel]; !newer {
+				newest[v.Channel] = v
+			}
+		}
+		return true
+	})
+	out := protocol.ChannelsResponse{Channels: []protocol.ChannelEntry{}}
+	for _, name := range slices.Sorted(maps.Keys(rel.Fleet.Channels)) {
+		e := protocol.ChannelEntry{ChannelResponse: channelOf(rel, name, rel.Fleet.Channels[name])}
+		if n := counts[name]; n != nil {
+			e.Counts = *n
+		}
+		if v, ok := newest[name]; ok {
+			e.RolloutID, e.RolloutState = text(v.RolloutID), string(v.State)
+		}
+		out.Channels = append(out.Channels, e)
+	}
+	return out, nil
+}
+
+// waves says how the hosts of each wave of a rollout stand.
+func (p *views) waves(c *call) (any, error) {
+	id, err := knownRollout(c, p.store)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := p.world.view(id); !ok {
+		return nil, bareStatus(http.StatusNotFound)
+	}
+	out := protocol.RolloutWaves{RolloutID: id, Waves: []protocol.RolloutWave{}}
+	views := look(p.world, func(w *rollout.World, _ time.Time) []rollout.WaveView { return w.Waves(id) })
+	for i, v := range views {
+		wave := protocol.RolloutWave{
+			Wave: uint32(i), Open: v.Open, SoakSecs: uint32(v.Soak / time.Second), Hosts: uint32(v.Hosts),
+			OpenedAt: timestamp(v.OpenedAt), SoakingUntil: timestamp(v.SoakingUntil), States: map[string]int{},
+		}
+		for state, n := range v.States {
+			wave.States[string(state)] = n
+		}
+		out.Waves = append(out.Waves, wave)
+	}
+	return out, nil
+}
+
+func timestamp(t *time.Time) *pki.Timestamp {
+	if t == nil {
+		return nil
+	}
+	at := pki.At(t.Truncate(time.Millisecond))
+	return &at
+}
