@@ -26,7 +26,7 @@ func setAside(ctx context.Context, path string, version int, list []migration) (
 	if err := carryOver(ctx, path, next); err != nil {
 		return "", err
 	}
-	if aside, err = linkAside(path, version); err != nil {
+	if aside, err = linkAside(path, fmt.Sprintf("schema-%d", version)); err != nil {
 		return "", err
 	}
 	return aside, publish(next, path)
@@ -56,10 +56,8 @@ func checkpoint(ctx context.Context, path string) error {
 // that is whole, or from nothing.
 func restoreCopy(ctx context.Context, path, next string, list []migration) error {
 	for number := len(list) + 1; number >= 1; number-- {
-		for _, suffix := range []string{"", "-journal", "-wal", "-shm"} {
-			if err := os.Remove(next + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+		if err := removeDatabase(next); err != nil {
+			return err
 		}
 		if number > 1 {
 			if err := copyFile(copyBefore(path, number), next); errors.Is(err, fs.ErrNotExist) {
@@ -113,13 +111,13 @@ func carryOver(ctx context.Context, from, to string) (err error) {
 
 // linkAside gives the file a second name that was not in use, or finds the one
 // that an interrupted attempt gave it.
-func linkAside(path string, version int) (string, error) {
+func linkAside(path, word string) (string, error) {
 	file, err := os.Stat(path)
 	if err != nil {
 		return "", err
 	}
 	for n := 1; ; n++ {
-		aside := fmt.Sprintf("%s.schema-%d", path, version)
+		aside := path + "." + word
 		if n > 1 {
 			aside = fmt.Sprintf("%s.%d", aside, n)
 		}

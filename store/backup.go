@@ -58,6 +58,9 @@ func copyDatabase(ctx context.Context, db *sql.DB, to string) error {
 		_, err = db.ExecContext(ctx, "VACUUM INTO ?", tmp)
 	}
 	if err == nil {
+		err = unstamp(ctx, tmp)
+	}
+	if err == nil {
 		err = publish(tmp, to)
 	}
 	if err != nil {
@@ -65,6 +68,20 @@ func copyDatabase(ctx context.Context, db *sql.DB, to string) error {
 		_ = os.Remove(tmp)
 	}
 	return err
+}
+
+// unstamp makes a copy belong to no opening: a log that is found beside it one day
+// is another file's.
+func unstamp(ctx context.Context, path string) error {
+	db, err := connect(path)
+	if err != nil {
+		return err
+	}
+	has, err := hasEpochs(ctx, db)
+	if err == nil && has {
+		_, err = db.ExecContext(ctx, `DELETE FROM opened`)
+	}
+	return errors.Join(err, db.Close())
 }
 
 // publish flushes tmp and renames it.

@@ -27,31 +27,6 @@ var embedded = func() fs.FS {
 // applicationID marks our files; the first migration sets it ('nixf').
 const applicationID = 0x6e697866
 
-// refusal is an error that says what its reader can do next.
-type refusal struct{ text, hint string }
-
-func (r *refusal) Error() string { return r.text }
-
-// Hint is one line, lowercase, without a full stop.
-func (r *refusal) Hint() string { return r.hint }
-
-// Why a file is refused; test with errors.Is.
-var (
-	// ErrDamaged means that the file is not a database that can be read.
-	ErrDamaged error = &refusal{"the database is damaged",
-		"restore a backup, or move the file away: all but local revocations, used tokens and holds comes back within one " +
-			"check-in cycle"}
-	// ErrForeign means that the file is a database of some other program, a v1 control
-	// plane included.
-	ErrForeign error = &refusal{"not a database of this program",
-		"move the file away or give another one; revocations in its table cert_revocations must be entered again, with " +
-			"nixfleet revoke"}
-	// ErrDowngrade means that the database of a newer nixfleet cannot be set aside without
-	// forgetting revocations or used tokens, or while another program has it open.
-	ErrDowngrade error = &refusal{"the database of a newer nixfleet cannot be set aside",
-		"run the newer nixfleet again, or close what else has the database open"}
-)
-
 type migration struct {
 	number int
 	sql    string
@@ -96,25 +71,26 @@ func connect(path string) (*sql.DB, error) {
 	return db, err
 }
 
-// migrate brings the file to the newest schema of cfg.migrations.
-func migrate(ctx context.Context, path string, cfg Config) error {
+// migrate brings the file to the newest schema of cfg.migrations, and reports whether
+// another file took the place of a newer one.
+func migrate(ctx context.Context, path string, cfg Config) (replaced bool, err error) {
 	list, err := migrations(cfg.migrations)
 	if err != nil {
-		return err
+		return false, err
 	}
 	version, err := upgrade(ctx, path, list, func(db *sql.DB, number int) error {
 		return copyDatabase(ctx, db, copyBefore(path, number))
 	})
 	if err != nil || version <= len(list) {
-		return err
+		return false, err
 	}
 	aside, err := setAside(ctx, path, version, list)
 	if err != nil {
-		return fmt.Errorf("set aside schema %d, known is %d: %w", version, len(list), err)
+		return false, fmt.Errorf("set aside schema %d, known is %d: %w", version, len(list), err)
 	}
 	cfg.Log.Warn().Int("schema", version).Int("known", len(list)).Str("file", aside).
 		Msg("database of a newer nixfleet set aside")
-	return nil
+	return true, nil
 }
 
 // upgrade applies what is missing and returns the schema that the file has
@@ -162,6 +138,9 @@ func inspect(ctx context.Context, db *sql.DB) (version int, err error) {
 			if ctx.Err() != nil {
 				return 0, err
 			}
+			if kind := kindOf(err); kind != nil {
+				return 0, named(err)
+			}
 			return 0, fmt.Errorf("%w (%w)", ErrDamaged, err)
 		}
 	}
@@ -170,6 +149,8 @@ func inspect(ctx context.Context, db *sql.DB) (version int, err error) {
 		return 0, fmt.Errorf("%w (%s)", ErrDamaged, verdict)
 	case version == 0 && tables == 0 && application == 0:
 		return 0, nil
+	case application == 0 && version == 0:
+		return 0, fromDump(ctx, db)
 	case application != applicationID || version < 1:
 		return 0, ErrForeign
 	}
@@ -204,4 +185,54 @@ func exists(path string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// shapeOf is what a schema looks like, without the words in which it was written.
+func shapeOf(ctx context.Context, db *sql.DB) (shape string, err error) {
+	err = db.QueryRowContext(ctx, `SELECT group_concat(line, char(10)) FROM (
+		SELECT m.type || ' ' || m.name || ' ' || coalesce(c.name, '') || ' ' || coalesce(c.type, '') AS line
+		FROM sqlite_master m LEFT JOIN pragma_table_info(m.name) c WHERE m.name NOT LIKE 'sqlite_%' ORDER BY 1)`).Scan(&shape)
+	return shape, err
+}
+
+// fromDump tells a database of ours that went through .dump, which leaves out the two
+// numbers that mark it, from one of another program.
+func fromDump(ctx context.Context, db *sql.DB) error {
+	shape, err := shapeOf(ctx, db)
+	if err != nil {
+		return named(err)
+	}
+	list, err := migrations(embedded)
+	if err != nil {
+		return err
+	}
+	model, err := sql.Open("sqlite3", ":memory:")
+	if err != nil {
+		return err
+	}
+	defer model.Close()
+	model.SetMaxOpenConns(1)
+	for _, m := range list {
+		if _, err := model.ExecContext(ctx, m.sql); err != nil {
+			return err
+		}
+		if modelled, err := shapeOf(ctx, model); err != nil {
+			return err
+		} else if modelled == shape {
+			return &dumped{m.number}
+		}
+	}
+	return ErrForeign
+}
+
+// dumped is ErrDump with the number of its schema.
+type dumped struct{ schema int }
+
+func (d *dumped) Error() string { return ErrDump.Error() }
+func (d *dumped) Unwrap() error { return ErrDump }
+
+// Hint is the command that puts the marks back.
+func (d *dumped) Hint() string {
+	return fmt.Sprintf("mark it as what it is: sqlite3 FILE 'PRAGMA application_id=%d; PRAGMA user_version=%d'",
+		applicationID, d.schema)
 }

@@ -38,6 +38,8 @@ type Database interface {
 	UseToken(ctx context.Context, nonce, hostname string, keepUntil time.Time) error
 	Prune(ctx context.Context, now time.Time) error
 	Displaced() bool
+	// Fault is what keeps the database from being written now.
+	Fault() error
 	Close() error
 }
 
@@ -56,9 +58,7 @@ func (None) Err() error { return ErrNone }
 // SubmitRollout is done at once: nothing is dispatched without a database, so
 // that nothing which matters is lost.
 func (None) SubmitRollout(rollout.Change, ...Report) *Pending {
-	p := &Pending{done: make(chan struct{})}
-	p.settle(nil)
-	return p
+	return Settled(nil)
 }
 
 // LoadRollouts is an empty state.
@@ -128,6 +128,9 @@ func (None) Prune(context.Context, time.Time) error { return nil }
 
 // Displaced is false.
 func (None) Displaced() bool { return false }
+
+// Fault is nil: nothing is written.
+func (None) Fault() error { return nil }
 
 // Close has nothing to do.
 func (None) Close() error { return nil }

@@ -23,6 +23,9 @@ type Revocation struct {
 // latest not_before counts.
 func (s *Store) Revoke(ctx context.Context, r Revocation, because AuditEntry) error {
 	err := s.do(ctx, func(tx *sql.Tx) error {
+		if s.displacement() == replaced {
+			return ErrDisplaced // it would be forgotten
+		}
 		if err := because.put(tx); err != nil {
 			return err
 		}
@@ -43,7 +46,7 @@ func (s *Store) Revoke(ctx context.Context, r Revocation, because AuditEntry) er
 func (s *Store) RevokedSince(ctx context.Context, names ...string) (notBefore time.Time, ok bool, err error) {
 	byName, err := s.watch.revocations(ctx)
 	if err != nil {
-		return time.Time{}, false, fmt.Errorf("look up revocation of %s: %w", names, err)
+		return time.Time{}, false, fmt.Errorf("look up revocation of %s: %w", names, named(err))
 	}
 	for _, name := range names {
 		if at, found := byName[name]; found && !at.Before(notBefore) {
@@ -57,7 +60,7 @@ func (s *Store) RevokedSince(ctx context.Context, names ...string) (notBefore ti
 func (s *Store) Revocations(ctx context.Context) (map[string]time.Time, error) {
 	byName, err := s.watch.revocations(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look up revocations: %w", err)
+		return nil, fmt.Errorf("look up revocations: %w", named(err))
 	}
 	return byName, nil
 }
@@ -80,6 +83,15 @@ func (w *watcher) open(ctx context.Context, db *sql.DB) (err error) {
 		return errors.Join(err, w.conn.Close())
 	}
 	return nil
+}
+
+// reopen looks at the file that stands at the path now.
+func (w *watcher) reopen(ctx context.Context, db *sql.DB) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := w.close()
+	w.byName = nil
+	return errors.Join(err, w.open(ctx, db))
 }
 
 func (w *watcher) close() error { return errors.Join(w.version.Close(), w.conn.Close()) }

@@ -19,7 +19,7 @@ func (s *Store) TokenUsed(ctx context.Context, nonce string) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look up token: %w", err)
+		return false, fmt.Errorf("look up token: %w", named(err))
 	}
 	return true, nil
 }
@@ -28,6 +28,9 @@ func (s *Store) TokenUsed(ctx context.Context, nonce string) (bool, error) {
 // time exactly one succeeds; the others get ErrTokenUsed.
 func (s *Store) UseToken(ctx context.Context, nonce, hostname string, keepUntil time.Time) error {
 	return s.do(ctx, func(tx *sql.Tx) error {
+		if s.displacement() == replaced {
+			return ErrDisplaced // it would be forgotten
+		}
 		res, err := tx.Exec(`INSERT OR IGNORE INTO token_replay (nonce, hostname, used_at, keep_until) VALUES (?, ?, ?, ?)`,
 			nonce, hostname, text(time.Now()), text(keepUntil))
 		if err != nil {

@@ -28,6 +28,13 @@ func (p *Pending) settle(err error) {
 	close(p.done)
 }
 
+// Settled is a write that has ended already, with err.
+func Settled(err error) *Pending {
+	p := &Pending{done: make(chan struct{})}
+	p.settle(err)
+	return p
+}
+
 // Wait returns once the write is on disk or has failed. When ctx ends first
 // the write goes on without us: its outcome is then unknown.
 func (p *Pending) Wait(ctx context.Context) error {
@@ -46,8 +53,7 @@ func (s *Store) submit(work func(*sql.Tx) error) *Pending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		p.settle(ErrClosed)
-		return p
+		return Settled(ErrClosed)
 	}
 	s.queue = append(s.queue, operation{work, p})
 	s.queued.Signal()
@@ -85,30 +91,59 @@ func (s *Store) writer() {
 }
 
 // commit runs a group in one transaction, each operation in a savepoint of its
-// own, and answers when the transaction is on disk.
+// own, and answers when the transaction is on disk. It waits for a lock that
+// another program holds for as long as that takes: a group that is given up would
+// be decided anew, from less than is known now.
 func (s *Store) commit(group []operation) {
 	outcomes := make([]error, len(group))
-	err := func() error {
-		tx, err := s.write.Begin()
-		if err != nil {
-			return fmt.Errorf("begin: %w", err)
-		}
-		for i, op := range group {
-			if outcomes[i], err = inSavepoint(tx, op.work); err != nil {
-				return errors.Join(err, tx.Rollback())
-			}
-		}
-		if err := tx.Commit(); err != nil {
-			return fmt.Errorf("commit: %w", err)
-		}
-		return nil
-	}()
+	err := s.transact(group, outcomes)
+	for errors.Is(err, ErrLocked) && !s.closing() {
+		s.fault.Store(&ErrLocked)
+		err = s.transact(group, outcomes)
+	}
+	s.fault.Store(nil)
+	if kind := kindOf(err); kind != nil {
+		s.fault.Store(&kind)
+	}
 	for i, op := range group {
 		if err != nil {
 			outcomes[i] = err
 		}
-		op.pending.settle(outcomes[i])
+		op.pending.settle(named(outcomes[i]))
 	}
+}
+
+func (s *Store) closing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// transact makes one attempt. An error is one of the whole transaction.
+func (s *Store) transact(group []operation, outcomes []error) error {
+	s.putBack()
+	tx, err := s.write.Begin()
+	if err != nil {
+		return fmt.Errorf("begin: %w", named(err))
+	}
+	for i, op := range group {
+		if outcomes[i], err = inSavepoint(tx, op.work); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+	}
+	var written int64
+	if err := tx.QueryRow(sequences).Scan(&written); err != nil {
+		return errors.Join(fmt.Errorf("read sequences: %w", err), tx.Rollback())
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", named(err))
+	}
+	if written != s.guard.written {
+		s.guard.written = written
+		// What is not noted is missing from a warning, and nothing else.
+		_ = s.guard.write()
+	}
+	return nil
 }
 
 // inSavepoint separates the operation's own failure (outcome) from one of the

@@ -3,6 +3,7 @@ package cp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -35,10 +36,24 @@ func (a act) entry(by string) store.AuditEntry {
 
 // recorded makes a change after it was recorded.
 func (o *acts) recorded(c *call, a act, step func() error) (any, error) {
-	if err := o.store.Audit(c.Context(), a.entry(c.caller.CommonName)); err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(c.Context(), actTimeout)
+	defer cancel()
+	if err := o.store.Audit(ctx, a.entry(c.caller.CommonName)); err != nil {
+		return nil, o.late(err)
 	}
 	return o.made(c, a, step())
+}
+
+// actTimeout is longer than the database's own patience with a lock, and shorter than
+// that of the operator's client.
+const actTimeout = 15 * time.Second
+
+// late says why a write has not ended in time: it is queued, and is not taken back.
+func (o *acts) late(err error) error {
+	if fault := o.store.Fault(); fault != nil && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w; this is recorded as soon as that is over", fault)
+	}
+	return err
 }
 
 // made logs a change, or says why it was not made.
@@ -116,7 +131,9 @@ func (o *acts) revoke(c *call) (any, error) {
 	if req.NotBefore != nil {
 		row.NotBefore = req.NotBefore.Time
 	}
-	err := o.store.Revoke(c.Context(), row, a.entry(by))
+	ctx, cancel := context.WithTimeout(c.Context(), actTimeout)
+	defer cancel()
+	err := o.late(o.store.Revoke(ctx, row, a.entry(by)))
 	if err == nil {
 		o.waiters.wakeIf(func(host string) bool {
 			return host == req.Hostname || pki.AgentName(host, o.cfg.AgentSuffix) == req.Hostname

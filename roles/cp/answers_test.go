@@ -70,6 +70,7 @@ func (e *estate) asked(t *testing.T) []question {
 			header: map[string]string{"Content-Type": protocol.TarType}}}
 	return []question{
 		get("/healthz", "/healthz"),
+		get("/readyz", "/readyz"),
 		post("/v1/enroll", "/v1/enroll", e.enrolment("new", func(c *pki.Claims) { c.Nonce = goldenNonce })),
 		post("/v1/agent/bootstrap-report", "/v1/agent/bootstrap-report", first),
 		webhook, announced,

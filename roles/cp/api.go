@@ -19,16 +19,19 @@ import (
 // api serves the routes: it makes the checks that every path has, in the order
 // of contracts/wire.md §1, finds the route, and writes its answer.
 type api struct {
-	log    zerolog.Logger
-	door   *door
-	health handler
-	mux    *http.ServeMux
-	open   map[string]callers // by path: who needs no certificate
+	log  zerolog.Logger
+	door *door
+	free map[string]handler // by path: GET without any check
+	mux  *http.ServeMux
+	open map[string]callers // by path: who needs no certificate
 }
 
-func newAPI(d *door, health handler, routes []route) *api {
-	a := &api{log: d.log, door: d, health: health, mux: http.NewServeMux(), open: map[string]callers{}}
+func newAPI(d *door, routes []route) *api {
+	a := &api{log: d.log, door: d, free: map[string]handler{}, mux: http.NewServeMux(), open: map[string]callers{}}
 	for i := range routes {
+		if routes[i].who == everybody {
+			a.free[routes[i].path()] = routes[i].handle
+		}
 		if who := routes[i].who; who == tokens || who == forges {
 			a.open[routes[i].path()] = who
 		}
@@ -47,8 +50,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// One request each: their places are few.
 		w.Header().Set("Connection", "close")
 	}
-	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
-		v, err := a.health(nil)
+	if free := a.free[r.URL.Path]; free != nil && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		v, err := free(nil)
 		a.answer(w, r, v, err)
 		return
 	}
@@ -182,6 +185,7 @@ func (a *api) answer(w http.ResponseWriter, r *http.Request, v any, err error) {
 func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var refusal *Refusal
 	var early *notReady
+	var fault *store.Fault
 	switch {
 	case errors.As(err, &refusal):
 		refusal.write(w, r)
@@ -191,6 +195,11 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	case r.Context().Err() != nil:
 		// Nobody waits for an answer.
+	case errors.As(err, &fault):
+		a.log.Error().Err(err).Str("path", r.URL.Path).Str("hint", fault.Hint()).Msg("request failed")
+		told := refused(http.StatusInternalServerError, fault.Code(), "%s", err)
+		told.Hint = fault.Hint()
+		told.write(w, r)
 	default:
 		a.log.Error().Err(err).Str("path", r.URL.Path).Msg("request failed")
 		w.WriteHeader(http.StatusInternalServerError)

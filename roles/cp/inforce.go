@@ -3,6 +3,7 @@ package cp
 import (
 	"context"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -26,6 +27,7 @@ type inForce struct {
 	metrics  *metrics
 	history  *history
 	poked    chan struct{} // look at the source
+	failing  atomic.Int64  // since when no look at the source succeeds, Unix seconds; 0 when the last one did
 
 	floor   *fleet.Release // nothing older is accepted; the poller's own
 	unkept  *fleet.Release // accepted and not on disk yet; the poller's own

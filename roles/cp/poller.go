@@ -55,6 +55,7 @@ func (f *inForce) poll(ctx context.Context, known string) (revision string, ok b
 	got, err := f.source.Fetch(ctx, known)
 	if err == nil && got.Unchanged {
 		f.verifyAgain()
+		f.failing.Store(0)
 		f.metrics.polls.WithLabelValues("unchanged").Inc()
 		return known, true
 	}
@@ -62,6 +63,7 @@ func (f *inForce) poll(ctx context.Context, known string) (revision string, ok b
 		err = f.consider(got, f.cfg.fleetName())
 	}
 	if err != nil {
+		f.failing.CompareAndSwap(0, time.Now().Unix())
 		if ctx.Err() == nil {
 			f.metrics.polls.WithLabelValues("failed").Inc()
 			line := f.log.Warn().Err(err).Str("source", f.source.String())
@@ -72,6 +74,7 @@ func (f *inForce) poll(ctx context.Context, known string) (revision string, ok b
 		}
 		return known, false
 	}
+	f.failing.Store(0)
 	f.metrics.polls.WithLabelValues("accepted").Inc()
 	return got.Revision, true
 }

@@ -67,6 +67,7 @@ const webhookPath = "/v1/webhook"
 
 // handlers are the parts that answer.
 type handlers struct {
+	readiness *readiness
 	issuer    *issuer
 	checkins  *checkins
 	reports   *reports
@@ -86,6 +87,7 @@ func (h *handlers) table(registry *prometheus.Registry) []route {
 func (h *handlers) forHosts() []route {
 	return []route{
 		{"GET /healthz", everybody, h.views.health, about{"report that the process is up", nil, healthResponse{}, ""}},
+		{"GET /readyz", everybody, h.readiness.ready, about{"report what cannot be done now", nil, protocol.Ready{}, ""}},
 
 		{"POST /v1/enroll", tokens, h.issuer.enroll,
 			about{"get the first certificate of a host", protocol.EnrollRequest{}, protocol.CertResponse{}, ""}},

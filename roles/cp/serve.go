@@ -114,7 +114,8 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	}
 	seen := newLastSeen()
 	s.handlers = &handlers{
-		issuer: newIssuer(s.door),
+		readiness: &readiness{store: db, snapshot: snapshot, ticker: s.ticker, release: release},
+		issuer:    newIssuer(s.door),
 		checkins: &checkins{
 			cfg: cfg, log: log, store: db, world: w, snapshot: snapshot, waiters: held, seen: seen, door: s.door,
 			metrics: counted,
@@ -135,7 +136,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	if err != nil {
 		return nil, fmt.Errorf("describe the API: %w", err)
 	}
-	s.api = newAPI(s.door, s.handlers.views.health, routes)
+	s.api = newAPI(s.door, routes)
 	return s, nil
 }
 

@@ -27,9 +27,11 @@ func TestStrictModeWantsBothLists(t *testing.T) {
 			lists()
 			e.empty()
 			e.publish()
-			if s := e.primed(t, strict, func(c *Config) { c.StateDir = t.TempDir() }); s.release.snapshot.Load() != nil {
+			s := e.primed(t, strict, func(c *Config) { c.StateDir = t.TempDir() })
+			if s.release.snapshot.Load() != nil {
 				t.Errorf("%s, v1 %v: the release is served", name, v1)
 			}
+			s.store.Close()
 		}
 	}
 

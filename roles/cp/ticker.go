@@ -2,6 +2,7 @@ package cp
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"sync/atomic"
 	"time"
@@ -25,8 +26,11 @@ type ticker struct {
 	displaced bool                 // the database's file is gone, and that was said; the loop's own
 }
 
-// alive says that the ticks go on, to systemd's watchdog.
-func (t *ticker) alive() bool { return time.Since(time.UnixMilli(t.last.Load())) < 2*maxTickWait }
+// alive says that the ticks go on, to systemd's watchdog. A tick that waits for somebody's
+// lock on the database is alive: a restart would wait as well, and know less.
+func (t *ticker) alive() bool {
+	return time.Since(time.UnixMilli(t.last.Load())) < 2*maxTickWait || errors.Is(t.store.Fault(), store.ErrLocked)
+}
 
 // wakeRevoked wakes held check-ins of hosts that were revoked since the last tick by a
 // row inserted by hand: nothing else notices such rows.
@@ -46,10 +50,16 @@ func (t *ticker) wakeRevoked(ctx context.Context) {
 	})
 }
 
-// warnDisplaced says once that the database's file was taken away, as when a backup is
-// put in its place: a revocation inserted there would have no effect.
-func (t *ticker) warnDisplaced() {
+// warnDisplaced says once that another file took the place of the database, as when a
+// backup is put there: a revocation inserted there would have no effect. What was only
+// taken away, a write puts back.
+func (t *ticker) warnDisplaced(ctx context.Context) {
 	if t.displaced || !t.store.Displaced() {
+		return
+	}
+	// Whether that succeeds is seen by what stands there then.
+	_ = t.store.SubmitRollout(rollout.Change{}).Wait(ctx)
+	if !errors.Is(t.store.Fault(), store.ErrDisplaced) {
 		return
 	}
 	t.displaced = true
@@ -74,7 +84,7 @@ func (t *ticker) loop(ctx context.Context) {
 			t.log.Error().Err(err).Msg("tick failed")
 		}
 		t.wakeRevoked(ctx)
-		t.warnDisplaced()
+		t.warnDisplaced(ctx)
 		wait := maxTickWait
 		if !next.IsZero() {
 			wait = min(max(time.Until(next), time.Millisecond), maxTickWait)

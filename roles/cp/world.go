@@ -110,6 +110,8 @@ func (w *world) reload(ctx context.Context) error {
 		}
 	}
 	w.stale = false
+	// What was heard of hosts is forgotten; those that hold a check-in say it again now.
+	w.waiters.wakeIf(func(string) bool { return true })
 	w.log.Warn().Msg("a change was not stored; rollouts loaded again from the database")
 	return nil
 }
