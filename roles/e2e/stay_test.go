@@ -108,6 +108,7 @@ var differ = []struct {
 	{regexp.MustCompile(`\b(\d+[dhms])+\b`), "AGE"},
 	{regexp.MustCompile(`/\S*/nixfleet-demo-\d+`), "DIR"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "ADDRESS"},
+	{regexp.MustCompile(`operator-[^\s@]+@\S+`), "operator-NAME"},
 	{regexp.MustCompile(`[ \t]+`), " "},
 }
 
@@ -126,6 +127,10 @@ var screens = []struct {
 	name, words string
 	code        int
 }{
+	{"status", "status", 0},
+	{"status-channel", "status --channel 'ed*' --fail-on failed", 0},
+	{"status-fail-on", "status --state failed --fail-on failed", 3},
+	{"certs", "certs --agents 0", 0},
 	{"rollout-list", "rollout list", 0},
 	{"rollout-show", "rollout show stable", 0},
 	{"rollout-trace", "rollout trace stable", 0},

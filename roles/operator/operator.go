@@ -25,7 +25,7 @@ type Roles = demo.Roles
 // Commands returns the operator's verbs.
 func Commands(roles Roles) []*cli.Command {
 	verbs := []*cli.Command{
-		statusCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
+		statusCommand(), certsCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
 		initCommand(), releaseCommand(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
 		configCommand(), command.Completion(), demo.Command(roles),

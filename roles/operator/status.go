@@ -2,7 +2,13 @@ package operator
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -10,149 +16,221 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
-// staleAfter is how many freshness windows a host may be silent before status
-// marks it, as v1 does.
-const staleAfter = 2
+const (
+	// statusLimit is how many hosts a table has that nobody asked to be longer.
+	statusLimit = 100
+	// statusEvery is how often --watch looks.
+	statusEvery = 2 * time.Second
+)
+
+// failOn are the words of --fail-on with their exit codes, the worst first.
+var failOn = []struct {
+	standing protocol.Standing
+	code     int
+}{
+	{protocol.StandsFailed, 3}, {protocol.StandsSilent, 4}, {protocol.StandsMoving, 5}, {protocol.StandsWaiting, 6},
+}
 
 func statusCommand() *cli.Command {
 	return &cli.Command{
-		Name: "status", Usage: "what every host runs and what it should run",
-		Description: "A host is offline when it has missed its check-ins, and marked stale when it has been silent for " +
-			"more\n" +
-			"than two freshness windows of its channel. nixfleet host explain NAME says why a host waits.\n\n" +
-			"Example:\n   nixfleet status\n   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
-		Flags: append(connectionFlags(), command.JSONFlag(),
-			command.NoColourFlag()),
-		Action: func(c *cli.Context) error {
-			client, err := connect(c)
-			if err != nil {
-				return err
-			}
-			if c.Bool("json") {
-				answer, err := client.Raw(c.Context, "/v1/hosts")
-				if err != nil {
-					return explained(err, "ask for the hosts")
-				}
-				return command.Text(c, answer)
-			}
-			answer, err := client.Hosts(c.Context)
-			if err != nil {
-				return explained(err, "ask for the hosts")
-			}
-			windows := map[string]time.Duration{}
-			for _, h := range answer.Hosts {
-				if _, asked := windows[h.Channel]; asked {
-					continue
-				}
-				// A channel that cannot be asked costs its stale marks, not the table.
-				if ch, err := client.Channel(c.Context, h.Channel); err == nil {
-					windows[h.Channel] = fleet.Minutes(ch.FreshnessWindowMinutes)
-				} else {
-					windows[h.Channel] = 0
-				}
-			}
-			return command.Table(c.App.Writer, statusRows(answer.Hosts, windows, time.Now(), command.ColoursOf(c)))
-		},
+		Name: "status", Usage: "what every host runs and what it should run", ArgsUsage: "[HOST]",
+		Description: "The first line counts the fleet, and the table begins with what is worst: failed, silent, moving,\n" +
+			"waiting, then what is as declared. HOST is a name or a pattern such as 'web-*'. A host is silent when it has\n" +
+			"missed its check-ins, and marked stale when that is more than two freshness windows of its channel.\n" +
+			"With --fail-on the exit code is that of the worst word that a host stands for: failed 3, silent 4, moving 5,\n" +
+			"waiting 6. nixfleet host explain NAME says why a host waits.\n\n" +
+			"Example:\n   nixfleet status\n   nixfleet status --watch\n   nixfleet status --channel stable --state failed\n" +
+			"   nixfleet status --fail-on failed,silent\n" +
+			"   nixfleet status --json | jq '.hosts[] | select(.converged | not) | .hostname'",
+		Flags: append(connectionFlags(), command.JSONFlag(), command.NoColourFlag(),
+			&cli.StringFlag{Name: "channel", Usage: "hosts of channels that match this `GLOB`"},
+			&cli.StringFlag{Name: "tag", Usage: "hosts with a tag that matches this `GLOB`"},
+			&cli.StringFlag{Name: "state", Usage: "hosts that stand so, a `GLOB`: failed, silent, moving, waiting, converged, " +
+				"or a state of a rollout"},
+			&cli.IntFlag{Name: "limit", Value: statusLimit, Usage: "show at most `NUMBER` hosts, the worst; 0 for all"},
+			&cli.BoolFlag{Name: "watch", Usage: "stay and show what changes, until q is pressed"},
+			&cli.StringFlag{Name: "fail-on", Usage: "exit with a code of its own when a host is one of these `WORDS`: failed, " +
+				"silent, moving, waiting"}),
+		Action: status,
 	}
 }
 
-func statusRows(
-	hosts []protocol.HostEntry, windows map[string]time.Duration, now time.Time, p command.Palette,
-) [][]string {
-	rows := [][]string{{"HOST", "CHANNEL", "CURRENT", "DECLARED", "STATUS", "COMPLIANCE"}}
-	for _, h := range hosts {
-		text, colour := hostStatus(&h)
-		if window := windows[h.Channel]; window > 0 && h.LastCheckinAt != nil &&
-			now.Sub(h.LastCheckinAt.Time) > staleAfter*window {
-			text, colour = text+" (stale)", command.Red
-		}
-		rows = append(rows, []string{
-			command.Plain(h.Hostname), command.Plain(h.Channel), closureShort(h.CurrentClosureHash),
-			closureShort(h.DeclaredClosureHash),
-			p.Paint(colour, text), compliance(&h, p),
-		})
+// statusQuery is what the flags of status ask for.
+func statusQuery(c *cli.Context) (client.HostsQuery, error) {
+	q := client.HostsQuery{Host: c.Args().First(), Channel: c.String("channel"), Tag: c.String("tag"),
+		State: strings.ToLower(c.String("state")), WorstFirst: true, Limit: c.Int("limit")}
+	if c.NArg() > 1 {
+		return q, command.Usage("nixfleet status 'web-*'", "status takes one host or pattern")
 	}
-	return rows
-}
-
-// hostStatus is one host in a few words, the worst first.
-func hostStatus(h *protocol.HostEntry) (text string, colour command.Colour) {
-	state := command.Plain(h.Word())
-	switch {
-	case h.Reason != nil && h.Reason.Code == "revoked":
-		return "revoked", command.Red
-	case neverSeen(h):
-		text, colour = "never seen", command.Dim
-	case h.QuarantinedClosure != nil:
-		text, colour = cmp.Or(state, "behind")+", quarantined", command.Red
-	case state == string(protocol.HostFailed) || state == string(protocol.HostReverted):
-		text, colour = state, command.Red
-	case h.PendingReboot:
-		text, colour = "reboot pending", command.Yellow
-	case h.Converged:
-		text, colour = cmp.Or(state, string(protocol.HostConverged)), command.Green
-	default:
-		text, colour = cmp.Or(state, "behind"), command.Yellow
-		// What it waits for, in the word that host explain has a sentence for.
-		if h.Reason != nil && h.Reason.Code != "" && (state == "" || state == string(protocol.HostQueued)) {
-			text += ": " + command.Plain(h.Reason.Code)
+	for _, glob := range []string{q.Host, q.Channel, q.Tag, q.State} {
+		if _, err := path.Match(glob, ""); err != nil {
+			return q, command.Usage("nixfleet status 'web-*'", "%q is not a pattern", glob)
 		}
 	}
-	if h.Pin != nil {
-		text += ", pinned"
+	// What people read in the table is what they type.
+	if q.State == strings.ReplaceAll(protocol.AsDeclared, " ", "-") || q.State == protocol.AsDeclared {
+		q.State = string(protocol.StandsConverged)
 	}
-	held := h.Held != nil
-	if held {
-		text += ", held"
-	}
-	offline := h.Online != nil && !*h.Online && !neverSeen(h)
-	if offline {
-		text += ", offline"
-	}
-	if colour == command.Green && (held || offline) {
-		colour = command.Yellow
-	}
-	return text, colour
+	return q, nil
 }
 
-// neverSeen: nothing is known of the host but its declaration.
-func neverSeen(h *protocol.HostEntry) bool {
-	return h.LastCheckinAt == nil && h.CurrentClosureHash == nil
+func status(c *cli.Context) error {
+	q, err := statusQuery(c)
+	if err != nil {
+		return err
+	}
+	words, err := failWords(c.String("fail-on"))
+	if err != nil {
+		return err
+	}
+	plane, err := connect(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return statusJSON(c, plane, q, words)
+	}
+	view := &statusView{client: plane, query: q, colours: command.ColoursOf(c)}
+	if c.Bool("watch") {
+		err := command.Screen(c.Context, c.App.Writer, statusEvery, view.picture)
+		return command.Hinted(err, "nixfleet status; nixfleet rollout watch prints what happens line by line")
+	}
+	text, err := view.look(c.Context, q.Limit)
+	if err != nil {
+		return explained(err, "ask for the hosts")
+	}
+	if _, err := fmt.Fprint(c.App.Writer, text); err != nil {
+		return err
+	}
+	warnOfCertificates(c, plane)
+	if view.counts.Hosts == 0 && q.Host != "" {
+		return command.Hinted(fmt.Errorf("no host is called %s", q.Host), "nixfleet status lists them")
+	}
+	return failed(words, view.counts)
 }
 
-func compliance(h *protocol.HostEntry, p command.Palette) string {
-	if neverSeen(h) {
-		return "-"
-	}
-	var failing []string
-	for _, n := range []struct {
-		count uint64
-		what  string
-	}{
-		{uint64(h.OutstandingComplianceFailures), "control"},
-		{uint64(h.OutstandingRuntimeGateErrors), "gate error"},
-		{uint64(h.OutstandingHealthFailures), "probe"},
-	} {
-		switch {
-		case n.count == 1:
-			failing = append(failing, "1 "+n.what)
-		case n.count > 1:
-			failing = append(failing, fmt.Sprintf("%d %ss", n.count, n.what))
+// statusJSON prints the answer as it came. Without filters it is v1's.
+func statusJSON(c *cli.Context, plane *client.Client, q client.HostsQuery, words []protocol.Standing) error {
+	ask := url.Values{}
+	for name, value := range map[string]string{"host": q.Host, "channel": q.Channel, "tag": q.Tag, "state": q.State} {
+		if value != "" {
+			ask.Set(name, value)
 		}
 	}
-	if len(failing) == 0 {
-		return p.Paint(command.Green, "ok")
+	if c.IsSet("limit") && q.Limit > 0 {
+		ask.Set("limit", strconv.Itoa(q.Limit))
+		ask.Set("order", "worst")
 	}
-	return p.Paint(command.Red, command.OrNothing(failing))
+	where := "/v1/hosts"
+	if len(ask) > 0 {
+		where += "?" + ask.Encode()
+	}
+	answer, err := plane.Raw(c.Context, where)
+	if err != nil {
+		return explained(err, "ask for the hosts")
+	}
+	if err := command.Text(c, answer); err != nil || len(words) == 0 {
+		return err
+	}
+	all, err := plane.HostsPage(c.Context, q)
+	if err != nil {
+		return explained(err, "ask for the hosts")
+	}
+	narrowed(all, q)
+	return failed(words, *all.Counts)
 }
 
-// closureShort is the hash part's beginning and the name's end: what tells two
-// closures of one host apart, in a column.
-func closureShort(base *string) string {
-	if base == nil || *base == "" {
-		return "-"
+// failWords reads --fail-on.
+func failWords(text string) (words []protocol.Standing, err error) {
+	for word := range strings.SplitSeq(text, ",") {
+		if word = strings.TrimSpace(word); word == "" {
+			continue
+		}
+		if !slices.ContainsFunc(failOn, func(f struct {
+			standing protocol.Standing
+			code     int
+		}) bool {
+			return string(f.standing) == word
+		}) {
+			return nil, command.Usage("nixfleet status --fail-on failed,silent", "--fail-on has no word %q", word)
+		}
+		words = append(words, protocol.Standing(word))
 	}
-	return command.Plain((*base)[:min(8, len(*base))])
+	return words, nil
+}
+
+// failed is the error of --fail-on, with the code of the worst.
+func failed(words []protocol.Standing, counts protocol.HostCounts) error {
+	for _, f := range failOn {
+		if n := counts.Of(f.standing); n > 0 && slices.Contains(words, f.standing) {
+			return command.Coded(f.code, command.Hinted(fmt.Errorf("%s %s", command.Plural(n, "host"), standsText(n,
+				f.standing)), "nixfleet status --state %s", f.standing))
+		}
+	}
+	return nil
+}
+
+func standsText(n int, s protocol.Standing) string {
+	verb := "are"
+	if n == 1 {
+		verb = "is"
+	}
+	if s == protocol.StandsFailed {
+		return "failed"
+	}
+	return verb + " " + string(s)
+}
+
+// narrowed does what a control plane of v1 does not: it filters, counts and sorts.
+func narrowed(answer *protocol.HostsResponse, q client.HostsQuery) {
+	if answer.Counts != nil {
+		return
+	}
+	matches := func(glob, word string) bool {
+		ok, err := path.Match(glob, word)
+		return glob == "" || err == nil && ok
+	}
+	answer.Counts = &protocol.HostCounts{}
+	answer.Hosts = slices.DeleteFunc(answer.Hosts, func(h protocol.HostEntry) bool {
+		return !matches(q.Host, h.Hostname) || !matches(q.Channel, h.Channel) || q.Tag != "" ||
+			!matches(q.State, string(h.Stands())) && !matches(q.State, strings.ToLower(h.Word()))
+	})
+	slices.SortStableFunc(answer.Hosts, func(a, b protocol.HostEntry) int {
+		return cmp.Compare(slices.Index(protocol.Standings, a.Stands()), slices.Index(protocol.Standings, b.Stands()))
+	})
+	for i := range answer.Hosts {
+		answer.Counts.Add(answer.Hosts[i].Stands())
+	}
+	if q.Limit > 0 && len(answer.Hosts) > q.Limit {
+		answer.Hosts = answer.Hosts[:q.Limit]
+	}
+}
+
+// channelsOf asks for the channels of the hosts that are shown. One that cannot be asked costs its column, not the
+// table.
+func channelsOf(ctx context.Context, plane *client.Client,
+	hosts []protocol.HostEntry) map[string]protocol.ChannelResponse {
+	channels := map[string]protocol.ChannelResponse{}
+	for i := range hosts {
+		name := hosts[i].Channel
+		if _, asked := channels[name]; asked {
+			continue
+		}
+		channels[name] = protocol.ChannelResponse{}
+		if ch, err := plane.Channel(ctx, name); err == nil {
+			channels[name] = *ch
+		}
+	}
+	return channels
+}
+
+// staleAfter is how many freshness windows a host may be silent before status marks it, as v1 does.
+const staleAfter = 2
+
+func stale(h *protocol.HostEntry, channel protocol.ChannelResponse, now time.Time) bool {
+	window := fleet.Minutes(channel.FreshnessWindowMinutes)
+	return window > 0 && h.LastCheckinAt != nil && now.Sub(h.LastCheckinAt.Time) > staleAfter*window
 }

@@ -115,6 +115,12 @@ func (c *HostCounts) Add(s Standing) {
 	}
 }
 
+// Of is how many hosts stand so.
+func (c *HostCounts) Of(s Standing) int {
+	return map[Standing]int{StandsFailed: c.Failed, StandsSilent: c.Silent, StandsMoving: c.Moving,
+		StandsWaiting: c.Waiting, StandsConverged: c.Converged}[s]
+}
+
 // HostEntry is one host as operators see it.
 type HostEntry struct {
 	Hostname                      string         `json:"hostname" shape:"R"`

@@ -29,7 +29,7 @@ func (v *view) show(hosts []protocol.HostEntry) {
 		return
 	}
 	for _, h := range hosts {
-		line := fmt.Sprintf("%s runs %s, %s", h.Hostname, releaseOf(h.CurrentClosureHash), word(h))
+		line := fmt.Sprintf("%s runs %s, %s", h.Hostname, releaseOf(h.CurrentClosureHash), h.Says())
 		if v.last[h.Hostname] != line {
 			v.last[h.Hostname] = line
 			v.Detail(line)
@@ -46,7 +46,7 @@ func (v *view) table(all []protocol.HostEntry, room int) (rows [][]string, rest 
 	rows = [][]string{{"HOST", "CHANNEL", "RUNS", "SHOULD RUN", "STATE"}}
 	for _, h := range hosts {
 		runs, should := releaseOf(h.CurrentClosureHash), releaseOf(h.DeclaredClosureHash)
-		rows = append(rows, []string{h.Hostname, h.Channel, runs, should, v.Paint(colourOf(h), word(h))})
+		rows = append(rows, []string{h.Hostname, h.Channel, runs, should, v.Paint(colourOf(h), h.Says())})
 	}
 	return rows, rest
 }
@@ -70,7 +70,7 @@ func fitting(all []protocol.HostEntry, room int) (hosts []protocol.HostEntry, re
 }
 
 func arrived(h protocol.HostEntry) int {
-	if word(h) == asDeclared {
+	if h.Says() == protocol.AsDeclared {
 		return 1
 	}
 	return 0
@@ -84,47 +84,13 @@ func releaseOf(closure *string) string {
 	return "release " + (*closure)[strings.LastIndexByte(*closure, '-')+1:]
 }
 
-const asDeclared = "as declared"
-
-// word is the state of a host in a word or two.
-func word(h protocol.HostEntry) string {
-	state := protocol.HostState(h.Word())
-	switch {
-	case h.Online != nil && !*h.Online:
-		return "not heard of"
-	case h.Converged && state == protocol.HostHealthy:
-		return "soaking"
-	case h.Converged && (state == protocol.HostDispatched || state == protocol.HostActivating ||
-		state == protocol.HostConfirmWindow):
-		return "confirming"
-	case h.Converged:
-		return asDeclared
-	case h.QuarantinedClosure != nil:
-		return "waits: its new closure failed"
-	case state != "" && state != protocol.HostQueued:
-		return strings.ToLower(string(state))
-	case h.Reason != nil && waitsFor[h.Reason.Code] != "":
-		return waitsFor[h.Reason.Code]
-	case h.Reason != nil:
-		return "waits: " + h.Reason.Code
-	}
-	return "waits"
-}
-
-// waitsFor are the reasons of this story in two or three words.
-var waitsFor = map[string]string{
-	"wave": "waits for its wave", "halted": "waits: rollout halted", "offered": "gets it next", "resent": "gets it next",
-	"offline": "not heard of",
-}
-
 func colourOf(h protocol.HostEntry) command.Colour {
-	text := word(h)
 	switch {
-	case text == asDeclared:
+	case h.Says() == protocol.AsDeclared:
 		return command.Green
-	case h.QuarantinedClosure != nil || text == "failed" || text == "reverted":
+	case h.Stands() == protocol.StandsFailed, h.Revoked():
 		return command.Red
-	case text == "not heard of":
+	case h.Stands() == protocol.StandsSilent:
 		return command.Dim
 	}
 	return command.Yellow
