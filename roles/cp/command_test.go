@@ -300,6 +300,54 @@ func TestTickGoesOnWithAnActiveRollout(t *testing.T) {
 	}
 }
 
+// TestTickKnowsHostsInFlightAndFailures observes what v1's control planes write down: states of hosts, not dispatches.
+func TestTickKnowsHostsInFlightAndFailures(t *testing.T) {
+	one := uint32(1)
+	e := serialEstate(t, "a", "b", "c")
+	e.fleet.Waves["stable"] = []fleet.Wave{{Hosts: []string{"a", "b", "c"}}}
+	e.fleet.DisruptionBudgets = []fleet.Budget{{Selector: fleet.Selector{All: true}, MaxInFlight: &one}}
+	e.publish()
+	observed := func(id, channel, state, a string) string {
+		hosts := ""
+		for _, name := range []string{"b", "c"} {
+			hosts += `,"` + name + `":{"online":true,"currentGeneration":"` + closureOf(name, 0) + `"}`
+		}
+		return `{"channelRefs":{},"lastRolledRefs":{},"hostState":{
+		"a":{"online":true,"currentGeneration":"` + closureOf("a", 0) + `"}` + hosts + `},
+		"activeRollouts":[{"id":"` + id + `","channel":"` + channel + `","targetRef":"r","state":"` + state +
+			`","currentWave":0,"hostStates":{"a":"` + a + `","b":"Queued","c":"Queued"}}]}`
+	}
+	for _, c := range []struct {
+		name, observed string
+		want           []string
+	}{
+		{"queued", observed(e.rolloutID(), "stable", "Executing", "Queued"),
+			[]string{"dispatch_host a", "skip b", "skip c"}},
+		{"in flight", observed(e.rolloutID(), "stable", "Executing", "Dispatched"), []string{"skip a", "skip b", "skip c"}},
+		{"activating", observed(e.rolloutID(), "stable", "Executing", "Activating"), []string{"skip a", "skip b", "skip c"}},
+		{"confirming", observed(e.rolloutID(), "stable", "Executing", "ConfirmWindow"),
+			[]string{"skip a", "skip b", "skip c"}},
+		{"failed", observed(e.rolloutID(), "stable", "Executing", "Failed"),
+			[]string{"halt_rollout ", "skip a", "skip b", "skip c"}},
+		{"failed and halted", observed(e.rolloutID(), "stable", "Halted", "Failed"), []string{"skip a", "skip b", "skip c"}},
+		{"vanished channel", observed(e.rolloutID(), "gone", "Executing", "Dispatched"),
+			[]string{"channel_unknown gone", "dispatch_host a", "skip b", "skip c"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lines, code := e.tick(t, c.observed)
+			var got []string
+			for _, l := range lines[1:] {
+				host, _ := l["host"].(string)
+				channel, _ := l["channel"].(string)
+				got = append(got, l["action"].(string)+" "+host+channel)
+			}
+			if code != 0 || !reflect.DeepEqual(got, c.want) {
+				t.Errorf("exit %d, actions %q, want %q\n%v", code, got, c.want, lines)
+			}
+		})
+	}
+}
+
 func TestTickExitCodes(t *testing.T) {
 	e := serialEstate(t, "a")
 	if lines, code := e.tick(t, nothingObserved); code != 0 || len(lines) != 1 {

@@ -117,11 +117,12 @@ func (p *tickPlan) state() rollout.State {
 			continue
 		}
 		p.active[r.Channel] = r
+		p.halt(r)
 		st.Rollouts = append(st.Rollouts, rollout.Rollout{
 			Intent: c.Intent, RolloutID: c.RolloutID, Channel: r.Channel, ChannelRef: c.Manifest.ChannelRef,
 			IDs:   []string{r.ID, c.RolloutID},
 			State: rollout.RolloutState(r.State), Wave: int(r.CurrentWave), WaveSince: c.OpenedAt, OpenedAt: c.OpenedAt,
-			CreatedAt: c.OpenedAt,
+			CreatedAt: p.longAgo(c.OpenedAt),
 		})
 		failures := decoded[map[string]int](p.o.Compliance[r.ID])
 		for _, host := range sorted(r.HostStates) {
@@ -142,6 +143,9 @@ func (p *tickPlan) state() rollout.State {
 				h.Failures = []string{"compliance:observed"}
 			}
 			st.Hosts = append(st.Hosts, h)
+			if h.State == rollout.Dispatched || h.State == rollout.Activating || h.State == rollout.ConfirmWindow {
+				st.Dispatches = append(st.Dispatches, p.inFlight(h, c))
+			}
 		}
 	}
 	for _, channel := range sorted(p.o.Quarantined) {
@@ -150,6 +154,45 @@ func (p *tickPlan) state() rollout.State {
 		}
 	}
 	return st
+}
+
+// longAgo is when a rollout that was opened then began, for a World that is to believe the observed state: in a younger
+// one, hosts that have not been heard count as in flight.
+func (p *tickPlan) longAgo(opened time.Time) time.Time {
+	limits := rollout.DefaultLimits()
+	if heard := p.now.Add(-limits.Lease - limits.ConfirmWindow - limits.Margin - time.Second); heard.Before(opened) {
+		return heard
+	}
+	return opened
+}
+
+// inFlight is the dispatch of a host that has its target already. The observed state does not say since when, so its
+// times begin now: the host is not told again, and holds its slots.
+func (p *tickPlan) inFlight(h rollout.HostRecord, c *fleet.ChannelRelease) rollout.Dispatch {
+	limits := rollout.DefaultLimits()
+	startBy := p.now.Add(limits.Lease)
+	deadline := startBy.Add(limits.ConfirmWindow)
+	return rollout.Dispatch{
+		Host: h.Host, RolloutID: c.RolloutID, Intent: c.Intent, Channel: h.Channel, Wave: h.Wave, Closure: h.Closure,
+		ChannelRef: c.Manifest.ChannelRef, State: rollout.DispatchPending,
+		DispatchedAt: p.now, StartBy: startBy, ConfirmDeadline: deadline, SlotUntil: deadline.Add(limits.Margin),
+	}
+}
+
+// halt stops a rollout that a host has failed in, as the policy of its channel says. The host's own report would have
+// done so on a control plane that runs; here there is only its state.
+func (p *tickPlan) halt(r *observedRollout) {
+	for _, host := range sorted(r.HostStates) {
+		if rollout.RolloutState(r.State) != rollout.Executing || rollout.HostState(r.HostStates[host]) != rollout.Failed {
+			continue
+		}
+		r.State = string(rollout.Halted)
+		policy := p.rel.Fleet.RolloutPolicies[p.rel.Fleet.Channels[r.Channel].RolloutPolicy]
+		if policy.OnHealthFailure == fleet.OnFailureRollback {
+			r.State = string(rollout.Reverting)
+		}
+		p.add(action{Action: "halt_rollout", Rollout: r.ID, Reason: "host " + host + ": failed"})
+	}
 }
 
 // decoded is the zero value for what has another shape: v1's contract leaves
@@ -171,6 +214,16 @@ func (p *tickPlan) channels() {
 			p.add(action{Action: "channel_unknown", Channel: channel})
 		case p.o.LastRolledRefs[channel] != ref && p.active[channel] == nil:
 			p.add(action{Action: "open_rollout", Channel: channel, TargetRef: ref})
+		}
+	}
+	for i := range p.o.ActiveRollouts {
+		channel := p.o.ActiveRollouts[i].Channel
+		_, declared := p.rel.Fleet.Channels[channel]
+		_, told := p.o.ChannelRefs[channel]
+		if !declared && !told && !slices.ContainsFunc(p.o.ActiveRollouts[:i], func(r observedRollout) bool {
+			return r.Channel == channel
+		}) {
+			p.add(action{Action: "channel_unknown", Channel: channel})
 		}
 	}
 }
