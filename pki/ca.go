@@ -117,16 +117,27 @@ func NewFleetRoot(name string, now time.Time, validity time.Duration) (*CA, *Pri
 	return &CA{Cert: cert, Signer: key.Crypto()}, key, nil
 }
 
-// NewIssuingCA makes the P-256 CA that issues agents' certificates: under this
-// root, with no CA below it, for client certificates of names under suffix only.
+// NewIssuingCA makes the P-256 CA that issues agents' certificates, with its key.
 func (ca *CA) NewIssuingCA(suffix string, now time.Time, validity time.Duration) (*CA, *PrivateKey, error) {
 	key, err := GenerateKey(AlgorithmP256)
 	if err != nil {
 		return nil, nil, err
 	}
-	id, err := keyID(key.Crypto().Public())
+	cert, err := ca.CertifyIssuingCA(key.Crypto().Public(), suffix, now, validity)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make issuing CA: %w", err)
+		return nil, nil, err
+	}
+	return &CA{Cert: cert, Signer: key.Crypto()}, key, nil
+}
+
+// CertifyIssuingCA makes the certificate of a CA that issues agents' certificates and whose key is elsewhere: under
+// this root, with no CA below it, for client certificates of names under suffix only.
+func (ca *CA) CertifyIssuingCA(
+	public crypto.PublicKey, suffix string, now time.Time, validity time.Duration,
+) (*x509.Certificate, error) {
+	id, err := keyID(public)
+	if err != nil {
+		return nil, fmt.Errorf("make issuing CA: %w", err)
 	}
 	_, cert, err := ca.issue(&x509.Certificate{
 		Subject:                     pkix.Name{CommonName: "issuing-ca." + suffix},
@@ -140,11 +151,11 @@ func (ca *CA) NewIssuingCA(suffix string, now time.Time, validity time.Duration)
 		PermittedDNSDomainsCritical: true,
 		PermittedDNSDomains:         []string{suffix},
 		SubjectKeyId:                id,
-	}, key.Crypto().Public(), nil)
+	}, public, nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make issuing CA: %w", err)
+		return nil, fmt.Errorf("make issuing CA: %w", err)
 	}
-	return &CA{Cert: cert, Signer: key.Crypto()}, key, nil
+	return cert, nil
 }
 
 // LoadCA reads a CA's certificate and the key that belongs to it. Of several

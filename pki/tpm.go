@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +35,26 @@ func NewTPMSigner(publicRaw []byte, wrapper string) (crypto.Signer, error) {
 		return nil, fmt.Errorf("TPM key: %w", err)
 	}
 	return &tpmSigner{public, wrapper}, nil
+}
+
+// ParseP256 reads the public half of a P-256 key that lives elsewhere: 64 raw bytes X and Y, or PEM.
+func ParseP256(data []byte) (*ecdsa.PublicKey, error) {
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return p256FromRaw(data)
+	}
+	if block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("%w: PEM block %q instead of PUBLIC KEY", ErrKey, block.Type)
+	}
+	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%w: damaged PUBLIC KEY block", ErrKey)
+	}
+	public, ok := key.(*ecdsa.PublicKey)
+	if !ok || public.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("%w: not a key of the curve P-256", ErrKey)
+	}
+	return public, nil
 }
 
 func (t *tpmSigner) Public() crypto.PublicKey { return t.public }

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"crypto/x509"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -50,12 +51,18 @@ func (m *minted) fleetCA(dir string) (*pki.CA, error) {
 func (m *minted) issuingCA(root *pki.CA, dir string, before []string) error {
 	issuing, key, err := root.NewIssuingCA(m.c.String("suffix"), m.now, issuingDays*day)
 	if err != nil {
-		return fmt.Errorf("make issuing CA: %w", err)
+		return err
 	}
 	if err := m.writeKey(filepath.Join(dir, "issuing-ca.key.pem"), key); err != nil {
 		return err
 	}
-	text := certificatePEM(issuing.Cert.Raw)
+	m.issuing(root, issuing.Cert, dir, before)
+	return nil
+}
+
+// issuing takes the certificate of an issuing CA.
+func (m *minted) issuing(root *pki.CA, cert *x509.Certificate, dir string, before []string) {
+	text := certificatePEM(cert.Raw)
 	m.trust.IssuanceCAPEMs = append([]string{string(text)}, before...)
 	m.write(filepath.Join(dir, "issuing-ca.cert.pem"), text, 0o644)
 	bundle := append(certificatePEM(root.Cert.Raw), text...)
@@ -63,7 +70,6 @@ func (m *minted) issuingCA(root *pki.CA, dir string, before []string) error {
 		bundle = append(bundle, strings.TrimSpace(ca)+"\n"...)
 	}
 	m.write(filepath.Join(dir, "client-ca.pem"), bundle, 0o644)
-	return nil
 }
 
 func (m *minted) issuingFromFiles(dir string) error {
@@ -85,7 +91,25 @@ func (m *minted) issuingFromFiles(dir string) error {
 		}
 		before = trust.IssuanceCAPEMs
 	}
-	return m.issuingCA(root, dir, before)
+	path := m.c.String("public-key")
+	if path == "" {
+		return m.issuingCA(root, dir, before)
+	}
+	data, err := command.ReadFile(path, command.SmallFile)
+	if err != nil {
+		return fmt.Errorf("read public key: %w", err)
+	}
+	public, err := pki.ParseP256(data)
+	if err != nil {
+		return command.Hinted(fmt.Errorf("read public key %s: %w", path, err),
+			"--public-key is 64 raw bytes X and Y, or PEM as openssl pkey -pubout prints it")
+	}
+	cert, err := root.CertifyIssuingCA(public, m.c.String("suffix"), m.now, issuingDays*day)
+	if err != nil {
+		return err
+	}
+	m.issuing(root, cert, dir, before)
+	return nil
 }
 
 func (m *minted) serverFromFiles(dir string) error {

@@ -78,12 +78,19 @@ func keygenIssuingCACommand() *cli.Command {
 		Name: "issuing-ca", Usage: "another issuing CA under the fleet root, before the current one expires",
 		Description: "Agents renew under the new one as soon as the control plane has it. client-ca.pem keeps the " +
 			"issuing CAs\n" +
-			"that --trust-file names, so that certificates of the current one are accepted until they expire.\n\n" +
+			"that --trust-file names, so that certificates of the current one are accepted until they expire.\n" +
+			"With --public-key only the certificate is made, for a key that stays where it is, such as in the control\n" +
+			"plane's TPM: the root stays offline, and no private half travels.\n\n" +
 			"Example:\n   nixfleet keygen issuing-ca --dir secrets/next --suffix fleet.example.com --root-cert " +
 			"secrets/fleet-root.cert.pem \\\n" +
-			"     --root-key secrets/fleet-root.key.pem --trust-file trust.json",
-		Flags: append(append([]cli.Flag{dirFlag(), suffixFlag(), forceFlag(), command.JSONFlag()}, trustFlags()...),
-			append(rootFlags(), recipientFlags("encrypt the private half")...)...),
+			"     --root-key secrets/fleet-root.key.pem --trust-file trust.json\n" +
+			"   ssh root@cp.example.com cat /var/lib/tpm/issuing-ca.pub >issuing-ca.pub\n" +
+			"   nixfleet keygen issuing-ca --public-key issuing-ca.pub --dir secrets/tpm --suffix fleet.example.com",
+		Flags: append(append([]cli.Flag{
+			dirFlag(), suffixFlag(), forceFlag(), command.JSONFlag(),
+			&cli.StringFlag{Name: "public-key", Usage: "certify the P-256 public key in `FILE` (64 raw bytes or PEM), " +
+				"and make no key"},
+		}, trustFlags()...), append(rootFlags(), recipientFlags("encrypt the private half")...)...),
 		Action: func(c *cli.Context) error {
 			return made(c, func(m *minted) error { return m.issuingFromFiles(c.String("dir")) })
 		},
