@@ -77,7 +77,7 @@ func TestDocsNameCommandsThatExist(t *testing.T) {
 		}
 		examples[page] = code(string(text))
 	}
-	command := regexp.MustCompile(`(?:^|[\s(|])nixfleet((?: [a-z][a-z-]*)+)([^\n|;#]*)`)
+	command := regexp.MustCompile(`(?:^|[\s(|])nixfleet((?: [a-z][a-z0-9-]*)+)([^\n|;#]*)`)
 	flag := regexp.MustCompile(`\s--([a-z][a-z-]*)`)
 	quoted := regexp.MustCompile(`'[^']*'|"[^"]*"`) // a hook, or another program's command
 	variable := regexp.MustCompile(`NIXFLEET_[A-Z_]+[A-Z]`)

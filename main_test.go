@@ -128,7 +128,7 @@ func TestWhatReadsPrintsJSON(t *testing.T) {
 		"nixfleet rollout watch",
 		"nixfleet host explain", "nixfleet config show", "nixfleet derive-pubkey", "nixfleet agent status",
 		"nixfleet verify artifact", "nixfleet verify head", "nixfleet verify revocations", "nixfleet verify nonces",
-		"nixfleet release", "nixfleet certs",
+		"nixfleet release", "nixfleet import-v1", "nixfleet certs",
 	}
 	seen := map[string]bool{}
 	walk(application().Commands, "nixfleet", func(path string, c *cli.Command) {
