@@ -42,13 +42,14 @@ var offenders = struct{ fields, methods, functions, files, lines []string }{
 // wide are structs that may have many fields, each with the reason: a format decides
 // how many members a document has, not we.
 var wide = map[string]string{
-	"nixops/fleet.Head":           "a signed document",
-	"nixops/testnix.Spec":         "the configuration of a test closure",
-	"roles/agent.Config":          "configuration",
-	"roles/agent/journal.Journal": "a document on disk",
-	"roles/cp.Config":             "configuration",
-	"roles/protocol.HostEntry":    "an answer of the API",
-	"roles/rollout.Dispatch":      "a row of SQL",
+	"nixops/fleet.Head":             "a signed document",
+	"nixops/testnix.Spec":           "the configuration of a test closure",
+	"roles/agent.Config":            "configuration",
+	"roles/agent/journal.Journal":   "a document on disk",
+	"roles/cp.Config":               "configuration",
+	"roles/protocol.CheckinRequest": "a document of the wire",
+	"roles/protocol.HostEntry":      "an answer of the API",
+	"roles/rollout.Dispatch":        "a row of SQL",
 }
 
 func TestStructsHaveFewFields(t *testing.T) {

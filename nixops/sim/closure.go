@@ -51,6 +51,7 @@ type Script struct {
 	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; `test` and `switch` exit 1 then
 	NoCheck    bool          `json:"noCheck,omitzero"`   // the script does not know `check`
 	BootSkips  bool          `json:"bootSkips,omitzero"` // `boot` exits 0 and changes nothing
+	BootLate   bool          `json:"bootLate,omitzero"`  // `boot` changes the boot default, and exits BootExit after that
 }
 
 // After describes the machine once a closure was activated.

@@ -155,6 +155,14 @@ func (m *machine) HideLoader(why string) error {
 	})
 }
 
+// SetBootDefault makes the boot loader start a closure by itself, as `bootctl set-default` by hand does.
+func (m *machine) SetBootDefault(closure string) error {
+	return m.with(func(st *memory) error {
+		st.Boot.BootDefault = closure
+		return nil
+	})
+}
+
 // SetLoader changes the boot loader. "" means systemd-boot; any other boot loader cannot boot once.
 func (m *machine) SetLoader(name string) error {
 	return m.with(func(st *memory) error {

@@ -244,14 +244,13 @@ func (s *memory) run(u ran, c Closure) (exit int, activated bool) {
 		return 1, false
 	}
 	if u.Action == nixops.ActionBoot || u.Action == nixops.ActionSwitch {
-		if c.Script.BootExit != 0 {
+		if c.Script.BootExit == 0 && !c.Script.BootSkips || c.Script.BootLate {
+			s.Boot.BootDefault = u.Closure
+			s.Boot.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Boot.Staged})))
+		}
+		if c.Script.BootExit != 0 || c.Script.BootSkips {
 			return c.Script.BootExit, false
 		}
-		if c.Script.BootSkips {
-			return 0, false
-		}
-		s.Boot.BootDefault = u.Closure
-		s.Boot.Entries = slices.Compact(slices.Sorted(slices.Values([]string{u.Closure, s.Profile, s.Boot.Staged})))
 	}
 	switch {
 	case u.Action == nixops.ActionBoot:

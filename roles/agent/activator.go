@@ -110,6 +110,7 @@ func (a *activator) activate(ctx context.Context, w *verify.Target) {
 		a.intake.cannotBegin(w, err)
 		return
 	}
+	a.memory.unbegun.Store(nil)
 	a.status.waiting("downloading %s", w.Closure())
 	a.work.tellChange()
 	fetch, giveWay := context.WithCancelCause(ctx)
@@ -274,8 +275,14 @@ func (a *activator) resume(ctx context.Context) {
 // that another was.
 func (a *activator) afterStagedBoot(ctx context.Context, j *journal.Journal, current string) {
 	staged := []journal.Step{journal.Staging, journal.Staged}
+	// A variable for one boot is gone before the kernel starts, so that only the kernel's own command line says what
+	// was booted.
+	if started, err := a.host.StartedBy(ctx); err == nil && started != "" {
+		current = started
+	}
 	if !a.undoer.Runs(ctx, current, j.Closure) {
-		if err := a.undoer.From(ctx, staged, journal.Because(protocol.CauseBoot, current+" was booted instead")); err != nil {
+		if err := a.undoer.From(ctx, staged, journal.Because(protocol.CauseBoot,
+			"fallback by the boot loader: "+current+" was booted instead")); err != nil {
 			a.log.Error().Err(err).Msg("undo failed")
 			return
 		}

@@ -146,6 +146,7 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 	contact := &contact{
 		cfg: cfg, host: cfg.Host, dir: a.dir, undoer: a.undoer, clock: a.clock, status: file, work: a.work, memory: memory,
 		prober: a.prober, identity: id, client: a.client, reboots: reboots,
+		boots: &bootWatch{host: cfg.Host, log: a.log},
 	}
 	a.enroller = &enroller{
 		cfg: cfg, log: a.log, dir: a.dir, clock: a.clock, status: file, reporter: a.reporter, contact: contact, identity: id,

@@ -46,7 +46,7 @@ func (c *committer) commit(ctx context.Context, j *journal.Journal) (*journal.Jo
 		}
 		defer unlock()
 		if j, err = c.dir.AdvanceLocked(time.Now(), []journal.Step{journal.Proven, journal.Committing}, journal.Committing,
-			nil); err != nil {
+			func(j *journal.Journal) { j.BootBegun = true }); err != nil {
 			return err
 		}
 		return c.makeDefault(work, j)

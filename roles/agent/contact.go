@@ -29,6 +29,7 @@ type contact struct {
 	identity *identity
 	client   *client.Client
 	reboots  rebootPolicy
+	boots    *bootWatch
 
 	fetch   atomic.Pointer[protocol.FetchOutcome]
 	brevity atomic.Int32 // how much a check-in leaves out
@@ -113,6 +114,8 @@ func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 		req.Held = &held
 	}
 	pending := c.rebootFacts(ctx, req)
+	req.Boot, req.CannotBegin = c.bootFacts(ctx, req.CurrentGeneration.ClosureHash), c.memory.unbegun.Load()
+	nextBoot := bootSentence(req.Boot)
 	if req.Phase, err = c.phase(); err != nil {
 		return nil, err
 	}
@@ -120,6 +123,7 @@ func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 	c.status.note(func(s *status) {
 		s.Running, s.Phase = req.CurrentGeneration.ClosureHash, req.Phase.Name
 		s.Specialisation, s.RebootPending, s.Held = sp.name, pending, text(req.Held)
+		s.NextBoot = nextBoot
 	})
 	return req, nil
 }
@@ -161,6 +165,7 @@ func shorten(req *protocol.CheckinRequest, much int) {
 	}
 	if much == briefest {
 		req.HealthProbes, req.HealthCheckMode, req.RebootPending = []protocol.ProbeResult{}, nil, nil
+		req.Boot, req.CannotBegin = nil, nil
 	}
 }
 

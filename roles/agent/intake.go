@@ -203,6 +203,8 @@ func (i *intake) cannotBegin(w *verify.Target, err error) {
 	if disk.IsFull(err) {
 		reason = journal.Because(protocol.CauseNoSpace, err.Error())
 	}
+	why := reason.String()
+	i.memory.unbegun.Store(&why)
 	i.status.waiting("%s", reason)
 	i.postpone(w, &localError{reason, protocol.EventRealiseFailed})
 }

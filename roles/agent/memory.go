@@ -39,6 +39,7 @@ type memory struct {
 	hold       atomic.Pointer[holdState]
 	confirmed  atomic.Pointer[confirmed]
 	told       atomic.Pointer[verify.Target]
+	unbegun    atomic.Pointer[string] // why the newest target could not be begun
 }
 
 // quarantine is a closure that failed here and is not tried again until the

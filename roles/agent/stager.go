@@ -107,6 +107,11 @@ func (s *stager) prepareBoot(ctx context.Context, j *journal.Journal) error {
 		return s.bootOnce(ctx, j)
 	}
 	// It becomes the boot default [A11].
+	if _, err := s.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staging, func(j *journal.Journal) {
+		j.BootBegun = true
+	}); err != nil {
+		return err
+	}
 	if err := s.host.SetProfile(ctx, j.Closure); err != nil {
 		return err
 	}
@@ -133,15 +138,18 @@ func (s *stager) deferred(j *journal.Journal) protocol.ActivationDeferred {
 // bootOnce has the previous closure's own installer make an entry for the target,
 // from a profile of its own, and chooses it for one boot.
 func (s *stager) bootOnce(ctx context.Context, j *journal.Journal) error {
-	keep := j.Before.BootDefault
-	if keep == "" {
-		keep = j.Before.Profile
-	}
+	keep := j.Before.Boots()
 	if err := s.host.SetStaged(ctx, j.Closure); err != nil {
 		return err
 	}
 	if err := s.undoer.BootUnchecked(ctx, j, keep); err != nil {
 		return fmt.Errorf("staged closure %s: %w", keep, err)
+	}
+	// What is to be tried once must not be what every later boot starts.
+	if def, err := s.host.BootDefault(ctx); err != nil {
+		return err
+	} else if def == j.Closure && j.Before.BootDefault != j.Closure {
+		return fmt.Errorf("the entry for one boot of %s became the boot loader's default", j.Closure)
 	}
 	return s.host.SetBootOnce(ctx, j.Closure)
 }

@@ -37,6 +37,7 @@ type status struct {
 	LastContact    pki.Timestamp `json:"lastContact" shape:"R"`
 	ContactError   string        `json:"contactError" shape:"D"`
 	MarkCopy       string        `json:"markCopy" shape:"D"` // directory of the second copy of the mark
+	NextBoot       string        `json:"nextBoot" shape:"D"` // in words, where there is something to say
 }
 
 // statusFile writes the status when it changes, at most a few times a second.
@@ -209,6 +210,7 @@ func (l localStatus) print(w io.Writer, now time.Time) error {
 		row("rollout", "%s", a.Rollout)
 		row("phase", "%s", a.Phase)
 		row("waits for", "%s", a.Waiting)
+		row("boot loader", "%s", a.NextBoot)
 		row("reboot pending", "%s", a.RebootPending)
 		row("held", "%s", a.Held)
 		row("release", "%s", a.Stale)

@@ -49,7 +49,9 @@ func (k *checkins) checkin(c *call) (any, error) {
 	k.waiters.replace(host)
 	wait := preferredWait(c.Header.Values("Prefer"))
 	x := &contact{host: host, o: k.observe(host, &req), snap: k.snapshot.Load()}
-	k.seen.note(host, &req, c.caller)
+	if trouble := k.seen.note(host, &req, c.caller); trouble != "" {
+		k.log.Warn().Str("host", host).Str("trouble", trouble).Msg("trouble on a host")
+	}
 	d, err := k.decide(c.Context(), x)
 	if err == nil && wait > 0 && d.waits() {
 		d, err = k.hold(c, x, d, wait)
@@ -238,7 +240,8 @@ func newLastSeen() *lastSeen {
 	return &lastSeen{byHost: map[string]sighting{}, attestations: map[string]attestation{}}
 }
 
-func (l *lastSeen) note(host string, req *protocol.CheckinRequest, caller pki.Identity) {
+// note remembers a check-in. It returns the trouble that the host tells of for the first time.
+func (l *lastSeen) note(host string, req *protocol.CheckinRequest, caller pki.Identity) (trouble string) {
 	s := sighting{at: time.Now(), uptime: req.UptimeSecs, word: wordOf(req), notBefore: caller.NotBefore,
 		notAfter: caller.NotAfter}
 	if req.Held != nil {
@@ -250,7 +253,11 @@ func (l *lastSeen) note(host string, req *protocol.CheckinRequest, caller pki.Id
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if now := s.word.Trouble(); now != "" && now != l.byHost[host].word.Trouble() {
+		trouble = now
+	}
 	l.byHost[host] = s
+	return trouble
 }
 
 // maxProbes bounds the probes of a host that are kept to be shown.
@@ -270,6 +277,17 @@ func wordOf(req *protocol.CheckinRequest) protocol.AgentWord {
 	if req.RebootPending != nil {
 		pending := brief(*req.RebootPending)
 		word.RebootPending = &pending
+	}
+	if req.CannotBegin != nil {
+		word.CannotBegin = brief(*req.CannotBegin)
+	}
+	if b := req.Boot; b != nil {
+		word.Boot = &protocol.BootWord{Loader: brief(b.Loader), Unknown: brief(b.Unknown), Once: brief(b.Once),
+			Counter: brief(b.Counter), Expected: brief(b.Expected)}
+		if b.Next != nil {
+			next := brief(*b.Next)
+			word.Boot.Next = &next
+		}
 	}
 	if req.HealthCheckMode != nil {
 		word.ProbeMode = *req.HealthCheckMode

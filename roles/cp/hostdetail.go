@@ -154,6 +154,10 @@ const stuckAfter = 5 * time.Minute
 // needs a look.
 func (p *views) stuck(r *protocol.Reason, host string) {
 	seen, ok := p.seen.of(host)
+	if trouble := seen.word.Trouble(); trouble != "" && r.Code != codeRevoked {
+		r.Text += "; BUT " + trouble
+		r.Next = "on the host: nixfleet agent status; bootctl list; journalctl -u nixfleet-agent"
+	}
 	if !ok || seen.word.Phase == nil || seen.word.Phase.Name == protocol.PhaseIdle || r.Code == codeRevoked {
 		return
 	}

@@ -52,6 +52,40 @@ func TestAHostIsKnownFromAfar(t *testing.T) {
 	}
 }
 
+// TestTroubleOfAHostIsShouted: a boot default that is not what was confirmed, and a host that cannot begin, are in the
+// list, in explain and in the detail.
+func TestTroubleOfAHostIsShouted(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	ctx, a, operator := context.Background(), p.agent("a"), p.operator()
+	other, why := closureOf("a", 7), "its journal cannot be written"
+	for want, change := range map[string]func(*protocol.CheckinRequest){
+		"a reboot starts " + other: func(r *protocol.CheckinRequest) {
+			r.Boot = &protocol.BootWord{Loader: "systemd-boot", Next: &other, Expected: closureOf("a", 1)}
+		},
+		why: func(r *protocol.CheckinRequest) { r.CannotBegin = &why },
+		"": func(r *protocol.CheckinRequest) {
+			r.Boot = &protocol.BootWord{Loader: "systemd-boot", Unknown: "nobody knows"}
+		},
+	} {
+		state := e.state("a", closureOf("a", 1))
+		change(state)
+		p.checkin(a, state, 0)
+		x, err := operator.Explain(ctx, "a")
+		if err != nil || !strings.Contains(x.Reason.Text, want) || strings.Contains(x.Reason.Text, "BUT") != (want != "") {
+			t.Errorf("%q: explain says %+v, %v", want, x, err)
+		}
+		got, err := operator.Host(ctx, "a")
+		if err != nil || (got.Host.Trouble != nil) != (want != "") || got.Agent == nil ||
+			got.Host.Trouble != nil && !strings.Contains(*got.Host.Trouble, want) {
+			t.Errorf("%q: detail says %+v, %v", want, got, err)
+		}
+		if want == "" && (got.Agent.Boot == nil || got.Agent.Boot.Unknown != "nobody knows") {
+			t.Errorf("detail says %+v", got.Agent.Boot)
+		}
+	}
+}
+
 // TestAFailureIsToldWithItsLog: the reports of one failed activation are one failure with cause, exit code and log.
 func TestAFailureIsToldWithItsLog(t *testing.T) {
 	e := newEstate(t, "a", "b")

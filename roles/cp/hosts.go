@@ -268,6 +268,7 @@ func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	}
 	if seen, ok := p.seen.of(v.Host); ok {
 		e.LastUptimeSecs, e.PendingClosureHash, e.Held = seen.uptime, text(seen.pending), seen.held
+		e.Trouble = text(seen.word.Trouble())
 	}
 	if h := p.snapshot.Load().rel.Fleet.Hosts[v.Host]; h != nil && h.Pin != nil {
 		e.Pin = &protocol.HostPin{Commit: h.Pin.Commit, Reason: h.Pin.Reason, ExpiresAt: h.Pin.ExpiresAt}

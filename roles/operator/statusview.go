@@ -170,6 +170,9 @@ func stateText(h *protocol.HostEntry) string {
 	if h.Held != nil {
 		text += ", held by root"
 	}
+	if h.Trouble != nil {
+		text += ", TROUBLE: " + command.Plain(*h.Trouble)
+	}
 	for _, n := range []struct {
 		count uint32
 		what  string
@@ -185,7 +188,7 @@ func stateColour(h *protocol.HostEntry) command.Colour {
 	switch {
 	case h.NeverSeen():
 		return command.Dim
-	case h.Revoked():
+	case h.Revoked(), h.Trouble != nil:
 		return command.Red
 	}
 	switch h.Stands() {

@@ -106,6 +106,27 @@ type CheckinRequest struct {
 	RebootPending  *string `json:"rebootPending,omitzero" shape:"O"`  // the component that waits for a boot
 	Specialisation *string `json:"specialisation,omitzero" shape:"O"` // its name, when the host runs one
 	Held           *string `json:"held,omitzero" shape:"O"`           // why root holds the host, in words
+
+	Boot        *BootWord `json:"boot,omitzero" shape:"O"`
+	CannotBegin *string   `json:"cannotBegin,omitzero" shape:"O"` // why it could not begin the newest target, in words
+}
+
+// BootWord is what an agent knows of the next boot.
+type BootWord struct {
+	Loader   string  `json:"loader" shape:"D"`
+	Next     *string `json:"next" shape:"N"`              // closure; nil: not known
+	Unknown  string  `json:"unknown,omitzero" shape:"O"`  // why, in words
+	Once     string  `json:"once,omitzero" shape:"O"`     // closure that starts once instead
+	Counter  string  `json:"counter,omitzero" shape:"O"`  // of the entry: "protects" or "in vain"
+	Expected string  `json:"expected,omitzero" shape:"O"` // closure that should be Next, and is not
+}
+
+// Trouble says what is wrong with the next boot, "" if nothing is known to be.
+func (b *BootWord) Trouble() string {
+	if b == nil || b.Expected == "" || b.Next == nil {
+		return ""
+	}
+	return fmt.Sprintf("a reboot starts %s, and not %s, which was confirmed", *b.Next, b.Expected)
 }
 
 // Activate says how to confirm. ConfirmWindowSecs is seconds.

@@ -43,6 +43,19 @@ type AgentWord struct {
 	RebootPending *string       `json:"rebootPending,omitzero" shape:"O"`
 	ProbeMode     string        `json:"probeMode,omitzero" shape:"O"`
 	Probes        []ProbeResult `json:"probes" shape:"R"`
+	Boot          *BootWord     `json:"boot,omitzero" shape:"O"`
+	CannotBegin   string        `json:"cannotBegin,omitzero" shape:"O"`
+}
+
+// Trouble says in a sentence what is wrong on the host itself, "" if nothing is known to be.
+func (w AgentWord) Trouble() string {
+	switch {
+	case w.CannotBegin != "":
+		return "the host cannot begin an activation: " + w.CannotBegin
+	case w.Boot != nil:
+		return w.Boot.Trouble()
+	}
+	return ""
 }
 
 // HostFailure is how the newest failed activation of a host ended. Cause is of

@@ -157,6 +157,8 @@ type HostEntry struct {
 	Canary  bool           `json:"canary,omitzero" shape:"O"`
 	Since   *pki.Timestamp `json:"since,omitzero" shape:"O"`
 	Running *HostRelease   `json:"running,omitzero" shape:"O"`
+	// Trouble is AgentWord.Trouble.
+	Trouble *string `json:"trouble,omitzero" shape:"O"`
 }
 
 // Word is the host's state, empty when it is in no rollout.

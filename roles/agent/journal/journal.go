@@ -51,7 +51,15 @@ var Revertible = []Step{Fetching, Arming, Switching, Checking, Proven, Committin
 type Recorded struct {
 	Current     string `json:"current" shape:"R"` // may be a specialisation
 	Profile     string `json:"profile" shape:"R"`
-	BootDefault string `json:"bootDefault" shape:"D"` // empty where no loader is known
+	BootDefault string `json:"bootDefault" shape:"D"` // empty where it is not known
+}
+
+// Boots is the closure whose `boot` an undo runs: where the loader does not tell, the profile decides.
+func (r Recorded) Boots() string {
+	if r.BootDefault != "" {
+		return r.BootDefault
+	}
+	return r.Profile
 }
 
 // Journal is one activation on disk.
@@ -77,6 +85,9 @@ type Journal struct {
 	Component    string            `json:"component" shape:"D"`    // staged: what waits for the boot
 	BootsOnce    bool              `json:"bootsOnce" shape:"D"`    // staged: the loader falls back to its default
 	Reboots      bool              `json:"reboots" shape:"D"`      // staged: the host's policy lets the agent reboot it
+
+	// BootBegun means that a `boot` of the target was begun, which may have changed the boot loader's files.
+	BootBegun bool `json:"bootBegun" shape:"D"`
 
 	// Compliance is the mode of the compliance gate for this activation.
 	Compliance string `json:"compliance" shape:"D"`

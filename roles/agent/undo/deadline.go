@@ -110,6 +110,15 @@ func (u *Undoer) stagedBoot(ctx context.Context, j *journal.Journal) (bool, erro
 	if err != nil || boot == j.BootID {
 		return false, err
 	}
-	current, err := u.Host.CurrentSystem(ctx)
-	return err == nil && u.Runs(ctx, current, j.Closure), err
+	booted, err := u.Booted(ctx)
+	return err == nil && u.Runs(ctx, booted, j.Closure), err
+}
+
+// Booted is the closure that this boot started: by the kernel's command line, or else what runs.
+func (u *Undoer) Booted(ctx context.Context) (string, error) {
+	started, err := u.Host.StartedBy(ctx)
+	if err != nil || started != "" {
+		return started, err
+	}
+	return u.Host.CurrentSystem(ctx)
 }

@@ -1,0 +1,168 @@
+package agent
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"nixfleet/nixops"
+	"nixfleet/nixops/sim"
+	"nixfleet/roles/protocol"
+)
+
+const unread = "this agent does not read the boot loader limine"
+
+// An activation begins, and is confirmed, on a host whose boot loader cannot be read: that proves nothing and stops
+// nothing, and everybody is told.
+func TestActivationUnderAnUnreadableLoader_K2(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		m.must(m.sim.HideLoader(unread))
+		stop := m.live(m.sim)
+		time.Sleep(10 * time.Minute)
+		stop()
+		if p.confirmed() != 1 {
+			t.Errorf("%d confirms, reports %v", p.confirmed(), p.said())
+		}
+		if b := p.seen().Boot; b == nil || b.Next != nil || b.Unknown != unread || b.Trouble() != "" {
+			t.Errorf("check-in says %+v", b)
+		}
+		if out := m.types("status"); !strings.Contains(out, "not known: "+unread) {
+			t.Errorf("status prints %s", out)
+		}
+		m.must(m.sim.HideLoader(""))
+		if m.where() != all(target) {
+			t.Errorf("it is at %v", m.where())
+		}
+	})
+}
+
+// An installer that fails after it has changed the boot default: the previous closure's `boot` is run whether or not
+// the loader can be read.
+func TestUndoOfALateInstallerFailure_K2(t *testing.T) {
+	for _, why := range []string{"", unread} {
+		t.Run(why, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				m := newMachine(t, p, with(sim.Closure{Script: sim.Script{BootExit: 1, BootLate: true}}))
+				m.must(m.sim.HideLoader(why))
+				stop := m.live(m.sim)
+				time.Sleep(10 * time.Minute)
+				stop()
+				m.must(m.sim.HideLoader(""))
+				if m.where() != all(before) || p.confirmed() != 0 || !p.reported(protocol.EventRollbackTriggered) {
+					t.Errorf("it is at %v, %d confirms, reports %v", m.where(), p.confirmed(), p.said())
+				}
+			})
+		})
+	}
+}
+
+// The previous closure's installer fails as well and the loader cannot be read: that is said, and the undo ends.
+func TestUndoWhoseInstallerFailsUnseen_K2(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		closures := with(sim.Closure{Script: sim.Script{BootExit: 1, BootLate: true}})
+		closures[before] = sim.Closure{Script: sim.Script{BootExit: 1}}
+		m := newMachine(t, p, closures)
+		m.must(m.sim.HideLoader(unread))
+		stop := m.live(m.sim)
+		time.Sleep(30 * time.Minute)
+		stop()
+		if told := p.refusals(protocol.EventRollbackTriggered); !strings.Contains(told,
+			"previous closure's boot loader installer") {
+			t.Errorf("it reports %q", told)
+		}
+	})
+}
+
+// A boot default that is not the confirmed closure is shouted at every check-in, until it is over.
+func TestBootDefaultThatWasNotConfirmed_K2(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		stop := m.live(m.sim)
+		time.Sleep(10 * time.Minute)
+		if b := p.seen().Boot; b == nil || b.Next == nil || *b.Next != target || b.Trouble() != "" {
+			t.Fatalf("check-in says %+v", b)
+		}
+		m.must(m.sim.SetBootDefault(before))
+		time.Sleep(bootHour + 10*time.Minute) // nothing else has changed, so it is asked once an hour
+		if b := p.seen().Boot; b == nil || b.Expected != target || *b.Next != before {
+			t.Errorf("check-in says %+v", b)
+		}
+		if out := m.types("status"); !strings.Contains(out, "a reboot starts "+before) {
+			t.Errorf("status prints %s", out)
+		}
+		m.must(m.sim.SetBootDefault(target))
+		time.Sleep(bootHour + 10*time.Minute)
+		stop()
+		if b := p.seen().Boot; b == nil || b.Trouble() != "" {
+			t.Errorf("check-in says %+v", b)
+		}
+	})
+}
+
+// elsewhere is a machine on which root switched to the staged closure by hand after the loader had fallen back.
+type elsewhere struct {
+	*sim.Host
+	started string
+}
+
+func (e *elsewhere) StartedBy(context.Context) (string, error) { return e.started, nil }
+
+var _ nixops.Host = (*elsewhere)(nil)
+
+// Only the kernel's command line says what was booted: neither the variable that is gone nor the system that runs now.
+func TestFallbackOfTheLoader_K2(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		p.pace = 20
+		m := newMachine(t, p, staged(sim.Closure{}))
+		host := &elsewhere{Host: m.sim}
+		stop := m.live(host)
+		time.Sleep(30 * time.Minute)
+		host.started = before
+		m.must(m.sim.PowerCycle())
+		time.Sleep(10 * time.Minute)
+		stop()
+		if p.confirmed() != 0 || !strings.Contains(m.local().Waiting, "fallback by the boot loader: "+before) {
+			t.Errorf("%d confirms, status says %q", p.confirmed(), m.local().Waiting)
+		}
+	})
+}
+
+// becoming is a machine whose loader takes the entry for one boot as its default, by its name or number.
+type becoming struct {
+	*sim.Host
+	staged bool
+}
+
+func (b *becoming) SetStaged(ctx context.Context, closure string) error {
+	b.staged = closure != ""
+	return b.Host.SetStaged(ctx, closure)
+}
+
+func (b *becoming) BootDefault(ctx context.Context) (string, error) {
+	if b.staged {
+		return target, nil
+	}
+	return b.Host.BootDefault(ctx)
+}
+
+// What is staged for one boot must not be what every boot starts.
+func TestStagedEntryThatBecomesTheDefault_K2(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, staged(sim.Closure{}))
+		stop := m.live(&becoming{Host: m.sim})
+		time.Sleep(10 * time.Minute)
+		stop()
+		if m.where() != all(before) || m.bootsOnce() != "" || !strings.Contains(m.local().Waiting,
+			"became the boot loader's") {
+			t.Errorf("it is at %v, boots %q once, status says %q", m.where(), m.bootsOnce(), m.local().Waiting)
+		}
+	})
+}
