@@ -126,6 +126,7 @@ func TestWhatReadsPrintsJSON(t *testing.T) {
 	readers := []string{
 		"nixfleet status", "nixfleet rollout list", "nixfleet rollout show", "nixfleet rollout trace",
 		"nixfleet rollout watch",
+		"nixfleet revocations list",
 		"nixfleet host explain", "nixfleet config show", "nixfleet derive-pubkey", "nixfleet agent status",
 		"nixfleet verify artifact", "nixfleet verify head", "nixfleet verify revocations", "nixfleet verify nonces",
 		"nixfleet release", "nixfleet import-v1", "nixfleet certs",

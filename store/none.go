@@ -34,6 +34,8 @@ type Database interface {
 	Revoke(ctx context.Context, r Revocation, because AuditEntry) error
 	RevokedSince(ctx context.Context, names ...string) (notBefore time.Time, ok bool, err error)
 	Revocations(ctx context.Context) (map[string]time.Time, error)
+	RevocationRows(ctx context.Context) ([]RevocationRow, error)
+	Unrevoke(ctx context.Context, name string, because AuditEntry) (n int64, err error)
 	TokenUsed(ctx context.Context, nonce string) (bool, error)
 	UseToken(ctx context.Context, nonce, hostname string, keepUntil time.Time) error
 	Prune(ctx context.Context, now time.Time) error
@@ -116,6 +118,12 @@ func (None) RevokedSince(context.Context, ...string) (time.Time, bool, error) {
 
 // Revocations has no local row.
 func (None) Revocations(context.Context) (map[string]time.Time, error) { return nil, nil }
+
+// RevocationRows is ErrNone.
+func (None) RevocationRows(context.Context) ([]RevocationRow, error) { return nil, ErrNone }
+
+// Unrevoke is ErrNone.
+func (None) Unrevoke(context.Context, string, AuditEntry) (int64, error) { return 0, ErrNone }
 
 // TokenUsed is ErrNone: a used token could not be remembered.
 func (None) TokenUsed(context.Context, string) (bool, error) { return false, ErrNone }

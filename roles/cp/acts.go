@@ -9,7 +9,6 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
@@ -113,33 +112,6 @@ func (o *acts) retry(c *call) (any, error) {
 			return w.Retry(host, c.caller.CommonName, req.Reason, now)
 		})
 	})
-}
-
-func (o *acts) revoke(c *call) (any, error) {
-	var req protocol.RevokeRequest
-	if err := c.read(&req); err != nil {
-		return nil, err
-	}
-	if err := o.store.Err(); err != nil {
-		return nil, err
-	}
-	if req.Hostname == "" {
-		return nil, badRequest(http.StatusUnprocessableEntity, "hostname is empty")
-	}
-	by, a := c.caller.CommonName, act{"revoke", req.Hostname, req.Reason}
-	row := store.Revocation{Hostname: req.Hostname, NotBefore: time.Now(), Reason: req.Reason, RevokedBy: by}
-	if req.NotBefore != nil {
-		row.NotBefore = req.NotBefore.Time
-	}
-	ctx, cancel := context.WithTimeout(c.Context(), actTimeout)
-	defer cancel()
-	err := o.late(o.store.Revoke(ctx, row, a.entry(by)))
-	if err == nil {
-		o.waiters.wakeIf(func(host string) bool {
-			return host == req.Hostname || pki.AgentName(host, o.cfg.AgentSuffix) == req.Hostname
-		})
-	}
-	return o.made(c, a, err)
 }
 
 func (o *acts) poke(c *call) (any, error) {

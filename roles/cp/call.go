@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -140,6 +141,9 @@ func text(s string) *string {
 	}
 	return &s
 }
+
+// printed is foreign text that cannot act on a terminal or disorder a log.
+func printed(s string) string { return command.Plain(brief(s)) }
 
 // maxWords bounds a sentence of a host that ends in rows and views, in bytes.
 const maxWords = 500

@@ -109,7 +109,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	}
 	s := &server{
 		cfg: cfg, log: log, store: db, files: reread, world: w, release: release, stopping: make(chan struct{}),
-		ticker: &ticker{cfg: cfg, log: log, store: db, world: w, waiters: held},
+		ticker: newTicker(cfg, db, w, held, snapshot),
 		door:   newDoor(cfg, reread, snapshot, db, counted),
 	}
 	seen := newLastSeen()

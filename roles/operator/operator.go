@@ -26,7 +26,7 @@ type Roles = demo.Roles
 func Commands(roles Roles) []*cli.Command {
 	verbs := []*cli.Command{
 		statusCommand(), certsCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
-		initCommand(), releaseCommand(), importV1Command(), verifyCommand(), canonicalizeCommand(),
+		revocationsCommand(), initCommand(), releaseCommand(), importV1Command(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
 		configCommand(), command.Completion(), demo.Command(roles),
 	}

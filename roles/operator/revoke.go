@@ -45,6 +45,10 @@ func revoke(c *cli.Context) error {
 		if notBefore, err = pki.ParseTimestamp(text); err != nil {
 			return command.Usage("write it as 2026-03-01T12:00:00Z", "--not-before: %w", err)
 		}
+		if notBefore.After(time.Now().Add(pki.ClockSlack)) {
+			return command.Usage("leave it out to refuse all certificates of today",
+				"--not-before %s is in the future: certificates that are issued until then would be refused, too", text)
+		}
 	}
 	plane, err := connect(c)
 	if err != nil {

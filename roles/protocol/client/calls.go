@@ -160,6 +160,17 @@ func (c *Client) Channels(ctx context.Context) (*protocol.ChannelsResponse, erro
 	return view[protocol.ChannelsResponse](ctx, c, "/v1/channels")
 }
 
+// Revocations lists local and signed revocations.
+func (c *Client) Revocations(ctx context.Context) (*protocol.RevocationsResponse, error) {
+	return view[protocol.RevocationsResponse](ctx, c, "/v1/revocations")
+}
+
+// Unrevoke takes back the local revocations of a name.
+func (c *Client) Unrevoke(ctx context.Context, name, reason string) (*protocol.UnrevokeResponse, error) {
+	return ask[protocol.UnrevokeResponse](ctx, c, request{method: http.MethodPost, path: "/v1/revocations/undo",
+		body: protocol.UnrevokeRequest{Hostname: name, Reason: reason}})
+}
+
 // Channel shows the release that a channel is on.
 func (c *Client) Channel(ctx context.Context, name string) (*protocol.ChannelResponse, error) {
 	return view[protocol.ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
