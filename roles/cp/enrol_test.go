@@ -244,7 +244,7 @@ func TestATokenOlderThanItsHostsRevocationIsRefused(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
 	old := e.enrolment("a", func(c *pki.Claims) { c.IssuedAt = pki.At(time.Now().Add(-time.Hour)) })
-	if err := p.operator().Revoke(context.Background(), "a", nil, "stolen"); err != nil {
+	if err := p.operator().Revocations().Add(context.Background(), "a", nil, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.client(nil).Enroll(context.Background(), old); status(t, err) != 401 {

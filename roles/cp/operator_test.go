@@ -109,7 +109,7 @@ func TestRevokedHostSaysSo(t *testing.T) {
 	p.checkin(b, e.state("b", closureOf("b", 0)), 0)
 	past, soon := pki.At(time.Now().Add(-time.Hour)), pki.At(time.Now().Add(time.Second))
 	for host, at := range map[string]*pki.Timestamp{"a": &soon, "b": &past} {
-		if err := operator.Revoke(ctx, host, at, "stolen"); err != nil {
+		if err := operator.Revocations().Add(ctx, host, at, "stolen"); err != nil {
 			t.Fatal(err)
 		}
 	}

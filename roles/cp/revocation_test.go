@@ -19,7 +19,7 @@ func TestRevocationReachesAnOpenConnection(t *testing.T) {
 	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 200 {
 		t.Fatalf("whoami: %d", got.status)
 	}
-	if err := p.operator().Revoke(context.Background(), "a", nil, "stolen"); err != nil {
+	if err := p.operator().Revocations().Add(context.Background(), "a", nil, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.send(web, sent{method: "GET", path: "/v1/whoami"}); got.status != 401 {
@@ -53,7 +53,7 @@ func TestAResumedSessionIsNoWayRoundARevocation(t *testing.T) {
 			}
 			whoami(200, false)
 			whoami(200, true)
-			if err := p.operator().Revoke(context.Background(), "a", nil, "stolen"); err != nil {
+			if err := p.operator().Revocations().Add(context.Background(), "a", nil, "stolen"); err != nil {
 				t.Fatal(err)
 			}
 			whoami(401, true)
@@ -90,7 +90,8 @@ func TestAHostRevokedByItsCertificatesName(t *testing.T) {
 		{Hostname: pki.AgentName("a", testSuffix), NotBefore: pki.At(time.Now())}}
 	e.publish()
 	p := e.serve()
-	if err := p.operator().Revoke(context.Background(), pki.AgentName("b", testSuffix), nil, "stolen"); err != nil {
+	name := pki.AgentName("b", testSuffix)
+	if err := p.operator().Revocations().Add(context.Background(), name, nil, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	for host, want := range map[string]int{"a": 401, "b": 401, "c": 200} {
@@ -129,7 +130,7 @@ func TestARevokedOperator(t *testing.T) {
 	e := newEstate(t, "a")
 	p := e.serve()
 	web := p.web(e.operatorCert("operator-eve"))
-	if err := p.operator().Revoke(context.Background(), "operator-eve", nil, "left"); err != nil {
+	if err := p.operator().Revocations().Add(context.Background(), "operator-eve", nil, "left"); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.send(web, sent{method: "GET", path: "/v1/hosts"}); got.status != 401 {
@@ -147,7 +148,7 @@ func TestRevokedWhileHeld(t *testing.T) {
 		done <- err
 	}()
 	time.Sleep(100 * time.Millisecond)
-	if err := p.operator().Revoke(context.Background(), "b", nil, "stolen"); err != nil {
+	if err := p.operator().Revocations().Add(context.Background(), "b", nil, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	select {

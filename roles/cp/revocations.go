@@ -35,7 +35,8 @@ func (o *acts) revoke(c *call) (any, error) {
 	}
 	if latest := now.Add(pki.ClockSlack); row.NotBefore.After(latest) {
 		row.NotBefore = latest
-		a.why = strings.TrimSpace(fmt.Sprintf("%s (not before %s was asked for, which is in the future)", a.why, req.NotBefore))
+		a.why = strings.TrimSpace(fmt.Sprintf("%s (not before %s was asked for, which is in the future)", a.why,
+			req.NotBefore))
 	}
 	ctx, cancel := context.WithTimeout(c.Context(), actTimeout)
 	defer cancel()

@@ -22,11 +22,11 @@ func TestARevocationIsOfTodayAndCanBeTakenBack(t *testing.T) {
 	operator, ctx := p.operator(), context.Background()
 	far := pki.At(time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC))
 	for _, name := range []string{"a", "operator-eve"} {
-		if err := operator.Revoke(ctx, name, &far, "for ever"); err != nil {
+		if err := operator.Revocations().Add(ctx, name, &far, "for ever"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	list, err := operator.Revocations(ctx)
+	list, err := operator.Revocations().List(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,11 +40,11 @@ func TestARevocationIsOfTodayAndCanBeTakenBack(t *testing.T) {
 	if got := whoami(); got != 401 {
 		t.Fatalf("revoked: %d", got)
 	}
-	done, err := operator.Unrevoke(ctx, "a", "it was a thief")
+	done, err := operator.Revocations().Undo(ctx, "a", "it was a thief")
 	if err != nil || done.Rows != 1 || whoami() != 200 {
 		t.Errorf("taken back: %+v %v, then %d", done, err, whoami())
 	}
-	if _, err := operator.Unrevoke(ctx, "a", "again"); status(t, err) != 404 {
+	if _, err := operator.Revocations().Undo(ctx, "a", "again"); status(t, err) != 404 {
 		t.Errorf("a second time: %v, want 404", err)
 	}
 	audit := p.send(p.web(e.operatorCert("jo")), sent{method: "GET", path: "/v1/audit"}).body
@@ -78,7 +78,7 @@ func TestRowsThatMatchNobodyAreNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	operator := p.operator()
-	list, err := operator.Revocations(context.Background())
+	list, err := operator.Revocations().List(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}

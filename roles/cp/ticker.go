@@ -29,7 +29,9 @@ type ticker struct {
 }
 
 func newTicker(cfg *Config, db store.Database, w *world, held *waiters, snapshot *current) *ticker {
-	return &ticker{cfg: cfg, log: cfg.Log, store: db, world: w, waiters: held, snapshot: snapshot, named: map[string]bool{}}
+	return &ticker{
+		cfg: cfg, log: cfg.Log, store: db, world: w, waiters: held, snapshot: snapshot, named: map[string]bool{},
+	}
 }
 
 // alive says that the ticks go on, to systemd's watchdog. A tick that waits for somebody's

@@ -279,7 +279,7 @@ func (w *walker) failure() map[block]int {
 // revocation revokes names that no host has.
 func (w *walker) revocation() map[block]int {
 	return w.taken(func() {}, func(i int) {
-		w.must(w.client.Revoke(w.t.Context(), fmt.Sprintf("stolen-%d", i), nil, "stolen"))
+		w.must(w.client.Revocations().Add(w.t.Context(), fmt.Sprintf("stolen-%d", i), nil, "stolen"))
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 func revocationsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "revocations", Usage: "which certificates are refused, and taking that back",
+		Description: "Example:\n   nixfleet revocations list",
 		Subcommands: []*cli.Command{
 			{
 				Name: "list", Usage: "every revocation, local and signed, and whom it concerns",
@@ -44,7 +45,7 @@ func listRevocations(c *cli.Context) error {
 		}
 		return command.Text(c, answer)
 	}
-	answer, err := plane.Revocations(c.Context)
+	answer, err := plane.Revocations().List(c.Context)
 	if err != nil {
 		return explained(err, "ask for the revocations")
 	}
@@ -80,7 +81,7 @@ func undoRevocation(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	done, err := plane.Unrevoke(c.Context, name, c.String("reason"))
+	done, err := plane.Revocations().Undo(c.Context, name, c.String("reason"))
 	if err != nil {
 		return explained(err, "undo the revocation of "+name)
 	}

@@ -57,7 +57,7 @@ func revoke(c *cli.Context) error {
 	if err := knownName(c, plane, name); err != nil {
 		return err
 	}
-	if err := plane.Revoke(c.Context, name, &notBefore, c.String("reason")); err != nil {
+	if err := plane.Revocations().Add(c.Context, name, &notBefore, c.String("reason")); err != nil {
 		return explained(err, "revoke "+name)
 	}
 	declaration := fmt.Sprintf("{ hostname = %s; notBefore = %s; reason = %s; }", nixString(name),

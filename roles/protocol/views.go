@@ -59,20 +59,6 @@ type HostsResponse struct {
 	Next   string      `json:"next,omitzero" shape:"O"`
 }
 
-// Ready answers GET /readyz.
-type Ready struct {
-	Ready  bool     `json:"ready" shape:"R"`
-	Cannot []Cannot `json:"cannot" shape:"R"`
-	Error  string   `json:"error,omitzero" shape:"O"` // as every refusal has one
-}
-
-// Cannot is something that the control plane cannot do now.
-type Cannot struct {
-	What string `json:"what" shape:"R"` // serve, write, decide, take-releases
-	Code string `json:"code" shape:"R"`
-	Text string `json:"text" shape:"R"`
-}
-
 // Standing is how a host stands, in one word.
 type Standing string
 
@@ -389,59 +375,4 @@ type AuditEntry struct {
 // and of POST /v1/hosts/{name}/retry.
 type HoldRequest struct {
 	Reason string `json:"reason" shape:"D"`
-}
-
-// RevokeRequest is the body of POST /v1/revocations. Without NotBefore every
-// certificate issued up to now is refused.
-type RevokeRequest struct {
-	Hostname  string         `json:"hostname" shape:"R"`
-	NotBefore *pki.Timestamp `json:"notBefore,omitzero" shape:"O"`
-	Reason    string         `json:"reason" shape:"D"`
-}
-
-// UnrevokeRequest takes back the local revocations of a name.
-type UnrevokeRequest struct {
-	Hostname string `json:"hostname" shape:"R"`
-	Reason   string `json:"reason" shape:"D"`
-}
-
-// UnrevokeResponse says what was taken back, and what the signed list still says.
-type UnrevokeResponse struct {
-	Rows            int64          `json:"rows" shape:"R"`
-	SignedNotBefore *pki.Timestamp `json:"signedNotBefore,omitzero" shape:"O"`
-}
-
-// RevocationsResponse answers GET /v1/revocations: local rows, then the signed list.
-type RevocationsResponse struct {
-	Revocations []RevocationView `json:"revocations" shape:"R"`
-}
-
-// Where a revocation stands.
-const (
-	RevokedLocally      = "local"
-	RevokedBySignedList = "signed"
-)
-
-// Concerned is whom a revocation refuses.
-type Concerned string
-
-// Whom a revocation refuses.
-const (
-	ConcernsHost     Concerned = "host"
-	ConcernsOperator Concerned = "operator" // one that has called since the control plane started
-	ConcernsNobody   Concerned = "nobody"   // its name differs from that of a host by case or blanks
-	ConcernsUnknown  Concerned = "unknown"  // nobody who is known has this name
-)
-
-// RevocationView is one row.
-type RevocationView struct {
-	Hostname  string         `json:"hostname" shape:"R"`
-	NotBefore *pki.Timestamp `json:"notBefore" shape:"N"` // null where it cannot be read, which refuses every certificate
-	Written   string         `json:"written,omitzero" shape:"O"`
-	Reason    string         `json:"reason" shape:"D"`
-	RevokedBy string         `json:"revokedBy" shape:"D"`
-	RevokedAt string         `json:"revokedAt,omitzero" shape:"O"`
-	Source    string         `json:"source" shape:"R"`
-	Concerns  Concerned      `json:"concerns" shape:"R"`
-	Meant     string         `json:"meant,omitzero" shape:"O"` // the host, where it concerns nobody
 }

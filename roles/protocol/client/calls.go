@@ -160,17 +160,6 @@ func (c *Client) Channels(ctx context.Context) (*protocol.ChannelsResponse, erro
 	return view[protocol.ChannelsResponse](ctx, c, "/v1/channels")
 }
 
-// Revocations lists local and signed revocations.
-func (c *Client) Revocations(ctx context.Context) (*protocol.RevocationsResponse, error) {
-	return view[protocol.RevocationsResponse](ctx, c, "/v1/revocations")
-}
-
-// Unrevoke takes back the local revocations of a name.
-func (c *Client) Unrevoke(ctx context.Context, name, reason string) (*protocol.UnrevokeResponse, error) {
-	return ask[protocol.UnrevokeResponse](ctx, c, request{method: http.MethodPost, path: "/v1/revocations/undo",
-		body: protocol.UnrevokeRequest{Hostname: name, Reason: reason}})
-}
-
 // Channel shows the release that a channel is on.
 func (c *Client) Channel(ctx context.Context, name string) (*protocol.ChannelResponse, error) {
 	return view[protocol.ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
@@ -302,13 +291,6 @@ func (c *Client) Hold(ctx context.Context, rolloutID, action, reason string) err
 // Retry lifts a host's quarantine for one more attempt.
 func (c *Client) Retry(ctx context.Context, hostname, reason string) error {
 	return c.tell(ctx, "/v1/hosts/"+url.PathEscape(hostname)+"/retry", &protocol.HoldRequest{Reason: reason})
-}
-
-// Revoke shuts a host or an operator out at once: certificates issued before
-// notBefore are refused. Nil means all that were issued up to now.
-func (c *Client) Revoke(ctx context.Context, hostname string, notBefore *pki.Timestamp, reason string) error {
-	r := protocol.RevokeRequest{Hostname: hostname, NotBefore: notBefore, Reason: reason}
-	return c.tell(ctx, "/v1/revocations", &r)
 }
 
 // Poke makes the control plane look at its source now.

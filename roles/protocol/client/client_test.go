@@ -209,9 +209,9 @@ func TestRequests(t *testing.T) {
 		{"POST /v1/rollouts/" + id + "/pause", `{"reason":"why"}`, func() error { return c.Hold(ctx, id, "pause", "why") }},
 		{"POST /v1/hosts/web-01/retry", `{"reason":"why"}`, func() error { return c.Retry(ctx, "web-01", "why") }},
 		{"POST /v1/revocations", `{"hostname":"web-01","notBefore":"2026-03-01T12:00:00Z","reason":"why"}`,
-			func() error { return c.Revoke(ctx, "web-01", &at, "why") }},
+			func() error { return c.Revocations().Add(ctx, "web-01", &at, "why") }},
 		{"POST /v1/revocations", `{"hostname":"web-01","reason":"why"}`,
-			func() error { return c.Revoke(ctx, "web-01", nil, "why") }},
+			func() error { return c.Revocations().Add(ctx, "web-01", nil, "why") }},
 		{"POST /v1/poke", `{}`, func() error { return c.Poke(ctx) }},
 	} {
 		got = nil
