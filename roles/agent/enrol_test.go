@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -190,4 +191,42 @@ func TestRefusedCertificateIsKept(t *testing.T) {
 			t.Errorf("not enrolled anew: %v", err)
 		}
 	})
+}
+
+// damaged is what may lie in the place of a certificate.
+var damaged = map[string]func(m *machine, path string){
+	"empty":       func(m *machine, path string) { m.must(os.WriteFile(path, nil, 0o600)) },
+	"no PEM":      func(m *machine, path string) { m.must(os.WriteFile(path, []byte("\x00\x00\x00"), 0o600)) },
+	"half":        func(m *machine, path string) { m.must(os.Truncate(path, 200)) },
+	"a pipe":      func(m *machine, path string) { m.must(os.Remove(path)); m.must(syscall.Mkfifo(path, 0o600)) },
+	"a directory": func(m *machine, path string) { m.must(os.Remove(path)); m.must(os.Mkdir(path, 0o700)) },
+	"gone":        func(m *machine, path string) { m.must(os.Remove(path)) },
+}
+
+// A damaged certificate leads to an enrolment, and without a token to a wait that says what
+// it is for: an agent that ended again and again would carry on nothing.
+func TestDamagedCertificateIsWaitedFor(t *testing.T) {
+	for name, damage := range damaged {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				m := newMachine(t, p, good)
+				status, asked := http.StatusOK, 0
+				p.set(func() {
+					p.routes = map[string]http.HandlerFunc{"/v1/enroll": p.enrols(&status, "", &asked)}
+				})
+				damage(m, m.path("cert/agent.pem"))
+				m.watch(20 * time.Minute) // fails when the agent ends by itself
+				s := m.local()
+				if !strings.Contains(s.Waiting, "bootstrap token") || !strings.Contains(s.Next, "mint-token") || asked > 0 {
+					t.Errorf("status %+v, asked %d times", s, asked)
+				}
+				m.token()
+				m.watch(20 * time.Minute)
+				if m.where() != all(target) || asked != 1 {
+					t.Errorf("at %v, asked %d times, status %+v", m.where(), asked, m.local())
+				}
+			})
+		})
+	}
 }

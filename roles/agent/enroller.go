@@ -41,26 +41,31 @@ type enroller struct {
 	saidRenewal       said // that failed
 }
 
-// errNoToken means that there is neither a valid certificate nor a token to get one.
-var errNoToken = &command.Error{
-	Err:  errors.New("no valid certificate and no bootstrap token"),
-	Hint: "mint one with nixfleet mint-token and name it with --bootstrap-token-file",
+// noToken says that there is neither a valid certificate nor a token to get one.
+func (e *enroller) noToken() error {
+	err := errors.New("no valid certificate and no bootstrap token")
+	if _, damaged := e.identity.certificate(); damaged != nil {
+		err = fmt.Errorf("no bootstrap token, and no certificate: %w", damaged)
+	}
+	return &command.Error{Err: err, Hint: "mint one with nixfleet mint-token and name it with --bootstrap-token-file"}
 }
 
-// enrol gets the first certificate, or a new one after the last has expired. It
+// enrol gets the first certificate, or a new one after the last has expired or was damaged. It
 // waits out a control plane that is away or not ready; a refusal is reported
 // and tried again with more and more patience, since the fleet's declaration
-// may be mended meanwhile.
+// may be mended meanwhile. Without a token it waits for a certificate: an agent that ended
+// would not carry on an activation either.
 func (e *enroller) enrol(ctx context.Context) error {
-	if e.identity.usable() != nil {
-		return nil
-	}
-	if e.cfg.TokenFile == "" {
-		return errNoToken
-	}
 	for wait := time.Second; ; wait = min(2*wait, maxEnrolWait) {
+		if e.identity.usable() != nil {
+			return nil
+		}
 		err := e.takeKept()
-		if err != nil {
+		switch {
+		case err == nil:
+		case e.cfg.TokenFile == "":
+			err = e.noToken()
+		default:
 			err = e.enrolOnce(ctx)
 		}
 		if err == nil {

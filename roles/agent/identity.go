@@ -154,6 +154,12 @@ func (i *identity) accept() error {
 func (i *identity) restore() error { return i.move(i.previousPath()) }
 
 func (i *identity) move(from string) error {
+	// A directory gives way to no file by itself.
+	if info, err := os.Lstat(i.certPath); err == nil && info.IsDir() {
+		if err := os.Rename(i.certPath, i.certPath+".unfit"); err != nil {
+			return fmt.Errorf("set aside what is not a certificate: %w", err)
+		}
+	}
 	if err := os.Rename(from, i.certPath); err != nil {
 		return fmt.Errorf("replace certificate: %w", err)
 	}
