@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -110,5 +111,18 @@ func (m *machine) SupportsCheck(ctx context.Context, closure string) (bool, erro
 	if failed, ok := errors.AsType[*commandError](err); ok && failed.exitCode() > 0 {
 		usage, err = usage+failed.stderr, nil
 	}
-	return strings.Contains(usage, "check"), err
+	return listsAction(usage, ActionCheck), err
+}
+
+// usageActions matches the list of actions in the usage of switch-to-configuration, for example
+// "Usage: switch-to-configuration [check|switch|boot|test|dry-activate]". The name of the script may hold any word.
+var usageActions = regexp.MustCompile(`\[((?:[a-z-]+\|)+[a-z-]+)\]`)
+
+func listsAction(usage string, action Action) bool {
+	for _, list := range usageActions.FindAllStringSubmatch(usage, -1) {
+		if actions := strings.Split(list[1], "|"); slices.Contains(actions, string(ActionTest)) {
+			return slices.Contains(actions, string(action))
+		}
+	}
+	return false
 }
