@@ -61,6 +61,7 @@ type After struct {
 	LateAfter     time.Duration `json:"lateAfter,omitzero"`
 	CrashLoop     []string      `json:"crashLoop,omitzero"` // never `failed`, but restarted every CrashEvery
 	CrashEvery    time.Duration `json:"crashEvery,omitzero"`
+	Sockets       []string      `json:"sockets,omitzero"`     // listen; other sockets do not exist
 	Inactive      []string      `json:"inactive,omitzero"`    // neither active nor failed
 	InactiveFor   time.Duration `json:"inactiveFor,omitzero"` // after the switch; 0 means for ever
 	Evidence      string        `json:"evidence,omitzero"`    // what its collector writes; NOW becomes the time

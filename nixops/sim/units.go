@@ -55,6 +55,8 @@ func (s *Host) ActiveState(ctx context.Context, unit string) (string, error) {
 		return "inactive", nil
 	case slices.Contains(c.After.CrashLoop, unit):
 		return "activating", nil
+	case strings.HasSuffix(unit, ".socket") && !slices.Contains(c.After.Sockets, unit):
+		return "not-found", nil
 	}
 	return "active", nil
 }

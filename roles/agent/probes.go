@@ -234,7 +234,8 @@ func (e *ending) Write(p []byte) (int, error) {
 }
 
 // run wants the unit to be active: one that was never started, or is started
-// again and again, has not failed either.
+// again and again, has not failed either. A service that waits for its socket to be asked is
+// as ready as its socket: a switch that changes such a service stops it and starts the socket.
 func (p unitProbe) run(ctx context.Context, host nixops.Host) error {
 	state, err := host.ActiveState(ctx, p.Unit)
 	if err != nil {
@@ -243,6 +244,12 @@ func (p unitProbe) run(ctx context.Context, host nixops.Host) error {
 	switch state {
 	case "active", "reloading", "refreshing":
 		return nil
+	case "inactive":
+		if service, ok := strings.CutSuffix(p.Unit, ".service"); ok {
+			if socket, err := host.ActiveState(ctx, service+".socket"); err == nil && socket == "active" {
+				return nil
+			}
+		}
 	}
 	return fmt.Errorf("unit %s is %s", p.Unit, state)
 }

@@ -160,6 +160,10 @@ func TestUnitProbeWantsTheUnitActive(t *testing.T) {
 	}{
 		"active":        {sim.Closure{}, all(target)},
 		"never started": {sim.Closure{After: sim.After{Inactive: []string{"web.service"}}}, all(before)},
+		"its socket listens": {sim.Closure{After: sim.After{Inactive: []string{"web.service"},
+			Sockets: []string{"web.socket"}}}, all(target)},
+		"its socket is down": {sim.Closure{After: sim.After{Inactive: []string{"web.service", "web.socket"},
+			Sockets: []string{"web.socket"}}}, all(before)},
 		"started in a while": {sim.Closure{
 			After: sim.After{Inactive: []string{"web.service"}, InactiveFor: 35 * time.Second}}, all(target)},
 		"started too late": {sim.Closure{After: sim.After{Inactive: []string{"web.service"}, InactiveFor: time.Hour}},
