@@ -134,15 +134,16 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 	file := openStatus(a.dir, cfg.MachineID)
 	file.note(func(s *status) { s.MarkCopy = string(a.outside) })
 	marks := verify.Marks{State: a.dir, Outside: a.outside}
-	verifier := verify.New(verify.Config{
-		Hostname: cfg.MachineID, Trust: trust.Read, Marks: marks, Now: a.clock.now, AllowV1: cfg.AllowV1,
-		MaxManifestAge: cfg.MaxManifestAge, Compliance: cfg.ComplianceMode, Manifests: manifests,
-	})
 	a.reporter = &reporter{
 		cfg: cfg, log: a.log, clock: a.clock, identity: id, client: a.client, outbox: outbox,
 		delivering: semaphore.NewWeighted(1),
 	}
 	memory := &memory{log: a.log, dir: a.dir, undoer: a.undoer, clock: a.clock, work: a.work, reporter: a.reporter}
+	verifier := verify.New(verify.Config{
+		Hostname: cfg.MachineID, Trust: trust.Read, Marks: marks, Now: a.clock.now, AllowV1: cfg.AllowV1,
+		Past:           func() time.Time { return a.clock.past(id.knownStart(), memory.confirmedAt()) },
+		MaxManifestAge: cfg.MaxManifestAge, Compliance: cfg.ComplianceMode, Manifests: manifests,
+	})
 	contact := &contact{
 		cfg: cfg, host: cfg.Host, dir: a.dir, undoer: a.undoer, clock: a.clock, status: file, work: a.work, memory: memory,
 		prober: a.prober, identity: id, client: a.client, reboots: reboots,

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -50,4 +51,10 @@ func (c *clock) raise(ctx context.Context, marks verify.Marks, id *identity, hos
 			behind).Msg("this host's clock is behind; set it, for example by NTP")
 	}
 	return err
+}
+
+// past is the newest time that is known to have passed: the floor, and what has come since
+// this agent began.
+func (c *clock) past(since ...time.Time) time.Time {
+	return slices.MaxFunc(append(since, c.floor), time.Time.Compare)
 }

@@ -77,6 +77,15 @@ func (c *confirmed) attested() pki.Timestamp {
 	return c.At
 }
 
+// confirmedAt is the last time that is known to have been good: then a release was fresh by
+// this host's clock, which cannot have been far ahead. It is zero where none was confirmed.
+func (m *memory) confirmedAt() time.Time {
+	if last := m.confirmed.Load(); last != nil {
+		return last.At.Time
+	}
+	return time.Time{}
+}
+
 // over reports whether the closure is not tried again by itself.
 func (q *quarantine) over() bool { return q.Failures > 0 || q.Unreachable > unreachableTries }
 

@@ -38,7 +38,8 @@ func (v *Verifier) UpdateHead(ctx context.Context, s Source, ref *protocol.HeadR
 	if err != nil {
 		return err
 	}
-	if err := last.admits(file.SignedAt, head.Intent, closure); err != nil && !journal.Breaks("the mark") {
+	err = v.admits(last, file.SignedAt, fleet.Minutes(head.FreshnessWindow), head.Intent, closure)
+	if err != nil && !journal.Breaks("the mark") {
 		return refuse(protocol.EventManifestVerifyFailed, "head of %s: %w", ref.Channel, err)
 	}
 	next := &Mark{

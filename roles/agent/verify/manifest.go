@@ -40,7 +40,7 @@ func (v *Verifier) byManifest(ctx context.Context, s Source, t *protocol.Target)
 	if err := names(entry, t); err != nil {
 		return nil, err
 	}
-	if err := last.admits(file.SignedAt, t.RolloutID, entry.TargetClosure); err != nil {
+	if err := v.admits(last, file.SignedAt, window, t.RolloutID, entry.TargetClosure); err != nil {
 		return nil, refuse(protocol.EventManifestVerifyFailed, "manifest: %w", err)
 	}
 	next := &Mark{SignedAt: pki.At(file.SignedAt), Intent: t.RolloutID, Closure: entry.TargetClosure}

@@ -19,6 +19,8 @@ type Config struct {
 	Trust    func() (*pki.Trust, error)
 	Marks    Marks
 	Now      func() time.Time
+	// Past is a time that has passed by what others have signed; nil: none is known.
+	Past func() time.Time
 	// AllowV1 accepts answers without heads from a control plane that has shown some.
 	AllowV1 bool
 	// MaxManifestAge bounds the age of a manifest under a v1 control plane.
@@ -82,6 +84,20 @@ func (v *Verifier) Stale() (time.Duration, bool) {
 	}
 	over := v.cfg.Now().Sub(signed) - fleet.Minutes(window) - pki.ClockSlack
 	return over, over > 0
+}
+
+// admits says whether a release may follow the mark. Without one a release is old when it was
+// no longer fresh at the time that has passed: its window had ended before. It need not be
+// signed after that time, else each newly enrolled host would refuse the release in force.
+func (v *Verifier) admits(last *Mark, signedAt time.Time, window time.Duration, intent, closure string) error {
+	if last != nil || v.cfg.Past == nil {
+		return last.admits(signedAt, intent, closure)
+	}
+	if past := v.cfg.Past(); signedAt.Add(window + pki.ClockSlack).Before(past) {
+		return fmt.Errorf("%w may have been: this host has no mark, the release was signed at %s for %s, and it is %s at least",
+			errOlder, pki.At(signedAt), window, pki.At(past))
+	}
+	return nil
 }
 
 func refuse(event, format string, args ...any) error {
