@@ -62,7 +62,28 @@ func (f unitFiles) keepNote(unit string, note []byte) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return err
 	}
+	for i := range roomFiles {
+		if err := disk.ReplaceVolatile(f.room(i), make([]byte, roomSize), 0o600); err != nil {
+			return err
+		}
+	}
 	return disk.ReplaceVolatile(f.path(unit, noteKind), note, 0o600)
+}
+
+// The room that is set aside below /run while a deadline is armed. A release that fills /run must not keep an undo from
+// making a link there.
+const (
+	roomFiles = 8
+	roomSize  = 4096 // bytes
+)
+
+func (f unitFiles) room(i int) string { return fmt.Sprintf("%s/room-%d", f.dir, i) }
+
+// makeRoom gives the room back.
+func (f unitFiles) makeRoom() {
+	for i := range roomFiles {
+		os.Remove(f.room(i))
+	}
 }
 
 // newestNote returns the path of the note that was written last. If there is none, no file has that path.
@@ -78,6 +99,7 @@ func (f unitFiles) newestNote() string {
 }
 
 func (f unitFiles) dropNote(unit string) error {
+	f.makeRoom()
 	err := os.Remove(f.path(unit, noteKind))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

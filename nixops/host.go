@@ -234,6 +234,10 @@ type SwitchRequest struct {
 	// Continues says that an earlier run of the same closure died. The new run starts the units that the earlier
 	// run had stopped and named in its lists.
 	Continues bool
+
+	// Here lets the script run in the unit of the caller if the machine can make no unit for it, for example
+	// because /run is full. The caller is not a unit that the script may restart.
+	Here bool
 }
 
 // UnitPhase says whether a unit runs.

@@ -29,3 +29,6 @@ func Volatile(dir string) (bool, string, error) {
 	kind := unix.ByteSliceToString(s.Fstypename[:])
 	return kind == "tmpfs", kind, nil
 }
+
+// endUsersPart has nothing to do: launchd's switch has no part for users.
+func endUsersPart(context.Context, string, time.Duration) (int, error) { return 0, nil }

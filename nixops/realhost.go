@@ -25,6 +25,7 @@ type machine struct {
 	fetch    []string // the options that substitution returns
 	super    supervisor
 	files    unitFiles
+	users    userWatch
 	bootctl  string
 	log      zerolog.Logger
 }
@@ -156,10 +157,27 @@ func (m *machine) SetProfile(ctx context.Context, closure string) error {
 	if now, err := m.Profile(ctx); err == nil && now == closure {
 		return nil
 	}
-	if err := setProfile(ctx, m.nix, m.root, closure, m.fetch); err != nil {
-		return fmt.Errorf("set profile: %w", err)
+	err := setProfile(ctx, m.nix, m.root, closure, m.fetch)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// An undo must also work when Nix does not, for example because the disk is full.
+	if link := generationOf(m.root, systemProfile, closure); link != "" {
+		m.log.Error().Err(err).Str("generation", link).Msg("profile set without Nix")
+		return disk.ReplaceLink(link, m.root+systemProfile)
+	}
+	return fmt.Errorf("set profile: %w", err)
+}
+
+// generationOf returns the name of a generation's link of a profile that leads to the closure, or "" if there is none.
+func generationOf(root, profile, closure string) string {
+	links, _ := filepath.Glob(root + profile + "-*-link") // the pattern is valid
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && target == storeDir+"/"+closure {
+			return filepath.Base(link)
+		}
+	}
+	return ""
 }
 
 // setProfile makes a new generation of the system profile and checks that the profile leads to the closure.
@@ -198,7 +216,12 @@ func (m *machine) RestoreCurrent(ctx context.Context, closure string) error {
 	if !disk.Exists(m.root + path) {
 		return fmt.Errorf("restore current system %s: %w", closure, ErrNotClosure)
 	}
-	if err := disk.ReplaceLink(path, m.root+currentSystem); err != nil {
+	err = disk.ReplaceLink(path, m.root+currentSystem)
+	if err != nil && disk.IsFull(err) {
+		m.files.makeRoom()
+		err = disk.ReplaceLink(path, m.root+currentSystem)
+	}
+	if err != nil {
 		return fmt.Errorf("restore current system: %w", noSpace(err))
 	}
 	return nil

@@ -106,7 +106,8 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	if wait > 0 {
 		fmt.Fprintf(&b, "sleep %.3f || exit\nmkdir %s || exit\n", wait.Seconds(), quote(f.path(unit, "fired")))
 	}
-	fmt.Fprintf(&b, "trap : TERM\n: >%s\n", quote(f.path(unit, "started")))
+	// In a shell of its own: one that cannot write here, because /run is full, must not end the script.
+	fmt.Fprintf(&b, "trap : TERM\n(: >%s) || :\n", quote(f.path(unit, "started")))
 	for _, name := range handedOn {
 		if value := os.Getenv(name); value != "" {
 			fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
@@ -122,8 +123,11 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	for _, word := range command {
 		b.WriteString(quote(word) + " ")
 	}
-	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" >%s\nexit $code\n", quote(f.path(unit, "exit")))
-	return os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600)
+	// The room of the record is taken now, and the shell writes into it.
+	record := f.path(unit, "exit")
+	fmt.Fprintf(&b, "3>&-\ncode=$?\necho \"exited $code\" 1<>%s\nexit $code\n", quote(record))
+	return errors.Join(os.WriteFile(record, []byte(strings.Repeat(" ", 63)+"\n"), 0o600),
+		os.WriteFile(f.path(unit, "sh"), []byte(b.String()), 0o600))
 }
 
 // handedOn are the environment variables of this process that a unit's command also gets. On NixOS, the PATH of PID 1
@@ -153,13 +157,13 @@ func (f unitFiles) ended(unit string) (UnitState, error) {
 	return UnitState{Phase: UnitUnknown}, nil
 }
 
-// exit reads the record of a unit, "exited CODE". An empty file does not count as a record.
+// exit reads the record of a unit, "exited CODE". A blank file is the room of a record.
 func (f unitFiles) exit(unit string) (Exit, bool, error) {
 	text, err := disk.Read(f.path(unit, "exit"), 256)
 	if errors.Is(err, os.ErrNotExist) {
 		return Exit{}, false, nil
 	}
-	if err != nil || len(text) == 0 { // empty: the shell is about to write it
+	if err != nil || strings.TrimSpace(string(text)) == "" {
 		return Exit{}, false, err
 	}
 	how, status, _ := strings.Cut(strings.TrimSpace(string(text)), " ")

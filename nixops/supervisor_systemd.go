@@ -119,6 +119,8 @@ func (s *systemd) run(ctx context.Context, unit string, cmd, env []string, extra
 		"--property=StandardOutput=journal", "--property=StandardError=journal",
 		"--property=LogRateLimitBurst=" + strconv.Itoa(logBurst),
 		"--property=TimeoutStopSec=" + strconv.Itoa(int(stopGrace.Seconds())),
+		// A release that uses up the memory is ended before what takes its host back.
+		"--property=OOMScoreAdjust=-900",
 	}, extra...)
 	args = append(args, "--", "/bin/sh", s.files.path(unit, "sh"))
 	_, err := command{path: "systemd-run", args: args, timeout: toolTimeout}.run(context.WithoutCancel(ctx))

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
@@ -47,14 +51,25 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		env = append(env, "NIXFLEET_ROOT="+m.root)
 	}
 	if err := m.super.start(ctx, r.Unit, command, env); err != nil {
-		return fail(err)
+		if !r.Here || errors.Is(err, ErrUnitExists) || ctx.Err() != nil {
+			return fail(err)
+		}
+		m.log.Error().Err(err).Str("closure", r.Closure).Msg("no unit could be made; the script runs in this process's unit")
+		exit, err := runHere(ctx, command, env)
+		if err == nil {
+			exit, err = m.readExit(ctx, r, exit, before)
+		}
+		if err != nil {
+			return fail(err)
+		}
+		return exit, nil
 	}
 	m.log.Info().Str("closure", r.Closure).Str("action", string(r.Action)).Str("unit", r.Unit).Msg("switch started")
 	var state UnitState
 	deaf := 0 // failed questions in a row
 	err = wait(ctx, 0, func() (bool, error) {
 		var err error
-		state, err = m.super.state(ctx, r.Unit)
+		state, err = m.SwitchState(ctx, r.Unit)
 		if err != nil && ctx.Err() == nil {
 			// The switch that the supervisor runs may replace the supervisor.
 			if deaf++; deaf < maxDeaf {
@@ -79,6 +94,21 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		return exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
 	}
 	return exit, nil
+}
+
+// runHere runs a script as a child of this process. The words of the script are lost.
+func runHere(ctx context.Context, script, env []string) (Exit, error) {
+	_, err := command{path: script[0], args: script[1:], env: env}.run(ctx)
+	failed, ok := errors.AsType[*commandError](err)
+	switch {
+	case err == nil:
+		return Exit{}, nil
+	case ok && ctx.Err() == nil && failed.exitCode() >= 0:
+		return Exit{Code: failed.exitCode()}, nil
+	case ok && ctx.Err() == nil && errors.As(failed.err, new(*exec.ExitError)):
+		return Exit{Code: -1, Signal: "KILL"}, nil
+	}
+	return Exit{}, err
 }
 
 // wordsTime is how long lastWords waits for the output of a unit that has ended.
@@ -153,8 +183,44 @@ func (m *machine) SwitchState(ctx context.Context, unit string) (UnitState, erro
 	if err := CheckUnit(unit); err != nil {
 		return UnitState{}, err
 	}
-	return m.super.state(ctx, unit)
+	state, err := m.super.state(ctx, unit)
+	if err == nil && state.Phase == UnitRunning {
+		m.users.look(ctx, unit, m.log)
+	}
+	return state, err
 }
+
+// userWatch keeps the part of users in a switch bounded. SwitchState looks, because whoever waits for a switch calls it
+// again and again, also when the agent that began the switch has been replaced.
+type userWatch struct {
+	mu   sync.Mutex
+	next time.Time
+}
+
+// userPause is the time between two looks at the processes of a unit.
+const userPause = 5 * time.Second
+
+func (w *userWatch) look(ctx context.Context, unit string, log zerolog.Logger) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now := time.Now(); now.Before(w.next) {
+		return
+	}
+	w.next = time.Now().Add(userPause)
+	ended, err := endUsersPart(ctx, unit, userTime)
+	if err != nil {
+		log.Warn().Err(err).Str("unit", unit).Msg("processes of users not looked at")
+	}
+	if ended > 0 {
+		log.Warn().Str("unit", unit).Int("processes", ended).Dur("after",
+			userTime).Msg("the part of a user in the switch was ended, which took too long")
+	}
+}
+
+// userTime is how long one process of a user may take in the unit of a switch. switch-to-configuration runs a part for
+// each user who is logged in or lingers, and waits for it without a limit of its own, after it has stopped the units of
+// the system. Without this limit any user could keep a host from being updated and from being brought back.
+const userTime = time.Minute
 
 func (m *machine) UnitOutput(ctx context.Context, unit string) (string, error) {
 	if err := CheckUnit(unit); err != nil {

@@ -75,6 +75,23 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Errorf("%+v", exit)
 		}
 	})
+	t.Run("the kernel kills it last", func(t *testing.T) {
+		start(t, "nixops-oom", "test $(systemctl show --property=OOMScoreAdjust --value nixops-oom.service) = -900")
+		if exit := finished(t, "nixops-oom"); exit.Code != 0 {
+			t.Errorf("%+v", exit)
+		}
+	})
+	t.Run("the part of a user is bounded", func(t *testing.T) {
+		start(t, "nixops-user", "sleep 2; setpriv --reuid=65534 --regid=65534 --clear-groups sleep 1000; exit 4")
+		err := wait(ctx, patience, func() (bool, error) {
+			_, err := endUsersPart(ctx, "nixops-user", time.Second)
+			state, stateErr := s.state(ctx, "nixops-user")
+			return state.Phase == UnitFinished, errors.Join(err, stateErr)
+		})
+		if exit := finished(t, "nixops-user"); err != nil || exit.Code != 4 {
+			t.Errorf("%+v, %v", exit, err)
+		}
+	})
 	t.Run("output in the journal A2", func(t *testing.T) {
 		start(t, "nixops-out", "echo first; sleep 0.2; echo last; exit 4")
 		finished(t, "nixops-out")
@@ -235,7 +252,7 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Fatal(err)
 		}
 		end := time.Now().Add(time.Minute)
-		for next := time.Now(); !disk.Exists(s.files.path(soon.Unit, "exit")); time.Sleep(50 * time.Millisecond) {
+		for next := time.Now(); !hasEnded(s.files, soon.Unit); time.Sleep(50 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("with a reload every two seconds the deadline does not fire")
 			}
@@ -477,4 +494,10 @@ func TestPropertiesOfTransientUnits(t *testing.T) {
 	}) {
 		t.Errorf("a switch is asked for with %q", one)
 	}
+}
+
+// hasEnded says whether the record of a unit says how it ended.
+func hasEnded(f unitFiles, unit string) bool {
+	state, err := f.ended(unit)
+	return err == nil && state.Phase == UnitFinished
 }

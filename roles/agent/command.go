@@ -242,7 +242,9 @@ func handOf(c *cli.Context) (hand, error) {
 	cfg := Config{hostConfig: hostConfigOf(c, log), simulated: c.String("simulated-host"),
 		simulatedIn: c.String("simulated-cache"), StateDir: c.String("state-dir"), Log: log}
 	err := cfg.makeHost()
-	return hand{undoerOf(cfg), c.App.Writer}, err
+	h := hand{undoerOf(cfg), c.App.Writer}
+	h.Apart = true
+	return h, err
 }
 
 // undoCommand undoes even where the state directory is gone, cannot be written or cannot be

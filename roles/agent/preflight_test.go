@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -135,21 +134,6 @@ func (m *machine) must(err error) {
 func (m *machine) space(store, boot uint64) {
 	m.t.Helper()
 	m.must(m.sim.SetSpace(nixops.Space{StoreFree: store, BootFree: boot}))
-}
-
-// mountState puts the state directory on a file system of its own.
-func (m *machine) mountState(options string) {
-	m.t.Helper()
-	m.stateDirectory()
-	if err := syscall.Mount("tmpfs", m.path("state"), "tmpfs", 0, options); err != nil {
-		m.t.Skipf("no file system can be mounted here: %v", err)
-	}
-	m.t.Cleanup(func() { syscall.Unmount(m.path("state"), syscall.MNT_DETACH) })
-}
-
-func (m *machine) remountState(options string) {
-	m.t.Helper()
-	m.must(syscall.Mount("", m.path("state"), "", syscall.MS_REMOUNT, options))
 }
 
 // size is how much of the store the target takes.

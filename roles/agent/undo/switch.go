@@ -21,7 +21,7 @@ func (e *ExitError) Error() string { return e.Exit.String() }
 // run runs a switch script in a unit of its own and ends the unit together with ctx: a script
 // that hangs would keep the locks for ever.
 func (u *Undoer) run(ctx context.Context, r nixops.SwitchRequest) error {
-	r.Unit = journal.FreshUnit(r.Unit)
+	r.Unit, r.Here = journal.FreshUnit(r.Unit), u.Apart
 	exit, err := u.Host.Switch(ctx, r)
 	switch {
 	case err == nil && !exit.OK():

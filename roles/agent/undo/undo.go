@@ -34,6 +34,9 @@ type Undoer struct {
 	Log  zerolog.Logger
 	// Flags say where the host is, for the command of a deadline.
 	Flags []string
+	// Apart says that this process is not the agent, whose unit a switch may restart: it runs a
+	// script itself where no unit can be made for it.
+	Apart bool
 
 	mu   sync.Mutex
 	kept *journal.Journal // what could not be written down

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"nixfleet/nixops/disk"
 	"nixfleet/roles/protocol"
 )
 
@@ -216,7 +217,7 @@ var stepIn = regexp.MustCompile(`"step":"([a-z]+)"`)
 
 // step is where the journal on disk stands, "" without one.
 func (m *machine) step() string {
-	text, _ := os.ReadFile(m.path("/var/lib/nixfleet-agent/journal.json"))
+	text, _ := disk.Read(m.path("/var/lib/nixfleet-agent/journal.json"), 4<<20) // which may be a pipe
 	if found := stepIn.FindSubmatch(text); found != nil {
 		return string(found[1])
 	}
