@@ -128,6 +128,7 @@ func TestWhatReadsPrintsJSON(t *testing.T) {
 		"nixfleet rollout watch",
 		"nixfleet revocations list",
 		"nixfleet host explain", "nixfleet config show", "nixfleet derive-pubkey", "nixfleet agent status",
+		"nixfleet agent preview",
 		"nixfleet verify artifact", "nixfleet verify head", "nixfleet verify revocations", "nixfleet verify nonces",
 		"nixfleet release", "nixfleet import-v1", "nixfleet certs",
 	}

@@ -213,15 +213,18 @@ const (
 	ActionBoot   Action = "boot"   // make the closure the boot default and activate nothing
 	ActionSwitch Action = "switch" // activate the closure and make it the boot default
 	ActionCheck  Action = "check"  // run only the pre-switch checks
+
+	ActionDryActivate Action = "dry-activate" // say what `test` would do, see Preview
 )
 
 // Check returns an error if the action is not one of the constants.
 func (a Action) Check() error {
 	switch a {
-	case ActionTest, ActionBoot, ActionSwitch, ActionCheck:
+	case ActionTest, ActionBoot, ActionSwitch, ActionCheck, ActionDryActivate:
 		return nil
 	}
-	return fmt.Errorf("action %q is not one of %s, %s, %s and %s", a, ActionTest, ActionBoot, ActionSwitch, ActionCheck)
+	return fmt.Errorf("action %q is not one of %s, %s, %s, %s and %s", a, ActionTest, ActionBoot, ActionSwitch,
+		ActionCheck, ActionDryActivate)
 }
 
 // SwitchRequest describes one run of a closure's own switch script.

@@ -141,7 +141,7 @@ func switchCommand(platform, path string, action Action) ([]string, error) {
 		return []string{path + "/bin/switch-to-configuration", string(action)}, nil
 	}
 	switch action {
-	case ActionBoot, ActionCheck:
+	case ActionBoot, ActionCheck, ActionDryActivate:
 		return []string{path + "/sw/bin/true"}, nil
 	default:
 		return []string{path + "/activate"}, nil

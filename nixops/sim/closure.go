@@ -49,6 +49,7 @@ type Script struct {
 	ExitCode   int           `json:"exitCode,omitzero"`  // of `test` and `switch`
 	BootExit   int           `json:"bootExit,omitzero"`  // of `boot`
 	CheckExit  int           `json:"checkExit,omitzero"` // of `check`; `test` and `switch` exit 1 then
+	Says       string        `json:"says,omitzero"`      // in a switch and in a dry run, about units
 	NoCheck    bool          `json:"noCheck,omitzero"`   // the script does not know `check`
 	BootSkips  bool          `json:"bootSkips,omitzero"` // `boot` exits 0 and changes nothing
 	BootLate   bool          `json:"bootLate,omitzero"`  // `boot` changes the boot default, and exits BootExit after that

@@ -237,7 +237,7 @@ func (m *machine) advance(s *memory, now time.Time) ([]string, error) {
 // closure. The order is that of switch-to-configuration-ng: checks first, then the init interface, then activation,
 // then units.
 func (s *memory) run(u ran, c Closure) (exit int, activated bool) {
-	if u.Action == nixops.ActionCheck {
+	if u.Action == nixops.ActionCheck || u.Action == nixops.ActionDryActivate {
 		return c.Script.CheckExit, false
 	}
 	if c.Script.CheckExit != 0 && !u.NoCheck {

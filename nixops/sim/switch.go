@@ -33,7 +33,7 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 			return nixops.ErrLockHeld
 		}
 		before = st.Current
-		if r.Action != nixops.ActionBoot && r.Action != nixops.ActionCheck && !r.Continues {
+		if (r.Action == nixops.ActionTest || r.Action == nixops.ActionSwitch) && !r.Continues {
 			st.Lists = ""
 		}
 		now := time.Now()
@@ -129,7 +129,15 @@ func (s *Host) UnitOutput(ctx context.Context, unit string) (string, error) {
 	if state.Phase == nixops.UnitRunning {
 		return "activating the configuration...\n", nil
 	}
-	return fmt.Sprintf("activating the configuration...\n%s\n", state.Exit), nil
+	closure, err := s.read(func(st *memory) string { return st.Units[unit].Closure })
+	if err != nil {
+		return "", err
+	}
+	c, err := s.closure(closure)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("activating the configuration...\n%s%s\n", c.Script.Says, state.Exit), nil
 }
 
 // StopUnit kills a switch. If half of the switch's time has passed, its closure is already the running one.

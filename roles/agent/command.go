@@ -56,6 +56,7 @@ func unitCommands() []*cli.Command {
 			Flags:       local(command.JSONFlag()),
 			Action:      statusCommand,
 		},
+		previewCommand(),
 		{
 			Name: "undo", Usage: "undo an unproven activation; the deadline runs this",
 			Description: "Does nothing when there is nothing to undo.\n\nExample:\n" +

@@ -36,6 +36,10 @@ func (s *switcher) judge(ctx context.Context, j *journal.Journal, exit nixops.Ex
 	s.log.Info().Str("closure", j.Closure).Str("exit", exit.String()).Msg("switch ended")
 	switch exit.Meaning() {
 	case nixops.MeaningDone, nixops.MeaningUnits:
+		if did := nixops.ChangesOf(output).String(); did != "" {
+			s.log.Info().Str("closure", j.Closure).Str("units", did).Msg("the switch changed units")
+			s.reporter.other(protocol.KindSwitched, did)
+		}
 		return s.watchUnits(ctx, noted)
 	case nixops.MeaningLocked:
 		return nil, s.settler.undo(ctx, undo.Locked)

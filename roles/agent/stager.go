@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -91,8 +92,23 @@ func (s *stager) stage(ctx context.Context) (*journal.Journal, error) {
 	} else {
 		s.status.waiting("somebody to reboot this host: %s differs and cannot be switched live; %s", j.Component, noFallback)
 	}
-	_, err = s.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staged, nil)
+	if _, err = s.dir.Advance(time.Now(), []journal.Step{journal.Staging}, journal.Staged, nil); err == nil {
+		s.preview(ctx, j)
+	}
 	return nil, err
+}
+
+// preview reports what the target would do to units if it could be switched to. It is for
+// people: what cannot be shown is left out.
+func (s *stager) preview(ctx context.Context, j *journal.Journal) {
+	changes, err := nixops.Preview(ctx, s.host, j.Closure, journal.FreshUnit("nixfleet-preview"))
+	if err != nil && !errors.Is(err, nixops.ErrCut) {
+		s.log.Info().Err(err).Msg("no preview of the staged generation")
+		return
+	}
+	if would := changes.Would(); would != "" {
+		s.reporter.other(protocol.KindPreview, would)
+	}
 }
 
 // prepareBoot has the next boot start the target.

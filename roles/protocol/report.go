@@ -36,6 +36,8 @@ const (
 	KindBreakGlass      = "break-glass"
 	KindThirdClosure    = "third-closure"
 	KindRollbackRefused = "rollback-refused"
+	KindSwitched        = "switched" // what a switch did to units
+	KindPreview         = "preview"  // what a staged generation would do to them
 )
 
 // ReportRequest is one event of a host.

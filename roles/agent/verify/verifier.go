@@ -94,8 +94,8 @@ func (v *Verifier) admits(last *Mark, signedAt time.Time, window time.Duration, 
 		return last.admits(signedAt, intent, closure)
 	}
 	if past := v.cfg.Past(); signedAt.Add(window + pki.ClockSlack).Before(past) {
-		return fmt.Errorf("%w may have been: this host has no mark, the release was signed at %s for %s, and it is %s at least",
-			errOlder, pki.At(signedAt), window, pki.At(past))
+		return fmt.Errorf("%w may have been: this host has no mark, the release was signed at %s for %s, "+
+			"and it is %s at least", errOlder, pki.At(signedAt), window, pki.At(past))
 	}
 	return nil
 }

@@ -104,7 +104,8 @@ type scenario struct {
 
 // long are the scenarios of many parts, and those that wait out a window or a pause, the
 // longest last.
-var long = []string{"clock", "cache-bad", "masks-agent", "breaks-agent", "cuts-network", "hangs", "recall", "buses-gone", "user-part", "lock-held",
+var long = []string{"clock", "cache-bad", "masks-agent", "breaks-agent", "cuts-network", "hangs", "recall",
+	"buses-gone", "user-part", "lock-held",
 	"staged-bad", "cp-4", "power-3", "power-5",
 	"exit-codes", "cp-3", "cp-2", "cp-1", "power-2", "power-1", "cache-slow", "cache-away", "power-fetching", "cp-away"}
 

@@ -19,8 +19,8 @@ func init() {
 
 // breaks is a unit of the release that takes something away for as long as it runs.
 func breaks(start, stop string, settings ...string) change {
-	text := "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c '" + start +
-		"'\nExecStop=/bin/sh -c '" + stop + "'\nEnvironment=PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
+	text := "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c '" +
+		start + "'\nExecStop=/bin/sh -c '" + stop + "'\nEnvironment=PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
 	for _, s := range settings {
 		text += s + "\n"
 	}
@@ -87,7 +87,8 @@ func playRunFull(t *testing.T, g *ground) {
 
 func playBusesGone(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.brief, "buses-gone")
-	const both = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service dbus.socket dbus.service"
+	const both = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service " +
+		"dbus.socket dbus.service"
 	p.release(p.next("next", agentOf(g.broken), breaks("systemctl stop "+both, "systemctl start "+both)))
 	p.back("deadline", true)
 	p.tell("new generation stops D-Bus and journald and breaks the agent", onOld, "")
