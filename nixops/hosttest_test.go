@@ -298,7 +298,7 @@ func testUnitNames(t *testing.T, r *rig) {
 		}
 	}
 	if _, err := r.host.Switch(t.Context(),
-		nixops.SwitchRequest{Closure: one, Action: "dry-activate", Unit: "x"}); err == nil {
+		nixops.SwitchRequest{Closure: one, Action: "rebuild", Unit: "x"}); err == nil {
 		t.Error("an action that is none was accepted")
 	}
 }
