@@ -295,17 +295,18 @@ func (f *simFleet) serve(flags ...string) (stop func()) {
 			fmt.Sprint(int(confirmWindow.Seconds()))}, flags...)...)
 }
 
-func (f *simFleet) startAgent(name string) (stop func()) {
+func (f *simFleet) startAgent(name string, more ...string) (stop func()) {
 	f.t.Helper()
 	dir := f.path("hosts/" + name)
-	return f.start("hosts/"+name+"/agent.log", "agent", "run", "--control-plane-url", "https://"+f.address,
+	return f.start("hosts/"+name+"/agent.log", append([]string{
+		"agent", "run", "--control-plane-url", "https://" + f.address,
 		"--machine-id", name,
-		"--trust-file", f.path("keys/trust.json"), "--ca-cert", f.path("keys/fleet-root.cert.pem"), "--client-cert",
-		dir+"/cert.pem",
-		"--client-key", dir+"/key", "--ssh-host-key-file", dir+"/key", "--bootstrap-token-file", dir+"/token", "--state-dir",
-		dir+"/state",
-		"--allow-volatile-state", "--poll-interval", "1", "--settle-time", "300ms", "--agent-outside-closure",
-		"--simulated-host", dir+"/machine", "--simulated-cache", f.path("cache"))
+		"--trust-file", f.path("keys/trust.json"), "--ca-cert", f.path("keys/fleet-root.cert.pem"),
+		"--client-cert", dir + "/cert.pem", "--client-key", dir + "/key", "--ssh-host-key-file", dir + "/key",
+		"--bootstrap-token-file", dir + "/token", "--state-dir", dir + "/state",
+		"--allow-volatile-state", "--poll-interval", "1", "--settle-time", "300ms",
+		"--agent-outside-closure",
+		"--simulated-host", dir + "/machine", "--simulated-cache", f.path("cache")}, more...)...)
 }
 
 func (f *simFleet) until(what string, holds func() bool) {
