@@ -66,7 +66,8 @@ var (
 		args: []string{"cp", "serve"}, chapter: "services.nixfleet-control-plane",
 		full: []string{"control-plane", "control-plane-tpm", "control-plane-v1"},
 		options: map[string]setting{
-			"listen": by("listen"), "tls-cert": by("tls.cert"), "tls-key": by("tls.key"), "client-ca": by("tls.clientCa"),
+			"listen": by("listen"), "page-listen": by("pageListen"),
+			"tls-cert": by("tls.cert"), "tls-key": by("tls.key"), "client-ca": by("tls.clientCa"),
 			"trust-file": by("trustFile"),
 			"db-path":    by("dbPath"), "audit-log": by("auditLogPath"), "source": by("source.url"),
 			"source-token-file":   by("source.tokenFile"),

@@ -74,7 +74,7 @@ func (p *views) waves(c *call) (any, error) {
 	for i, v := range views {
 		wave := protocol.RolloutWave{
 			Wave: uint32(i), Open: v.Open, SoakSecs: uint32(v.Soak / time.Second), Hosts: uint32(v.Hosts),
-			OpenedAt: timestamp(v.OpenedAt), SoakingUntil: timestamp(v.SoakingUntil), States: map[string]int{},
+			OpenedAt: stamp(v.OpenedAt), SoakingUntil: stamp(v.SoakingUntil), States: map[string]int{},
 		}
 		for state, n := range v.States {
 			wave.States[string(state)] = n
@@ -84,10 +84,9 @@ func (p *views) waves(c *call) (any, error) {
 	return out, nil
 }
 
-func timestamp(t *time.Time) *pki.Timestamp {
+func stamp(t *time.Time) *pki.Timestamp {
 	if t == nil {
 		return nil
 	}
-	at := pki.At(t.Truncate(time.Millisecond))
-	return &at
+	return moment(*t)
 }

@@ -24,6 +24,8 @@ import (
 type Config struct {
 	Listen            string
 	Listener          net.Listener // used instead of Listen when set
+	PageListen        string       // where the page for browsers is served; empty for nowhere
+	PageListener      net.Listener // used instead of PageListen when set
 	TLSCert, TLSKey   string
 	ClientCA          string
 	TrustFile         string
@@ -175,6 +177,7 @@ func (c *Config) together() error {
 				"both rollouts-source URL templates must contain {rolloutId}",
 			},
 			demand{!c.RevocationsSource.Given() || c.DBPath != "", "revocation URLs need --db-path"},
+			demand{c.PageListen == "" || c.ClientCA != "", "--page-listen needs --client-ca: the page is for operators"},
 			demand{!c.Strict || c.ClientCA != "", "--strict needs --client-ca"},
 			demand{!c.Strict || c.Source != "" || lists, "--strict needs the revocations and bootstrap-nonces URLs"},
 		),

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/roles/protocol"
+	"nixfleet/roles/protocol/client"
 )
 
 const (
@@ -36,62 +39,83 @@ func (v *views) events(c *call) (any, error) {
 	_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{})
 	c.w.Header().Set("Content-Type", "text/event-stream")
 	c.w.Header().Set("Cache-Control", "no-store")
+	err = v.follow(c.Context(), client.EventQuery{After: after, Rollout: only, Past: !follow}, streamed{c.w})
+	if err != nil && c.Context().Err() == nil {
+		v.log.Error().Err(err).Msg("events not sent")
+	}
+	return written{}, nil
+}
+
+// follower is told of the event log as it grows.
+type follower interface {
+	// lines takes a page of the log, which may be empty.
+	lines(page []protocol.Event) error
+	// alive is called now and then when there is nothing to tell.
+	alive() error
+}
+
+// follow tells a follower of the event log, until it is gone, we stop, or it is not allowed to
+// any more.
+func (v *views) follow(ctx context.Context, q client.EventQuery, to follower) error {
 	for {
 		more := v.feed.wait()
-		read, last, err := v.page(c, only, after)
-		if err != nil {
-			if c.Context().Err() == nil {
-				v.log.Error().Err(err).Msg("events not sent")
-			}
-			return written{}, nil
+		page, err := v.store.Events(ctx, q.Rollout, q.After, eventPage)
+		if err == nil {
+			err = to.lines(page)
 		}
-		after = last
-		if read == eventPage {
+		if err != nil {
+			return err
+		}
+		if len(page) > 0 {
+			q.After = page[len(page)-1].Seq
+		}
+		if len(page) == eventPage {
 			continue
 		}
-		if !follow || !v.rest(c, more) {
-			return written{}, nil
+		if q.Past || !v.rest(ctx, more, to) {
+			return nil
 		}
 	}
 }
 
-// page sends a page of the event log, and says how many lines it had and which
-// was the last.
-func (v *views) page(c *call, only string, after int64) (lines int, last int64, err error) {
-	page, err := v.store.Events(c.Context(), only, after, eventPage)
-	if err != nil {
-		return 0, after, err
-	}
-	control := http.NewResponseController(c.w)
+// streamed is a follower behind a response of server-sent events.
+type streamed struct{ w http.ResponseWriter }
+
+func (s streamed) lines(page []protocol.Event) error {
+	control := http.NewResponseController(s.w)
 	_ = control.SetWriteDeadline(time.Now().Add(requestTimeout))
 	for _, e := range page {
 		doc, err := json.Marshal(e)
 		if err != nil {
-			return 0, after, err
+			return err
 		}
-		if _, err := fmt.Fprintf(c.w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
-			return 0, after, err
+		if _, err := fmt.Fprintf(s.w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
+			return err
 		}
-		after = e.Seq
 	}
-	return len(page), after, control.Flush()
+	return control.Flush()
+}
+
+func (s streamed) alive() error {
+	_, err := fmt.Fprint(s.w, ": still here\n\n")
+	return err
 }
 
 // rest waits for the next line, or says after a while that we are still there;
-// false means that the stream ends.
-func (v *views) rest(c *call, more <-chan struct{}) bool {
+// false means that the following ends.
+func (v *views) rest(ctx context.Context, more <-chan struct{}, to follower) bool {
 	select {
 	case <-more:
 	case <-time.After(eventKeepalive):
-		if _, err := fmt.Fprint(c.w, ": still here\n\n"); err != nil {
+		if to.alive() != nil {
 			return false
 		}
-	case <-c.Context().Done():
+	case <-ctx.Done():
 		return false
 	case <-v.stopping:
 		return false
 	}
-	_, err := v.door.authorize(c.Context())
+	_, err := v.door.authorize(ctx)
 	return err == nil
 }
 

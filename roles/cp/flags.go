@@ -32,6 +32,7 @@ func boolFlag(name, usage string) cli.Flag {
 func flags() []cli.Flag {
 	return command.Variables(variables,
 		textFlag("listen", "0.0.0.0:8080", "`ADDRESS`:port to listen on"),
+		textFlag("page-listen", "", "`ADDRESS`:port of the page for operators' browsers; without one there is no page"),
 		textFlag("tls-cert", "", "server certificate `FILE`, PEM"),
 		textFlag("tls-key", "", "its key `FILE`, PEM"),
 		textFlag("client-ca", "", "bundle `FILE` of client CAs: the issuing CA and the fleet root"),
@@ -103,7 +104,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 	secs := func(name string) time.Duration { return command.Seconds(c.Int(name)) }
 	return Config{
 		Listen: c.String("listen"), TLSCert: c.String("tls-cert"), TLSKey: c.String("tls-key"),
-		ClientCA:  c.String("client-ca"),
+		PageListen: c.String("page-listen"), ClientCA: c.String("client-ca"),
 		TrustFile: c.String("trust-file"), StateDir: c.String("state-dir"), DBPath: c.String("db-path"),
 		AuditLog: c.String("audit-log"),
 		Source:   c.String("source"), SourceTokenFile: c.String("source-token-file"),

@@ -60,6 +60,7 @@ let
 
   flags = {
     inherit (cfg) listen strict;
+    page-listen = cfg.pageListen;
     tls-cert = credential "tls-cert";
     tls-key = credential "tls-key";
     client-ca = credential "client-ca";
@@ -149,6 +150,7 @@ in
       default = "0.0.0.0:8080";
       description = "Address and port to listen on.";
     };
+    pageListen = path "Address and port of the page for operators' browsers; without one there is no page.";
     openFirewall = mkOption {
       type = types.bool;
       default = false;

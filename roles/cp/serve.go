@@ -17,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"nixfleet/roles/command"
+	"nixfleet/roles/cp/page"
 	"nixfleet/roles/cp/source"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
@@ -43,6 +44,7 @@ type server struct {
 	door     *door
 	handlers *handlers
 	api      *api
+	page     *pageDoor
 	stopping chan struct{}
 }
 
@@ -137,6 +139,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		return nil, fmt.Errorf("describe the API: %w", err)
 	}
 	s.api = newAPI(s.door, routes)
+	s.page = &pageDoor{door: s.door, page: page.New(newInProcess(log, s.door, s.handlers.views, routes))}
 	return s, nil
 }
 
@@ -163,6 +166,10 @@ func (s *server) run(ctx context.Context) error {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
+	forPage, err := s.listenForPage(ctx)
+	if err != nil {
+		return errors.Join(err, inner.Close())
+	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
 	for _, loop := range []func(context.Context){
@@ -174,27 +181,37 @@ func (s *server) run(ctx context.Context) error {
 	}
 	defer loops.Wait()
 	defer cancel()
-	return s.listen(ctx, inner)
+	return s.listen(ctx, inner, forPage)
 }
 
-// listen serves connections until ctx ends.
-func (s *server) listen(ctx context.Context, inner net.Listener) error {
-	listener := newLimitedListener(inner, s.files.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log)
-	web := &http.Server{
-		Handler: s.api, ConnContext: connectionContext,
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
-		DisableGeneralOptionsHandler: true, // OPTIONS * is a path like others
-		// Handshakes that fail are the peers' noise, not ours.
-		ErrorLog: stdlog.New(io.Discard, "", 0),
+// listenForPage is where the page is served; nil for nowhere.
+func (s *server) listenForPage(ctx context.Context) (net.Listener, error) {
+	if s.cfg.PageListener != nil || s.cfg.PageListen == "" {
+		return s.cfg.PageListener, nil
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- web.Serve(listener) }()
+	inner, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.PageListen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the page: %w", err)
+	}
+	return inner, nil
+}
+
+// listen serves connections until ctx ends; forPage is nil where no page is served.
+func (s *server) listen(ctx context.Context, inner, forPage net.Listener) error {
+	failed := make(chan error, 2)
+	serving := []*http.Server{s.serveOn(inner, s.api, failed)}
+	if forPage != nil {
+		serving = append(serving, s.serveOn(forPage, s.page, failed))
+		s.log.Info().Str("address", forPage.Addr().String()).Msg("page is served")
+	}
 	s.log.Info().Str("address", inner.Addr().String()).Str("source", s.release.source.String()).
 		Bool("ready", s.release.snapshot.Load() != nil).Msg("control plane listens")
 	command.Ready()
+	var broken error
 	select {
 	case err := <-failed:
-		return fmt.Errorf("serve: %w", err)
+		broken = fmt.Errorf("serve: %w", err)
+		failed <- err // it is counted below
 	case <-ctx.Done():
 	}
 	command.Stopping()
@@ -202,11 +219,29 @@ func (s *server) listen(ctx context.Context, inner net.Listener) error {
 	close(s.stopping)
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer done()
-	if err := web.Shutdown(stop); err != nil {
-		web.Close()
+	for _, web := range serving {
+		if err := web.Shutdown(stop); err != nil {
+			web.Close()
+		}
 	}
-	<-failed
-	return nil
+	for range serving {
+		<-failed
+	}
+	return broken
+}
+
+// serveOn serves a handler on a listener until it is shut down, and then says so on ended.
+func (s *server) serveOn(inner net.Listener, handler http.Handler, ended chan<- error) *http.Server {
+	listener := newLimitedListener(inner, s.files.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log)
+	web := &http.Server{
+		Handler: handler, ConnContext: connectionContext,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is a path like others
+		// Handshakes that fail are the peers' noise, not ours.
+		ErrorLog: stdlog.New(io.Discard, "", 0),
+	}
+	go func() { ended <- web.Serve(listener) }()
+	return web
 }
 
 // reloadLoop looks at everything at once when it is told to. Files that changed

@@ -222,7 +222,7 @@ type RolloutSummary struct {
 	Intent     string            `json:"intent,omitzero" shape:"O"`
 	HaltReason string            `json:"haltReason,omitzero" shape:"O"`
 	Hold       *string           `json:"hold,omitzero" shape:"O"` // "paused by NAME: REASON"
-	Ref        string            `json:"ref,omitzero" shape:"O"`  // channel@commit of its release
+	Ref        string            `json:"ref,omitzero" shape:"O"`  // the commit of its release
 }
 
 // Words are the states of the rollout's hosts, by host.

@@ -132,8 +132,8 @@ type HostsQuery struct {
 	After                     string // Next of the page before
 }
 
-// HostsPage lists the hosts that a query asks for, with the counts of all that match.
-func (c *Client) HostsPage(ctx context.Context, q HostsQuery) (*protocol.HostsResponse, error) {
+// Values are the query of the request.
+func (q HostsQuery) Values() url.Values {
 	asked := url.Values{"order": {"name"}}
 	if q.WorstFirst {
 		asked.Set("order", "worst")
@@ -152,7 +152,12 @@ func (c *Client) HostsPage(ctx context.Context, q HostsQuery) (*protocol.HostsRe
 			asked.Set(name, value)
 		}
 	}
-	return view[protocol.HostsResponse](ctx, c, "/v1/hosts?"+asked.Encode())
+	return asked
+}
+
+// HostsPage lists the hosts that a query asks for, with the counts of all that match.
+func (c *Client) HostsPage(ctx context.Context, q HostsQuery) (*protocol.HostsResponse, error) {
+	return view[protocol.HostsResponse](ctx, c, "/v1/hosts?"+q.Values().Encode())
 }
 
 // Channels lists the channels.
@@ -174,8 +179,8 @@ func (c *Client) HostReports(ctx context.Context, hostname string, limit int) (*
 	return view[protocol.HostReportsResponse](ctx, c, path)
 }
 
-// History reads the event log from its end.
-func (c *Client) History(ctx context.Context, q protocol.HistoryQuery) (*protocol.History, error) {
+// HistoryValues are the query of a request for the event log.
+func HistoryValues(q protocol.HistoryQuery) url.Values {
 	asked := url.Values{}
 	for name, value := range map[string]string{
 		"rollout": q.Rollout, "host": q.Host, "channel": q.Channel, "kind": q.Kind, "actor": q.Actor,
@@ -184,7 +189,12 @@ func (c *Client) History(ctx context.Context, q protocol.HistoryQuery) (*protoco
 			asked.Set(name, value)
 		}
 	}
-	return view[protocol.History](ctx, c, "/v1/history?"+page(asked, q.Before, q.Limit).Encode())
+	return page(asked, q.Before, q.Limit)
+}
+
+// History reads the event log from its end.
+func (c *Client) History(ctx context.Context, q protocol.HistoryQuery) (*protocol.History, error) {
+	return view[protocol.History](ctx, c, "/v1/history?"+HistoryValues(q).Encode())
 }
 
 // Audit reads what operators did, from the end or from before an entry.
@@ -218,8 +228,8 @@ type RolloutsQuery struct {
 	Heads bool // without the states of their hosts
 }
 
-// Rollouts lists rollouts, the newest first.
-func (c *Client) Rollouts(ctx context.Context, q RolloutsQuery) (*protocol.RolloutsResponse, error) {
+// Values are the query of the request.
+func (q RolloutsQuery) Values() url.Values {
 	asked := url.Values{}
 	if q.All {
 		asked.Set("all", "true")
@@ -227,6 +237,12 @@ func (c *Client) Rollouts(ctx context.Context, q RolloutsQuery) (*protocol.Rollo
 	if q.Heads {
 		asked.Set("hosts", "false")
 	}
+	return asked
+}
+
+// Rollouts lists rollouts, the newest first.
+func (c *Client) Rollouts(ctx context.Context, q RolloutsQuery) (*protocol.RolloutsResponse, error) {
+	asked := q.Values()
 	path := "/v1/rollouts"
 	if len(asked) > 0 {
 		path += "?" + asked.Encode()

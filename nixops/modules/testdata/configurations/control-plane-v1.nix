@@ -7,6 +7,7 @@
   services.nixfleet-control-plane = {
     enable = true;
     listen = "[::1]:9443";
+    pageListen = "[::1]:9444";
     agentCnSuffix = "fleet.example.com";
     agentCertValiditySecs = 86400;
     freshnessWindowMinutes = 1440;
