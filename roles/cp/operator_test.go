@@ -47,8 +47,8 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	if err := operator.Hold(ctx, id, "cancel", "wrong"); err != nil {
 		t.Fatal(err)
 	}
-	if got := status(t, operator.Hold(ctx, id, "resume", "")); got != 409 {
-		t.Errorf("resume of a cancelled rollout: %d, want 409", got)
+	if got := status(t, operator.Hold(ctx, id, "pause", "")); got != 409 {
+		t.Errorf("pause of a cancelled rollout: %d, want 409", got)
 	}
 	if got := status(t, operator.Hold(ctx, strings.Repeat("0", 64), "pause", "")); got != 404 {
 		t.Errorf("pause of no rollout: %d, want 404", got)
@@ -118,7 +118,7 @@ func TestRevokedHostSaysSo(t *testing.T) {
 		if err != nil || (why.Reason.Code == codeRevoked) != want {
 			t.Errorf("explained %s: %+v %v, revoked: want %t", host, why, err, want)
 		}
-		if want && !strings.Contains(why.Reason.Next, "mint-token --hostname "+host) {
+		if want && !strings.Contains(why.Reason.Next, "mint-token --hostname "+host+" --host-pubkey 'ssh-ed25519 AAAA") {
 			t.Errorf("%s is to be let in by %q", host, why.Reason.Next)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/rollout"
 	"nixfleet/store"
@@ -110,9 +111,23 @@ func (p *views) shutOut(ctx context.Context, v rollout.HostView) (*protocol.Reas
 		Code: codeRevoked, Gate: "identity",
 		Text: "its certificates from before " + pki.At(at).
 			String() + " are revoked, and it has not checked in since; what it ran then is shown",
-		Next: "to let it in again, mint a token and put it on the host: nixfleet mint-token --hostname " + v.Host +
-			" --host-pubkey FILE --org-root-key FILE",
+		Next: p.wayBack(v.Host),
 	}, nil
+}
+
+// wayBack is how a host that was revoked is let in again. Its key is declared, and where the release lists nonces the
+// one of the new token has to be among them.
+func (p *views) wayBack(host string) string {
+	snap, key := p.snapshot.Load(), "FILE"
+	if h := snap.rel.Fleet.Hosts[host]; h != nil && h.Pubkey != nil {
+		key = command.ShellWord(*h.Pubkey)
+	}
+	next := "to let it in again, mint a token and put it on the host: nixfleet mint-token --hostname " + host +
+		" --host-pubkey " + key + " --org-root-key FILE"
+	if snap.nonces != nil {
+		next += "; add its nonce to bootstrapNonces and release"
+	}
+	return next
 }
 
 func (p *views) deferrals(*call) (any, error) {

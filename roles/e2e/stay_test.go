@@ -100,6 +100,7 @@ var differ = []struct {
 	text *regexp.Regexp
 	is   string
 }{
+	{regexp.MustCompile(`\(commit [^)]*\)`), "(BUILD)"},
 	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "ROLLOUT"},
 	{regexp.MustCompile(`\b[0-9a-f]{40}\b`), "COMMIT"},
 	{regexp.MustCompile(`\b[0-9a-f]{8}\b`), "HASH"},
@@ -137,6 +138,10 @@ var screens = []struct {
 	{"host-explain-canary", "host explain web-01", 0},
 	{"host-explain-waiting", "host explain web-02", 0},
 	{"plan", "plan", 0},
+	{"host-show-canary", "host show web-01", 0},
+	{"host-show-waiting", "host show web-02", 0},
+	{"host-log", "host log web-01", 0},
+	{"host-history", "host history web-01 --limit 6", 0},
 }
 
 // TestScreens looks at what every command prints of a running fleet, pastes what the demonstration prints, plays on,

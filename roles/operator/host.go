@@ -11,25 +11,17 @@ import (
 
 func hostCommand() *cli.Command {
 	return &cli.Command{
-		Name: "host", Usage: "one host: prepare it, ask why it waits, try it again",
-		Description: "Example:\n   nixfleet host explain web-07",
-		Subcommands: []*cli.Command{
-			hostPrepareCommand(),
-			{
-				Name: "explain", Usage: "why a host is where it is, and what to do", ArgsUsage: "NAME",
-				Description: "Example:\n   nixfleet host explain web-07",
-				Flags:       append(connectionFlags(), command.JSONFlag()),
-				Action:      hostExplain,
-			},
-			{
+		Name: "host", Usage: "one host: what it runs and why, its log, its history; prepare it, try it again",
+		Description: "Example:\n   nixfleet host show web-07",
+		Subcommands: append(hostViews(), hostPrepareCommand(),
+			&cli.Command{
 				Name: "retry", Usage: "let a host try its declared closure once more", ArgsUsage: "NAME",
 				Description: "Lifts the quarantine of the closure that failed on this host, for one attempt.\n\n" +
 					"Example:\n   nixfleet host retry web-07 --reason 'disk replaced'",
 				Flags: append(connectionFlags(), &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"},
 					command.JSONFlag()),
 				Action: hostRetry,
-			},
-		},
+			}),
 	}
 }
 
@@ -37,7 +29,7 @@ func hostCommand() *cli.Command {
 func oneHost(c *cli.Context) (string, error) {
 	name := c.Args().First()
 	if c.NArg() != 1 || !fleet.ValidHostName(name) {
-		return "", command.Usage(c.Command.HelpName+" NAME", "%s takes one host name", c.Command.HelpName)
+		return "", command.Usage(c.Command.HelpName+" NAME", "it takes one host name")
 	}
 	return name, nil
 }

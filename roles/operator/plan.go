@@ -86,17 +86,17 @@ func printPlan(c *cli.Context, p *protocol.Plan) error {
 	}
 	waves := [][]string{{"OPENS", "CHANNEL", "WAVE", "HOSTS", "SOAK"}}
 	for _, x := range p.Waves {
-		waves = append(waves, []string{in(x.At.Time), command.Plain(x.Channel), fmt.Sprint(x.Wave), fmt.Sprint(x.Hosts),
+		waves = append(waves, []string{in(x.At.Time), command.Plain(x.Channel), fmt.Sprint(x.Wave + 1), fmt.Sprint(x.Hosts),
 			(time.Duration(x.SoakSecs) * time.Second).String()})
 	}
 	moves := [][]string{{"STARTS", "HOST", "CHANNEL", "WAVE", "FROM", "TO"}}
 	for _, x := range p.Moves {
-		moves = append(moves, []string{in(x.At.Time), command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave),
+		moves = append(moves, []string{in(x.At.Time), command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave + 1),
 			closureShort(x.From), closureShort(&x.To)})
 	}
 	blocked := [][]string{{"BLOCKED", "CHANNEL", "WAVE", "FROM", "TO", "WHY"}}
 	for _, x := range p.Blocked {
-		blocked = append(blocked, []string{command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave),
+		blocked = append(blocked, []string{command.Plain(x.Host), command.Plain(x.Channel), fmt.Sprint(x.Wave + 1),
 			closureShort(x.From), closureShort(x.To),
 			command.Plain(x.Reason.Text) + " [" + command.Plain(x.Reason.Code) + "]"})
 	}

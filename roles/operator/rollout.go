@@ -114,7 +114,7 @@ func rolloutList(c *cli.Context) error {
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
-			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave),
+			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave + 1),
 			tally(r.Words()), when(r.CreatedAt.Time),
 		})
 	}
@@ -189,7 +189,7 @@ func rolloutShow(c *cli.Context) error {
 	fmt.Fprintf(w, "rollout   %s\n", command.Plain(life.RolloutID))
 	if open != nil {
 		fmt.Fprintf(w, "channel   %s\nstate     %s\nwave      %d\ncreated   %s\n", command.Plain(open.Channel),
-			rolloutState(open), open.CurrentWave, when(open.CreatedAt.Time))
+			rolloutState(open), open.CurrentWave+1, when(open.CreatedAt.Time))
 	}
 	if life.SupersededAt != nil {
 		fmt.Fprintf(w, "superseded %s by %s\n", when(life.SupersededAt.Time), command.OrDash(life.SupersededBy))
@@ -272,7 +272,7 @@ func rolloutTrace(c *cli.Context) error {
 		if e.TerminalAt != nil {
 			at = when(e.TerminalAt.Time)
 		}
-		rows = append(rows, []string{fmt.Sprint(e.Wave), command.Plain(e.Host), when(e.DispatchedAt.Time),
+		rows = append(rows, []string{fmt.Sprint(e.Wave + 1), command.Plain(e.Host), when(e.DispatchedAt.Time),
 			command.OrDash(e.TerminalState), at})
 	}
 	return command.Table(c.App.Writer, rows)
@@ -299,41 +299,4 @@ func hold(action, past string) cli.ActionFunc {
 		return done(c, map[string]any{"rolloutId": id, "action": action, "reason": c.String("reason")}, "rollout %s is %s",
 			command.Short(id), past)
 	}
-}
-
-func hostExplain(c *cli.Context) error {
-	name, err := oneHost(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
-	if err != nil {
-		return err
-	}
-	var body jsontext.Value
-	x, err := client.Keeping(&body).Explain(c.Context, name)
-	if err != nil {
-		return explained(err, "explain "+name)
-	}
-	if c.Bool("json") {
-		return command.Text(c, body)
-	}
-	w := c.App.Writer
-	fmt.Fprintf(w, "host      %s (channel %s)\nruns      %s\ndeclared  %s\nstate     %s\n", command.Plain(x.Hostname),
-		command.Plain(x.Channel), command.OrDash(x.Current), command.OrDash(x.Declared), command.OrDash(x.State))
-	if x.RolloutID != nil {
-		fmt.Fprintf(w, "rollout   %s\n", command.Plain(command.Short(*x.RolloutID)))
-	}
-	if x.Wave != nil {
-		fmt.Fprintf(w, "wave      %d\n", *x.Wave)
-	}
-	gate := ""
-	if x.Reason.Gate != "" {
-		gate = ", gate " + command.Plain(x.Reason.Gate)
-	}
-	fmt.Fprintf(w, "\n%s [%s%s]\n", command.Plain(x.Reason.Text), command.Plain(x.Reason.Code), gate)
-	if x.Reason.Next != "" {
-		fmt.Fprintf(w, "next: %s\n", command.Plain(x.Reason.Next))
-	}
-	return nil
 }

@@ -167,7 +167,7 @@ func stateText(h *protocol.HostEntry) string {
 	if h.Pin != nil {
 		text += ", pinned"
 	}
-	if h.Held != nil {
+	if heldByRoot(h) {
 		text += ", held by root"
 	}
 	if h.Trouble != nil {
@@ -184,6 +184,15 @@ func stateText(h *protocol.HostEntry) string {
 	return text
 }
 
+// heldByRoot: a host that quarantined its closure says so in the same member, and nobody holds it.
+func heldByRoot(h *protocol.HostEntry) bool {
+	if h.Held == nil {
+		return false
+	}
+	_, quarantined := protocol.QuarantinedIn(*h.Held)
+	return !quarantined
+}
+
 func stateColour(h *protocol.HostEntry) command.Colour {
 	switch {
 	case h.NeverSeen():
@@ -195,7 +204,7 @@ func stateColour(h *protocol.HostEntry) command.Colour {
 	case protocol.StandsFailed, protocol.StandsSilent:
 		return command.Red
 	case protocol.StandsConverged:
-		if h.Held == nil && h.Says() == protocol.AsDeclared {
+		if !heldByRoot(h) && h.Says() == protocol.AsDeclared {
 			return command.Green
 		}
 	}

@@ -223,7 +223,7 @@ func TestReasonsAreWholeSentences(t *testing.T) {
 	b := start(t, single("s", one(time.Minute, "a", "new-a"), one(time.Minute, "b", "new-b")))
 	b.update("a")
 	d := b.checkin("b")
-	want := "it gets its new closure in wave 1, after wave 0: of the 1 host in wave 0, 1 healthy and watched for the " +
+	want := "it gets its new closure in wave 2, after wave 1: of the 1 host in wave 1, 1 healthy and watched for the " +
 		"soak time"
 	if d.Reason.Text != want {
 		t.Errorf("text %q, want %q", d.Reason.Text, want)

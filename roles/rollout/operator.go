@@ -44,15 +44,20 @@ func (w *World) IDs(id string) []string {
 
 // Hold pauses, resumes or cancels a rollout. A paused one starts nothing and opens no wave; what is in flight
 // ends, and soaks go on. Resuming a halted rollout means going on without the hosts that failed, and resuming
-// one whose wave is unproven without those that fell silent. A cancelled one is over.
+// one whose wave is unproven without those that fell silent. A cancelled one is over, unless it is resumed: while
+// nothing newer has been released it is the only way on, since the same release again is the same rollout.
 func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Change, error) {
 	now = at(now)
 	r := w.rollouts.byID(rolloutID)
 	if r == nil {
 		return Change{}, fmt.Errorf("%s rollout %s: %w", action, rolloutID, ErrNoRollout)
 	}
+	again := r.State == Cancelled && action == protocol.ActionResume && w.rollouts.channel(r.Channel).cur == r
 	switch r.State {
 	case RolloutSuperseded, Cancelled, RolloutConverged:
+		if again {
+			break
+		}
 		return Change{}, fmt.Errorf("%s rollout %s (%s): %w", action, rolloutID, r.State, ErrOver)
 	}
 	switch action {
@@ -80,8 +85,8 @@ func (rs *rollouts) resume(r *run, by, reason string, now time.Time) {
 	paused := r.Hold != nil
 	r.Hold = nil
 	rs.logRun(r, protocol.LogResumed, "", by, reason, now)
-	if r.State == Halted {
-		r.State, r.HaltReason = Executing, ""
+	if r.State == Halted || r.State == Cancelled {
+		r.State, r.HaltReason, r.TerminalAt = Executing, "", nil
 		if r.WaveSince.IsZero() { // it had not even begun
 			r.State = Planning
 		}

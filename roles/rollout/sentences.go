@@ -102,7 +102,7 @@ func init() {
 }
 
 func sayOffered(_ *hold, s subject) (string, string) {
-	return fmt.Sprintf("it is told its new closure at its next check-in; its wave %d is open", s.host.wave), ""
+	return fmt.Sprintf("it is told its new closure at its next check-in; its wave %d is open", s.host.wave+1), ""
 }
 
 func sayRollback(h *hold, _ subject) (string, string) {
@@ -127,7 +127,7 @@ func sayAwaiting(_ *hold, s subject) (string, string) {
 
 func sayFailed(h *hold, s subject) (string, string) {
 	rec := s.host.rec
-	next := "release a fix, or let it try once more: " + retry(s)
+	next := "nixfleet host log " + s.host.name + "; release a fix, or let it try once more: " + retry(s)
 	if h.code == CodeFailed {
 		return fmt.Sprintf("its new closure failed here (%s) at %s", rec.Reason, clockText(rec.Since)), next
 	}
@@ -186,7 +186,8 @@ func sayStale(_ *hold, s subject) (string, string) {
 func sayOperator(_ *hold, s subject) (string, string) {
 	r := s.run
 	if r.State == Cancelled {
-		return fmt.Sprintf("the rollout of channel %s was cancelled: %s", r.Channel, r.HaltReason), "release again"
+		return fmt.Sprintf("the rollout of channel %s was cancelled: %s", r.Channel, r.HaltReason),
+			"release something else, or go on with this one: " + resume(r)
 	}
 	return fmt.Sprintf("%s paused the rollout of channel %s at %s: %s",
 			r.Hold.By, r.Channel, clockText(r.Hold.At), r.Hold.Reason),
@@ -223,7 +224,8 @@ func sayChannelEdge(h *hold, s subject) (string, string) {
 }
 
 func sayWave(_ *hold, s subject) (text, next string) {
-	text = fmt.Sprintf("it gets its new closure in wave %d, after wave %d", s.host.wave, s.run.Wave)
+	text = fmt.Sprintf("it gets its new closure in wave %d, after wave %d", s.host.wave+1,
+		s.run.Wave+1)
 	whole := subject{w: s.w, run: s.run, now: s.now}
 	if h := whole.blocked(promote); h != nil {
 		why := whole.reason(h)
@@ -289,17 +291,17 @@ func sayWorking(_ *hold, s subject) (string, string) {
 		}
 	}
 	if len(parts) == 0 {
-		return fmt.Sprintf("probes fail on %s of wave %d", countText(wv.failing, "host"), s.run.Wave),
+		return fmt.Sprintf("probes fail on %s of wave %d", countText(wv.failing, "host"), s.run.Wave+1),
 			"nixfleet status lists them; for each: nixfleet host explain HOST"
 	}
 	return fmt.Sprintf("of the %s in wave %d, %s",
-		countText(len(wv.hosts), "host"), s.run.Wave, strings.Join(parts, ", ")), ""
+		countText(len(wv.hosts), "host"), s.run.Wave+1, strings.Join(parts, ", ")), ""
 }
 
 func sayUnproven(_ *hold, s subject) (string, string) {
 	wv := s.run.open()
 	return fmt.Sprintf("no host of wave %d has soaked: %d failed and %d fell silent after they got the target",
-			s.run.Wave, wv.in(Failed, Reverted), wv.silent),
+			s.run.Wave+1, wv.in(Failed, Reverted), wv.silent),
 		"bring a host of the wave back, release a fix, or go on regardless: " + resume(s.run)
 }
 
@@ -307,7 +309,7 @@ func sayAbsent(h *hold, s subject) (string, string) {
 	if h.opens == 0 {
 		return fmt.Sprintf("every host of channel %s is absent", s.run.Channel), "bring a host back"
 	}
-	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave,
+	return fmt.Sprintf("every host of wave %d is absent; the wave stays open until %s", s.run.Wave+1,
 		clockText(h.opens.time())), ""
 }
 

@@ -64,7 +64,7 @@ func (rs *rollouts) openWave(r *run, now time.Time) {
 	if !rs.w.budgets.unheard.IsZero() && r.Wave == 0 && !r.OpenedAt.IsZero() {
 		r.WaveSince = r.OpenedAt
 	}
-	opening := fmt.Sprintf("wave %d of %d, %s", r.Wave, len(r.waves), countText(len(r.waves[r.Wave].hosts), "host"))
+	opening := fmt.Sprintf("wave %d of %d, %s", r.Wave+1, len(r.waves), countText(len(r.waves[r.Wave].hosts), "host"))
 	rs.logRun(r, protocol.LogWaveOpened, "", "", opening, now)
 	for _, h := range r.waves[r.Wave].hosts {
 		rs.w.hosts.settle(h, now)

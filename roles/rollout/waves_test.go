@@ -3,6 +3,7 @@ package rollout
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -400,8 +401,30 @@ func TestHoldErrors(t *testing.T) {
 		t.Errorf("retry of an unknown host: %v", err)
 	}
 	b.hold(protocol.ActionCancel)
-	if _, err := b.w.Hold(b.id("a"), protocol.ActionResume, "op", "", b.now); !errors.Is(err, ErrOver) {
-		t.Errorf("resume of a cancelled rollout: %v", err)
+	for _, action := range []string{protocol.ActionPause, protocol.ActionCancel} {
+		if _, err := b.w.Hold(b.id("a"), action, "op", "", b.now); !errors.Is(err, ErrOver) {
+			t.Errorf("%s of a cancelled rollout: %v", action, err)
+		}
+	}
+}
+
+// The same release again is the same rollout, so that a cancelled one goes on when it is resumed, until there is a
+// newer one.
+func TestACancelledRolloutHasAWayOn(t *testing.T) {
+	b := start(t, three(time.Minute))
+	b.hold(protocol.ActionCancel)
+	d := b.checkin("a")
+	if d.Target != nil || d.Reason.Code != CodeCancelled ||
+		!strings.Contains(d.Reason.Next, "nixfleet rollout resume "+b.id("a")+" --reason") {
+		t.Fatalf("cancelled: %+v", d)
+	}
+	b.hold(protocol.ActionResume)
+	v, _ := b.w.Rollout(b.id("a"), b.now)
+	if v.State != Executing || v.TerminalAt != nil || v.HaltReason != "" {
+		t.Errorf("resumed: %+v", v.Rollout)
+	}
+	if d := b.checkin("a"); d.Target == nil {
+		t.Errorf("resumed, and its first host is told nothing: %+v", d.Reason)
 	}
 }
 

@@ -117,7 +117,7 @@ func (s sequel) tries() []string {
 	return []string{
 		s.program() + " status" + to,
 		s.program() + " host explain " + s.canary() + to,
-		s.program() + " rollout list" + to,
+		s.program() + " host log " + s.canary() + to,
 		s.program() + " plan" + to,
 		s.program() + " rollout trace stable" + to,
 	}
