@@ -116,8 +116,6 @@ type boot struct {
 	once      bool   // because a variable says so for one boot
 }
 
-const none = "nothing is known"
-
 func boots() []boot {
 	nine := func(conf string) tree {
 		return newTree(conf).entry("nixos-generation-9.conf", "9").entry("nixos-generation-10.conf", "10")

@@ -491,8 +491,10 @@ func TestGoingBackToAReleaseToolOfV1IsAskedForOnce(t *testing.T) {
 		t.Error("a release without heads was taken unasked")
 	}
 	s.cfg.WithoutHeads = true
-	if !takes(s) || !takes(s) {
-		t.Error("releases of v1 are not taken although that was asked for")
+	for range 2 {
+		if !takes(s) {
+			t.Error("releases of v1 are not taken although that was asked for")
+		}
 	}
 	e.v1 = false
 	if !takes(s) {

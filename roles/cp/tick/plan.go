@@ -126,19 +126,7 @@ func (p *tickPlan) state() rollout.State {
 		})
 		failures := decoded[map[string]int](p.o.Compliance[r.ID])
 		for _, host := range sorted(r.HostStates) {
-			h := rollout.HostRecord{
-				Host: host, Intent: c.Intent, Channel: r.Channel, State: rollout.HostState(r.HostStates[host]), Since: c.OpenedAt,
-				Attempt: 1,
-			}
-			if h.State == rollout.Queued {
-				h.Attempt = 0
-			}
-			if i, ok := c.Index[host]; ok {
-				h.Wave, h.Closure = int(c.Manifest.HostSet[i].WaveIndex), c.Manifest.HostSet[i].TargetClosure
-			}
-			if since, ok := r.HealthySince[host]; ok {
-				h.HealthySince, h.Since = &since.Time, since.Time
-			}
+			h := standing(r, c, host)
 			if failures[host] > 0 {
 				h.Failures = []string{"compliance:observed"}
 			}
@@ -154,6 +142,24 @@ func (p *tickPlan) state() rollout.State {
 		}
 	}
 	return st
+}
+
+// standing is where a host of an observed rollout stands.
+func standing(r *observedRollout, c *fleet.ChannelRelease, host string) rollout.HostRecord {
+	h := rollout.HostRecord{
+		Host: host, Intent: c.Intent, Channel: r.Channel, State: rollout.HostState(r.HostStates[host]), Since: c.OpenedAt,
+		Attempt: 1,
+	}
+	if h.State == rollout.Queued {
+		h.Attempt = 0
+	}
+	if i, ok := c.Index[host]; ok {
+		h.Wave, h.Closure = int(c.Manifest.HostSet[i].WaveIndex), c.Manifest.HostSet[i].TargetClosure
+	}
+	if since, ok := r.HealthySince[host]; ok {
+		h.HealthySince, h.Since = &since.Time, since.Time
+	}
+	return h
 }
 
 // longAgo is when a rollout that was opened then began, for a World that is to believe the observed state: in a younger
