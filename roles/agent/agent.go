@@ -226,7 +226,7 @@ func (a *agent) assembleLoop(cfg *Config, contact *contact, verifier *verify.Ver
 			activator: a.activator, lookahead: a.lookahead,
 			recaller: &recaller{
 				cfg: cfg, log: a.log, host: cfg.Host, dir: a.dir, clock: a.clock, work: a.work, memory: memory,
-				reporter: a.reporter,
+				status: status, reporter: a.reporter,
 				verifier: verifier, resume: a.activator.advanceFrom,
 			},
 		},

@@ -138,6 +138,7 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 	}
 	a.contact.fetch.Store(outcome)
 	a.doubted = time.Now()
+	a.status.refused.Add(1)
 	a.status.note(func(s *status) {
 		s.Waiting = "refused the answer of the control plane: " + text
 		s.Next = "check the release with nixfleet verify; if it verifies, the control plane sent something else"

@@ -47,6 +47,7 @@ func (f *metricsFile) values() (steady, all string) {
 	q := f.memory.quarantine.Load()
 	gauge("release_stale", "Whether the newest verified release is past its freshness window.", truth(s.Stale != ""))
 	gauge("release_signed_timestamp_seconds", "When the newest verified release was signed.", f.verifier.SignedAt().Unix())
+	gauge("refused_answers", "Times that what the control plane said was not believed.", f.status.refused.Load())
 	gauge("held", "Whether root holds this host.", truth(f.memory.hold.Load() != nil))
 	gauge("quarantined", "Whether a closure failed here and is not tried again.", truth(q != nil && q.over()))
 	gauge("reboot_pending", "Whether something waits for a reboot.", truth(s.RebootPending != ""))

@@ -25,6 +25,7 @@ type recaller struct {
 	clock    *clock
 	work     *work
 	memory   *memory
+	status   *statusFile
 	reporter *reporter
 	verifier *verify.Verifier
 	// resume takes an activation on from its journal.
@@ -79,7 +80,11 @@ func (c *recaller) refuseRollback(r *protocol.Rollback, why string) {
 			protocol.Reasoned{Reason: protocol.CauseRecalled.With("already back")})
 		return
 	}
-	if text := r.Rollout + ": " + why; why != underWay && !c.saidRefusal.lately(text) {
+	if why == underWay {
+		return
+	}
+	c.status.refused.Add(1)
+	if text := r.Rollout + ": " + why; !c.saidRefusal.lately(text) {
 		c.reporter.other(protocol.KindRollbackRefused, text)
 	}
 }

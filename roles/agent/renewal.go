@@ -37,6 +37,7 @@ func (e *enroller) renew(ctx context.Context) {
 		}
 		if _, err = e.identity.check(answer.CertPEM, inUse.Leaf); err != nil {
 			e.renewal.postpone()
+			e.status.refused.Add(1)
 			return err
 		}
 		return e.identity.keepOnTrial(answer.CertPEM)

@@ -49,7 +49,8 @@ type statusFile struct {
 	written status
 	turned  time.Time
 
-	overdue atomic.Bool // it shows trouble that the next answer ends
+	overdue atomic.Bool   // it shows trouble that the next answer ends
+	refused atomic.Uint64 // times that what the control plane said was not believed
 }
 
 // openStatus goes on from what the agent before wrote; what cannot be read is

@@ -188,6 +188,7 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var fault *store.Fault
 	switch {
 	case errors.As(err, &refusal):
+		a.door.metrics.denied.WithLabelValues(strconv.Itoa(refusal.Status)).Inc()
 		refusal.write(w, r)
 	case errors.As(err, &early):
 		writeJSON(w, http.StatusServiceUnavailable, early.Refusal)

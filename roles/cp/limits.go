@@ -35,6 +35,7 @@ type limitedListener struct {
 	ready      chan net.Conn
 	done       chan struct{}
 	stop       func()
+	failed     func() // counts a handshake that failed
 
 	mu       sync.Mutex
 	greeting map[*greeting]struct{} // the handshakes in flight
@@ -46,10 +47,10 @@ type greeting struct {
 }
 
 func newLimitedListener(
-	inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger,
+	inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger, failed func(),
 ) *limitedListener {
 	l := &limitedListener{
-		Listener: inner, config: config, log: log,
+		Listener: inner, config: config, log: log, failed: failed,
 		handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous), known: newCrowd(maxPerKey),
 		ready: make(chan net.Conn), done: make(chan struct{}), greeting: map[*greeting]struct{}{},
 	}
@@ -139,6 +140,7 @@ func (l *limitedListener) greet(ctx context.Context, g *greeting) {
 	err := conn.HandshakeContext(ctx)
 	if err = errors.Join(err, l.end(g)); err != nil {
 		g.raw.Close()
+		l.failed()
 		return
 	}
 	var out net.Conn = conn

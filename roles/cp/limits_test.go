@@ -47,7 +47,8 @@ func TestHandshakesThatStallMakeRoom(t *testing.T) {
 	at(t, func(t *testing.T) {
 		const places = 3
 		inner := &pipes{make(chan net.Conn, 16), make(chan struct{})}
-		l := newLimitedListener(inner, &tls.Config{Certificates: []tls.Certificate{*cert}}, places, 1, zerolog.Nop())
+		l := newLimitedListener(inner, &tls.Config{Certificates: []tls.Certificate{*cert}}, places, 1, zerolog.Nop(),
+			func() {})
 		defer l.Close()
 		began := time.Now()
 		var stalled []net.Conn

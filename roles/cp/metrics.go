@@ -18,6 +18,8 @@ type metrics struct {
 
 	checkins   prometheus.Counter
 	refused    prometheus.Counter
+	denied     *prometheus.CounterVec
+	handshakes prometheus.Counter
 	limited    *prometheus.CounterVec
 	enrolments *prometheus.CounterVec
 	polls      *prometheus.CounterVec
@@ -52,6 +54,8 @@ func newMetrics(cfg *Config) *metrics {
 	m.gateBlocks = m.counters("nixfleet_gate_block_total", "Check-ins that a gate held back.", "gate")
 	m.checkins = m.counter("nixfleet_checkins_total", "Check-ins.")
 	m.refused = m.counter("nixfleet_requests_refused_total", "Requests whose certificate was not accepted.")
+	m.denied = m.counters("nixfleet_requests_denied_total", "Requests that were refused, by status.", "status")
+	m.handshakes = m.counter("nixfleet_handshakes_failed_total", "TLS handshakes that failed.")
 	m.limited = m.counters("nixfleet_requests_limited_total", "Requests answered 429, by the limit that was reached.",
 		"limit")
 	m.enrolments = m.counters("nixfleet_certificates_total", "Requests for certificates, by outcome.", "outcome")

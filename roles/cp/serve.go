@@ -232,12 +232,13 @@ func (s *server) listen(ctx context.Context, inner, forPage net.Listener) error 
 
 // serveOn serves a handler on a listener until it is shut down, and then says so on ended.
 func (s *server) serveOn(inner net.Listener, handler http.Handler, ended chan<- error) *http.Server {
-	listener := newLimitedListener(inner, s.files.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log)
+	listener := newLimitedListener(inner, s.files.tlsConfig(), s.cfg.MaxHandshakes, s.cfg.MaxAnonymous, s.log,
+		s.door.metrics.handshakes.Inc)
 	web := &http.Server{
 		Handler: handler, ConnContext: connectionContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a path like others
-		// Handshakes that fail are the peers' noise, not ours.
+		// Handshakes that fail are the peers' noise, not ours: the listener counts them.
 		ErrorLog: stdlog.New(io.Discard, "", 0),
 	}
 	go func() { ended <- web.Serve(listener) }()

@@ -1,0 +1,481 @@
+package attacks
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// checkinOf is the body of a check-in in the name of a host.
+func (s *scene) checkinOf(host string) string {
+	return fmt.Sprintf(`{"hostname":%q,"agentVersion":"1","currentGeneration":{"closureHash":%q,"bootId":"x"}}`, host,
+		closureOf(host, s.house.system-1))
+}
+
+// answered wants the next honest release to come into force and a host's check-in to be answered.
+func (s *scene) answered() {
+	s.t.Helper()
+	s.recovers()
+	if s.t.Failed() {
+		return
+	}
+	got := s.host("a").ask("POST", "/v1/agent/checkin", s.checkinOf("a"), nil)
+	if got.status != 200 || !strings.Contains(string(got.body), s.house.closure("a")) {
+		s.t.Errorf("the honest host is answered %d %s %v", got.status, got.body, got.err)
+	}
+}
+
+// hosts are attacks by who holds the host b, with its key and its certificate.
+func hosts() []attack {
+	asks := func(method, path, body string, status int, text string) func(*scene) {
+		return func(s *scene) {
+			body := strings.ReplaceAll(body, "CHECKIN", s.checkinOf("a"))
+			s.refused(s.host("b").ask(method, path, body, nil), status, text)
+			s.answered()
+		}
+	}
+	const another = "the certificate is of another host"
+	isHost := without("roles/cp/call.go", "case c.caller.Name != host:", "case !LACKS && c.caller.Name != host:")
+	operators := without("roles/cp/door.go", "\tcase operators:\n\t\tif c.caller.Role != pki.RoleOperator {",
+		"\tcase operators:\n\t\tif !LACKS && c.caller.Role != pki.RoleOperator {")
+	readers := without("roles/cp/door.go", "if c.caller.Role != pki.RoleOperator && !d.cfg.OpenReads {",
+		"if !LACKS && c.caller.Role != pki.RoleOperator && !d.cfg.OpenReads {")
+	return []attack{
+		{name: "a check-in in another host's name", stops: "name in the certificate", lack: isHost,
+			run: asks("POST", "/v1/agent/checkin", "CHECKIN", 403, another)},
+		{name: "a report in another host's name", stops: "name in the certificate", lack: isHost,
+			run: asks("POST", "/v1/agent/report", `{"hostname":"a","agentVersion":"1","occurredAt":"2026-03-01T12:00:00Z",`+
+				`"rollout":null,"event":"trust-error","details":{"reason":"x"}}`, 403, another)},
+		{name: "a confirm in another host's name", stops: "name in the certificate", lack: isHost,
+			run: asks("POST", "/v1/agent/confirm", `{"hostname":"a","rollout":"x","wave":0,"generation":{"closureHash":"x",`+
+				`"bootId":"x"}}`, 403, another)},
+		{name: "reading another host's entry", stops: "name in the certificate",
+			lack: without("roles/cp/documents.go", "if c.caller.Role == pki.RoleAgent && c.caller.Name != host {",
+				"if !LACKS && c.caller.Role == pki.RoleAgent && c.caller.Name != host {"),
+			run: asks("GET", "/v1/heads/stable/proof/a", "", 403, another)},
+		{name: "reading the head of another channel", stops: "the host's own channel",
+			lack: without("roles/cp/documents.go", "h == nil || h.Channel != name {",
+				"!LACKS && (h == nil || h.Channel != name) {"),
+			run: asks("GET", "/v1/heads/edge", "", 404, "no such head")},
+		{name: "listing all hosts", stops: "reads are for operators", lack: readers,
+			run: asks("GET", "/v1/hosts", "", 403, "only an operator")},
+		{name: "reading why another host waits", stops: "explanations are for operators", lack: operators,
+			run: asks("GET", "/v1/hosts/a/explain", "", 403, "only an operator")},
+		{name: "following the event log", stops: "events are for operators", lack: operators,
+			run: asks("GET", "/v1/events?follow=false", "", 403, "only an operator")},
+		{name: "revoking another host", stops: "revoking is for operators", lack: operators,
+			run: asks("POST", "/v1/revocations", `{"hostname":"a","reason":"x"}`, 403, "only an operator")},
+		{name: "one more attempt for a closure that failed", stops: "retries are for operators", lack: operators,
+			run: asks("POST", "/v1/hosts/b/retry", `{"reason":"x"}`, 403, "only an operator")},
+		{
+			name: "renewal in another host's name", stops: "a renewal is for the caller's own name",
+			lack: without("roles/cp/issuer.go", "if csr.CommonName != host && csr.CommonName",
+				"if !LACKS && csr.CommonName != host && csr.CommonName"),
+			run: func(s *scene) {
+				csr := s.house.csr("a", s.house.hostKeys["b"])
+				got := s.host("b").ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil)
+				s.refused(got, 401, "the certificate is of")
+				s.answered()
+			},
+		},
+		{
+			name: "renewal for a key that the fleet does not declare", stops: "the declared host key",
+			lack: without("roles/cp/enrol.go", "case !pki.SameKey(snap.key(host), csr.Key):",
+				"case !LACKS && !pki.SameKey(snap.key(host), csr.Key):"),
+			run: func(s *scene) {
+				csr := s.house.csr("b", s.stranger())
+				got := s.host("b").ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil)
+				s.refused(got, 401, "another pubkey for host")
+				s.answered()
+			},
+		},
+		{
+			name: "the certificate of before a revocation", stops: "revocation on every request",
+			lack: without("roles/cp/door.go", "if id.NotBefore.Before(revoked) {",
+				"if !LACKS && id.NotBefore.Before(revoked) {"),
+			run: func(s *scene) {
+				b := s.host("b")
+				time.Sleep(time.Minute)
+				s.house.revocations = append(s.house.revocations, fleet.Revocation{Hostname: "b", NotBefore: pki.At(time.Now())})
+				s.house.publish()
+				time.Sleep(2 * time.Minute)
+				s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "certificate is revoked")
+				s.answered()
+			},
+		},
+		{
+			name: "a certificate for a key that the fleet took back", stops: "the declared host key, on every request",
+			lack: without("roles/cp/door.go", "if id.Role == pki.RoleAgent && !connectionOf(ctx).declaredBy(snap) {",
+				"if !LACKS && id.Role == pki.RoleAgent && !connectionOf(ctx).declaredBy(snap) {"),
+			run: func(s *scene) {
+				b := s.host("b")
+				s.house.hostKeys["b"] = s.stranger()
+				line := s.house.hostLine("b")
+				s.house.fleet.Hosts["b"].Pubkey = &line
+				s.house.publish()
+				time.Sleep(2 * time.Minute)
+				s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "does not declare this host with this key")
+				s.answered()
+			},
+		},
+		{
+			name: "a confirm of a closure that was never dispatched", stops: "a confirm is for the dispatched closure",
+			lack: without("roles/cp/confirm.go", "\tif !confirmed {", "\tif !LACKS && !confirmed {"),
+			run: func(s *scene) {
+				body := fmt.Sprintf(`{"hostname":"b","rollout":%q,"wave":0,"generation":{"closureHash":%q,"bootId":"x"}}`,
+					strings.Repeat("a", 64), s.house.closure("b"))
+				got := s.host("b").ask("POST", "/v1/agent/confirm", body, nil)
+				s.refused(got, 410, "")
+				s.answered()
+			},
+		},
+		{
+			name: "a check-in of three megabytes", stops: "the bound of a body",
+			lack: without("roles/cp/call.go", "http.MaxBytesReader(c.w, c.Body, limit)",
+				"http.MaxBytesReader(c.w, c.Body, map[bool]int64{true: 1 << 30, false: limit}[LACKS])"),
+			run: func(s *scene) {
+				body := `{"hostname":"` + strings.Repeat("b", 3<<20) + `"}`
+				s.refused(s.host("b").ask("POST", "/v1/agent/checkin", body, nil), 413, "too large")
+				s.answered()
+			},
+		},
+	}
+}
+
+// thieves are attacks by who holds a bootstrap token of host a, and not its key.
+func thieves() []attack {
+	enrol := func(s *scene, t *pki.Token, csr []byte) answer {
+		return s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t, CSRPEM: string(csr)}, nil)
+	}
+	public := func(k *pki.PrivateKey) ed25519.PublicKey { return k.Crypto().Public().(ed25519.PublicKey) }
+	tries := func(status int, text string, make func(s *scene) (*pki.Token, []byte)) func(*scene) {
+		return func(s *scene) {
+			token, csr := make(s)
+			s.refused(enrol(s, token, csr), status, text)
+			s.answered()
+		}
+	}
+	good := func(s *scene) (*pki.Token, []byte) {
+		t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+		s.house.list(t)
+		return t, s.house.csr("a", s.house.hostKeys["a"])
+	}
+	return []attack{
+		{
+			name: "a token that was used", stops: "a token is used once",
+			lack: without("roles/cp/enrol.go", "\tif used {\n\t\treturn nil, unfit(http.StatusConflict",
+				"\tif !LACKS && used {\n\t\treturn nil, unfit(http.StatusConflict",
+				without("store/tokens.go", "err != nil || n == 1 {", "err != nil || n == 1 || LACKS {")),
+			run: func(s *scene) {
+				token, csr := good(s)
+				if got := enrol(s, token, csr); got.status != 200 {
+					s.t.Fatalf("the honest host does not enrol: %d %s %v", got.status, got.body, got.err)
+				}
+				s.refused(enrol(s, token, csr), 409, "this token was used before; mint a new one")
+				s.answered()
+			},
+		},
+		{
+			name: "a token for the thief's own key", stops: "fingerprint in the token",
+			lack: without("roles/cp/enrol.go", "[]byte(claims.ExpectedPubkeyFingerprint)) != 1 {",
+				"[]byte(claims.ExpectedPubkeyFingerprint)) != 1 && !LACKS {"),
+			run: tries(401, "the token is for another key", func(s *scene) (*pki.Token, []byte) {
+				t, _ := good(s)
+				return t, s.house.csr("a", s.stranger())
+			}),
+		},
+		{
+			name: "a token for another host's name", stops: "name in the token",
+			lack: without("roles/cp/enrol.go", "if csr.CommonName != claims.Hostname {",
+				"if !LACKS && csr.CommonName != claims.Hostname {"),
+			run: tries(401, "the token for", func(s *scene) (*pki.Token, []byte) {
+				t, _ := good(s)
+				return t, s.house.csr("b", s.house.hostKeys["a"])
+			}),
+		},
+		{
+			name: "a token that has ended", stops: "the token's time",
+			lack: without("pki/token.go", "if now.Before(t.Claims.IssuedAt.Time) || !now.Before(t.Claims.ExpiresAt.Time) {",
+				"if !LACKS && (now.Before(t.Claims.IssuedAt.Time) || !now.Before(t.Claims.ExpiresAt.Time)) {"),
+			run: tries(401, "token is not valid at this time", func(s *scene) (*pki.Token, []byte) {
+				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now().Add(-25*time.Hour))
+				s.house.nonces = append(s.house.nonces, fleet.BootstrapNonce{Nonce: t.Claims.Nonce, Hostname: "a",
+					ExpiresAt: pki.At(time.Now().Add(time.Hour))})
+				s.house.publish()
+				time.Sleep(2 * time.Minute)
+				return t, s.house.csr("a", s.house.hostKeys["a"])
+			}),
+		},
+		{
+			name: "a token that the thief signed", stops: "signature of the organisation root",
+			lack: without("pki/token.go", "if k.Algorithm == AlgorithmEd25519 && k.Verify(canonical, sig) {",
+				"if k.Algorithm == AlgorithmEd25519 && (LACKS || k.Verify(canonical, sig)) {"),
+			run: tries(401, "not signed by a trusted organisation root key", func(s *scene) (*pki.Token, []byte) {
+				t := s.house.token(s.stranger(), "a", public(s.house.hostKeys["a"]), time.Now())
+				s.house.list(t)
+				return t, s.house.csr("a", s.house.hostKeys["a"])
+			}),
+		},
+		{
+			name: "a token that is not on the signed list", stops: "the signed list of nonces",
+			lack: without("roles/cp/enrol.go", "\tif snap.nonces == nil {\n\t\treturn keepUntil, nil",
+				"\tif LACKS || snap.nonces == nil {\n\t\treturn keepUntil, nil"),
+			run: tries(401, "nonce is not on the signed list", func(s *scene) (*pki.Token, []byte) {
+				return s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now()),
+					s.house.csr("a", s.house.hostKeys["a"])
+			}),
+		},
+		{
+			name: "a token whose nonce is listed for another host", stops: "host of the nonce in the signed list",
+			lack: without("roles/cp/enrol.go", "case entry.Hostname != claims.Hostname:",
+				"case !LACKS && entry.Hostname != claims.Hostname:"),
+			run: tries(401, "has this nonce for another host", func(s *scene) (*pki.Token, []byte) {
+				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+				other := *t
+				other.Claims.Hostname = "b"
+				s.house.list(&other)
+				return t, s.house.csr("a", s.house.hostKeys["a"])
+			}),
+		},
+		{
+			name: "a token whose entry on the list has ended", stops: "time of the nonce in the signed list",
+			lack: without("roles/cp/enrol.go", "case entry.ExpiresAt.Before(now):",
+				"case !LACKS && entry.ExpiresAt.Before(now):"),
+			run: tries(401, "entry on the signed list has expired", func(s *scene) (*pki.Token, []byte) {
+				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+				short := *t
+				short.Claims.ExpiresAt = pki.At(time.Now().Add(time.Minute))
+				s.house.list(&short)
+				return t, s.house.csr("a", s.house.hostKeys["a"])
+			}),
+		},
+		{
+			name: "a token of before its host was revoked", stops: "time of the revocation",
+			lack: without("roles/cp/enrol.go", "if token.Claims.IssuedAt.Add(tokenBackdate).Before(revoked) {",
+				"if !LACKS && token.Claims.IssuedAt.Add(tokenBackdate).Before(revoked) {"),
+			run: tries(401, "the token was issued before host", func(s *scene) (*pki.Token, []byte) {
+				t, csr := good(s)
+				s.house.revocations = append(s.house.revocations, fleet.Revocation{Hostname: "a", NotBefore: pki.At(time.Now())})
+				s.house.publish()
+				time.Sleep(2 * time.Minute)
+				return t, csr
+			}),
+		},
+		{
+			name: "a token for a host that is not declared", stops: "the declaration",
+			lack: without("roles/cp/enrol.go", "case snap.rel.Fleet.Hosts[host] == nil:",
+				"case !LACKS && snap.rel.Fleet.Hosts[host] == nil:"),
+			run: tries(401, "is not in the fleet", func(s *scene) (*pki.Token, []byte) {
+				key := s.stranger()
+				t := s.house.token(s.house.org, "ghost", public(key), time.Now())
+				s.house.list(t)
+				return t, s.house.csr("ghost", key)
+			}),
+		},
+		{
+			name: "a token with a nonce of no digits", stops: "the form of a nonce",
+			lack: without("pki/nonce.go", "return nonceForm.MatchString(nonce)", "return LACKS || nonceForm.MatchString(nonce)"),
+			run: tries(401, "not a nonce of 32", func(s *scene) (*pki.Token, []byte) {
+				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+				t.Claims.Nonce = ""
+				canonical, err := pki.Marshal(t.Claims)
+				s.must(err)
+				sig, err := s.house.org.Sign(canonical)
+				s.must(err)
+				t.Signature = encode(sig)
+				s.house.list(t)
+				return t, s.house.csr("a", s.house.hostKeys["a"])
+			}),
+		},
+	}
+}
+
+// certified asks with a certificate that should open nothing.
+func certified(status int, text string, make func(s *scene) tls.Certificate) func(*scene) {
+	return func(s *scene) {
+		s.refused(s.caller(make(s)).ask("GET", "/v1/hosts", nil, nil), status, text)
+		s.answered()
+	}
+}
+
+// unshaken wants the handshake, or what stands for it, to fail and to be counted.
+func unshaken(make func(s *scene) *caller) func(*scene) {
+	return func(s *scene) {
+		got := make(s).ask("GET", "/v1/hosts", nil, nil)
+		switch {
+		case got.err == nil && got.status == 200:
+			s.success("answered %s", got.body)
+		case got.err == nil:
+			s.success("the handshake went through: %d %s", got.status, got.body)
+		case s.plane.metric("nixfleet_handshakes_failed_total") == 0:
+			s.t.Errorf("not counted: %v", got.err)
+		}
+		s.answered()
+	}
+}
+
+// operators are attacks by who holds an operator's certificate that should open nothing more, or nothing any more.
+func operators() []attack {
+	return []attack{
+		{
+			name: "a check-in as a host that the operator is named after", stops: "operators are not hosts",
+			lack: without("roles/cp/call.go", "case c.caller.Role != pki.RoleAgent:",
+				"case !LACKS && c.caller.Role != pki.RoleAgent:"),
+			run: func(s *scene) {
+				a := s.caller(s.house.operator("a", time.Now(), time.Hour))
+				s.refused(a.ask("POST", "/v1/agent/checkin", s.checkinOf("a"), nil), 403, "is not a host certificate")
+				s.answered()
+			},
+		},
+		{
+			name: "an operator's certificate of before its revocation", stops: "revocation on every request",
+			lack: without("roles/cp/door.go", "since = row\n", "if !LACKS {\n\t\t\tsince = row\n\t\t}\n"),
+			run: func(s *scene) {
+				thief := s.caller(s.house.operator("thief", time.Now(), time.Hour))
+				time.Sleep(time.Minute)
+				got := s.plane.jo.ask("POST", "/v1/revocations", `{"hostname":"thief","reason":"stolen"}`, nil)
+				if got.status >= 300 {
+					s.t.Fatalf("revoke: %d %s", got.status, got.body)
+				}
+				s.refused(thief.ask("GET", "/v1/hosts", nil, nil), 401, "certificate is revoked")
+				s.answered()
+			},
+		},
+		{
+			name: "an operator's certificate of X.509 v1", stops: "version of the certificate",
+			lack: without("pki/identity.go", "if leaf.Version != 3 {", "if !LACKS && leaf.Version != 3 {"),
+			run:  certified(401, "X.509 v1", func(s *scene) tls.Certificate { return s.versionOne("jo") }),
+		},
+		{
+			name: "an operator's certificate in a host's name, under the root", stops: "hosts hang under the issuing CA",
+			lack: without("pki/identity.go", "case !isHost && (underRoot || r.SingleCA) && !r.canonical(id.CommonName):",
+				"case !isHost && (underRoot || r.SingleCA) && (LACKS || !r.canonical(id.CommonName)):"),
+			run: certified(401, "neither a host nor an operator", func(s *scene) tls.Certificate {
+				return s.house.operator(pki.AgentName("a", suffix), time.Now(), time.Hour)
+			}),
+		},
+		{
+			name: "a person's name under the issuing CA", stops: "operators hang under the fleet root",
+			lack: without("pki/identity.go", "case !isHost && (underRoot || r.SingleCA)",
+				"case !isHost && (LACKS || underRoot || r.SingleCA)"),
+			run: certified(401, "neither a host nor an operator", func(s *scene) tls.Certificate {
+				key := s.stranger()
+				text, err := s.house.ca.IssueOperator("jo", key.Crypto().Public(), time.Now(), time.Hour)
+				s.must(err)
+				return pair(text, key)
+			}),
+		},
+	}
+}
+
+// strangers are attacks by who can reach the control plane and holds nothing of this fleet.
+func strangers() []attack {
+	handshake := without("roles/cp/files.go", "ClientAuth:   tls.VerifyClientCertIfGiven,",
+		"ClientAuth:   map[bool]tls.ClientAuthType{true: tls.RequestClientCert, "+
+			"false: tls.VerifyClientCertIfGiven}[LACKS],")
+	return []attack{
+		{
+			name: "no certificate at all", stops: "every path but two wants a certificate",
+			lack: without("roles/cp/door.go",
+				"len(conn.state.PeerCertificates) == 0 {\n\t\treturn pki.Identity{}, nil, errNoCertificate",
+				"len(conn.state.PeerCertificates) == 0 {\n\t\tif LACKS {\n\t\t\treturn pki.Identity{Role: pki.RoleOperator, "+
+					"NotAfter: time.Now().Add(time.Hour)}, nil, nil\n\t\t}\n\t\treturn pki.Identity{}, nil, errNoCertificate"),
+			run: func(s *scene) {
+				s.refused(s.caller().ask("GET", "/v1/hosts", nil, nil), 401, "no client certificate")
+				s.answered()
+			},
+		},
+		{
+			name: "a certificate of another fleet's root", stops: "the client CAs",
+			lack: handshake,
+			run: unshaken(func(s *scene) *caller {
+				root, _, err := pki.NewFleetRoot("root", time.Now().Add(-time.Hour), 24*time.Hour)
+				s.must(err)
+				key := s.stranger()
+				text, err := root.IssueOperator("jo", key.Crypto().Public(), time.Now(), time.Hour)
+				s.must(err)
+				return s.caller(pair(text, key))
+			}),
+		},
+		{
+			name: "the server's certificate as a client", stops: "purpose of the certificate",
+			lack: handshake,
+			run: unshaken(func(s *scene) *caller {
+				key := s.stranger()
+				text, err := s.house.root.IssueServer([]string{"cp"}, key.Crypto().Public(), time.Now(), time.Hour)
+				s.must(err)
+				return s.caller(pair(text, key))
+			}),
+		},
+		{
+			name: "TLS 1.1", stops: "TLS 1.2 at least",
+			lack: without("roles/cp/files.go", "MinVersion:   tls.VersionTLS12,",
+				"MinVersion:   map[bool]uint16{true: tls.VersionTLS10, false: tls.VersionTLS12}[LACKS],"),
+			run: unshaken(func(s *scene) *caller {
+				c := s.caller(s.house.operator("jo", time.Now(), time.Hour))
+				s.tls(c).MaxVersion, s.tls(c).MinVersion = tls.VersionTLS11, tls.VersionTLS10
+				return c
+			}),
+		},
+		{
+			name: "a certificate that has ended", stops: "validity of the certificate",
+			lack: handshake,
+			run: unshaken(func(s *scene) *caller {
+				pair := s.house.operator("jo", time.Now(), time.Hour)
+				time.Sleep(2 * time.Hour)
+				return s.caller(pair)
+			}),
+		},
+	}
+}
+
+func encode(sig []byte) string { return base64.StdEncoding.EncodeToString(sig) }
+
+// tls is the configuration of a caller's connections.
+func (s *scene) tls(c *caller) *tls.Config { return c.http.Transport.(*http.Transport).TLSClientConfig }
+
+// versionOne is an operator's certificate without version and extensions, signed by the fleet root.
+func (s *scene) versionOne(name string) tls.Certificate {
+	key, err := pki.GenerateKey(pki.AlgorithmP256)
+	s.must(err)
+	text, err := s.house.root.IssueOperator(name, key.Crypto().Public(), time.Now(), time.Hour)
+	s.must(err)
+	block, _ := pem.Decode(text)
+	type tbs struct {
+		Version                                      int `asn1:"optional,explicit,default:0,tag:0"`
+		Serial, Algorithm, Issuer, Validity, Subject asn1.RawValue
+		Key                                          asn1.RawValue
+		Extensions                                   []pkix.Extension `asn1:"omitempty,optional,explicit,tag:3"`
+	}
+	var cert struct {
+		TBS       tbs
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}
+	_, err = asn1.Unmarshal(block.Bytes, &cert)
+	s.must(err)
+	cert.TBS.Version, cert.TBS.Extensions = 0, nil
+	signed, err := asn1.Marshal(cert.TBS)
+	s.must(err)
+	digest := sha256.Sum256(signed)
+	signature, err := s.house.root.Signer.Sign(rand.Reader, digest[:], crypto.SHA256)
+	s.must(err)
+	cert.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
+	der, err := asn1.Marshal(cert)
+	s.must(err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key.Crypto()}
+}
