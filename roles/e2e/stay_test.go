@@ -132,6 +132,8 @@ var screens = []struct {
 	{"status-channel", "status --channel 'ed*' --fail-on failed", 0},
 	{"status-fail-on", "status --state failed --fail-on failed", 3},
 	{"certs", "certs --agents 0", 0},
+	{"release-show", "release show", 0},
+	{"release-list", "release list", 0},
 	{"rollout-list", "rollout list", 0},
 	{"rollout-show", "rollout show stable", 0},
 	{"rollout-trace", "rollout trace stable", 0},
@@ -167,10 +169,33 @@ func TestScreens(t *testing.T) {
 		out != "release 9 is pushed to both channels\n" {
 		t.Errorf("push: %d %q %q", code, out, said)
 	}
+	// A release that waits says how it ended, and not how the one before did.
+	if out, said, code := d.released(); code != 0 || !strings.Contains(said, "has converged") {
+		t.Errorf("release --wait after a good one: %d %s%s", code, out, said)
+	}
+	if _, said, code := d.shell(binary + " demo push bad"); code != 0 {
+		t.Errorf("push: %d %s", code, said)
+	}
+	if out, said, code := d.released(); code != 3 || !strings.Contains(said, "is halted: host web-01: activation-failed") {
+		t.Errorf("release --wait after a bad one: %d %s%s", code, out, said)
+	}
 	if _, said, code := d.shell(binary + " demo push worse"); code != 2 {
 		t.Errorf("push worse: %d %s", code, said)
 	}
 	d.closed()
+}
+
+// released signs the newest release of the demonstration again, and waits for its end.
+func (d *stayingDemo) released() (stdout, stderr string, code int) {
+	d.t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(d.home, "nixfleet-demo-*"))
+	if err != nil || len(dirs) != 1 {
+		d.t.Fatalf("directories of the demonstration: %v %v", dirs, err)
+	}
+	dir := dirs[0]
+	return d.nixfleet("release --resign --build-flake " + dir + "/fleet --release-dir " + dir + "/fleet/releases" +
+		" --sign-key " + dir + "/keys/release.key --trust-file " + dir + "/keys/trust.json --git-push origin:main" +
+		" --git-user-name ci --git-user-email ci@localhost --wait --wait-timeout 4m")
 }
 
 func (d *stayingDemo) golden(name, got string) {

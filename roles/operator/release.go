@@ -12,6 +12,7 @@ import (
 	"nixfleet/nixops/fleet"
 	"nixfleet/roles/command"
 	"nixfleet/roles/operator/release"
+	"nixfleet/roles/protocol/client"
 )
 
 func releaseCommand() *cli.Command {
@@ -36,9 +37,11 @@ func releaseCommand() *cli.Command {
 			"and if they bring none it warns and publishes.\n\n" +
 			"Example:\n   nixfleet release --sign-key release.key --push-cmd 'nix copy --to s3://cache $NIXFLEET_PATH' " +
 			"--git-push origin:main\n" +
+			"   nixfleet release --sign-key release.key --git-push origin:main --wait --wait-timeout 2h\n" +
 			"   nixfleet release --resign --sign-cmd ./sign-with-tpm --trust-file trust.json --git-push origin:main",
-		Flags:  slices.Concat(sourceFlags(), pushFlags(), signFlags(), publishFlags()),
-		Action: runRelease,
+		Flags:       slices.Concat(sourceFlags(), pushFlags(), signFlags(), publishFlags(), waitFlags()),
+		Subcommands: releaseViews(),
+		Action:      runRelease,
 	}
 }
 
@@ -130,14 +133,33 @@ func runRelease(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	var plane *client.Client
+	if c.Bool("wait") {
+		if cfg.DryRun {
+			return command.Usage("", "--dry-run publishes nothing that --wait could wait for")
+		}
+		// Before anything is built: who is to be asked must be known.
+		if plane, err = connect(c); err != nil {
+			return err
+		}
+	}
 	summary, err := release.Run(c.Context, cfg)
 	if err != nil {
 		return err
 	}
 	if c.Bool("json") {
-		return command.Document(c, summary)
+		err = command.Document(c, summary)
+	} else {
+		err = printRelease(c, summary)
 	}
-	return printRelease(c, summary)
+	if err != nil || plane == nil {
+		return err
+	}
+	var ids []string
+	for _, name := range sortedKeys(summary.Channels) {
+		ids = append(ids, summary.Channels[name].RolloutID)
+	}
+	return waitForRelease(c, plane, ids)
 }
 
 // releaseConfig reads the flags of release, once and for all.

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,9 +32,13 @@ func watchCommand() *cli.Command {
 		Description: "With a ROLLOUT it ends with that rollout, and the exit code tells how: 0 converged, 3 halted or\n" +
 			"reverted, 4 cancelled, 5 superseded by a newer release, 6 still going on after --timeout. An id that is\n" +
 			"not known yet is waited for. Without a ROLLOUT the command follows the whole fleet.\n\n" +
-			"Example:\n   nixfleet rollout watch\n   nixfleet rollout watch stable --timeout 2h",
+			"With --commit it waits until the release of that commit is in force, and for the end of its rollouts, on one\n" +
+			"channel or on all: so that a script is never told of the release before.\n\n" +
+			"Example:\n   nixfleet rollout watch\n   nixfleet rollout watch stable --timeout 2h\n" +
+			"   nixfleet rollout watch --commit \"$(git rev-parse HEAD)\" --timeout 2h",
 		Flags: append(connectionFlags(), command.JSONFlag(),
 			&cli.Int64Flag{Name: "after", Usage: "begin after the event numbered `SEQ` (default: the oldest one kept)"},
+			&cli.StringFlag{Name: "commit", Usage: "the rollouts of the release of this commit `SHA`, or its beginning"},
 			&cli.DurationFlag{Name: "timeout", Usage: "wait no longer than this `TIME` for the end of the rollout (default: " +
 				"for ever)"}),
 		Action: rolloutWatch,
@@ -70,6 +75,15 @@ func rolloutWatch(c *cli.Context) error {
 		return command.Usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
 	}
 	w := &watcher{c: c, client: plane, query: client.EventQuery{After: c.Int64("after")}}
+	ctx := c.Context
+	if limit := c.Duration("timeout"); limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	if sha := c.String("commit"); sha != "" {
+		return w.released(ctx, sha, c.Args().First())
+	}
 	if c.NArg() == 0 {
 		// Whoever answered once is waited for when he falls silent; who never did is
 		// a mistake in the configuration.
@@ -78,15 +92,13 @@ func rolloutWatch(c *cli.Context) error {
 		}
 		return w.follow(c.Context, "")
 	}
-	id, _, err := findRollout(c, plane)
+	id, found, err := findRollout(c, plane)
 	if err != nil {
 		return err
 	}
-	ctx := c.Context
-	if limit := c.Duration("timeout"); limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
+	if found != nil && found.Channel == c.Args().First() && over(found.State) {
+		progress(c, "%s has no rollout under way; this is the one before, of commit %s (--commit SHA waits for a newer one)",
+			command.Plain(found.Channel), command.Short(cmp.Or(found.Ref, "unknown")))
 	}
 	err = w.follow(ctx, id)
 	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
