@@ -33,6 +33,9 @@ var (
 	ErrNotClosure = errors.New("not a valid system closure")
 	// ErrMismatch means that Nix gave another path than the caller asked for.
 	ErrMismatch = errors.New("nix gave another path than it was asked for")
+	// ErrRepaired means that contents of the closure were damaged, for example because power was lost before they
+	// were on the disk, and that they have been fetched again.
+	ErrRepaired = errors.New("damaged store paths were fetched again")
 	// ErrUnitExists means that a unit of that name already runs.
 	ErrUnitExists = errors.New("unit is running already")
 	// ErrUnsupported means that this kind of host cannot do what the caller asked for.
@@ -76,7 +79,9 @@ type Host interface {
 	// Realise fetches the closure into the store from the pinned substituters. Before it fetches, it makes a
 	// garbage collector root with the closure's name, which stays. progress, if not nil, gets one line of text at
 	// a time. The errors are ErrUnsigned, ErrUnreachable, ErrNotFound, ErrNoSpace, ErrMismatch and ErrNotClosure.
-	Realise(ctx context.Context, closure string, progress func(string)) error
+	// With Verified it also compares the contents of every path of the closure with what was signed, and fetches
+	// damaged paths again; it returns ErrRepaired if there were any and all is well now.
+	Realise(ctx context.Context, closure string, progress func(string), how ...Fetch) error
 	// AddRoot makes a garbage collector root of that name for a closure. It replaces an older root of that name.
 	AddRoot(ctx context.Context, name, closure string) error
 	// RemoveRoot removes a root. A root that does not exist is not an error.
@@ -184,6 +189,12 @@ type Closure struct {
 	Version         string    // content of nixos-version
 	SourceDate      time.Time // day of the nixpkgs source in Version; zero if Version has no day
 }
+
+// Fetch is a way of fetching a closure.
+type Fetch int
+
+// Verified also looks at the contents of what the store has already.
+const Verified Fetch = 1
 
 // NeedsReboot returns the parts in which the closure differs from the booted one and which take effect only after a
 // reboot, although a live switch is possible.

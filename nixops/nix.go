@@ -65,6 +65,8 @@ func substitution(substituters, keys []string) []string {
 		"--option", "stalled-download-timeout", "60",
 		"--option", "download-attempts", "3",
 		"--option", "max-jobs", "0",
+		// What Nix registers as valid is on the disk first: power may be lost right after a download.
+		"--option", "fsync-store-paths", "true",
 		"--option", "builders", "",
 	}
 	if substituters != nil {

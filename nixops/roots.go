@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"nixfleet/nixops/disk"
 	"nixfleet/nixops/fleet"
 )
 
-func (m *machine) Realise(ctx context.Context, closure string, progress func(string)) error {
+func (m *machine) Realise(ctx context.Context, closure string, progress func(string), how ...Fetch) error {
 	path, err := StorePath(closure)
 	if err != nil {
 		return err
@@ -29,7 +30,10 @@ func (m *machine) Realise(ctx context.Context, closure string, progress func(str
 	if got, err := os.Readlink(m.root + rootsDir + "/" + closure); err != nil || got != path {
 		return fmt.Errorf("realise %s: got %q: %w", closure, got, errors.Join(ErrMismatch, err))
 	}
-	return m.nix.valid(ctx, closure)
+	if err := m.nix.valid(ctx, closure); err != nil || !slices.Contains(how, Verified) {
+		return err
+	}
+	return m.nix.repair(ctx, path, m.fetch, progress)
 }
 
 // register makes Nix itself make the root again once the path is valid. Our link alone is not enough: a garbage

@@ -237,3 +237,22 @@ func cutJSON(name string) (string, bool) {
 	ext := filepath.Ext(name)
 	return name[:len(name)-len(ext)], ext == ".json"
 }
+
+// Damage spoils the contents of a closure in the store, as a power cut after its download may. Its script then cannot
+// run to its end, until Realise has looked at the contents.
+func (m *machine) Damage(closure string) error {
+	return m.with(func(st *memory) error {
+		st.Damaged = append(st.Damaged, closure)
+		return nil
+	})
+}
+
+func (m *machine) repair(closure string) error {
+	return m.with(func(st *memory) error {
+		if !slices.Contains(st.Damaged, closure) {
+			return nil
+		}
+		st.Damaged = slices.DeleteFunc(st.Damaged, func(c string) bool { return c == closure })
+		return fmt.Errorf("%w: %s", nixops.ErrRepaired, closure)
+	})
+}

@@ -76,7 +76,7 @@ func (s *Host) SinceBoot(ctx context.Context) (time.Duration, error) {
 	return since, err
 }
 
-func (s *Host) Realise(ctx context.Context, closure string, progress func(string)) error {
+func (s *Host) Realise(ctx context.Context, closure string, progress func(string), how ...nixops.Fetch) error {
 	path, err := nixops.StorePath(closure)
 	if err != nil {
 		return err
@@ -86,6 +86,9 @@ func (s *Host) Realise(ctx context.Context, closure string, progress func(string
 		return err
 	}
 	if disk.Exists(s.stored(closure)) {
+		if slices.Contains(how, nixops.Verified) {
+			return s.repair(closure)
+		}
 		return nil
 	}
 	if disk.Exists(s.cache+"/unreachable") || !s.Online() {

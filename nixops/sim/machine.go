@@ -259,6 +259,9 @@ func (s *memory) run(u ran, c Closure) (exit int, activated bool) {
 		return c.Script.ExitCode, false
 	}
 	s.activate(u.Closure, c, u.End)
+	if slices.Contains(s.Damaged, u.Closure) {
+		return 1, true // in its middle
+	}
 	if c.Script.ExitCode == 101 {
 		s.Lists = u.Closure
 	}

@@ -18,7 +18,8 @@ type memory struct {
 	Roots     map[string]string `json:"roots"`
 	Units     map[string]ran    `json:"units"`
 	Deadlines map[string]armed  `json:"deadlines"`
-	Notes     map[string][]byte `json:"notes"` // of deadlines that were not disarmed
+	Notes     map[string][]byte `json:"notes"`   // of deadlines that were not disarmed
+	Damaged   []string          `json:"damaged"` // closures of the store
 	LockHeld  bool              `json:"lockHeld"`
 	Lists     string            `json:"lists"` // closure whose killed switch left its lists
 	StoreFree uint64            `json:"storeFree"`

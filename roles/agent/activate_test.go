@@ -344,9 +344,9 @@ func (s *snapshots) take(call string) {
 	s.taken, s.calls = append(s.taken, to), append(s.calls, call)
 }
 
-func (s *snapshots) Realise(ctx context.Context, c string, f func(string)) error {
+func (s *snapshots) Realise(ctx context.Context, c string, f func(string), how ...nixops.Fetch) error {
 	s.take("realise")
-	return s.Host.Realise(ctx, c, f)
+	return s.Host.Realise(ctx, c, f, how...)
 }
 func (s *snapshots) ArmDeadline(ctx context.Context, d nixops.Deadline) error {
 	s.take("arm")

@@ -126,7 +126,7 @@ func (a *activator) activate(ctx context.Context, w *verify.Target) {
 			a.log.Error().Err(err).Msg("journal not closed")
 		}
 	case err != nil:
-		a.intake.giveUp(w, err)
+		a.intake.giveUp(ctx, w, err)
 	default:
 		a.advanceFrom(ctx, j)
 	}

@@ -58,10 +58,7 @@ func (i *intake) bring(ctx context.Context, w *verify.Target, j *journal.Journal
 	if err := i.preflight(ctx, w); err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, fetchLimit)
-	defer cancel()
-	err := i.host.Realise(limited, w.Closure(),
-		func(line string) { i.status.waiting("downloading %s: %s", w.Closure(), line) })
+	err := i.fetch(ctx, w.Closure())
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -95,6 +92,90 @@ func (i *intake) bring(ctx context.Context, w *verify.Target, j *journal.Journal
 		return errors.New("the closure has no trust file of its own, so it would refuse every later release")
 	}
 	return nil
+}
+
+const (
+	// fetchTries is how often a download is taken up again that was cut off, before the target is
+	// put off. Nix keeps the paths that it has, and does not take up the one that was cut off.
+	fetchTries = 5
+	fetchPause = 10 * time.Second // after the first; twice as long after each next one
+)
+
+// fetch gets a closure into the store. What the store had before is looked at as well where a
+// power cut or a failure may have come in between.
+func (i *intake) fetch(ctx context.Context, closure string) error {
+	limited, cancel := context.WithTimeout(ctx, fetchLimit)
+	defer cancel()
+	var how []nixops.Fetch
+	if i.suspect(limited, closure) {
+		how = append(how, nixops.Verified)
+	}
+	for try := 1; ; try++ {
+		copied := false
+		err := i.host.Realise(limited, closure, func(line string) {
+			copied = true
+			i.status.waiting("downloading %s: %s", closure, line)
+		}, how...)
+		if errors.Is(err, nixops.ErrRepaired) {
+			i.log.Warn().Err(err).Str("closure", closure).Msg("store repaired before the activation")
+			err = nil
+		}
+		if err == nil {
+			return i.noteFetched(limited, closure)
+		}
+		if !copied || try == fetchTries || !errors.Is(err, nixops.ErrUnreachable) {
+			return err
+		}
+		pause := fetchPause << (try - 1)
+		i.log.Warn().Err(err).Str("closure", closure).Dur("retry_in", pause).Msg("download cut off")
+		i.status.waiting("the cache: the download of %s was cut off and is taken up again in %s", closure, pause)
+		if err := nixops.Sleep(limited, pause); err != nil {
+			return err
+		}
+	}
+}
+
+const fetchedFile = "fetched.json"
+
+// fetched is the closure that was fetched last, and the boot in which it was.
+type fetched struct {
+	Closure string `json:"closure" shape:"R"`
+	BootID  string `json:"bootId" shape:"R"`
+}
+
+// suspect reports whether a closure lies in the store already and was not fetched by this agent
+// in this boot, or has failed here: its contents may be damaged.
+func (i *intake) suspect(ctx context.Context, closure string) bool {
+	if q := i.memory.quarantine.Load(); q != nil && q.Closure == closure {
+		return true
+	}
+	if _, err := i.host.Inspect(ctx, closure); err != nil {
+		return !errors.Is(err, nixops.ErrNotClosure)
+	}
+	last := journal.Optional[fetched](i.dir, fetchedFile, func(error) {})
+	boot, err := i.host.BootID(ctx)
+	return last == nil || err != nil || last.Closure != closure || last.BootID != boot
+}
+
+func (i *intake) noteFetched(ctx context.Context, closure string) error {
+	boot, err := i.host.BootID(ctx)
+	if err == nil {
+		err = i.dir.Write(fetchedFile, fetched{closure, boot})
+	}
+	if err != nil {
+		i.log.Warn().Err(err).Msg("download not noted; it is looked at again")
+	}
+	return nil
+}
+
+// repaired looks at the contents of a closure that has failed. It says what was damaged and
+// has been fetched again, empty when nothing was or when it cannot be known.
+func repaired(ctx context.Context, host nixops.Host, closure string) string {
+	err := host.Realise(ctx, closure, nil, nixops.Verified)
+	if errors.Is(err, nixops.ErrRepaired) {
+		return err.Error()
+	}
+	return ""
 }
 
 // inStore reports whether a release may bring another file in its place.
@@ -211,7 +292,7 @@ func (i *intake) cannotBegin(w *verify.Target, err error) {
 
 // giveUp ends an activation that has changed nothing yet. A download that was
 // cut off by our own end stays in the journal for the next agent.
-func (i *intake) giveUp(w *verify.Target, err error) {
+func (i *intake) giveUp(ctx context.Context, w *verify.Target, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
@@ -224,6 +305,10 @@ func (i *intake) giveUp(w *verify.Target, err error) {
 	var local *localError
 	if errors.As(err, &local) {
 		i.postpone(w, local)
+		return
+	}
+	if why := repaired(context.WithoutCancel(ctx), i.host, w.Closure()); why != "" {
+		i.postpone(w, &localError{journal.Because(protocol.CausePreflight, why), protocol.EventRealiseFailed})
 		return
 	}
 	text := err.Error()

@@ -112,11 +112,11 @@ type ailing struct {
 	switched bool
 }
 
-func (a *ailing) Realise(ctx context.Context, closure string, progress func(string)) error {
+func (a *ailing) Realise(ctx context.Context, closure string, progress func(string), how ...nixops.Fetch) error {
 	if a.m.broken == "realise" {
 		return errors.New("root for it: read-only file system")
 	}
-	return a.Host.Realise(ctx, closure, progress)
+	return a.Host.Realise(ctx, closure, progress, how...)
 }
 
 func (a *ailing) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit, error) {

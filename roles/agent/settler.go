@@ -60,6 +60,7 @@ func (s *settler) settle(ctx context.Context) {
 	if err != nil || j == nil || j.Step != journal.Undone {
 		return
 	}
+	s.repair(ctx, j)
 	if j.Blame {
 		s.reporter.report(protocol.EventActivationFailed, j.ChannelRef,
 			protocol.ActivationFailed{Phase: j.Reason.String(), ExitCode: j.ExitCode, StderrTail: nonEmpty(j.Output)})
@@ -96,6 +97,25 @@ func (s *settler) settle(ctx context.Context) {
 		s.log.Error().Err(err).Msg("journal not closed")
 	}
 }
+
+// repair takes the blame from a release whose store paths were damaged here: it is tried again
+// with what was fetched anew.
+func (s *settler) repair(ctx context.Context, j *journal.Journal) {
+	if !j.Blame || j.Recalled {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, repairLimit)
+	defer cancel()
+	s.status.waiting("the contents of %s to be compared with what was signed", j.Closure)
+	if why := repaired(limited, s.host, j.Closure); why != "" {
+		s.log.Warn().Str("closure", j.Closure).Str("what", why).Msg("store repaired; the release is not to blame")
+		j.Blame, j.Reason = false, journal.Because(protocol.CausePreflight, j.Reason.String()+"; "+why)
+	}
+}
+
+// repairLimit bounds the look at the contents of a closure that has failed. The loop waits for it, and systemd for
+// the loop (stallLimit).
+const repairLimit = 4 * time.Minute
 
 func (s *settler) undo(ctx context.Context, reason journal.Reason) error {
 	s.status.waiting("undoing: %s", reason)

@@ -99,7 +99,7 @@ func (s *switcher) arm(ctx context.Context, j *journal.Journal) (*journal.Journa
 			func(j *journal.Journal) { j.Component = component })
 	}
 	if err := s.intake.checkTarget(ctx, j.Closure); err != nil {
-		s.intake.giveUp(w, err)
+		s.intake.giveUp(ctx, w, err)
 		return nil, nil
 	}
 	if _, why := s.mayBegin(j); why.Cause != "" { // the checks take their time, too

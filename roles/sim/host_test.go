@@ -401,12 +401,12 @@ func (m *watched) Reboot(context.Context) error {
 	return nil
 }
 
-func (m *watched) Realise(ctx context.Context, closure string, progress func(string)) error {
+func (m *watched) Realise(ctx context.Context, closure string, progress func(string), how ...nixops.Fetch) error {
 	m.h.w.begins(m.h, closure)
 	if err := m.step(ctx); err != nil {
 		return err
 	}
-	return m.Host.Realise(ctx, closure, progress)
+	return m.Host.Realise(ctx, closure, progress, how...)
 }
 
 func (m *watched) ArmDeadline(ctx context.Context, d nixops.Deadline) error {
