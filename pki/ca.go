@@ -300,8 +300,23 @@ func (ca *CA) IssueAgent(csr *CSR, hostname, suffix string, now time.Time,
 // IssueOperator issues a person's client certificate. It must hang directly
 // under the fleet root to count as an operator's.
 func (ca *CA) IssueOperator(cn string, pub crypto.PublicKey, now time.Time, validity time.Duration) ([]byte, error) {
+	return ca.IssueScopedOperator(cn, nil, pub, now, validity)
+}
+
+// IssueScopedOperator issues a person's client certificate that may do what the scope
+// has; nil is everything.
+func (ca *CA) IssueScopedOperator(cn string, scope *Scope, pub crypto.PublicKey, now time.Time,
+	validity time.Duration) ([]byte, error) {
 	if cn == "" {
 		return nil, errors.New("issue operator certificate: no name")
+	}
+	var extensions []pkix.Extension
+	if scope != nil {
+		extension, err := scope.extension()
+		if err != nil {
+			return nil, fmt.Errorf("issue operator certificate: %w", err)
+		}
+		extensions = append(extensions, extension)
 	}
 	text, _, err := ca.issue(&x509.Certificate{
 		Subject:               pkix.Name{CommonName: cn},
@@ -310,6 +325,7 @@ func (ca *CA) IssueOperator(cn string, pub crypto.PublicKey, now time.Time, vali
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ExtraExtensions:       extensions,
 	}, pub, nil)
 	return text, err
 }

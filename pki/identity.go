@@ -31,6 +31,7 @@ type Identity struct {
 	NotBefore  time.Time
 	NotAfter   time.Time
 	Key        crypto.PublicKey
+	Scope      *Scope // of an operator; nil for everything
 }
 
 // IdentityRules say how this fleet names its certificates.
@@ -95,13 +96,17 @@ func (r IdentityRules) Identify(chains [][]*x509.Certificate) (Identity, error) 
 	if err := CheckKey(leaf.PublicKey); err != nil {
 		return Identity{}, fmt.Errorf("%w: %q: %w", ErrIdentity, cn, err)
 	}
+	scope, err := ScopeOf(leaf)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: %q: %w", ErrIdentity, cn, err)
+	}
 	switch {
 	case !one || leaf.IsCA:
 		return Identity{}, fmt.Errorf("%w: %q", ErrIdentity, cn)
 	case isHost && (!underRoot || r.SingleCA):
 		id.Role, id.Name = RoleAgent, host
 	case !isHost && (underRoot || r.SingleCA) && !r.canonical(id.CommonName):
-		id.Role = RoleOperator
+		id.Role, id.Scope = RoleOperator, scope
 	default:
 		return Identity{}, fmt.Errorf("%w: %q under %q", ErrIdentity, cn, leaf.Issuer.CommonName)
 	}

@@ -97,6 +97,11 @@ func (f *Fleet) nullEntry() string {
 			return "hosts/" + name
 		}
 	}
+	for name, s := range f.OperatorScopes {
+		if s == nil {
+			return "operatorScopes/" + name
+		}
+	}
 	for name, c := range f.Channels {
 		if c.Compliance.Frameworks == nil {
 			return "channels/" + name

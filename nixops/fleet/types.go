@@ -31,7 +31,9 @@ type Fleet struct {
 	ChannelEdges      []ChannelEdge      `json:"channelEdges" shape:"D"`
 	DisruptionBudgets []Budget           `json:"disruptionBudgets" shape:"D"`
 	Members           *Members           `json:"members,omitzero" shape:"O"`
-	Meta              Meta               `json:"meta" shape:"R"`
+	// OperatorScopes narrow what operators may do, by the name in their certificates.
+	OperatorScopes map[string]*pki.Scope `json:"operatorScopes,omitzero" shape:"O"`
+	Meta           Meta                  `json:"meta" shape:"R"`
 }
 
 // Members binds the lists and heads of the same release: canonical hashes, null

@@ -10,6 +10,7 @@
 #     disruptionBudgets = [ { selector, maxInFlight, maxInFlightPct } ];
 #     revocations = [ { hostname, notBefore, reason, revokedBy } ];
 #     bootstrapNonces = [ { nonce, hostname, expiresAt, mintedAt, mintedBy } ];
+#     operatorScopes.operator-jo = { channels = [ "edge*" ]; verbs = [ "read" "pause" ]; };
 #     frameworks = [ "nis2" ];     # or with controls, see compliance.nix; without it v1's four
 #     complianceFrameworks = [ ];  # v1's name for more names of frameworks
 #   }
@@ -68,6 +69,7 @@ let
     disruptionBudgets = [ ];
     revocations = [ ];
     bootstrapNonces = [ ];
+    operatorScopes = { };
     complianceFrameworks = [ ];
     frameworks = if given ? complianceFrameworks then [ ] else defaults.frameworks;
   }
@@ -204,6 +206,12 @@ let
       signedAt = null;
       ciCommit = null;
     };
+  }
+  // optional (declared.operatorScopes != { }) {
+    operatorScopes = mapAttrs (_: s: {
+      channels = s.channels or [ ];
+      verbs = s.verbs or [ ];
+    }) declared.operatorScopes;
   };
 
   revocations = map (r: {

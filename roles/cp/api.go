@@ -156,7 +156,7 @@ func (b bodyless) WriteHeader(status int) {
 func (a *api) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	c := &call{Request: r, w: w}
 	c.caller, _ = r.Context().Value(identityKey).(pki.Identity)
-	err := a.door.mayCall(c, rt.who)
+	err := a.door.mayCall(c, rt)
 	var v any
 	if err == nil {
 		v, err = rt.handle(c)

@@ -19,6 +19,7 @@ import (
 type call struct {
 	*http.Request
 	caller pki.Identity
+	scopes scopes              // of the caller; none for everything
 	w      http.ResponseWriter // for headers and deadlines; answers are returned
 }
 

@@ -29,7 +29,7 @@ func channelOf(rel *fleet.Release, name string, channel fleet.Channel) protocol.
 }
 
 // channels lists the channels of the release in force, with how their hosts stand.
-func (p *views) channels(*call) (any, error) {
+func (p *views) channels(c *call) (any, error) {
 	rel := p.snapshot.Load().rel
 	counts, newest := map[string]*protocol.HostCounts{}, map[string]rollout.RolloutView{}
 	look(p.world, func(w *rollout.World, now time.Time) bool {
@@ -48,6 +48,9 @@ func (p *views) channels(*call) (any, error) {
 	})
 	out := protocol.ChannelsResponse{Channels: []protocol.ChannelEntry{}}
 	for _, name := range slices.Sorted(maps.Keys(rel.Fleet.Channels)) {
+		if !c.scopes.channel(name) {
+			continue
+		}
 		e := protocol.ChannelEntry{ChannelResponse: channelOf(rel, name, rel.Fleet.Channels[name])}
 		if n := counts[name]; n != nil {
 			e.Counts = *n

@@ -33,6 +33,8 @@ type door struct {
 	sourceRate *buckets      // requests that come with a token only, by address
 	tokenLimit *rate.Limiter // the same, all together
 	limitedLog rate.Sometimes
+	// channelOfRollout finds the channel of a rollout by any of its ids.
+	channelOfRollout func(id string) (channel string, known bool)
 
 	operators *shown
 }
@@ -241,8 +243,8 @@ func (d *door) shut(r *http.Request, id pki.Identity, err error) error {
 
 // mayCall refuses callers that a route is not for. Hosts are told apart by the
 // handlers, which know whose host a body or a path names.
-func (d *door) mayCall(c *call, who callers) error {
-	switch who {
+func (d *door) mayCall(c *call, rt *route) error {
+	switch rt.who {
 	case tokens:
 		if err := d.perSource(c); err != nil {
 			return err
@@ -261,7 +263,8 @@ func (d *door) mayCall(c *call, who callers) error {
 			return errOperatorOnly
 		}
 	}
-	return nil
+	c.scopes = d.scopesOf(c.caller)
+	return d.withinScope(c, rt.pattern)
 }
 
 var errOperatorOnly = refused(http.StatusForbidden, "operator-only", "only an operator's certificate may do this")

@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"nixfleet/nixops/fleet"
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -57,11 +58,13 @@ type follower interface {
 // follow tells a follower of the event log, until it is gone, we stop, or it is not allowed to
 // any more.
 func (v *views) follow(ctx context.Context, q client.EventQuery, to follower) error {
+	caller, _ := ctx.Value(identityKey).(pki.Identity)
+	mine := v.door.scopesOf(caller)
 	for {
 		more := v.feed.wait()
 		page, err := v.store.Events(ctx, q.Rollout, q.After, eventPage)
 		if err == nil {
-			err = to.lines(page)
+			err = to.lines(mine.events(page))
 		}
 		if err != nil {
 			return err

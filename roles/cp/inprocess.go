@@ -70,7 +70,7 @@ func (p *inProcess) call(ctx context.Context, q inQuestion) (*route, *call, erro
 	}
 	c := &call{Request: r, w: nowhere{http.Header{}}}
 	c.caller, _ = ctx.Value(identityKey).(pki.Identity)
-	return rt, c, p.door.mayCall(c, rt.who)
+	return rt, c, p.door.mayCall(c, rt)
 }
 
 // answer asks the handler of a route.

@@ -27,6 +27,9 @@ func (o *acts) revoke(c *call) (any, error) {
 	if req.Hostname == "" {
 		return nil, badRequest(http.StatusUnprocessableEntity, "hostname is empty")
 	}
+	if err := o.mayRevoke(c, req.Hostname); err != nil {
+		return nil, err
+	}
 	now := time.Now()
 	by, a := c.caller.CommonName, act{"revoke", req.Hostname, req.Reason}
 	row := store.Revocation{Hostname: req.Hostname, NotBefore: now, Reason: req.Reason, RevokedBy: by}
@@ -128,6 +131,16 @@ func (p *views) revocations(c *call) (any, error) {
 	return out, nil
 }
 
+// bareName is the host in the name of an agent's certificate, and any other name as it is.
+func bareName(name, suffix string) string {
+	if host, ok := strings.CutPrefix(name, "agent-"); ok {
+		if host, ok = strings.CutSuffix(host, "."+suffix); ok {
+			return host
+		}
+	}
+	return name
+}
+
 // concerns says whom a revocation of this name refuses: a host of the fleet, an operator
 // that has called since the start, a name that differs from a host's by case or blanks
 // only, so that it refuses nobody, or nobody who is known.
@@ -135,21 +148,13 @@ func concerns(
 	name string, snap *snapshot, suffix string, operators map[string]bool,
 ) (whom protocol.Concerned, meant string) {
 	hosts := snap.rel.Fleet.Hosts
-	bare := func(name string) string {
-		if host, ok := strings.CutPrefix(name, "agent-"); ok {
-			if host, ok = strings.CutSuffix(host, "."+suffix); ok {
-				return host
-			}
-		}
-		return name
-	}
 	switch {
-	case hosts[bare(name)] != nil:
+	case hosts[bareName(name, suffix)] != nil:
 		return protocol.ConcernsHost, ""
 	case operators[name]:
 		return protocol.ConcernsOperator, ""
 	}
-	tidy := bare(strings.ToLower(strings.Join(strings.Fields(name), "")))
+	tidy := bareName(strings.ToLower(strings.Join(strings.Fields(name), "")), suffix)
 	for host := range hosts {
 		if strings.ToLower(host) == tidy {
 			meant = cmp.Or(min(cmp.Or(meant, host), host), host)

@@ -114,6 +114,10 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		ticker: newTicker(cfg, db, w, held, snapshot),
 		door:   newDoor(cfg, reread, snapshot, db, counted),
 	}
+	s.door.channelOfRollout = func(id string) (string, bool) {
+		v, ok := w.view(id)
+		return v.Channel, ok
+	}
 	seen := newLastSeen()
 	s.handlers = &handlers{
 		readiness: &readiness{store: db, snapshot: snapshot, ticker: s.ticker, release: release},

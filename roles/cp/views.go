@@ -145,7 +145,7 @@ func (p *views) rollouts(c *call) (any, error) {
 	out := protocol.RolloutsResponse{Rollouts: []protocol.RolloutSummary{}}
 	look(p.world, func(w *rollout.World, now time.Time) bool {
 		for _, v := range w.Rollouts(now) {
-			if v.Open || all {
+			if (v.Open || all) && c.scopes.channel(v.Channel) {
 				var states map[string]rollout.HostState
 				if hosts {
 					states = w.HostStates(v.RolloutID)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -47,9 +48,21 @@ func operatorCertFlags() []cli.Flag {
 			"configuration file)"},
 		&cli.StringFlag{Name: "output-key", Usage: "write the key to `FILE` (default: operator.key beside the " +
 			"configuration file)"},
+		&cli.StringSliceFlag{Name: "scope-channel", Usage: "limit the certificate to channels that match `GLOB`"},
+		&cli.StringSliceFlag{Name: "scope-verb",
+			Usage: "limit the certificate to a `VERB`: " + strings.Join(pki.Verbs, ", ")},
 		daysFlag(),
 		&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
 	)
+}
+
+// scopeOf is what the flags limit a certificate to, nil for everything.
+func scopeOf(c *cli.Context) *pki.Scope {
+	s := &pki.Scope{Channels: c.StringSlice("scope-channel"), Verbs: c.StringSlice("scope-verb")}
+	if len(s.Channels)+len(s.Verbs) == 0 {
+		return nil
+	}
+	return s
 }
 
 func mintOperatorCertCommand() *cli.Command {
@@ -159,7 +172,7 @@ func (m *minted) operator(root *pki.CA, cn, certPath, keyPath string, validity t
 	if err != nil {
 		return err
 	}
-	cert, err := root.IssueOperator(cn, key.Crypto().Public(), m.now, validity)
+	cert, err := root.IssueScopedOperator(cn, scopeOf(m.c), key.Crypto().Public(), m.now, validity)
 	if err != nil {
 		return fmt.Errorf("issue operator certificate: %w", err)
 	}
