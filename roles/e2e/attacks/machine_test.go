@@ -149,8 +149,9 @@ type edge struct {
 	wire   *wire
 	server *http.Server
 
-	mu  sync.Mutex
-	lie func(path string, a *said) // nil: the honest control plane speaks
+	mu   sync.Mutex
+	lie  func(path string, a *said) // nil: the honest control plane speaks
+	pair *tls.Certificate
 }
 
 func newEdge(s *scene, m *machine) *edge {
@@ -159,9 +160,23 @@ func newEdge(s *scene, m *machine) *edge {
 	s.must(err)
 	e.server = &http.Server{ErrorLog: stdlog.New(io.Discard, "", 0), Handler: http.HandlerFunc(
 		func(w http.ResponseWriter, r *http.Request) { e.answer(m, w, r) })}
-	go e.server.Serve(tls.NewListener(e.wire, &tls.Config{Certificates: []tls.Certificate{pair},
-		ClientAuth: tls.RequestClientCert}))
+	e.pair = &pair
+	go e.server.Serve(tls.NewListener(e.wire, &tls.Config{ClientAuth: tls.RequestClientCert,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			return e.pair, nil
+		}}))
 	return e
+}
+
+// reload takes the server's present certificate, and ends the connections of before.
+func (e *edge) reload(s *scene) {
+	pair, err := tls.LoadX509KeyPair(s.path("server.pem"), s.path("server.key"))
+	s.must(err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.pair = &pair
 }
 
 func (e *edge) close() {

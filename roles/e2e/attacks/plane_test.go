@@ -54,7 +54,7 @@ func planes() []attack {
 					a.body, _ = pki.Marshal(protocol.CertResponse{CertPEM: make(s, csr), NotAfter: pki.At(time.Now())})
 				}
 			})
-			time.Sleep(13 * time.Hour) // half of a life of 20
+			time.Sleep(150 * time.Minute) // half of a life of four hours, and more
 			switch {
 			case s.log.saidBy(mark, "a", "certificate renewed"):
 				s.success("the certificate was taken")
