@@ -67,7 +67,7 @@ var allowed = map[string][]string{
 		"roles/protocol", "roles/protocol/client"},
 	"roles/sim": {}, // tests of several roles in one process
 	"roles/e2e": {}, // tests of the built executable
-	".":         {"roles/agent", "roles/command", "roles/cp", "roles/operator"},
+	".":         {"roles/agent", "roles/command", "roles/cp", "roles/cp/page", "roles/operator"},
 }
 
 // testRooms hold tests only.

@@ -19,6 +19,7 @@ import (
 	"nixfleet/roles/agent"
 	"nixfleet/roles/command"
 	"nixfleet/roles/cp"
+	"nixfleet/roles/cp/page"
 	"nixfleet/roles/operator"
 )
 
@@ -42,8 +43,8 @@ func application() *cli.App {
 	verbs := operator.Commands(operator.Roles{
 		ControlPlane: inProcess("cp", func() []*cli.Command { return []*cli.Command{cp.Command()} }),
 		Agent:        inProcess("agent", func() []*cli.Command { return []*cli.Command{agent.Command()} }),
-		Operator:     inProcess("", func() []*cli.Command { return operator.Commands(operator.Roles{}) }),
-	})
+		Operator:     inProcess("", func() []*cli.Command { return operator.Commands(operator.Roles{}, nil) }),
+	}, page.Workstation)
 	return command.App(build(), append(verbs, cp.Command(operator.PokeCommand()), agent.Command())...)
 }
 

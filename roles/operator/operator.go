@@ -22,10 +22,11 @@ import (
 // Roles are the command lines that the demonstration runs in its own process.
 type Roles = demo.Roles
 
-// Commands returns the operator's verbs.
-func Commands(roles Roles) []*cli.Command {
+// Commands returns the operator's verbs; page is what `dashboard` serves.
+func Commands(roles Roles, page Page) []*cli.Command {
 	verbs := []*cli.Command{
-		statusCommand(), certsCommand(), planCommand(), rolloutCommand(), hostCommand(), revokeCommand(),
+		statusCommand(), dashboardCommand(page), certsCommand(), planCommand(), rolloutCommand(), hostCommand(),
+		revokeCommand(),
 		revocationsCommand(), initCommand(), releaseCommand(), importV1Command(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
 		configCommand(), command.Completion(), demo.Command(roles),

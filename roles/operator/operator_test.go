@@ -23,7 +23,7 @@ func testApp(t *testing.T) *cli.App {
 	t.Helper()
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("XDG_CONFIG_HOME", "")
-	app := command.App("test", Commands(Roles{})...)
+	app := command.App("test", Commands(Roles{}, nil)...)
 	app.Writer, app.ErrWriter = new(bytes.Buffer), new(bytes.Buffer)
 	return app
 }
@@ -53,7 +53,7 @@ func FuzzArrangeKeepsEveryWord(f *testing.F) {
 	f.Add("rollout trace ID --json")
 	f.Add("revoke -- -x --reason --json")
 	f.Add("status --cp-url")
-	app := command.App("test", Commands(Roles{})...)
+	app := command.App("test", Commands(Roles{}, nil)...)
 	f.Fuzz(func(t *testing.T, line string) {
 		in := append([]string{"nixfleet"}, strings.Fields(line)...)
 		count := func(words []string) map[string]int {
@@ -195,5 +195,5 @@ func TestFlagsBelongToOneCommand(t *testing.T) {
 			walk(path+c.Name+" ", c.Subcommands)
 		}
 	}
-	walk("", Commands(Roles{}))
+	walk("", Commands(Roles{}, nil))
 }

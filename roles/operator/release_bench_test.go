@@ -68,7 +68,7 @@ func hostLine(i int) string {
 // operate runs a command of the operator's.
 func operate(b *testing.B, args ...string) {
 	b.Helper()
-	app := command.App("test", Commands(Roles{})...)
+	app := command.App("test", Commands(Roles{}, nil)...)
 	app.Writer, app.ErrWriter = io.Discard, io.Discard
 	if code := command.Run(context.Background(), app, append([]string{"nixfleet"}, args...)); code != 0 {
 		b.Fatalf("nixfleet %q: exit %d", args, code)

@@ -22,7 +22,7 @@ import (
 func nixfleet(prefix ...string) func() {
 	return func() {
 		cp := &cli.Command{Name: "cp", Usage: "control plane", Subcommands: []*cli.Command{PokeCommand()}}
-		app := command.App("test", append(Commands(Roles{}), cp)...)
+		app := command.App("test", append(Commands(Roles{}, nil), cp)...)
 		os.Exit(command.Run(context.Background(), app, append(append([]string{"nixfleet"}, prefix...), os.Args[1:]...)))
 	}
 }

@@ -22,7 +22,10 @@ type hostList struct {
 }
 
 // hostColumns says which columns are worth their place.
-type hostColumns struct{ Channel, Wave bool }
+type hostColumns struct {
+	Channel  bool
+	Sentence bool // why it waits in words, not by the code alone
+}
 
 // hostsOf asks for the part of a list that the query's `after` begins.
 func (p *Page) hostsOf(r *http.Request, q client.HostsQuery) (hostList, error) {
@@ -41,7 +44,7 @@ func (p *Page) hostsOf(r *http.Request, q client.HostsQuery) (hostList, error) {
 		again.Set("after", answer.Next)
 		list.Next = "?" + again.Encode() + "#hosts"
 	}
-	list.Show = hostColumns{Channel: q.Rollout == "", Wave: true}
+	list.Show = hostColumns{Channel: q.Rollout == "", Sentence: q.Rollout == ""}
 	return list, nil
 }
 

@@ -38,8 +38,7 @@ type next struct {
 	Waves   []protocol.PlanWave
 	Moves   []protocol.PlanMove
 	More    int // moves that are not named
-	Blocked []protocol.PlanBlocked
-	Held    int // blocked hosts that are not named
+	Blocked []blocked
 }
 
 // rolloutOf finds a rollout by its id, or by the beginning of it.
@@ -118,15 +117,34 @@ func (p *Page) next(r *http.Request, s *protocol.RolloutSummary) (*next, error) 
 		}
 	}
 	for _, x := range plan.Blocked {
-		switch {
-		case x.Channel != s.Channel:
-		case len(n.Blocked) < namedHosts:
-			n.Blocked = append(n.Blocked, x)
-		default:
-			n.Held++
+		if x.Channel == s.Channel {
+			n.block(x)
 		}
 	}
 	return n, nil
+}
+
+// blocked are hosts that wait for the same.
+type blocked struct {
+	Reason protocol.Reason
+	Hosts  []string // the first of them
+	More   int
+}
+
+// block adds a host to those that wait for the same.
+func (n *next) block(x protocol.PlanBlocked) {
+	i := slices.IndexFunc(n.Blocked, func(b blocked) bool { return b.Reason.Text == x.Reason.Text })
+	if i < 0 {
+		if len(n.Blocked) == namedHosts {
+			return // the list of hosts has them all
+		}
+		i, n.Blocked = len(n.Blocked), append(n.Blocked, blocked{Reason: x.Reason})
+	}
+	if b := &n.Blocked[i]; len(b.Hosts) < namedHosts {
+		b.Hosts = append(b.Hosts, x.Host)
+	} else {
+		b.More++
+	}
 }
 
 // chartOf draws how far a rollout came; nil where nothing was dispatched.

@@ -24,6 +24,7 @@ func (p *Page) words() template.FuncMap {
 		"plural": command.Plural,
 		"for":    func(secs uint32) string { return duration(time.Duration(secs) * time.Second) },
 		"stands": func(e protocol.HostEntry) badge { return stands(&e) },
+		"first":  firstWord,
 		"label":  func(action string) string { return verbs[action].Label },
 		"pages":  func() []entry { return entries },
 	}
@@ -123,6 +124,12 @@ func ordinal(wave any) uint32 {
 		return *wave + 1
 	}
 	return 0
+}
+
+// firstWord is the word that a text begins with.
+func firstWord(text string) string {
+	word, _, _ := strings.Cut(text, " ")
+	return word
 }
 
 // closureShort is what tells two closures of a host apart.
