@@ -32,6 +32,8 @@ var doneWords = map[string]string{
 func actionsOf(s *protocol.RolloutSummary) []string {
 	state := protocol.RolloutState(s.State)
 	switch {
+	case state == protocol.RolloutCancelled:
+		return []string{protocol.ActionResume} // of the newest one of its channel; others are refused
 	case !state.Open():
 		return nil
 	case s.Hold != nil, state == protocol.RolloutHalted:
