@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"nixfleet/pki"
 )
@@ -57,4 +58,24 @@ func Documents(fsys fs.FS) (map[string][]byte, error) {
 		}
 	}
 	return docs, nil
+}
+
+const (
+	// maxHead and maxList bound documents that are small by their nature, in bytes, so that an unverified one
+	// costs little.
+	maxHead = 1 << 20
+	maxList = 16 << 20
+)
+
+// MaxSize is the largest size of a file of a release that is read, in bytes, by its name.
+func MaxSize(name string) int {
+	switch {
+	case strings.HasSuffix(name, SignatureSuffix):
+		return maxSignatureFile
+	case strings.HasPrefix(name, HeadsDir+"/"):
+		return maxHead
+	case name == RevocationsName || name == NoncesName:
+		return maxList
+	}
+	return pki.MaxDocument
 }

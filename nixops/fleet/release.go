@@ -108,7 +108,7 @@ func LoadRelease(fsys fs.FS, o LoadOptions) (*Release, error) {
 }
 
 func (l *loader) read(name string) (Artifact, error) {
-	body, err := readFile(l.fsys, name, pki.MaxDocument)
+	body, err := readFile(l.fsys, name, MaxSize(name))
 	if err != nil {
 		return Artifact{}, err
 	}

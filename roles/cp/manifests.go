@@ -113,11 +113,13 @@ func (d *documents) fetchManifest(id string) (fleet.Artifact, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*source.FetchTimeout)
 	defer cancel()
 	at := func(template string) string { return strings.ReplaceAll(template, "{rolloutId}", id) }
-	body, _, err := source.Get(ctx, d.fetcher, at(d.cfg.Rollouts.Artifact), d.cfg.Rollouts.TokenFile, "")
+	body, _, err := source.Get(ctx, d.fetcher, at(d.cfg.Rollouts.Artifact), d.cfg.Rollouts.TokenFile, "",
+		fleet.MaxSize(fleet.ManifestName(id)))
 	if err != nil {
 		return fleet.Artifact{}, err
 	}
-	sig, _, err := source.Get(ctx, d.fetcher, at(d.cfg.Rollouts.Signature), d.cfg.Rollouts.TokenFile, "")
+	sig, _, err := source.Get(ctx, d.fetcher, at(d.cfg.Rollouts.Signature), d.cfg.Rollouts.TokenFile, "",
+		fleet.MaxSize(fleet.SignatureSuffix))
 	if err != nil {
 		return fleet.Artifact{}, err
 	}

@@ -112,7 +112,7 @@ func readDocuments(body io.Reader) (source.Memory, error) {
 		if head.Typeflag != tar.TypeReg || len(docs) == 2*source.MaxHeads {
 			return nil, fmt.Errorf("read release: %.200q is not a regular file, or there are too many files", head.Name)
 		}
-		if docs[head.Name], err = source.ReadBounded(archive, head.Name); err != nil {
+		if docs[head.Name], err = source.ReadBounded(archive, head.Name, fleet.MaxSize(head.Name)); err != nil {
 			return nil, err
 		}
 	}

@@ -3,6 +3,7 @@ package cp
 import (
 	"context"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"nixfleet/roles/command"
@@ -61,6 +62,8 @@ func (f *inForce) poll(ctx context.Context, known string) (revision string, ok b
 	}
 	if err == nil {
 		err = f.consider(got, f.cfg.fleetName())
+		// What was read to judge it is given back, whatever the forge had put there.
+		defer debug.FreeOSMemory()
 	}
 	if err != nil {
 		f.failing.CompareAndSwap(0, time.Now().Unix())

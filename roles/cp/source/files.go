@@ -10,10 +10,11 @@ import (
 	"strings"
 	"syscall"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 )
 
-// Dir is a directory whose files are read up to pki.MaxDocument.
+// Dir is a release directory whose files are read up to the size of their kind.
 type Dir string
 
 // Open opens a regular file below the directory; a pipe or device would block.
@@ -42,16 +43,16 @@ func (d Dir) ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return ReadBounded(f, name)
+	return ReadBounded(f, name, fleet.MaxSize(name))
 }
 
-// ReadBounded reads a document of at most pki.MaxDocument bytes; name is for errors.
-func ReadBounded(r io.Reader, name string) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, pki.MaxDocument+1))
+// ReadBounded reads at most limit bytes; name is for errors.
+func ReadBounded(r io.Reader, name string, limit int) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	if len(data) > pki.MaxDocument {
+	if len(data) > limit {
 		return nil, fmt.Errorf("read %s: %w", name, pki.ErrSize)
 	}
 	return data, nil

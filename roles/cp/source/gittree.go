@@ -19,9 +19,13 @@ import (
 	"nixfleet/pki"
 )
 
-// maxReleaseFiles bounds how many files a release directory may hold: a
-// repository keeps the manifests of every release it ever had.
-const maxReleaseFiles = 200_000
+// maxReleaseFiles bounds how many files are listed: those of the release directory
+// itself and of its heads. Manifests are asked for by name, since a repository keeps
+// those of every release it ever had.
+const maxReleaseFiles = 50_000
+
+// maxHeadsBytes bounds what all heads of a release have together, before any is verified.
+const maxHeadsBytes = 64 << 20
 
 // errRelease means that the commit is there and has no readable release.
 var errRelease = errors.New("the commit has no readable release")
@@ -31,6 +35,7 @@ var errRelease = errors.New("the commit has no readable release")
 type gitTree struct {
 	source *gitSource
 	mirror string
+	spec   string // commit and directory, to which a name is added
 	blobs  map[string]gitBlob
 	loaded Memory
 }
@@ -43,16 +48,20 @@ type gitBlob struct {
 // tree reads the release directory of a commit: its listing, and in one go each
 // the documents and the manifests that the heads name.
 func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, error) {
-	blobs, err := s.list(ctx, mirror, commit)
+	blobs, spec, err := s.list(ctx, mirror, commit)
 	if err != nil {
 		return nil, err
 	}
-	t := &gitTree{source: s, mirror: mirror, blobs: blobs, loaded: Memory{}}
+	t := &gitTree{source: s, mirror: mirror, spec: spec, blobs: blobs, loaded: Memory{}}
 	var documents, heads []string
+	var headBytes int64
 	for name := range blobs {
 		switch base := strings.TrimSuffix(name, fleet.SignatureSuffix); {
 		case path.Dir(base) == fleet.HeadsDir && strings.HasSuffix(base, ".json"):
 			documents = append(documents, name)
+			if headBytes += blobs[name].size; headBytes > maxHeadsBytes {
+				return nil, fmt.Errorf("%w: %w: the heads have more than %d bytes", errRelease, pki.ErrSize, maxHeadsBytes)
+			}
 			if base == name {
 				heads = append(heads, name)
 			}
@@ -74,29 +83,77 @@ func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, 
 		}
 		for _, name := range []string{fleet.ManifestName(h.RolloutID),
 			fleet.ManifestName(h.RolloutID) + fleet.SignatureSuffix} {
-			if _, ok := blobs[name]; ok && !slices.Contains(manifests, name) {
-				manifests = append(manifests, name)
-			}
+			manifests = append(manifests, name)
 		}
 	}
-	return t, t.load(ctx, manifests)
-}
-
-// list gives the regular files below the release directory.
-func (s *gitSource) list(ctx context.Context, mirror, commit string) (map[string]gitBlob, error) {
-	dir := strings.Trim(filepath.ToSlash(filepath.Clean(s.ReleaseDir)), "/")
-	spec := commit
-	if dir != "" && dir != "." {
-		spec += ":" + dir
-	}
-	out, err := s.git(ctx, gitCall{mirror: mirror, args: []string{"ls-tree", "-r", "-l", "-z", "--full-tree", spec}})
-	if git.ExitCode(err) != 0 {
-		return nil, fmt.Errorf("%w: directory %q: %w", errRelease, dir, err)
-	}
+	slices.Sort(manifests)
+	there, err := t.find(ctx, slices.Compact(manifests))
 	if err != nil {
 		return nil, err
 	}
-	return parseListing(string(out))
+	return t, t.load(ctx, there)
+}
+
+// find asks which of names are files of the commit, and notes their sizes.
+func (t *gitTree) find(ctx context.Context, names []string) (there []string, err error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	var asked bytes.Buffer
+	for _, name := range names {
+		fmt.Fprintln(&asked, t.spec+name)
+	}
+	out, err := t.source.git(ctx, gitCall{mirror: t.mirror, args: []string{"cat-file", "--batch-check"}, stdin: &asked})
+	if err != nil {
+		return nil, err
+	}
+	lines := strings.Split(string(out), "\n")
+	if len(lines) <= len(names) {
+		return nil, fmt.Errorf("cat-file answered %d lines for %d names", len(lines), len(names))
+	}
+	for i, name := range names {
+		fields := strings.Fields(lines[i])
+		if len(fields) != 3 || fields[1] != "blob" {
+			continue // missing, or not a file
+		}
+		size, err := strconv.ParseInt(fields[2], 10, 64)
+		if err != nil || size < 0 {
+			return nil, fmt.Errorf("cat-file answered %.120q", lines[i])
+		}
+		t.blobs[name] = gitBlob{fields[0], size}
+		there = append(there, name)
+	}
+	return there, nil
+}
+
+// list gives the regular files of the release directory and of its heads.
+func (s *gitSource) list(ctx context.Context, mirror, commit string) (blobs map[string]gitBlob, spec string, err error) {
+	dir := strings.Trim(filepath.ToSlash(filepath.Clean(s.ReleaseDir)), "/")
+	at, spec := commit, commit+":"
+	if dir != "" && dir != "." {
+		at, spec = commit+":"+dir, commit+":"+dir+"/"
+	}
+	blobs = map[string]gitBlob{}
+	for _, below := range []struct{ tree, prefix string }{{at, ""}, {spec + fleet.HeadsDir, fleet.HeadsDir + "/"}} {
+		out, err := s.git(ctx, gitCall{mirror: mirror, args: []string{"ls-tree", "-l", "-z", "--full-tree", below.tree}})
+		if git.ExitCode(err) != 0 && below.prefix != "" {
+			continue // it has no heads
+		}
+		if git.ExitCode(err) != 0 {
+			return nil, "", fmt.Errorf("%w: directory %q: %w", errRelease, dir, err)
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		found, err := parseListing(string(out))
+		if err != nil {
+			return nil, "", err
+		}
+		for name, blob := range found {
+			blobs[below.prefix+name] = blob
+		}
+	}
+	return blobs, spec, nil
 }
 
 // parseListing reads "<mode> blob <id> <size>\t<name>\0" of ls-tree -l -z.
@@ -129,7 +186,7 @@ func (t *gitTree) load(ctx context.Context, names []string) error {
 	var asked bytes.Buffer
 	for _, name := range names {
 		blob := t.blobs[name]
-		if total += blob.size; blob.size > pki.MaxDocument || total > maxReleaseBytes {
+		if total += blob.size; blob.size > int64(fleet.MaxSize(name)) || total > maxReleaseBytes {
 			return fmt.Errorf("%w: %s: %w", errRelease, name, pki.ErrSize)
 		}
 		fmt.Fprintln(&asked, blob.id)
@@ -180,10 +237,18 @@ func (t *gitTree) ReadFile(name string) ([]byte, error) {
 		return data, nil
 	}
 	blob, ok := t.blobs[name]
+	if !ok && strings.HasPrefix(name, fleet.ManifestsDir+"/") && fs.ValidPath(name) && !strings.Contains(name, "\n") {
+		old := *t // its maps are shared by requests
+		old.blobs = map[string]gitBlob{}
+		if _, err := old.find(context.Background(), []string{name}); err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		blob, ok = old.blobs[name]
+	}
 	if !ok {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	if blob.size > pki.MaxDocument {
+	if blob.size > int64(fleet.MaxSize(name)) {
 		return nil, fmt.Errorf("read %s: %w", name, pki.ErrSize)
 	}
 	data, err := t.source.git(context.Background(), gitCall{mirror: t.mirror, args: []string{"cat-file", "blob", blob.id},

@@ -104,11 +104,11 @@ func (s *httpSource) parts(each func(name string, p Pair) error) error {
 func (s *httpSource) read(ctx context.Context) (files Memory, changed bool, err error) {
 	files = Memory{}
 	err = s.parts(func(name string, p Pair) error {
-		body, bodyChanged, err := s.get(ctx, p.Artifact, p.TokenFile)
+		body, bodyChanged, err := s.get(ctx, p.Artifact, p.TokenFile, fleet.MaxSize(name))
 		if err != nil {
 			return err
 		}
-		sig, sigChanged, err := s.get(ctx, p.Signature, p.TokenFile)
+		sig, sigChanged, err := s.get(ctx, p.Signature, p.TokenFile, fleet.MaxSize(name+fleet.SignatureSuffix))
 		if err != nil {
 			return err
 		}
@@ -121,8 +121,8 @@ func (s *httpSource) read(ctx context.Context) (files Memory, changed bool, err 
 
 // again reports whether a document has changed since it was read.
 func (s *httpSource) again(ctx context.Context) (changed bool, err error) {
-	err = s.parts(func(_ string, p Pair) error {
-		_, different, err := s.get(ctx, p.Artifact, p.TokenFile)
+	err = s.parts(func(name string, p Pair) error {
+		_, different, err := s.get(ctx, p.Artifact, p.TokenFile, fleet.MaxSize(name))
 		changed = changed || different
 		return err
 	})
@@ -130,9 +130,9 @@ func (s *httpSource) again(ctx context.Context) (changed bool, err error) {
 }
 
 // get is the document at a URL and whether it differs from the last answer.
-func (s *httpSource) get(ctx context.Context, url, tokenFile string) (body []byte, changed bool, err error) {
+func (s *httpSource) get(ctx context.Context, url, tokenFile string, limit int) (body []byte, changed bool, err error) {
 	last, had := s.last[url]
-	body, etag, err := Get(ctx, s.client, url, tokenFile, last.etag)
+	body, etag, err := Get(ctx, s.client, url, tokenFile, last.etag, limit)
 	if errors.Is(err, errNotModified) {
 		return last.body, false, nil
 	}
@@ -145,9 +145,9 @@ func (s *httpSource) get(ctx context.Context, url, tokenFile string) (body []byt
 
 var errNotModified = errors.New("not modified")
 
-// Get gets one bounded document, with a bearer token that is read anew.
+// Get gets one document of at most limit bytes, with a bearer token that is read anew.
 func Get(
-	ctx context.Context, client *http.Client, address, tokenFile, etag string,
+	ctx context.Context, client *http.Client, address, tokenFile, etag string, limit int,
 ) (body []byte, newTag string, err error) {
 	shown := shownURL(address)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
@@ -182,7 +182,7 @@ func Get(
 	default:
 		return nil, "", fmt.Errorf("fetch %s: answered %s", shown, resp.Status)
 	}
-	if body, err = ReadBounded(resp.Body, shown); err != nil {
+	if body, err = ReadBounded(resp.Body, shown, limit); err != nil {
 		return nil, "", err
 	}
 	return body, resp.Header.Get("ETag"), nil

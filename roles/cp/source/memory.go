@@ -14,7 +14,7 @@ import (
 
 // maxReleaseBytes bounds what one release may hold in Memory, without the
 // manifests of older ones.
-const maxReleaseBytes = 512 << 20
+const maxReleaseBytes = 256 << 20
 
 // listedNames are the documents beside the fleet document that a release may have.
 var listedNames = []string{fleet.RevocationsName, fleet.NoncesName}
