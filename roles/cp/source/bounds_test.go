@@ -37,7 +37,8 @@ func TestUnsignedBytesAreBoundedBeforeTheyAreRead(t *testing.T) {
 	doc := f.blob([]byte("{}"))
 	f.commitTree(fmt.Sprintf("100644 blob %s\t%s\n040000 tree %s\t%s\n", doc, fleet.FleetName, tree, fleet.HeadsDir))
 	var err error
-	if n := allocated(func() { _, err = f.source().Fetch(t.Context(), "") }); !errors.Is(err, pki.ErrSize) || n > 16<<20 {
+	n := allocated(func() { _, err = f.source().Fetch(t.Context(), "") })
+	if !errors.Is(err, pki.ErrSize) || n > 16<<20 {
 		t.Errorf("heads of 512 MB: %d bytes were allocated, %v", n, err)
 	}
 	// Each small enough, all together not.
@@ -48,7 +49,8 @@ func TestUnsignedBytesAreBoundedBeforeTheyAreRead(t *testing.T) {
 	}
 	tree = f.gitWith([]byte(heads.String()), "mktree")
 	f.commitTree(fmt.Sprintf("100644 blob %s\t%s\n040000 tree %s\t%s\n", doc, fleet.FleetName, tree, fleet.HeadsDir))
-	if n := allocated(func() { _, err = f.source().Fetch(t.Context(), "") }); !errors.Is(err, pki.ErrSize) || n > 16<<20 {
+	n = allocated(func() { _, err = f.source().Fetch(t.Context(), "") })
+	if !errors.Is(err, pki.ErrSize) || n > 16<<20 {
 		t.Errorf("65 heads of 1 MB: %d bytes were allocated, %v", n, err)
 	}
 }
@@ -73,8 +75,10 @@ func TestManifestsOfOldReleasesCostNothing(t *testing.T) {
 	if data, err := fs.ReadFile(got.FS, name); err != nil || string(data) != "{}" {
 		t.Errorf("an old manifest: %q %v", data, err)
 	}
-	for _, none := range []string{fleet.ManifestName(strings.Repeat("f", 64)), fleet.ManifestsDir + "/../" + fleet.FleetName,
-		fleet.ManifestsDir + "/a\nb.json", "other/x"} {
+	for _, none := range []string{
+		fleet.ManifestName(strings.Repeat("f", 64)), fleet.ManifestsDir + "/../" + fleet.FleetName,
+		fleet.ManifestsDir + "/a\nb.json", "other/x",
+	} {
 		if _, err := fs.ReadFile(got.FS, none); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%q: %v", none, err)
 		}

@@ -127,7 +127,9 @@ func (t *gitTree) find(ctx context.Context, names []string) (there []string, err
 }
 
 // list gives the regular files of the release directory and of its heads.
-func (s *gitSource) list(ctx context.Context, mirror, commit string) (blobs map[string]gitBlob, spec string, err error) {
+func (s *gitSource) list(
+	ctx context.Context, mirror, commit string,
+) (blobs map[string]gitBlob, spec string, err error) {
 	dir := strings.Trim(filepath.ToSlash(filepath.Clean(s.ReleaseDir)), "/")
 	at, spec := commit, commit+":"
 	if dir != "" && dir != "." {
