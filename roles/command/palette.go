@@ -58,6 +58,9 @@ func (p Palette) Paint(colour Colour, text string) string {
 	return escape + string(colour) + "m" + text + escape + "0m"
 }
 
+// ToTerminal reports whether the output of c is a terminal.
+func ToTerminal(c *cli.Context) bool { return isTerminal(c.App.Writer) }
+
 func isTerminal(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))

@@ -37,11 +37,16 @@ func keygenAllCommand() *cli.Command {
 func keygenReleaseCommand() *cli.Command {
 	return &cli.Command{
 		Name: "release", Usage: "the key that signs releases, the only thing a host obeys",
-		Description: "Example:\n   nixfleet keygen release --out release.key --trust-file trust.json",
+		Description: "With --recipient the key is written encrypted; release opens it with --identity.\n\n" +
+			"Example:\n   nixfleet keygen release --out release.key --trust-file trust.json",
 		Flags: append([]cli.Flag{outFlag("release.key"), algorithmFlag(), forceFlag(), command.JSONFlag()},
-			trustFlags()...),
+			append(trustFlags(), recipientFlags("encrypt the key")...)...),
 		Action: func(c *cli.Context) error {
-			return made(c, func(m *minted) error { return m.release(c.String("out"), c.String("algorithm")) })
+			to, err := recipients(c)
+			if err != nil {
+				return err
+			}
+			return made(c, func(m *minted) error { return m.release(c.String("out"), c.String("algorithm"), to...) })
 		},
 	}
 }

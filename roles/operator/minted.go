@@ -177,7 +177,8 @@ func (m *minted) writePrivate(path string, text []byte) error {
 	return nil
 }
 
-func (m *minted) release(path, algorithm string) error {
+// release makes the key that signs releases, encrypted where there are recipients.
+func (m *minted) release(path, algorithm string, to ...age.Recipient) error {
 	if algorithm != pki.AlgorithmEd25519 && algorithm != pki.AlgorithmP256 {
 		return command.Usage("", "--algorithm must be %s or %s", pki.AlgorithmEd25519, pki.AlgorithmP256)
 	}
@@ -187,7 +188,24 @@ func (m *minted) release(path, algorithm string) error {
 	}
 	public := key.Public()
 	m.trust.CIReleaseKey.Current, m.summary.ReleaseKey = &public, &public
-	return m.writeKey(path, key)
+	return m.writeSealed(path, key, to)
+}
+
+// writeSealed writes a key encrypted to recipients, or as it is where there are none.
+func (m *minted) writeSealed(path string, key *pki.PrivateKey, to []age.Recipient) error {
+	if len(to) == 0 {
+		return m.writeKey(path, key)
+	}
+	text, err := key.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("encode key: %w", err)
+	}
+	sealed, err := pki.Seal(text, to...)
+	if err != nil {
+		return fmt.Errorf("encrypt key: %w", err)
+	}
+	m.write(path, sealed, 0o600)
+	return nil
 }
 
 func (m *minted) orgRoot(path string) error {
@@ -201,19 +219,10 @@ func (m *minted) orgRoot(path string) error {
 	}
 	public := key.Public()
 	m.trust.OrgRootKey, m.summary.OrgRootKey = &pki.KeySlot{Current: &public}, &public
-	if len(to) == 0 || len(m.sealed) > 0 {
-		return m.writeKey(path, key)
+	if len(m.sealed) > 0 {
+		to = nil
 	}
-	text, err := key.MarshalPEM()
-	if err != nil {
-		return fmt.Errorf("encode key: %w", err)
-	}
-	sealed, err := pki.Seal(text, to...)
-	if err != nil {
-		return fmt.Errorf("encrypt key: %w", err)
-	}
-	m.write(path, sealed, 0o600)
-	return nil
+	return m.writeSealed(path, key, to)
 }
 
 // cache writes a key as `nix key generate-secret` does: the name, a colon and

@@ -39,6 +39,7 @@ func hostPrepareCommand() *cli.Command {
 			&cli.StringFlag{Name: "trust-file", EnvVars: []string{"NIXFLEET_TRUST_FILE"},
 				Usage: "trust.json `FILE` that the org root key is checked against"},
 			&cli.BoolFlag{Name: "force", Usage: "replace files that exist"},
+			&cli.BoolFlag{Name: "print-token", Usage: "print the token in the clear, to a terminal as well"},
 			command.JSONFlag(),
 		}, append(orgRootFlags(), recipientFlags("encrypt the private half")...)...),
 		Action: hostPrepare,
@@ -96,11 +97,19 @@ func hostPrepare(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
+		if command.ToTerminal(c) && !c.Bool("print-token") {
+			p.Token = nil // it would stay in the terminal's memory
+		}
 		return command.Document(c, p)
 	}
-	token, err := pki.Marshal(p.Token)
-	if err != nil {
-		return err
+	token := fmt.Sprintf("# its token is in %s, encrypted to the host; --print-token prints it (expires %s)",
+		filepath.Join(dir, "bootstrap-token.age"), p.Token.Claims.ExpiresAt)
+	if c.Bool("print-token") {
+		text, err := pki.Marshal(p.Token)
+		if err != nil {
+			return err
+		}
+		token = fmt.Sprintf("# the token, should you need it elsewhere (expires %s)\n%s", p.Token.Claims.ExpiresAt, text)
 	}
 	if filepath.Clean(dir) == filepath.Join("secrets", name) {
 		fmt.Fprintf(c.App.Writer, "# in a repository of `nixfleet init` flake.nix reads 1 to 3 from %s, and 4 is `sh "+
@@ -119,9 +128,8 @@ services.nixfleet-agent.bootstrapTokenFile = "/%s";
 # 4. commit, release, then install
 %s
 
-# the token, should you need it elsewhere (expires %s)
 %s
-`, p.Declaration, nonceEntry(p.Token), name, hostTokenPath, p.Command, p.Token.Claims.ExpiresAt, token)
+`, p.Declaration, nonceEntry(p.Token), name, hostTokenPath, p.Command, token)
 	return err
 }
 
