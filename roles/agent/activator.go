@@ -49,6 +49,7 @@ func (a *activator) take(ctx context.Context, w *verify.Target) {
 	if why := a.memory.refuses(w); why != "" {
 		a.log.Info().Str("closure", w.Closure()).Str("why", why).Msg("target not taken")
 		a.status.note(func(s *status) { s.Waiting, s.Next = why, "nixfleet agent status; nixfleet agent resume" })
+		a.keep(w)
 		return
 	}
 	if a.work.busy.Load() {
@@ -80,6 +81,17 @@ func (a *activator) overtake(w *verify.Target) {
 	if give := a.intake.giveWay.Load(); give != nil {
 		(*give)()
 	}
+}
+
+// keep keeps a target that came while this host waits by itself: it is not offered again
+// before its lease is over.
+func (a *activator) keep(w *verify.Target) {
+	pause := a.memory.pause(w)
+	if pause <= 0 || w.LateIn(pause) {
+		return
+	}
+	a.missed = w
+	time.AfterFunc(pause+time.Millisecond, a.work.tellChange) // a held check-in would keep it waiting
 }
 
 // takeMissed takes a target that came during an activation which is over by now.

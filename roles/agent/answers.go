@@ -33,10 +33,12 @@ type answers struct {
 	doubted       time.Time // when an answer was last not believed
 	saidDoubt     said      // about an answer
 	reportedStale bool
+	doubtful      bool // the last answer was not believed
 }
 
 // handle verifies an answer and acts on it.
 func (a *answers) handle(ctx context.Context, answer *protocol.CheckinResponse, sent time.Time) {
+	a.doubtful = false
 	a.reporter.answered.Store(true)
 	a.status.overdue.Store(false)
 	a.status.note(func(s *status) { s.LastContact, s.ContactError = pki.At(time.Now()), "" })
@@ -137,7 +139,7 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 		outcome.RolloutID = &t.RolloutID
 	}
 	a.contact.fetch.Store(outcome)
-	a.doubted = time.Now()
+	a.doubted, a.doubtful = time.Now(), true
 	a.status.refused.Add(1)
 	a.status.note(func(s *status) {
 		s.Waiting = "refused the answer of the control plane: " + text

@@ -16,6 +16,9 @@ const (
 	// firstHold is for a check-in after a failure or an enrolment: its answer, which says that
 	// all is well again, is shown at once, and still tells whether this control plane holds.
 	firstHold = time.Second
+	// doubtHold is for a check-in after an answer that did not verify: that it is over is shown
+	// soon, and a control plane that sends nothing else is not asked much more often.
+	doubtHold = 15 * time.Second
 	// floorPause is the shortest time between two check-ins.
 	floorPause = time.Second
 )
@@ -87,6 +90,8 @@ func (l *loop) turn(ctx context.Context) (pause time.Duration, err error) {
 		hold = 0 // what could not be delivered just now is not to wait for so long
 	case l.status.overdue.Load():
 		hold = firstHold
+	case l.answers.doubtful:
+		hold = doubtHold
 	}
 	answer, sent, trial := l.enroller.checkinTrial(ctx)
 	if answer == nil {
@@ -108,6 +113,9 @@ func (l *loop) turn(ctx context.Context) (pause time.Duration, err error) {
 	}
 	next := min(time.Duration(answer.NextCheckinSecs)*time.Second, maxContact)
 	next = max(min(next, l.cfg.PollInterval), floorPause)
+	if answer.Head == nil {
+		return next, nil // a v1 control plane counts on the interval
+	}
 	return next/2 + l.cfg.Jitter(next/2+1), nil
 }
 

@@ -144,6 +144,15 @@ func (m *memory) refuses(w *verify.Target) string {
 	return why
 }
 
+// pause is how long a target has still to wait here; zero when it is not tried, or may be now.
+func (m *memory) pause(w *verify.Target) time.Duration {
+	q := m.quarantine.Load()
+	if q == nil || q.Closure != w.Closure() || q.over() || m.hold.Load() != nil {
+		return 0
+	}
+	return max(0, backoff(q.Unreachable+q.Refused)-m.clock.now().Sub(q.At.Time))
+}
+
 // retryAfter keeps an offer that crossed our failure report from counting as
 // an operator's retry.
 const retryAfter = 5 * time.Second

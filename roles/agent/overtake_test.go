@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -83,4 +84,56 @@ func TestThresholdOfRenewal(t *testing.T) {
 			t.Errorf("%s: %v", value, err)
 		}
 	}
+}
+
+// An offer that comes while this host waits by itself is kept: the control plane does not
+// make it again before its lease is over.
+func TestOfferDuringTheHostsOwnWaitIsKept(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		m.must(os.WriteFile(filepath.Join(m.dir, "cache/unreachable"), nil, 0o600))
+		offers := 0
+		p.set(func() {
+			p.tamper = func(r *protocol.CheckinResponse) {
+				if r.Target != nil {
+					offers++
+				}
+				if offers > 2 {
+					r.Target = nil
+				}
+			}
+		})
+		stop := m.start(m.sim)
+		m.until(func() bool { return p.reported(protocol.EventRealiseFailed) })
+		m.must(os.Remove(filepath.Join(m.dir, "cache/unreachable")))
+		time.Sleep(4 * time.Minute)
+		stop()
+		if m.where() != all(target) {
+			t.Errorf("at %v after %d offers, status %+v", m.where(), offers, m.local())
+		}
+	})
+}
+
+// What was said of an answer that did not verify is over soon after it is.
+func TestRefusedAnswerIsForgottenSoon(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		stop := m.start(m.sim)
+		time.Sleep(5 * time.Minute)
+		p.set(func() {
+			p.holds = true
+			p.tamper = func(r *protocol.CheckinResponse) {
+				r.Head = &protocol.HeadRef{Channel: "other", Hash: strings.Repeat("0", 64)}
+			}
+		})
+		m.until(func() bool { return strings.Contains(m.local().Waiting, "refused the answer") })
+		p.set(func() { p.tamper = nil })
+		time.Sleep(30 * time.Second)
+		if s := m.local(); strings.Contains(s.Waiting, "refused the answer") {
+			t.Errorf("status says %q", s.Waiting)
+		}
+		stop()
+	})
 }

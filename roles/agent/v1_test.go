@@ -281,3 +281,28 @@ func TestManifestsDoNotPileUp(t *testing.T) {
 		}
 	})
 }
+
+// A v1 control plane takes a host for lost that is not heard at its interval: it is asked at
+// that, and not at some time before.
+func TestV1ControlPlaneIsPolledAtItsInterval(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newV1Plane(t)
+		p.pace = 60
+		m := newMachine(t, p, good)
+		stop := m.start(m.sim)
+		time.Sleep(10 * time.Minute)
+		before := p.asked()
+		time.Sleep(time.Hour)
+		stop()
+		if n := p.asked() - before; n < 58 || n > 60 {
+			t.Errorf("asked %d times in an hour", n)
+		}
+	})
+}
+
+// asked is how many check-ins have come.
+func (p *plane) asked() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.sizes)
+}

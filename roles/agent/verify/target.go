@@ -59,7 +59,12 @@ func (t *Target) ConfirmWindow() time.Duration { return t.confirm }
 func (t *Target) Compliance() string { return t.compliance }
 
 // Late reports whether the lease is over: the control plane may have given the slot away.
-func (t *Target) Late() bool { return time.Now().After(t.startBy) && !journal.Breaks("the lease ends") }
+func (t *Target) Late() bool { return t.LateIn(0) }
+
+// LateIn reports whether the lease will be over in a while.
+func (t *Target) LateIn(d time.Duration) bool {
+	return time.Now().Add(d).After(t.startBy) && !journal.Breaks("the lease ends")
+}
 
 // TrustAdmits wants the target's own trust file to verify the release that brings it: no
 // release may lock the fleet out. It is asked as of the time of signing: a clock that was set
