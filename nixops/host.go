@@ -22,6 +22,8 @@ var (
 	ErrUnsigned = errors.New("not signed by a trusted cache key")
 	// ErrUnreachable means that no substituter answered. The caller may try again.
 	ErrUnreachable = errors.New("no substituter could be reached")
+	// ErrTruncated means that a compressed download ended too early. The caller may try again.
+	ErrTruncated = errors.New("the download was cut off")
 	// ErrNotFound means that the substituters answered and that none of them has the path.
 	ErrNotFound = errors.New("no substituter has the path")
 	// ErrNoSpace means that the store, /boot or the state directory is full.

@@ -92,8 +92,11 @@ func classify(err error) error {
 		words    []string
 	}{
 		{ErrNoSpace, []string{"No space left on device", "database or disk is full", "Disk quota exceeded"}},
+		{ErrTruncated, []string{
+			"No progress is possible", "Truncated zstd input", "truncated bzip2 input", "truncated gzip input",
+		}},
 		{ErrUnsigned, []string{
-			"not signed by any of the keys", "lacks a signature by a trusted key", "lacks a valid signature",
+			"failed to read compressed data", "Failed to open archive", "not signed by any of the keys", "lacks a signature by a trusted key", "lacks a valid signature",
 			"hash mismatch", "bad archive", "is corrupt",
 		}},
 		{ErrNotFound, []string{"does not exist in binary cache", "HTTP error 404"}},

@@ -123,7 +123,8 @@ func (i *intake) fetch(ctx context.Context, closure string) error {
 		if err == nil {
 			return i.noteFetched(limited, closure)
 		}
-		if !copied || try == fetchTries || !errors.Is(err, nixops.ErrUnreachable) {
+		again := errors.Is(err, nixops.ErrUnreachable) || errors.Is(err, nixops.ErrTruncated)
+		if !copied || try == fetchTries || !again {
 			return err
 		}
 		pause := fetchPause << (try - 1)
