@@ -52,9 +52,27 @@ func (s *systemd) collect(ctx context.Context) (int, error) {
 	if state == "not-found" {
 		return 0, ErrNoCollector
 	}
-	_, err = command{path: "systemctl", args: []string{"start", "--wait", "--", CollectorUnit},
-		timeout: collectTime}.run(ctx)
-	return exitOf(err)
+	how, err := properties(ctx, []string{"RemainAfterExit"}, CollectorUnit)
+	if err != nil || len(how) == 0 {
+		return 0, err
+	}
+	// One that remains after its exit is active from its last run on: a start would do nothing, and a wait for its
+	// end would not end.
+	args := []string{"start", "--wait", "--", CollectorUnit}
+	if how[0]["RemainAfterExit"] == "yes" {
+		args = []string{"restart", "--", CollectorUnit}
+	}
+	_, err = command{path: "systemctl", args: args, timeout: collectTime}.run(ctx)
+	exit, err := exitOf(err)
+	if err != nil {
+		return exit, err
+	}
+	// A unit whose condition is not met is not run and has not failed, and what it wrote is of an earlier run.
+	after, err := properties(ctx, []string{"ConditionResult"}, CollectorUnit)
+	if err == nil && len(after) > 0 && after[0]["ConditionResult"] == "no" {
+		err = fmt.Errorf("%s did not run, since a condition of it is not met", CollectorUnit)
+	}
+	return exit, err
 }
 
 // collect runs the program that has the unit's name and lies beside the lists of units, if there is one.

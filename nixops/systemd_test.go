@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -92,6 +93,7 @@ func TestSystemdSupervisor(t *testing.T) {
 			t.Errorf("%+v, %v", exit, err)
 		}
 	})
+	t.Run("collectors", func(t *testing.T) { testCollectors(t, s) })
 	t.Run("output in the journal A2", func(t *testing.T) {
 		start(t, "nixops-out", "echo first; sleep 0.2; echo last; exit 4")
 		finished(t, "nixops-out")
@@ -500,4 +502,44 @@ func TestPropertiesOfTransientUnits(t *testing.T) {
 func hasEnded(f unitFiles, unit string) bool {
 	state, err := f.ended(unit)
 	return err == nil && state.Phase == UnitFinished
+}
+
+// testCollectors runs collectors of evidence that remain after their exit, that fail, and that are not run at all.
+func testCollectors(t *testing.T, s *systemd) {
+	const file = "/run/systemd/system/" + CollectorUnit
+	ran := t.TempDir() + "/ran"
+	install := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), "systemctl", "daemon-reload").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Cleanup(func() {
+		exec.Command("systemctl", "stop", CollectorUnit).Run()
+		os.Remove(file)
+		exec.Command("systemctl", "daemon-reload").Run()
+	})
+	runs := func() int {
+		text, _ := os.ReadFile(ran)
+		return len(text)
+	}
+	count := "ExecStart=/bin/sh -c 'printf x >>" + ran + "; exit "
+	install("[Service]\nType=oneshot\nRemainAfterExit=yes\n" + count + "0'\n")
+	for want := 1; want <= 2; want++ {
+		if exit, err := s.collect(t.Context()); err != nil || exit != 0 || runs() != want {
+			t.Errorf("remains after its exit: %d, %v, ran %d times", exit, err, runs())
+		}
+	}
+	exec.Command("systemctl", "stop", CollectorUnit).Run()
+	install("[Service]\nType=oneshot\n" + count + "3'\n")
+	if exit, err := s.collect(t.Context()); err != nil || exit == 0 || runs() != 3 {
+		t.Errorf("fails: %d, %v, ran %d times", exit, err, runs())
+	}
+	install("[Unit]\nConditionPathExists=/nowhere\n[Service]\nType=oneshot\n" + count + "0'\n")
+	if exit, err := s.collect(t.Context()); err == nil || !strings.Contains(err.Error(), "condition") || runs() != 3 {
+		t.Errorf("its condition is not met: %d, %v, ran %d times", exit, err, runs())
+	}
 }
