@@ -65,6 +65,7 @@ func inspect(root, platform, closure string) (Closure, error) {
 	}
 	c.Kernel = link("kernel")
 	c.Initrd = link("initrd")
+	c.KernelModules = link("kernel-modules")
 	c.SystemdPath = link("systemd")
 	c.KernelParams = string(content("kernel-params", maxFact))
 	c.SwitchInhibitor = string(content("switch-inhibitors", maxFact))

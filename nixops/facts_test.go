@@ -123,6 +123,11 @@ func TestNeedsReboot(t *testing.T) {
 	if got := other.NeedsReboot(booted); !slices.Equal(got, []string{"kernel", "kernel-params"}) {
 		t.Errorf("other: %v", got)
 	}
+	modules := booted
+	modules.KernelModules = "/nix/store/m2"
+	if got := modules.NeedsReboot(booted); !slices.Equal(got, []string{"kernel-modules"}) {
+		t.Errorf("other modules of the same kernel: %v", got)
+	}
 }
 
 func TestSwitchCommand(t *testing.T) {

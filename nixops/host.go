@@ -184,6 +184,7 @@ type Closure struct {
 	TrustJSON       []byte    // etc/nixfleet/agent/trust.json
 	Kernel          string    // resolved store path
 	Initrd          string    // resolved store path
+	KernelModules   string    // resolved store path
 	KernelParams    string    // content of kernel-params
 	SystemdPath     string    // resolved store path
 	DBus            string    // implementation of dbus.service: "dbus" or "dbus-broker"
@@ -199,7 +200,8 @@ type Fetch int
 const Verified Fetch = 1
 
 // NeedsReboot returns the parts in which the closure differs from the booted one and which take effect only after a
-// reboot, although a live switch is possible.
+// reboot, although a live switch is possible. The first three are those that NixOS compares (nixpkgs,
+// nixos/modules/tasks/auto-upgrade.nix); a change of the parameters needs a reboot as well.
 func (c Closure) NeedsReboot(booted Closure) []string {
 	var parts []string
 	for _, p := range []struct {
@@ -208,6 +210,7 @@ func (c Closure) NeedsReboot(booted Closure) []string {
 	}{
 		{"kernel", booted.Kernel, c.Kernel},
 		{"initrd", booted.Initrd, c.Initrd},
+		{"kernel-modules", booted.KernelModules, c.KernelModules},
 		{"kernel-params", booted.KernelParams, c.KernelParams},
 	} {
 		if p.is != p.want {
