@@ -96,7 +96,8 @@ func classify(err error) error {
 			"No progress is possible", "Truncated zstd input", "truncated bzip2 input", "truncated gzip input",
 		}},
 		{ErrUnsigned, []string{
-			"failed to read compressed data", "Failed to open archive", "not signed by any of the keys", "lacks a signature by a trusted key", "lacks a valid signature",
+			"failed to read compressed data", "Failed to open archive",
+			"not signed by any of the keys", "lacks a signature by a trusted key", "lacks a valid signature",
 			"hash mismatch", "bad archive", "is corrupt",
 		}},
 		{ErrNotFound, []string{"does not exist in binary cache", "HTTP error 404"}},
