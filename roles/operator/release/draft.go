@@ -148,11 +148,18 @@ func parseList(name string, raw []byte) (fleet.List, error) {
 	return list, nil
 }
 
-// withoutNix is the hint of a machine that has no Nix, or another one.
+// withoutNix is the hint of a machine that has no Nix, or whose Nix may not open the repository, or another one.
 func withoutNix(err error, other string) string {
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
 		return "name the directory of Nix with --nix-bin-dir, or pass what was made elsewhere: --fleet-file FILE " +
 			"--closures FILE"
+	}
+	said := fmt.Sprint(err)
+	_, rest, ok := strings.Cut(said, "repository path '")
+	if ok && strings.Contains(rest, "is not owned by current user") {
+		dir, _, _ := strings.Cut(rest, "'")
+		return "git config --file ~/.gitconfig --add safe.directory " + command.ShellWord(dir) +
+			" (Nix reads this file, and not the one that GIT_CONFIG_GLOBAL names)"
 	}
 	return other
 }
