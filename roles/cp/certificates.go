@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
@@ -115,25 +113,17 @@ func (p *views) certificates(c *call) (any, error) {
 	return out, nil
 }
 
-// certificateEnds is when the certificates end that the control plane uses, as a metric.
-type certificateEnds struct{ files *files }
-
-var certificateEndDesc = prometheus.NewDesc("nixfleet_certificate_not_after_timestamp_seconds",
-	"When a certificate that the control plane uses ends.", []string{"kind", "name"}, nil)
-
-// Describe names the metric.
-func (certificateEnds) Describe(ch chan<- *prometheus.Desc) { ch <- certificateEndDesc }
-
-// Collect reads the files. Of two with one name the first to end counts.
-func (e certificateEnds) Collect(ch chan<- prometheus.Metric) {
+// certificateEnds reads when the certificates end that the control plane uses. Of two with one name the first to end
+// counts.
+func certificateEnds(files *files, emit func(value float64, labels ...string)) {
 	ends := map[[2]string]time.Time{}
-	for _, c := range e.files.own() {
+	for _, c := range files.own() {
 		key := [2]string{c.Kind, c.Name}
 		if end, known := ends[key]; !known || c.NotAfter.Before(end) {
 			ends[key] = c.NotAfter.Time
 		}
 	}
 	for key, end := range ends {
-		ch <- prometheus.MustNewConstMetric(certificateEndDesc, prometheus.GaugeValue, float64(end.Unix()), key[0], key[1])
+		emit(float64(end.Unix()), key[0], key[1])
 	}
 }

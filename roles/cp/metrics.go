@@ -4,27 +4,25 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"nixfleet/roles/rollout"
 )
 
 // metrics are for Prometheus. The first five names are v1's.
 type metrics struct {
-	registry   *prometheus.Registry
-	compliance *prometheus.CounterVec
-	gateErrors prometheus.Counter
-	gateBlocks *prometheus.CounterVec
+	registry   *registry
+	compliance *family
+	gateErrors *sample
+	gateBlocks *family
 
-	checkins   prometheus.Counter
-	refused    prometheus.Counter
-	denied     *prometheus.CounterVec
-	handshakes prometheus.Counter
-	limited    *prometheus.CounterVec
-	enrolments *prometheus.CounterVec
-	polls      *prometheus.CounterVec
-	events     *prometheus.CounterVec
-	signedAt   prometheus.Gauge
+	checkins   *sample
+	refused    *sample
+	denied     *family
+	handshakes *sample
+	limited    *family
+	enrolments *family
+	polls      *family
+	events     *family
+	signedAt   *sample
 
 	mu       sync.Mutex
 	controls map[string]bool // names of compliance controls that are labels
@@ -47,7 +45,7 @@ func (m *metrics) control(id string) string {
 }
 
 func newMetrics(cfg *Config) *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), controls: map[string]bool{}}
+	m := &metrics{registry: newRegistry(), controls: map[string]bool{}}
 	m.compliance = m.counters("nixfleet_compliance_failure_events_total", "Compliance failures reported.", "control_id",
 		"host")
 	m.gateErrors = m.counter("nixfleet_runtime_gate_error_events_total", "Runtime gate errors reported.")
@@ -69,42 +67,33 @@ func newMetrics(cfg *Config) *metrics {
 	return m
 }
 
-func (m *metrics) counter(name, help string) prometheus.Counter {
+func (m *metrics) counter(name, help string) *sample {
 	return m.counters(name, help).WithLabelValues()
 }
 
-func (m *metrics) counters(name, help string, labels ...string) *prometheus.CounterVec {
-	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	m.registry.MustRegister(c)
-	return c
+func (m *metrics) counters(name, help string, labels ...string) *family {
+	return m.registry.add(&family{name: name, help: help, kind: kindCounter, labels: labels})
 }
 
-func (m *metrics) gauges(name, help string, labels ...string) *prometheus.GaugeVec {
-	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
-	m.registry.MustRegister(g)
-	return g
+func (m *metrics) gauges(name, help string, labels ...string) *family {
+	return m.registry.add(&family{name: name, help: help, kind: kindGauge, labels: labels})
 }
 
 // watch adds what is counted when it is asked for.
-func (m *metrics) watch(held *waiters, w *world) {
-	m.registry.MustRegister(hostStates{w}, prometheus.NewGaugeFunc(
-		prometheus.GaugeOpts{Name: "nixfleet_held_requests", Help: "Check-ins held open."},
-		func() float64 { return float64(held.count()) },
-	))
+func (m *metrics) watch(held *waiters, w *world, files *files) {
+	m.registry.add(&family{name: "nixfleet_hosts", help: "Hosts, by rollout state.", kind: kindGauge,
+		labels: []string{"state"}, collect: func(emit func(float64, ...string)) { countHosts(w, emit) }})
+	m.registry.add(&family{name: "nixfleet_held_requests", help: "Check-ins held open.", kind: kindGauge,
+		collect: func(emit func(float64, ...string)) { emit(float64(held.count())) }})
+	m.registry.add(&family{name: "nixfleet_certificate_not_after_timestamp_seconds", kind: kindGauge,
+		help: "When a certificate that the control plane uses ends.", labels: []string{"kind", "name"},
+		collect: func(emit func(float64, ...string)) { certificateEnds(files, emit) }})
 }
 
-// hostStates counts hosts by state when they are asked for.
-type hostStates struct{ w *world }
-
-var hostStateDesc = prometheus.NewDesc("nixfleet_hosts", "Hosts, by rollout state.", []string{"state"}, nil)
-
-// Describe names the metric.
-func (hostStates) Describe(ch chan<- *prometheus.Desc) { ch <- hostStateDesc }
-
-// Collect counts.
-func (h hostStates) Collect(ch chan<- prometheus.Metric) {
+// countHosts counts hosts by state.
+func countHosts(w *world, emit func(value float64, labels ...string)) {
 	counts := map[string]int{}
-	for _, v := range look(h.w, func(w *rollout.World, now time.Time) []rollout.HostView { return w.Hosts(now) }) {
+	for _, v := range look(w, func(w *rollout.World, now time.Time) []rollout.HostView { return w.Hosts(now) }) {
 		state := string(v.State)
 		if state == "" {
 			state = "none"
@@ -112,6 +101,6 @@ func (h hostStates) Collect(ch chan<- prometheus.Metric) {
 		counts[state]++
 	}
 	for state, n := range counts {
-		ch <- prometheus.MustNewConstMetric(hostStateDesc, prometheus.GaugeValue, float64(n), state)
+		emit(float64(n), state)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
@@ -140,7 +139,7 @@ func TestTheDocumentIsThatOfTheTable(t *testing.T) {
 	d.valid(t, "/healthz before the first tick",
 		[]string{"paths", "/healthz", "get", "responses", "200", "content", "application/json", "schema"},
 		[]byte(`{"ok":true,"version":"0.0.1","last_tick_at":null}`))
-	routes, err := described((&handlers{acts: &acts{}}).table(prometheus.NewRegistry()), "")
+	routes, err := described((&handlers{acts: &acts{}}).table(newRegistry()), "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,9 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"nixfleet/roles/protocol"
 )
 
@@ -79,8 +76,8 @@ type handlers struct {
 }
 
 // table is the API.
-func (h *handlers) table(registry *prometheus.Registry) []route {
-	return slices.Concat(h.forHosts(), h.forReaders(registry), h.forOperators())
+func (h *handlers) table(counted *registry) []route {
+	return slices.Concat(h.forHosts(), h.forReaders(counted), h.forOperators())
 }
 
 // forHosts are the routes that hosts need.
@@ -122,8 +119,8 @@ func (h *handlers) forHosts() []route {
 }
 
 // forReaders are the views of the fleet that v1 shows to its hosts, too, and those like them.
-func (h *handlers) forReaders(registry *prometheus.Registry) []route {
-	metrics := served(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+func (h *handlers) forReaders(counted *registry) []route {
+	metrics := served(counted)
 	return []route{
 		{"GET /v1/hosts", readers, h.views.hosts,
 			about{"list what every host runs and should run", nil, protocol.HostsResponse{},

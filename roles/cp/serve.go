@@ -103,8 +103,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		limits: cfg.limits(), log: log, store: db, snapshot: snapshot, waiters: held, feed: newFeed(), metrics: counted,
 		kick: make(chan struct{}, 1),
 	}
-	counted.watch(held, w)
-	counted.registry.MustRegister(certificateEnds{reread})
+	counted.watch(held, w, reread)
 	release := &inForce{
 		cfg: cfg, log: log, source: from, files: reread, snapshot: snapshot, world: w, waiters: held, metrics: counted,
 		history: newHistory(), poked: make(chan struct{}, 1),
