@@ -25,12 +25,14 @@ type documents struct {
 
 	fetcher, cache *http.Client
 	fetches        singleflight.Group // of manifests, by id
+	asked          chan struct{}      // questions to the cache that are under way
 }
 
 func newDocuments(cfg *Config, snapshot *current, past *history) *documents {
 	return &documents{
 		cfg: cfg, log: cfg.Log, snapshot: snapshot, history: past,
 		fetcher: &http.Client{Timeout: source.FetchTimeout}, cache: &http.Client{Timeout: cacheTimeout},
+		asked: make(chan struct{}, maxAsked),
 	}
 }
 
@@ -83,6 +85,9 @@ var storeHash = regexp.MustCompile(`^[0-9abcdfghijklmnpqrsvwxyz]{32}$`)
 const (
 	cacheTimeout = 30 * time.Second
 	narinfoLimit = 1 << 20 // bytes
+	// maxAsked bounds the questions to the cache at once: a cache that hangs must not take
+	// the connections and file descriptors of check-ins.
+	maxAsked = 64
 )
 
 // closure asks the cache for a narinfo on behalf of a host.
@@ -93,6 +98,13 @@ func (d *documents) closure(c *call) (any, error) {
 	}
 	if !storeHash.MatchString(hash) {
 		return nil, notFound("not the hash of a store path")
+	}
+	select {
+	case d.asked <- struct{}{}:
+		defer func() { <-d.asked }()
+	default:
+		c.w.Header().Set("Retry-After", "5")
+		return nil, refused(http.StatusServiceUnavailable, "cache-busy", "too many questions to the cache are under way")
 	}
 	address := strings.TrimSuffix(d.cfg.ClosureUpstream, "/") + "/" + hash + ".narinfo"
 	req, err := http.NewRequestWithContext(c.Context(), http.MethodGet, address, nil)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,4 +61,37 @@ func TestAWaveOfAgentsFetchesAManifestOnce_C19(t *testing.T) {
 			t.Errorf("once the source has lost it: %v, want 502", err)
 		}
 	})
+}
+
+// A cache that hangs holds some questions, and the others are told when to ask again.
+func TestASaturatedCacheIsAskedLater(t *testing.T) {
+	e := newEstate(t, "a")
+	hang := make(chan struct{})
+	cache := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { <-hang }))
+	t.Cleanup(cache.Close)
+	s := e.primed(t, func(c *Config) { c.ClosureUpstream = cache.URL })
+	d := s.handlers.documents
+	ask := func() (*httptest.ResponseRecorder, error) {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.SetPathValue("hash", strings.Repeat("0", 32))
+		w := httptest.NewRecorder()
+		_, err := d.closure(&call{Request: r, w: w})
+		return w, err
+	}
+	var asked sync.WaitGroup
+	for range maxAsked {
+		asked.Go(func() { ask() })
+	}
+	for len(d.asked) < maxAsked {
+		time.Sleep(time.Millisecond)
+	}
+	var refusal *Refusal
+	if w, err := ask(); !errors.As(err, &refusal) || refusal.Status != 503 || w.Header().Get("Retry-After") == "" {
+		t.Errorf("beyond the bound: %v, Retry-After %q", err, w.Header().Get("Retry-After"))
+	}
+	close(hang)
+	asked.Wait()
+	if w, err := ask(); err != nil || w.Code != 200 {
+		t.Errorf("afterwards: %d %v", w.Code, err)
+	}
 }
