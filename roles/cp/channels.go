@@ -33,7 +33,7 @@ func (p *views) channels(c *call) (any, error) {
 	rel := p.snapshot.Load().rel
 	counts, newest := map[string]*protocol.HostCounts{}, map[string]rollout.RolloutView{}
 	look(p.world, func(w *rollout.World, now time.Time) bool {
-		for _, v := range w.Hosts(now) {
+		for _, v := range p.seen.present(w.Hosts(now), now) {
 			if counts[v.Channel] == nil {
 				counts[v.Channel] = &protocol.HostCounts{}
 			}

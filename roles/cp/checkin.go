@@ -232,6 +232,8 @@ type sighting struct {
 	pending string
 	held    *string
 
+	left time.Time // its held check-in ended without an answer; zero once it is heard again
+
 	word                protocol.AgentWord
 	notBefore, notAfter time.Time // of the certificate
 }

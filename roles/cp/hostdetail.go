@@ -22,7 +22,7 @@ func (p *views) host(c *call) (any, error) {
 	v := look(p.world, func(w *rollout.World, now time.Time) (v rollout.HostView) {
 		v, found = w.Host(name, now)
 		facts = w.Facts(name)
-		return v
+		return p.seen.present([]rollout.HostView{v}, now)[0]
 	})
 	if !found {
 		return nil, refused(http.StatusNotFound, "no-such-host", "the fleet declares no host %q", name)

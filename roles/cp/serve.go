@@ -165,7 +165,7 @@ func (s *server) run(ctx context.Context) error {
 	inner := s.cfg.Listener
 	if inner == nil {
 		var err error
-		if inner, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Listen); err != nil {
+		if inner, err = listenTCP(ctx, s.cfg.Listen); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
@@ -192,7 +192,7 @@ func (s *server) listenForPage(ctx context.Context) (net.Listener, error) {
 	if s.cfg.PageListener != nil || s.cfg.PageListen == "" {
 		return s.cfg.PageListener, nil
 	}
-	inner, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.PageListen)
+	inner, err := listenTCP(ctx, s.cfg.PageListen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for the page: %w", err)
 	}

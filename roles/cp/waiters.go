@@ -182,6 +182,9 @@ func (k *checkins) left(c *contact, answered bool) {
 	if c.held.gone() {
 		return
 	}
+	if !answered {
+		k.seen.leave(c.host, time.Now())
+	}
 	look(k.world, func(w *rollout.World, now time.Time) bool {
 		if answered {
 			w.Seen(c.host, now)
