@@ -154,7 +154,9 @@ func (p *views) hosts(c *call) (any, error) {
 	out := protocol.HostsResponse{}
 	facts := map[string]rollout.HostFacts{}
 	views := look(p.world, func(w *rollout.World, now time.Time) (page []rollout.HostView) {
-		all := slices.DeleteFunc(p.seen.present(w.Hosts(now), now), func(v rollout.HostView) bool { return !c.scopes.channel(v.Channel) })
+		all := slices.DeleteFunc(p.seen.present(w.Hosts(now), now), func(v rollout.HostView) bool {
+			return !c.scopes.channel(v.Channel)
+		})
 		page, out.Counts, out.Next = filter.page(all, tags)
 		for i := range page {
 			// The list explains what waits; a converged host needs no sentence.
