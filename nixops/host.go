@@ -169,8 +169,9 @@ type Host interface {
 	// not valid.
 	NextElapse(ctx context.Context, calendar string, after time.Time) (time.Time, error)
 
-	// Space returns the free space of the store and of the boot partitions.
-	Space(ctx context.Context) (Space, error)
+	// Space returns the free space of the store and of the boot partitions, and what these lack for the kernel and the
+	// initrd of a closure in the store ("" for none).
+	Space(ctx context.Context, closure string) (Space, error)
 	// Reboot reboots the machine.
 	Reboot(ctx context.Context) error
 }
@@ -282,4 +283,7 @@ const MaxOutput = 4 << 10
 type Space struct {
 	StoreFree uint64
 	BootFree  uint64
+
+	BootLacks   uint64 // bytes that the closure's kernel and initrd need and that are not there
+	BootLacking string // directory of the boot partition that lacks most
 }

@@ -390,7 +390,7 @@ func testInspect(t *testing.T, r *rig) {
 	if bare, err := r.host.Inspect(t.Context(), old); err != nil || bare.AgentPath != "" || bare.TrustJSON != nil {
 		t.Errorf("a closure without agent: %+v, %v", bare, err)
 	}
-	if space, err := r.host.Space(t.Context()); err != nil || space.StoreFree == 0 || space.BootFree == 0 {
+	if space, err := r.host.Space(t.Context(), ""); err != nil || space.StoreFree == 0 || space.BootFree == 0 {
 		t.Errorf("space %+v, %v", space, err)
 	}
 	if id, err := r.host.BootID(t.Context()); err != nil || len(id) != 36 {

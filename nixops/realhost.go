@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -250,18 +249,14 @@ func (m *machine) ActiveState(ctx context.Context, unit string) (string, error) 
 	return state, nil
 }
 
-func (m *machine) Space(ctx context.Context) (Space, error) {
+func (m *machine) Space(ctx context.Context, closure string) (Space, error) {
 	store, err := disk.Free(m.root + storeDir)
 	if err != nil {
 		return Space{}, fmt.Errorf("free space of the store: %w", err)
 	}
-	space := Space{StoreFree: store, BootFree: math.MaxUint64}
-	for _, dir := range bootDirs(m.root) {
-		free, err := disk.Free(m.root + dir)
-		if err != nil {
-			return Space{}, fmt.Errorf("free space of %s: %w", dir, err)
-		}
-		space.BootFree = min(space.BootFree, free)
+	space := Space{StoreFree: store}
+	if err := bootRoom(m.root, closure, &space); err != nil {
+		return Space{}, err
 	}
 	return space, nil
 }

@@ -119,7 +119,7 @@ func TestStoreFull_A14(t *testing.T) {
 	if err := host.Realise(t.Context(), fat, nil); !errors.Is(err, nixops.ErrNoSpace) {
 		t.Errorf("a full store: %v", err)
 	}
-	space, err := host.Space(t.Context())
+	space, err := host.Space(t.Context(), "")
 	if err != nil || space.StoreFree > 2<<20 {
 		t.Errorf("space %+v, %v", space, err)
 	}

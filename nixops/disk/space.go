@@ -29,3 +29,18 @@ func Free(path string) (uint64, error) {
 func IsFull(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
+
+// SameFileSystem says whether two paths are on one file system. A path that does not exist is on every one.
+func SameFileSystem(a, b string) (bool, error) {
+	var of [2]unix.Stat_t
+	for i, path := range []string{a, b} {
+		err := unix.Stat(path, &of[i])
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("stat %s: %w", path, err)
+		}
+	}
+	return of[0].Dev == of[1].Dev, nil
+}

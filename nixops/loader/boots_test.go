@@ -34,12 +34,13 @@ func system(name string) string {
 type tree struct {
 	files     map[string]string
 	variables map[string]string
+	images    map[string]map[string]string // files that are EFI images, with their sections
 }
 
 func newTree(conf string) tree {
 	return tree{map[string]string{
 		"boot/loader/loader.conf": conf, "boot/EFI/nixos/k.efi": "", "boot/EFI/nixos/i.efi": "",
-	}, map[string]string{}}
+	}, map[string]string{}, map[string]map[string]string{}}
 }
 
 // entry adds an entry in the form that NixOS writes. more replaces or adds lines, `-KEY` drops one.
@@ -77,10 +78,10 @@ func (t tree) variable(name, value string) tree {
 
 // image adds a unified kernel image.
 func (t tree) image(name, closure, id, version string) tree {
-	t.files[name] = testImage(map[string]string{
+	t.images[name] = map[string]string{
 		".osrel": fmt.Sprintf("ID=%s\nVERSION_ID=\"%s\"\nPRETTY_NAME=NixOS\n", id, version), ".cmdline": "init=/nix/store/" +
 			system(closure) + "/init",
-	})
+	}
 	return t
 }
 
@@ -88,6 +89,9 @@ func (t tree) write(tb testing.TB, version string) (root string) {
 	tb.Helper()
 	root = tb.TempDir()
 	write(tb, root, t.files)
+	for name, sections := range t.images {
+		write(tb, root, map[string]string{name: testImage(sections)})
+	}
 	for name, value := range t.variables {
 		write(tb, root, map[string]string{variableFile(name): variableValue(value)})
 	}

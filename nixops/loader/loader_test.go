@@ -147,7 +147,7 @@ func TestReadingDoesNotBlock(t *testing.T) {
 // TestPartitions: loader.conf on /efi, entries on /boot, and a link from one to the other.
 func TestPartitions(t *testing.T) {
 	apart := tree{map[string]string{"efi/loader/loader.conf": "default nixos-*\n", "boot/EFI/nixos/k.efi": "",
-		"boot/EFI/nixos/i.efi": ""}, map[string]string{}}
+		"boot/EFI/nixos/i.efi": ""}, map[string]string{}, nil}
 	apart = apart.entry("nixos-generation-1.conf", "1").entry("nixos-generation-2.conf", "2")
 	s := Read(apart.write(t, "262.1"))
 	if s.Default.Closure != system("2") || s.Menu.ESP != "/efi" {
@@ -342,7 +342,7 @@ func TestImageOfLanzaboote(t *testing.T) {
 		"boot/EFI/nixos/initrd-1.efi": "", "boot/EFI/Linux/nixos-generation-1.efi": testImage(map[string]string{
 			".osrel": "ID=lanzaboote\nVERSION_ID=Generation 1\n", ".cmdline": "init=/nix/store/" + system("1") + "/init",
 			".linux": `\EFI\nixos\kernel-1.efi`, ".linuxh": "0123", ".initrd": `\EFI\nixos\initrd-1.efi`, ".initrdh": "0123"})},
-		nil}
+		nil, nil}
 	root := tr.write(t, "257.13")
 	s := Read(root)
 	if s.Default.Closure != system("1") {

@@ -40,7 +40,8 @@ type Closure struct {
 type Cache struct {
 	Signature string        `json:"signature,omitzero"` // "" is good; or "unsigned", "foreign", "corrupt", "other-path"
 	FetchTime time.Duration `json:"fetchTime,omitzero"`
-	Size      uint64        `json:"size,omitzero"` // bytes that the closure takes in the store
+	Size      uint64        `json:"size,omitzero"`     // bytes that the closure takes in the store
+	BootSize  uint64        `json:"bootSize,omitzero"` // bytes of its kernel and initrd
 }
 
 // Script describes what a closure's switch script does.

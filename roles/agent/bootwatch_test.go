@@ -15,7 +15,7 @@ const unread = "this agent does not read the boot loader limine"
 
 // An activation begins, and is confirmed, on a host whose boot loader cannot be read: that proves nothing and stops
 // nothing, and everybody is told.
-func TestActivationUnderAnUnreadableLoader_K2(t *testing.T) {
+func TestActivationUnderAnUnreadableLoader(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		m := newMachine(t, p, good)
@@ -41,7 +41,7 @@ func TestActivationUnderAnUnreadableLoader_K2(t *testing.T) {
 
 // An installer that fails after it has changed the boot default: the previous closure's `boot` is run whether or not
 // the loader can be read.
-func TestUndoOfALateInstallerFailure_K2(t *testing.T) {
+func TestUndoOfALateInstallerFailure(t *testing.T) {
 	for _, why := range []string{"", unread} {
 		t.Run(why, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestUndoOfALateInstallerFailure_K2(t *testing.T) {
 }
 
 // The previous closure's installer fails as well and the loader cannot be read: that is said, and the undo ends.
-func TestUndoWhoseInstallerFailsUnseen_K2(t *testing.T) {
+func TestUndoWhoseInstallerFailsUnseen(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		closures := with(sim.Closure{Script: sim.Script{BootExit: 1, BootLate: true}})
@@ -79,7 +79,7 @@ func TestUndoWhoseInstallerFailsUnseen_K2(t *testing.T) {
 }
 
 // A boot default that is not the confirmed closure is shouted at every check-in, until it is over.
-func TestBootDefaultThatWasNotConfirmed_K2(t *testing.T) {
+func TestBootDefaultThatWasNotConfirmed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		m := newMachine(t, p, good)
@@ -116,7 +116,7 @@ func (e *elsewhere) StartedBy(context.Context) (string, error) { return e.starte
 var _ nixops.Host = (*elsewhere)(nil)
 
 // Only the kernel's command line says what was booted: neither the variable that is gone nor the system that runs now.
-func TestFallbackOfTheLoader_K2(t *testing.T) {
+func TestFallbackOfTheLoader(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		p.pace = 20
@@ -153,7 +153,7 @@ func (b *becoming) BootDefault(ctx context.Context) (string, error) {
 }
 
 // What is staged for one boot must not be what every boot starts.
-func TestStagedEntryThatBecomesTheDefault_K2(t *testing.T) {
+func TestStagedEntryThatBecomesTheDefault(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
 		m := newMachine(t, p, staged(sim.Closure{}))
@@ -163,6 +163,55 @@ func TestStagedEntryThatBecomesTheDefault_K2(t *testing.T) {
 		if m.where() != all(before) || m.bootsOnce() != "" || !strings.Contains(m.local().Waiting,
 			"became the boot loader's") {
 			t.Errorf("it is at %v, boots %q once, status says %q", m.where(), m.bootsOnce(), m.local().Waiting)
+		}
+	})
+}
+
+// A boot partition without room for the new kernel and initrd is this host's trouble, before anything is changed. An
+// installer that meets a full disk all the same is not the release's fault either.
+func TestBootPartitionWithoutRoom(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, with(sim.Closure{Cache: sim.Cache{BootSize: 90 << 20}}))
+		m.must(m.sim.SetSpace(nixops.Space{StoreFree: 1 << 40, BootFree: 60 << 20}))
+		stop := m.live(m.sim)
+		time.Sleep(2 * time.Minute)
+		told := p.refusals(protocol.EventRealiseFailed)
+		if !strings.Contains(told, "/boot lacks 31 MiB") || p.reported(protocol.EventActivationStarted) ||
+			p.reported(protocol.EventActivationFailed) {
+			t.Errorf("it reports %q, %v", told, p.said())
+		}
+		m.must(m.sim.SetSpace(nixops.Space{StoreFree: 1 << 40, BootFree: 100 << 20}))
+		time.Sleep(time.Hour)
+		stop()
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("with room it is at %v", m.where())
+		}
+	})
+}
+
+// fullBoot is a machine whose installer meets a full disk.
+type fullBoot struct{ *sim.Host }
+
+func (f *fullBoot) UnitOutput(ctx context.Context, unit string) (string, error) {
+	text, err := f.Host.UnitOutput(ctx, unit)
+	if strings.HasPrefix(unit, "nixfleet-boot") {
+		text += "OSError: [Errno 28] No space left on device: '/boot/EFI/nixos/x.efi'\n"
+	}
+	return text, err
+}
+
+func TestInstallerWithoutSpaceIsTheHosts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{BootExit: 1}}))
+		stop := m.live(&fullBoot{m.sim})
+		time.Sleep(3 * time.Minute)
+		stop()
+		told := p.refusals(protocol.EventRollbackTriggered)
+		if m.where() != all(before) || p.reported(protocol.EventActivationFailed) || !strings.Contains(told, "no-space") ||
+			!strings.Contains(told, "Errno 28") {
+			t.Errorf("it is at %v and reports %q, %v", m.where(), told, p.said())
 		}
 	})
 }

@@ -113,12 +113,12 @@ func (c *committer) bootTook(ctx context.Context, j *journal.Journal) error {
 // whose it is only when it ran and failed.
 func trouble(cause protocol.Cause, err error) journal.Reason {
 	switch {
+	case errors.Is(err, nixops.ErrNoSpace):
+		return journal.Because(protocol.CauseNoSpace, cause.With(err.Error()))
 	case errors.As(err, new(*undo.ExitError)):
 		return journal.Because(cause, err.Error())
 	case errors.Is(err, nixops.ErrLockHeld):
 		return undo.Locked
-	case errors.Is(err, nixops.ErrNoSpace):
-		return journal.Because(protocol.CauseNoSpace, cause.With(err.Error()))
 	case cause == protocol.CauseBoot:
 		return journal.Because(protocol.CausePreflight, cause.With(err.Error()))
 	}

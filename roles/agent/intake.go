@@ -75,6 +75,12 @@ func (i *intake) bring(ctx context.Context, w *verify.Target, j *journal.Journal
 	if err != nil {
 		return &localError{journal.Because(protocol.CauseRealise, err.Error()), protocol.EventRealiseFailed}
 	}
+	// Before anything is changed: an installer that finds no room fails when the release has proven itself.
+	if space, err := i.host.Space(ctx, w.Closure()); err == nil && space.BootLacks > 0 {
+		return &localError{journal.Because(protocol.CauseNoSpace, fmt.Sprintf(
+			"%s lacks %d MiB for the kernel and the initrd of %s", space.BootLacking, space.BootLacks>>20+1, w.Closure())),
+			protocol.EventRealiseFailed}
+	}
 	if !c.HasSwitch {
 		return errors.New("the closure has no bin/switch-to-configuration")
 	}
@@ -202,7 +208,7 @@ func (i *intake) preflight(ctx context.Context, w *verify.Target) error {
 			protocol.EventRealiseFailed,
 		}
 	}
-	space, err := i.host.Space(ctx)
+	space, err := i.host.Space(ctx, "")
 	if err != nil {
 		return &localError{journal.Because(protocol.CausePreflight, err.Error()), protocol.EventRealiseFailed}
 	}

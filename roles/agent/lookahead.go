@@ -113,7 +113,7 @@ func (l *lookahead) fetch(ctx context.Context, closure string) error {
 	case q != nil && q.Closure == closure && q.Failures > 0:
 		return nil
 	}
-	space, err := l.host.Space(ctx)
+	space, err := l.host.Space(ctx, "")
 	if err != nil {
 		return err
 	}
