@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"nixfleet/nixops/disk"
@@ -117,10 +118,12 @@ func (m *machine) SupportsCheck(ctx context.Context, closure string) (bool, erro
 
 // usageActions matches the list of actions in the usage of switch-to-configuration, for example
 // "Usage: switch-to-configuration [check|switch|boot|test|dry-activate]". The name of the script may hold any word.
-var usageActions = regexp.MustCompile(`\[((?:[a-z-]+\|)+[a-z-]+)\]`)
+var usageActions = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\[((?:[a-z-]+\|)+[a-z-]+)\]`)
+})
 
 func listsAction(usage string, action Action) bool {
-	for _, list := range usageActions.FindAllStringSubmatch(usage, -1) {
+	for _, list := range usageActions().FindAllStringSubmatch(usage, -1) {
 		if actions := strings.Split(list[1], "|"); slices.Contains(actions, string(ActionTest)) {
 			return slices.Contains(actions, string(action))
 		}

@@ -58,7 +58,7 @@ func noSpace(err error) error {
 
 // CheckRoot returns an error if the name of a garbage collector root is neither a word nor a closure's name.
 func CheckRoot(name string) error {
-	if fleet.ValidClosure(name) || unitNames.MatchString(name) {
+	if fleet.ValidClosure(name) || unitNames().MatchString(name) {
 		return nil
 	}
 	return fmt.Errorf("gc root name %q is not a closure; other names may contain only letters, digits and . _ @ -", name)

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"nixfleet/nixops/disk"
@@ -43,14 +44,18 @@ type supervisor interface {
 const stopGrace = 10 * time.Second
 
 // unitNames matches the names that our units may have. They become file names and arguments of other programs.
-var unitNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,100}$`)
+var unitNames = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,100}$`)
+})
 
 // anyUnit matches the names of systemd.unit(5), including escapes, and of launchd's jobs.
-var anyUnit = regexp.MustCompile(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]{0,254}$`)
+var anyUnit = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]{0,254}$`)
+})
 
 // CheckUnit returns an error if the name is not valid for a unit of ours. Such a name has no suffix.
 func CheckUnit(unit string) error {
-	if !unitNames.MatchString(unit) {
+	if !unitNames().MatchString(unit) {
 		return fmt.Errorf("unit name %q may contain only letters, digits and . _ @ -", unit)
 	}
 	return nil
@@ -58,7 +63,7 @@ func CheckUnit(unit string) error {
 
 // CheckAnyUnit returns an error if no unit of the machine can have that name.
 func CheckAnyUnit(unit string) error {
-	if !anyUnit.MatchString(unit) {
+	if !anyUnit().MatchString(unit) {
 		return fmt.Errorf("%q is not a unit name as systemd.unit(5) describes it", unit)
 	}
 	return nil
@@ -115,7 +120,7 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 	}
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
-		if !ok || !variable.MatchString(name) {
+		if !ok || !variable().MatchString(name) {
 			return fmt.Errorf("unit %s: %q is not an environment variable", unit, name)
 		}
 		fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
@@ -137,7 +142,9 @@ func (f unitFiles) script(unit string, wait time.Duration, command, env []string
 var handedOn = []string{"PATH", "NIX_REMOTE"}
 
 // variable matches the name of an environment variable.
-var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var variable = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+})
 
 // quote returns a string as one word of the shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -27,14 +28,18 @@ type Unit struct {
 func (u Unit) flaps() bool { return u.Restarts > 0 && !u.EndsWell }
 
 // ofUsers matches units that belong to a user who is logged in, whatever file they have.
-var ofUsers = regexp.MustCompile(`^(user|user-runtime-dir)@[^.]+\.service$|^user-\d+\.slice$|\.scope$`)
+var ofUsers = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(user|user-runtime-dir)@[^.]+\.service$|^user-\d+\.slice$|\.scope$`)
+})
 
 // madeUp matches the names that programs invent for units: systemd-run does so, and the health checks of containers,
 // whose units have the container's id and a random number as their name.
-var madeUp = regexp.MustCompile(`^run-(r[0-9a-f]{16,}|u\d+|p\d+-i\d+)\.|^[0-9a-f]{12,64}-[0-9a-f]{8,}\.|^[0-9a-f]{32,64}\.(service|timer)$`)
+var madeUp = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^run-(r[0-9a-f]{16,}|u\d+|p\d+-i\d+)\.|^[0-9a-f]{12,64}-[0-9a-f]{8,}\.|^[0-9a-f]{32,64}\.(service|timer)$`)
+})
 
 // MadeUp says whether a program invented the name of a unit.
-func MadeUp(name string) bool { return madeUp.MatchString(name) }
+func MadeUp(name string) bool { return madeUp().MatchString(name) }
 
 // transientDir is where systemd keeps the files of units that programs make.
 const transientDir = "/run/systemd/transient/"
@@ -42,10 +47,10 @@ const transientDir = "/run/systemd/transient/"
 // origin says whether the closure declares a unit, and whether a program made the unit at run time. fragment is the
 // file that systemd read the unit from; source is the file from which a generator made the fragment.
 func origin(name, fragment, source string) (declared, transient bool) {
-	if strings.HasPrefix(fragment, transientDir) || madeUp.MatchString(name) {
+	if strings.HasPrefix(fragment, transientDir) || madeUp().MatchString(name) {
 		return false, true
 	}
-	if ofUsers.MatchString(name) || fragment == "" || strings.HasSuffix(name, ".device") {
+	if ofUsers().MatchString(name) || fragment == "" || strings.HasSuffix(name, ".device") {
 		return false, false
 	}
 	if !strings.HasPrefix(fragment, "/run/") {
@@ -72,7 +77,7 @@ func NewBaseline(units []Unit, now time.Duration) Baseline {
 		if u.Failed {
 			b.Failed = append(b.Failed, u.Name)
 		}
-		if u.Active && !u.Transient && !ofUsers.MatchString(u.Name) {
+		if u.Active && !u.Transient && !ofUsers().MatchString(u.Name) {
 			b.Ran = append(b.Ran, u.Name)
 		}
 		if u.flaps() {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"regexp"
 	"slices"
 	"time"
 
@@ -92,10 +91,6 @@ func (d *Declaration) SetClosure(host, closure string) error {
 // ErrPin means that a host is pinned to something that is not a full commit.
 var ErrPin = errors.New("not a full commit of 40 hexadecimal digits")
 
-// fullCommit is narrow because a pin becomes part of a flake's URL, where a branch would move and anything else would
-// be read as more of the URL.
-var fullCommit = regexp.MustCompile(`^[0-9a-f]{40}$`)
-
 // Pin reads a host's pin, nil when it has none.
 func (d *Declaration) Pin(host string) (*Pin, error) {
 	pin, ok := d.host(host)["pin"].(map[string]any)
@@ -105,7 +100,7 @@ func (d *Declaration) Pin(host string) (*Pin, error) {
 	p := &Pin{}
 	p.Commit, _ = pin["commit"].(string)
 	p.Reason, _ = pin["reason"].(string)
-	if !fullCommit.MatchString(p.Commit) {
+	if !fullCommit(p.Commit) {
 		return nil, fmt.Errorf("pin of %s: %.80q is %w", host, p.Commit, ErrPin)
 	}
 	if text, isText := pin["expiresAt"].(string); isText {

@@ -2,24 +2,11 @@ package fleet
 
 import (
 	"fmt"
-	"regexp"
 	"sort"
 	"time"
 
 	"nixfleet/pki"
 )
-
-var (
-	closureForm   = regexp.MustCompile(`^[0-9abcdfghijklmnpqrsvwxyz]{32}-[A-Za-z0-9+?=_-][A-Za-z0-9+?=_.-]{0,210}$`)
-	rolloutIDForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
-)
-
-// ValidClosure reports whether base is the base name of a store path.
-func ValidClosure(base string) bool { return closureForm.MatchString(base) }
-
-// ValidRolloutID reports whether id is 64 lower-case hexadecimal digits. Ids
-// come from the network and become file names: check first.
-func ValidRolloutID(id string) bool { return rolloutIDForm.MatchString(id) }
 
 // RolloutID is the canonical hash of a manifest, which is also its file name.
 func RolloutID(m *Manifest) (id string, canonical []byte, err error) {
