@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,9 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 	} else if err := policy.check(c.Context, cfg.Host); err != nil {
 		return err
 	}
+	if err := cfg.warnSkipped(c.Context, c.App.ErrWriter); err != nil {
+		return err
+	}
 	if err := cfg.readable(); err != nil {
 		return &command.Error{Err: fmt.Errorf("configuration: %w", err),
 			Hint: "the files must be there when the agent starts"}
@@ -36,6 +40,20 @@ func checkConfig(c *cli.Context, cfg *Config) error {
 		return err
 	}
 	_, err := fmt.Fprintln(c.App.Writer, "configuration is good")
+	return err
+}
+
+// warnSkipped says when the reboot window does not come.
+func (c *Config) warnSkipped(ctx context.Context, w io.Writer) error {
+	policy, err := parseRebootPolicy(c.RebootPolicy)
+	if err != nil || policy.mode != rebootWindow {
+		return err
+	}
+	if day, ok := policy.skipped(ctx, c.Host, time.Now()); ok {
+		_, err = fmt.Fprintf(w, "warning: the reboot window %q does not come on %s: the clock is set forward over it\n"+
+			"hint: name a time that every day has, or a zone, as in 'Sun 02:30 UTC'\n", policy.window,
+			day.UTC().Format(time.DateOnly))
+	}
 	return err
 }
 

@@ -76,6 +76,44 @@ func (p rebootPolicy) check(ctx context.Context, host nixops.Host) error {
 	return nil
 }
 
+const (
+	// elapsesAhead is how many times of a window are looked at: a weekly one comes less often in a year.
+	elapsesAhead = 60
+	// zonesApart is how much one time of day differs between two zones, at most.
+	zonesApart = 15 * time.Hour
+)
+
+// skipped is a day on which the window does not come although its expression names it: its
+// time does not exist there, since the clock is set forward. A weekly window then skips a
+// week. UTC, in which every time exists, has the same expression on that day.
+func (p rebootPolicy) skipped(ctx context.Context, host nixops.Host, now time.Time) (time.Time, bool) {
+	next := func(expression string, after time.Time) time.Time {
+		at, err := host.NextElapse(ctx, expression, after)
+		if err != nil {
+			return time.Time{} // such as of one that names its zone
+		}
+		return at
+	}
+	utc := p.window + " UTC"
+	here, there := next(p.window, now), next(utc, now)
+	switch {
+	case here.Sub(there) > zonesApart: // the first has passed here, and not there yet
+		there = next(utc, there)
+	case there.Sub(here) > zonesApart:
+		here = next(p.window, here)
+	}
+	for range elapsesAhead {
+		if here.IsZero() || there.IsZero() {
+			return time.Time{}, false
+		}
+		if here.Sub(there) > zonesApart {
+			return there, true
+		}
+		here, there = next(p.window, here), next(utc, there)
+	}
+	return time.Time{}, false
+}
+
 // open says whether the window is open, and when it is next worth asking.
 func (p rebootPolicy) open(ctx context.Context, host nixops.Host, now time.Time) (bool, time.Time, error) {
 	if p.mode == rebootImmediate {
