@@ -83,10 +83,8 @@ func TestDownloadIsTakenUpAgain(t *testing.T) {
 			host := &cutting{Host: m.sim}
 			host.left.Store(cuts)
 			stop := m.start(host)
-			m.until(func() bool { return host.left.Load() < cuts-1 })
-			if s := m.local().Waiting; !strings.Contains(s, "taken up again in 20s") {
-				t.Errorf("status says %q", s)
-			}
+			m.until(func() bool { return host.left.Load() < cuts })
+			m.until(func() bool { return strings.Contains(m.local().Waiting, "taken up again in 20s") })
 			time.Sleep(20 * time.Minute)
 			stop()
 			if m.where() != all(target) || p.reported(protocol.EventRealiseFailed) != reported {
