@@ -219,6 +219,10 @@ func (c *committer) unconfirmed(j *journal.Journal, why string) error {
 func (c *committer) finish(ctx context.Context, j *journal.Journal, taken time.Time) error {
 	last := &confirmed{Closure: j.Closure, RolloutID: j.RolloutID, Intent: j.Intent,
 		At: pki.At(c.clock.now().Truncate(time.Millisecond))}
+	last.ChannelRef = j.ChannelRef
+	if w := c.memory.told.Load(); w != nil && w.Closure() == j.Closure && w.RolloutID() == j.RolloutID {
+		last.SignedAt = pki.At(w.SignedAt())
+	}
 	if taken.After(last.At.Time) && c.identity.mayBe(taken) {
 		last.Taken = pki.At(taken.Add(time.Second))
 	}

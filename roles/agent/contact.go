@@ -99,6 +99,7 @@ func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 	}
 	if last := c.memory.confirmed.Load(); last != nil && last.Closure == req.CurrentGeneration.ClosureHash &&
 		!last.At.After(c.clock.now()) {
+		req.LastEvaluatedTarget = last.target()
 		at := last.attested()
 		req.LastConfirmedAt = &at
 		if c.identity.host != nil {

@@ -230,3 +230,35 @@ func TestDamagedCertificateIsWaitedFor(t *testing.T) {
 		})
 	}
 }
+
+// The report of an enrolment that was refused says how, also where the refusal has no words.
+func TestEnrolmentThatFailedSaysWhy(t *testing.T) {
+	for body, want := range map[string]string{
+		"": "401 Unauthorized", `{"error":"token expired","reason":"expired-token"}`: "token expired",
+	} {
+		bubble(t, func(t *testing.T) {
+			p := newPlane(t)
+			m := newMachine(t, p, good)
+			m.token()
+			m.must(os.RemoveAll(m.path("cert")))
+			status, asked, told := http.StatusUnauthorized, 0, ""
+			p.set(func() {
+				p.routes = map[string]http.HandlerFunc{
+					"/v1/enroll": p.enrols(&status, body, &asked),
+					"/v1/agent/bootstrap-report": func(w http.ResponseWriter, r *http.Request) {
+						var report protocol.BootstrapReport
+						if err := json.UnmarshalRead(r.Body, &report); err != nil {
+							t.Error(err)
+						}
+						told = string(report.Event.Details)
+						w.WriteHeader(http.StatusNoContent)
+					},
+				}
+			})
+			m.watch(2 * time.Minute)
+			if !strings.Contains(told, want) {
+				t.Errorf("told %s, want %s", told, want)
+			}
+		})
+	}
+}

@@ -224,7 +224,7 @@ func (e *enroller) enrolFailed(ctx context.Context, token *pki.Token, err error)
 	}
 	e.reportedEnrolment = true
 	details, err := protocol.SignEvidence(nil, e.cfg.MachineID, nil, protocol.EventEnrollmentFailed,
-		protocol.Reasoned{Reason: refused.Message})
+		protocol.Reasoned{Reason: protocol.Clip(refused.Error(), maxReason)})
 	if err != nil {
 		return
 	}

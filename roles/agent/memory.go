@@ -66,6 +66,19 @@ type confirmed struct {
 	// the second is whole. Only attestations use it: nobody can shorten by it what
 	// is limited from here on.
 	Taken pki.Timestamp `json:"taken,omitzero" shape:"D"`
+	// ChannelRef and SignedAt are of the target; agents before did not keep them.
+	ChannelRef string        `json:"channelRef,omitzero" shape:"D"`
+	SignedAt   pki.Timestamp `json:"signedAt,omitzero" shape:"D"`
+}
+
+// target is what a v1 control plane is told of the last confirmed target. One with heads
+// knows it; it is nil for that, and where too little was kept.
+func (c *confirmed) target() *protocol.Target {
+	if c.Intent != c.RolloutID || c.ChannelRef == "" || c.SignedAt.IsZero() {
+		return nil
+	}
+	return &protocol.Target{ClosureHash: c.Closure, ChannelRef: c.ChannelRef, EvaluatedAt: c.At, RolloutID: c.RolloutID,
+		SignedAt: c.SignedAt}
 }
 
 // attested is the time to attest: a clock that is behind would have made the soak

@@ -99,6 +99,10 @@ func TestV1ControlPlane(t *testing.T) {
 		if m.where() != all(another) || p.confirmed() != 2 || p.seen().LastConfirmedAt == nil {
 			t.Errorf("at %v after %d confirms, last said %+v", m.where(), p.confirmed(), p.seen())
 		}
+		if last := p.seen().LastEvaluatedTarget; last == nil || last.ClosureHash != another || last.RolloutID != p.id ||
+			last.ChannelRef != p.id || last.SignedAt.IsZero() || last.EvaluatedAt.IsZero() {
+			t.Errorf("the last confirmed target is told as %+v", last)
+		}
 	})
 }
 
