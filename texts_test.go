@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
+	"context"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -16,8 +18,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"nixfleet/roles/command"
 )
 
 var update = flag.Bool("update", false, "write docs/texts.md")
@@ -342,4 +347,145 @@ func (p *typed) kindOfArgument(call *ast.CallExpr, argument ast.Node) string {
 	default:
 		return byName[name]
 	}
+}
+
+// unrunnable are commands that a hint may name and a test may not run: they would build or sign.
+var unrunnable = []string{"nixfleet release", "nixfleet init"}
+
+// TestHintsWorkWhenPasted takes every command out of what people are shown and checks that it exists with its flags.
+// Those that ask a control plane are run, without one: they may fail for want of it, and not because the hint is not
+// a whole command. `--reason` was missing from four hints once.
+func TestHintsWorkWhenPasted(t *testing.T) {
+	listed := textsOfCode(t) // before HOME, where the compiler's cache is, is another
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("NIXFLEET_CONFIG", filepath.Join(home, "config.toml"))
+	for _, name := range []string{"CP_URL", "CA_CERT", "CLIENT_CERT", "CLIENT_KEY"} {
+		t.Setenv("NIXFLEET_"+name, "")
+	}
+	if err := os.WriteFile(os.Getenv("NIXFLEET_CONFIG"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commands := map[string]*cli.Command{}
+	walk(application().Commands, "nixfleet", func(path string, c *cli.Command) { commands[path] = c })
+	t.Chdir(home)
+	seen, ran := 0, map[string]bool{}
+	for _, text := range listed {
+		if strings.Contains(text.words, "Example:") || text.kind == "Log messages" {
+			continue // TestDocsNameCommandsThatExist looks at examples
+		}
+		for _, words := range commandsIn(text.words, commands) {
+			seen++
+			where := text.file + ":" + text.symbol + ": " + strings.Join(words, " ")
+			path, rest := split(words, commands)
+			c := commands[path]
+			asks := false
+			for _, f := range c.Flags {
+				asks = asks || slices.Contains(f.Names(), "cp-url")
+			}
+			for _, word := range rest {
+				name, isFlag := strings.CutPrefix(word, "--")
+				if isFlag && name != "help" && !slices.ContainsFunc(c.Flags, func(f cli.Flag) bool {
+					return slices.Contains(f.Names(), name)
+				}) {
+					t.Errorf("%s: %s has no flag %s", where, path, word)
+				}
+			}
+			if !asks || slices.Contains(unrunnable, path) || ran[strings.Join(words, " ")] {
+				continue
+			}
+			ran[strings.Join(words, " ")] = true
+			var out, said bytes.Buffer
+			app := application()
+			app.Writer, app.ErrWriter = &out, &said
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			code := command.Run(ctx, app, words)
+			cancel()
+			if code == 2 {
+				t.Errorf("%s\nis not a whole command: %s", where, said.String())
+			}
+		}
+	}
+	if seen < 80 || len(ran) < 25 {
+		t.Errorf("found %d commands in hints, %d of them ask a control plane", seen, len(ran))
+	}
+}
+
+var (
+	pasted      = regexp.MustCompile(`\bnixfleet( [a-z][a-z0-9-]*)+`)
+	placeholder = regexp.MustCompile(`^(%[a-z]|\{.*\}|[A-Z][A-Z0-9_-]*)$`)
+)
+
+// commandsIn are the command lines in a text, with something in the place of what is filled in. A line ends where
+// prose goes on.
+func commandsIn(words string, commands map[string]*cli.Command) (lines [][]string) {
+	for _, at := range pasted.FindAllStringIndex(words, -1) {
+		one, _, _ := strings.Cut(words[at[0]:], "\n")
+		fields := strings.Fields(strings.NewReplacer("{", " {", "}", "} ", ";", " ; ").Replace(one))
+		path, rest := split(fields, commands)
+		if path == "nixfleet" {
+			continue // a sentence about nixfleet
+		}
+		line := strings.Fields(path)
+		wants := ""
+		for i := 0; i < len(rest); i++ {
+			word := strings.TrimRight(rest[i], ",.):")
+			last := i == len(rest)-1 || rest[i+1] == ";" || strings.HasPrefix(rest[i+1], "--")
+			switch {
+			case strings.HasPrefix(word, "--"):
+				line, wants = append(line, word), valueOf(commands[path], word)
+				continue
+			case wants != "":
+				line, wants = append(line, filled(wants, word)), ""
+				continue
+			case placeholder.MatchString(word) || strings.HasPrefix(word, "'"),
+				last && commands[path].ArgsUsage != "" && len(line) == len(strings.Fields(path)):
+				line = append(line, filled("", word))
+				continue
+			}
+			rest = rest[:i]
+		}
+		// A command that is named without its words is talked of, and not to be pasted.
+		args := commands[path].ArgsUsage
+		if len(line) > len(strings.Fields(path)) || args == "" || args[0] == '[' {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// valueOf is the name of a flag that takes a value, else empty.
+func valueOf(c *cli.Command, word string) string {
+	name := strings.TrimPrefix(word, "--")
+	for _, f := range c.Flags {
+		if d, ok := f.(cli.DocGenerationFlag); ok && slices.Contains(f.Names(), name) && d.TakesValue() {
+			return name
+		}
+	}
+	return ""
+}
+
+// filled is what stands for a word that somebody fills in.
+func filled(flag, word string) string {
+	switch {
+	case flag == "cp-url":
+		return "https://127.0.0.1:1"
+	case placeholder.MatchString(word) || strings.HasPrefix(word, "'"):
+		return "filled-in"
+	}
+	return word
+}
+
+// split parts a line into the longest command that there is, and the rest.
+func split(fields []string, commands map[string]*cli.Command) (path string, rest []string) {
+	path, rest = fields[0], fields[1:]
+	for len(rest) > 0 && commands[path+" "+strings.TrimRight(rest[0], ";,.):")] != nil {
+		whole := strings.TrimRight(rest[0], ";,.):")
+		path += " " + whole
+		if whole != rest[0] {
+			return path, nil
+		}
+		rest = rest[1:]
+	}
+	return path, rest
 }

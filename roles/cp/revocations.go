@@ -188,7 +188,8 @@ func (t *ticker) nameUnmatched(rows map[string]time.Time) {
 		t.named[name] = true
 		line := t.log.Warn().Str("name", printed(name))
 		if meant != "" {
-			line.Str("meant", meant).Str("hint", "nixfleet revocations undo, then nixfleet revoke "+meant).
+			line.Str("meant", meant).
+				Str("hint", "nixfleet revocations undo NAME --reason TEXT, then nixfleet revoke "+meant+" --reason TEXT").
 				Msg("revocation refuses nobody: its name differs from a host's")
 			continue
 		}

@@ -21,7 +21,7 @@ var certificateNames = map[string]struct{ name, renew string }{
 	protocol.CertificateIssuing:  {"issuing CA", "nixfleet keygen issuing-ca --help"},
 	protocol.CertificateClientCA: {"client CA", "nixfleet keygen issuing-ca --help"},
 	protocol.CertificateOperator: {"operator", "nixfleet mint-operator-cert --help"},
-	protocol.CertificateAgent:    {"agent", "nixfleet host show"},
+	protocol.CertificateAgent:    {"agent", "nixfleet status shows whether it is heard of; an agent renews by itself"},
 }
 
 func certsCommand() *cli.Command {
