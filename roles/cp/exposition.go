@@ -2,7 +2,6 @@ package cp
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -19,10 +18,10 @@ import (
 // executable that every host carries.
 type registry struct {
 	mu       sync.Mutex
-	families map[string]*family
+	families map[string]metric
 }
 
-func newRegistry() *registry { return &registry{families: map[string]*family{}} }
+func newRegistry() *registry { return &registry{families: map[string]metric{}} }
 
 // The kinds of metrics.
 const (
@@ -46,16 +45,24 @@ type sample struct {
 	bits   atomic.Uint64
 }
 
-// add makes a metric. A name that is there already is an error of the program.
+// metric writes itself in the format.
+type metric interface{ write(out *bytes.Buffer) }
+
+// add makes a metric.
 func (r *registry) add(f *family) *family {
+	f.samples = map[string]*sample{}
+	r.addMetric(f.name, f)
+	return f
+}
+
+// addMetric adds one. A name that is there already is an error of the program.
+func (r *registry) addMetric(name string, m metric) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.families[f.name] != nil {
-		panic("metric " + f.name + " is registered twice")
+	if r.families[name] != nil {
+		panic("metric " + name + " is registered twice")
 	}
-	f.samples = map[string]*sample{}
-	r.families[f.name] = f
-	return f
+	r.families[name] = m
 }
 
 // WithLabelValues is the number of these label values, in the order of the labels. It is 0 at first.
@@ -90,7 +97,10 @@ func (s *sample) Inc() {
 // ServeHTTP writes every metric, sorted by name and by label values.
 func (r *registry) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
-	families := slices.SortedFunc(maps.Values(r.families), func(a, b *family) int { return cmp.Compare(a.name, b.name) })
+	var families []metric
+	for _, name := range slices.Sorted(maps.Keys(r.families)) {
+		families = append(families, r.families[name])
+	}
 	r.mu.Unlock()
 	var out bytes.Buffer
 	for _, f := range families {

@@ -27,6 +27,7 @@ type inForce struct {
 	metrics  *metrics
 	history  *history
 	poked    chan struct{} // look at the source
+	answered atomic.Int64  // when the source last did, Unix seconds; 0 when it has not
 	failing  atomic.Int64  // since when no look at the source succeeds, Unix seconds; 0 when the last one did
 
 	floor   *fleet.Release // nothing older is accepted; the poller's own

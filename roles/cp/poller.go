@@ -56,6 +56,7 @@ func (f *inForce) poll(ctx context.Context, known string) (revision string, ok b
 	got, err := f.source.Fetch(ctx, known)
 	if err == nil && got.Unchanged {
 		f.verifyAgain()
+		f.answered.Store(time.Now().Unix())
 		f.failing.Store(0)
 		f.metrics.polls.WithLabelValues("unchanged").Inc()
 		return known, true
@@ -78,6 +79,7 @@ func (f *inForce) poll(ctx context.Context, known string) (revision string, ok b
 		return known, false
 	}
 	f.failing.Store(0)
+	f.answered.Store(time.Now().Unix())
 	f.metrics.polls.WithLabelValues("accepted").Inc()
 	return got.Revision, true
 }

@@ -101,6 +101,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	counted := newMetrics(cfg)
 	w := &world{
 		limits: cfg.limits(), log: log, store: db, snapshot: snapshot, waiters: held, feed: newFeed(), metrics: counted,
+		took: newLatencies(counted.registry),
 		kick: make(chan struct{}, 1),
 	}
 	counted.watch(held, w, reread)
@@ -118,6 +119,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 		return v.Channel, ok
 	}
 	seen := newLastSeen()
+	counted.watchChannels(w, seen, release)
 	s.handlers = &handlers{
 		readiness: &readiness{store: db, snapshot: snapshot, ticker: s.ticker, release: release},
 		issuer:    newIssuer(s.door),

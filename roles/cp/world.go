@@ -27,6 +27,7 @@ type world struct {
 	waiters  *waiters
 	feed     *feed
 	metrics  *metrics
+	took     *latencies
 	kick     chan struct{} // the tick has something to do
 }
 
@@ -54,7 +55,10 @@ func (w *world) change(
 		return err
 	}
 	if pending != nil {
-		if err := pending.Wait(ctx); err != nil {
+		queued := time.Now()
+		err := pending.Wait(ctx)
+		w.took.commit.observe(time.Since(queued))
+		if err != nil {
 			w.mu.Lock()
 			w.stale = w.stale || w.epoch == epoch
 			w.mu.Unlock()
@@ -121,6 +125,7 @@ func (w *world) published(c rollout.Change) {
 	for _, host := range c.Wake {
 		w.waiters.wake(host)
 	}
+	w.took.note(c, w.openedAt)
 	for _, e := range c.Events {
 		w.metrics.events.WithLabelValues(e.Kind).Inc()
 	}
@@ -142,6 +147,12 @@ func (w *world) view(id string) (rollout.RolloutView, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.Rollout(id, time.Now())
+}
+
+// openedAt is when a rollout was opened.
+func (w *world) openedAt(id string) (time.Time, bool) {
+	v, ok := w.view(id)
+	return v.CreatedAt, ok
 }
 
 // ids are those of a rollout, the oldest first.
