@@ -22,7 +22,8 @@ func TestMetricsTellLatenciesAndChannels(t *testing.T) {
 	scrape := p.send(p.web(e.operatorCert("operator-metrics")), sent{method: "GET", path: "/metrics"}).body
 	for _, line := range []string{
 		"nixfleet_dispatch_seconds_count 1", "nixfleet_confirm_seconds_count 1",
-		`nixfleet_confirm_seconds_bucket{le="+Inf"} 1`, `nixfleet_channel_hosts{channel="stable",standing="converged"} 1`,
+		`nixfleet_confirm_seconds_bucket{le="+Inf"} 1`,
+		`nixfleet_channel_hosts{channel="stable",standing="converged"} 1`,
 		`nixfleet_channel_hosts{channel="stable",standing="silent"} 1`,
 		`nixfleet_channel_not_converged_since_timestamp_seconds{channel="stable"} `,
 		"nixfleet_source_success_timestamp_seconds ", "# TYPE nixfleet_store_commit_seconds histogram",
