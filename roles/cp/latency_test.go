@@ -45,8 +45,8 @@ func TestAHistogramCountsUpToItsBounds(t *testing.T) {
 	}
 	answer := httptest.NewRecorder()
 	r.ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
-	if got := answer.Body.String(); got != "# HELP h text\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"10\"} 3\n"+
-		"h_bucket{le=\"+Inf\"} 4\nh_sum 63\nh_count 4\n" {
+	if got := answer.Body.String(); got != "# HELP h text\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\n"+
+		"h_bucket{le=\"10\"} 3\nh_bucket{le=\"+Inf\"} 4\nh_sum 63\nh_count 4\n" {
 		t.Error(got)
 	}
 }
