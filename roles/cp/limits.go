@@ -3,10 +3,10 @@ package cp
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -17,6 +17,8 @@ const (
 	// crowdedTimeout is what a handshake gets when all places are taken: long enough
 	// for a slow line, short enough that a stalling client frees its place.
 	crowdedTimeout = 2 * time.Second
+	// silentTimeout is what one gets then that has said nothing at all.
+	silentTimeout = 500 * time.Millisecond
 	// maxAcceptPause bounds the pause after a connection could not be accepted, as
 	// when there are no file descriptors left.
 	maxAcceptPause = time.Second
@@ -30,7 +32,7 @@ type limitedListener struct {
 	config     *tls.Config
 	log        zerolog.Logger
 	handshakes chan struct{}
-	anonymous  chan struct{}
+	anonymous  *crowd
 	known      *crowd
 	ready      chan net.Conn
 	done       chan struct{}
@@ -51,7 +53,7 @@ func newLimitedListener(
 ) *limitedListener {
 	l := &limitedListener{
 		Listener: inner, config: config, log: log, failed: failed,
-		handshakes: make(chan struct{}, handshakes), anonymous: make(chan struct{}, anonymous), known: newCrowd(maxPerKey),
+		handshakes: make(chan struct{}, handshakes), anonymous: newCrowd(anonymous), known: newCrowd(maxPerKey),
 		ready: make(chan net.Conn), done: make(chan struct{}), greeting: map[*greeting]struct{}{},
 	}
 	l.stop = sync.OnceFunc(func() { close(l.done) })
@@ -112,8 +114,12 @@ func (l *limitedListener) hurry() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for g := range l.greeting {
+		patience := crowdedTimeout
+		if !g.raw.heard.Load() {
+			patience = silentTimeout
+		}
 		// A connection that takes no deadline is closed already.
-		_ = g.raw.SetDeadline(g.began.Add(crowdedTimeout))
+		_ = g.raw.SetDeadline(g.began.Add(patience))
 	}
 }
 
@@ -144,17 +150,16 @@ func (l *limitedListener) greet(ctx context.Context, g *greeting) {
 		return
 	}
 	var out net.Conn = conn
-	if len(conn.ConnectionState().PeerCertificates) == 0 {
-		select {
-		case l.anonymous <- struct{}{}:
-			// It hides that it is a TLS connection from net/http, which needs that only
-			// for the peer's certificate.
-			out = &placedConn{Conn: conn, release: sync.OnceFunc(func() { <-l.anonymous })}
-		default:
-			conn.Close()
-			return
-		}
-	} else if g.raw.release = l.known.enter(conn.ConnectionState().PeerCertificates[0]); g.raw.release == nil {
+	entered := false
+	if peer := conn.ConnectionState().PeerCertificates; len(peer) == 0 {
+		// It hides that it is a TLS connection from net/http, which needs that only
+		// for the peer's certificate.
+		hidden := &placedConn{Conn: conn}
+		out, entered = hidden, l.anonymous.enter("", hidden)
+	} else {
+		entered = l.known.enter(string(peer[0].RawSubjectPublicKeyInfo), g.raw)
+	}
+	if !entered {
 		conn.Close()
 		return
 	}
@@ -184,7 +189,17 @@ func (l *limitedListener) Close() error {
 // placedConn gives its place back when it closes.
 type placedConn struct {
 	net.Conn
-	release func() // may be called twice; nil while there is no place
+	release func()      // may be called twice; nil while there is no place
+	heard   atomic.Bool // the peer has said something
+}
+
+// Read notes that the peer has said something.
+func (c *placedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && !c.heard.Load() {
+		c.heard.Store(true)
+	}
+	return n, err
 }
 
 // Close closes the connection and frees its place.
@@ -193,37 +208,4 @@ func (c *placedConn) Close() error {
 		defer c.release()
 	}
 	return c.Conn.Close()
-}
-
-// maxPerKey is how many connections the holder of one key may have at once. A
-// host needs two, and an operator's dashboards a few; a host that was broken
-// into must not take the file descriptors of all others.
-const maxPerKey = 128
-
-// crowd counts connections by the key of their client certificate.
-type crowd struct {
-	limit int
-	mu    sync.Mutex
-	byKey map[string]int
-}
-
-func newCrowd(limit int) *crowd { return &crowd{limit: limit, byKey: map[string]int{}} }
-
-// enter counts a connection that shows a certificate, and returns what takes it back;
-// nil when its key has too many.
-func (c *crowd) enter(leaf *x509.Certificate) (leave func()) {
-	key := string(leaf.RawSubjectPublicKeyInfo)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.byKey[key] >= c.limit {
-		return nil
-	}
-	c.byKey[key]++
-	return sync.OnceFunc(func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.byKey[key]--; c.byKey[key] == 0 {
-			delete(c.byKey, key)
-		}
-	})
 }
