@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"nixfleet/pki"
 	"nixfleet/roles/protocol"
 )
 
@@ -177,5 +178,45 @@ func TestThePageShowsAndHoldsARollout(t *testing.T) {
 	if err != nil || len(list.Entries) != 1 || list.Entries[0].Actor != "operator-jo" ||
 		list.Entries[0].Action != protocol.ActionPause {
 		t.Errorf("recorded %+v %v", list, err)
+	}
+}
+
+// TestScopesHoldOnThePage: an operator of one channel sees nothing of another, and one who may
+// read changes nothing.
+func TestScopesHoldOnThePage(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	e.fleet.Channels["edge"] = e.fleet.Channels["stable"]
+	e.fleet.Hosts["b"].Channel = "edge"
+	e.fleet.Waves = nil
+	e.publish()
+	s := servePage(t, e)
+	for _, host := range []string{"a", "b"} {
+		s.checkin(s.agent(host), e.state(host, closureOf(host, 0)), 0)
+	}
+	s.browser = s.web(e.scopedCert("operator-edge", &pki.Scope{Channels: []string{"edge"}}))
+	for path, want := range map[string]int{
+		"/": 200, "/hosts": 200, "/hosts/b": 200, "/rollouts": 200, "/rollouts/" + e.heads["edge"].RolloutID: 200,
+		"/events": 200, "/hosts/a": 403, "/rollouts/" + e.heads["stable"].RolloutID: 404, "/audit": 403,
+	} {
+		if status, body, _ := s.get(s.browser, path); status != want || strings.Contains(body, "stable") {
+			t.Errorf("%s: %d, want %d, and nothing of the other channel:\n%s", path, status, want, body)
+		}
+	}
+	s.browser = s.web(e.scopedCert("operator-reader", &pki.Scope{Verbs: []string{"read"}}))
+	act := "/rollouts/" + e.heads["edge"].RolloutID + "/act/pause"
+	_, body, _ := s.get(s.browser, act)
+	token := regexp.MustCompile(`name="token" value="([^"]+)"`).FindStringSubmatch(body)
+	if token == nil {
+		t.Fatalf("no token in %s", body)
+	}
+	form := url.Values{"token": {token[1]}, "reason": {"x"}, "sure": {"yes"}}
+	if status, body := s.post(act, form, map[string]string{"Origin": s.site}); status != http.StatusForbidden ||
+		!strings.Contains(body, "verb pause") {
+		t.Errorf("a reader's pause: %d %s", status, body)
+	}
+	// The token of one operator is of no use to another.
+	s.browser = s.web(e.operatorCert("operator-jo"))
+	if status, _ := s.post(act, form, map[string]string{"Origin": s.site}); status != http.StatusForbidden {
+		t.Errorf("with the token of another operator: %d", status)
 	}
 }

@@ -56,7 +56,7 @@ func (p *views) history(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := protocol.History{Events: append([]protocol.Event{}, events...)}
+	out := protocol.History{Events: append([]protocol.Event{}, c.scopes.events(events)...)}
 	if len(events) == limit {
 		out.Before = events[limit-1].Seq
 	}

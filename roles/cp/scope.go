@@ -59,7 +59,7 @@ var limits = map[string]limit{
 	"GET /v1/plan":                         {pki.VerbRead, anywhere},
 	"POST /v1/plan":                        {pki.VerbRead, anywhere},
 	"GET /v1/events":                       {pki.VerbRead, itself},
-	"GET /v1/history":                      {pki.VerbRead, anywhere},
+	"GET /v1/history":                      {pki.VerbRead, itself},
 	"GET /v1/audit":                        {pki.VerbRead, anywhere},
 	"GET /v1/revocations":                  {pki.VerbRead, anywhere},
 	"GET /v1/openapi.json":                 {"", itself},

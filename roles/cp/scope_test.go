@@ -97,7 +97,7 @@ func TestAScopeIsHeldInListsAndEvents(t *testing.T) {
 	e, p, ids := twoChannels(t)
 	edge := p.web(e.scopedCert("operator-edge", &pki.Scope{Channels: []string{"edge"}}))
 	for _, path := range []string{"/v1/hosts", "/v1/hosts?order=worst", "/v1/channels", "/v1/rollouts?all=true",
-		"/v1/events?follow=false"} {
+		"/v1/events?follow=false", "/v1/history"} {
 		got := p.send(edge, sent{method: "GET", path: path})
 		if got.status != 200 || strings.Contains(got.body, "stable") || strings.Contains(got.body, ids["stable"]) ||
 			!strings.Contains(got.body, "edge") {

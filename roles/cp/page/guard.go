@@ -18,6 +18,13 @@ func refuse(status int, text, hint string) error {
 	return &client.Error{Status: status, Message: text, Hint: hint}
 }
 
+// forbidden reports whether the caller's scope does not have what was asked for: a page then
+// leaves that part out.
+func forbidden(err error) bool {
+	var refusal *client.Error
+	return errors.As(err, &refusal) && refusal.Status == http.StatusForbidden
+}
+
 // guard refuses a request that would change something and did not come from this page: the
 // browser must say that it is of the same origin, and the form must carry the caller's token.
 func (p *Page) guard(w http.ResponseWriter, r *http.Request, caller string) error {

@@ -83,7 +83,7 @@ func (p *Page) rollout(r *http.Request) (*sheet, error) {
 		return nil, err
 	}
 	if protocol.RolloutState(s.State).Open() {
-		if body.Next, err = p.next(r, s); err != nil {
+		if body.Next, err = p.next(r, s); err != nil && !forbidden(err) {
 			return nil, err
 		}
 	}
