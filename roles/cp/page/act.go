@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 )
 
@@ -58,7 +59,7 @@ func (p *Page) askHold(r *http.Request) (*sheet, error) {
 	if !slices.Contains(actionsOf(s), action) {
 		return nil, refuse(http.StatusConflict, "this cannot be done with the rollout as it stands", "")
 	}
-	return asking(action, "the rollout of "+s.Channel+", "+s.Ref, "/rollouts/"+s.RolloutID), nil
+	return asking(action, "the rollout of "+s.Channel+", "+command.Short(s.Ref), "/rollouts/"+s.RolloutID), nil
 }
 
 func (p *Page) askRetry(r *http.Request) (*sheet, error) {
