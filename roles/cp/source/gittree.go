@@ -81,10 +81,8 @@ func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, 
 		if pki.Decode(t.loaded[head], &h) != nil || !fleet.ValidRolloutID(h.RolloutID) {
 			continue
 		}
-		for _, name := range []string{fleet.ManifestName(h.RolloutID),
-			fleet.ManifestName(h.RolloutID) + fleet.SignatureSuffix} {
-			manifests = append(manifests, name)
-		}
+		name := fleet.ManifestName(h.RolloutID)
+		manifests = append(manifests, name, name+fleet.SignatureSuffix)
 	}
 	slices.Sort(manifests)
 	there, err := t.find(ctx, slices.Compact(manifests))
