@@ -31,7 +31,6 @@ import (
 // attack is one thing that somebody tries.
 type attack struct {
 	name  string
-	who   string // holds what
 	stops string // for the table
 	lack  lack   // the check that stops it, for TestMutants
 	run   func(*scene)
