@@ -124,7 +124,7 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 // TestWhatReadsPrintsJSON: whatever a person can read a program can read.
 func TestWhatReadsPrintsJSON(t *testing.T) {
 	readers := []string{
-		"nixfleet release list", "nixfleet release show",
+		"nixfleet release list", "nixfleet release show", "nixfleet doctor", "nixfleet token inspect",
 		"nixfleet host show", "nixfleet host log", "nixfleet host history",
 		"nixfleet status", "nixfleet rollout list", "nixfleet rollout show", "nixfleet rollout trace",
 		"nixfleet rollout watch",

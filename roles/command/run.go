@@ -13,6 +13,7 @@ import (
 // App assembles a command tree that fails like nixfleet does: usage errors
 // carry exit code 2, unknown words are named, and nothing exits by itself.
 func App(version string, commands ...*cli.Command) *cli.App {
+	commands = append(slices.Clone(commands), versionCommand())
 	for _, c := range commands {
 		refuseUnknown(c, c.Name)
 	}
@@ -93,7 +94,7 @@ func Run(ctx context.Context, app *cli.App, args []string) int {
 	if app.ErrWriter != nil {
 		stderr = app.ErrWriter
 	}
-	args, possible := completable(args)
+	args, possible := completable(helped(args))
 	if !possible {
 		return 0
 	}

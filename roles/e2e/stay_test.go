@@ -132,6 +132,7 @@ var screens = []struct {
 	{"status-channel", "status --channel 'ed*' --fail-on failed", 0},
 	{"status-fail-on", "status --state failed --fail-on failed", 3},
 	{"certs", "certs --agents 0", 0},
+	{"doctor", "doctor", 1},
 	{"release-show", "release show", 0},
 	{"release-list", "release list", 0},
 	{"rollout-list", "rollout list", 0},

@@ -25,7 +25,8 @@ type Roles = demo.Roles
 // Commands returns the operator's verbs; page is what `dashboard` serves.
 func Commands(roles Roles, page Page) []*cli.Command {
 	verbs := []*cli.Command{
-		statusCommand(), dashboardCommand(page), certsCommand(), planCommand(), rolloutCommand(), hostCommand(),
+		statusCommand(), dashboardCommand(page), certsCommand(), doctorCommand(), tokenCommand(), planCommand(),
+		rolloutCommand(), hostCommand(),
 		revokeCommand(),
 		revocationsCommand(), initCommand(), releaseCommand(), importV1Command(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
