@@ -65,21 +65,7 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		return exit, nil
 	}
 	m.log.Info().Str("closure", r.Closure).Str("action", string(r.Action)).Str("unit", r.Unit).Msg("switch started")
-	var state UnitState
-	deaf := 0 // failed questions in a row
-	err = wait(ctx, 0, func() (bool, error) {
-		var err error
-		state, err = m.SwitchState(ctx, r.Unit)
-		if err != nil && ctx.Err() == nil {
-			// The switch that the supervisor runs may replace the supervisor.
-			if deaf++; deaf < maxDeaf {
-				return false, nil
-			}
-			return false, err
-		}
-		deaf = 0
-		return state.Phase != UnitRunning, err
-	})
+	state, err := ended(ctx, func() (UnitState, error) { return m.SwitchState(ctx, r.Unit) })
 	if err != nil {
 		return fail(err)
 	}
@@ -94,6 +80,26 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		return exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
 	}
 	return exit, nil
+}
+
+// ended asks for the state of a unit until it has ended.
+func ended(ctx context.Context, ask func() (UnitState, error)) (UnitState, error) {
+	var state UnitState
+	deaf := 0 // failed questions in a row
+	err := wait(ctx, 0, func() (bool, error) {
+		var err error
+		state, err = ask()
+		if err != nil && ctx.Err() == nil {
+			// The switch that the supervisor runs may replace the supervisor.
+			if deaf++; deaf < maxDeaf {
+				return false, nil
+			}
+			return false, err
+		}
+		deaf = 0
+		return state.Phase != UnitRunning, err
+	})
+	return state, err
 }
 
 // runHere runs a script as a child of this process. The words of the script are lost.
