@@ -1,9 +1,12 @@
 package command
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Plain makes text that came from elsewhere safe to show, in a terminal, a log
@@ -92,4 +95,26 @@ func ShellWord(s string) string {
 		return head + s
 	}
 	return head + "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// VisibleJSON writes the characters of a JSON document that a terminal acts upon, or that turn the
+// direction of reading, as escapes: whoever reads it raw is safe, and whoever decodes it gets the
+// same values.
+func VisibleJSON(doc []byte) []byte {
+	if !bytes.ContainsFunc(doc, unsafe) {
+		return doc
+	}
+	out := make([]byte, 0, len(doc)+64)
+	for _, r := range string(doc) {
+		switch {
+		case !unsafe(r):
+			out = utf8.AppendRune(out, r)
+		case r <= 0xffff:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		default:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		}
+	}
+	return out
 }

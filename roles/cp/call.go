@@ -59,7 +59,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	w.Write(doc)
+	w.Write(command.VisibleJSON(doc))
 }
 
 // read decodes the body of a call; what is wrong with it is 415, 413, 400 or 422.

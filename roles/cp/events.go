@@ -12,6 +12,7 @@ import (
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
 )
@@ -92,7 +93,7 @@ func (s streamed) lines(page []protocol.Event) error {
 		if err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(s.w, "id: %d\ndata: %s\n\n", e.Seq, doc); err != nil {
+		if _, err := fmt.Fprintf(s.w, "id: %d\ndata: %s\n\n", e.Seq, command.VisibleJSON(doc)); err != nil {
 			return err
 		}
 	}
