@@ -91,10 +91,13 @@ func TestForeignTextIsVisibleInEveryAnswer(t *testing.T) {
 	}
 	shown := 0
 	raw := p.web(e.operatorCert("operator-jo"))
-	for _, path := range []string{"/v1/hosts", "/v1/hosts/a", "/v1/hosts/a/explain", "/v1/host-reports",
+	for _, path := range []string{
+		"/v1/hosts", "/v1/hosts/a", "/v1/hosts/a/explain", "/v1/host-reports",
 		"/v1/rollouts?all=true", "/v1/revocations", "/v1/audit", "/v1/history", "/v1/events?follow=false", "/v1/certificates", "/v1/plan",
-		"/v1/channels", "/metrics", "/v1/channels/%1b%5b31m%c2%9b"} {
-		got := p.send(raw, sent{method: "GET", path: path, header: map[string]string{"Accept": "application/json"}})
+		"/v1/channels", "/metrics", "/v1/channels/%1b%5b31m%c2%9b",
+	} {
+		got := p.send(raw, sent{method: "GET", path: path,
+			header: map[string]string{"Accept": "application/json"}})
 		acts := func(r rune) bool { return r != '\n' && r != '\t' && !unicode.IsPrint(r) }
 		if i := strings.IndexFunc(got.body, acts); i >= 0 {
 			t.Errorf("%s has a character that acts, at the end of %q", path, got.body[max(0, i-40):i+1])
