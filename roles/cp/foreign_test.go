@@ -93,7 +93,8 @@ func TestForeignTextIsVisibleInEveryAnswer(t *testing.T) {
 	raw := p.web(e.operatorCert("operator-jo"))
 	for _, path := range []string{
 		"/v1/hosts", "/v1/hosts/a", "/v1/hosts/a/explain", "/v1/host-reports",
-		"/v1/rollouts?all=true", "/v1/revocations", "/v1/audit", "/v1/history", "/v1/events?follow=false", "/v1/certificates", "/v1/plan",
+		"/v1/rollouts?all=true", "/v1/revocations", "/v1/audit", "/v1/history", "/v1/events?follow=false",
+		"/v1/certificates", "/v1/plan",
 		"/v1/channels", "/metrics", "/v1/channels/%1b%5b31m%c2%9b",
 	} {
 		got := p.send(raw, sent{method: "GET", path: path,
