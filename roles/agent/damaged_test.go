@@ -59,15 +59,16 @@ func TestDamagedStoreIsNotTheReleases(t *testing.T) {
 	}
 }
 
-// cutting cuts downloads off in their middle.
+// cutting cuts downloads off in their middle, or before anything has come.
 type cutting struct {
 	*sim.Host
 	left atomic.Int32
+	says string
 }
 
 func (c *cutting) Realise(ctx context.Context, name string, f func(string), how ...nixops.Fetch) error {
 	if name == target && c.left.Add(-1) >= 0 {
-		f("copying path 1 of 2")
+		f(c.says)
 		return fmt.Errorf("%w: unexpected end-of-file", nixops.ErrUnreachable)
 	}
 	return c.Host.Realise(ctx, name, f, how...)
@@ -80,7 +81,7 @@ func TestDownloadIsTakenUpAgain(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
-			host := &cutting{Host: m.sim}
+			host := &cutting{Host: m.sim, says: "copying path 1 of 2"}
 			host.left.Store(cuts)
 			stop := m.start(host)
 			m.until(func() bool { return host.left.Load() < cuts })
@@ -92,4 +93,21 @@ func TestDownloadIsTakenUpAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A cache that is away is reported at once: the agent does not try by itself first.
+func TestCacheThatIsAwayIsReportedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		host := &cutting{Host: m.sim, says: "warning: error: unable to download"}
+		host.left.Store(1)
+		stop := m.start(host)
+		m.until(func() bool { return host.left.Load() < 1 })
+		time.Sleep(8 * time.Second)
+		stop()
+		if !p.reported(protocol.EventRealiseFailed) {
+			t.Errorf("reports %v", p.said())
+		}
+	})
 }

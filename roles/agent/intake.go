@@ -119,7 +119,7 @@ func (i *intake) fetch(ctx context.Context, closure string) error {
 	for try := 1; ; try++ {
 		copied := false
 		err := i.host.Realise(limited, closure, func(line string) {
-			copied = true
+			copied = copied || strings.HasPrefix(line, "copying path") // and not only complaints about a cache
 			i.status.waiting("downloading %s: %s", closure, line)
 		}, how...)
 		if errors.Is(err, nixops.ErrRepaired) {
