@@ -44,6 +44,7 @@ type activator struct {
 // against it.
 func (a *activator) take(ctx context.Context, w *verify.Target) {
 	a.memory.told.Store(w)
+	a.memory.reporter.given.note(w)
 	a.status.note(func(s *status) { s.Told, s.Rollout = w.Closure(), w.RolloutID() })
 	a.memory.follow(ctx, w.Intent())
 	if why := a.memory.refuses(w); why != "" {

@@ -136,7 +136,7 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 	marks := verify.Marks{State: a.dir, Outside: a.outside}
 	a.reporter = &reporter{
 		cfg: cfg, log: a.log, clock: a.clock, identity: id, client: a.client, outbox: outbox,
-		delivering: semaphore.NewWeighted(1),
+		given: &dispatches{log: a.log, dir: a.dir}, delivering: semaphore.NewWeighted(1),
 	}
 	memory := &memory{log: a.log, dir: a.dir, undoer: a.undoer, clock: a.clock, work: a.work, reporter: a.reporter}
 	verifier := verify.New(verify.Config{
@@ -158,6 +158,7 @@ func (a *agent) assemble(cfg *Config, reboots rebootPolicy) error {
 		a.reporter.other(protocol.KindJournalSetAside, err.Error())
 	}
 	memory.restore(warn)
+	a.reporter.given.restore(warn)
 	a.enroller.restore(warn)
 	if err := a.clock.raise(context.Background(), marks, id, cfg.Host, a.log); err != nil {
 		warn(err)

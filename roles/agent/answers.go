@@ -92,7 +92,9 @@ func (a *answers) consider(ctx context.Context, o *offer, head *protocol.HeadRef
 		}
 		return
 	}
-	a.contact.fetch.Store(&protocol.FetchOutcome{Result: protocol.FetchOK, RolloutID: nonEmpty(w.RolloutID())})
+	a.contact.fetch.Store(&protocol.FetchOutcome{
+		Result: protocol.FetchOK, RolloutID: nonEmpty(w.RolloutID()), Dispatch: w.Dispatch(),
+	})
 	if w.Late() {
 		return // it is offered again, now that its manifest could be had
 	}
@@ -131,12 +133,13 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 		t = &bounded
 	}
 	outcome := &protocol.FetchOutcome{Result: protocol.FetchVerifyFailed, Error: &text}
-	event := ""
+	event, dispatch := "", ""
 	if v := (*verify.Refusal)(nil); errors.As(err, &v) {
 		outcome.Result, event = v.Fetch, v.Event
 	}
 	if t != nil {
-		outcome.RolloutID = &t.RolloutID
+		dispatch = verify.DispatchName(t)
+		outcome.RolloutID, outcome.Dispatch = &t.RolloutID, dispatch
 	}
 	a.contact.fetch.Store(outcome)
 	a.doubted, a.doubtful = time.Now(), true
@@ -159,19 +162,20 @@ func (a *answers) distrust(t *protocol.Target, err error) (result string) {
 	switch event {
 	case protocol.EventStaleTarget:
 		if old := (*verify.Stale)(nil); t != nil && errors.As(err, &old) {
-			a.reporter.report(event, t.ChannelRef, protocol.StaleTarget{
+			a.reporter.reportOf(dispatch, event, t.ChannelRef, protocol.StaleTarget{
 				ClosureHash: t.ClosureHash, ChannelRef: t.ChannelRef, SignedAt: pki.At(old.SignedAt),
 				FreshnessWindowSecs: uint32(min(old.Window/time.Second, math.MaxUint32)), AgeSecs: int64(old.Age / time.Second),
 			})
 		}
 	case protocol.EventVerifyMismatch:
 		if t != nil {
-			a.reporter.report(event, t.ChannelRef, protocol.VerifyMismatch{Expected: text, Actual: t.ClosureHash})
+			a.reporter.reportOf(dispatch, event, t.ChannelRef,
+				protocol.VerifyMismatch{Expected: text, Actual: t.ClosureHash})
 		}
 	case protocol.EventTrustError:
 		a.reporter.report(event, "", protocol.Reasoned{Reason: text})
 	case protocol.EventManifestMissing, protocol.EventManifestVerifyFailed, protocol.EventManifestMismatch:
-		a.reporter.report(event, "", protocol.ManifestProblem{RolloutID: rollout, Reason: text})
+		a.reporter.reportOf(dispatch, event, "", protocol.ManifestProblem{RolloutID: rollout, Reason: text})
 	}
 	return outcome.Result
 }

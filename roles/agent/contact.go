@@ -158,7 +158,7 @@ func shorten(req *protocol.CheckinRequest, much int) {
 		return
 	}
 	if f := req.LastFetchOutcome; f != nil {
-		req.LastFetchOutcome = &protocol.FetchOutcome{Result: f.Result, RolloutID: f.RolloutID}
+		req.LastFetchOutcome = &protocol.FetchOutcome{Result: f.Result, RolloutID: f.RolloutID, Dispatch: f.Dispatch}
 	}
 	req.Held, req.Specialisation = clipped(req.Held, maxHeldBrief), nil
 	for i := range req.HealthProbes {
@@ -268,5 +268,5 @@ func (c *contact) phase() (*protocol.Phase, error) {
 	}
 	since := pki.At(j.Since.Time)
 	return &protocol.Phase{Name: phases[j.Step], Intent: j.Intent, ClosureHash: j.Closure, Since: &since,
-		Attempt: j.Attempt}, nil
+		Attempt: j.Attempt, Dispatch: c.memory.reporter.given.of(j.ChannelRef)}, nil
 }

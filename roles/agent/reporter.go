@@ -52,6 +52,7 @@ type reporter struct {
 	identity *identity
 	client   *client.Client
 	outbox   *outbox
+	given    *dispatches
 
 	answered   atomic.Bool         // the last check-in was
 	delivering *semaphore.Weighted // held over the network, so not a mutex
@@ -60,13 +61,18 @@ type reporter struct {
 // report signs an event of a rollout, or of none, where the contract wants a signature, and
 // queues it.
 func (p *reporter) report(event, rollout string, details any) {
+	p.reportOf(p.given.of(rollout), event, rollout, details)
+}
+
+// reportOf is report for what has a dispatch of its own, which this host did not take.
+func (p *reporter) reportOf(dispatch, event, rollout string, details any) {
 	of := nonEmpty(rollout)
 	doc, err := protocol.SignEvidence(p.identity.signer(), p.cfg.MachineID, of, event, details)
 	var lost []*protocol.ReportRequest
 	if err == nil {
 		lost, err = p.outbox.add(&protocol.ReportRequest{
 			Hostname: p.cfg.MachineID, AgentVersion: p.cfg.Version, OccurredAt: pki.At(p.clock.now().Truncate(time.Millisecond)),
-			Rollout: of, Event: event, Details: doc,
+			Rollout: of, Event: event, Details: doc, Dispatch: dispatch,
 		})
 	}
 	for _, r := range lost {

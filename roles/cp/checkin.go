@@ -122,7 +122,7 @@ func (k *checkins) observe(host string, req *protocol.CheckinRequest) rollout.Ob
 		o.Probes = req.HealthProbes
 	}
 	if f := req.LastFetchOutcome; f != nil {
-		o.FetchResult = f.Result
+		o.FetchResult, o.FetchDispatch = f.Result, brief(f.Dispatch)
 		if f.RolloutID != nil {
 			o.FetchRollout = brief(*f.RolloutID)
 		}
@@ -131,7 +131,9 @@ func (k *checkins) observe(host string, req *protocol.CheckinRequest) rollout.Ob
 		o.Held = brief(*req.Held)
 	}
 	if p := req.Phase; p != nil {
-		o.Phase = &protocol.Phase{Name: brief(p.Name), Intent: brief(p.Intent), ClosureHash: brief(p.ClosureHash)}
+		o.Phase = &protocol.Phase{
+			Name: brief(p.Name), Intent: brief(p.Intent), ClosureHash: brief(p.ClosureHash), Dispatch: brief(p.Dispatch),
+		}
 	}
 	k.attest(host, req, &o)
 	return o
@@ -186,7 +188,7 @@ func (k *checkins) answer(host string, d decision) *protocol.CheckinResponse {
 			WaveIndex: &wave,
 			Activate:  &protocol.Activate{ConfirmWindowSecs: seconds(t.ConfirmWindow), ConfirmEndpoint: protocol.ConfirmPath},
 			SignedAt:  pki.At(t.SignedAt), FreshnessWindowSecs: seconds(t.Freshness), ComplianceMode: &t.ComplianceMode,
-			StartBySecs: &startBy,
+			StartBySecs: &startBy, Dispatch: t.Dispatch,
 		}
 	}
 	return out

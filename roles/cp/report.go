@@ -117,6 +117,7 @@ func reportOf(r *protocol.Parsed, verdict protocol.Verdict) rollout.Report {
 	if r.Rollout != nil {
 		out.RolloutID = *r.Rollout
 	}
+	out.Dispatch = brief(r.Dispatch)
 	switch d := r.Details.(type) {
 	case *protocol.ActivationStarted:
 		out.Closure = d.ClosureHash

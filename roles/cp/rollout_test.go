@@ -147,6 +147,57 @@ func TestARepeatedReportIsTakenOnce(t *testing.T) {
 	}
 }
 
+// A report that names the dispatch that it is about says nothing of the one that is open by then, and its fetch outcome
+// neither. Without the name, as agents of v1 send it, it is about that one.
+func TestAReportOfAnEarlierDispatch(t *testing.T) {
+	for name, named := range map[string]bool{"named": true, "of v1": false} {
+		t.Run(name, func(t *testing.T) { reportsEarlier(t, named) })
+	}
+}
+
+func reportsEarlier(t *testing.T, named bool) {
+	e := newEstate(t, "a")
+	p := e.serve()
+	a := p.agent("a")
+	says := e.state("a", closureOf("a", 0))
+	first := p.checkin(a, says, 0).Target
+	if again := p.checkin(a, says, 0).Target; again == nil || again.Dispatch != first.Dispatch {
+		t.Fatalf("a lease that is told again is %+v, and was %+v", again, first)
+	}
+	tell := func(reason, dispatch string) {
+		r := p.reportOf("a", e.hostKeys["a"], protocol.EventRealiseFailed,
+			protocol.RealiseFailed{ClosureHash: closureOf("a", 1), Reason: reason})
+		r.Dispatch = dispatch
+		if _, err := a.Report(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell("realise: the cache is away", first.Dispatch)
+	if err := p.operator().Retry(t.Context(), "a", "once more"); err != nil {
+		t.Fatal(err)
+	}
+	second := p.checkin(a, says, 0).Target
+	if second == nil || second.Dispatch == first.Dispatch {
+		t.Fatalf("the second dispatch is %+v after %+v", second, first)
+	}
+	if named {
+		tell("realise: it was away for long", first.Dispatch)
+	} else {
+		tell("realise: it was away for long", "")
+		if open := p.checkin(a, says, 0).Target; open != nil {
+			t.Errorf("a report that names no dispatch ended none: %+v", open)
+		}
+		return
+	}
+	failed := e.state("a", closureOf("a", 0))
+	failed.LastFetchOutcome = &protocol.FetchOutcome{
+		Result: protocol.FetchFailed, RolloutID: &first.RolloutID, Dispatch: first.Dispatch,
+	}
+	if third := p.checkin(a, failed, 0).Target; third == nil || third.Dispatch != second.Dispatch {
+		t.Errorf("after the outcome of the first dispatch the second, %q, is %+v", second.Dispatch, third)
+	}
+}
+
 func TestHeldRequestIsAnsweredWithinASecondOfADecision(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	p := e.serve()

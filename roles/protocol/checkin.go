@@ -44,6 +44,7 @@ type FetchOutcome struct {
 	Result    string  `json:"result" shape:"R"`
 	Error     *string `json:"error,omitzero" shape:"O"`
 	RolloutID *string `json:"rolloutId,omitzero" shape:"O"`
+	Dispatch  string  `json:"dispatch,omitzero" shape:"O"` // ours
 }
 
 // Kinds and states of health probes.
@@ -85,6 +86,7 @@ type Phase struct {
 	ClosureHash string         `json:"closureHash,omitzero" shape:"O"`
 	Since       *pki.Timestamp `json:"since,omitzero" shape:"O"`
 	Attempt     uint32         `json:"attempt,omitzero" shape:"O"`
+	Dispatch    string         `json:"dispatch,omitzero" shape:"O"`
 }
 
 // CheckinRequest is what an agent says of its host.
@@ -150,6 +152,8 @@ type Target struct {
 	// StartBySecs says that the agent must not begin to activate later than this many
 	// seconds after it sent the request. Ours.
 	StartBySecs *uint32 `json:"startBySecs,omitzero" shape:"O"`
+	// Dispatch names the dispatch; events repeat it. Ours.
+	Dispatch string `json:"dispatch,omitzero" shape:"O"`
 }
 
 // Rollback asks a host to return to its recorded previous closure.

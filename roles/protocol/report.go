@@ -48,6 +48,8 @@ type ReportRequest struct {
 	Rollout      *string        `json:"rollout" shape:"N"`
 	Event        string         `json:"event" shape:"R"`
 	Details      jsontext.Value `json:"details" shape:"R"`
+	// Dispatch is ours: the newest dispatch of this rollout that the agent had been given.
+	Dispatch string `json:"dispatch,omitzero" shape:"O"`
 }
 
 // ReportResponse names the stored event.

@@ -171,7 +171,7 @@ func (bs *budgets) wakeQueue(b *budget, now time.Time) {
 			continue
 		}
 		h.slot.waitsFor = nil
-		if h.run == nil || h.state() != Queued {
+		if h.run == nil || !h.offerable() {
 			continue
 		}
 		switch why := bs.w.about(h, now).blocked(offer); {
@@ -195,7 +195,7 @@ func (bs *budgets) wakeHolders(b *budget, now time.Time) {
 		if h == nil || !h.holds(b) {
 			return
 		}
-		waits := h.slot.waitsFor == b && h.run != nil && h.state() == Queued
+		waits := h.slot.waitsFor == b && h.run != nil && h.offerable()
 		if waits && bs.w.about(h, now).blocked(offer) == nil {
 			h.slot.waitsFor = nil
 			bs.w.changes.wake(h)

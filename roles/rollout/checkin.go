@@ -100,6 +100,9 @@ func (hs *hosts) observe(h *host, o *Observation, now time.Time) {
 	if refuses && waits && (h.dispatched() || now.Before(hs.w.budgets.unheard)) {
 		hs.fail(h, releaseFault, CodeAgentQuarantine, h.said.Held, now)
 	}
+	if l := h.lease; l != nil && h.said.FetchDispatch != "" && h.said.FetchDispatch != l.Name() {
+		h.said.FetchResult, h.said.FetchRollout = "", "" // it has not tried what it was given since
+	}
 	given := h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched
 	if given && h.fetchFailed() && h.idle() {
 		hs.w.leases.endLease(h, DispatchRolledBack, now)
@@ -134,7 +137,7 @@ func (ls *leases) answer(h *host, now time.Time) (Decision, *hold) {
 	default:
 		ls.grant(h, now)
 	}
-	d.Target.StartBy = h.lease.StartBy.Sub(now)
+	d.Target.StartBy, d.Target.Dispatch = h.lease.StartBy.Sub(now), h.lease.Name()
 	return d, why
 }
 
@@ -192,7 +195,7 @@ func (ls *leases) target(h *host, now time.Time, resent bool) *Target {
 		ComplianceMode: r.complianceMode, SignedAt: r.signedAt, Resent: resent,
 	}
 	if h.lease.pending() && h.lease.Intent == r.Intent {
-		t.StartBy = h.lease.StartBy.Sub(now)
+		t.StartBy, t.Dispatch = h.lease.StartBy.Sub(now), h.lease.Name()
 	}
 	return t
 }

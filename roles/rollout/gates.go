@@ -52,8 +52,8 @@ func init() {
 		{"quarantine", offer | resend, subject.quarantine},
 		{"channel-edge", offer | resend | promote, subject.channelEdge},
 		{"wave", offer | resend, subject.wave},
-		{"compliance", offer, subject.compliance},
-		{"host-edge", offer, subject.hostEdge},
+		{"compliance", offer | resend, subject.compliance},
+		{"host-edge", offer | resend, subject.hostEdge},
 		{"fetch", offer | resend, subject.fetch},
 		{"backoff", offer, subject.backoff},
 		{"host-hold", offer, subject.held},
@@ -340,7 +340,7 @@ func (s subject) waveSoak() *hold {
 	if wv.in(Queued, Dispatched, Activating, ConfirmWindow, Healthy, Deferred) > 0 {
 		return heldWaveWorking
 	}
-	if wv.failing > 0 && !broken(ruleWellWaves) { // it ends within the time after which they fail
+	if r.failing() > 0 && !broken(ruleWellWaves) { // it ends within the time after which they fail
 		return heldWaveWorking
 	}
 	if wv.in(Soaked, Converged) > 0 {

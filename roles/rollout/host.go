@@ -94,6 +94,10 @@ type lease struct {
 func (l *lease) pending() bool  { return l != nil && l.State == DispatchPending }
 func (l *lease) deferred() bool { return l != nil && l.State == DispatchDeferred }
 
+// recovered reports whether it stands for a confirm without a dispatch that could take it, so that its name says
+// nothing.
+func (l *lease) recovered() bool { return l.ConfirmedAt != nil && l.ConfirmedAt.Equal(l.DispatchedAt) }
+
 // state is where the host stands in its rollout.
 func (h *host) state() HostState {
 	if h.rec == nil {
@@ -148,6 +152,25 @@ func (h *host) idle() bool {
 func (h *host) phaseIs(intent, closure string) bool {
 	p := h.said.Phase
 	return p == nil || (p.Intent == "" || p.Intent == intent) && (p.ClosureHash == "" || p.ClosureHash == closure)
+}
+
+// worksOn reports whether what the host is at may be this dispatch: it says so, or does not say which one it is.
+func (h *host) worksOn(l *lease) bool {
+	p := h.said.Phase
+	return l == nil || p == nil || p.Dispatch == "" || p.Dispatch == l.Name()
+}
+
+// newest is the dispatch of the host in its rollout that was made last, as far as it is known; nil: none is.
+func (h *host) newest() (last *lease) {
+	for _, l := range [...]*lease{h.past.done, h.past.ended, h.lease} {
+		if l == nil || l.Intent != h.intent() || l.recovered() {
+			continue
+		}
+		if last == nil || l.DispatchedAt.After(last.DispatchedAt) {
+			last = l
+		}
+	}
+	return last
 }
 
 // holding is why the host takes no target by itself. A closure that it quarantined does not count once another one is

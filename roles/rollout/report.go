@@ -35,6 +35,8 @@ type told struct {
 	lease *lease
 	// own says that it is about the rollout that the host is in now.
 	own bool
+	// earlier says that another dispatch has followed the one that it is about.
+	earlier bool
 	// fault says that it counts as a failure of the release, when it is one.
 	fault bool
 }
@@ -52,10 +54,22 @@ func (hs *hosts) report(h *host, r Report, now time.Time) {
 	}
 	declared := r.Closure != "" && r.Closure == h.closure
 	t.own = h.run != nil && (slices.Contains(h.run.IDs, r.RolloutID) || (r.RolloutID == "" && declared))
+	if r.Dispatch != "" {
+		newest := t.lease
+		if t.own {
+			newest = h.newest()
+		}
+		if newest != nil && newest.Name() != r.Dispatch {
+			t.lease, t.earlier = nil, true
+		}
+	}
 	if !t.own && t.lease == nil || r.Closure != "" && t.own && !declared {
 		return
 	}
 	t.fault = hs.believes(h, t, now)
+	if t.earlier && !t.fault {
+		return // what the host is at now, it says of its own dispatch
+	}
 	switch r.Event {
 	case protocol.EventActivationStarted:
 		if t.lease != nil {
@@ -96,6 +110,8 @@ func (hs *hosts) believes(h *host, t told, now time.Time) bool {
 	switch {
 	case t.Unsigned:
 		return false
+	case t.earlier && !hs.blames(h, t, now):
+		return false
 	case t.lease != nil && t.Event == protocol.EventClosureQuarantined:
 		// Our agents tell it after the failure, and it may come late: an operator's retry is to test the closure again.
 		// A v1 agent refuses an offer with it.
@@ -104,6 +120,17 @@ func (hs *hosts) believes(h *host, t told, now time.Time) bool {
 		return true
 	}
 	return t.own && !h.judged() && (h.dispatched() || now.Before(hs.w.budgets.unheard))
+}
+
+// blames reports whether what happened in an earlier dispatch still speaks against the release: nobody has asked for one
+// more attempt since, and the host has not proven since that the closure works.
+func (hs *hosts) blames(h *host, t told, now time.Time) bool {
+	switch h.state() {
+	case Healthy, Soaked, Converged:
+		return t.Event == protocol.EventComplianceFailure || t.Event == protocol.EventRuntimeGateError
+	}
+	first := h.rec == nil || h.rec.Attempt <= 1 // since a retry, or since the database was lost
+	return !first || now.Before(hs.w.budgets.unheard)
 }
 
 // dispatched reports whether the host is known to have got its target in this rollout, or to run it.
@@ -167,6 +194,9 @@ func (ls *leases) park(h *host, t told, now time.Time) {
 
 // attemptEnded ends an attempt that failed for reasons of this host.
 func (hs *hosts) attemptEnded(h *host, t told, detail string, now time.Time) {
+	if t.earlier {
+		return
+	}
 	if t.lease != nil {
 		hs.w.leases.endLease(h, DispatchRolledBack, now)
 	}
@@ -198,6 +228,13 @@ func (hs *hosts) faulted(h *host, t told, code string, now time.Time) {
 // rolledBack takes the word of a host that it went back, by itself or because it was asked to.
 func (hs *hosts) rolledBack(h *host, t told, now time.Time) {
 	recalled := t.own && h.rec.touched() && h.run.recalled()
+	if t.earlier {
+		// What the host runs now it says of its newest dispatch.
+		if !hostLocal(t.Reason) && !recalled && !t.asked() {
+			hs.faulted(h, t, CodeRolledBack, now)
+		}
+		return
+	}
 	if t.lease == nil && !recalled && h.state() != Failed && hostLocal(t.Reason) {
 		// It is about an attempt that is over. What the host runs now its next check-in says.
 		return

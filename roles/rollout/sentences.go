@@ -291,7 +291,7 @@ func sayWorking(_ *hold, s subject) (string, string) {
 		}
 	}
 	if len(parts) == 0 {
-		return fmt.Sprintf("probes fail on %s of wave %d", countText(wv.failing, "host"), s.run.Wave+1),
+		return fmt.Sprintf("probes fail on %s of the open waves", countText(s.run.failing(), "host")),
 			"nixfleet status lists them; for each: nixfleet host explain HOST"
 	}
 	return fmt.Sprintf("of the %s in wave %d, %s",

@@ -86,6 +86,7 @@ func (hs *hosts) settleWaiting(h *host, g glance) {
 func (hs *hosts) settleDispatched(h *host, g glance) {
 	switch {
 	case g.onTarget && hs.attestedAlready(h, g):
+	case !h.worksOn(h.lease): // but on an earlier one
 	case g.onTarget:
 		hs.enter(h, ConfirmWindow, "", "", g.now)
 	case h.busy() && h.phaseIs(h.run.Intent, h.closure):
@@ -154,7 +155,9 @@ func (hs *hosts) settleDeferred(h *host, g glance) {
 		hs.enter(h, Skipped, CodeOffline, "silent since "+clockText(h.contact.seen), g.now)
 	case h.contact.reported && !g.onTarget && h.proof.stagedBoot != "" && h.said.BootID != h.proof.stagedBoot:
 		hs.w.leases.endLease(h, DispatchRolledBack, g.now)
-		hs.retryOrFail(h, releaseFault, CodeRebootFellBack, "it rebooted into "+h.said.Closure, g.now)
+		// An agent that knows why it was left says so. A person may have chosen what boots, or the report that it waits for
+		// a boot may have come after that one.
+		hs.retryOrFail(h, localFault, CodeRebootFellBack, "it rebooted into "+h.said.Closure, g.now)
 	case h.contact.reported && h.proof.stagedBoot == "" && !g.onTarget:
 		h.proof.stagedBoot = h.said.BootID
 	}
@@ -310,7 +313,7 @@ func (hs *hosts) await(h *host, now time.Time) {
 	}
 	switch h.state() {
 	case Queued, Skipped:
-		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(offer), now)
+		hs.w.rollouts.wakeOrQueue(h, now)
 	case Healthy:
 		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(soak), now)
 	}

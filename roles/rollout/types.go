@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"strconv"
 	"time"
 
 	"nixfleet/roles/protocol"
@@ -102,6 +103,9 @@ type Dispatch struct {
 	KnowsLease                                        bool // the agent promised to respect StartBy
 }
 
+// Name is what the wire calls a dispatch: no other of its host has the same.
+func (d *Dispatch) Name() string { return strconv.FormatInt(d.DispatchedAt.UnixMilli(), 36) }
+
 // Quarantine is a closure that is not offered on a channel any more. Keyed by (Channel, Closure).
 type Quarantine struct {
 	Channel, Closure, Reason string
@@ -150,6 +154,7 @@ type Observation struct {
 	ProbeMode     string // disabled, permissive, enforce or "" (does not gate)
 	FetchResult   string // ok, verify-failed, fetch-failed, none or ""
 	FetchRollout  string
+	FetchDispatch string          // names the dispatch that the fetch was for; "" when the host does not say
 	Phase         *protocol.Phase // nil: a v1 agent
 	RebootPending bool
 	// Held is why the host does not take targets by itself, "" when it does. protocol.HeldQuarantined of the
@@ -164,6 +169,7 @@ type Observation struct {
 type Report struct {
 	Event     string // tag of wire.md §7
 	RolloutID string
+	Dispatch  string // the newest one that the host had been given when it happened; "" when the host does not say
 	Closure   string // closure_hash where the event has one
 	Phase     string // activation-failed: phase
 	Reason    string // reason; compliance-failure: control_id
@@ -208,6 +214,7 @@ type Decision struct {
 // Target is an offer: activate Closure, beginning not later than StartBy from now.
 type Target struct {
 	Closure, RolloutID, Intent, Channel, ChannelRef string
+	Dispatch                                        string // names the dispatch that it belongs to
 	Wave                                            int
 	ConfirmWindow                                   time.Duration
 	StartBy                                         time.Duration // remaining lease

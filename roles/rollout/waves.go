@@ -122,34 +122,48 @@ func (rs *rollouts) wakeOfferable(r *run, now time.Time) {
 		last = len(r.waves) - 1
 	}
 	for i := range r.waves[:last+1] {
-		if r.waves[i].counts[Queued.Index()] == 0 {
+		if r.waves[i].in(Queued, Skipped) == 0 {
 			continue
 		}
 		for _, h := range r.waves[i].hosts {
-			if h.state() != Queued || !h.contact.reported {
+			if !h.offerable() || !h.contact.reported {
 				continue
 			}
-			rs.wakeOrQueue(h, now)
+			if rs.wakeOrQueue(h, now) {
+				for _, b := range h.decl.budgets {
+					if !h.holds(b) {
+						b.planned++
+					}
+				}
+			}
 		}
 	}
 }
 
+// offerable reports whether a host may be given its target: it waits for its turn, or is not waited for and gets it all
+// the same when it can.
+func (h *host) offerable() bool {
+	switch h.state() {
+	case Queued:
+		return true
+	case Skipped:
+		return h.rec.Reason != CodeTolerated
+	}
+	return false
+}
+
 // wakeOrQueue wakes a host that would get its target now, or has it wait for what holds it.
-func (rs *rollouts) wakeOrQueue(h *host, now time.Time) {
+func (rs *rollouts) wakeOrQueue(h *host, now time.Time) (woken bool) {
 	why := rs.w.about(h, now).blocked(offer)
 	switch {
 	case why == nil:
 		rs.w.changes.wake(h)
-		for _, b := range h.decl.budgets {
-			if !h.holds(b) {
-				b.planned++
-			}
-		}
-	case why.code == CodeBudget:
+		return true
+	case why.code == CodeBudget || why.code == CodeBudgetUnheard:
 		rs.w.budgets.queueUp(h, now)
-	default:
-		rs.w.timers.lookAgain(&h.timer, why, now)
 	}
+	rs.w.timers.lookAgain(&h.timer, why, now)
+	return false
 }
 
 // queueUp lets a host wait at the first of its budgets that is full.
@@ -170,6 +184,14 @@ func (v *wave) in(states ...HostState) int {
 	n := 0
 	for _, st := range states {
 		n += v.counts[st.Index()]
+	}
+	return n
+}
+
+// failing counts the hosts of the waves that are open whose probes fail.
+func (r *run) failing() (n int) {
+	for i := range r.waves[:min(r.Wave+1, len(r.waves))] {
+		n += r.waves[i].failing
 	}
 	return n
 }

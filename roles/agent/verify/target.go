@@ -3,11 +3,13 @@ package verify
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
+	"nixfleet/roles/protocol"
 )
 
 // Target is a target that has been verified: this host, this wave and this very closure under
@@ -23,6 +25,7 @@ type Target struct {
 	signedAt   time.Time
 	confirm    time.Duration
 	startBy    time.Time // monotonic
+	dispatch   string
 	compliance string
 	document   []byte // the signed head or manifest, for the target's own trust
 	signature  []byte
@@ -45,6 +48,20 @@ func (t *Target) Intent() string { return t.intent }
 
 // ByHead is false under a control plane without heads, where a manifest proves the target.
 func (t *Target) ByHead() bool { return t.byHead }
+
+// Dispatch is what the control plane calls the dispatch that the target belongs to; empty when it does not say.
+func (t *Target) Dispatch() string { return t.dispatch }
+
+// DispatchName is the name of the dispatch of a target that nothing has verified; empty when its form is not that of
+// one.
+func DispatchName(t *protocol.Target) string {
+	if !dispatchForm.MatchString(t.Dispatch) {
+		return ""
+	}
+	return t.Dispatch
+}
+
+var dispatchForm = regexp.MustCompile(`^[0-9A-Za-z]{1,40}$`)
 
 // Wave is the wave of this host.
 func (t *Target) Wave() uint32 { return t.wave }

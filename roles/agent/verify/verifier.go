@@ -143,7 +143,7 @@ func (v *Verifier) Target(ctx context.Context, s Source, t *protocol.Target, ref
 		return nil, err
 	}
 	w.channelRef = cmp.Or(t.ChannelRef, t.RolloutID)
-	w.startBy = sent.Add(v.lease(t, w))
+	w.startBy, w.dispatch = sent.Add(v.lease(t, w)), DispatchName(t)
 	return w, nil
 }
 

@@ -3,6 +3,7 @@ package explore
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"nixfleet/roles/rollout"
@@ -79,20 +80,38 @@ func (r *runner) ask(n *node, h int, o rollout.Observation) rollout.Decision {
 // take is what a host does with a target.
 func (r *runner) take(n *node, h int, t *rollout.Target) {
 	b := &n.Boxes[h]
-	if b.Phase != idle && b.Phase != told {
+	closure, c := closureNumber(t.Closure), n.content(r.spec)
+	id, of := uint8(c*8)+n.Signed[c]-1, r.named(h, t)
+	switch {
+	case b.Phase == idle, b.Phase == told:
+	case b.Phase == staged && b.Closure == closure && b.Outs == 0:
+		b.ID, b.Of = id, of
+		b.say(deferred, id, 0) // once more: the control plane has not heard of it in time
+		return
+	default:
 		return
 	}
-	closure := closureNumber(t.Closure)
 	if b.Quarantined != closure {
 		b.Quarantined = 0
 	}
-	c := n.content(r.spec)
-	b.Phase, b.Closure, b.ID = told, closure, uint8(c*8)+n.Signed[c]-1
+	b.Phase, b.Closure, b.ID, b.Of = told, closure, id, of
 	b.StartBy = n.Now + t.StartBy.Milliseconds()
 	b.Lease, b.LeaseOf = b.StartBy, int8(c)
 	if r.spec.hosts[h].v1 {
 		r.begin(n, h)
 	}
+}
+
+// named is what an agent keeps of the name of a dispatch.
+func (r *runner) named(h int, t *rollout.Target) dispatched {
+	if r.spec.hosts[h].v1 {
+		return dispatched{}
+	}
+	ms, err := strconv.ParseInt(t.Dispatch, 36, 64)
+	if err != nil {
+		r.violate(invLease, "host %s is given a target without a dispatch", hostName(h))
+	}
+	return dispatched{At: ms}
 }
 
 // rollBack honours a request to go back, once for each intent and to what it recorded itself.
@@ -102,8 +121,8 @@ func (r *runner) rollBack(n *node, h int) {
 	switch {
 	case b.Phase != idle && b.Phase != told:
 	case b.Confirmed > 0 && int8(b.Confirmed/8) == content && b.Running == content && b.Recalled != content:
-		b.ID, b.Closure = b.Confirmed, b.Running
-		b.Confirmed, b.ConfirmedAt, b.Recalled = 0, 0, content
+		b.ID, b.Closure, b.Of = b.Confirmed, b.Running, b.ConfirmedOf
+		b.Confirmed, b.ConfirmedAt, b.Recalled, b.ConfirmedOf = 0, 0, content, dispatched{}
 		b.undo(undoneRecalled)
 		if !r.spec.hosts[h].v1 {
 			b.Quarantined = content
@@ -128,7 +147,7 @@ func (r *runner) confirm(n *node, h int, answered bool) bool {
 		b.Phase = committed // and it goes back at its deadline all the same
 	case !answered:
 	case ok:
-		b.Confirmed, b.ConfirmedAt = b.ID, n.Now+r.spec.skew.Milliseconds()
+		b.Confirmed, b.ConfirmedAt, b.ConfirmedOf = b.ID, n.Now+r.spec.skew.Milliseconds(), b.Of
 		if b.Proven == 0 {
 			b.Proven = n.Now
 		}
@@ -162,6 +181,7 @@ func (r *runner) confirmed(n *node, h int, id uint8, closure int8) bool {
 func (r *runner) report(n *node, h int, m message) {
 	rep := reports[m.Kind]
 	rep.RolloutID, rep.Counts = rolloutID(r.spec.hosts[h].channel, m.ID), true
+	rep.Dispatch = m.Of.name()
 	if m.Closure > 0 {
 		rep.Closure = closureNames[m.Closure]
 	}
@@ -199,9 +219,9 @@ func (r *runner) arrive(n *node, h int) {
 		}
 	} else {
 		now := *b
-		b.Running, b.Phase, b.ID, b.Closure = b.LateRunning, b.LatePhase, m.ID, m.Closure
+		b.Running, b.Phase, b.ID, b.Closure, b.Of = b.LateRunning, b.LatePhase, m.ID, m.Closure, m.Of
 		o := n.observation(r.spec, h)
-		b.Running, b.Phase, b.ID, b.Closure = now.Running, now.Phase, now.ID, now.Closure
+		b.Running, b.Phase, b.ID, b.Closure, b.Of = now.Running, now.Phase, now.ID, now.Closure, now.Of
 		b.Until, b.Woken = 0, false
 		r.ask(n, h, o)
 	}

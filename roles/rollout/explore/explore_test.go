@@ -78,8 +78,11 @@ func TestOpenStories(t *testing.T) {
 func eachStory(t *testing.T, pattern string, test func(*testing.T, *spec, []move)) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
-	if err != nil || len(files) == 0 {
-		t.Fatal("no stories", err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Skip("no story of ", pattern)
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {

@@ -220,6 +220,7 @@ func (r *runner) leases(n *node, h int, t *rollout.Target) {
 	}
 	if !t.Resent {
 		b.Retried = false
+		b.follow()
 	}
 	b.Lease, b.LeaseOf = n.Now+t.StartBy.Milliseconds(), content
 }

@@ -332,7 +332,7 @@ func (r *runner) change(n *node, k moveKind, h int) bool {
 	case mConfirmLost:
 		b.Phase, b.Proven, b.Deadline = committed, n.Now, 0
 	case mConfirmLate, mCheckinLate:
-		b.Late = message{Kind: lateCheckin, ID: b.ID, Closure: b.Closure}
+		b.Late = message{Kind: lateCheckin, ID: b.ID, Closure: b.Closure, Of: b.Of}
 		b.LateRunning, b.LatePhase = b.Running, b.Phase
 		if k == mConfirmLate {
 			b.Late.Kind = lateConfirm
@@ -345,7 +345,7 @@ func (r *runner) change(n *node, k moveKind, h int) bool {
 		b.undo(undone)
 	case mFailLocally:
 		if b.Phase == told {
-			b.Fetch = b.ID
+			b.Fetch, b.FetchOf = b.ID, b.Of
 			b.say(realiseFailed, b.ID, 0)
 			b.idleNow()
 			b.Lease = 0
@@ -369,11 +369,13 @@ func (r *runner) change(n *node, k moveKind, h int) bool {
 		n.Failed[r.spec.hosts[h].channel][b.Running] = true
 	case mUnfit:
 		b.say(nonCompliant, b.Confirmed, 0)
-		if b.Confirmed == 0 {
-			b.Out[b.Outs-1].ID = b.ID
+		if last := &b.Out[b.Outs-1]; b.Confirmed == 0 {
+			last.ID = b.ID
+		} else {
+			last.Of = b.ConfirmedOf
 		}
 	case mByHand:
-		b.Running, b.Proven, b.Confirmed, b.ConfirmedAt = 0, 1, 0, 0
+		b.Running, b.Proven, b.Confirmed, b.ConfirmedAt, b.ConfirmedOf = 0, 1, 0, 0, dispatched{}
 	case mReportLost:
 		b.said()
 	default:
@@ -388,7 +390,7 @@ func (r *runner) begin(n *node, h int) bool {
 	if b.Phase != told || n.Now > b.StartBy && !r.spec.hosts[h].v1 {
 		return false
 	}
-	b.Phase, b.Before, b.Fetch, b.Lease = switching, b.Running, 0, 0
+	b.Phase, b.Before, b.Fetch, b.FetchOf, b.Lease = switching, b.Running, 0, dispatched{}, 0
 	b.Deadline, b.StartBy = n.Now+r.limits.ConfirmWindow.Milliseconds(), 0
 	if b.Running == b.Closure {
 		b.Phase, b.Deadline = committed, 0

@@ -53,14 +53,17 @@ type box struct {
 	Phase           int8
 	Closure         int8  // of its target
 	ID              uint8 // of the rollout that it was told or confirms
+	Of              dispatched
 	StartBy         int64 // it begins by then or not at all; v1 agents begin at once
 	Deadline        int64 // of its activation
 	Boot            int8
 	Quarantined     int8 // the closure that it blames; 0: none
 	Confirmed       uint8
 	ConfirmedAt     int64 // by its own clock
+	ConfirmedOf     dispatched
 	Recalled        int8  // content for which it honoured a rollback
 	Fetch           uint8 // rollout id whose fetch failed last
+	FetchOf         dispatched
 	Sick, SaidSick  bool  // its probe fails; and it said so last
 	Said            int8  // the closure that it said last that it runs
 	Heard           int64 // when it was heard of last
@@ -79,6 +82,30 @@ type box struct {
 	Acked   [4]bool
 }
 
+// dispatched names the dispatch that something is about; an agent of v1 does not know it. When it was made says nothing
+// but whether it is the newest one.
+type dispatched struct {
+	At      int64
+	Earlier bool // another one was made since
+}
+
+func (d dispatched) name() string {
+	if d.At == 0 {
+		return ""
+	}
+	return (&rollout.Dispatch{DispatchedAt: time.UnixMilli(d.At)}).Name()
+}
+
+// follow notes that the control plane has made another dispatch for the host.
+func (b *box) follow() {
+	for _, d := range []*dispatched{&b.Of, &b.FetchOf, &b.ConfirmedOf, &b.Late.Of} {
+		d.Earlier = d.At > 0
+	}
+	for i := range b.Out {
+		b.Out[i].Of.Earlier = b.Out[i].Of.At > 0
+	}
+}
+
 // Phases of a host.
 const (
 	idle int8 = iota
@@ -95,6 +122,7 @@ type message struct {
 	Kind    int8
 	ID      uint8
 	Closure int8
+	Of      dispatched
 	Taken   bool // the control plane acted on it, and will know it again
 }
 
@@ -144,7 +172,7 @@ func (b *box) say(kind int8, id uint8, closure int8) {
 		copy(b.Out[:], b.Out[1:])
 		b.Outs--
 	}
-	b.Out[b.Outs] = message{Kind: kind, ID: id, Closure: closure}
+	b.Out[b.Outs] = message{Kind: kind, ID: id, Closure: closure, Of: b.Of}
 	b.Outs++
 }
 
@@ -156,14 +184,16 @@ func (b *box) said() {
 
 // idleNow ends whatever it was at.
 func (b *box) idleNow() {
-	b.Phase, b.Closure, b.ID, b.StartBy, b.Deadline = idle, 0, 0, 0, 0
+	b.Phase, b.Closure, b.ID, b.Of, b.StartBy, b.Deadline = idle, 0, 0, dispatched{}, 0, 0
 }
 
 // undo takes the host back to what it ran before, and reports it.
 func (b *box) undo(kind int8) {
-	id, closure := b.ID, b.Closure
+	id, closure, of := b.ID, b.Closure, b.Of
 	b.Running, b.Proven = b.Before, 1
 	b.idleNow()
+	b.Of = of
+	defer func() { b.Of = dispatched{} }()
 	if kind == undone {
 		b.say(activationFailed, id, 0)
 	}
@@ -199,6 +229,7 @@ func (n *node) observation(s *spec, h int) rollout.Observation {
 		if b.Phase != idle {
 			p = &protocol.Phase{
 				Name: phaseNames[b.Phase], Intent: intentOf(s.hosts[h].channel, int(b.ID/8)), ClosureHash: closureNames[b.Closure],
+				Dispatch: b.Of.name(),
 			}
 		}
 		o.Phase = p
@@ -207,7 +238,8 @@ func (n *node) observation(s *spec, h int) rollout.Observation {
 		o.Held = protocol.HeldQuarantined(closureNames[b.Quarantined])
 	}
 	if b.Fetch > 0 {
-		o.FetchResult, o.FetchRollout = "fetch-failed", rolloutID(s.hosts[h].channel, b.Fetch)
+		o.FetchResult, o.FetchRollout = protocol.FetchFailed, rolloutID(s.hosts[h].channel, b.Fetch)
+		o.FetchDispatch = b.FetchOf.name()
 	}
 	if b.Confirmed > 0 && b.Running == int8(b.Confirmed/8) && b.ConfirmedAt <= n.Now+s.skew.Milliseconds() {
 		t := time.UnixMilli(b.ConfirmedAt).UTC()
