@@ -164,6 +164,9 @@ func (c *checker) edges() {
 	next = map[string][]string{}
 	for i, e := range c.f.ChannelEdges {
 		subject := fmt.Sprintf("channel edge %d", i)
+		if e.Holds != "" && e.Holds != HoldsActive && e.Holds != HoldsOpening {
+			c.wrong(subject, "use active or opening", "holds %.40q is unknown and would act as active", e.Holds)
+		}
 		_, gates := c.f.Channels[e.Gates]
 		_, gated := c.f.Channels[e.Gated]
 		switch {
@@ -214,9 +217,23 @@ func (c *checker) ring(subject string, next map[string][]string) {
 
 func (c *checker) policies() {
 	for _, name := range sortedKeys(c.f.RolloutPolicies) {
+		c.threshold("policy "+name, c.f.RolloutPolicies[name].FailureThreshold)
 		for i, w := range c.f.RolloutPolicies[name].Waves {
 			c.lowered(fmt.Sprintf("wave %d of policy %s", i, name), w.Selector)
 		}
+	}
+}
+
+func (c *checker) threshold(subject string, t *FailureThreshold) {
+	switch {
+	case t == nil:
+	case t.MinHosts == nil && t.MinPercent == nil:
+		c.wrong(subject, "give minHosts or minPercent", "failureThreshold says nothing")
+	case t.MinHosts != nil && *t.MinHosts == 0:
+		c.wrong(subject, "give at least 1", "failureThreshold.minHosts is 0, and the first failure counts anyway")
+	case t.MinPercent != nil && (*t.MinPercent == 0 || *t.MinPercent > 100):
+		c.wrong(subject, "give 1 to 100", "failureThreshold.minPercent %d is not a percentage that can be reached",
+			*t.MinPercent)
 	}
 }
 
@@ -241,6 +258,9 @@ func (c *checker) budgets() {
 			c.wrong(subject, "allow at least 1", "maxInFlight 0 would hold its hosts for ever")
 		case b.MaxInFlightPct != nil && (*b.MaxInFlightPct == 0 || *b.MaxInFlightPct > 100):
 			c.wrong(subject, "give 1 to 100", "maxInFlightPct %d is not a percentage that lets hosts through", *b.MaxInFlightPct)
+		}
+		if b.SlotUntil != "" && b.SlotUntil != SlotSoaked && b.SlotUntil != SlotConfirmed {
+			c.wrong(subject, "use soaked or confirmed", "slotUntil %.40q is unknown and would act as soaked", b.SlotUntil)
 		}
 		if len(b.Selector.Select(c.f.Hosts)) == 0 {
 			c.warn(subject, "correct its selector", "protects no host")

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -74,19 +75,25 @@ func Project(f *Fleet, fleetHash, channel string) (*Manifest, bool, error) {
 }
 
 // Intent names what a channel of a release wants, apart from when it was
-// signed: releases with equal intents are one rollout.
+// signed: releases with equal intents are one rollout. That a wave may be empty is not a part of it: whoever declares it
+// wants the rollout that waits to go on.
 func Intent(f *Fleet, m *Manifest) (string, error) {
 	policy := f.RolloutPolicies[f.Channels[m.Channel].RolloutPolicy]
+	waves := slices.Clone(f.Waves[m.Channel])
+	for i := range waves {
+		waves[i].MayBeEmpty = false
+	}
 	canonical, err := pki.Marshal(struct {
-		HostSet              []HostEntry      `json:"hostSet"`
-		HealthGate           HealthGate       `json:"healthGate"`
-		ComplianceFrameworks []string         `json:"complianceFrameworks"`
-		DisruptionBudgets    []ManifestBudget `json:"disruptionBudgets"`
-		Waves                []Wave           `json:"waves"`
-		OnHealthFailure      FailurePolicy    `json:"onHealthFailure"`
-		Strategy             string           `json:"strategy"`
-	}{m.HostSet, m.HealthGate, m.ComplianceFrameworks, m.DisruptionBudgets, f.Waves[m.Channel], policy.OnHealthFailure,
-		policy.Strategy})
+		HostSet              []HostEntry       `json:"hostSet"`
+		HealthGate           HealthGate        `json:"healthGate"`
+		ComplianceFrameworks []string          `json:"complianceFrameworks"`
+		DisruptionBudgets    []ManifestBudget  `json:"disruptionBudgets"`
+		Waves                []Wave            `json:"waves"`
+		OnHealthFailure      FailurePolicy     `json:"onHealthFailure"`
+		FailureThreshold     *FailureThreshold `json:"failureThreshold,omitzero"`
+		Strategy             string            `json:"strategy"`
+	}{m.HostSet, m.HealthGate, m.ComplianceFrameworks, m.DisruptionBudgets, waves, policy.OnHealthFailure,
+		policy.FailureThreshold, policy.Strategy})
 	if err != nil {
 		return "", fmt.Errorf("intent of %s: %w", m.Channel, err)
 	}

@@ -95,7 +95,9 @@ func TestIntent_T12(t *testing.T) {
 			c := *f.Hosts["web-02"].ClosureHash
 			f.Hosts["web-01"].ClosureHash = &c
 		},
-		"window": func(f *Fleet) { c := f.Channels["stable"]; c.FreshnessWindow++; f.Channels["stable"] = c },
+		"a wave that may be empty":  func(f *Fleet) { f.Waves["stable"][0].MayBeEmpty = true },
+		"until when a slot is held": func(f *Fleet) { f.DisruptionBudgets[0].SlotUntil = SlotConfirmed },
+		"window":                    func(f *Fleet) { c := f.Channels["stable"]; c.FreshnessWindow++; f.Channels["stable"] = c },
 	}
 	for name, change := range same {
 		if intent(change) != base {
@@ -118,6 +120,7 @@ func TestIntent_T12(t *testing.T) {
 			f.Channels["stable"] = c
 		},
 		"failure policy": policy(func(p *Policy) { p.OnHealthFailure = OnFailureHalt }),
+		"threshold":      policy(func(p *Policy) { p.FailureThreshold = &FailureThreshold{} }),
 		"strategy":       policy(func(p *Policy) { p.Strategy = "canary" }),
 		"health gate":    policy(func(p *Policy) { p.HealthGate = HealthGate{} }),
 	} {

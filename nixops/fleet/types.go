@@ -113,6 +113,29 @@ type Policy struct {
 	Waves           []PolicyWave  `json:"waves" shape:"R"`
 	HealthGate      HealthGate    `json:"healthGate" shape:"D"`
 	OnHealthFailure FailurePolicy `json:"onHealthFailure" shape:"R"`
+	// FailureThreshold is ours; nil: OnHealthFailure acts on the first failure.
+	FailureThreshold *FailureThreshold `json:"failureThreshold,omitzero" shape:"O"`
+}
+
+// FailureThreshold is from how many failed hosts on a policy acts. Below it a failure halts.
+type FailureThreshold struct {
+	MinHosts   *uint32 `json:"minHosts,omitzero" shape:"O"`
+	MinPercent *uint32 `json:"minPercent,omitzero" shape:"O"` // of the hosts of the channel's rollout
+}
+
+// Hosts is how many of so many hosts must have failed; 1 without a threshold.
+func (t *FailureThreshold) Hosts(of int) int {
+	least := 1
+	if t == nil {
+		return least
+	}
+	if t.MinHosts != nil {
+		least = max(least, int(*t.MinHosts))
+	}
+	if t.MinPercent != nil {
+		least = max(least, int((uint64(of)*uint64(*t.MinPercent)+99)/100))
+	}
+	return least
 }
 
 // FailurePolicy is OnFailureHalt or OnFailureRollback; other words do not parse.
@@ -136,6 +159,7 @@ type PolicyWave struct {
 	Selector    Selector `json:"selector" shape:"R"`
 	SoakMinutes uint32   `json:"soakMinutes" shape:"R"`
 	SoakSeconds *uint32  `json:"soakSeconds,omitzero" shape:"O"`
+	MayBeEmpty  bool     `json:"mayBeEmpty,omitzero" shape:"O"`
 }
 
 // HealthGate is what must hold before a wave counts as healthy.
@@ -159,6 +183,8 @@ type Wave struct {
 	Hosts       []string `json:"hosts" shape:"R"`
 	SoakMinutes uint32   `json:"soakMinutes" shape:"R"`
 	SoakSeconds *uint32  `json:"soakSeconds,omitzero" shape:"O"`
+	// MayBeEmpty is ours: the next wave opens although no host of this one was heard.
+	MayBeEmpty bool `json:"mayBeEmpty,omitzero" shape:"O"`
 }
 
 // Soak is how long the wave must stay healthy; seconds win over minutes.
@@ -188,7 +214,17 @@ type ChannelEdge struct {
 	Gates  string  `json:"gates" shape:"R"`
 	Gated  string  `json:"gated" shape:"R"`
 	Reason *string `json:"reason" shape:"N"`
+	// Holds is ours: HoldsActive, HoldsOpening, or "" for the former.
+	Holds string `json:"holds,omitzero" shape:"O"`
 }
+
+// What a channel edge holds.
+const (
+	// HoldsActive holds each host of the gated channel while the channel before it has an active rollout.
+	HoldsActive = "active"
+	// HoldsOpening holds a rollout of the gated channel until it has begun.
+	HoldsOpening = "opening"
+)
 
 // oldNames are those that a document of the contract does not have any more.
 func (ChannelEdge) oldNames() []string { return []string{"before", "after"} }
@@ -202,6 +238,7 @@ func (e *ChannelEdge) UnmarshalJSON(doc []byte) error {
 		Gated  jsontext.Value `json:"gated"`
 		After  jsontext.Value `json:"after"`
 		Reason *string        `json:"reason"`
+		Holds  string         `json:"holds"`
 	}
 	if err := json.Unmarshal(doc, &raw); err != nil {
 		return err
@@ -214,7 +251,7 @@ func (e *ChannelEdge) UnmarshalJSON(doc []byte) error {
 	if err != nil {
 		return err
 	}
-	*e = ChannelEdge{Gates: gates, Gated: gated, Reason: raw.Reason}
+	*e = ChannelEdge{Gates: gates, Gated: gated, Reason: raw.Reason, Holds: raw.Holds}
 	return nil
 }
 
@@ -240,7 +277,15 @@ type Budget struct {
 	Selector       Selector `json:"selector" shape:"R"`
 	MaxInFlight    *uint32  `json:"maxInFlight" shape:"N"`
 	MaxInFlightPct *uint32  `json:"maxInFlightPct" shape:"N"`
+	// SlotUntil is ours: SlotSoaked, SlotConfirmed, or "" for the former.
+	SlotUntil string `json:"slotUntil,omitzero" shape:"O"`
 }
+
+// Until when a host holds its slot of a budget.
+const (
+	SlotSoaked    = "soaked"
+	SlotConfirmed = "confirmed"
+)
 
 // Manifest is one channel of a release, rollouts/<id>.json.
 type Manifest struct {

@@ -168,6 +168,18 @@ func TestCheck(t *testing.T) {
 		{"ring of channels", func(f *Fleet) {
 			f.ChannelEdges = append(f.ChannelEdges, ChannelEdge{Gates: "stable", Gated: "edge"})
 		}, "ring", true},
+		{"channel edge that holds another thing", func(f *Fleet) { f.ChannelEdges[0].Holds = "all" }, `"all"`, true},
+		{"threshold of nothing", func(f *Fleet) {
+			p := f.RolloutPolicies["staged"]
+			p.FailureThreshold = &FailureThreshold{}
+			f.RolloutPolicies["staged"] = p
+		}, "says nothing", true},
+		{"threshold of 101 %", func(f *Fleet) {
+			p := f.RolloutPolicies["staged"]
+			p.FailureThreshold = &FailureThreshold{MinPercent: number(101)}
+			f.RolloutPolicies["staged"] = p
+		}, "101", true},
+		{"slot until another time", func(f *Fleet) { f.DisruptionBudgets[0].SlotUntil = "healthy" }, `"healthy"`, true},
 		{"budget without limit", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlight = nil }, "limits nothing", true},
 		{"budget of none", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlight = number(0) }, "for ever", true},
 		{"budget of 101 %", func(f *Fleet) { f.DisruptionBudgets[0].MaxInFlightPct = number(101) }, "101", true},

@@ -45,6 +45,7 @@ func TestCarelessValuesAreNamed(t *testing.T) {
 		`base // { channels.stable = base.channels.stable // { freshnessWindow = 5000000000; }; }`:                                "channel 'stable': freshnessWindow must be a whole number of minutes, from 0 to 4294967295",
 		`base // { channels.stable = base.channels.stable // { freshnessWindow = -5; }; }`:                                        "channel 'stable': freshnessWindow must be a whole number of minutes",
 		wave(`soakMinutes = -1;`):                                              "rollout policy 'staged': wave 0: soakMinutes must be a whole number of minutes",
+		wave(`mayBeEmpty = "yes";`):                                            "rollout policy 'staged': wave 0: mayBeEmpty must be true or false",
 		wave(`soakMinutes = null;`):                                            "rollout policy 'staged': wave 0: soakMinutes must be a whole number of minutes",
 		wave(`soakSeconds = 4294967296;`):                                      "rollout policy 'staged': wave 0: soakSeconds must be a whole number of seconds, from 0 to 4294967295",
 		wave(`soakSeconds = 0.5;`):                                             "rollout policy 'staged': wave 0: soakSeconds must be a whole number of seconds",

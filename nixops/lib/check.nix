@@ -157,6 +157,17 @@ let
     subject: v:
     if v ? selector then selectorProblems subject v.selector else [ "${subject} has no selector; write for example selector.tags = [ \"web\" ]" ];
 
+  # From how many failures on a policy acts.
+  thresholdProblems =
+    subject: t:
+    record subject [ "minHosts" "minPercent" ] t (
+      when (t.minHosts or null == null && t.minPercent or null == null) "${subject} says nothing; give minHosts or minPercent"
+      ++ when (t.minHosts or null != null && !(uint t.minHosts && t.minHosts >= 1))
+        "${subject}: minHosts must be 1 or more, in whole hosts"
+      ++ when (t.minPercent or null != null && !(uint t.minPercent && t.minPercent >= 1 && t.minPercent <= 100))
+        "${subject}: minPercent must be from 1 to 100, without a fraction"
+    );
+
   policyProblems =
     name: p:
     let
@@ -166,12 +177,14 @@ let
       probes = gate.complianceProbes or null;
       strategy = p.strategy or "staged";
       onFailure = p.onHealthFailure or defaults.onHealthFailure;
+      threshold = p.failureThreshold or null;
     in
-    record subject [ "description" "healthGate" "onHealthFailure" "strategy" "waves" ] p (
+    record subject [ "description" "failureThreshold" "healthGate" "onHealthFailure" "strategy" "waves" ] p (
       when (!elem strategy [ "canary" "all-at-once" "staged" ])
         "${subject}: strategy ${said strategy} is unknown; use canary, staged or all-at-once"
       ++ when (!elem onFailure [ "halt" "rollback-and-halt" ])
         "${subject}: onHealthFailure ${said onFailure} is unknown; use halt or rollback-and-halt"
+      ++ (if threshold == null then [ ] else thresholdProblems "${subject}: failureThreshold" threshold)
       ++ record "${subject}: healthGate" [ "complianceProbes" "systemdFailedUnits" ] gate (
         when (failed != null && !(uint (failed.max or null) && attrNames failed == [ "max" ]))
           "${subject}: healthGate.systemdFailedUnits must be { max = NUMBER; }"
@@ -185,8 +198,9 @@ let
             let
               wave = "${subject}: wave ${toString i}";
             in
-            record wave [ "selector" "soakMinutes" "soakSeconds" ] w (
+            record wave [ "mayBeEmpty" "selector" "soakMinutes" "soakSeconds" ] w (
               needsSelector wave w
+              ++ when (!isBool (w.mayBeEmpty or false)) "${wave}: mayBeEmpty must be true or false"
               ++ when (!uint (w.soakMinutes or 0)) "${wave}: soakMinutes ${whole "minutes"}"
               ++ when (w.soakSeconds or null != null && !uint w.soakSeconds) "${wave}: soakSeconds ${whole "seconds"}"
             )
@@ -250,7 +264,9 @@ let
       if !isString ends.gates || !isString ends.gated then
         [ "${subject} needs 'gates' (the channel that goes first) and 'gated' (the channel held)" ]
       else
-        unknown subject ([ "after" "before" "reason" ] ++ sides) e
+        unknown subject ([ "after" "before" "holds" "reason" ] ++ sides) e
+        ++ when (!elem (e.holds or "active") [ "active" "opening" ])
+          "${subject}: holds ${said e.holds} is unknown; use active (each host, while the channel before has an active rollout) or opening (only the opening of the rollout)"
         ++ when (!text (e.reason or null)) "${subject}: reason must be a string that says why the order counts"
         ++ map (side: "${subject}: channel '${ends.${side}}' is not declared; ${channelsDeclared}") missing
         ++ when (ends.gates == ends.gated) "${subject}: channel '${ends.gated}' waits for itself; take the edge away"
@@ -266,11 +282,13 @@ let
       max = b.maxInFlight or null;
       pct = b.maxInFlightPct or null;
     in
-    record subject [ "maxInFlight" "maxInFlightPct" "selector" ] b (
+    record subject [ "maxInFlight" "maxInFlightPct" "selector" "slotUntil" ] b (
       needsSelector subject b
       ++ when (max == null && pct == null) "${subject} limits nothing; give maxInFlight or maxInFlightPct"
       ++ when (max != null && !(uint max && max >= 1)) "${subject}: maxInFlight must be 1 or more, in whole hosts; 0 would hold its hosts for ever"
       ++ when (pct != null && !(uint pct && pct >= 1 && pct <= 100)) "${subject}: maxInFlightPct must be from 1 to 100, without a fraction"
+      ++ when (!elem (b.slotUntil or "soaked") [ "soaked" "confirmed" ])
+        "${subject}: slotUntil ${said b.slotUntil} is unknown; use soaked or confirmed"
     )
   ) declared.disruptionBudgets;
 

@@ -4,10 +4,10 @@
 #     hosts.web-01 = { system, tags, channel, pubkey, configuration, pin, healthChecks, rebootPolicy };
 #     tags.web = { description, pin };
 #     channels.stable = { rolloutPolicy, freshnessWindow, signingIntervalMinutes, ... };
-#     rolloutPolicies.canary = { strategy, waves, healthGate, onHealthFailure };
+#     rolloutPolicies.canary = { strategy, waves, healthGate, onHealthFailure, failureThreshold };
 #     edges = [ { gated, gates, reason } ];
-#     channelEdges = [ { gates, gated, reason } ];
-#     disruptionBudgets = [ { selector, maxInFlight, maxInFlightPct } ];
+#     channelEdges = [ { gates, gated, reason, holds } ];
+#     disruptionBudgets = [ { selector, maxInFlight, maxInFlightPct, slotUntil } ];
 #     revocations = [ { hostname, notBefore, reason, revokedBy } ];
 #     bootstrapNonces = [ { nonce, hostname, expiresAt, mintedAt, mintedBy } ];
 #     operatorScopes.operator-jo = { channels = [ "edge*" ]; verbs = [ "read" "pause" ]; };
@@ -126,16 +126,20 @@ let
     };
   };
 
-  # Seconds win; minutes are then their ceiling, for readers that know only minutes.
+  # How long a wave soaks, and whether it may be empty. Seconds win; minutes are then
+  # their ceiling, for readers that know only minutes.
   soak =
     w:
-    if w.soakSeconds or null != null then
-      {
-        inherit (w) soakSeconds;
-        soakMinutes = (w.soakSeconds + 59) / 60;
-      }
-    else
-      { soakMinutes = w.soakMinutes or 0; };
+    (
+      if w.soakSeconds or null != null then
+        {
+          inherit (w) soakSeconds;
+          soakMinutes = (w.soakSeconds + 59) / 60;
+        }
+      else
+        { soakMinutes = w.soakMinutes or 0; }
+    )
+    // optional (w.mayBeEmpty or null == true) { mayBeEmpty = true; };
 
   policy = p: {
     strategy = p.strategy or (if p.waves or [ ] == [ ] then "all-at-once" else "staged");
@@ -143,6 +147,9 @@ let
     healthGate =
       some "systemdFailedUnits" (p.healthGate or { }) // some "complianceProbes" (p.healthGate or { });
     onHealthFailure = p.onHealthFailure or defaults.onHealthFailure;
+  }
+  // optional (p.failureThreshold or null != null) {
+    failureThreshold = some "minHosts" p.failureThreshold // some "minPercent" p.failureThreshold;
   };
 
   hostsByChannel = builtins.groupBy (name: facts.${name}.channel) (attrNames facts);
@@ -184,13 +191,13 @@ let
     gates = e.gates or e.before;
     gated = e.gated or e.after;
     reason = e.reason or "";
-  };
+  } // some "holds" e;
 
   budget = b: {
     selector = selector.lower facts b.selector;
     maxInFlight = b.maxInFlight or null;
     maxInFlightPct = b.maxInFlightPct or null;
-  };
+  } // some "slotUntil" b;
 
   resolved = {
     schemaVersion = 1;

@@ -197,6 +197,7 @@ func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease) {
 	r.freshness = fleet.Minutes(declared.FreshnessWindow)
 	r.complianceMode = declared.Compliance.Mode
 	r.revert = policy.OnHealthFailure == fleet.OnFailureRollback
+	r.threshold = policy.FailureThreshold.Hosts(len(cr.Manifest.HostSet))
 	r.confirmWindow, r.lease = rs.w.limits.ConfirmWindow, rs.w.limits.Lease
 	if hd := cr.Head; hd != nil {
 		if hd.ConfirmWindowSecs > 0 {
@@ -210,7 +211,7 @@ func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease) {
 	declaredWaves := rs.w.rel.Fleet.Waves[r.Channel]
 	r.waves = make([]wave, max(1, len(declaredWaves)))
 	for i, dw := range declaredWaves {
-		r.waves[i].soak = dw.Soak()
+		r.waves[i].soak, r.waves[i].mayBeEmpty = dw.Soak(), dw.MayBeEmpty
 	}
 	r.Wave = min(r.Wave, len(r.waves)-1)
 	r.touched = [protocol.HostStateCount]int{}

@@ -49,16 +49,21 @@ func (hs *hosts) fail(h *host, f fault, code, detail string, now time.Time) {
 	hs.w.rollouts.applyPolicy(h, f, code, detail, now)
 }
 
-// applyPolicy halts or recalls the rollout in which a host failed, while there is something to stop.
+// applyPolicy halts or recalls the rollout in which a host failed, while there is something to stop. It recalls when as
+// many hosts have failed as the policy wants, and halts before.
 func (rs *rollouts) applyPolicy(h *host, f fault, code, detail string, now time.Time) {
 	r := h.run
-	recall := r.revert && f != silentFault
+	few := r.threshold > 1 && r.failed() < r.threshold
+	recall := r.revert && f != silentFault && !few
 	if r.State != Executing && r.State != Planning && !(r.State == Halted && recall) {
 		return
 	}
 	r.HaltReason = fmt.Sprintf("host %s: %s", h.name, code)
 	if detail != "" {
 		r.HaltReason += " (" + detail + ")"
+	}
+	if few && r.revert {
+		r.HaltReason += fmt.Sprintf("; %d of %d failures from which on the policy recalls", r.failed(), r.threshold)
 	}
 	switch {
 	case recall:
@@ -70,6 +75,25 @@ func (rs *rollouts) applyPolicy(h *host, f fault, code, detail string, now time.
 		rs.logRun(r, protocol.LogHalted, code, "", r.HaltReason, now)
 	}
 	rs.w.changes.move(r)
+}
+
+// failed counts the hosts that failed. Those that fell silent are not among them, nor those without which an operator
+// went on.
+func (r *run) failed() (n int) {
+	for i := range r.waves {
+		if r.waves[i].in(Failed, Reverted) == 0 {
+			continue
+		}
+		for _, h := range r.waves[i].hosts {
+			if st := h.state(); st != Failed && st != Reverted {
+				continue
+			}
+			if h.rec.Reason != CodeLost && h.rec.Reason != CodeUnconfirmed {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // recall looks at every touched host of a rollout but the one that failed, so that each is asked to go back. The one

@@ -27,6 +27,9 @@ type spec struct {
 	edges    [][2]string       // first, then gated
 	order    [][2]string       // channels: first, then gated
 	reboots  map[string]string // host -> declared reboot policy
+	maybe    bool              // waves may be empty
+	holds    string            // what the order between channels holds
+	until    string            // slots of the budgets are held
 }
 
 type channelSpec struct {
@@ -35,6 +38,8 @@ type channelSpec struct {
 	revert bool
 	mode   string
 	fresh  int // minutes, 0: 1440
+	// The threshold of its policy; 0: none.
+	minHosts, minPercent uint32
 }
 
 type waveSpec struct {
@@ -88,6 +93,9 @@ func (s spec) release() *fleet.Release {
 			mb.MaxInFlightPct = ptr(uint32(b.pct))
 		}
 		budgets = append(budgets, mb)
+		f.DisruptionBudgets = append(f.DisruptionBudgets, fleet.Budget{
+			Selector: mb.Selector, MaxInFlight: mb.MaxInFlight, MaxInFlightPct: mb.MaxInFlightPct, SlotUntil: s.until,
+		})
 	}
 	for _, c := range s.channels {
 		ch := fleet.Channel{RolloutPolicy: c.name, FreshnessWindow: uint32(cmp.Or(c.fresh, 1440))}
@@ -97,12 +105,23 @@ func (s spec) release() *fleet.Release {
 		if c.revert {
 			policy.OnHealthFailure = fleet.OnFailureRollback
 		}
+		if c.minHosts+c.minPercent > 0 {
+			policy.FailureThreshold = &fleet.FailureThreshold{}
+			if c.minHosts > 0 {
+				policy.FailureThreshold.MinHosts = &c.minHosts
+			}
+			if c.minPercent > 0 {
+				policy.FailureThreshold.MinPercent = &c.minPercent
+			}
+		}
 		f.RolloutPolicies[c.name] = policy
 		m := &fleet.Manifest{Channel: c.name, DisplayName: c.name + "@test",
 			ChannelRef: "commit-" + s.signed.Format("150405"), DisruptionBudgets: budgets}
 		for i, wv := range c.waves {
 			names := slices.Sorted(maps.Keys(wv.hosts))
-			f.Waves[c.name] = append(f.Waves[c.name], fleet.Wave{Hosts: names, SoakSeconds: ptr(uint32(wv.soak / time.Second))})
+			f.Waves[c.name] = append(f.Waves[c.name], fleet.Wave{
+				Hosts: names, SoakSeconds: ptr(uint32(wv.soak / time.Second)), MayBeEmpty: s.maybe,
+			})
 			for _, h := range names {
 				d := &fleet.Host{Channel: c.name, RebootPolicy: jsontext.Value(s.reboots[h])}
 				if closure := wv.hosts[h]; closure != "" {
@@ -128,7 +147,7 @@ func (s spec) release() *fleet.Release {
 		f.Edges = append(f.Edges, fleet.Edge{Gates: e[0], Gated: e[1]})
 	}
 	for _, e := range s.order {
-		f.ChannelEdges = append(f.ChannelEdges, fleet.ChannelEdge{Gates: e[0], Gated: e[1]})
+		f.ChannelEdges = append(f.ChannelEdges, fleet.ChannelEdge{Gates: e[0], Gated: e[1], Holds: s.holds})
 	}
 	return r
 }

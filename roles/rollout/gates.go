@@ -328,9 +328,10 @@ func (s subject) budget() *hold {
 	return nil
 }
 
-// waveSoak holds a rollout until each host of its wave has soaked or is not waited for. A wave that was handed out
-// needs at least one host that soaked: silence proves nothing. A wave of absent hosts only stays open for its soak
-// time all the same, and long enough for a rebooting host to be back.
+// waveSoak holds a rollout until each host of its wave has soaked or is not waited for. A wave needs at least one host
+// that soaked: silence proves nothing. It may do without where an operator went on, or where the fleet declares so: a
+// wave of absent hosts only then stays open for its soak time all the same, and long enough for a rebooting host to be
+// back.
 func (s subject) waveSoak() *hold {
 	r := s.run
 	wv := r.open()
@@ -352,7 +353,8 @@ func (s subject) waveSoak() *hold {
 	if end := s.w.rollouts.absentUntil(r); s.now.Before(end) {
 		return &hold{code: CodeWaveAbsent, gate: "wave-soak", opens: momentOf(end)}
 	}
-	if r.Wave >= len(r.waves)-1 && !r.proven() {
+	last := r.Wave >= len(r.waves)-1
+	if last && !r.proven() || !last && !wv.mayBeEmpty && wv.tolerated == 0 {
 		return heldWaveAbsent
 	}
 	return nil

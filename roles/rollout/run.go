@@ -32,6 +32,7 @@ type run struct {
 	signedAt       time.Time
 	freshness      time.Duration
 	revert         bool // rollback-and-halt
+	threshold      int  // hosts that must have failed before the policy acts; fewer halt
 	complianceMode string
 	confirmWindow  time.Duration
 	lease          time.Duration
@@ -42,9 +43,11 @@ type run struct {
 
 type wave struct {
 	soak         time.Duration
+	mayBeEmpty   bool    // the next one opens although no host was heard
 	hosts        []*host // sorted by name
 	counts       [protocol.HostStateCount]int
 	silent       int // touched hosts that are Skipped
+	tolerated    int // hosts without which an operator went on
 	failing      int // Healthy and Soaked hosts whose probes fail
 	noncompliant int // hosts with outstanding compliance failures
 }

@@ -27,6 +27,9 @@ func (r *run) count(h *host, sign int) {
 	if h.rec == nil {
 		return
 	}
+	if st == Skipped && h.rec.Reason == CodeTolerated {
+		wv.tolerated += sign
+	}
 	if h.rec.touched() {
 		r.touched[st.Index()] += sign
 		if st == Skipped && h.rec.Reason != CodeTolerated {

@@ -148,14 +148,101 @@ func TestCanaryLostInActivationHalts(t *testing.T) {
 	b.wantRollout("s", RolloutReverted, 0)
 }
 
-// A wave of absent hosts stays open for its soak time all the same.
+// A wave of which no host was heard opens no other one, however long it was open. It does as soon as one of its hosts
+// has soaked, or when a release says that it may be empty, which is not another rollout.
+func TestWaveThatNobodyTriedOpensNone(t *testing.T) {
+	s := three(30 * time.Minute)
+	for _, way := range []string{"a host comes back", "it may be empty"} {
+		b := start(t, s)
+		b.box("a").away = true
+		b.live(3 * time.Hour)
+		b.wantRollout("s", Executing, 0)
+		if r := b.rollout("s").Reason; r.Code != CodeWaveAbsent || !strings.Contains(r.Next, "mayBeEmpty") {
+			t.Errorf("the rollout says %+v", r)
+		}
+		b.refused("b", CodeWave)
+		p := b.w.Plan(nil, PlanOptions{}, b.now)
+		if c := p.Channels[0]; len(p.Moves) > 0 || c.Reason == nil || c.Reason.Code != CodeWaveAbsent {
+			t.Errorf("the plan is %+v, %+v", p.Moves, c.Reason)
+		}
+		b.restart()
+		b.live(time.Hour)
+		b.wantRollout("s", Executing, 0)
+		if way == "it may be empty" {
+			declared := s
+			declared.signed, declared.opened, declared.maybe = b.now, epoch, true
+			b.accept(declared)
+		} else {
+			b.box("a").away = false
+			b.live(31 * time.Minute)
+		}
+		b.wantRollout("s", Executing, 1)
+	}
+}
+
+// One host that is away keeps no wave from opening, when another one of its wave has soaked.
+func TestWaveDoesNotWaitForOneAbsentHost(t *testing.T) {
+	b := start(t, single("s", one(30*time.Minute, "a", "new-a", "b", "new-b"), one(time.Hour, "c", "new-c")))
+	b.box("a").away = true
+	b.live(32 * time.Minute)
+	b.wantRollout("s", Executing, 1)
+}
+
+// A wave that may be empty stays open for its soak time all the same.
 func TestAbsentWaveStaysOpenForItsSoak(t *testing.T) {
-	b := start(t, three(30*time.Minute))
+	s := three(30 * time.Minute)
+	s.maybe = true
+	b := start(t, s)
 	b.box("a").away = true
 	b.live(29 * time.Minute)
 	b.wantRollout("s", Executing, 0)
 	b.live(2 * time.Minute)
 	b.wantRollout("s", Executing, 1)
+}
+
+// Below its threshold a policy that recalls halts; from it on it recalls, also what it had halted before. Silence is not
+// counted, and what an operator went on without neither.
+func TestFailureThreshold(t *testing.T) {
+	fails := func(b *bench, h string) {
+		b.report(h, Report{Event: "activation-started"})
+		b.report(h, Report{Event: "activation-failed", Phase: "health-gate: a unit failed"})
+	}
+	for name, c := range map[string]struct {
+		hosts, percent uint32
+		want           int // failures until it recalls
+	}{
+		"none": {0, 0, 1}, "hosts": {2, 0, 2}, "percent": {0, 40, 2}, "rounded up": {0, 41, 3}, "both": {2, 60, 3},
+	} {
+		s := single("s", one(time.Hour, "a", "new-a", "b", "new-b", "c", "new-c", "d", "new-d", "e", "new-e"))
+		s.channels[0].revert, s.channels[0].minHosts, s.channels[0].minPercent = true, c.hosts, c.percent
+		b := start(t, s)
+		for _, h := range []string{"a", "b", "c", "d", "e"} {
+			b.offered(h)
+		}
+		for i, h := range []string{"a", "b", "c"}[:c.want] {
+			fails(b, h)
+			want := Halted
+			if i+1 == c.want {
+				want = Reverting
+			}
+			if b.wantRollout("s", want, 0); want == Halted && !strings.Contains(b.rollout("s").HaltReason, "recalls") {
+				t.Errorf("%s: it halts and says %q", name, b.rollout("s").HaltReason)
+			}
+			b.restart()
+		}
+	}
+	s := single("s", one(time.Hour, "a", "new-a", "b", "new-b", "c", "new-c"))
+	s.channels[0].revert, s.channels[0].minHosts = true, 2
+	b := start(t, s)
+	for _, h := range []string{"a", "b", "c"} {
+		b.offered(h)
+	}
+	fails(b, "a")
+	if _, err := b.w.Hold(b.id("a"), protocol.ActionResume, "op", "", b.now); err != nil {
+		t.Fatal(err)
+	}
+	fails(b, "b")
+	b.wantRollout("s", Halted, 0)
 }
 
 func TestRollbackAndHalt(t *testing.T) {

@@ -20,6 +20,7 @@ mkFleet {
   };
   rolloutPolicies.waves = {
     strategy = "canary";
+    failureThreshold = { minHosts = 2; minPercent = 10; };
     waves = [
       {
         selector.and = [
@@ -27,10 +28,12 @@ mkFleet {
           { not.tags = [ "us" ]; }
         ];
         soakSeconds = 90;
+        mayBeEmpty = true;
       }
       {
         selector.tagsAny = [ "web" "eu" ];
         soakMinutes = 5;
+        mayBeEmpty = false;
       }
       { selector.all = true; }
     ];
@@ -43,6 +46,7 @@ mkFleet {
     {
       selector.channel = "stable";
       maxInFlight = 2;
+      slotUntil = "confirmed";
     }
   ];
 }
