@@ -75,8 +75,8 @@ func Project(f *Fleet, fleetHash, channel string) (*Manifest, bool, error) {
 }
 
 // Intent names what a channel of a release wants, apart from when it was
-// signed: releases with equal intents are one rollout. That a wave may be empty is not a part of it: whoever declares it
-// wants the rollout that waits to go on.
+// signed: releases with equal intents are one rollout. That a wave may be empty is not a part of it: whoever declares
+// it wants the rollout that waits to go on.
 func Intent(f *Fleet, m *Manifest) (string, error) {
 	policy := f.RolloutPolicies[f.Channels[m.Channel].RolloutPolicy]
 	waves := slices.Clone(f.Waves[m.Channel])

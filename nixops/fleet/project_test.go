@@ -97,7 +97,11 @@ func TestIntent_T12(t *testing.T) {
 		},
 		"a wave that may be empty":  func(f *Fleet) { f.Waves["stable"][0].MayBeEmpty = true },
 		"until when a slot is held": func(f *Fleet) { f.DisruptionBudgets[0].SlotUntil = SlotConfirmed },
-		"window":                    func(f *Fleet) { c := f.Channels["stable"]; c.FreshnessWindow++; f.Channels["stable"] = c },
+		"window": func(f *Fleet) {
+			c := f.Channels["stable"]
+			c.FreshnessWindow++
+			f.Channels["stable"] = c
+		},
 	}
 	for name, change := range same {
 		if intent(change) != base {

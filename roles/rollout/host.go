@@ -160,6 +160,9 @@ func (h *host) worksOn(l *lease) bool {
 	return l == nil || p == nil || p.Dispatch == "" || p.Dispatch == l.Name()
 }
 
+// leaving reports whether the host may still begin another closure than its target, of a release before.
+func (h *host) leaving() bool { return h.lease.pending() && h.lease.Closure != h.closure }
+
 // newest is the dispatch of the host in its rollout that was made last, as far as it is known; nil: none is.
 func (h *host) newest() (last *lease) {
 	for _, l := range [...]*lease{h.past.done, h.past.ended, h.lease} {

@@ -110,7 +110,7 @@ func (hs *hosts) believes(h *host, t told, now time.Time) bool {
 	switch {
 	case t.Unsigned:
 		return false
-	case t.earlier && !hs.blames(h, t, now):
+	case t.earlier && !h.blames(t, now.Before(hs.w.budgets.unheard)):
 		return false
 	case t.lease != nil && t.Event == protocol.EventClosureQuarantined:
 		// Our agents tell it after the failure, and it may come late: an operator's retry is to test the closure again.
@@ -122,15 +122,15 @@ func (hs *hosts) believes(h *host, t told, now time.Time) bool {
 	return t.own && !h.judged() && (h.dispatched() || now.Before(hs.w.budgets.unheard))
 }
 
-// blames reports whether what happened in an earlier dispatch still speaks against the release: nobody has asked for one
-// more attempt since, and the host has not proven since that the closure works.
-func (hs *hosts) blames(h *host, t told, now time.Time) bool {
+// blames reports whether what happened in an earlier dispatch still speaks against the release: the host has not
+// proven since that the closure works, and nobody has asked for one more attempt. After the database was lost, the
+// first dispatch that is known is not the first one either.
+func (h *host) blames(t told, lost bool) bool {
 	switch h.state() {
 	case Healthy, Soaked, Converged:
 		return t.Event == protocol.EventComplianceFailure || t.Event == protocol.EventRuntimeGateError
 	}
-	first := h.rec == nil || h.rec.Attempt <= 1 // since a retry, or since the database was lost
-	return !first || now.Before(hs.w.budgets.unheard)
+	return lost || h.rec != nil && h.rec.Attempt > 1
 }
 
 // dispatched reports whether the host is known to have got its target in this rollout, or to run it.

@@ -74,7 +74,7 @@ func (hs *hosts) settleInRun(h *host, now time.Time) {
 
 func (hs *hosts) settleWaiting(h *host, g glance) {
 	switch {
-	case g.onTarget && !g.away && !h.busy() && !g.own && !h.run.recalled():
+	case g.onTarget && !g.away && !h.busy() && !g.own && !h.leaving() && !h.run.recalled():
 		hs.find(h, g.now)
 	case h.state() == Skipped:
 		hs.unskip(h, g.away, g.now)

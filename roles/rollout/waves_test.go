@@ -200,8 +200,8 @@ func TestAbsentWaveStaysOpenForItsSoak(t *testing.T) {
 	b.wantRollout("s", Executing, 1)
 }
 
-// Below its threshold a policy that recalls halts; from it on it recalls, also what it had halted before. Silence is not
-// counted, and what an operator went on without neither.
+// Below its threshold a policy that recalls halts; from it on it recalls, also what it had halted before. A host that
+// an operator went on without is not counted.
 func TestFailureThreshold(t *testing.T) {
 	fails := func(b *bench, h string) {
 		b.report(h, Report{Event: "activation-started"})
