@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
+	"nixfleet/roles/rollout"
 	"nixfleet/store"
 )
 
@@ -48,6 +49,11 @@ func (o *acts) revoke(c *call) (any, error) {
 		o.waiters.wakeIf(func(host string) bool {
 			return host == req.Hostname || pki.AgentName(host, o.cfg.AgentSuffix) == req.Hostname
 		})
+		if err := o.world.change(ctx, func(w *rollout.World, now time.Time) rollout.Change {
+			return w.Revoked(req.Hostname, now)
+		}); err != nil { // it is revoked all the same
+			o.log.Error().Err(err).Str("host", req.Hostname).Msg("revoked host keeps its slot")
+		}
 	}
 	return o.made(c, a, err)
 }

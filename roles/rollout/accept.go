@@ -54,6 +54,14 @@ func (w *World) accept(rel *fleet.Release, now time.Time) {
 	}
 	w.rollouts.bindEdges(rel)
 	w.budgets.bindBudgets(rel, now)
+	if list := rel.Revocations; list != nil {
+		for _, entry := range list.Revocations {
+			// One that is heard of has a newer certificate.
+			if h := w.hosts.byName[entry.Hostname]; h != nil && w.hosts.offline(h, now) {
+				w.forsake(h, now)
+			}
+		}
+	}
 	w.rollouts.dropHosts()
 	w.hosts.stored = map[string]map[string]*record{}
 	w.rollouts.clearUndeclared(now)
@@ -262,7 +270,9 @@ func (rs *rollouts) bindEdges(rel *fleet.Release) {
 	}
 	for _, e := range rel.Fleet.ChannelEdges {
 		ch := rs.channel(e.Gated)
-		ch.after = append(ch.after, channelEdge{before: rs.channel(e.Gates), reason: text(e.Reason)})
+		ch.after = append(ch.after, channelEdge{
+			before: rs.channel(e.Gates), reason: text(e.Reason), opening: e.Holds == fleet.HoldsOpening,
+		})
 	}
 	for _, e := range rel.Fleet.Edges {
 		gated, first := rs.w.hosts.byName[e.Gated], rs.w.hosts.byName[e.Gates]

@@ -15,10 +15,13 @@ type budget struct {
 	label    string // for people
 	members  int
 	limit    int
-	used     int // hosts that hold a slot
-	unheard  int // members that have not reported since an empty start
-	planned  int // slots given away by the look-ahead that is running
-	promised int // slots for which the running call has woken hosts of the queue
+	soaks    bool // a slot is held until its host has soaked, and not only until it has confirmed
+	used     int  // hosts that hold a slot
+	stricter int  // limit of the release before, which counts while hosts of it are in flight
+	before   int  // those hosts
+	unheard  int  // members that have not reported since an empty start
+	planned  int  // slots given away by the look-ahead that is running
+	promised int  // slots for which the running call has woken hosts of the queue
 	queue    []*host
 }
 
@@ -74,25 +77,52 @@ func selectorLabel(s fleet.Selector) string {
 
 // bindBudgets reads the budgets that the manifests of a release froze, and counts the slots held now.
 func (bs *budgets) bindBudgets(r *fleet.Release, now time.Time) {
+	old := bs.bySelector
 	bs.bySelector = map[string]*budget{}
 	for _, h := range bs.w.hosts.byName {
 		h.decl.budgets, h.slot.waitsFor = nil, nil
 	}
+	confirmed := confirmedBudgets(r.Fleet)
 	for _, name := range sortedChannels(r) {
 		for _, mb := range r.Channels[name].Manifest.DisruptionBudgets {
-			bs.bindBudget(mb)
+			bs.bindBudget(mb, confirmed)
 		}
 	}
 	for _, h := range bs.w.hosts.byName {
+		bs.rebindSlots(h)
 		if !h.slot.until.IsZero() {
-			bs.rebindSlots(h)
 			bs.w.hosts.arm(h, now)
+		}
+	}
+	for key, b := range old {
+		if n := bs.bySelector[key]; n != nil && b.most() < n.limit {
+			n.stricter = b.most()
 		}
 	}
 }
 
+// most is how many hosts may be in flight. Of two releases that share a selector the stricter one counts.
+func (b *budget) most() int {
+	if b.before > 0 && b.stricter > 0 {
+		return min(b.limit, b.stricter)
+	}
+	return b.limit
+}
+
+// confirmedBudgets are the selectors whose budgets all say that a slot is free at the confirm. Manifests do not have
+// that.
+func confirmedBudgets(f *fleet.Fleet) map[string]bool {
+	said := map[string]bool{}
+	for _, b := range f.DisruptionBudgets {
+		key := selectorKey(b.Selector)
+		until, again := said[key]
+		said[key] = b.SlotUntil == fleet.SlotConfirmed && (until || !again)
+	}
+	return said
+}
+
 // bindBudget counts the members of one budget. Declared again, the stricter one counts.
-func (bs *budgets) bindBudget(mb fleet.ManifestBudget) {
+func (bs *budgets) bindBudget(mb fleet.ManifestBudget, confirmed map[string]bool) {
 	limit := budgetLimit(mb.MaxInFlight, mb.MaxInFlightPct, len(mb.Hosts))
 	if limit < 0 || len(mb.Hosts) == 0 {
 		return
@@ -102,7 +132,9 @@ func (bs *budgets) bindBudget(mb fleet.ManifestBudget) {
 		b.limit = min(b.limit, limit)
 		return
 	}
-	b := &budget{key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit}
+	b := &budget{
+		key: key, label: selectorLabel(mb.Selector), members: len(mb.Hosts), limit: limit, soaks: !confirmed[key],
+	}
 	bs.bySelector[key] = b
 	for _, hostname := range mb.Hosts {
 		if h := bs.w.hosts.byName[hostname]; h != nil {
@@ -116,6 +148,11 @@ func (bs *budgets) bindBudget(mb fleet.ManifestBudget) {
 
 // rebindSlots counts a host in flight where it was counted when it got its slot, and where it belongs now.
 func (bs *budgets) rebindSlots(h *host) {
+	soaking := h.soaking()
+	if h.slot.until.IsZero() && !soaking {
+		h.slot.budgets = nil
+		return
+	}
 	var slots []*budget
 	for _, b := range h.slot.budgets {
 		if n := bs.bySelector[b.key]; n != nil {
@@ -127,43 +164,105 @@ func (bs *budgets) rebindSlots(h *host) {
 			slots = append(slots, b)
 		}
 	}
+	if h.slot.until.IsZero() {
+		slots = slices.DeleteFunc(slots, func(b *budget) bool { return !b.soaks })
+	}
 	h.slot.budgets = slots
+	h.slot.before = h.lease != nil && h.lease.Intent != h.intent()
 	for _, b := range slots {
 		b.used++
+		if h.slot.before {
+			b.before++
+		}
 	}
 }
 
 // hold takes a slot in each budget of the host, or keeps those it has for longer.
 func (bs *budgets) hold(h *host, until time.Time) {
-	if h.slot.until.IsZero() {
-		h.slot.budgets = h.decl.budgets
+	if len(h.slot.budgets) == 0 {
+		h.slot.budgets = slices.Clip(h.decl.budgets)
 		for _, b := range h.slot.budgets {
 			b.used++
+		}
+	} else if h.slot.until.IsZero() {
+		for _, b := range h.decl.budgets {
+			bs.take(h, b)
 		}
 	}
 	h.slot.until = later(h.slot.until, until)
 }
 
-// release gives the slots of a host back and wakes the hosts that may take them.
+func (bs *budgets) take(h *host, b *budget) {
+	if !h.holds(b) {
+		h.slot.budgets = append(slices.Clip(h.slot.budgets), b)
+		b.used++
+	}
+}
+
+// release ends what the lease of a host holds. It keeps what it holds until it has soaked.
 func (bs *budgets) release(h *host, now time.Time) {
 	if h.slot.until.IsZero() || broken(ruleSlotsComeBack) {
 		return
 	}
-	slots := h.slot.budgets
-	h.slot.until, h.slot.budgets, h.past.ended = time.Time{}, nil, nil
-	for _, b := range slots {
-		b.used--
+	if h.slot.before {
+		h.slot.before = false
+		for _, b := range h.slot.budgets {
+			b.before--
+		}
 	}
-	for _, b := range slots {
+	h.slot.until, h.past.ended = time.Time{}, nil
+	bs.settle(h, now)
+}
+
+// settle gives back the slots that a host without a lease need not hold any more, and wakes the hosts that may take
+// them. One that is found soaking takes those of its budgets that count it.
+func (bs *budgets) settle(h *host, now time.Time) {
+	soaking := h.soaking()
+	if !h.slot.until.IsZero() || !soaking && len(h.slot.budgets) == 0 || broken(ruleSlotsComeBack) {
+		return
+	}
+	held, freed := h.slot.budgets, []*budget(nil)
+	h.slot.budgets = nil
+	for _, b := range held {
+		if soaking && b.soaks {
+			h.slot.budgets = append(h.slot.budgets, b)
+		} else {
+			b.used--
+			freed = append(freed, b)
+		}
+	}
+	if soaking {
+		for _, b := range h.decl.budgets {
+			if b.soaks {
+				bs.take(h, b)
+			}
+		}
+	}
+	for _, b := range freed {
 		bs.wakeQueue(b, now)
 	}
+}
+
+// soaking reports whether the host took its target in this rollout and has not soaked. One that falls silent meanwhile
+// still counts: nobody knows what became of it.
+func (h *host) soaking() bool {
+	if h.run == nil || h.rec == nil || h.rec.Attempt == 0 || h.rec.HealthySince == nil {
+		return false
+	}
+	switch h.rec.State {
+	case Healthy:
+		return true
+	case Skipped:
+		return h.rec.Reason != CodeTolerated
+	}
+	return false
 }
 
 // wakeQueue wakes as many waiting hosts as the budget has room for. Those that the same call has woken before count:
 // else a thousand slots that come back one by one would wake half a million hosts for them.
 func (bs *budgets) wakeQueue(b *budget, now time.Time) {
 	bs.wakeHolders(b, now)
-	for room := b.limit - b.inFlight(bs.w, now) - b.promised; room > 0 && len(b.queue) > 0; {
+	for room := b.most() - b.inFlight(bs.w, now) - b.promised; room > 0 && len(b.queue) > 0; {
 		h := b.queue[0]
 		b.queue[0] = nil
 		b.queue = b.queue[1:]
@@ -227,7 +326,7 @@ func (b *budget) inFlight(w *World, now time.Time) int {
 
 // holds reports whether the host holds a slot of the budget.
 func (h *host) holds(b *budget) bool {
-	return !h.slot.until.IsZero() && slices.Contains(h.slot.budgets, b)
+	return slices.Contains(h.slot.budgets, b)
 }
 
 // full reports whether one more host may not start. A host that holds its slot already does not count twice.
@@ -239,5 +338,5 @@ func (b *budget) full(w *World, h *host, now time.Time) bool {
 	if !h.contact.reported && now.Before(w.budgets.unheard) {
 		n--
 	}
-	return n >= b.limit
+	return n >= b.most()
 }

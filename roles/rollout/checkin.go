@@ -289,10 +289,12 @@ func (ls *leases) arrive(h *host, now time.Time) {
 	if own && (h.run.recalled() || h.state() == Failed || h.state() == Reverted) {
 		return
 	}
-	ls.endLease(h, DispatchConfirmed, now)
 	if own {
 		ls.w.hosts.becomeHealthy(h, now)
 		h.proof.healthAt = now // what runs was seen just now
+	}
+	ls.endLease(h, DispatchConfirmed, now)
+	if own {
 		ls.w.hosts.settleHealth(h, now)
 	}
 }

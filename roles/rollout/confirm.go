@@ -71,10 +71,10 @@ func (ls *leases) confirmLease(h *host, closure string, now time.Time) bool {
 	if broken(ruleConfirmCounts) {
 		return true
 	}
-	ls.endLease(h, DispatchConfirmed, now)
-	if own {
+	if own { // first, since it may keep its slots until it has soaked
 		ls.w.hosts.becomeHealthy(h, now)
 	}
+	ls.endLease(h, DispatchConfirmed, now)
 	return true
 }
 
@@ -92,8 +92,8 @@ func (ls *leases) confirmCurrent(h *host, id string, now time.Time) bool {
 	if h.run.recalled() || ls.w.rollouts.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
 		return false
 	}
-	ls.recover(h, id, now)
 	ls.w.hosts.becomeHealthy(h, now)
+	ls.recover(h, id, now)
 	return true
 }
 

@@ -232,18 +232,28 @@ func (s subject) quarantine() *hold {
 }
 
 // channelEdge holds a rollout until the newest rollout of each channel before it has converged; an older one that
-// finished does not count, and a channel without hosts holds no other [C6].
+// finished does not count, and a channel without hosts holds no other [C6]. Once it has begun its hosts are held while
+// the channel before has an active rollout, unless the edge holds the opening only.
 func (s subject) channelEdge() *hold {
-	if s.run.State != Planning {
-		return nil
-	}
 	after := s.w.rollouts.channels[s.run.Channel].after
 	for i := range after {
-		if p := after[i].before.cur; p != nil && p.State != RolloutConverged {
-			return &hold{code: CodeChannelEdge, gate: "channel-edge", about: &after[i]}
+		if e := &after[i]; e.holdsOpening(s.run) || s.host != nil && e.holdsHosts(s.run) {
+			return &hold{code: CodeChannelEdge, gate: "channel-edge", about: e}
 		}
 	}
 	return nil
+}
+
+// holdsOpening reports whether the edge keeps a rollout from beginning.
+func (e *channelEdge) holdsOpening(r *run) bool {
+	p := e.before.cur
+	return p != nil && r.State == Planning && p.State != RolloutConverged
+}
+
+// holdsHosts reports whether the edge holds the hosts of a rollout that has begun.
+func (e *channelEdge) holdsHosts(r *run) bool {
+	p := e.before.cur
+	return p != nil && r.State != Planning && !e.opening && p.State.Open()
 }
 
 func (s subject) wave() *hold {

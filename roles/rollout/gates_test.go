@@ -71,7 +71,7 @@ func TestGates(t *testing.T) {
 			channels: []channelSpec{{name: "s", waves: []waveSpec{one(0, "a", "new-a", "b", "new-b", "c", "new-c")}}},
 			budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
 		}, func(b *bench) { b.offered("a"); b.offered("c") }, "b", CodeBudget, "budget",
-			func(b *bench) { b.box("a").running = "new-a"; b.confirm("a") }},
+			func(b *bench) { b.box("a").running = "new-a"; b.confirm("a"); b.checkin("a") }},
 		{"quarantine", single("s", one(time.Minute, "a", "same", "b", "same")), func(b *bench) {
 			b.offered("a")
 			b.report("a", Report{Event: "activation-failed", Phase: "switch"})

@@ -52,9 +52,10 @@ type past struct {
 
 // slot is what a host takes of its budgets.
 type slot struct {
-	until    time.Time // it holds its budgets' slots until then; zero: it holds none
-	budgets  []*budget
-	waitsFor *budget // budget queue it stands in
+	until    time.Time // its lease holds the slots until then; zero: none does
+	budgets  []*budget // whose slots it holds, for its lease or until it has soaked
+	before   bool      // it got them in a release before
+	waitsFor *budget   // budget queue it stands in
 }
 
 // contact is when a host was heard of.

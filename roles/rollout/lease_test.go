@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
 )
 
@@ -325,6 +326,7 @@ func TestRebootAtOnceHoldsItsSlot(t *testing.T) {
 	s := spec{
 		channels: []channelSpec{{name: "s", fresh: 100000, waves: []waveSpec{one(time.Minute, "a", "new-a", "b", "new-b")}}},
 		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b"}, max: 1}},
+		until:    fleet.SlotConfirmed,
 	}
 	for _, back := range []bool{true, false} {
 		b := start(t, s)

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"nixfleet/nixops/fleet"
 )
 
 // A closure that runs is compared by its full name, so it is not dispatched again.
@@ -271,6 +273,7 @@ func TestFreedSlotWakesOneWaiter_C19(t *testing.T) {
 	b := start(t, spec{
 		channels: []channelSpec{{name: "s", waves: []waveSpec{one(0, "a", "n-a", "b", "n-b", "c", "n-c", "d", "n-d")}}},
 		budgets:  []budgetSpec{{tag: "x", hosts: []string{"a", "b", "c", "d"}, max: 1}},
+		until:    fleet.SlotConfirmed,
 	})
 	b.offered("a")
 	for _, h := range []string{"b", "c", "d"} {

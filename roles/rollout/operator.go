@@ -68,6 +68,7 @@ func (w *World) Hold(rolloutID, action, by, reason string, now time.Time) (Chang
 		r.State, r.HaltReason, r.Hold = Cancelled, reason, nil
 		r.TerminalAt = &now
 		w.rollouts.logRun(r, protocol.LogCancelled, CodeCancelled, by, reason, now)
+		w.rollouts.passOn(r, now)
 	case protocol.ActionResume:
 		if r.State == Reverting || r.State == RolloutReverted {
 			return Change{}, fmt.Errorf("resume rollout %s: %w", rolloutID, ErrRecalled)
@@ -108,6 +109,25 @@ func (rs *rollouts) resume(r *run, by, reason string, now time.Time) {
 		}
 	}
 	rs.wakeOfferable(r, now)
+}
+
+// Revoked notes that no certificate of a host is accepted any more: what it does is not waited for, and it holds no
+// slot for its soak. When it is heard of again it is taken in like another that was away.
+func (w *World) Revoked(hostname string, now time.Time) Change {
+	now = at(now)
+	if h := w.hosts.byName[hostname]; h != nil {
+		w.forsake(h, now)
+		w.rollouts.flush(now)
+	}
+	return w.finish()
+}
+
+// forsake ends the soak of a host that cannot prove it any more.
+func (w *World) forsake(h *host, now time.Time) {
+	if h.soaking() {
+		w.hosts.enter(h, Skipped, CodeOffline, "its certificates are revoked", now)
+		w.hosts.edit(h, now, func(r *record) { r.HealthySince = nil })
+	}
 }
 
 // Retry gives one host one more attempt at its target: it clears its failure and the quarantine of its closure,

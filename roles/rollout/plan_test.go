@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"nixfleet/nixops/fleet"
 )
 
 // A plan is what then happens, when every host takes a minute and nothing fails.
@@ -32,7 +34,7 @@ func TestPlanForesees(t *testing.T) {
 	for _, h := range []string{"a", "b", "c", "d"} {
 		b.checkin(h)
 	}
-	s.signed = b.now
+	s.signed, s.until = b.now, fleet.SlotConfirmed
 	before := b.w.State()
 	v := b.w.Plan(s.release(), PlanOptions{}, b.now)
 	if !reflect.DeepEqual(before, b.w.State()) {
@@ -47,6 +49,13 @@ func TestPlanForesees(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("moves\n got %q\nwant %q", got, want)
+	}
+	// Where slots are held until the soak is over, as in v1, the plan says how long that takes.
+	longer := s
+	longer.until = ""
+	moves := b.w.Plan(longer.release(), PlanOptions{}, b.now).Moves
+	if at := moves[2].At.Sub(b.now); moves[2].Host != "c" || at != 17*time.Minute {
+		t.Errorf("the plan has %s move at %s", moves[2].Host, at)
 	}
 	if len(v.Waves) != 3 || v.Waves[1].Wave != 1 || v.Waves[1].At.Sub(b.now) != 11*time.Minute ||
 		v.Waves[2].Channel != "stable" {

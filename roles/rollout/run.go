@@ -17,8 +17,9 @@ type channel struct {
 }
 
 type channelEdge struct {
-	before *channel
-	reason string
+	before  *channel
+	reason  string
+	opening bool // it holds the opening of a rollout only
 }
 
 // run is a Rollout with what its release says and what is counted about it.

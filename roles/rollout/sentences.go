@@ -273,7 +273,7 @@ func sayBudget(h *hold, s subject) (string, string) {
 			countText(b.unheard, "host"), b.label, verb(b.unheard, "has", "have"), clockText(h.opens.time())), ""
 	}
 	return fmt.Sprintf("the disruption budget for %s lets %d of its hosts change at the same time, and %d do",
-		b.label, b.limit, b.used), ""
+		b.label, b.most(), b.used), ""
 }
 
 func sayWorking(_ *hold, s subject) (string, string) {

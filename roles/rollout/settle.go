@@ -114,8 +114,8 @@ func (hs *hosts) attestedAlready(h *host, g glance) bool {
 		h.judged() && h.proof.health != well {
 		return false
 	}
-	hs.w.leases.endLease(h, DispatchConfirmed, g.now)
 	hs.find(h, g.now)
+	hs.w.leases.endLease(h, DispatchConfirmed, g.now)
 	return true
 }
 

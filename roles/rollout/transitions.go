@@ -50,6 +50,7 @@ func (hs *hosts) edit(h *host, now time.Time, change func(*record)) {
 	change(hs.record(h, now))
 	h.run.count(h, 1)
 	hs.w.changes.saveRecord(h.rec)
+	hs.w.budgets.settle(h, now)
 }
 
 // enter moves a host to a state, for a reason, and lets its rollout and its neighbours notice.

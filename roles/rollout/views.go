@@ -191,23 +191,25 @@ func (w *World) Deferrals(now time.Time) []protocol.Deferral {
 	var out []protocol.Deferral
 	for _, ch := range sortedMap(w.rollouts.channels) {
 		r := ch.cur
-		if r == nil || r.State != Planning {
+		if r == nil || r.State != Planning && r.State != Executing {
 			continue
 		}
-		s := w.rollouts.whole(r, at(now))
-		why := s.channelEdge()
-		if why == nil {
-			continue
-		}
-		d := protocol.Deferral{Channel: ch.name, TargetRef: r.ChannelRef, Reason: s.reason(why).Text}
 		var by []string
-		for _, e := range ch.after {
-			if c := e.before.cur; c != nil && c.State != RolloutConverged {
+		var first *channelEdge
+		for i := range ch.after {
+			if e := &ch.after[i]; e.holdsOpening(r) || e.holdsHosts(r) {
 				by = append(by, e.before.name)
+				first = cmp.Or(first, e)
 			}
 		}
-		d.BlockedBy = strings.Join(by, ", ")
-		out = append(out, d)
+		if first == nil {
+			continue
+		}
+		why := &hold{code: CodeChannelEdge, gate: "channel-edge", about: first}
+		out = append(out, protocol.Deferral{
+			Channel: ch.name, TargetRef: r.ChannelRef, Reason: w.rollouts.whole(r, at(now)).reason(why).Text,
+			BlockedBy: strings.Join(by, ", "),
+		})
 	}
 	return out
 }

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"nixfleet/nixops/fleet"
 )
 
 // woken checks whom the last call woke.
@@ -19,6 +21,7 @@ func TestSlotWakesAHostThatCanTakeIt(t *testing.T) {
 	s := single("s", one(0, "a", "new-a", "b", "new-b", "c", "new-c", "x", "new-x"))
 	s.budgets = []budgetSpec{{tag: "left", hosts: []string{"a", "b", "c"}, max: 1},
 		{tag: "right", hosts: []string{"b", "x"}, max: 1}}
+	s.until = fleet.SlotConfirmed
 	b := start(t, s)
 	b.box("a").running = b.offered("a").Closure
 	b.box("x").running = b.offered("x").Closure

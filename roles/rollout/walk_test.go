@@ -326,10 +326,8 @@ func checkCounters(t testing.TB, w *World) {
 	t.Helper()
 	used := map[*budget]int{}
 	for _, h := range w.hosts.byName {
-		if !h.slot.until.IsZero() {
-			for _, b := range h.slot.budgets {
-				used[b]++
-			}
+		for _, b := range h.slot.budgets {
+			used[b]++
 		}
 	}
 	for _, b := range w.budgets.bySelector {

@@ -86,10 +86,19 @@ func (rs *rollouts) converge(r *run, now time.Time) {
 			}
 		}
 	}
+	rs.passOn(r, now)
+}
+
+// passOn lets the channels that come after the one of this rollout notice that it is over.
+func (rs *rollouts) passOn(r *run, now time.Time) {
 	for _, ch := range sortedMap(rs.channels) {
 		waits := slices.ContainsFunc(ch.after, func(e channelEdge) bool { return e.before.cur == r })
-		if waits && ch.cur != nil && ch.cur.State == Planning {
+		switch {
+		case !waits || ch.cur == nil:
+		case ch.cur.State == Planning:
 			rs.w.changes.move(ch.cur)
+		default:
+			rs.wakeOfferable(ch.cur, now)
 		}
 	}
 }
@@ -104,6 +113,7 @@ func (rs *rollouts) endRevert(r *run, now time.Time) {
 	r.State = RolloutReverted
 	r.TerminalAt = &now
 	rs.logRun(r, protocol.LogReverted, "", "", r.HaltReason, now)
+	rs.passOn(r, now)
 }
 
 // wakeOfferable wakes the hosts that would get a target now, as many as the budgets allow, and queues the rest

@@ -56,6 +56,11 @@ var fleets = []*spec{
 		channels: []channel{{soaks: soaks(0)}}, contents: []int{1, 2}, faults: 1, may: "l",
 	},
 	{
+		name: "budget, soak", about: "two equal hosts, a budget of one, whose slots are held until the soak is over",
+		hosts: []place{{}, {}}, budget: 1,
+		channels: []channel{{soaks: soaks(minute)}}, contents: []int{1}, faults: 1, may: "gr", acts: 1, people: "h",
+	},
+	{
 		name: "waves", about: "two waves; a restart, a release signed again", hosts: []place{{}, {wave: 1}},
 		channels: []channel{{soaks: soaks(2*minute, minute)}}, contents: []int{1}, faults: 1, may: "rs",
 	},

@@ -190,7 +190,30 @@ func (r *runner) answers(n *node, h int, d rollout.Decision) {
 		r.violate(invWaves, "host %s of wave %d is given its target, and %d waves are open", name, s.hosts[h].wave, l.Opened)
 	}
 	r.edges(n, h)
+	if !t.Resent {
+		r.slots(n, h)
+	}
 	r.leases(n, h, t)
+}
+
+// slots: a host is counted until it has soaked, and a channel before this one has nothing under way.
+func (r *runner) slots(n *node, h int) {
+	s, soaking := r.spec, 0
+	for x := range s.hosts {
+		if v, _ := n.W.Host(hostName(x), n.time()); x != h && v.State == rollout.Healthy && n.Boxes[x].Acked[n.content(s)] {
+			soaking++
+		}
+	}
+	if s.budget > 0 && soaking >= s.budget {
+		r.violate(invBudget, "host %s is given its target while %d hosts soak; the budget allows %d", hostName(h), soaking,
+			s.budget)
+	}
+	if s.chained && s.hosts[h].channel == 1 && !n.Lines[0].Converged && n.Lines[0].Halted != cancelled {
+		if v, ok := n.W.Rollout(rolloutID(0, n.id(s)), n.time()); ok && v.Open {
+			r.violate(invWaves, "host %s is given its target while %s, which comes first, has an active rollout", hostName(h),
+				channelName(0))
+		}
+	}
 }
 
 // edges: the host that comes first runs what it should.
