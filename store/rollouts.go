@@ -24,7 +24,7 @@ func (s *Store) SubmitRollout(c rollout.Change, because ...Report) *Pending {
 			}
 		}
 		for _, write := range []func(*sql.Tx, rollout.Change) error{putRollouts, putHosts, putDispatches, putQuarantines,
-			putEvents} {
+			putTwins, putEvents} {
 			if err := write(tx, c); err != nil {
 				return fmt.Errorf("store rollout: %w", err)
 			}
@@ -148,6 +148,17 @@ func putQuarantines(tx *sql.Tx, c rollout.Change) error {
 	return nil
 }
 
+func putTwins(tx *sql.Tx, c rollout.Change) error {
+	for _, t := range c.Twins {
+		if _, err := tx.Exec(
+			`INSERT OR REPLACE INTO host_twins (hostname, boot_id, other_boot_id, since, held, cleared) VALUES (?,?,?,?,?,?)`,
+			t.Host, t.BootIDs[0], t.BootIDs[1], text(t.Since), t.Held, t.Cleared); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func putEvents(tx *sql.Tx, c rollout.Change) error {
 	for _, e := range c.Events {
 		if _, err := tx.Exec(
@@ -168,7 +179,7 @@ const rolloutsLoaded = 16
 // that nothing has superseded and the last few others of each channel; the host
 // rows of the former, and of others that still have an open dispatch; dispatches
 // that are open, still hold a slot, or are the last confirmed one of their host;
-// quarantines.
+// quarantines; hosts of which there are two.
 func (s *Store) LoadRollouts(ctx context.Context) (rollout.State, error) {
 	var st rollout.State
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -177,7 +188,7 @@ func (s *Store) LoadRollouts(ctx context.Context) (rollout.State, error) {
 	}
 	defer tx.Rollback()
 	for _, load := range []func(context.Context, *sql.Tx, *rollout.State) error{loadRollouts, loadHosts, loadDispatches,
-		loadQuarantines} {
+		loadQuarantines, loadTwins} {
 		if err := load(ctx, tx, &st); err != nil {
 			return rollout.State{}, fmt.Errorf("load rollouts: %w", err)
 		}
@@ -270,6 +281,15 @@ func loadQuarantines(ctx context.Context, tx *sql.Tx, st *rollout.State) (err er
 		`SELECT channel, closure_hash, reason, since, cleared FROM quarantines ORDER BY channel, closure_hash`,
 		func(q *rollout.Quarantine) []any {
 			return []any{&q.Channel, &q.Closure, &q.Reason, moment{&q.Since}, &q.Cleared}
+		})
+	return err
+}
+
+func loadTwins(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
+	st.Twins, err = collect(ctx, tx,
+		`SELECT hostname, boot_id, other_boot_id, since, held, cleared FROM host_twins WHERE NOT cleared ORDER BY hostname`,
+		func(t *rollout.Twins) []any {
+			return []any{&t.Host, &t.BootIDs[0], &t.BootIDs[1], moment{&t.Since}, &t.Held, &t.Cleared}
 		})
 	return err
 }

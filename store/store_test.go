@@ -68,6 +68,7 @@ func change() rollout.Change {
 				State: rollout.DispatchPending, DispatchedAt: t0, ConfirmDeadline: later, StartBy: later, SlotUntil: later,
 				KnowsLease: true}},
 		Quarantines: []rollout.Quarantine{{Channel: "stable", Closure: "bad", Reason: "activation-failed", Since: t0}},
+		Twins:       []rollout.Twins{{Host: "web-01", BootIDs: [2]string{"one", "other"}, Since: t0, Held: true}},
 		Events: []protocol.Event{
 			{At: pki.At(t0), Intent: "i", RolloutID: "id2", Channel: "stable", Host: "web-01", Kind: "dispatched", Reason: "r",
 				Detail: "d"}},
@@ -94,7 +95,8 @@ func TestRolloutsSurviveARestart_C8(t *testing.T) {
 	if err != nil || st.Empty {
 		t.Fatalf("empty %v, %v", st.Empty, err)
 	}
-	want := rollout.State{Rollouts: c.Rollouts, Hosts: c.Hosts, Dispatches: c.Dispatches, Quarantines: c.Quarantines}
+	want := rollout.State{Rollouts: c.Rollouts, Hosts: c.Hosts, Dispatches: c.Dispatches, Quarantines: c.Quarantines,
+		Twins: c.Twins}
 	want.Dispatches[0].ID = 1
 	if got, want := fmt.Sprintf("%+v", deref(st)), fmt.Sprintf("%+v", deref(want)); got != want {
 		t.Errorf("loaded\n%s\nwant\n%s", got, want)
@@ -114,7 +116,7 @@ func deref(s rollout.State) string {
 		h.HealthySince = nil
 		text += fmt.Sprintf("%+v %v\n", h, healthy)
 	}
-	return text + fmt.Sprintf("%+v\n%+v", s.Dispatches, s.Quarantines)
+	return text + fmt.Sprintf("%+v\n%+v\n%+v", s.Dispatches, s.Quarantines, s.Twins)
 }
 
 func TestADispatchIsUpdatedNotRepeated(t *testing.T) {

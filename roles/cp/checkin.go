@@ -46,13 +46,15 @@ func (k *checkins) checkin(c *call) (any, error) {
 	host := req.Hostname
 	k.metrics.checkins.Inc()
 	// A held request of this host is over: this one knows more.
-	k.waiters.replace(host)
+	twin := k.waiters.replace(host, connectionOf(c.Context()))
 	wait := preferredWait(c.Header.Values("Prefer"))
 	x := &contact{host: host, o: k.observe(host, &req), snap: k.snapshot.Load()}
 	if trouble := k.seen.note(host, &req, c.caller); trouble != "" {
 		k.log.Warn().Str("host", host).Str("trouble", trouble).Msg("trouble on a host")
 	}
+	x.o.Twin = twin
 	d, err := k.decide(c.Context(), x)
+	x.o.Twin = false // it is noted, and a person may act while the request is held
 	if err == nil && wait > 0 && d.waits() {
 		d, err = k.hold(c, x, d, wait)
 	}
@@ -82,6 +84,7 @@ func (d decision) waits() bool { return d.Target == nil && d.Rollback == nil }
 // decide is one check-in's step of the decision procedure.
 func (k *checkins) decide(ctx context.Context, c *contact) (decision, error) {
 	d := decision{snap: c.snap}
+	var named []rollout.Twins
 	err := k.world.change(ctx, func(w *rollout.World, now time.Time) (change rollout.Change) {
 		if !k.dispatches || c.held != nil && c.held.gone() {
 			// Without a database nothing is dispatched: it could not be remembered. A
@@ -92,8 +95,13 @@ func (k *checkins) decide(ctx context.Context, c *contact) (decision, error) {
 			c.o.Attested = false // verified for the release before
 		}
 		d.Decision, change = w.Checkin(c.host, c.o, now)
+		named = change.Twins
 		return change
 	})
+	for _, t := range named {
+		k.log.Warn().Str("host", t.Host).Strs("boot_ids", t.BootIDs[:]).Bool("held", t.Held).
+			Msg("two machines answer as one host")
+	}
 	if err != nil {
 		return d, err
 	}
@@ -114,6 +122,9 @@ func (k *checkins) observe(host string, req *protocol.CheckinRequest) rollout.Ob
 		Closure: brief(req.CurrentGeneration.ClosureHash), BootID: brief(req.CurrentGeneration.BootID),
 		KnowsLease: req.Phase != nil, RebootPending: req.RebootPending != nil,
 	}
+	if req.UptimeSecs != nil {
+		o.Uptime = time.Duration(min(*req.UptimeSecs, 1<<32)) * time.Second
+	}
 	if req.HealthCheckMode != nil {
 		o.ProbeMode = *req.HealthCheckMode
 	}
@@ -122,9 +133,9 @@ func (k *checkins) observe(host string, req *protocol.CheckinRequest) rollout.Ob
 		o.Probes = req.HealthProbes
 	}
 	if f := req.LastFetchOutcome; f != nil {
-		o.FetchResult, o.FetchDispatch = f.Result, brief(f.Dispatch)
+		o.Fetch.Result, o.Fetch.Dispatch = f.Result, brief(f.Dispatch)
 		if f.RolloutID != nil {
-			o.FetchRollout = brief(*f.RolloutID)
+			o.Fetch.Rollout = brief(*f.RolloutID)
 		}
 	}
 	if req.Held != nil {

@@ -86,11 +86,12 @@ func (f *hostFilter) wants(v *rollout.HostView, tags []string) bool {
 // standing is how a host stands, in one word: the worst that holds.
 func standing(v *rollout.HostView) protocol.Standing {
 	switch {
-	case v.State == rollout.Failed, v.State == rollout.Reverted, v.Quarantined != "", v.FailingSince != nil:
+	case v.State == rollout.Failed, v.State == rollout.Reverted, v.Quarantined != "", v.FailingSince != nil,
+		v.Twins != nil:
 		return protocol.StandsFailed
 	case !v.Online:
 		return protocol.StandsSilent
-	case v.Converged:
+	case v.Converged():
 		return protocol.StandsConverged
 	case v.State == rollout.Dispatched, v.State == rollout.Activating, v.State == rollout.ConfirmWindow:
 		return protocol.StandsMoving
@@ -160,7 +161,7 @@ func (p *views) hosts(c *call) (any, error) {
 		page, out.Counts, out.Next = filter.page(all, tags)
 		for i := range page {
 			// The list explains what waits; a converged host needs no sentence.
-			if !page[i].Converged {
+			if !page[i].Converged() {
 				if v, ok := w.Host(page[i].Host, now); ok {
 					v.Online = page[i].Online
 					page[i] = v
@@ -236,7 +237,7 @@ func (p *views) releases(ctx context.Context, views []rollout.HostView) (map[str
 		if c, ok := last[v.Host]; ok && c.Closure == v.Closure {
 			runs[v.Host] = &protocol.HostRelease{Commit: c.ChannelRef, Since: moment(c.At)}
 		}
-		if run := runs[v.Host]; run != nil && v.Converged {
+		if run := runs[v.Host]; run != nil && v.Converged() {
 			run.Commit = commit
 		}
 	}
@@ -247,7 +248,7 @@ func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	e := protocol.HostEntry{
 		Hostname: v.Host, Channel: v.Channel, DeclaredClosureHash: text(v.DeclaredClosure),
 		CurrentClosureHash: text(v.Closure),
-		LastRolloutID:      text(v.RolloutID), Converged: v.Converged, VerifiedEventCount: verified,
+		LastRolloutID:      text(v.RolloutID), Converged: v.Converged(), VerifiedEventCount: verified,
 		PendingReboot: v.PendingReboot, QuarantinedClosure: text(v.Quarantined), Online: &v.Online,
 	}
 	v1, ours := stateWords(v.State)
@@ -266,6 +267,9 @@ func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	if v.FailingSince != nil {
 		e.OutstandingHealthFailures = 1
 	}
+	if t := v.Twins; t != nil {
+		e.Clone = &protocol.HostClone{Since: pki.At(t.Since), BootIDs: t.BootIDs[:], Held: t.Held}
+	}
 	if v.LastSeen != nil {
 		at := pki.At(v.LastSeen.Truncate(time.Millisecond))
 		e.LastCheckinAt = &at
@@ -277,7 +281,7 @@ func (p *views) entry(v rollout.HostView, verified uint32) protocol.HostEntry {
 	if h := p.snapshot.Load().rel.Fleet.Hosts[v.Host]; h != nil && h.Pin != nil {
 		e.Pin = &protocol.HostPin{Commit: h.Pin.Commit, Reason: h.Pin.Reason, ExpiresAt: h.Pin.ExpiresAt}
 	}
-	if v.Reason.Code != "" && !v.Converged {
+	if v.Reason.Code != "" && !v.Converged() {
 		e.Reason = &v.Reason
 	}
 	return e

@@ -109,7 +109,7 @@ func TestAFullDiskForgetsNoHostThatHoldsACheckin(t *testing.T) {
 	s := e.primed(t)
 	full := &failing{s.store, store.ErrFull}
 	s.world.store = full
-	held := s.world.waiters.hold("a")
+	held := s.world.waiters.hold("a", nil)
 	dispatch := func(w *rollout.World, now time.Time) rollout.Change {
 		_, c := w.Checkin("a", rollout.Observation{Closure: closureOf("a", 0), KnowsLease: true}, now)
 		return c

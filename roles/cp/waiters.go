@@ -15,21 +15,49 @@ type waiters struct {
 	mu    sync.Mutex
 	held  map[string]*waiter
 	limit int
+	// ended are connections whose held request ended because another one of the host sent a check-in. An agent sends one
+	// at a time, and closes the connection of one that it gives up: if such a connection speaks again, two agents are
+	// there.
+	ended map[string]*connection
+	// spoke is how often that was seen of a host in a row.
+	spoke map[string]int
 }
 
 // waiter is one held check-in. It stays registered until it is answered.
 type waiter struct {
 	woken    chan struct{} // has an element when the decision may have changed
 	replaced chan struct{} // closed when the host has sent a newer check-in
+	by       *connection   // nil: not known
 }
 
-func newWaiters(limit int) *waiters { return &waiters{held: map[string]*waiter{}, limit: limit} }
+func newWaiters(limit int) *waiters {
+	return &waiters{held: map[string]*waiter{}, limit: limit, ended: map[string]*connection{}, spoke: map[string]int{}}
+}
 
-// replace ends the host's held request: a newer one says more.
-func (w *waiters) replace(host string) {
+// twinsSpeak is how often in a row a connection has to speak again after another one ended its request.
+const twinsSpeak = 2
+
+// replace ends the host's held request: a newer one says more. It reports whether two agents of the host are at work.
+func (w *waiters) replace(host string, by *connection) (twin bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	before := w.held[host]
 	w.end(host)
+	again := by != nil && w.ended[host] == by
+	delete(w.ended, host)
+	if before == nil || by == nil || before.by == nil || before.by == by {
+		if !again {
+			delete(w.spoke, host)
+		}
+		return false
+	}
+	w.ended[host] = before.by
+	if !again {
+		delete(w.spoke, host)
+		return false
+	}
+	w.spoke[host]++
+	return w.spoke[host] >= twinsSpeak
 }
 
 func (w *waiters) end(host string) {
@@ -41,14 +69,14 @@ func (w *waiters) end(host string) {
 
 // hold registers a host's request and ends the one before. Nil means that too
 // many are held.
-func (w *waiters) hold(host string) *waiter {
+func (w *waiters) hold(host string, by *connection) *waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.end(host)
 	if len(w.held) >= w.limit {
 		return nil
 	}
-	h := &waiter{make(chan struct{}, 1), make(chan struct{})}
+	h := &waiter{make(chan struct{}, 1), make(chan struct{}), by}
 	w.held[host] = h
 	return h
 }
@@ -129,7 +157,7 @@ func preferredWait(headers []string) time.Duration {
 // over, a newer request of the host comes or the server stops. Who the caller is
 // is checked anew before it is answered.
 func (k *checkins) hold(c *call, x *contact, d decision, wait time.Duration) (decision, error) {
-	if x.held = k.waiters.hold(x.host); x.held == nil {
+	if x.held = k.waiters.hold(x.host, connectionOf(c.Context())); x.held == nil {
 		return d, nil
 	}
 	defer k.waiters.release(x.host, x.held)

@@ -1,6 +1,10 @@
 package protocol
 
-import "strings"
+import (
+	"strings"
+
+	"nixfleet/pki"
+)
 
 // AsDeclared says of a host that there is nothing to say.
 const AsDeclared = "as declared"
@@ -37,6 +41,8 @@ func (e *HostEntry) Says() string {
 		return "revoked"
 	case e.NeverSeen():
 		return "never heard of"
+	case e.Clone != nil:
+		return "two machines answer"
 	case e.Online != nil && !*e.Online:
 		return "not heard of"
 	case state == HostReverted:
@@ -80,4 +86,12 @@ var waitsFor = map[string]string{
 	"paused": "waits: rollout paused", "cancelled": "waits: rollout cancelled", "budget": "waits for a slot",
 	"release-stale": "waits: release too old", "host-held": "waits: root holds it", "offline": "not heard of",
 	"channel-edge": "waits for another channel", "host-edge": "waits for another host",
+}
+
+// HostClone is since when two machines answer under one name, and by which boots they are told apart. Held is true
+// while neither is given a target, until a person acts.
+type HostClone struct {
+	Since   pki.Timestamp `json:"since" shape:"R"`
+	BootIDs []string      `json:"bootIds" shape:"R"`
+	Held    bool          `json:"held" shape:"R"`
 }

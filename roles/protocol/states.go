@@ -103,5 +103,6 @@ const (
 	LogQuarantined       = "closure-quarantined"
 	LogQuarantineCleared = "quarantine-cleared"
 	LogRetry             = "host-retry"
+	LogTwoMachines       = "two-machines"
 	LogCompliance        = "compliance-failure"
 )

@@ -133,6 +133,8 @@ type HostEntry struct {
 	Reason *Reason `json:"reason,omitzero" shape:"O"`
 	Online *bool   `json:"online,omitzero" shape:"O"`
 	Held   *string `json:"held,omitzero" shape:"O"`
+	// Clone says that two machines answer under its name.
+	Clone *HostClone `json:"clone,omitzero" shape:"O"`
 	// Standing is how it stands, in one word that all views share.
 	Standing Standing `json:"standing,omitzero" shape:"O"`
 	// Wave is that of its rollout, from 0.

@@ -77,6 +77,7 @@ func (hs *hosts) heard(h *host, now time.Time) {
 
 // observe copies an observation.
 func (hs *hosts) observe(h *host, o *Observation, now time.Time) {
+	hs.w.hears(h, o, now)
 	hs.heard(h, now)
 	h.contact.until = now.Add(max(0, o.Wait))
 	h.said = *o
@@ -97,16 +98,16 @@ func (hs *hosts) observe(h *host, o *Observation, now time.Time) {
 	quarantined, _ := protocol.QuarantinedIn(h.said.Held)
 	refuses := h.run != nil && quarantined == h.closure && h.lease == nil && !h.judged()
 	waits := h.state() == Queued || h.state() == Skipped
-	if refuses && waits && (h.dispatched() || now.Before(hs.w.budgets.unheard)) {
+	if refuses && waits && !h.doubled() && (h.dispatched() || now.Before(hs.w.budgets.unheard)) {
 		hs.fail(h, releaseFault, CodeAgentQuarantine, h.said.Held, now)
 	}
-	if l := h.lease; l != nil && h.said.FetchDispatch != "" && h.said.FetchDispatch != l.Name() {
-		h.said.FetchResult, h.said.FetchRollout = "", "" // it has not tried what it was given since
+	if l := h.lease; l != nil && h.said.Fetch.Dispatch != "" && h.said.Fetch.Dispatch != l.Name() {
+		h.said.Fetch.Result, h.said.Fetch.Rollout = "", "" // it has not tried what it was given since
 	}
 	given := h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched
 	if given && h.fetchFailed() && h.idle() {
 		hs.w.leases.endLease(h, DispatchRolledBack, now)
-		hs.retryOrFail(h, localFault, CodeFetchFailed, h.said.FetchResult, now)
+		hs.retryOrFail(h, localFault, CodeFetchFailed, h.said.Fetch.Result, now)
 	}
 }
 

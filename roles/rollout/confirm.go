@@ -36,6 +36,9 @@ func (ls *leases) confirm(h *host, id, closure string, now time.Time) bool {
 }
 
 func (ls *leases) takeConfirm(h *host, id, closure string, now time.Time) bool {
+	if h.doubled() && closure == h.closure && slices.Contains(h.run.IDs, id) {
+		return true // it need not go back, and proves nothing of the other one
+	}
 	l := h.lease
 	if l != nil && !ls.w.rollouts.names(l, id) {
 		l = nil

@@ -158,12 +158,13 @@ type disk struct {
 	hosts       map[[2]string]HostRecord
 	dispatches  map[string]Dispatch
 	quarantines map[[2]string]Quarantine
+	twins       map[string]Twins
 	events      []protocol.Event
 }
 
 func newDisk() *disk {
 	return &disk{map[[2]string]Rollout{}, map[[2]string]HostRecord{}, map[string]Dispatch{},
-		map[[2]string]Quarantine{}, nil}
+		map[[2]string]Quarantine{}, map[string]Twins{}, nil}
 }
 
 func (d *disk) apply(c Change) {
@@ -179,6 +180,9 @@ func (d *disk) apply(c Change) {
 	for _, q := range c.Quarantines {
 		d.quarantines[[2]string{q.Channel, q.Closure}] = q
 	}
+	for _, t := range c.Twins {
+		d.twins[t.Host] = t
+	}
 	d.events = append(d.events, c.Events...)
 }
 
@@ -186,6 +190,7 @@ func (d *disk) state() State {
 	return State{
 		Rollouts: slices.Collect(maps.Values(d.rollouts)), Hosts: slices.Collect(maps.Values(d.hosts)),
 		Dispatches: slices.Collect(maps.Values(d.dispatches)), Quarantines: slices.Collect(maps.Values(d.quarantines)),
+		Twins: slices.Collect(maps.Values(d.twins)),
 	}
 }
 
@@ -254,7 +259,7 @@ func (b *bench) observation(h string) Observation {
 	x := b.box(h)
 	o := Observation{
 		Closure: x.running, BootID: x.boot, KnowsLease: !x.v1, ProbeMode: x.mode, Phase: x.phase, Held: x.held, Wait: x.wait,
-		FetchResult: x.fetch, FetchRollout: x.fetchR, LastConfirmedAt: x.confirmed, Attested: x.attest,
+		Fetch: Fetch{Result: x.fetch, Rollout: x.fetchR}, LastConfirmedAt: x.confirmed, Attested: x.attest,
 	}
 	if x.probe != "" {
 		o.Probes = []protocol.ProbeResult{{Status: x.probe}}

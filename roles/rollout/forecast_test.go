@@ -169,7 +169,7 @@ func (b *bench) happens(next spec, present []string) (log []string) {
 		log = append(log, fmt.Sprint(c.name, " ends ", r.State, " ", r.TerminalAt))
 	}
 	for _, v := range b.w.Hosts(b.now) {
-		if !v.Converged {
+		if !v.Converged() {
 			x, _ := b.w.Host(v.Host, b.now)
 			log = append(log, fmt.Sprint(v.Host, " is blocked: ", x.Reason.Code))
 		}

@@ -41,6 +41,7 @@ func init() {
 		{"release", offer | resend, subject.release},
 		{"soak", soak, subject.soakTime},
 		{"health", soak, subject.health},
+		{"twins", offer | resend, subject.twins},
 		{"convergence", offer, subject.convergence},
 		{"failure", offer, subject.failure},
 		{"lease", offer, subject.lease},

@@ -34,6 +34,7 @@ var (
 	heldConverged        = &hold{code: CodeConverged, gate: "convergence"}
 	heldSoaked           = &hold{code: CodeSoaked, gate: "convergence"}
 	heldOnTarget         = &hold{code: CodeOnTarget, gate: "convergence"}
+	heldTwoMachines      = &hold{code: CodeTwoMachines, gate: "twins"}
 	heldFailed           = &hold{code: CodeFailed, gate: "failure"}
 	heldReverted         = &hold{code: CodeReverted, gate: "failure"}
 	heldTolerated        = &hold{code: CodeTolerated, gate: "failure"}

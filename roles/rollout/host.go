@@ -63,6 +63,8 @@ type contact struct {
 	seen     time.Time // last contact
 	until    time.Time // it counts as present until then (seen plus the wait of a held request)
 	reported bool      // since the control plane started
+	other    *boot     // that spoke before the last one, while both may be there
+	twins    *Twins    // nil: there is one machine
 }
 
 // proof is what speaks for a host on its target.
@@ -122,10 +124,10 @@ func (h *host) retried() bool {
 
 // fetchFailed reports whether the host's last fetch failed and was for this rollout, or it does not say for which.
 func (h *host) fetchFailed() bool {
-	if h.said.FetchResult != protocol.FetchVerifyFailed && h.said.FetchResult != protocol.FetchFailed {
+	if h.said.Fetch.Result != protocol.FetchVerifyFailed && h.said.Fetch.Result != protocol.FetchFailed {
 		return false
 	}
-	return h.said.FetchRollout == "" || (h.run != nil && h.said.FetchRollout == h.run.RolloutID)
+	return h.said.Fetch.Rollout == "" || (h.run != nil && h.said.Fetch.Rollout == h.run.RolloutID)
 }
 
 // busy reports whether the host is in a phase in which a new target would only disturb.

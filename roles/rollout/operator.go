@@ -116,6 +116,7 @@ func (rs *rollouts) resume(r *run, by, reason string, now time.Time) {
 func (w *World) Revoked(hostname string, now time.Time) Change {
 	now = at(now)
 	if h := w.hosts.byName[hostname]; h != nil {
+		w.parted(h)
 		w.forsake(h, now)
 		w.rollouts.flush(now)
 	}
@@ -146,6 +147,7 @@ func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error
 	case h.lease.pending() && h.state() != Dispatched:
 		return Change{}, fmt.Errorf("retry host %s: %w", hostname, ErrBusy)
 	}
+	w.parted(h)
 	e := w.rollouts.event(h.run, protocol.LogRetry, CodeRetry, now)
 	e.Host, e.Actor, e.Detail = h.name, by, reason
 	w.changes.log(e)
@@ -164,7 +166,7 @@ func (w *World) Retry(hostname, by, reason string, now time.Time) (Change, error
 	default:
 		w.hosts.enter(h, Queued, CodeRetry, "by "+by, now)
 		w.hosts.edit(h, now, func(r *record) { r.Attempt, r.Failures = 0, nil })
-		h.said.FetchResult, h.said.FetchRollout = "", ""
+		h.said.Fetch.Result, h.said.Fetch.Rollout = "", ""
 		w.changes.wake(h)
 	}
 	w.hosts.settle(h, now)

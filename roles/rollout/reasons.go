@@ -87,6 +87,8 @@ const (
 	CodeHeld = "host-held"
 	// CodeOffline means that the host is silent.
 	CodeOffline = "offline"
+	// CodeTwoMachines means that two machines answer under the name of the host.
+	CodeTwoMachines = "two-machines"
 	// CodeBudget means that a disruption budget is used up.
 	CodeBudget = "budget"
 	// CodeBudgetUnheard means that a disruption budget may be used by hosts not heard of since the database was lost.

@@ -14,7 +14,7 @@ import (
 func (w *World) Report(hostname string, r Report, now time.Time) Change {
 	now = at(now)
 	h := w.hosts.byName[hostname]
-	if h == nil || !r.Counts {
+	if h == nil || !r.Counts || h.doubled() {
 		return Change{}
 	}
 	w.Seen(hostname, now)

@@ -64,6 +64,8 @@ func init() {
 			"wait for the first probe run; if no probe is declared, disable the health check mode"),
 		CodeOnTarget: fixed("it runs its declared closure", ""),
 
+		CodeTwoMachines: sayTwins,
+
 		CodeFailed:    sayFailed,
 		CodeReverted:  sayFailed,
 		CodeTolerated: sayTolerated,
@@ -248,7 +250,7 @@ func sayHostEdge(h *hold, _ subject) (string, string) {
 }
 
 func sayFetchFailed(h *hold, s subject) (string, string) {
-	text := fmt.Sprintf("its last fetch failed (%s)", s.host.said.FetchResult)
+	text := fmt.Sprintf("its last fetch failed (%s)", s.host.said.Fetch.Result)
 	if h.opens != 0 {
 		text += "; it is offered the target again at " + clockText(h.opens.time())
 	}

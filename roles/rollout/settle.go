@@ -3,7 +3,6 @@ package rollout
 import (
 	"time"
 
-	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
 )
 
@@ -65,6 +64,10 @@ func (hs *hosts) settleInRun(h *host, now time.Time) {
 		away:     hs.offline(h, now),
 		own:      h.lease != nil && h.lease.Intent == r.Intent,
 		awaited:  h.wave <= r.Wave && r.State == Executing,
+	}
+	if h.doubled() {
+		hs.w.settleDoubled(h, g)
+		return
 	}
 	if move := settlers[h.state().Index()]; move != nil {
 		move(hs, h, g)
@@ -227,7 +230,7 @@ func (hs *hosts) skip(h *host, away bool, now time.Time) {
 // unskip takes an absent host in again.
 func (hs *hosts) unskip(h *host, away bool, now time.Time) {
 	switch h.rec.Reason {
-	case CodeOffline, CodeHeld:
+	case CodeOffline, CodeHeld, CodeTwoMachines:
 		if away || (h.rec.Reason == CodeHeld && h.holding() != "") {
 			return
 		}
@@ -329,64 +332,6 @@ func (hs *hosts) wakeRetry(h *host, now time.Time) {
 		return
 	}
 	hs.w.changes.wake(h)
-}
-
-// health is what a host's probes say by its mode.
-type health uint8
-
-const (
-	well    health = iota // lets the host soak
-	notRun                // nothing has reported yet, or not everything that must
-	failing               // something fails
-)
-
-// judge applies the modes of wire.md §5: enforce wants every probe to pass, permissive none to fail, either at
-// least one that has run. Other modes do not gate, whatever the probes say: v1 agents report probes that never
-// run when health checks are disabled.
-func judge(mode string, probes []protocol.ProbeResult) health {
-	if mode != fleet.ModeEnforce && mode != fleet.ModePermissive {
-		return well
-	}
-	ran, all := false, true
-	for _, p := range probes {
-		switch p.Status {
-		case protocol.ProbeFail:
-			return failing
-		case protocol.ProbePass:
-			ran = true
-		default:
-			all = false
-		}
-	}
-	if !ran || (mode == fleet.ModeEnforce && !all) {
-		return notRun
-	}
-	return well
-}
-
-// settleHealth starts and stops the clock of failing probes of a healthy host on its target. Probes that have
-// not run neither start nor stop it.
-func (hs *hosts) settleHealth(h *host, now time.Time) {
-	if st := h.state(); st != Healthy && st != Soaked || h.said.Closure != h.closure {
-		return
-	}
-	switch since := h.rec.FailingSince; {
-	case h.proof.health == failing && since == nil:
-		hs.edit(h, now, func(r *record) { since := now; r.FailingSince = &since })
-	case h.proof.health == well && since != nil:
-		hs.edit(h, now, func(r *record) { r.FailingSince = nil })
-		hs.w.changes.move(h.run)
-	}
-}
-
-// probesFailed reports whether probes have failed for the sustained time, and the host says so still or fell silent
-// while they failed.
-func (hs *hosts) probesFailed(h *host, now time.Time) bool {
-	since := h.rec.FailingSince
-	if since == nil || !h.contact.reported || now.Before(since.Add(hs.w.limits.ProbeFailAfter)) {
-		return false
-	}
-	return !now.After(h.contact.until) || hs.offline(h, now)
 }
 
 // expiry is when a dispatch is over. One that has begun and whose host is silent gets the margin on top: an agent

@@ -119,6 +119,7 @@ type State struct {
 	Hosts       []HostRecord
 	Dispatches  []Dispatch // open ones, and ended ones whose slot may still be held
 	Quarantines []Quarantine
+	Twins       []Twins
 	Empty       bool // the database was empty at start
 }
 
@@ -128,6 +129,7 @@ type Change struct {
 	Hosts       []HostRecord
 	Dispatches  []Dispatch
 	Quarantines []Quarantine
+	Twins       []Twins
 	Events      []protocol.Event // Seq is given by the store; Reason is a stable code, Detail one sentence
 	Wake        []string         // hosts whose answer may have changed, sorted
 }
@@ -138,6 +140,7 @@ func (c *Change) Merge(o Change) {
 	c.Hosts = append(c.Hosts, o.Hosts...)
 	c.Dispatches = append(c.Dispatches, o.Dispatches...)
 	c.Quarantines = append(c.Quarantines, o.Quarantines...)
+	c.Twins = append(c.Twins, o.Twins...)
 	c.Events = append(c.Events, o.Events...)
 	c.Wake = append(c.Wake, o.Wake...)
 }
@@ -152,17 +155,26 @@ type Observation struct {
 	Attested      bool
 	Probes        []protocol.ProbeResult
 	ProbeMode     string // disabled, permissive, enforce or "" (does not gate)
-	FetchResult   string // ok, verify-failed, fetch-failed, none or ""
-	FetchRollout  string
-	FetchDispatch string          // names the dispatch that the fetch was for; "" when the host does not say
+	Fetch         Fetch
 	Phase         *protocol.Phase // nil: a v1 agent
 	RebootPending bool
 	// Held is why the host does not take targets by itself, "" when it does. protocol.HeldQuarantined of the
 	// target's closure counts like the report closure-quarantined, so that a halt comes back after a lost database.
 	Held       string
 	KnowsLease bool // false: a v1 agent
+	// Uptime is how long the agent has run, in whole seconds; 0 when it does not say.
+	Uptime time.Duration
+	// Twin says that two connections under this name were both in use at once.
+	Twin bool
 	// Wait is how long the caller may hold this request open; the host counts as present meanwhile.
 	Wait time.Duration
+}
+
+// Fetch is how the last fetch of signed documents ended.
+type Fetch struct {
+	Result   string // ok, verify-failed, fetch-failed, none or ""
+	Rollout  string
+	Dispatch string // names the dispatch that it was for; "" when the host does not say
 }
 
 // Report is an agent's event as far as decisions depend on it.

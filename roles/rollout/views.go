@@ -19,11 +19,16 @@ type HostView struct {
 	RolloutID                string
 	Wave                     int
 	FailingSince             *time.Time
-	Converged                bool // runs what is declared
 	PendingReboot            bool
 	Quarantined              string   // its declared closure when that is quarantined
 	Failures                 []string // outstanding compliance failures
+	Twins                    *Twins   // nil: one machine answers
 	Reason                   protocol.Reason
+}
+
+// Converged reports whether the host runs what is declared.
+func (v *HostView) Converged() bool {
+	return v.LastSeen != nil && v.RolloutID != "" && v.Closure == v.DeclaredClosure
 }
 
 // RolloutView is one rollout for people and for /v1/rollouts.
@@ -69,12 +74,15 @@ func (hs *hosts) view(h *host, now time.Time) HostView {
 		seen := h.contact.seen
 		v.LastSeen = &seen
 	}
+	if t := h.contact.twins; t != nil {
+		twins := *t
+		v.Twins = &twins
+	}
 	if h.run == nil {
 		v.DeclaredClosure = ""
 		return v
 	}
 	v.State, v.RolloutID, v.Wave = h.state(), h.run.RolloutID, h.wave
-	v.Converged = h.contact.reported && h.said.Closure == h.closure
 	if hs.w.rollouts.quarantines[quarantineKey{h.run.Channel, h.closure}] != nil {
 		v.Quarantined = h.closure
 	}

@@ -128,6 +128,11 @@ func New(s State, l Limits, now time.Time) *World {
 	}) {
 		w.leases.load(w.hosts.host(d.Host), &lease{Dispatch: d}, now)
 	}
+	for _, t := range s.Twins {
+		if !t.Cleared {
+			w.hosts.host(t.Host).contact.twins = &t
+		}
+	}
 	for _, q := range s.Quarantines {
 		if !q.Cleared {
 			w.rollouts.quarantines[quarantineKey{q.Channel, q.Closure}] = &quarantine{Quarantine: q}
@@ -215,6 +220,11 @@ func (w *World) State() State {
 	for intent := range sortedKeys(w.hosts.stored) {
 		for _, r := range sortedMap(w.hosts.stored[intent]) {
 			s.Hosts = append(s.Hosts, r.export())
+		}
+	}
+	for _, h := range sortedMap(w.hosts.byName) {
+		if t := h.contact.twins; t != nil {
+			s.Twins = append(s.Twins, *t)
 		}
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(w.rollouts.quarantines), compareQuarantines) {

@@ -118,6 +118,11 @@ func (f *forge) declare() {
 		}
 		f.fleet.RolloutPolicies[channel] = fleet.Policy{Strategy: "staged", Waves: []fleet.PolicyWave{},
 			OnHealthFailure: failure}
+		if c.least > 0 {
+			policy := f.fleet.RolloutPolicies[channel]
+			policy.FailureThreshold = &fleet.FailureThreshold{MinHosts: &c.least}
+			f.fleet.RolloutPolicies[channel] = policy
+		}
 	}
 	for i, b := range s.budgets {
 		budget := fleet.Budget{Selector: fleet.Selector{Tags: []string{fmt.Sprint("b", i)}, TagsAny: []string{},
@@ -127,6 +132,9 @@ func (f *forge) declare() {
 		} else {
 			budget.MaxInFlight = &b.max
 		}
+		if b.confirmed {
+			budget.SlotUntil = fleet.SlotConfirmed
+		}
 		f.fleet.DisruptionBudgets = append(f.fleet.DisruptionBudgets, budget)
 	}
 	if s.edged {
@@ -135,7 +143,11 @@ func (f *forge) declare() {
 		}
 	}
 	if s.chained {
-		f.fleet.ChannelEdges = append(f.fleet.ChannelEdges, fleet.ChannelEdge{Gates: "c0", Gated: "c1"})
+		edge := fleet.ChannelEdge{Gates: "c0", Gated: "c1"}
+		if s.opening {
+			edge.Holds = fleet.HoldsOpening
+		}
+		f.fleet.ChannelEdges = append(f.fleet.ChannelEdges, edge)
 	}
 	for n := range s.hosts {
 		host := &fleet.Host{System: "x86_64-linux", Tags: []string{}, Channel: fmt.Sprint("c", n%len(s.channels))}
@@ -215,7 +227,9 @@ func (f *forge) waves() {
 		waves := make([]fleet.Wave, c.waves)
 		for w := range waves {
 			soak := uint32(c.soak[w] / time.Second)
-			waves[w] = fleet.Wave{Hosts: []string{}, SoakMinutes: (soak + 59) / 60, SoakSeconds: &soak}
+			waves[w] = fleet.Wave{
+				Hosts: []string{}, SoakMinutes: (soak + 59) / 60, SoakSeconds: &soak, MayBeEmpty: f.w.scenario.maybe,
+			}
 		}
 		for n, host := range slices.Sorted(maps.Keys(f.fleet.Hosts)) {
 			if f.fleet.Hosts[host].Channel == channel {

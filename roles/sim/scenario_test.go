@@ -19,6 +19,8 @@ type scenario struct {
 	channels []channelPlan
 	budgets  []budgetPlan
 	chained  bool          // the first channel goes before the second
+	opening  bool          // and holds no more than the opening of its rollouts
+	maybe    bool          // waves may be empty
 	edged    bool          // the first host of each channel goes before its second
 	probed   bool          // hosts run a health probe
 	ill      bool          // what fails does so after its confirm only
@@ -33,7 +35,8 @@ type scenario struct {
 type channelPlan struct {
 	waves  int
 	soak   []time.Duration
-	recall bool // rollback-and-halt
+	recall bool   // rollback-and-halt
+	least  uint32 // hosts that must have failed before it recalls; 0: it has no threshold
 	comply string
 }
 
@@ -41,6 +44,8 @@ type channelPlan struct {
 type budgetPlan struct {
 	every    int // hosts whose number is a multiple of it
 	max, pct uint32
+	// confirmed says that a slot is held until the confirm only.
+	confirmed bool
 }
 
 // event is one thing that happens to the fleet.
@@ -131,6 +136,7 @@ func draw(seed uint64) *scenario {
 		}
 		s.budgets = append(s.budgets, b)
 	}
+	s.declare(stream(seed, "declared"))
 	for range upsets {
 		e := event{at: time.Duration(r.IntN(hours*3600)) * time.Second, kind: kinds[r.IntN(len(kinds))],
 			host: r.IntN(s.hosts), n: 1 + r.IntN(20)}
@@ -150,6 +156,19 @@ func draw(seed uint64) *scenario {
 	}
 	s.sort()
 	return s
+}
+
+// declare draws what v1 does not have. A large fleet whose slots are held until each soak is over takes days.
+func (s *scenario) declare(r *rand.Rand) {
+	s.opening, s.maybe = r.IntN(3) == 0, r.IntN(2) == 0
+	for i := range s.channels {
+		if r.IntN(3) == 0 {
+			s.channels[i].least = 2
+		}
+	}
+	for i := range s.budgets {
+		s.budgets[i].confirmed = r.IntN(3) == 0 || s.hosts > 50
+	}
 }
 
 func (s *scenario) sort() {
@@ -182,12 +201,14 @@ func (s *scenario) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %d hosts", s.seed, s.hosts)
 	for i, c := range s.channels {
-		fmt.Fprintf(&b, "; channel c%d, %d waves, soak %v, recall %v, compliance %s", i, c.waves, c.soak, c.recall, c.comply)
+		fmt.Fprintf(&b, "; channel c%d, %d waves, soak %v, recall %v from %d, compliance %s",
+			i, c.waves, c.soak, c.recall, c.least, c.comply)
 	}
 	for _, x := range s.budgets {
-		fmt.Fprintf(&b, "; budget of every %d, max %d, %d %%", x.every, x.max, x.pct)
+		fmt.Fprintf(&b, "; budget of every %d, max %d, %d %%, until confirmed %v", x.every, x.max, x.pct, x.confirmed)
 	}
-	fmt.Fprintf(&b, "; chained %v, edged %v, probed %v\n", s.chained, s.edged, s.probed)
+	fmt.Fprintf(&b, "; chained %v (opening %v), edged %v, probed %v, waves may be empty %v\n",
+		s.chained, s.opening, s.edged, s.probed, s.maybe)
 	for _, e := range s.events {
 		fmt.Fprintf(&b, "  %8s  %s", e.at, e.kind)
 		switch e.kind {

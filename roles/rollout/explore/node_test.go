@@ -238,8 +238,8 @@ func (n *node) observation(s *spec, h int) rollout.Observation {
 		o.Held = protocol.HeldQuarantined(closureNames[b.Quarantined])
 	}
 	if b.Fetch > 0 {
-		o.FetchResult, o.FetchRollout = protocol.FetchFailed, rolloutID(s.hosts[h].channel, b.Fetch)
-		o.FetchDispatch = b.FetchOf.name()
+		o.Fetch.Result, o.Fetch.Rollout = protocol.FetchFailed, rolloutID(s.hosts[h].channel, b.Fetch)
+		o.Fetch.Dispatch = b.FetchOf.name()
 	}
 	if b.Confirmed > 0 && b.Running == int8(b.Confirmed/8) && b.ConfirmedAt <= n.Now+s.skew.Milliseconds() {
 		t := time.UnixMilli(b.ConfirmedAt).UTC()

@@ -112,7 +112,7 @@ var silent = []string{
 	"Rollout.HaltReason", "Rollout.TerminalAt", "Rollout.SupersededAt", "Rollout.SupersededBy",
 	"Hold.At", "Hold.By", "Hold.Reason",
 	"Quarantine.Reason", "Quarantine.Since", "Dispatch.EndedAt", "Dispatch.ConfirmedAt", "World.started",
-	"node.Boxes", "node.Now", "dispatched.At", "Phase.Dispatch", "Observation.FetchDispatch",
+	"node.Boxes", "node.Now", "dispatched.At", "Phase.Dispatch", "Fetch.Dispatch",
 }
 
 // shapes compiles the shape of a type and of all that it reaches.
