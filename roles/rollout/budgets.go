@@ -246,7 +246,7 @@ func (bs *budgets) settle(h *host, now time.Time) {
 // soaking reports whether the host took its target in this rollout and has not soaked. One that falls silent meanwhile
 // still counts: nobody knows what became of it.
 func (h *host) soaking() bool {
-	if h.run == nil || h.rec == nil || h.rec.Attempt == 0 || h.rec.HealthySince == nil {
+	if h.run == nil || h.rec == nil || h.rec.Attempt == 0 || h.rec.HealthySince == nil || broken(ruleSoakHoldsSlot) {
 		return false
 	}
 	switch h.rec.State {

@@ -23,7 +23,7 @@ type changes struct {
 }
 
 func (c *changes) saveRun(r *run) {
-	if !r.dirty && !c.virtual {
+	if !r.dirty && !c.virtual && !broken(ruleRunsStored) {
 		r.dirty = true
 		c.runs = append(c.runs, r)
 	}
@@ -44,7 +44,7 @@ func (c *changes) saveLease(l *lease) {
 }
 
 func (c *changes) saveQuarantine(q *quarantine) {
-	if !q.dirty && !c.virtual {
+	if !q.dirty && !c.virtual && !broken(ruleBlameStored) {
 		q.dirty = true
 		c.quarantines = append(c.quarantines, q)
 	}

@@ -101,7 +101,8 @@ func (hs *hosts) observe(h *host, o *Observation, now time.Time) {
 	if refuses && waits && !h.doubled() && (h.dispatched() || now.Before(hs.w.budgets.unheard)) {
 		hs.fail(h, releaseFault, CodeAgentQuarantine, h.said.Held, now)
 	}
-	if l := h.lease; l != nil && h.said.Fetch.Dispatch != "" && h.said.Fetch.Dispatch != l.Name() {
+	if l := h.lease; l != nil && h.said.Fetch.Dispatch != "" && h.said.Fetch.Dispatch != l.Name() &&
+		!broken(ruleFetchesNamed) {
 		h.said.Fetch.Result, h.said.Fetch.Rollout = "", "" // it has not tried what it was given since
 	}
 	given := h.run != nil && h.lease.pending() && h.lease.Intent == h.run.Intent && h.state() == Dispatched

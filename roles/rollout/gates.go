@@ -66,7 +66,7 @@ func init() {
 // blocked asks all gates and returns the hold of the first that holds.
 func (s subject) blocked(q question) *hold {
 	for i := range gates {
-		if g := &gates[i]; g.asked&q != 0 {
+		if g := &gates[i]; g.asked&q != 0 && !(q == resend && g.name == "host-edge" && broken(ruleResendAsks)) {
 			if h := g.check(s); h != nil {
 				return h
 			}
@@ -196,7 +196,7 @@ func (s subject) presence() *hold {
 
 // freshness holds what agents refuse: a release that is older than the signed window.
 func (s subject) freshness() *hold {
-	if s.now.After(s.run.signedAt.Add(s.run.freshness + time.Minute)) {
+	if s.now.After(s.run.signedAt.Add(s.run.freshness+time.Minute)) && !broken(ruleWindowEnds) {
 		return heldStale
 	}
 	return nil
@@ -365,7 +365,7 @@ func (s subject) waveSoak() *hold {
 		return &hold{code: CodeWaveAbsent, gate: "wave-soak", opens: momentOf(end)}
 	}
 	last := r.Wave >= len(r.waves)-1
-	if last && !r.proven() || !last && !wv.mayBeEmpty && wv.tolerated == 0 {
+	if last && !r.proven() || !last && !wv.mayBeEmpty && wv.tolerated == 0 && !broken(ruleTriedWaves) {
 		return heldWaveAbsent
 	}
 	return nil

@@ -164,7 +164,9 @@ func (h *host) worksOn(l *lease) bool {
 }
 
 // leaving reports whether the host may still begin another closure than its target, of a release before.
-func (h *host) leaving() bool { return h.lease.pending() && h.lease.Closure != h.closure }
+func (h *host) leaving() bool {
+	return h.lease.pending() && h.lease.Closure != h.closure && !broken(ruleLeavingCounts)
+}
 
 // newest is the dispatch of the host in its rollout that was made last, as far as it is known; nil: none is.
 func (h *host) newest() (last *lease) {

@@ -54,7 +54,7 @@ func (hs *hosts) report(h *host, r Report, now time.Time) {
 	}
 	declared := r.Closure != "" && r.Closure == h.closure
 	t.own = h.run != nil && (slices.Contains(h.run.IDs, r.RolloutID) || (r.RolloutID == "" && declared))
-	if r.Dispatch != "" {
+	if r.Dispatch != "" && !broken(ruleEventsNamed) {
 		newest := t.lease
 		if t.own {
 			newest = h.newest()

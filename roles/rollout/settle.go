@@ -316,7 +316,9 @@ func (hs *hosts) await(h *host, now time.Time) {
 	}
 	switch h.state() {
 	case Queued, Skipped:
-		hs.w.rollouts.wakeOrQueue(h, now)
+		if !broken(ruleWordsWake) {
+			hs.w.rollouts.wakeOrQueue(h, now)
+		}
 	case Healthy:
 		hs.w.timers.lookAgain(&h.timer, hs.w.about(h, now).blocked(soak), now)
 	}

@@ -157,7 +157,7 @@ func (h *host) offerable() bool {
 	case Queued:
 		return true
 	case Skipped:
-		return h.rec.Reason != CodeTolerated
+		return h.rec.Reason != CodeTolerated && !broken(ruleSkippedWoken)
 	}
 	return false
 }
@@ -169,7 +169,7 @@ func (rs *rollouts) wakeOrQueue(h *host, now time.Time) (woken bool) {
 	case why == nil:
 		rs.w.changes.wake(h)
 		return true
-	case why.code == CodeBudget || why.code == CodeBudgetUnheard:
+	case why.code == CodeBudget || why.code == CodeBudgetUnheard && !broken(ruleUnheardQueue):
 		rs.w.budgets.queueUp(h, now)
 	}
 	rs.w.timers.lookAgain(&h.timer, why, now)
@@ -200,6 +200,9 @@ func (v *wave) in(states ...HostState) int {
 
 // failing counts the hosts of the waves that are open whose probes fail.
 func (r *run) failing() (n int) {
+	if broken(ruleAllWavesWell) {
+		return r.open().failing
+	}
 	for i := range r.waves[:min(r.Wave+1, len(r.waves))] {
 		n += r.waves[i].failing
 	}
@@ -222,5 +225,8 @@ func (rs *rollouts) absentUntil(r *run) time.Time {
 
 // soakEnd is when a host that became healthy at HealthySince has soaked.
 func (r *run) soakEnd(h *host) time.Time {
+	if broken(ruleSoakIsWhole) {
+		return h.rec.HealthySince.Add(r.waves[h.wave].soak / 2)
+	}
 	return h.rec.HealthySince.Add(r.waves[h.wave].soak)
 }

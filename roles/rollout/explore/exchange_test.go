@@ -198,7 +198,7 @@ func (r *runner) send(n *node, h int, answered bool) bool {
 	if !m.Taken {
 		r.report(n, h, m)
 	}
-	if m.Kind != started && m.Kind != deferred && m.Kind != nonCompliant {
+	if m.Kind != started && m.Kind != deferred && m.Kind != nonCompliant && !m.Of.Earlier {
 		b.Lease = 0
 	}
 	if answered {

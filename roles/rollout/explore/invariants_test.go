@@ -103,7 +103,10 @@ func (r *runner) opens(n *node, channel, wave int) {
 		}
 		return
 	}
-	r.soaked(n, channel, wave-1, "the next wave opens")
+	some := r.soaked(n, channel, wave-1, "the next wave opens")
+	if !some && n.Acts == int8(s.acts) { // an operator may have gone on without its hosts
+		r.violate(invWaves, "wave %d of %s opens, and no host of the one before has soaked", wave, channelName(channel))
+	}
 }
 
 // soaked looks whether the hosts of a wave did what they are said to have done.

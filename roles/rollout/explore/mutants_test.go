@@ -3,7 +3,10 @@
 package explore
 
 import (
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"nixfleet/roles/rollout"
@@ -54,11 +57,31 @@ func TestMutants(t *testing.T) {
 		{"rows of hosts are not stored", rule("rows of hosts are stored")},
 		{"dispatches are not stored", rule("dispatches are stored")},
 		{"a pause is forgotten at a restart", rule("a pause is kept")},
+		{"reports are about the open dispatch, whatever they name", rule("events name their dispatch")},
+		{"a fetch failure is about the open dispatch, whatever it names", rule("fetches name their dispatch")},
+		{"only the newest wave has to be well", rule("every open wave is well")},
+		{"a target is told again past an edge", rule("an edge is asked again")},
+		{"skipped hosts are not woken", rule("skipped hosts are woken")},
+		{"a release forgets who waits for the unheard", rule("hosts queue for the unheard")},
+		{"a host's own word does not wake it", rule("a host's own word wakes it")},
+		{"a host on its way to another closure is proven", rule("a host on its way is not proven")},
+		{"a slot is free at the confirm", rule("a soak holds its slot")},
+		{"a wave that nobody tried opens the next one", rule("a wave that nobody tried opens none")},
+		{"rows of rollouts are not stored", rule("rows of rollouts are stored")},
+		{"quarantines are not stored", rule("quarantines are stored")},
+		{"half a soak is enough", rule("a soak is whole")},
+		{"a window does not end", rule("a window ends")},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			defer m.apply()()
 			all := 0
 			for _, limit := range []int{500, 3_000, 15_000} {
+				if limit == 15_000 {
+					if story, at, what := storyThatFinds(t); story != "" {
+						t.Logf("found by the story %q, %d moves deep: %s", story, at, what)
+						return
+					}
+				}
 				for _, s := range fleets {
 					x := newSearch(s, limit)
 					f := x.run()
@@ -72,4 +95,34 @@ func TestMutants(t *testing.T) {
 			t.Error("not found in " + strconv.Itoa(all) + " states")
 		})
 	}
+}
+
+// storyThatFinds replays the stories that are kept, which lie deeper than the states that are searched here.
+func storyThatFinds(t *testing.T) (story string, at int, what string) {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, moves, err := readStory(string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := newSearch(s, 0)
+		n := x.start()
+		for i, m := range moves {
+			if !x.apply(n, m) {
+				break // it goes another way without the rule
+			}
+			if x.look(n); x.broken != "" {
+				return strings.TrimSuffix(filepath.Base(file), ".txt"), i + 1, x.broken
+			}
+		}
+	}
+	return "", 0, ""
 }
