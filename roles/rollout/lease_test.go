@@ -434,6 +434,12 @@ func TestGoingBackAsAskedQuarantinesNothing(t *testing.T) {
 		t.Fatal("the host is not asked to go back")
 	}
 	b.box("a").running = "old-a"
+	b.report("a", Report{
+		Event: protocol.EventClosureQuarantined, Closure: "new-a", Reason: string(protocol.CauseRecalled),
+	})
+	if q := b.w.Quarantines(); len(q) > 0 {
+		t.Errorf("quarantined before the host said that it went back: %+v", q)
+	}
 	b.report("a", Report{Event: protocol.EventRollbackTriggered, Reason: protocol.CauseRecalled.With(CodeUnconfirmed)})
 	b.state("a", Reverted)
 	if q := b.w.Quarantines(); len(q) > 0 {

@@ -87,7 +87,7 @@ func (hs *hosts) report(h *host, r Report, now time.Time) {
 		// A v1 agent says so when the switch ended on a third closure: it has gone back and quarantined its target.
 		hs.faulted(h, t, CodeActivationFailed, now)
 	case protocol.EventClosureQuarantined:
-		if t.fault {
+		if t.fault && !t.asked() {
 			hs.faulted(h, t, CodeAgentQuarantine, now)
 		}
 	case protocol.EventRollbackTriggered:
