@@ -310,7 +310,7 @@ func sayUnproven(_ *hold, s subject) (string, string) {
 func sayAbsent(h *hold, s subject) (string, string) {
 	switch {
 	case h.opens == 0 && s.run.Wave < len(s.run.waves)-1:
-		return fmt.Sprintf("no host of wave %d was heard, and what nobody has tried opens no wave", s.run.Wave),
+		return fmt.Sprintf("no host of wave %d was heard, and what nobody has tried opens no wave", s.run.Wave+1),
 			"bring a host of the wave back; or declare that the wave may be empty (waves[].mayBeEmpty = true) and release"
 	case h.opens == 0:
 		return fmt.Sprintf("every host of channel %s is absent", s.run.Channel), "bring a host back"
