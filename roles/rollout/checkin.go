@@ -303,3 +303,52 @@ func (ls *leases) arrive(h *host, now time.Time) {
 
 // recalled reports whether the touched hosts of the rollout go back, or have done so.
 func (r *run) recalled() bool { return r.State == Reverting || r.State == RolloutReverted }
+
+// boot is a boot of a host that spoke before the present one. It is not changed once it is made.
+type boot struct {
+	id     string
+	seen   time.Time
+	uptime time.Duration // of its agent, when it was seen
+	// returned says that it had spoken again after another one, and was alive then.
+	returned bool
+}
+
+// twinSlack is how much later a request may arrive than it was made and still prove that its maker is alive.
+const twinSlack = 3 * time.Second
+
+// alive reports whether a check-in was made just now by the same run of an agent as this boot's last one: the agent has
+// got older by as much time as has passed. A request that was on its way for long, one that is repeated, a snapshot
+// that was restored, and an agent that was started anew are none of that.
+func (b *boot) alive(o *Observation, now time.Time) bool {
+	return b != nil && b.id == o.BootID && o.Uptime > b.uptime && o.Uptime-b.uptime >= now.Sub(b.seen)-twinSlack
+}
+
+// hears notes which boot of a host speaks, before the rest of its check-in is taken. Two machines are there when a
+// boot speaks again after a newer one, and that one again after it, both alive; or when two connections prove it.
+func (w *World) hears(h *host, o *Observation, now time.Time) {
+	last := h.said.BootID
+	if o.Twin && last != "" {
+		w.notice(h, [2]string{last, o.BootID}, o.KnowsLease, now)
+		return
+	}
+	if last == "" || last == o.BootID || h.said.Uptime == 0 || o.Uptime == 0 {
+		return
+	}
+	before := h.contact.other
+	back := before.alive(o, now)
+	if back && before.returned {
+		w.notice(h, [2]string{last, o.BootID}, o.KnowsLease, now)
+	}
+	h.contact.other = &boot{id: last, seen: h.contact.seen, uptime: h.said.Uptime, returned: back}
+}
+
+// doubled reports whether nothing that is said in the name of the host counts.
+func (h *host) doubled() bool { return h.contact.twins != nil && h.contact.twins.Held }
+
+// twins gates both machines.
+func (s subject) twins() *hold {
+	if s.host.doubled() {
+		return heldTwoMachines
+	}
+	return nil
+}

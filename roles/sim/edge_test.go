@@ -104,7 +104,7 @@ func (e *edge) ask(ctx context.Context, h *host, r *http.Request, body []byte) (
 	if err != nil {
 		return nil, err
 	}
-	req.Header = r.Header.Clone()
+	req.Header, req.Close = r.Header.Clone(), r.Close
 	resp, err := e.client(h, leaf).Do(req)
 	if err != nil {
 		return nil, err
@@ -145,7 +145,9 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.w.acknowledged(h, r, body, got)
 	if lossy && chance.IntN(2) == 0 && r.Method == http.MethodPost {
 		// Said twice, the second time much later or at once.
+		// On a connection that nothing else is said on: two that are both in use are another machine's.
 		again := r.Clone(context.Background())
+		again.Close = true
 		wait := time.Duration(chance.IntN(2)*chance.IntN(3600)) * time.Second
 		e.w.later(func(ctx context.Context) {
 			select {
