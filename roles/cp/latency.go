@@ -114,7 +114,7 @@ func (m *metrics) watchChannels(w *world, seen *lastSeen, release *inForce) {
 		labels: []string{"channel"}, collect: func(emit func(float64, ...string)) {
 			behind := map[string]string{} // a rollout by channel
 			for _, v := range hosts() {
-				if !v.Converged && v.RolloutID != "" {
+				if !v.Converged() && v.RolloutID != "" {
 					behind[v.Channel] = v.RolloutID
 				}
 			}
