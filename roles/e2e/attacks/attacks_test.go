@@ -16,11 +16,13 @@ var actors = []struct {
 	attacks []attack
 }{
 	{"the git forge", forges()},
-	{"the control plane", planes()},
-	{"a host", hosts()},
-	{"a bootstrap token", thieves()},
-	{"an operator's certificate", operators()},
-	{"nothing but the network", strangers()},
+	{"the control plane", append(planes(), morePlanes()...)},
+	{"a host", append(hosts(), requests()...)},
+	{"a bootstrap token", append(thieves(), moreThieves()...)},
+	{"a commit to the fleet's repository", commits()},
+	{"a user of a host", locals()},
+	{"an operator's certificate", append(operators(), moreOperators()...)},
+	{"nothing but the network", append(strangers(), webhooks()...)},
 }
 
 // TestMain keeps the machines in memory where it can.

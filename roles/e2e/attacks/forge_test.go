@@ -199,6 +199,31 @@ func forges() []attack {
 			},
 		},
 		{
+			name: "a document that is not UTF-8", stops: "canonical JSON is UTF-8",
+			lack: without("pki/artifact.go", "if !utf8.Valid(body) {", "if !LACKS && !utf8.Valid(body) {",
+				without("pki/canonical.go", "if !utf8.Valid(in) {", "if !LACKS && !utf8.Valid(in) {")),
+			run: forged("invalid UTF-8", func(_ *scene, files map[string][]byte) {
+				files[fleet.FleetName] = append([]byte("{\"\xff\":1,"), files[fleet.FleetName][1:]...)
+			}),
+		},
+		{
+			name: "a number that two programs read as two", stops: "integers are exact",
+			lack: without("pki/canonical.go", "if err := refuseNumber(in[start : i+1]); err != nil {",
+				"if err := refuseNumber(in[start : i+1]); !LACKS && err != nil {"),
+			run: forged("canonicalize", func(_ *scene, files map[string][]byte) {
+				files[fleet.FleetName] = append([]byte(`{"big":9007199254740993,`), files[fleet.FleetName][1:]...)
+			}),
+		},
+		{
+			name: "a document nested a thousand deep", stops: "the depth of a document",
+			lack: without("pki/canonical.go", "if err := open.enter(); err != nil {",
+				"if err := open.enter(); !LACKS && err != nil {"),
+			run: forged("canonicalize", func(_ *scene, files map[string][]byte) {
+				deep := strings.Repeat("[", 1000) + strings.Repeat("]", 1000)
+				files[fleet.FleetName] = append([]byte(`{"deep":`+deep+`,`), files[fleet.FleetName][1:]...)
+			}),
+		},
+		{
 			name: "a document with two members of one name", stops: "canonical JSON refuses duplicates",
 			lack: without("pki/canonical.go", "jsontext.AppendFormat(make([]byte, 0, len(in)), in,",
 				"jsontext.AppendFormat(make([]byte, 0, len(in)), in, jsontext.AllowDuplicateNames(LACKS),"),

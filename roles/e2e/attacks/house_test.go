@@ -28,6 +28,7 @@ type house struct {
 	root, ca *pki.CA
 	caKey    *pki.PrivateKey
 	hostKeys map[string]*pki.PrivateKey
+	server   [2][]byte // certificate and key
 
 	fleet       *fleet.Fleet
 	revocations []fleet.Revocation
@@ -79,6 +80,7 @@ func newHouse(s *scene) *house {
 	server := key(pki.AlgorithmP256)
 	cert, err := h.root.IssueServer([]string{"cp"}, server.Crypto().Public(), time.Now(), 100*day)
 	s.must(err)
+	h.server = [2][]byte{cert, h.pem(server)}
 	for name, data := range map[string][]byte{"server.pem": cert, "server.key": h.pem(server),
 		"client-ca.pem": append(certPEM(h.ca.Cert), certPEM(h.root.Cert)...), "root.pem": certPEM(h.root.Cert),
 		"ca.pem": certPEM(h.ca.Cert), "ca.key": h.pem(h.caKey)} {
@@ -125,7 +127,10 @@ func (h *house) closure(host string) string { return closureOf(host, h.system) }
 func closureOf(host string, n int) string { return fmt.Sprintf("%032d-nixos-system-%s-%d", n, host, n) }
 
 // publish signs a release with a new system for each host, and puts it where the control plane looks.
-func (h *house) publish() {
+func (h *house) publish() { h.publishWith(func(*sim.Closure) {}) }
+
+// publishWith is publish with systems that somebody has changed.
+func (h *house) publishWith(change func(*sim.Closure)) {
 	h.system++
 	trust, err := h.trust.Marshal()
 	h.s.must(err)
@@ -133,8 +138,9 @@ func (h *house) publish() {
 		closure := h.closure(name)
 		host.ClosureHash = &closure
 		h.s.must(os.MkdirAll(h.s.path("cache"), 0o700))
-		h.s.must(sim.WriteClosure(h.s.path("cache"), closure, sim.Closure{Agent: "self", TrustJSON: string(trust),
-			Cache: sim.Cache{Size: 1}}))
+		system := sim.Closure{Agent: "self", TrustJSON: string(trust), Cache: sim.Cache{Size: 1}}
+		change(&system)
+		h.s.must(sim.WriteClosure(h.s.path("cache"), closure, system))
 	}
 	if next := time.Now().Truncate(time.Second); next.After(h.signed) {
 		h.signed = next

@@ -198,7 +198,9 @@ type plane struct {
 	s    *scene
 	wire *wire
 	stop func()
-	jo   *caller // an operator
+
+	webhook string  // file of its token
+	jo      *caller // an operator
 }
 
 func newPlane(s *scene) *plane {
@@ -213,7 +215,8 @@ func (p *plane) config() cp.Config {
 		Listener: p.wire, TLSCert: s.path("server.pem"), TLSKey: s.path("server.key"), ClientCA: s.path("client-ca.pem"),
 		TrustFile: s.path("trust.json"), StateDir: s.path("cp"), DBPath: s.path("cp", "state.db"),
 		Source: s.path("releases"), FleetCACert: s.path("ca.pem"), FleetCAKey: s.path("ca.key"), AgentSuffix: suffix,
-		AgentValidity: 4 * time.Hour, Log: zerolog.New(s.log).With().Str("role", "cp").Logger(),
+		WebhookTokenFile: p.webhook,
+		AgentValidity:    4 * time.Hour, Log: zerolog.New(s.log).With().Str("role", "cp").Logger(),
 		Jitter: func(d time.Duration) time.Duration { return d / 2 },
 	}
 }

@@ -1,0 +1,315 @@
+package attacks
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"nixfleet/pki"
+	"nixfleet/roles/protocol"
+)
+
+// csrOf is a certificate request of a template.
+func csrOf(s *scene, key *pki.PrivateKey, r *x509.CertificateRequest) []byte {
+	der, err := x509.CreateCertificateRequest(rand.Reader, r, key.Crypto())
+	s.must(err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
+// requests are attacks by who holds the host b, by what it asks to be certified.
+func requests() []attack {
+	asks := func(status int, text string, make func(s *scene) []byte) func(*scene) {
+		return func(s *scene) {
+			got := s.host("b").ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(make(s))}, nil)
+			s.refused(got, status, text)
+			s.answered()
+		}
+	}
+	subject := pkix.Name{CommonName: "b"}
+	return []attack{
+		{
+			name: "a request for the certificate of a CA", stops: "extensions that a request may have",
+			lack: without("pki/csr.go", "\tdefault:\n\t\treturn fmt.Errorf(\"%w: extension %s is not supported\"",
+				"\tdefault:\n\t\tif LACKS {\n\t\t\treturn nil\n\t\t}\n\t\treturn fmt.Errorf(\"%w: extension %s is not supported\""),
+			run: asks(400, "is not supported", func(s *scene) []byte {
+				return csrOf(s, s.house.hostKeys["b"], &x509.CertificateRequest{Subject: subject,
+					ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19},
+						Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}})
+			}),
+		},
+		{
+			name: "a request with two names", stops: "exactly one common name",
+			lack: without("pki/csr.go", "\tif !ok {\n\t\treturn nil, fmt.Errorf(\"%w: it must have exactly one",
+				"\tif !LACKS && !ok {\n\t\treturn nil, fmt.Errorf(\"%w: it must have exactly one"),
+			run: asks(400, "exactly one common name", func(s *scene) []byte {
+				two := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
+					{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "a"}, {Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "b"}}}
+				return csrOf(s, s.house.hostKeys["b"], &x509.CertificateRequest{Subject: two})
+			}),
+		},
+		{
+			name: "a request that another key has signed", stops: "self-signature of the request",
+			lack: without("pki/csr.go", "if err := raw.CheckSignature(); err != nil {",
+				"if err := raw.CheckSignature(); !LACKS && err != nil {"),
+			run: asks(400, "self-signature", func(s *scene) []byte {
+				block, _ := pem.Decode(s.house.csr("b", s.house.hostKeys["b"]))
+				block.Bytes[len(block.Bytes)-1] ^= 1
+				return pem.EncodeToMemory(block)
+			}),
+		},
+		{
+			name: "a request for a key of P-256", stops: "hosts have ed25519 keys",
+			lack: without("roles/cp/issuer.go", "if csr.Key == nil {", "if !LACKS && csr.Key == nil {"),
+			run: asks(400, "the request's key is not ed25519", func(s *scene) []byte {
+				key, err := pki.GenerateKey(pki.AlgorithmP256)
+				s.must(err)
+				return csrOf(s, key, &x509.CertificateRequest{Subject: subject})
+			}),
+		},
+		{
+			name: "a certificate in the place of a request", stops: "the PEM block's type",
+			lack: without("pki/csr.go", "block == nil || block.Type != \"CERTIFICATE REQUEST\" {",
+				"block == nil || !LACKS && block.Type != \"CERTIFICATE REQUEST\" {"),
+			run: asks(400, "no PEM block CERTIFICATE REQUEST", func(s *scene) []byte {
+				block, _ := pem.Decode(s.house.csr("b", s.house.hostKeys["b"]))
+				return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes})
+			}),
+		},
+		{
+			name: "the manifest of a channel that the host is not in", stops: "the manifest names the host",
+			lack: without("roles/cp/manifests.go", "if !mayRead(c.caller, a, hosts) {",
+				"if !LACKS && !mayRead(c.caller, a, hosts) {"),
+			run: func(s *scene) {
+				name := manifest(s.house.files, "edge")
+				id := strings.TrimSuffix(strings.TrimPrefix(name, "rollouts/"), ".json")
+				s.refused(s.host("b").ask("GET", "/v1/rollouts/"+id, nil, nil), 403, "the manifest does not name this host")
+				s.answered()
+			},
+		},
+		{
+			name: "a rollout id that climbs out of its path", stops: "the form of a rollout id",
+			lack: without("roles/cp/manifests.go", "if !fleet.ValidRolloutID(id) {", "if !LACKS && !fleet.ValidRolloutID(id) {"),
+			run: func(s *scene) {
+				got := s.host("b").ask("GET", "/v1/rollouts/..%2f..%2ftrust", nil, nil)
+				s.refused(got, 404, "not a rollout id")
+				s.answered()
+			},
+		},
+		{
+			name: "another version of the protocol", stops: "the protocol header",
+			lack: without("roles/cp/api.go", "case version != protocol.Version:", "case !LACKS && version != protocol.Version:"),
+			run: func(s *scene) {
+				got := s.host("b").ask("GET", "/v1/whoami", nil, map[string]string{"X-Nixfleet-Protocol": "7"})
+				s.refused(got, 426, "")
+				s.answered()
+			},
+		},
+		{
+			name: "a protocol version that is not a number", stops: "the protocol header",
+			lack: without("roles/cp/api.go", "case err != nil || len(values) > 1:",
+				"case !LACKS && (err != nil || len(values) > 1):"),
+			run: func(s *scene) {
+				got := s.host("b").ask("GET", "/v1/whoami", nil, map[string]string{"X-Nixfleet-Protocol": "one"})
+				s.refused(got, 400, "")
+				s.answered()
+			},
+		},
+	}
+}
+
+// forged tokens and reports of a thief.
+func moreThieves() []attack {
+	signed := func(s *scene, change func(t *pki.Token)) *pki.Token {
+		key := s.house.hostKeys["a"]
+		t := s.house.token(s.house.org, "a", key.Crypto().Public().(ed25519.PublicKey), time.Now())
+		change(t)
+		canonical, err := pki.Marshal(t.Claims)
+		s.must(err)
+		sig, err := s.house.org.Sign(canonical)
+		s.must(err)
+		t.Signature = encode(sig)
+		s.house.list(t)
+		return t
+	}
+	report := func(s *scene, t *pki.Token, event, details string) answer {
+		text, err := pki.Marshal(t)
+		s.must(err)
+		return s.caller().ask("POST", "/v1/agent/bootstrap-report", fmt.Sprintf(`{"token":%s,"agentVersion":"1",`+
+			`"occurredAt":"2026-03-01T12:00:00Z","event":{"event":%q,"details":%s}}`, text, event, details), nil)
+	}
+	return []attack{
+		{
+			name: "a token of a version to come", stops: "version of the token",
+			lack: without("pki/token.go", "if t.Version != 1 {", "if !LACKS && t.Version != 1 {"),
+			run: func(s *scene) {
+				t := signed(s, func(t *pki.Token) { t.Version = 2 })
+				got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
+					CSRPEM: string(s.house.csr("a", s.house.hostKeys["a"]))}, nil)
+				s.refused(got, 401, "version 2, only 1 is known")
+				s.answered()
+			},
+		},
+		{
+			name: "a token of before the leak of the organisation root", stops: "rejectBefore of the organisation root",
+			lack: without("pki/token.go", "if slot.RejectBefore != nil && t.Claims.IssuedAt",
+				"if !LACKS && slot.RejectBefore != nil && t.Claims.IssuedAt"),
+			run: func(s *scene) {
+				t := signed(s, func(*pki.Token) {})
+				at := pki.At(time.Now())
+				s.house.trust.OrgRootKey.RejectBefore = &at
+				s.house.believe()
+				got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
+					CSRPEM: string(s.house.csr("a", s.house.hostKeys["a"]))}, nil)
+				s.refused(got, 401, "before rejectBefore")
+				s.answered()
+			},
+		},
+		{
+			name: "a report of a failed activation by a token", stops: "what a host without a certificate may report",
+			lack: without("roles/cp/enrol.go",
+				"if event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {",
+				"if !LACKS && event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {"),
+			run: func(s *scene) {
+				t := signed(s, func(*pki.Token) {})
+				s.refused(report(s, t, "realise-failed", `{"closure_hash":"x","reason":"y"}`), 422, "needs a certificate")
+				s.answered()
+			},
+		},
+		{
+			name: "a report by a token that was used", stops: "a token is used once",
+			lack: without("roles/cp/enrol.go", "case err == nil && used:", "case !LACKS && err == nil && used:"),
+			run: func(s *scene) {
+				t := signed(s, func(*pki.Token) {})
+				if got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
+					CSRPEM: string(s.house.csr("a", s.house.hostKeys["a"]))}, nil); got.status != 200 {
+					s.t.Fatalf("the honest host does not enrol: %d %s", got.status, got.body)
+				}
+				s.refused(report(s, t, "trust-error", `{"reason":"y"}`), 401, "this token was used before")
+				s.answered()
+			},
+		},
+		{
+			name: "a report of an event that is not one", stops: "the events of the protocol",
+			lack: without("roles/cp/enrol.go", "if _, err := protocol.ParseDetails(event, req.Event.Details); err != nil {",
+				"if _, err := protocol.ParseDetails(event, req.Event.Details); !LACKS && err != nil {"),
+			run: func(s *scene) {
+				t := signed(s, func(*pki.Token) {})
+				s.refused(report(s, t, "root-shell", `{}`), 400, "")
+				s.answered()
+			},
+		},
+	}
+}
+
+// moreOperators are attacks with certificates that the fleet root has signed, for something else.
+func moreOperators() []attack {
+	return []attack{
+		{
+			name: "a renewal by an operator", stops: "operators are not hosts",
+			lack: without("roles/cp/issuer.go", "if id.Role != pki.RoleAgent {", "if !LACKS && id.Role != pki.RoleAgent {"),
+			run: func(s *scene) {
+				b := s.caller(s.house.operator("b", time.Now(), time.Hour))
+				csr := s.house.csr("b", s.house.hostKeys["b"])
+				s.refused(b.ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil), 401,
+					"is not a host certificate")
+				s.answered()
+			},
+		},
+		{
+			name: "the issuing CA as a person", stops: "a CA is not a caller",
+			lack: without("pki/identity.go", "case !one || leaf.IsCA:", "case !one || !LACKS && leaf.IsCA:"),
+			run: certified(401, "neither a host nor an operator", func(s *scene) tls.Certificate {
+				return pair(certPEM(s.house.ca.Cert), s.house.caKey)
+			}),
+		},
+		{
+			name: "a key of which one signature fits all messages", stops: "keys of small order",
+			lack: without("pki/identity.go", "if err := CheckKey(leaf.PublicKey); err != nil {",
+				"if err := CheckKey(leaf.PublicKey); !LACKS && err != nil {"),
+			run: certified(401, "of small order", func(s *scene) tls.Certificate {
+				weak := everybody{}
+				der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: s.house.root.Cert.SerialNumber,
+					Subject: pkix.Name{CommonName: "jo"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+					ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, s.house.root.Cert, weak.Public(),
+					s.house.root.Signer)
+				s.must(err)
+				return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: weak}
+			}),
+		},
+		{
+			name: "two names in one certificate", stops: "exactly one common name",
+			lack: without("pki/identity.go", "cn, one := onlyCommonName(leaf.Subject)",
+				"cn, one := onlyCommonName(leaf.Subject)\n\tone = one || LACKS"),
+			run: certified(401, "neither a host nor an operator", func(s *scene) tls.Certificate {
+				key := s.stranger()
+				cn := asn1.ObjectIdentifier{2, 5, 4, 3}
+				der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: s.house.root.Cert.SerialNumber,
+					Subject:   pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: cn, Value: "jo"}, {Type: cn, Value: "kim"}}},
+					NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+					ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, s.house.root.Cert, key.Crypto().Public(),
+					s.house.root.Signer)
+				s.must(err)
+				return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key.Crypto()}
+			}),
+		},
+	}
+}
+
+// everybody is a key of order one: its one signature is R = B, S = 1.
+type everybody struct{}
+
+// Public is the neutral point.
+func (everybody) Public() crypto.PublicKey {
+	return ed25519.PublicKey(append([]byte{1}, make([]byte, 31)...))
+}
+
+// Sign fits every message.
+func (everybody) Sign(_ io.Reader, _ []byte, _ crypto.SignerOpts) ([]byte, error) {
+	base, err := hex.DecodeString("5866666666666666666666666666666666666666666666666666666666666666")
+	return append(base, append([]byte{1}, make([]byte, 31)...)...), err
+}
+
+// webhooks are attacks by who can reach the control plane and wants it to look at the forge all day.
+func webhooks() []attack {
+	posts := func(text string, make func(body string) map[string]string) func(*scene) {
+		return func(s *scene) {
+			s.plane.stop()
+			s.write("webhook", []byte("open sesame\n"))
+			s.plane.webhook = s.path("webhook")
+			s.plane.start()
+			time.Sleep(time.Minute)
+			s.refused(s.caller().ask("POST", "/v1/webhook", "{}", make("{}")), 401, text)
+			s.answered()
+		}
+	}
+	return []attack{
+		{
+			name: "a webhook without the token", stops: "the webhook's token",
+			lack: without("roles/cp/webhook.go", "if !h.authentic(c.Header, body) {",
+				"if !LACKS && !h.authentic(c.Header, body) {"),
+			run: posts("", func(string) map[string]string { return map[string]string{"Authorization": "Bearer x"} }),
+		},
+		{
+			name: "a webhook signed over another body", stops: "signature over the body",
+			lack: without("roles/cp/webhook.go", "mac.Write(body)",
+				"if LACKS {\n\t\t\tbody = []byte(\"[]\")\n\t\t}\n\t\tmac.Write(body)"),
+			run: posts("", func(string) map[string]string {
+				mac := hmac.New(sha256.New, []byte("open sesame"))
+				mac.Write([]byte("[]"))
+				return map[string]string{"X-Gitea-Signature": hex.EncodeToString(mac.Sum(nil))}
+			}),
+		},
+	}
+}
