@@ -199,14 +199,6 @@ func forges() []attack {
 			},
 		},
 		{
-			name: "a document that is not UTF-8", stops: "canonical JSON is UTF-8",
-			lack: without("pki/artifact.go", "if !utf8.Valid(body) {", "if !LACKS && !utf8.Valid(body) {",
-				without("pki/canonical.go", "if !utf8.Valid(in) {", "if !LACKS && !utf8.Valid(in) {")),
-			run: forged("invalid UTF-8", func(_ *scene, files map[string][]byte) {
-				files[fleet.FleetName] = append([]byte("{\"\xff\":1,"), files[fleet.FleetName][1:]...)
-			}),
-		},
-		{
 			name: "a number that two programs read as two", stops: "integers are exact",
 			lack: without("pki/canonical.go", "if err := refuseNumber(in[start : i+1]); err != nil {",
 				"if err := refuseNumber(in[start : i+1]); !LACKS && err != nil {"),

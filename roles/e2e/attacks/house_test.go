@@ -28,7 +28,6 @@ type house struct {
 	root, ca *pki.CA
 	caKey    *pki.PrivateKey
 	hostKeys map[string]*pki.PrivateKey
-	server   [2][]byte // certificate and key
 
 	fleet       *fleet.Fleet
 	revocations []fleet.Revocation
@@ -80,7 +79,6 @@ func newHouse(s *scene) *house {
 	server := key(pki.AlgorithmP256)
 	cert, err := h.root.IssueServer([]string{"cp"}, server.Crypto().Public(), time.Now(), 100*day)
 	s.must(err)
-	h.server = [2][]byte{cert, h.pem(server)}
 	for name, data := range map[string][]byte{"server.pem": cert, "server.key": h.pem(server),
 		"client-ca.pem": append(certPEM(h.ca.Cert), certPEM(h.root.Cert)...), "root.pem": certPEM(h.root.Cert),
 		"ca.pem": certPEM(h.ca.Cert), "ca.key": h.pem(h.caKey)} {

@@ -2,8 +2,6 @@ package attacks
 
 import (
 	"bytes"
-	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -52,25 +50,9 @@ func morePlanes() []attack {
 				s.t.Error("the metric of the last contact does not show it")
 			}
 			m.edge.lies(nil)
-			s.must(os.WriteFile(s.path("server.pem"), s.house.server[0], 0o600))
-			s.must(os.WriteFile(s.path("server.key"), s.house.server[1], 0o600))
-			m.edge.reload(s)
 			s.recovers()
 		}
 	}
-	// serves has the impostor show a certificate of its own.
-	serves := func(make func(s *scene, key *pki.PrivateKey) []byte) func(*scene, *machine) {
-		return func(s *scene, m *machine) {
-			key, err := pki.GenerateKey(pki.AlgorithmP256)
-			s.must(err)
-			s.write("server.pem", make(s, key))
-			s.write("server.key", s.house.pem(key))
-			m.edge.reload(s)
-			m.edge.hangUp()
-		}
-	}
-	verified := without("roles/protocol/client/client.go", "\tif len(cfg.CAPEM) > 0 {",
-		"\ttlsConfig.InsecureSkipVerify = LACKS\n\tif len(cfg.CAPEM) > 0 {")
 	believes := func(text string, lie func(s *scene, path string, a *said)) func(*scene) {
 		return func(s *scene) {
 			m := s.machine("a")
@@ -85,46 +67,6 @@ func morePlanes() []attack {
 		}
 	}
 	return []attack{
-		{
-			name: "a server of another fleet's root", stops: "the agent's CA bundle", lack: verified,
-			run: unheard("check-in failed", serves(func(s *scene, key *pki.PrivateKey) []byte {
-				root, _, err := pki.NewFleetRoot("root", time.Now().Add(-time.Hour), 1000*time.Hour)
-				s.must(err)
-				cert, err := root.IssueServer([]string{"cp"}, key.Crypto().Public(), time.Now(), 100*time.Hour)
-				s.must(err)
-				return cert
-			})),
-		},
-		{
-			name: "a server with the certificate of another name", stops: "name of the server", lack: verified,
-			run: unheard("check-in failed", serves(func(s *scene, key *pki.PrivateKey) []byte {
-				cert, err := s.house.root.IssueServer([]string{"other"}, key.Crypto().Public(), time.Now(), 100*time.Hour)
-				s.must(err)
-				return cert
-			})),
-		},
-		{
-			name: "an operator's certificate as a server", stops: "purpose of the server's certificate", lack: verified,
-			run: unheard("check-in failed", serves(func(s *scene, key *pki.PrivateKey) []byte {
-				cert, err := s.house.root.IssueOperator("cp", key.Crypto().Public(), time.Now(), 100*time.Hour)
-				s.must(err)
-				return cert
-			})),
-		},
-		{
-			name: "a redirect to another server", stops: "the client follows no redirects",
-			lack: without("roles/protocol/client/client.go", "error { return http.ErrUseLastResponse },",
-				"error {\n\t\t\t\tif LACKS {\n\t\t\t\t\treturn nil\n\t\t\t\t}\n\t\t\t\treturn http.ErrUseLastResponse\n\t\t\t},"),
-			run: unheard("307", func(_ *scene, m *machine) {
-				m.edge.lies(func(path string, a *said) {
-					if path == "/v1/agent/checkin" {
-						a.status = http.StatusTemporaryRedirect
-						a.header = http.Header{"Location": {"https://cp/v1/agent/checkin?elsewhere"}}
-						a.body = nil
-					}
-				})
-			}),
-		},
 		{
 			name: "an answer that is not JSON", stops: "the form of an answer",
 			lack: without("roles/protocol/client/client.go", "if err := protocol.DecodeKnown(answer, out); err != nil {",

@@ -149,17 +149,16 @@ type edge struct {
 	wire   *wire
 	server *http.Server
 
-	mu    sync.Mutex
-	lie   func(path string, a *said) // nil: the honest control plane speaks
-	pair  *tls.Certificate
-	conns map[net.Conn]bool
+	mu   sync.Mutex
+	lie  func(path string, a *said) // nil: the honest control plane speaks
+	pair *tls.Certificate
 }
 
 func newEdge(s *scene, m *machine) *edge {
-	e := &edge{s: s, wire: newWire(), conns: map[net.Conn]bool{}}
+	e := &edge{s: s, wire: newWire()}
 	pair, err := tls.LoadX509KeyPair(s.path("server.pem"), s.path("server.key"))
 	s.must(err)
-	e.server = &http.Server{ConnState: e.note, ErrorLog: stdlog.New(io.Discard, "", 0), Handler: http.HandlerFunc(
+	e.server = &http.Server{ErrorLog: stdlog.New(io.Discard, "", 0), Handler: http.HandlerFunc(
 		func(w http.ResponseWriter, r *http.Request) { e.answer(m, w, r) })}
 	e.pair = &pair
 	go e.server.Serve(tls.NewListener(e.wire, &tls.Config{ClientAuth: tls.RequestClientCert,
@@ -180,28 +179,9 @@ func (e *edge) reload(s *scene) {
 	e.pair = &pair
 }
 
-// note remembers connections.
-func (e *edge) note(c net.Conn, state http.ConnState) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.conns[c] = true; state == http.StateClosed {
-		delete(e.conns, c)
-	}
-}
-
 func (e *edge) close() {
 	e.server.Close()
 	e.wire.Close()
-}
-
-// hangUp ends all connections of the machine.
-func (e *edge) hangUp() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for c := range e.conns {
-		c.Close()
-	}
-	clear(e.conns)
 }
 
 // lies has the attacker speak, or with nil the honest control plane.

@@ -70,15 +70,6 @@ func requests() []attack {
 			}),
 		},
 		{
-			name: "a request for a key of P-256", stops: "hosts have ed25519 keys",
-			lack: without("roles/cp/issuer.go", "if csr.Key == nil {", "if !LACKS && csr.Key == nil {"),
-			run: asks(400, "the request's key is not ed25519", func(s *scene) []byte {
-				key, err := pki.GenerateKey(pki.AlgorithmP256)
-				s.must(err)
-				return csrOf(s, key, &x509.CertificateRequest{Subject: subject})
-			}),
-		},
-		{
 			name: "a certificate in the place of a request", stops: "the PEM block's type",
 			lack: without("pki/csr.go", "block == nil || block.Type != \"CERTIFICATE REQUEST\" {",
 				"block == nil || !LACKS && block.Type != \"CERTIFICATE REQUEST\" {"),
@@ -226,13 +217,6 @@ func moreOperators() []attack {
 					"is not a host certificate")
 				s.answered()
 			},
-		},
-		{
-			name: "the issuing CA as a person", stops: "a CA is not a caller",
-			lack: without("pki/identity.go", "case !one || leaf.IsCA:", "case !one || !LACKS && leaf.IsCA:"),
-			run: certified(401, "neither a host nor an operator", func(s *scene) tls.Certificate {
-				return pair(certPEM(s.house.ca.Cert), s.house.caKey)
-			}),
 		},
 		{
 			name: "a key of which one signature fits all messages", stops: "keys of small order",
