@@ -253,14 +253,6 @@ func (h *house) token(org *pki.PrivateKey, host string, public crypto.PublicKey,
 	return t
 }
 
-// token puts a token on a host, and its nonce on the list.
-func (s *scene) token(host string, t *pki.Token) {
-	text, err := pki.Marshal(t)
-	s.must(err)
-	s.write(filepath.Join(host, "token"), text)
-	s.house.list(t)
-}
-
 func (h *house) list(t *pki.Token) {
 	h.nonces = append(h.nonces, fleet.BootstrapNonce{Nonce: t.Claims.Nonce, Hostname: t.Claims.Hostname,
 		ExpiresAt: t.Claims.ExpiresAt})
