@@ -68,6 +68,7 @@ let
     disruptionBudgets = "list";
     revocations = "list";
     bootstrapNonces = "list";
+    operatorScopes = "set";
   };
   known = attrNames kinds ++ [ "complianceFrameworks" "frameworks" ];
 

@@ -29,6 +29,7 @@ let
     "tags"
     "channels"
     "rolloutPolicies"
+    "operatorScopes"
   ];
   lists = [
     "edges"
