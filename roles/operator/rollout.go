@@ -110,12 +110,12 @@ func rolloutList(c *cli.Context) error {
 	if c.Bool("json") {
 		return command.Text(c, body)
 	}
-	rows := [][]string{{"ROLLOUT", "CHANNEL", "STATE", "WAVE", "HOSTS", "CREATED"}}
+	rows := [][]string{{"ROLLOUT", "CHANNEL", "STATE", "WAVE", "HOSTS", "CREATED", "WHY"}}
 	for i := range answer.Rollouts {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
-			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), rolloutState(r), fmt.Sprint(r.CurrentWave + 1),
-			tally(r.Words()), when(r.CreatedAt.Time),
+			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), stateWord(r), fmt.Sprint(r.CurrentWave + 1),
+			tally(r.Words()), when(r.CreatedAt.Time), rolloutWhy(r),
 		})
 	}
 	if len(rows) == 1 {
@@ -128,16 +128,20 @@ func rolloutList(c *cli.Context) error {
 // rolloutState adds why a rollout stands still. A v1 control plane says
 // nothing of it.
 func rolloutState(r *protocol.RolloutSummary) string {
-	state := command.Plain(r.State)
-	if state == "" {
-		state = "-"
+	if why := rolloutWhy(r); why != "" {
+		return stateWord(r) + " (" + why + ")"
 	}
+	return stateWord(r)
+}
+
+func stateWord(r *protocol.RolloutSummary) string { return command.OrDash(&r.State) }
+
+// rolloutWhy is why a rollout stands still, empty when it does not.
+func rolloutWhy(r *protocol.RolloutSummary) string {
 	if r.Hold != nil {
-		state += " (" + command.Plain(*r.Hold) + ")"
-	} else if r.HaltReason != "" {
-		state += " (" + command.Plain(r.HaltReason) + ")"
+		return command.Plain(*r.Hold)
 	}
-	return state
+	return command.Plain(r.HaltReason)
 }
 
 // tally counts hosts by state, in the order of the life of a host.

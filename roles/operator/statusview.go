@@ -88,7 +88,7 @@ func (v *statusView) summary() string {
 
 func (v *statusView) rows(hosts []protocol.HostEntry, channels map[string]protocol.ChannelResponse,
 	now time.Time) [][]string {
-	rows := [][]string{{"HOST", "CHANNEL", "WAVE", "RUNS", "SHOULD RUN", "STATE", "LAST WORD"}}
+	rows := [][]string{{"HOST", "CHANNEL", "WAVE", "STATE", "RUNS", "SHOULD RUN", "LAST WORD"}}
 	for i := range hosts {
 		h := &hosts[i]
 		channel := channels[h.Channel]
@@ -97,8 +97,8 @@ func (v *statusView) rows(hosts []protocol.HostEntry, channels map[string]protoc
 			text += " (stale)"
 		}
 		rows = append(rows, []string{
-			command.Plain(h.Hostname), command.Plain(h.Channel), waveText(h.Wave, h.Canary), runsText(h, now),
-			shouldText(h, channel, now), v.colours.Paint(stateColour(h), text), lastWord(h, now),
+			command.Plain(h.Hostname), command.Plain(h.Channel), waveText(h.Wave, h.Canary),
+			v.colours.Paint(stateColour(h), text), runsText(h, now), shouldText(h, channel, now), lastWord(h, now),
 		})
 	}
 	return rows
