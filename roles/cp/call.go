@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"mime"
@@ -59,7 +60,10 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	w.Write(command.VisibleJSON(doc))
+	if bytes.ContainsFunc(doc, func(r rune) bool { return r >= 0x7f }) {
+		doc = command.VisibleJSON(doc) // the encoder escapes what is below
+	}
+	w.Write(doc)
 }
 
 // read decodes the body of a call; what is wrong with it is 415, 413, 400 or 422.
