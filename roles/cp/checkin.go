@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -44,7 +45,7 @@ func (k *checkins) checkin(c *call) (any, error) {
 		return nil, err
 	}
 	host := req.Hostname
-	k.metrics.checkins.Inc()
+	k.metrics.checkins.Add(1)
 	// A held request of this host is over: this one knows more.
 	twin := k.waiters.replace(host, connectionOf(c.Context()))
 	wait := preferredWait(c.Header.Values("Prefer"))
@@ -110,7 +111,11 @@ func (k *checkins) decide(ctx context.Context, c *contact) (decision, error) {
 			Int("wave", d.Target.Wave).Msg("dispatch")
 	}
 	if d.waits() && d.Reason.Gate != "" {
-		k.metrics.gateBlocks.WithLabelValues(d.Reason.Gate).Inc()
+		blocks, known := k.metrics.gateBlocks.Load(d.Reason.Gate)
+		if !known {
+			blocks, _ = k.metrics.gateBlocks.LoadOrStore(d.Reason.Gate, new(atomic.Uint64))
+		}
+		blocks.(*atomic.Uint64).Add(1)
 	}
 	return d, nil
 }

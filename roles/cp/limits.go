@@ -52,13 +52,27 @@ func newLimitedListener(
 	inner net.Listener, config *tls.Config, handshakes, anonymous int, log zerolog.Logger, failed func(),
 ) *limitedListener {
 	l := &limitedListener{
-		Listener: inner, config: config, log: log, failed: failed,
+		Listener: inner, config: hearing(config), log: log, failed: failed,
 		handshakes: make(chan struct{}, handshakes), anonymous: newCrowd(anonymous), known: newCrowd(maxPerKey),
 		ready: make(chan net.Conn), done: make(chan struct{}), greeting: map[*greeting]struct{}{},
 	}
 	l.stop = sync.OnceFunc(func() { close(l.done) })
 	go l.accept()
 	return l
+}
+
+// hearing is a configuration that notes when a peer has said hello.
+func hearing(config *tls.Config) *tls.Config {
+	config = config.Clone()
+	inner := config.GetConfigForClient
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		hello.Conn.(*placedConn).heard.Store(true)
+		if inner == nil {
+			return nil, nil
+		}
+		return inner(hello)
+	}
+	return config
 }
 
 func (l *limitedListener) accept() {
@@ -190,16 +204,7 @@ func (l *limitedListener) Close() error {
 type placedConn struct {
 	net.Conn
 	release func()      // may be called twice; nil while there is no place
-	heard   atomic.Bool // the peer has said something
-}
-
-// Read notes that the peer has said something.
-func (c *placedConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if n > 0 && !c.heard.Load() {
-		c.heard.Store(true)
-	}
-	return n, err
+	heard   atomic.Bool // the peer has said hello
 }
 
 // Close closes the connection and frees its place.

@@ -2,6 +2,7 @@ package cp
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nixfleet/roles/rollout"
@@ -12,9 +13,9 @@ type metrics struct {
 	registry   *registry
 	compliance *family
 	gateErrors *sample
-	gateBlocks *family
+	gateBlocks sync.Map // by gate, *atomic.Uint64
 
-	checkins   *sample
+	checkins   atomic.Uint64
 	refused    *sample
 	denied     *family
 	handshakes *sample
@@ -49,8 +50,18 @@ func newMetrics(cfg *Config) *metrics {
 	m.compliance = m.counters("nixfleet_compliance_failure_events_total", "Compliance failures reported.", "control_id",
 		"host")
 	m.gateErrors = m.counter("nixfleet_runtime_gate_error_events_total", "Runtime gate errors reported.")
-	m.gateBlocks = m.counters("nixfleet_gate_block_total", "Check-ins that a gate held back.", "gate")
-	m.checkins = m.counter("nixfleet_checkins_total", "Check-ins.")
+	m.registry.add(&family{
+		name: "nixfleet_gate_block_total", help: "Check-ins that a gate held back.", kind: kindCounter,
+		labels: []string{"gate"},
+		collect: func(emit func(float64, ...string)) {
+			m.gateBlocks.Range(func(gate, blocks any) bool {
+				emit(float64(blocks.(*atomic.Uint64).Load()), gate.(string))
+				return true
+			})
+		},
+	})
+	m.registry.add(&family{name: "nixfleet_checkins_total", help: "Check-ins.", kind: kindCounter,
+		collect: func(emit func(float64, ...string)) { emit(float64(m.checkins.Load())) }})
 	m.refused = m.counter("nixfleet_requests_refused_total", "Requests whose certificate was not accepted.")
 	m.denied = m.counters("nixfleet_requests_denied_total", "Requests that were refused, by status.", "status")
 	m.handshakes = m.counter("nixfleet_handshakes_failed_total", "TLS handshakes that failed.")

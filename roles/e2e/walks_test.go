@@ -334,11 +334,13 @@ func filesByRoom(files []string) string {
 		line := fmt.Sprintf("- `%s`:", room)
 		for i, name := range names[room] {
 			if i > 0 {
-				name = "," + " " + name
-			} else {
-				name = " " + name
+				line += ","
 			}
-			line += name
+			if len(line)+len(name) > 110 {
+				b.WriteString(line + "\n")
+				line = " "
+			}
+			line += " " + name
 		}
 		b.WriteString(line + "\n")
 	}

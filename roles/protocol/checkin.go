@@ -223,3 +223,27 @@ func QuarantinedIn(held string) (closure string, ok bool) {
 	}
 	return strings.TrimSpace(rest), true
 }
+
+// AgentWord is what an agent said at its last check-in.
+type AgentWord struct {
+	Version       string        `json:"version" shape:"R"`
+	BootID        string        `json:"bootId" shape:"R"`
+	Phase         *Phase        `json:"phase,omitzero" shape:"O"`
+	FetchError    string        `json:"fetchError,omitzero" shape:"O"`
+	RebootPending *string       `json:"rebootPending,omitzero" shape:"O"`
+	ProbeMode     string        `json:"probeMode,omitzero" shape:"O"`
+	Probes        []ProbeResult `json:"probes" shape:"R"`
+	Boot          *BootWord     `json:"boot,omitzero" shape:"O"`
+	CannotBegin   string        `json:"cannotBegin,omitzero" shape:"O"`
+}
+
+// Trouble says in a sentence what is wrong on the host itself, "" if nothing is known to be.
+func (w AgentWord) Trouble() string {
+	switch {
+	case w.CannotBegin != "":
+		return "the host cannot begin an activation: " + w.CannotBegin
+	case w.Boot != nil:
+		return w.Boot.Trouble()
+	}
+	return ""
+}
