@@ -44,24 +44,10 @@ func (w *World) accept(rel *fleet.Release, now time.Time) {
 	for _, name := range ordered {
 		w.rollouts.bindChannel(name, now)
 	}
-	if !w.budgets.unheard.IsZero() {
-		for _, ch := range w.rollouts.channels {
-			if ch.cur != nil {
-				w.budgets.unheard = later(w.budgets.unheard, w.budgets.born.Add(ch.cur.lease+ch.cur.confirmWindow))
-			}
-		}
-		w.timers.schedule(&w.budgets.clock, w.budgets.unheard)
-	}
+	w.rollouts.prolongUnheard()
 	w.rollouts.bindEdges(rel)
 	w.budgets.bindBudgets(rel, now)
-	if list := rel.Revocations; list != nil {
-		for _, entry := range list.Revocations {
-			// One that is heard of has a newer certificate.
-			if h := w.hosts.byName[entry.Hostname]; h != nil && w.hosts.offline(h, now) {
-				w.forsake(h, now)
-			}
-		}
-	}
+	w.rollouts.forsakeRevoked(rel, now)
 	w.rollouts.dropHosts()
 	w.hosts.stored = map[string]map[string]*record{}
 	w.rollouts.clearUndeclared(now)
@@ -79,6 +65,32 @@ func (w *World) accept(rel *fleet.Release, now time.Time) {
 	for _, name := range ordered {
 		if r := w.rollouts.channels[name].cur; r != nil {
 			w.rollouts.wakeOfferable(r, now)
+		}
+	}
+}
+
+// prolongUnheard waits for hosts as long as the leases of their rollouts may last, while a doubt is open at all.
+func (rs *rollouts) prolongUnheard() {
+	b := &rs.w.budgets
+	if b.unheard.IsZero() {
+		return
+	}
+	for _, ch := range rs.channels {
+		if ch.cur != nil {
+			b.unheard = later(b.unheard, b.born.Add(ch.cur.lease+ch.cur.confirmWindow))
+		}
+	}
+	rs.w.timers.schedule(&b.clock, b.unheard)
+}
+
+// forsakeRevoked gives up hosts that the release revokes. One that is heard of has a newer certificate.
+func (rs *rollouts) forsakeRevoked(rel *fleet.Release, now time.Time) {
+	if rel.Revocations == nil {
+		return
+	}
+	for _, entry := range rel.Revocations.Revocations {
+		if h := rs.w.hosts.byName[entry.Hostname]; h != nil && rs.w.hosts.offline(h, now) {
+			rs.w.forsake(h, now)
 		}
 	}
 }

@@ -47,9 +47,10 @@ func (t told) asked() bool {
 	return cause == protocol.CauseRecalled
 }
 
-func (hs *hosts) report(h *host, r Report, now time.Time) {
+// toldBy finds what a report is about.
+func (rs *rollouts) toldBy(h *host, r Report) told {
 	t := told{Report: r, lease: h.lease}
-	if t.lease != nil && !hs.w.rollouts.names(t.lease, r.RolloutID) {
+	if t.lease != nil && !rs.names(t.lease, r.RolloutID) {
 		t.lease = nil
 	}
 	declared := r.Closure != "" && r.Closure == h.closure
@@ -63,7 +64,12 @@ func (hs *hosts) report(h *host, r Report, now time.Time) {
 			t.lease, t.earlier = nil, true
 		}
 	}
-	if !t.own && t.lease == nil || r.Closure != "" && t.own && !declared {
+	return t
+}
+
+func (hs *hosts) report(h *host, r Report, now time.Time) {
+	t := hs.w.rollouts.toldBy(h, r)
+	if !t.own && t.lease == nil || r.Closure != "" && t.own && r.Closure != h.closure {
 		return
 	}
 	t.fault = hs.believes(h, t, now)

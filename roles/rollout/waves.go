@@ -140,12 +140,17 @@ func (rs *rollouts) wakeOfferable(r *run, now time.Time) {
 				continue
 			}
 			if rs.wakeOrQueue(h, now) {
-				for _, b := range h.decl.budgets {
-					if !h.holds(b) {
-						b.planned++
-					}
-				}
+				h.plan()
 			}
+		}
+	}
+}
+
+// plan counts the slots that a host will take which was woken for its target.
+func (h *host) plan() {
+	for _, b := range h.decl.budgets {
+		if !h.holds(b) {
+			b.planned++
 		}
 	}
 }

@@ -89,28 +89,7 @@ func New(s State, l Limits, now time.Time) *World {
 		w.budgets.unheard = until
 		w.timers.schedule(&w.budgets.clock, w.budgets.unheard)
 	}
-	created := map[string]time.Time{}
-	for _, r := range slices.SortedFunc(slices.Values(s.Rollouts), func(a, b Rollout) int {
-		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Intent, b.Intent))
-	}) {
-		ch := w.rollouts.channel(r.Channel)
-		r.IDs = slices.Clone(r.IDs)
-		if broken(ruleHoldIsKept) {
-			r.Hold = nil
-		}
-		if r.State == Halted && broken(ruleHaltIsKept) {
-			r.State = Executing
-		}
-		created[r.Intent] = r.CreatedAt
-		if r.State == RolloutSuperseded {
-			ch.past = slices.Insert(ch.past, 0, newRun(r))
-			continue
-		}
-		if ch.cur != nil {
-			ch.past = slices.Insert(ch.past, 0, ch.cur)
-		}
-		ch.cur = newRun(r)
-	}
+	created := w.rollouts.load(s.Rollouts)
 	for _, h := range s.Hosts {
 		// A row older than its rollout belongs to an earlier round of the same intent.
 		if h.Since.Before(created[h.Intent]) {
@@ -139,6 +118,33 @@ func New(s State, l Limits, now time.Time) *World {
 		}
 	}
 	return w
+}
+
+// load takes in the rollouts of before, and returns since when each intent is there.
+func (rs *rollouts) load(stored []Rollout) map[string]time.Time {
+	created := map[string]time.Time{}
+	for _, r := range slices.SortedFunc(slices.Values(stored), func(a, b Rollout) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Intent, b.Intent))
+	}) {
+		ch := rs.channel(r.Channel)
+		r.IDs = slices.Clone(r.IDs)
+		if broken(ruleHoldIsKept) {
+			r.Hold = nil
+		}
+		if r.State == Halted && broken(ruleHaltIsKept) {
+			r.State = Executing
+		}
+		created[r.Intent] = r.CreatedAt
+		if r.State == RolloutSuperseded {
+			ch.past = slices.Insert(ch.past, 0, newRun(r))
+			continue
+		}
+		if ch.cur != nil {
+			ch.past = slices.Insert(ch.past, 0, ch.cur)
+		}
+		ch.cur = newRun(r)
+	}
+	return created
 }
 
 // load takes in a dispatch made before; those of one host come in the order in which they were made.
