@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -124,6 +125,14 @@ func (c *chromium) listen(pipe *bufio.Reader) {
 // call asks the browser, or a tab of it, and decodes the result into out.
 func (c *chromium) call(session, method string, params map[string]any, out any) {
 	c.t.Helper()
+	if err := c.ask(session, method, params, out); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// ask is call with what the browser says against it as an error.
+func (c *chromium) ask(session, method string, params map[string]any, out any) error {
+	c.t.Helper()
 	answer := make(chan message, 1)
 	c.mu.Lock()
 	c.last++
@@ -143,7 +152,7 @@ func (c *chromium) call(session, method string, params map[string]any, out any) 
 	select {
 	case m := <-answer:
 		if m.Error != nil {
-			c.t.Fatalf("%s: %s", method, m.Error.Message)
+			return fmt.Errorf("%s: %s", method, m.Error.Message)
 		}
 		if out != nil {
 			if err := json.Unmarshal(m.Result, out); err != nil {
@@ -153,6 +162,7 @@ func (c *chromium) call(session, method string, params map[string]any, out any) 
 	case <-time.After(patience):
 		c.t.Fatalf("%s: the browser does not answer", method)
 	}
+	return nil
 }
 
 // tab is one tab.
@@ -187,6 +197,16 @@ func (b *tab) do(method string, params map[string]any) {
 // eval is the value of an expression in the tab.
 func (b *tab) eval(expression string) any {
 	b.t.Helper()
+	value, err := b.tryEval(expression)
+	if err != nil {
+		b.t.Fatalf("%.200s: %v", expression, err)
+	}
+	return value
+}
+
+// tryEval is eval on a page that may be between two documents.
+func (b *tab) tryEval(expression string) (any, error) {
+	b.t.Helper()
 	var answer struct {
 		Result struct {
 			Value any
@@ -196,12 +216,12 @@ func (b *tab) eval(expression string) any {
 			Exception struct{ Description string }
 		}
 	}
-	b.call(b.session, "Runtime.evaluate",
+	err := b.ask(b.session, "Runtime.evaluate",
 		map[string]any{"expression": expression, "returnByValue": true, "awaitPromise": true}, &answer)
-	if x := answer.ExceptionDetails; x != nil {
-		b.t.Fatalf("%.200s: %s %s", expression, x.Text, x.Exception.Description)
+	if x := answer.ExceptionDetails; err == nil && x != nil {
+		err = fmt.Errorf("%s %s", x.Text, x.Exception.Description)
 	}
-	return answer.Result.Value
+	return answer.Result.Value, err
 }
 
 func (b *tab) text() string {
@@ -221,11 +241,12 @@ func (b *tab) visit(place string) {
 func (b *tab) until(what, expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		if yes, _ := b.eval(expression).(bool); yes {
+		value, err := b.tryEval(expression)
+		if yes, _ := value.(bool); yes && err == nil {
 			return
 		}
 		if time.Now().After(end) {
-			b.t.Fatalf("not %s: the tab shows\n%s", what, b.text())
+			b.t.Fatalf("not %s (%v): the tab shows\n%s", what, err, b.text())
 		}
 	}
 }
