@@ -48,7 +48,7 @@ func (w *World) about(h *host, now time.Time) subject { return subject{w, h, h.r
 // Seen notes that a host is still there (its held request was answered without a new check-in, say).
 func (w *World) Seen(hostname string, now time.Time) {
 	if h := w.hosts.byName[hostname]; h != nil && h.contact.reported {
-		h.contact.seen = later(h.contact.seen, at(now))
+		h.seenAt(at(now))
 		h.contact.until = later(h.contact.until, h.contact.seen)
 	}
 }
@@ -72,7 +72,20 @@ func (hs *hosts) heard(h *host, now time.Time) {
 			}
 		}
 	}
-	h.contact.seen, h.contact.until = now, later(h.contact.until, now)
+	h.seenAt(now)
+	h.contact.until = later(h.contact.until, now)
+}
+
+// seenAt notes a sign of life. The agent of which the host spoke last has got older meanwhile: a request that it made
+// before comes from its past.
+func (h *host) seenAt(now time.Time) {
+	if !now.After(h.contact.seen) {
+		return
+	}
+	if h.said.Uptime > 0 {
+		h.said.Uptime += now.Sub(h.contact.seen)
+	}
+	h.contact.seen = now
 }
 
 // observe copies an observation.
@@ -317,10 +330,14 @@ type boot struct {
 const twinSlack = 3 * time.Second
 
 // alive reports whether a check-in was made just now by the same run of an agent as this boot's last one: the agent has
-// got older by as much time as has passed. A request that was on its way for long, one that is repeated, a snapshot
-// that was restored, and an agent that was started anew are none of that.
+// got older by just as much time as has passed. A request that was on its way for long, one that is repeated, a
+// snapshot that was restored, an agent that was started anew, and a request that is left of the run before it are none
+// of that.
 func (b *boot) alive(o *Observation, now time.Time) bool {
-	return b != nil && b.id == o.BootID && o.Uptime > b.uptime && o.Uptime-b.uptime >= now.Sub(b.seen)-twinSlack
+	if b == nil || b.id != o.BootID || o.Uptime <= b.uptime {
+		return false
+	}
+	return (o.Uptime - b.uptime - now.Sub(b.seen)).Abs() <= twinSlack
 }
 
 // hears notes which boot of a host speaks, before the rest of its check-in is taken. Two machines are there when a

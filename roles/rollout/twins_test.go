@@ -180,3 +180,29 @@ func TestOneMachineIsNotTwo(t *testing.T) {
 		})
 	}
 }
+
+// A request that is left of an earlier run of the agent comes after a reboot: it is older than what that boot said
+// last, although its agent had been running for longer.
+func TestRequestOfAnEarlierRunIsNotOfAnotherMachine(t *testing.T) {
+	b := start(t, single("s", one(0, "a", "new-a")))
+	first := speaker{boot: "boot-1", started: b.now.Add(-2 * time.Hour), closure: "old-a"}
+	second := speaker{boot: "boot-1", started: b.now, closure: "old-a"}
+	left := b.now.Add(-time.Minute)
+	b.speaks("a", first, b.now)
+	b.pass(30 * time.Second)
+	b.speaks("a", second, b.now)
+	b.pass(2 * time.Minute)
+	b.speaks("a", second, b.now)
+	b.pass(time.Minute)
+	rebooted := speaker{boot: "boot-2", started: b.now.Add(-10 * time.Second), closure: "old-a"}
+	b.speaks("a", rebooted, b.now)
+	for range 3 {
+		b.pass(5 * time.Minute)
+		b.speaks("a", first, left)
+		b.pass(time.Second)
+		b.speaks("a", rebooted, b.now)
+	}
+	if v, _ := b.w.Host("a", b.now); v.Twins != nil {
+		t.Errorf("two machines are seen: %+v", v.Twins)
+	}
+}
