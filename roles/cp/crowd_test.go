@@ -3,7 +3,6 @@ package cp
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -79,16 +78,11 @@ func TestOneAddressDoesNotKeepOthersOut(t *testing.T) {
 // time that a handshake may take.
 func TestSilentConnectionsMakeRoomSoon(t *testing.T) {
 	e := serialEstate(t, "a")
-	cert, err := loadServerCertificate(e.path("server.pem"), e.path("server.key"))()
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(e.root.Cert)
+	server, client := e.handshake(t)
 	at(t, func(t *testing.T) {
 		const places, silent = 256, 1500
 		inner := &pipes{make(chan net.Conn, silent+1), make(chan struct{})}
-		l := newLimitedListener(inner, &tls.Config{Certificates: []tls.Certificate{*cert}}, places, 1, zerolog.Nop(),
+		l := newLimitedListener(inner, server, places, 1, zerolog.Nop(),
 			func() {})
 		defer l.Close()
 		began := time.Now()
@@ -96,7 +90,7 @@ func TestSilentConnectionsMakeRoomSoon(t *testing.T) {
 		for range silent {
 			stalled = append(stalled, inner.dial())
 		}
-		client := tls.Client(inner.dial(), &tls.Config{RootCAs: roots, ServerName: "localhost"})
+		client := tls.Client(inner.dial(), client)
 		greeted := make(chan error, 1)
 		go func() { greeted <- client.HandshakeContext(context.Background()) }()
 		accepted, err := l.Accept()

@@ -17,7 +17,7 @@ const (
 	// crowdedTimeout is what a handshake gets when all places are taken: long enough
 	// for a slow line, short enough that a stalling client frees its place.
 	crowdedTimeout = 2 * time.Second
-	// silentTimeout is what one gets then that has said nothing at all.
+	// silentTimeout is what one gets then that has not said hello.
 	silentTimeout = 500 * time.Millisecond
 	// maxAcceptPause bounds the pause after a connection could not be accepted, as
 	// when there are no file descriptors left.

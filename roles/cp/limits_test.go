@@ -36,18 +36,25 @@ func (p *pipes) dial() net.Conn {
 	return ours
 }
 
-func TestHandshakesThatStallMakeRoom(t *testing.T) {
-	e := serialEstate(t, "a")
+// handshake is the configurations of both sides of a handshake with the control plane.
+func (e *estate) handshake(t *testing.T) (server, client *tls.Config) {
+	t.Helper()
 	cert, err := loadServerCertificate(e.path("server.pem"), e.path("server.key"))()
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(e.root.Cert)
+	return &tls.Config{Certificates: []tls.Certificate{*cert}}, &tls.Config{RootCAs: roots, ServerName: "localhost"}
+}
+
+func TestHandshakesThatStallMakeRoom(t *testing.T) {
+	e := serialEstate(t, "a")
+	server, client := e.handshake(t)
 	at(t, func(t *testing.T) {
 		const places = 3
 		inner := &pipes{make(chan net.Conn, 16), make(chan struct{})}
-		l := newLimitedListener(inner, &tls.Config{Certificates: []tls.Certificate{*cert}}, places, 1, zerolog.Nop(),
+		l := newLimitedListener(inner, server, places, 1, zerolog.Nop(),
 			func() {})
 		defer l.Close()
 		began := time.Now()
@@ -56,7 +63,7 @@ func TestHandshakesThatStallMakeRoom(t *testing.T) {
 			stalled = append(stalled, inner.dial())
 		}
 		synctest.Wait()
-		client := tls.Client(inner.dial(), &tls.Config{RootCAs: roots, ServerName: "localhost"})
+		client := tls.Client(inner.dial(), client)
 		greeted := make(chan error, 1)
 		go func() { greeted <- client.HandshakeContext(context.Background()) }()
 		accepted, err := l.Accept()
