@@ -322,9 +322,13 @@ type boot struct {
 	id     string
 	seen   time.Time
 	uptime time.Duration // of its agent, when it was seen
-	// returned says that it had spoken again after another one, and was alive then.
-	returned bool
+	// turns are how often in a row the two had spoken in turn by then, each time the same live agent as before.
+	turns int
 }
+
+// twinTurns are the turns that prove two machines. One late request may by chance look as old as a live agent would be
+// by then, and the real agent's next one makes a second turn; a third takes another such chance.
+const twinTurns = 3
 
 // twinSlack is how much later a request may arrive than it was made and still prove that its maker is alive.
 const twinSlack = 3 * time.Second
@@ -341,7 +345,8 @@ func (b *boot) alive(o *Observation, now time.Time) bool {
 }
 
 // hears notes which boot of a host speaks, before the rest of its check-in is taken. Two machines are there when a
-// boot speaks again after a newer one, and that one again after it, both alive; or when two connections prove it.
+// boot speaks again after a newer one, that one again after it, and the first once more, all of them alive; or when two
+// connections prove it.
 func (w *World) hears(h *host, o *Observation, now time.Time) {
 	last := h.said.BootID
 	if o.Twin && last != "" {
@@ -352,11 +357,14 @@ func (w *World) hears(h *host, o *Observation, now time.Time) {
 		return
 	}
 	before := h.contact.other
-	back := before.alive(o, now)
-	if back && before.returned {
+	turns := 0
+	if before.alive(o, now) {
+		turns = before.turns + 1
+	}
+	if turns >= twinTurns {
 		w.notice(h, [2]string{last, o.BootID}, o.KnowsLease, now)
 	}
-	h.contact.other = &boot{id: last, seen: h.contact.seen, uptime: h.said.Uptime, returned: back}
+	h.contact.other = &boot{id: last, seen: h.contact.seen, uptime: h.said.Uptime, turns: turns}
 }
 
 // doubled reports whether nothing that is said in the name of the host counts.

@@ -146,6 +146,17 @@ func TestOneMachineIsNotTwo(t *testing.T) {
 				b.speaks("a", first, epoch.Add(80*time.Second))
 			}
 		},
+		"a late request that is as old as a live agent would be": func(b *bench) {
+			for range 3 {
+				b.pass(time.Minute)
+				b.speaks("a", second, b.now)
+			}
+			b.speaks("a", first, b.now)
+			for range 3 {
+				b.pass(time.Minute)
+				b.speaks("a", second, b.now)
+			}
+		},
 		"an agent started anew": func(b *bench) {
 			for i := range 4 {
 				m := first

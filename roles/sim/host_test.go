@@ -43,6 +43,7 @@ type host struct {
 
 	// What is true of it, whatever anybody says.
 	switching   bool      // between the start of a switch and its proof or undo
+	switchedTo  string    // the closure of the last switch that was no undo
 	armed       time.Time // when its deadline was armed; zero: not
 	began       int       // the newest release that it had accepted when it began the activation
 	accepted    int       // the newest release the head of which it was given
@@ -123,7 +124,10 @@ func (h *host) open() {
 	h.mu.Unlock()
 	sim.OnDeadline(func(d nixops.Deadline) {
 		undo := func(ctx context.Context, cfg agent.Config) error { return agent.Deadline(ctx, cfg, d.Unit) }
-		if err := h.outside(undo); err != nil && !errors.Is(err, os.ErrClosed) {
+		switch err := h.outside(undo); {
+		case err == nil:
+			h.w.fired(h)
+		case !errors.Is(err, os.ErrClosed):
 			h.w.log(h.name).Warn().Err(err).Msg("deadline")
 		}
 	})

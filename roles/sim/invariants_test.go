@@ -54,6 +54,21 @@ func (w *world) disarms(h *host) {
 	h.armed, h.switching = time.Time{}, false
 }
 
+// fired is a deadline that has run. An agent that died between its undo and its disarming left nothing to do: the
+// activation is over if what it switched to does not run.
+func (w *world) fired(h *host) {
+	h.mu.Lock()
+	machine := h.sim
+	h.mu.Unlock()
+	running, err := machine.CurrentSystem(context.Background())
+	w.mu.Lock()
+	over := err == nil && running != h.switchedTo
+	w.mu.Unlock()
+	if over {
+		w.disarms(h)
+	}
+}
+
 // acquit: a fault of ours may be why this host fails what it does now.
 func (w *world) acquit(h *host) {
 	w.mu.Lock()
@@ -84,7 +99,7 @@ func (w *world) switches(h *host, closure string, back bool) {
 				window)
 		}
 	}
-	h.switching = true
+	h.switching, h.switchedTo = true, closure
 	if h.recalled {
 		// Whoever speaks for the control plane decides when a host moves, and not where to.
 		return
