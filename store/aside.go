@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -38,18 +39,24 @@ func checkpoint(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	var busy, logged, done int
-	err = db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &logged, &done)
+	busy, err := takeIn(ctx, db)
 	if err = errors.Join(err, db.Close()); err != nil {
 		return err
 	}
 	// The last connection to close removes the log; a log means another one.
 	if left, err := exists(path + "-wal"); err != nil {
 		return err
-	} else if busy != 0 || left {
+	} else if busy || left {
 		return fmt.Errorf("%w: another program has it open", ErrDowngrade)
 	}
 	return nil
+}
+
+// takeIn brings the log into the file, unless another connection is in the way.
+func takeIn(ctx context.Context, db *sql.DB) (busy bool, err error) {
+	var blocked, logged, done int
+	err = db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&blocked, &logged, &done)
+	return blocked != 0, err
 }
 
 // restoreCopy makes next a database of schema len(list) from the newest copy

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 	"time"
 
 	"nixfleet/roles/protocol"
@@ -33,8 +35,8 @@ func (s *Store) Events(ctx context.Context, rolloutID string, after int64, limit
 // History reads the event log backwards from its end or from before a line.
 func (s *Store) History(ctx context.Context, q protocol.HistoryQuery) ([]protocol.Event, error) {
 	query := `SELECT seq, at, kind, intent, rollout_id, channel, hostname, actor, reason, detail FROM rollout_events
-		WHERE (?1 = 0 OR seq < ?1)`
-	args := []any{q.Before}
+		WHERE seq < ?`
+	args := []any{cmp.Or(q.Before, math.MaxInt64)}
 	if q.Rollout != "" {
 		query += ` AND intent IN (SELECT r.intent FROM rollouts r, json_each(r.ids) j WHERE j.value = ?)`
 		args = append(args, q.Rollout)
@@ -131,10 +133,10 @@ func (e AuditEntry) put(tx *sql.Tx) error {
 // AuditLog reads what operators did, backwards from its end or from before an entry.
 func (s *Store) AuditLog(ctx context.Context, before int64, limit int) ([]protocol.AuditEntry, error) {
 	entries, err := collect(ctx, s.read, `SELECT seq, at, actor, action, subject, reason FROM audit
-		WHERE ?1 = 0 OR seq < ?1 ORDER BY seq DESC LIMIT ?2`,
+		WHERE seq < ? ORDER BY seq DESC LIMIT ?`,
 		func(e *protocol.AuditEntry) []any {
 			return []any{&e.Seq, moment{&e.At.Time}, &e.Actor, &e.Action, &e.Subject, &e.Reason}
-		}, before, limit)
+		}, cmp.Or(before, math.MaxInt64), limit)
 	if err != nil {
 		return nil, fmt.Errorf("read audit log: %w", err)
 	}

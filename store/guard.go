@@ -152,11 +152,11 @@ func (g *guard) stamp(ctx context.Context, db *sql.DB) error {
 	if _, err := db.ExecContext(ctx, `INSERT OR REPLACE INTO opened (id, epoch) VALUES (1, ?)`, next); err != nil {
 		return err
 	}
-	var busy, logged, done int
-	if err := db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &logged, &done); err != nil {
+	busy, err := takeIn(ctx, db)
+	if err != nil {
 		return err
 	}
-	if busy == 0 {
+	if !busy {
 		g.epochs = g.epochs[:1]
 	}
 	return g.write()

@@ -50,15 +50,3 @@ func (s *Store) Confirmations(ctx context.Context, hosts []string) ([]Confirmati
 	}
 	return rows, nil
 }
-
-// ReportsOf reads the kept reports of a host, newest first.
-func (s *Store) ReportsOf(ctx context.Context, host string) ([]Report, error) {
-	reports, err := collect(ctx, s.read, `SELECT event_id, hostname, received_at, event, rollout_id, signature_status,
-		details FROM host_reports WHERE hostname = ? ORDER BY seq DESC`, func(r *Report) []any {
-		return []any{&r.EventID, &r.Hostname, moment{&r.ReceivedAt}, &r.Event, &r.Rollout, &r.Verdict, &r.Details}
-	}, host)
-	if err != nil {
-		return nil, fmt.Errorf("read reports of %s: %w", host, err)
-	}
-	return reports, nil
-}

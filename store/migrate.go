@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -138,10 +139,7 @@ func inspect(ctx context.Context, db *sql.DB) (version int, err error) {
 			if ctx.Err() != nil {
 				return 0, err
 			}
-			if kind := kindOf(err); kind != nil {
-				return 0, named(err)
-			}
-			return 0, fmt.Errorf("%w (%w)", ErrDamaged, err)
+			return 0, fmt.Errorf("%w (%w)", cmp.Or(kindOf(err), ErrDamaged), err)
 		}
 	}
 	switch {

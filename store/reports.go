@@ -40,14 +40,34 @@ func (r Report) put(tx *sql.Tx) error {
 
 // Reports reads the newest reports of a host, or of all where host is empty, newest first.
 func (s *Store) Reports(ctx context.Context, host string, limit int) ([]Report, error) {
-	reports, err := collect(ctx, s.read, `SELECT event_id, hostname, received_at, event, rollout_id, signature_status,
-		details FROM host_reports WHERE ?1 = '' OR hostname = ?1 ORDER BY seq DESC LIMIT ?2`, func(r *Report) []any {
-		return []any{&r.EventID, &r.Hostname, moment{&r.ReceivedAt}, &r.Event, &r.Rollout, &r.Verdict, &r.Details}
-	}, host, limit)
+	var reports []Report
+	var err error
+	if host == "" {
+		reports, err = s.reports(ctx, `ORDER BY seq DESC LIMIT ?`, limit)
+	} else {
+		reports, err = s.reports(ctx, `WHERE hostname = ? ORDER BY seq DESC LIMIT ?`, host, limit)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read reports: %w", err)
 	}
 	return reports, nil
+}
+
+// ReportsOf reads the kept reports of a host, newest first.
+func (s *Store) ReportsOf(ctx context.Context, host string) ([]Report, error) {
+	reports, err := s.reports(ctx, `WHERE hostname = ? ORDER BY seq DESC`, host)
+	if err != nil {
+		return nil, fmt.Errorf("read reports of %s: %w", host, err)
+	}
+	return reports, nil
+}
+
+// reports reads those that the rest of a query names.
+func (s *Store) reports(ctx context.Context, which string, args ...any) ([]Report, error) {
+	return collect(ctx, s.read, `SELECT event_id, hostname, received_at, event, rollout_id, signature_status, details
+		FROM host_reports `+which, func(r *Report) []any {
+		return []any{&r.EventID, &r.Hostname, moment{&r.ReceivedAt}, &r.Event, &r.Rollout, &r.Verdict, &r.Details}
+	}, args...)
 }
 
 // VerifiedReports counts the kept reports of each host whose signature verified.
