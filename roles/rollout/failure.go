@@ -81,17 +81,7 @@ func (rs *rollouts) applyPolicy(h *host, f fault, code, detail string, now time.
 // went on.
 func (r *run) failed() (n int) {
 	for i := range r.waves {
-		if r.waves[i].in(Failed, Reverted) == 0 {
-			continue
-		}
-		for _, h := range r.waves[i].hosts {
-			if st := h.state(); st != Failed && st != Reverted {
-				continue
-			}
-			if h.rec.Reason != CodeLost && h.rec.Reason != CodeUnconfirmed {
-				n++
-			}
-		}
+		n += r.waves[i].failed
 	}
 	return n
 }

@@ -49,6 +49,7 @@ type wave struct {
 	counts       [protocol.HostStateCount]int
 	silent       int // touched hosts that are Skipped
 	tolerated    int // hosts without which an operator went on
+	failed       int // Failed and Reverted hosts, without those that only fell silent
 	failing      int // Healthy and Soaked hosts whose probes fail
 	noncompliant int // hosts with outstanding compliance failures
 }

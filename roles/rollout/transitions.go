@@ -30,6 +30,9 @@ func (r *run) count(h *host, sign int) {
 	if st == Skipped && h.rec.Reason == CodeTolerated {
 		wv.tolerated += sign
 	}
+	if (st == Failed || st == Reverted) && h.rec.Reason != CodeLost && h.rec.Reason != CodeUnconfirmed {
+		wv.failed += sign
+	}
 	if h.rec.touched() {
 		r.touched[st.Index()] += sign
 		if st == Skipped && h.rec.Reason != CodeTolerated {

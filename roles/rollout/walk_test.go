@@ -355,6 +355,10 @@ func checkCounters(t testing.TB, w *World) {
 				t.Fatalf("wave %d of %s counts %v %d %d, want %v %d %d", i, ch.name, a.counts, a.silent, a.noncompliant, b.counts,
 					b.silent, b.noncompliant)
 			}
+			if a.failed != b.failed || a.failing != b.failing || a.tolerated != b.tolerated {
+				t.Fatalf("wave %d of %s counts %d failed, %d failing and %d tolerated, want %d, %d and %d", i, ch.name, a.failed,
+					a.failing, a.tolerated, b.failed, b.failing, b.tolerated)
+			}
 		}
 		if r.touched != fresh.touched {
 			t.Fatalf("%s counts touched %v, want %v", ch.name, r.touched, fresh.touched)

@@ -222,15 +222,13 @@ func (w *World) State() State {
 		if h.past.ended != nil && !h.slot.until.IsZero() {
 			s.Dispatches = append(s.Dispatches, h.past.ended.Dispatch)
 		}
+		if t := h.contact.twins; t != nil {
+			s.Twins = append(s.Twins, *t)
+		}
 	}
 	for intent := range sortedKeys(w.hosts.stored) {
 		for _, r := range sortedMap(w.hosts.stored[intent]) {
 			s.Hosts = append(s.Hosts, r.export())
-		}
-	}
-	for _, h := range sortedMap(w.hosts.byName) {
-		if t := h.contact.twins; t != nil {
-			s.Twins = append(s.Twins, *t)
 		}
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(w.rollouts.quarantines), compareQuarantines) {
