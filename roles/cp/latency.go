@@ -77,7 +77,10 @@ func (l *latencies) note(c rollout.Change, openedAt func(rolloutID string) (time
 			continue
 		}
 		spoken[e.Host] = e.At.Time
-		if opened, ok := openedAt(e.RolloutID); ok && e.Kind == protocol.LogDispatched {
+		if e.Kind != protocol.LogDispatched {
+			continue
+		}
+		if opened, ok := openedAt(e.RolloutID); ok {
 			l.dispatch.observe(e.At.Sub(opened))
 		}
 	}
@@ -94,9 +97,8 @@ func (l *latencies) note(c rollout.Change, openedAt func(rolloutID string) (time
 // as declared.
 func (m *metrics) watchChannels(w *world, seen *lastSeen, release *inForce) {
 	hosts := func() []rollout.HostView {
-		return look(w, func(w *rollout.World, now time.Time) []rollout.HostView {
-			return seen.present(w.Hosts(now), now)
-		})
+		views := look(w, func(w *rollout.World, now time.Time) []rollout.HostView { return w.Hosts(now) })
+		return seen.present(views, time.Now())
 	}
 	m.registry.add(&family{name: "nixfleet_channel_hosts", kind: kindGauge, labels: []string{"channel", "standing"},
 		help: "Hosts of a channel: failed, silent, moving, waiting or converged.",

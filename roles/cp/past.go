@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"nixfleet/nixops/fleet"
 	"nixfleet/roles/protocol"
 )
@@ -102,10 +100,7 @@ func (p *views) hostReports(c *call) (any, error) {
 	}
 	out := protocol.HostReportsResponse{Reports: []protocol.HostReport{}}
 	for _, rep := range reports {
-		out.Reports = append(out.Reports, protocol.HostReport{
-			Hostname: rep.Hostname, EventID: rep.EventID, ReceivedAt: protocol.Offset(rep.ReceivedAt), EventKind: rep.Event,
-			Rollout: rep.Rollout, SignatureStatus: rep.Verdict, Event: rep.Event, Details: jsontext.Value(rep.Details),
-		})
+		out.Reports = append(out.Reports, reportOfRow(rep))
 	}
 	return out, nil
 }

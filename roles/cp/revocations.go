@@ -1,7 +1,6 @@
 package cp
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -162,8 +161,8 @@ func concerns(
 	}
 	tidy := bareName(strings.ToLower(strings.Join(strings.Fields(name), "")), suffix)
 	for host := range hosts {
-		if strings.ToLower(host) == tidy {
-			meant = cmp.Or(min(cmp.Or(meant, host), host), host)
+		if strings.ToLower(host) == tidy && (meant == "" || host < meant) {
+			meant = host
 		}
 	}
 	if meant != "" {
@@ -175,7 +174,7 @@ func concerns(
 // nameUnmatched says of each local row, once, that it refuses nobody or nobody who is
 // known: a revocation that was mistyped looks like one that works.
 func (t *ticker) nameUnmatched(rows map[string]time.Time) {
-	snap := t.snapshot.Load()
+	snap := t.world.snapshot.Load()
 	if snap == nil {
 		return
 	}

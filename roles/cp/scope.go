@@ -170,12 +170,11 @@ func (o *acts) mayRevoke(c *call, name string) error {
 	if len(c.scopes) == 0 {
 		return nil
 	}
-	snap := o.release.snapshot.Load()
-	whom, _ := concerns(name, snap, o.cfg.AgentSuffix, nil)
-	if whom != protocol.ConcernsHost {
+	h := o.release.snapshot.Load().rel.Fleet.Hosts[bareName(name, o.cfg.AgentSuffix)]
+	switch {
+	case h == nil:
 		return refused(http.StatusForbidden, codeScope, "only an operator without a scope revokes what is not a host")
-	}
-	if !c.scopes.channel(snap.rel.Fleet.Hosts[bareName(name, o.cfg.AgentSuffix)].Channel) {
+	case !c.scopes.channel(h.Channel):
 		return refused(http.StatusForbidden, codeScope,
 			"the scope of this operator does not have the channel of this host")
 	}

@@ -111,7 +111,7 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	}
 	s := &server{
 		cfg: cfg, log: log, store: db, files: reread, world: w, release: release, stopping: make(chan struct{}),
-		ticker: newTicker(cfg, db, w, held, snapshot),
+		ticker: newTicker(cfg, db, w, held),
 		door:   newDoor(cfg, reread, snapshot, db, counted),
 	}
 	s.door.channelOfRollout = func(id string) (string, bool) {

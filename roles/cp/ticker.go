@@ -22,16 +22,13 @@ type ticker struct {
 	waiters *waiters
 	last    atomic.Int64 // Unix milliseconds of the last tick
 
-	snapshot  *current
 	named     map[string]bool      // rows that concern no host, and that was said; the loop's own
 	revoked   map[string]time.Time // by local rows, at the last tick; the loop's own
 	displaced bool                 // the database's file is gone, and that was said; the loop's own
 }
 
-func newTicker(cfg *Config, db store.Database, w *world, held *waiters, snapshot *current) *ticker {
-	return &ticker{
-		cfg: cfg, log: cfg.Log, store: db, world: w, waiters: held, snapshot: snapshot, named: map[string]bool{},
-	}
+func newTicker(cfg *Config, db store.Database, w *world, held *waiters) *ticker {
+	return &ticker{cfg: cfg, log: cfg.Log, store: db, world: w, waiters: held, named: map[string]bool{}}
 }
 
 // alive says that the ticks go on, to systemd's watchdog. A tick that waits for somebody's

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
@@ -85,15 +86,16 @@ func (s *gitSource) tree(ctx context.Context, mirror, commit string) (*gitTree, 
 		manifests = append(manifests, name, name+fleet.SignatureSuffix)
 	}
 	slices.Sort(manifests)
-	there, err := t.find(ctx, slices.Compact(manifests))
+	found, err := t.find(ctx, slices.Compact(manifests))
 	if err != nil {
 		return nil, err
 	}
-	return t, t.load(ctx, there)
+	maps.Copy(t.blobs, found)
+	return t, t.load(ctx, slices.Sorted(maps.Keys(found)))
 }
 
-// find asks which of names are files of the commit, and notes their sizes.
-func (t *gitTree) find(ctx context.Context, names []string) (there []string, err error) {
+// find asks which of names are files of the commit.
+func (t *gitTree) find(ctx context.Context, names []string) (map[string]gitBlob, error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
@@ -109,6 +111,7 @@ func (t *gitTree) find(ctx context.Context, names []string) (there []string, err
 	if len(lines) <= len(names) {
 		return nil, fmt.Errorf("cat-file answered %d lines for %d names", len(lines), len(names))
 	}
+	found := map[string]gitBlob{}
 	for i, name := range names {
 		fields := strings.Fields(lines[i])
 		if len(fields) != 3 || fields[1] != "blob" {
@@ -118,10 +121,9 @@ func (t *gitTree) find(ctx context.Context, names []string) (there []string, err
 		if err != nil || size < 0 {
 			return nil, fmt.Errorf("cat-file answered %.120q", lines[i])
 		}
-		t.blobs[name] = gitBlob{fields[0], size}
-		there = append(there, name)
+		found[name] = gitBlob{fields[0], size}
 	}
-	return there, nil
+	return found, nil
 }
 
 // list gives the regular files of the release directory and of its heads.
@@ -238,12 +240,11 @@ func (t *gitTree) ReadFile(name string) ([]byte, error) {
 	}
 	blob, ok := t.blobs[name]
 	if !ok && strings.HasPrefix(name, fleet.ManifestsDir+"/") && fs.ValidPath(name) && !strings.Contains(name, "\n") {
-		old := *t // its maps are shared by requests
-		old.blobs = map[string]gitBlob{}
-		if _, err := old.find(context.Background(), []string{name}); err != nil {
+		found, err := t.find(context.Background(), []string{name})
+		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
-		blob, ok = old.blobs[name]
+		blob, ok = found[name]
 	}
 	if !ok {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}

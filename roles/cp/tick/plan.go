@@ -188,8 +188,11 @@ func (p *tickPlan) inFlight(h rollout.HostRecord, c *fleet.ChannelRelease) rollo
 // halt stops a rollout that a host has failed in, as the policy of its channel says. The host's own report would have
 // done so on a control plane that runs; here there is only its state.
 func (p *tickPlan) halt(r *observedRollout) {
+	if rollout.RolloutState(r.State) != rollout.Executing {
+		return
+	}
 	for _, host := range sorted(r.HostStates) {
-		if rollout.RolloutState(r.State) != rollout.Executing || rollout.HostState(r.HostStates[host]) != rollout.Failed {
+		if rollout.HostState(r.HostStates[host]) != rollout.Failed {
 			continue
 		}
 		r.State = string(rollout.Halted)
@@ -198,6 +201,7 @@ func (p *tickPlan) halt(r *observedRollout) {
 			r.State = string(rollout.Reverting)
 		}
 		p.add(action{Action: "halt_rollout", Rollout: r.ID, Reason: "host " + host + ": failed"})
+		return
 	}
 }
 
