@@ -68,19 +68,16 @@ func bootSentence(b *protocol.BootWord) string {
 	return ""
 }
 
-// bootFacts is what a check-in says of the next boot. running is the closure that runs.
-func (c *contact) bootFacts(ctx context.Context, running string) *protocol.BootWord {
-	state := running
+// bootFacts is what a check-in says of the next boot. It is given the closure that runs, and the id of this boot.
+func (c *contact) bootFacts(ctx context.Context, running, bootID string) *protocol.BootWord {
+	profile, err := c.host.Profile(ctx)
+	if err != nil {
+		profile = err.Error()
+	}
+	state := running + " " + bootID + " " + profile
 	j, err := c.dir.Journal()
 	if err == nil && j != nil {
 		state += " " + string(j.Step) + " " + j.Units.Switch
-	}
-	for _, read := range []func(context.Context) (string, error){c.host.BootID, c.host.Profile} {
-		name, err := read(ctx)
-		if err != nil {
-			name = err.Error()
-		}
-		state += " " + name
 	}
 	next := c.boots.look(ctx, state)
 	word := &protocol.BootWord{Loader: next.Loader, Unknown: next.Unknown, Once: next.Once, Counter: string(next.Counter)}

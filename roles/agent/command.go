@@ -15,7 +15,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/nixops/sim"
-	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/agent/verify"
 	"nixfleet/roles/command"
@@ -274,11 +273,6 @@ func statusCommand(c *cli.Context) error {
 		if !c.Bool("json") {
 			return s.print(c.App.Writer, time.Now())
 		}
-		doc, err := pki.Marshal(s)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(c.App.Writer, "%s\n", doc)
-		return err
+		return command.Line(c, s)
 	})(c)
 }

@@ -115,7 +115,8 @@ func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 		req.Held = &held
 	}
 	pending := c.rebootFacts(ctx, req)
-	req.Boot, req.CannotBegin = c.bootFacts(ctx, req.CurrentGeneration.ClosureHash), c.memory.unbegun.Load()
+	req.Boot = c.bootFacts(ctx, req.CurrentGeneration.ClosureHash, boot)
+	req.CannotBegin = c.memory.unbegun.Load()
 	nextBoot := bootSentence(req.Boot)
 	if req.Phase, err = c.phase(); err != nil {
 		return nil, err

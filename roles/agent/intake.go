@@ -127,7 +127,8 @@ func (i *intake) fetch(ctx context.Context, closure string) error {
 			err = nil
 		}
 		if err == nil {
-			return i.noteFetched(limited, closure)
+			i.noteFetched(limited, closure)
+			return nil
 		}
 		again := errors.Is(err, nixops.ErrUnreachable) || errors.Is(err, nixops.ErrTruncated)
 		if !copied || try == fetchTries || !again {
@@ -164,7 +165,7 @@ func (i *intake) suspect(ctx context.Context, closure string) bool {
 	return last == nil || err != nil || last.Closure != closure || last.BootID != boot
 }
 
-func (i *intake) noteFetched(ctx context.Context, closure string) error {
+func (i *intake) noteFetched(ctx context.Context, closure string) {
 	boot, err := i.host.BootID(ctx)
 	if err == nil {
 		err = i.dir.Write(fetchedFile, fetched{closure, boot})
@@ -172,7 +173,6 @@ func (i *intake) noteFetched(ctx context.Context, closure string) error {
 	if err != nil {
 		i.log.Warn().Err(err).Msg("download not noted; it is looked at again")
 	}
-	return nil
 }
 
 // repaired looks at the contents of a closure that has failed. It says what was damaged and

@@ -113,11 +113,20 @@ func (q *quarantine) blocked(closure string, now time.Time) string {
 		return fmt.Sprintf("quarantined: undone %d times though the release is not to blame, the last time: %s",
 			q.Unreachable, q.Reason)
 	}
-	// A clock that was set back since then would make it wait for as long.
-	if pause, since := backoff(q.Unreachable+q.Refused), now.Sub(q.At.Time); since >= 0 && since < pause {
-		return fmt.Sprintf("waits %s after: %s", pause, q.Reason)
+	if q.pause(now) > 0 {
+		return fmt.Sprintf("waits %s after: %s", backoff(q.Unreachable+q.Refused), q.Reason)
 	}
 	return ""
+}
+
+// pause is how long the closure has still to wait, as long as nothing forbids it. A clock that was set back since then
+// would make it wait for as long.
+func (q *quarantine) pause(now time.Time) time.Duration {
+	since := now.Sub(q.At.Time)
+	if since < 0 {
+		return 0
+	}
+	return max(0, backoff(q.Unreachable+q.Refused)-since)
 }
 
 func backoff(n uint32) time.Duration {
@@ -163,7 +172,7 @@ func (m *memory) pause(w *verify.Target) time.Duration {
 	if q == nil || q.Closure != w.Closure() || q.over() || m.hold.Load() != nil {
 		return 0
 	}
-	return max(0, backoff(q.Unreachable+q.Refused)-m.clock.now().Sub(q.At.Time))
+	return q.pause(m.clock.now())
 }
 
 // retryAfter keeps an offer that crossed our failure report from counting as

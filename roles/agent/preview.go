@@ -9,7 +9,6 @@ import (
 
 	"nixfleet/nixops"
 	"nixfleet/nixops/fleet"
-	"nixfleet/pki"
 	"nixfleet/roles/agent/journal"
 	"nixfleet/roles/command"
 )
@@ -56,12 +55,7 @@ func preview(c *cli.Context, h hand) error {
 		return err
 	}
 	if c.Bool("json") {
-		doc, err := pki.Marshal(previewed{closure, changes})
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(c.App.Writer, "%s\n", doc)
-		return err
+		return command.Line(c, previewed{closure, changes})
 	}
 	return printChanges(c, closure, changes)
 }

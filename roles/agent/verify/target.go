@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"sync"
 	"time"
 
 	"nixfleet/nixops/fleet"
@@ -55,13 +56,13 @@ func (t *Target) Dispatch() string { return t.dispatch }
 // DispatchName is the name of the dispatch of a target that nothing has verified; empty when its form is not that of
 // one.
 func DispatchName(t *protocol.Target) string {
-	if !dispatchForm.MatchString(t.Dispatch) {
+	if !dispatchForm().MatchString(t.Dispatch) {
 		return ""
 	}
 	return t.Dispatch
 }
 
-var dispatchForm = regexp.MustCompile(`^[0-9A-Za-z]{1,40}$`)
+var dispatchForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9A-Za-z]{1,40}$`) })
 
 // Wave is the wave of this host.
 func (t *Target) Wave() uint32 { return t.wave }
