@@ -29,13 +29,19 @@ func bootRoom(root, closure string, space *Space) error {
 			return fmt.Errorf("free space of %s: %w", dir, err)
 		}
 		space.BootFree = min(space.BootFree, free)
-		takes, removable := uint64(0), uint64(0)
-		if shared, err := disk.SameFileSystem(root+dir, root+storeDir); err != nil {
+		if closure == "" {
+			continue
+		}
+		shared, err := disk.SameFileSystem(root+dir, root+storeDir)
+		if err != nil {
 			return err
-		} else if !shared && closure != "" {
-			if takes, removable, err = copies(root, dir, closure); err != nil {
-				return err
-			}
+		}
+		if shared {
+			continue
+		}
+		takes, removable, err := copies(root, dir, closure)
+		if err != nil {
+			return err
 		}
 		if takes > free+removable && takes-free-removable > space.BootLacks {
 			space.BootLacks, space.BootLacking = takes-free-removable, dir
