@@ -79,7 +79,7 @@ func (s *Scope) extension() (pkix.Extension, error) {
 	if err := s.Check(); err != nil {
 		return pkix.Extension{}, err
 	}
-	text, err := Marshal(&Scope{Channels: append([]string{}, s.Channels...), Verbs: append([]string{}, s.Verbs...)})
+	text, err := Marshal(s)
 	if err != nil {
 		return pkix.Extension{}, err
 	}

@@ -10,12 +10,13 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
 
-// Picture makes what a screen of the given size shows. It may be longer and wider than that: the screen cuts it.
-type Picture func(ctx context.Context, columns, lines int) (string, error)
+// Picture makes what a screen of so many lines shows. It may be longer and wider than that: the screen cuts it.
+type Picture func(ctx context.Context, lines int) (string, error)
 
 // ErrNoScreen means that a picture has no terminal to be drawn on.
 var ErrNoScreen = errors.New("the output is not a terminal")
@@ -49,7 +50,7 @@ func Screen(ctx context.Context, out io.Writer, every time.Duration, draw Pictur
 		if err != nil {
 			columns, lines = 80, 24
 		}
-		text, err := draw(ctx, columns, lines)
+		text, err := draw(ctx, lines)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -107,14 +108,14 @@ func cut(line string, columns int) string {
 			rest = after
 			continue
 		}
-		r := []rune(rest)[0]
+		r, size := utf8.DecodeRuneInString(rest)
 		if width == columns-1 {
 			b.WriteString("…")
 			break
 		}
 		b.WriteRune(r)
 		width++
-		rest = rest[len(string(r)):]
+		rest = rest[size:]
 	}
 	return b.String() + escape + "0m"
 }

@@ -24,7 +24,7 @@ type statusView struct {
 const chrome = 6
 
 // picture is a screen of --watch.
-func (v *statusView) picture(ctx context.Context, _, lines int) (string, error) {
+func (v *statusView) picture(ctx context.Context, lines int) (string, error) {
 	text, err := v.look(ctx, max(1, lines-chrome))
 	if err != nil {
 		return "", explained(err, "ask for the hosts")

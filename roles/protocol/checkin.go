@@ -239,11 +239,8 @@ type AgentWord struct {
 
 // Trouble says in a sentence what is wrong on the host itself, "" if nothing is known to be.
 func (w AgentWord) Trouble() string {
-	switch {
-	case w.CannotBegin != "":
+	if w.CannotBegin != "" {
 		return "the host cannot begin an activation: " + w.CannotBegin
-	case w.Boot != nil:
-		return w.Boot.Trouble()
 	}
-	return ""
+	return w.Boot.Trouble()
 }
