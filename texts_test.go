@@ -204,7 +204,7 @@ var (
 	verb     = regexp.MustCompile(`%[-+# 0-9.*]*[a-zA-Z]|[^a-zA-Z%]+`)
 	twoWords = regexp.MustCompile(`[A-Za-z',;:.)]{2,} +[A-Za-z(%{]{2,}`)
 	query    = regexp.MustCompile(
-		`^\s*(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|ALTER|VACUUM|SAVEPOINT|ROLLBACK|RELEASE|ATTACH|DETACH)\b|\b(FROM|WHERE) [a-z_]+\b.*[=?]`)
+		`^\s*(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|ALTER|VACUUM|SAVEPOINT|ROLLBACK|RELEASE|ATTACH|DETACH|ORDER BY)\b|\b(FROM|WHERE) [a-z_]+\b.*[=?]`)
 )
 
 // prose tells whether a string reads like words of a language and not like a query.
