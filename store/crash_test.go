@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -170,9 +171,10 @@ func TestATornLogGivesAPrefixOfTheHistory(t *testing.T) {
 	}
 }
 
-func TestAFullDiskFailsTheGroupAndNothingElse(t *testing.T) {
-	s := fresh(t)
-	// A limit on the pages stands for the full disk: SQLite answers both alike.
+// overfill submits a change of a megabyte to a disk with eight pages left, and gives what came of it. A limit on the
+// pages stands for the full disk: SQLite answers both alike.
+func overfill(t *testing.T, s *Store) error {
+	t.Helper()
 	var pages int
 	if err := s.write.QueryRow(`PRAGMA page_count`).Scan(&pages); err != nil {
 		t.Fatal(err)
@@ -181,8 +183,13 @@ func TestAFullDiskFailsTheGroupAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	big := change()
-	big.Events[0].Detail = string(bytes.Repeat([]byte("x"), 1<<20))
-	if err := s.SubmitRollout(big).Wait(t.Context()); err == nil {
+	big.Events[0].Detail = strings.Repeat("x", 1<<20)
+	return s.SubmitRollout(big).Wait(t.Context())
+}
+
+func TestAFullDiskFailsTheGroupAndNothingElse(t *testing.T) {
+	s := fresh(t)
+	if err := overfill(t, s); err == nil {
 		t.Fatal("a megabyte fits into eight pages")
 	}
 	if err := s.UseToken(t.Context(), "n", "h", time.Now().Add(time.Hour)); err != nil {

@@ -34,6 +34,16 @@ func knows(t testing.TB, s *Store, names ...string) {
 	}
 }
 
+// backedUp is the path of a backup of now.
+func backedUp(t *testing.T, s *Store) string {
+	t.Helper()
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	if err := s.Backup(t.Context(), backup); err != nil {
+		t.Fatal(err)
+	}
+	return backup
+}
+
 func TestASecondControlPlaneIsRefused(t *testing.T) {
 	s := fresh(t)
 	if err := refused(t, s.path, nil); !errors.Is(err, ErrInUse) {
@@ -80,10 +90,7 @@ func TestFilesThatAreNotToBeTrustedAreRefused(t *testing.T) {
 func TestALogIsNotAppliedToAnotherFile(t *testing.T) {
 	s := fresh(t)
 	revoke(t, s, "a")
-	backup := filepath.Join(t.TempDir(), "backup.db")
-	if err := s.Backup(t.Context(), backup); err != nil {
-		t.Fatal(err)
-	}
+	backup := backedUp(t, s)
 	revoke(t, s, "b")
 	file, log := image(t, s)
 	guard, err := os.ReadFile(s.path + ".lock")
@@ -119,10 +126,7 @@ func TestALogIsNotAppliedToAnotherFile(t *testing.T) {
 
 func TestAnOlderCopyIsNamed(t *testing.T) {
 	s := fresh(t)
-	backup := filepath.Join(t.TempDir(), "backup.db")
-	if err := s.Backup(t.Context(), backup); err != nil {
-		t.Fatal(err)
-	}
+	backup := backedUp(t, s)
 	revoke(t, s, "a")
 	s.Close()
 	said := func() string {
@@ -224,10 +228,7 @@ func TestWhatIsTakenAwayIsPutBack(t *testing.T) {
 func TestNothingIsAcknowledgedThatTheNextStartForgets(t *testing.T) {
 	s := fresh(t)
 	revoke(t, s, "before")
-	backup := filepath.Join(t.TempDir(), "backup.db")
-	if err := s.Backup(t.Context(), backup); err != nil {
-		t.Fatal(err)
-	}
+	backup := backedUp(t, s)
 	revoke(t, s, "later")
 	if err := os.Rename(backup, s.path); err != nil {
 		t.Fatal(err)
@@ -246,16 +247,7 @@ func TestNothingIsAcknowledgedThatTheNextStartForgets(t *testing.T) {
 
 func TestAFullDiskIsNotDamage(t *testing.T) {
 	s := fresh(t)
-	var pages int
-	if err := s.write.QueryRow(`PRAGMA page_count`).Scan(&pages); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.write.Exec(fmt.Sprintf(`PRAGMA max_page_count = %d`, pages+8)); err != nil {
-		t.Fatal(err)
-	}
-	big := change()
-	big.Events[0].Detail = strings.Repeat("x", 1<<20)
-	if err := s.SubmitRollout(big).Wait(t.Context()); !errors.Is(err, ErrFull) || errors.Is(err, ErrDamaged) {
+	if err := overfill(t, s); !errors.Is(err, ErrFull) || errors.Is(err, ErrDamaged) {
 		t.Errorf("%v, want %v", err, ErrFull)
 	}
 	revoke(t, s, "a")

@@ -11,10 +11,7 @@ import (
 func TestARestoreForgetsNoRevocation(t *testing.T) {
 	s := fresh(t)
 	revoke(t, s, "before")
-	backup := filepath.Join(t.TempDir(), "backup.db")
-	if err := s.Backup(t.Context(), backup); err != nil {
-		t.Fatal(err)
-	}
+	backup := backedUp(t, s)
 	revoke(t, s, "later")
 	if err := s.UseToken(t.Context(), "used", "h", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
