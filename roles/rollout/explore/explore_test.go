@@ -85,28 +85,47 @@ func eachStory(t *testing.T, pattern string, test func(*testing.T, *spec, []move
 		t.Skip("no story of ", pattern)
 	}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s, moves, err := readStory(string(text))
-			if err != nil {
-				t.Fatal(err)
-			}
+		t.Run(nameOf(file), func(t *testing.T) {
+			s, moves := storyOf(t, file)
 			test(t, s, moves)
 		})
 	}
 }
 
-// replay makes the moves of a story until one breaks an invariant, and says which move and what it broke.
+// nameOf is the name of a story by its file.
+func nameOf(file string) string { return strings.TrimSuffix(filepath.Base(file), ".txt") }
+
+// storyOf reads the story of a file.
+func storyOf(t *testing.T, file string) (s *spec, moves []move) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, moves, err = readStory(string(text)); err != nil {
+		t.Fatal(err)
+	}
+	return s, moves
+}
+
+// replay plays a story of which each step has to be possible, and says what played says.
 func replay(t *testing.T, s *spec, moves []move) (at int, broken string) {
 	t.Helper()
+	at, broken = played(s, moves)
+	if broken == "" && at < len(moves) {
+		t.Fatalf("step %d, %s, is not possible", at+1, moves[at])
+	}
+	return at, broken
+}
+
+// played makes the moves of a story until one breaks an invariant or is not possible, and says which move and what it
+// broke.
+func played(s *spec, moves []move) (at int, broken string) {
 	x := newSearch(s, 0)
 	n := x.start()
 	for i, m := range moves {
 		if !x.apply(n, m) {
-			t.Fatalf("step %d, %s, is not possible", i+1, m)
+			return i, ""
 		}
 		x.look(n)
 		if x.broken != "" {

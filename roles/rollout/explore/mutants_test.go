@@ -3,10 +3,8 @@
 package explore
 
 import (
-	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
 	"nixfleet/roles/rollout"
@@ -105,23 +103,10 @@ func storyThatFinds(t *testing.T) (story string, at int, what string) {
 		t.Fatal(err)
 	}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, moves, err := readStory(string(text))
-		if err != nil {
-			t.Fatal(err)
-		}
-		x := newSearch(s, 0)
-		n := x.start()
-		for i, m := range moves {
-			if !x.apply(n, m) {
-				break // it goes another way without the rule
-			}
-			if x.look(n); x.broken != "" {
-				return strings.TrimSuffix(filepath.Base(file), ".txt"), i + 1, x.broken
-			}
+		// A story whose next step is not possible goes another way without the rule.
+		s, moves := storyOf(t, file)
+		if last, broken := played(s, moves); broken != "" {
+			return nameOf(file), last + 1, broken
 		}
 	}
 	return "", 0, ""
