@@ -5,8 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
 	"nixfleet/nixops/fleet"
 	"nixfleet/pki"
 	"nixfleet/roles/protocol"
@@ -23,16 +21,6 @@ func (s *scene) rollsBack() {
 
 // morePlanes are attacks by who holds the control plane or stands in its place.
 func morePlanes() []attack {
-	checkin := func(path string, a *said, change func(out *protocol.CheckinResponse)) {
-		if path != "/v1/agent/checkin" || a.status != 200 {
-			return
-		}
-		var out protocol.CheckinResponse
-		if json.Unmarshal(a.body, &out) == nil {
-			change(&out)
-			a.body, _ = pki.Marshal(out)
-		}
-	}
 	// unheard wants a machine to have had no contact while the attacker spoke, with a text in its log, and to come back.
 	unheard := func(text string, lie func(s *scene, m *machine)) func(*scene) {
 		return func(s *scene) {
@@ -58,12 +46,7 @@ func morePlanes() []attack {
 			m := s.machine("a")
 			s.recovers()
 			time.Sleep(10 * time.Minute) // until what it runs is committed
-			was, mark := m.running(), len(s.log.text())
-			m.edge.lies(func(path string, a *said) { lie(s, path, a) })
-			time.Sleep(20 * time.Minute)
-			s.believesNot(m, was, mark, text)
-			m.edge.lies(nil)
-			s.recovers()
+			s.unmoved(m, text, func(path string, a *said) { lie(s, path, a) }, func() { time.Sleep(20 * time.Minute) })
 		}
 	}
 	return []attack{
@@ -127,19 +110,16 @@ func morePlanes() []attack {
 				s.rollsBack()
 				m := s.machine("a")
 				s.recovers()
-				was, mark := m.running(), len(s.log.text())
 				// It withholds the target of the next release, whose head the host has.
-				m.edge.lies(func(path string, a *said) {
+				s.unmoved(m, "the head names another rollout than the one that this host runs", func(path string, a *said) {
 					checkin(path, a, func(out *protocol.CheckinResponse) {
 						out.Target = nil
 						out.Rollback = &protocol.Rollback{Rollout: s.plane.rollout(), TargetRef: "x", Reason: "trust me"}
 					})
+				}, func() {
+					s.house.publish()
+					time.Sleep(30 * time.Minute)
 				})
-				s.house.publish()
-				time.Sleep(30 * time.Minute)
-				s.believesNot(m, was, mark, "the head names another rollout than the one that this host runs")
-				m.edge.lies(nil)
-				s.recovers()
 			},
 		},
 		{
@@ -151,16 +131,11 @@ func morePlanes() []attack {
 				m := s.machine("a")
 				s.recovers()
 				time.Sleep(4 * time.Hour)
-				was, mark := m.running(), len(s.log.text())
-				m.edge.lies(func(path string, a *said) {
+				s.unmoved(m, "the commit is older than the freshness window", func(path string, a *said) {
 					checkin(path, a, func(out *protocol.CheckinResponse) {
 						out.Rollback = &protocol.Rollback{Rollout: s.plane.rollout(), TargetRef: "x", Reason: "trust me"}
 					})
-				})
-				time.Sleep(20 * time.Minute)
-				s.believesNot(m, was, mark, "the commit is older than the freshness window")
-				m.edge.lies(nil)
-				s.recovers()
+				}, func() { time.Sleep(20 * time.Minute) })
 			},
 		},
 		{

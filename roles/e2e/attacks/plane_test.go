@@ -19,24 +19,10 @@ func planes() []attack {
 	// it is.
 	lies := func(text string, lie func(s *scene, path string, a *said)) func(*scene) {
 		return func(s *scene) {
-			m := s.machine("a")
-			was, mark := m.running(), len(s.log.text())
-			m.edge.lies(func(path string, a *said) { lie(s, path, a) })
-			s.house.publish()
-			time.Sleep(20 * time.Minute)
-			s.believesNot(m, was, mark, text)
-			m.edge.lies(nil)
-			s.recovers()
-		}
-	}
-	checkin := func(path string, a *said, change func(out *protocol.CheckinResponse)) {
-		if path != "/v1/agent/checkin" || a.status != 200 {
-			return
-		}
-		var out protocol.CheckinResponse
-		if json.Unmarshal(a.body, &out) == nil {
-			change(&out)
-			a.body, _ = pki.Marshal(out)
+			s.unmoved(s.machine("a"), text, func(path string, a *said) { lie(s, path, a) }, func() {
+				s.house.publish()
+				time.Sleep(20 * time.Minute)
+			})
 		}
 	}
 	// renewal lies about certificates only, for as long as it takes until one is due.
@@ -152,10 +138,9 @@ func planes() []attack {
 				"if LACKS {\n\t\treturn nil\n\t}\n\tif signedAt.Before(m.SignedAt.Time) {"),
 			run: func(s *scene) {
 				m := s.machine("a")
-				was, mark := m.running(), len(s.log.text())
 				old := s.house.past[0]
 				name := fleet.HeadName("stable")
-				m.edge.lies(func(path string, a *said) {
+				s.unmoved(m, "older than the newest release this host has verified", func(path string, a *said) {
 					switch path {
 					case "/v1/heads/stable":
 						a.body = old[name]
@@ -166,11 +151,7 @@ func planes() []attack {
 						out.Head = &protocol.HeadRef{Channel: "stable", Hash: pki.HashHex(old[name])}
 						out.Target = nil
 					})
-				})
-				time.Sleep(20 * time.Minute)
-				s.believesNot(m, was, mark, "older than the newest release this host has verified")
-				m.edge.lies(nil)
-				s.recovers()
+				}, func() { time.Sleep(20 * time.Minute) })
 			},
 		},
 		{
@@ -255,24 +236,19 @@ func planes() []attack {
 				"if LACKS || age <= window+pki.ClockSlack ||"),
 			run: func(s *scene) {
 				m := s.machine("a")
-				was, mark := m.running(), len(s.log.text())
-				m.edge.lies(func(path string, a *said) {
+				s.unmoved(m, "its freshness window ended", func(path string, a *said) {
 					checkin(path, a, func(out *protocol.CheckinResponse) { out.Head, out.Target = nil, nil })
-				})
-				s.house.publish()
-				time.Sleep(4 * time.Hour)
-				m.edge.lies(func(path string, a *said) { // nobody signs anew, and it offers what is past its window
-					checkin(path, a, func(out *protocol.CheckinResponse) {
-						id := s.plane.rollout()
-						out.Target = &protocol.Target{ClosureHash: s.house.closure("a"), RolloutID: id, ChannelRef: id,
-							EvaluatedAt: pki.At(time.Now()), SignedAt: pki.At(time.Now()), FreshnessWindowSecs: 1 << 30,
-							Activate: &protocol.Activate{ConfirmWindowSecs: 360, ConfirmEndpoint: protocol.ConfirmPath}}
+				}, func() {
+					s.house.publish()
+					time.Sleep(4 * time.Hour)
+					m.edge.lies(func(path string, a *said) { // nobody signs anew, and it offers what is past its window
+						checkin(path, a, func(out *protocol.CheckinResponse) {
+							out.Target = s.target(s.plane.rollout())
+							out.Target.WaveIndex, out.Target.FreshnessWindowSecs = nil, 1<<30
+						})
 					})
+					time.Sleep(20 * time.Minute)
 				})
-				time.Sleep(20 * time.Minute)
-				s.believesNot(m, was, mark, "its freshness window ended")
-				m.edge.lies(nil)
-				s.recovers()
 			},
 		},
 		{
@@ -282,17 +258,12 @@ func planes() []attack {
 			run: func(s *scene) {
 				m := s.machine("a")
 				s.recovers() // there must be something to go back to
-				was, mark := m.running(), len(s.log.text())
-				m.edge.lies(func(path string, a *said) {
+				s.unmoved(m, "the signed policy is halt", func(path string, a *said) {
 					checkin(path, a, func(out *protocol.CheckinResponse) {
 						id := s.plane.rollout()
 						out.Rollback = &protocol.Rollback{Rollout: id, TargetRef: id, Reason: "trust me"}
 					})
-				})
-				time.Sleep(20 * time.Minute)
-				s.believesNot(m, was, mark, "the signed policy is halt")
-				m.edge.lies(nil)
-				s.recovers()
+				}, func() { time.Sleep(20 * time.Minute) })
 			},
 		},
 		{
@@ -376,6 +347,30 @@ func (s *scene) believesNot(m *machine, was string, mark int, text string) {
 	case m.metric("refused_answers") == 0:
 		s.t.Error("the refusal is not counted")
 	}
+}
+
+// checkin changes an answer if it is one to a check-in.
+func checkin(path string, a *said, change func(out *protocol.CheckinResponse)) {
+	if path != "/v1/agent/checkin" || a.status != 200 {
+		return
+	}
+	var out protocol.CheckinResponse
+	if json.Unmarshal(a.body, &out) == nil {
+		change(&out)
+		a.body, _ = pki.Marshal(out)
+	}
+}
+
+// unmoved has an attacker speak to a machine for a while, and wants the machine to refuse with a text, to run what it
+// ran, and to come back.
+func (s *scene) unmoved(m *machine, text string, lie func(path string, a *said), while func()) {
+	s.t.Helper()
+	was, mark := m.running(), len(s.log.text())
+	m.edge.lies(lie)
+	while()
+	s.believesNot(m, was, mark, text)
+	m.edge.lies(nil)
+	s.recovers()
 }
 
 // rollout is the id of the newest rollout of stable.
