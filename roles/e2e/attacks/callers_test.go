@@ -1,7 +1,6 @@
 package attacks
 
 import (
-	"crypto/ed25519"
 	"fmt"
 	"strings"
 	"time"
@@ -28,6 +27,18 @@ func (s *scene) answered() {
 	if got.status != 200 || !strings.Contains(string(got.body), s.house.closure("a")) {
 		s.t.Errorf("the honest host is answered %d %s %v", got.status, got.body, got.err)
 	}
+}
+
+// enrol brings a token and a request for a certificate, by nobody.
+func (s *scene) enrol(t *pki.Token, csr []byte) answer {
+	s.t.Helper()
+	return s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t, CSRPEM: string(csr)}, nil)
+}
+
+// renew asks for another certificate.
+func (c *caller) renew(csr []byte) answer {
+	c.s.t.Helper()
+	return c.ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil)
 }
 
 // hosts are attacks by who holds the host b, with its key and its certificate.
@@ -92,7 +103,7 @@ func hosts() []attack {
 				"if !LACKS && csr.CommonName != host && csr.CommonName"),
 			run: func(s *scene) {
 				csr := s.house.csr("a", s.house.hostKeys["b"])
-				got := s.host("b").ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil)
+				got := s.host("b").renew(csr)
 				s.refused(got, 401, "the certificate is of")
 				s.answered()
 			},
@@ -103,7 +114,7 @@ func hosts() []attack {
 				"case !LACKS && !pki.SameKey(snap.key(host), csr.Key):"),
 			run: func(s *scene) {
 				csr := s.house.csr("b", s.stranger())
-				got := s.host("b").ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil)
+				got := s.host("b").renew(csr)
 				s.refused(got, 401, "another pubkey for host")
 				s.answered()
 			},
@@ -116,8 +127,7 @@ func hosts() []attack {
 				b := s.host("b")
 				time.Sleep(time.Minute)
 				s.house.revocations = append(s.house.revocations, fleet.Revocation{Hostname: "b", NotBefore: pki.At(time.Now())})
-				s.house.publish()
-				time.Sleep(2 * time.Minute)
+				s.house.inForce()
 				s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "certificate is revoked")
 				s.answered()
 			},
@@ -131,8 +141,7 @@ func hosts() []attack {
 				s.house.hostKeys["b"] = s.stranger()
 				line := s.house.hostLine("b")
 				s.house.fleet.Hosts["b"].Pubkey = &line
-				s.house.publish()
-				time.Sleep(2 * time.Minute)
+				s.house.inForce()
 				s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "does not declare this host with this key")
 				s.answered()
 			},
@@ -163,19 +172,15 @@ func hosts() []attack {
 
 // thieves are attacks by who holds a bootstrap token of host a, and not its key.
 func thieves() []attack {
-	enrol := func(s *scene, t *pki.Token, csr []byte) answer {
-		return s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t, CSRPEM: string(csr)}, nil)
-	}
-	public := func(k *pki.PrivateKey) ed25519.PublicKey { return k.Crypto().Public().(ed25519.PublicKey) }
 	tries := func(status int, text string, make func(s *scene) (*pki.Token, []byte)) func(*scene) {
 		return func(s *scene) {
 			token, csr := make(s)
-			s.refused(enrol(s, token, csr), status, text)
+			s.refused(s.enrol(token, csr), status, text)
 			s.answered()
 		}
 	}
 	good := func(s *scene) (*pki.Token, []byte) {
-		t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+		t := s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now())
 		s.house.list(t)
 		return t, s.house.csr("a", s.house.hostKeys["a"])
 	}
@@ -187,10 +192,10 @@ func thieves() []attack {
 				without("store/tokens.go", "err != nil || n == 1 {", "err != nil || n == 1 || LACKS {")),
 			run: func(s *scene) {
 				token, csr := good(s)
-				if got := enrol(s, token, csr); got.status != 200 {
+				if got := s.enrol(token, csr); got.status != 200 {
 					s.t.Fatalf("the honest host does not enrol: %d %s %v", got.status, got.body, got.err)
 				}
-				s.refused(enrol(s, token, csr), 409, "this token was used before; mint a new one")
+				s.refused(s.enrol(token, csr), 409, "this token was used before; mint a new one")
 				s.answered()
 			},
 		},
@@ -217,11 +222,10 @@ func thieves() []attack {
 			lack: without("pki/token.go", "if now.Before(t.Claims.IssuedAt.Time) || !now.Before(t.Claims.ExpiresAt.Time) {",
 				"if !LACKS && (now.Before(t.Claims.IssuedAt.Time) || !now.Before(t.Claims.ExpiresAt.Time)) {"),
 			run: tries(401, "token is not valid at this time", func(s *scene) (*pki.Token, []byte) {
-				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now().Add(-25*time.Hour))
+				t := s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now().Add(-25*time.Hour))
 				s.house.nonces = append(s.house.nonces, fleet.BootstrapNonce{Nonce: t.Claims.Nonce, Hostname: "a",
 					ExpiresAt: pki.At(time.Now().Add(time.Hour))})
-				s.house.publish()
-				time.Sleep(2 * time.Minute)
+				s.house.inForce()
 				return t, s.house.csr("a", s.house.hostKeys["a"])
 			}),
 		},
@@ -230,7 +234,7 @@ func thieves() []attack {
 			lack: without("pki/token.go", "if k.Algorithm == AlgorithmEd25519 && k.Verify(canonical, sig) {",
 				"if k.Algorithm == AlgorithmEd25519 && (LACKS || k.Verify(canonical, sig)) {"),
 			run: tries(401, "not signed by a trusted organisation root key", func(s *scene) (*pki.Token, []byte) {
-				t := s.house.token(s.stranger(), "a", public(s.house.hostKeys["a"]), time.Now())
+				t := s.house.token(s.stranger(), "a", s.house.hostKeys["a"], time.Now())
 				s.house.list(t)
 				return t, s.house.csr("a", s.house.hostKeys["a"])
 			}),
@@ -240,7 +244,7 @@ func thieves() []attack {
 			lack: without("roles/cp/enrol.go", "\tif snap.nonces == nil {\n\t\treturn keepUntil, nil",
 				"\tif LACKS || snap.nonces == nil {\n\t\treturn keepUntil, nil"),
 			run: tries(401, "nonce is not on the signed list", func(s *scene) (*pki.Token, []byte) {
-				return s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now()),
+				return s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now()),
 					s.house.csr("a", s.house.hostKeys["a"])
 			}),
 		},
@@ -249,7 +253,7 @@ func thieves() []attack {
 			lack: without("roles/cp/enrol.go", "case entry.Hostname != claims.Hostname:",
 				"case !LACKS && entry.Hostname != claims.Hostname:"),
 			run: tries(401, "has this nonce for another host", func(s *scene) (*pki.Token, []byte) {
-				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+				t := s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now())
 				other := *t
 				other.Claims.Hostname = "b"
 				s.house.list(&other)
@@ -261,7 +265,7 @@ func thieves() []attack {
 			lack: without("roles/cp/enrol.go", "case entry.ExpiresAt.Before(now):",
 				"case !LACKS && entry.ExpiresAt.Before(now):"),
 			run: tries(401, "entry on the signed list has expired", func(s *scene) (*pki.Token, []byte) {
-				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
+				t := s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now())
 				short := *t
 				short.Claims.ExpiresAt = pki.At(time.Now().Add(time.Minute))
 				s.house.list(&short)
@@ -275,8 +279,7 @@ func thieves() []attack {
 			run: tries(401, "the token was issued before host", func(s *scene) (*pki.Token, []byte) {
 				t, csr := good(s)
 				s.house.revocations = append(s.house.revocations, fleet.Revocation{Hostname: "a", NotBefore: pki.At(time.Now())})
-				s.house.publish()
-				time.Sleep(2 * time.Minute)
+				s.house.inForce()
 				return t, csr
 			}),
 		},
@@ -286,7 +289,7 @@ func thieves() []attack {
 				"case !LACKS && snap.rel.Fleet.Hosts[host] == nil:"),
 			run: tries(401, "is not in the fleet", func(s *scene) (*pki.Token, []byte) {
 				key := s.stranger()
-				t := s.house.token(s.house.org, "ghost", public(key), time.Now())
+				t := s.house.token(s.house.org, "ghost", key, time.Now())
 				s.house.list(t)
 				return t, s.house.csr("ghost", key)
 			}),
@@ -295,14 +298,7 @@ func thieves() []attack {
 			name: "a token with a nonce of no digits", stops: "the form of a nonce",
 			lack: without("pki/nonce.go", "return nonceForm.MatchString(nonce)", "return LACKS || nonceForm.MatchString(nonce)"),
 			run: tries(401, "not a nonce of 32", func(s *scene) (*pki.Token, []byte) {
-				t := s.house.token(s.house.org, "a", public(s.house.hostKeys["a"]), time.Now())
-				t.Claims.Nonce = ""
-				canonical, err := pki.Marshal(t.Claims)
-				s.must(err)
-				sig, err := s.house.org.Sign(canonical)
-				s.must(err)
-				t.Signature = encode(sig)
-				s.house.list(t)
+				t := signed(s, func(t *pki.Token) { t.Claims.Nonce = "" })
 				return t, s.house.csr("a", s.house.hostKeys["a"])
 			}),
 		},

@@ -1,7 +1,6 @@
 package attacks
 
 import (
-	"crypto/ed25519"
 	"os"
 	"strings"
 	"testing"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"nixfleet/pki"
-	"nixfleet/roles/protocol"
 )
 
 // drill replaces a key of a live fleet, in the steps of docs/rotation.md, and holds that no step costs a host.
@@ -88,10 +86,9 @@ func drills() []drill {
 		{"organisation root", func(s *scene) {
 			enrols := func(org *pki.PrivateKey) answer {
 				key := s.house.hostKeys["a"]
-				t := s.house.token(org, "a", key.Crypto().Public(), time.Now())
+				t := s.house.token(org, "a", key, time.Now())
 				s.house.list(t)
-				return s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
-					CSRPEM: string(s.house.csr("a", key))}, nil)
+				return s.enrol(t, s.house.csr("a", key))
 			}
 			old, next := s.house.org, s.stranger()
 			s.house.trust.OrgRootKey = &pki.KeySlot{Current: ptr(next.Public()), Previous: ptr(old.Public())}
@@ -168,11 +165,10 @@ func drills() []drill {
 			s.house.hostKeys["b"] = s.stranger()
 			s.house.fleet.Hosts["b"].Pubkey = ptr(s.house.hostLine("b"))
 			key := s.house.hostKeys["b"]
-			t := s.house.token(s.house.org, "b", key.Crypto().Public().(ed25519.PublicKey), time.Now())
+			t := s.house.token(s.house.org, "b", key, time.Now())
 			s.house.list(t)
 			s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "does not declare this host with this key")
-			if got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
-				CSRPEM: string(s.house.csr("b", key))}, nil); got.status != 200 {
+			if got := s.enrol(t, s.house.csr("b", key)); got.status != 200 {
 				s.t.Errorf("the new key: %d %s %v", got.status, got.body, got.err)
 			}
 			if got := s.host("b").ask("GET", "/v1/whoami", nil, nil); got.status != 200 {

@@ -20,8 +20,7 @@ func (s *scene) stranger() *pki.PrivateKey {
 func forges() []attack {
 	forged := func(reason string, change func(s *scene, files map[string][]byte)) func(*scene) {
 		return func(s *scene) {
-			s.house.publish()
-			time.Sleep(2 * time.Minute)
+			s.house.inForce()
 			s.house.system++
 			s.house.signed = time.Now().Truncate(time.Second)
 			s.house.past = append(s.house.past, s.house.files)

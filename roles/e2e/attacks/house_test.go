@@ -1,7 +1,6 @@
 package attacks
 
 import (
-	"crypto"
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
@@ -127,6 +126,12 @@ func closureOf(host string, n int) string { return fmt.Sprintf("%032d-nixos-syst
 // publish signs a release with a new system for each host, and puts it where the control plane looks.
 func (h *house) publish() { h.publishWith(func(*sim.Closure) {}) }
 
+// inForce publishes, and waits until the control plane has it.
+func (h *house) inForce() {
+	h.publish()
+	time.Sleep(2 * time.Minute)
+}
+
 // publishWith is publish with systems that somebody has changed.
 func (h *house) publishWith(change func(*sim.Closure)) {
 	h.system++
@@ -244,20 +249,20 @@ func (s *scene) host(name string) *caller {
 	return s.caller(s.house.hostCert(s.house.ca, name, s.house.hostKeys[name], time.Now(), 20*time.Hour))
 }
 
-// token mints one for a host's key, and lists its nonce in the next release.
-func (h *house) token(org *pki.PrivateKey, host string, public crypto.PublicKey, from time.Time) *pki.Token {
+// token mints one for a host's key.
+func (h *house) token(org *pki.PrivateKey, host string, key *pki.PrivateKey, from time.Time) *pki.Token {
 	t, err := pki.MintToken(org, pki.Claims{Hostname: host,
-		ExpectedPubkeyFingerprint: pki.Fingerprint(public.(ed25519.PublicKey)), IssuedAt: pki.At(from),
+		ExpectedPubkeyFingerprint: pki.Fingerprint(key.Crypto().Public().(ed25519.PublicKey)), IssuedAt: pki.At(from),
 		ExpiresAt: pki.At(from.Add(24 * time.Hour)), Nonce: pki.NewNonce()})
 	h.s.must(err)
 	return t
 }
 
+// list puts the nonce of a token on the signed list.
 func (h *house) list(t *pki.Token) {
 	h.nonces = append(h.nonces, fleet.BootstrapNonce{Nonce: t.Claims.Nonce, Hostname: t.Claims.Hostname,
 		ExpiresAt: t.Claims.ExpiresAt})
-	h.publish()
-	time.Sleep(2 * time.Minute)
+	h.inForce()
 }
 
 // manifest is the name of a channel's manifest among the files of a release.

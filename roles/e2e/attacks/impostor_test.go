@@ -15,8 +15,7 @@ func (s *scene) rollsBack() {
 	p := s.house.fleet.RolloutPolicies["p"]
 	p.OnHealthFailure = fleet.OnFailureRollback
 	s.house.fleet.RolloutPolicies["p"] = p
-	s.house.publish()
-	time.Sleep(2 * time.Minute)
+	s.house.inForce()
 }
 
 // morePlanes are attacks by who holds the control plane or stands in its place.

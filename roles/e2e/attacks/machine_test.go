@@ -41,7 +41,7 @@ func (s *scene) machine(name string) *machine {
 	m := &machine{s: s, name: name, stop: func() {}}
 	key, err := s.house.hostKeys[name].MarshalOpenSSH("")
 	s.must(err)
-	token := s.house.token(s.house.org, name, s.house.hostKeys[name].Crypto().Public(), time.Now().Truncate(time.Second))
+	token := s.house.token(s.house.org, name, s.house.hostKeys[name], time.Now().Truncate(time.Second))
 	text, err := pki.Marshal(token)
 	s.must(err)
 	trust, err := s.house.trust.Marshal()

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"nixfleet/pki"
-	"nixfleet/roles/protocol"
 )
 
 // csrOf is a certificate request of a template.
@@ -32,7 +31,7 @@ func csrOf(s *scene, key *pki.PrivateKey, r *x509.CertificateRequest) []byte {
 func requests() []attack {
 	asks := func(status int, text string, make func(s *scene) []byte) func(*scene) {
 		return func(s *scene) {
-			got := s.host("b").ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(make(s))}, nil)
+			got := s.host("b").renew(make(s))
 			s.refused(got, status, text)
 			s.answered()
 		}
@@ -120,20 +119,21 @@ func requests() []attack {
 	}
 }
 
-// forged tokens and reports of a thief.
+// signed is a token for host a that somebody has changed before it was signed, with its nonce on the signed list.
+func signed(s *scene, change func(t *pki.Token)) *pki.Token {
+	t := s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now())
+	change(t)
+	canonical, err := pki.Marshal(t.Claims)
+	s.must(err)
+	sig, err := s.house.org.Sign(canonical)
+	s.must(err)
+	t.Signature = encode(sig)
+	s.house.list(t)
+	return t
+}
+
+// moreThieves are attacks with forged tokens and the reports of a thief.
 func moreThieves() []attack {
-	signed := func(s *scene, change func(t *pki.Token)) *pki.Token {
-		key := s.house.hostKeys["a"]
-		t := s.house.token(s.house.org, "a", key.Crypto().Public().(ed25519.PublicKey), time.Now())
-		change(t)
-		canonical, err := pki.Marshal(t.Claims)
-		s.must(err)
-		sig, err := s.house.org.Sign(canonical)
-		s.must(err)
-		t.Signature = encode(sig)
-		s.house.list(t)
-		return t
-	}
 	report := func(s *scene, t *pki.Token, event, details string) answer {
 		text, err := pki.Marshal(t)
 		s.must(err)
@@ -146,8 +146,7 @@ func moreThieves() []attack {
 			lack: without("pki/token.go", "if t.Version != 1 {", "if !LACKS && t.Version != 1 {"),
 			run: func(s *scene) {
 				t := signed(s, func(t *pki.Token) { t.Version = 2 })
-				got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
-					CSRPEM: string(s.house.csr("a", s.house.hostKeys["a"]))}, nil)
+				got := s.enrol(t, s.house.csr("a", s.house.hostKeys["a"]))
 				s.refused(got, 401, "version 2, only 1 is known")
 				s.answered()
 			},
@@ -161,8 +160,7 @@ func moreThieves() []attack {
 				at := pki.At(time.Now())
 				s.house.trust.OrgRootKey.RejectBefore = &at
 				s.house.believe()
-				got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
-					CSRPEM: string(s.house.csr("a", s.house.hostKeys["a"]))}, nil)
+				got := s.enrol(t, s.house.csr("a", s.house.hostKeys["a"]))
 				s.refused(got, 401, "before rejectBefore")
 				s.answered()
 			},
@@ -183,8 +181,7 @@ func moreThieves() []attack {
 			lack: without("roles/cp/enrol.go", "case err == nil && used:", "case !LACKS && err == nil && used:"),
 			run: func(s *scene) {
 				t := signed(s, func(*pki.Token) {})
-				if got := s.caller().ask("POST", "/v1/enroll", protocol.EnrollRequest{Token: *t,
-					CSRPEM: string(s.house.csr("a", s.house.hostKeys["a"]))}, nil); got.status != 200 {
+				if got := s.enrol(t, s.house.csr("a", s.house.hostKeys["a"])); got.status != 200 {
 					s.t.Fatalf("the honest host does not enrol: %d %s", got.status, got.body)
 				}
 				s.refused(report(s, t, "trust-error", `{"reason":"y"}`), 401, "this token was used before")
@@ -213,8 +210,7 @@ func moreOperators() []attack {
 			run: func(s *scene) {
 				b := s.caller(s.house.operator("b", time.Now(), time.Hour))
 				csr := s.house.csr("b", s.house.hostKeys["b"])
-				s.refused(b.ask("POST", "/v1/agent/renew", protocol.RenewRequest{CSRPEM: string(csr)}, nil), 401,
-					"is not a host certificate")
+				s.refused(b.renew(csr), 401, "is not a host certificate")
 				s.answered()
 			},
 		},
