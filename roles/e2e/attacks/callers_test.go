@@ -29,6 +29,14 @@ func (s *scene) answered() {
 	}
 }
 
+// stopped wants what somebody asks to be refused with a text, and the honest host to be answered all the same.
+func stopped(status int, text string, asks func(s *scene) answer) func(*scene) {
+	return func(s *scene) {
+		s.refused(asks(s), status, text)
+		s.answered()
+	}
+}
+
 // enrol brings a token and a request for a certificate, by nobody.
 func (s *scene) enrol(t *pki.Token, csr []byte) answer {
 	s.t.Helper()
@@ -44,11 +52,10 @@ func (c *caller) renew(csr []byte) answer {
 // hosts are attacks by who holds the host b, with its key and its certificate.
 func hosts() []attack {
 	asks := func(method, path, body string, status int, text string) func(*scene) {
-		return func(s *scene) {
+		return stopped(status, text, func(s *scene) answer {
 			body := strings.ReplaceAll(body, "CHECKIN", s.checkinOf("a"))
-			s.refused(s.host("b").ask(method, path, body, nil), status, text)
-			s.answered()
-		}
+			return s.host("b").ask(method, path, body, nil)
+		})
 	}
 	const another = "the certificate is of another host"
 	isHost := without("roles/cp/call.go", "case c.caller.Name != host:", "case !LACKS && c.caller.Name != host:")
@@ -101,71 +108,60 @@ func hosts() []attack {
 			name: "renewal in another host's name", stops: "a renewal is for the caller's own name",
 			lack: without("roles/cp/issuer.go", "if csr.CommonName != host && csr.CommonName",
 				"if !LACKS && csr.CommonName != host && csr.CommonName"),
-			run: func(s *scene) {
-				csr := s.house.csr("a", s.house.hostKeys["b"])
-				got := s.host("b").renew(csr)
-				s.refused(got, 401, "the certificate is of")
-				s.answered()
-			},
+			run: stopped(401, "the certificate is of", func(s *scene) answer {
+				return s.host("b").renew(s.house.csr("a", s.house.hostKeys["b"]))
+			}),
 		},
 		{
 			name: "renewal for a key that the fleet does not declare", stops: "the declared host key",
 			lack: without("roles/cp/enrol.go", "case !pki.SameKey(snap.key(host), csr.Key):",
 				"case !LACKS && !pki.SameKey(snap.key(host), csr.Key):"),
-			run: func(s *scene) {
-				csr := s.house.csr("b", s.stranger())
-				got := s.host("b").renew(csr)
-				s.refused(got, 401, "another pubkey for host")
-				s.answered()
-			},
+			run: stopped(401, "another pubkey for host", func(s *scene) answer {
+				return s.host("b").renew(s.house.csr("b", s.stranger()))
+			}),
 		},
 		{
 			name: "the certificate of before a revocation", stops: "revocation on every request",
 			lack: without("roles/cp/door.go", "if id.NotBefore.Before(revoked) {",
 				"if !LACKS && id.NotBefore.Before(revoked) {"),
-			run: func(s *scene) {
+			run: stopped(401, "certificate is revoked", func(s *scene) answer {
 				b := s.host("b")
 				time.Sleep(time.Minute)
 				s.house.revocations = append(s.house.revocations, fleet.Revocation{Hostname: "b", NotBefore: pki.At(time.Now())})
 				s.house.inForce()
-				s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "certificate is revoked")
-				s.answered()
-			},
+				return b.ask("GET", "/v1/whoami", nil, nil)
+			}),
 		},
 		{
 			name: "a certificate for a key that the fleet took back", stops: "the declared host key, on every request",
 			lack: without("roles/cp/door.go", "if id.Role == pki.RoleAgent && !connectionOf(ctx).declaredBy(snap) {",
 				"if !LACKS && id.Role == pki.RoleAgent && !connectionOf(ctx).declaredBy(snap) {"),
-			run: func(s *scene) {
+			run: stopped(401, "does not declare this host with this key", func(s *scene) answer {
 				b := s.host("b")
 				s.house.hostKeys["b"] = s.stranger()
 				line := s.house.hostLine("b")
 				s.house.fleet.Hosts["b"].Pubkey = &line
 				s.house.inForce()
-				s.refused(b.ask("GET", "/v1/whoami", nil, nil), 401, "does not declare this host with this key")
-				s.answered()
-			},
+				return b.ask("GET", "/v1/whoami", nil, nil)
+			}),
 		},
 		{
 			name: "a confirm of a closure that was never dispatched", stops: "a confirm is for the dispatched closure",
 			lack: without("roles/cp/confirm.go", "\tif !confirmed {", "\tif !LACKS && !confirmed {"),
-			run: func(s *scene) {
+			run: stopped(410, "", func(s *scene) answer {
 				body := fmt.Sprintf(`{"hostname":"b","rollout":%q,"wave":0,"generation":{"closureHash":%q,"bootId":"x"}}`,
 					strings.Repeat("a", 64), s.house.closure("b"))
-				got := s.host("b").ask("POST", "/v1/agent/confirm", body, nil)
-				s.refused(got, 410, "")
-				s.answered()
-			},
+				return s.host("b").ask("POST", "/v1/agent/confirm", body, nil)
+			}),
 		},
 		{
 			name: "a check-in of three megabytes", stops: "the bound of a body",
 			lack: without("roles/cp/call.go", "http.MaxBytesReader(c.w, c.Body, limit)",
 				"http.MaxBytesReader(c.w, c.Body, map[bool]int64{true: 1 << 30, false: limit}[LACKS])"),
-			run: func(s *scene) {
+			run: stopped(413, "too large", func(s *scene) answer {
 				body := `{"hostname":"` + strings.Repeat("b", 3<<20) + `"}`
-				s.refused(s.host("b").ask("POST", "/v1/agent/checkin", body, nil), 413, "too large")
-				s.answered()
-			},
+				return s.host("b").ask("POST", "/v1/agent/checkin", body, nil)
+			}),
 		},
 	}
 }
@@ -173,11 +169,10 @@ func hosts() []attack {
 // thieves are attacks by who holds a bootstrap token of host a, and not its key.
 func thieves() []attack {
 	tries := func(status int, text string, make func(s *scene) (*pki.Token, []byte)) func(*scene) {
-		return func(s *scene) {
+		return stopped(status, text, func(s *scene) answer {
 			token, csr := make(s)
-			s.refused(s.enrol(token, csr), status, text)
-			s.answered()
-		}
+			return s.enrol(token, csr)
+		})
 	}
 	good := func(s *scene) (*pki.Token, []byte) {
 		t := s.house.token(s.house.org, "a", s.house.hostKeys["a"], time.Now())
@@ -190,14 +185,13 @@ func thieves() []attack {
 			lack: without("roles/cp/enrol.go", "\tif used {\n\t\treturn nil, unfit(http.StatusConflict",
 				"\tif !LACKS && used {\n\t\treturn nil, unfit(http.StatusConflict",
 				without("store/tokens.go", "err != nil || n == 1 {", "err != nil || n == 1 || LACKS {")),
-			run: func(s *scene) {
+			run: stopped(409, "this token was used before; mint a new one", func(s *scene) answer {
 				token, csr := good(s)
 				if got := s.enrol(token, csr); got.status != 200 {
 					s.t.Fatalf("the honest host does not enrol: %d %s %v", got.status, got.body, got.err)
 				}
-				s.refused(s.enrol(token, csr), 409, "this token was used before; mint a new one")
-				s.answered()
-			},
+				return s.enrol(token, csr)
+			}),
 		},
 		{
 			name: "a token for the thief's own key", stops: "fingerprint in the token",

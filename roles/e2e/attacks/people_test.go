@@ -17,10 +17,9 @@ import (
 
 // certified asks with a certificate that should open nothing.
 func certified(status int, text string, make func(s *scene) tls.Certificate) func(*scene) {
-	return func(s *scene) {
-		s.refused(s.caller(make(s)).ask("GET", "/v1/hosts", nil, nil), status, text)
-		s.answered()
-	}
+	return stopped(status, text, func(s *scene) answer {
+		return s.caller(make(s)).ask("GET", "/v1/hosts", nil, nil)
+	})
 }
 
 // unshaken wants the handshake, or what stands for it, to fail and to be counted.
@@ -46,25 +45,23 @@ func operators() []attack {
 			name: "a check-in as a host that the operator is named after", stops: "operators are not hosts",
 			lack: without("roles/cp/call.go", "case c.caller.Role != pki.RoleAgent:",
 				"case !LACKS && c.caller.Role != pki.RoleAgent:"),
-			run: func(s *scene) {
+			run: stopped(403, "is not a host certificate", func(s *scene) answer {
 				a := s.caller(s.house.operator("a", time.Now(), time.Hour))
-				s.refused(a.ask("POST", "/v1/agent/checkin", s.checkinOf("a"), nil), 403, "is not a host certificate")
-				s.answered()
-			},
+				return a.ask("POST", "/v1/agent/checkin", s.checkinOf("a"), nil)
+			}),
 		},
 		{
 			name: "an operator's certificate of before its revocation", stops: "revocation on every request",
 			lack: without("roles/cp/door.go", "since = row\n", "if !LACKS {\n\t\t\tsince = row\n\t\t}\n"),
-			run: func(s *scene) {
+			run: stopped(401, "certificate is revoked", func(s *scene) answer {
 				thief := s.caller(s.house.operator("thief", time.Now(), time.Hour))
 				time.Sleep(time.Minute)
 				got := s.plane.jo.ask("POST", "/v1/revocations", `{"hostname":"thief","reason":"stolen"}`, nil)
 				if got.status >= 300 {
 					s.t.Fatalf("revoke: %d %s", got.status, got.body)
 				}
-				s.refused(thief.ask("GET", "/v1/hosts", nil, nil), 401, "certificate is revoked")
-				s.answered()
-			},
+				return thief.ask("GET", "/v1/hosts", nil, nil)
+			}),
 		},
 		{
 			name: "an operator's certificate of X.509 v1", stops: "version of the certificate",
@@ -105,10 +102,9 @@ func strangers() []attack {
 				"len(conn.state.PeerCertificates) == 0 {\n\t\treturn pki.Identity{}, nil, errNoCertificate",
 				"len(conn.state.PeerCertificates) == 0 {\n\t\tif LACKS {\n\t\t\treturn pki.Identity{Role: pki.RoleOperator, "+
 					"NotAfter: time.Now().Add(time.Hour)}, nil, nil\n\t\t}\n\t\treturn pki.Identity{}, nil, errNoCertificate"),
-			run: func(s *scene) {
-				s.refused(s.caller().ask("GET", "/v1/hosts", nil, nil), 401, "no client certificate")
-				s.answered()
-			},
+			run: stopped(401, "no client certificate", func(s *scene) answer {
+				return s.caller().ask("GET", "/v1/hosts", nil, nil)
+			}),
 		},
 		{
 			name: "a certificate of another fleet's root", stops: "the client CAs",

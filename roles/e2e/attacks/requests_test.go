@@ -30,11 +30,9 @@ func csrOf(s *scene, key *pki.PrivateKey, r *x509.CertificateRequest) []byte {
 // requests are attacks by who holds the host b, by what it asks to be certified.
 func requests() []attack {
 	asks := func(status int, text string, make func(s *scene) []byte) func(*scene) {
-		return func(s *scene) {
-			got := s.host("b").renew(make(s))
-			s.refused(got, status, text)
-			s.answered()
-		}
+		return stopped(status, text, func(s *scene) answer {
+			return s.host("b").renew(make(s))
+		})
 	}
 	subject := pkix.Name{CommonName: "b"}
 	return []attack{
@@ -81,40 +79,33 @@ func requests() []attack {
 			name: "the manifest of a channel that the host is not in", stops: "the manifest names the host",
 			lack: without("roles/cp/manifests.go", "if !mayRead(c.caller, a, hosts) {",
 				"if !LACKS && !mayRead(c.caller, a, hosts) {"),
-			run: func(s *scene) {
+			run: stopped(403, "the manifest does not name this host", func(s *scene) answer {
 				name := manifest(s.house.files, "edge")
 				id := strings.TrimSuffix(strings.TrimPrefix(name, "rollouts/"), ".json")
-				s.refused(s.host("b").ask("GET", "/v1/rollouts/"+id, nil, nil), 403, "the manifest does not name this host")
-				s.answered()
-			},
+				return s.host("b").ask("GET", "/v1/rollouts/"+id, nil, nil)
+			}),
 		},
 		{
 			name: "a rollout id that climbs out of its path", stops: "the form of a rollout id",
 			lack: without("roles/cp/manifests.go", "if !fleet.ValidRolloutID(id) {", "if !LACKS && !fleet.ValidRolloutID(id) {"),
-			run: func(s *scene) {
-				got := s.host("b").ask("GET", "/v1/rollouts/..%2f..%2ftrust", nil, nil)
-				s.refused(got, 404, "not a rollout id")
-				s.answered()
-			},
+			run: stopped(404, "not a rollout id", func(s *scene) answer {
+				return s.host("b").ask("GET", "/v1/rollouts/..%2f..%2ftrust", nil, nil)
+			}),
 		},
 		{
 			name: "another version of the protocol", stops: "the protocol header",
 			lack: without("roles/cp/api.go", "case version != protocol.Version:", "case !LACKS && version != protocol.Version:"),
-			run: func(s *scene) {
-				got := s.host("b").ask("GET", "/v1/whoami", nil, map[string]string{"X-Nixfleet-Protocol": "7"})
-				s.refused(got, 426, "")
-				s.answered()
-			},
+			run: stopped(426, "", func(s *scene) answer {
+				return s.host("b").ask("GET", "/v1/whoami", nil, map[string]string{"X-Nixfleet-Protocol": "7"})
+			}),
 		},
 		{
 			name: "a protocol version that is not a number", stops: "the protocol header",
 			lack: without("roles/cp/api.go", "case err != nil || len(values) > 1:",
 				"case !LACKS && (err != nil || len(values) > 1):"),
-			run: func(s *scene) {
-				got := s.host("b").ask("GET", "/v1/whoami", nil, map[string]string{"X-Nixfleet-Protocol": "one"})
-				s.refused(got, 400, "")
-				s.answered()
-			},
+			run: stopped(400, "", func(s *scene) answer {
+				return s.host("b").ask("GET", "/v1/whoami", nil, map[string]string{"X-Nixfleet-Protocol": "one"})
+			}),
 		},
 	}
 }
@@ -144,59 +135,52 @@ func moreThieves() []attack {
 		{
 			name: "a token of a version to come", stops: "version of the token",
 			lack: without("pki/token.go", "if t.Version != 1 {", "if !LACKS && t.Version != 1 {"),
-			run: func(s *scene) {
+			run: stopped(401, "version 2, only 1 is known", func(s *scene) answer {
 				t := signed(s, func(t *pki.Token) { t.Version = 2 })
-				got := s.enrol(t, s.house.csr("a", s.house.hostKeys["a"]))
-				s.refused(got, 401, "version 2, only 1 is known")
-				s.answered()
-			},
+				return s.enrol(t, s.house.csr("a", s.house.hostKeys["a"]))
+			}),
 		},
 		{
 			name: "a token of before the leak of the organisation root", stops: "rejectBefore of the organisation root",
 			lack: without("pki/token.go", "if slot.RejectBefore != nil && t.Claims.IssuedAt",
 				"if !LACKS && slot.RejectBefore != nil && t.Claims.IssuedAt"),
-			run: func(s *scene) {
+			run: stopped(401, "before rejectBefore", func(s *scene) answer {
 				t := signed(s, func(*pki.Token) {})
 				at := pki.At(time.Now())
 				s.house.trust.OrgRootKey.RejectBefore = &at
 				s.house.believe()
-				got := s.enrol(t, s.house.csr("a", s.house.hostKeys["a"]))
-				s.refused(got, 401, "before rejectBefore")
-				s.answered()
-			},
+				return s.enrol(t, s.house.csr("a", s.house.hostKeys["a"]))
+			}),
 		},
 		{
 			name: "a report of a failed activation by a token", stops: "what a host without a certificate may report",
 			lack: without("roles/cp/enrol.go",
 				"if event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {",
 				"if !LACKS && event != protocol.EventTrustError && event != protocol.EventEnrollmentFailed {"),
-			run: func(s *scene) {
+			run: stopped(422, "needs a certificate", func(s *scene) answer {
 				t := signed(s, func(*pki.Token) {})
-				s.refused(report(s, t, "realise-failed", `{"closure_hash":"x","reason":"y"}`), 422, "needs a certificate")
-				s.answered()
-			},
+				return report(s, t, "realise-failed", `{"closure_hash":"x","reason":"y"}`)
+			}),
 		},
 		{
 			name: "a report by a token that was used", stops: "a token is used once",
 			lack: without("roles/cp/enrol.go", "case err == nil && used:", "case !LACKS && err == nil && used:"),
-			run: func(s *scene) {
+			run: stopped(401, "this token was used before", func(s *scene) answer {
 				t := signed(s, func(*pki.Token) {})
 				if got := s.enrol(t, s.house.csr("a", s.house.hostKeys["a"])); got.status != 200 {
 					s.t.Fatalf("the honest host does not enrol: %d %s", got.status, got.body)
 				}
-				s.refused(report(s, t, "trust-error", `{"reason":"y"}`), 401, "this token was used before")
-				s.answered()
-			},
+				return report(s, t, "trust-error", `{"reason":"y"}`)
+			}),
 		},
 		{
 			name: "a report of an event that is not one", stops: "the events of the protocol",
 			lack: without("roles/cp/enrol.go", "if _, err := protocol.ParseDetails(event, req.Event.Details); err != nil {",
 				"if _, err := protocol.ParseDetails(event, req.Event.Details); !LACKS && err != nil {"),
-			run: func(s *scene) {
+			run: stopped(400, "", func(s *scene) answer {
 				t := signed(s, func(*pki.Token) {})
-				s.refused(report(s, t, "root-shell", `{}`), 400, "")
-				s.answered()
-			},
+				return report(s, t, "root-shell", `{}`)
+			}),
 		},
 	}
 }
@@ -207,12 +191,11 @@ func moreOperators() []attack {
 		{
 			name: "a renewal by an operator", stops: "operators are not hosts",
 			lack: without("roles/cp/issuer.go", "if id.Role != pki.RoleAgent {", "if !LACKS && id.Role != pki.RoleAgent {"),
-			run: func(s *scene) {
+			run: stopped(401, "is not a host certificate", func(s *scene) answer {
 				b := s.caller(s.house.operator("b", time.Now(), time.Hour))
 				csr := s.house.csr("b", s.house.hostKeys["b"])
-				s.refused(b.renew(csr), 401, "is not a host certificate")
-				s.answered()
-			},
+				return b.renew(csr)
+			}),
 		},
 		{
 			name: "a key of which one signature fits all messages", stops: "keys of small order",
@@ -264,15 +247,14 @@ func (everybody) Sign(_ io.Reader, _ []byte, _ crypto.SignerOpts) ([]byte, error
 // webhooks are attacks by who can reach the control plane and wants it to look at the forge all day.
 func webhooks() []attack {
 	posts := func(text string, make func(body string) map[string]string) func(*scene) {
-		return func(s *scene) {
+		return stopped(401, text, func(s *scene) answer {
 			s.plane.stop()
 			s.write("webhook", []byte("open sesame\n"))
 			s.plane.webhook = s.path("webhook")
 			s.plane.start()
 			time.Sleep(time.Minute)
-			s.refused(s.caller().ask("POST", "/v1/webhook", "{}", make("{}")), 401, text)
-			s.answered()
-		}
+			return s.caller().ask("POST", "/v1/webhook", "{}", make("{}"))
+		})
 	}
 	return []attack{
 		{
