@@ -33,7 +33,12 @@ func servePage(t *testing.T, e *estate) *pageSite {
 // get reads a page.
 func (s *pageSite) get(c *http.Client, path string) (int, string, http.Header) {
 	s.t.Helper()
-	resp, err := c.Get(s.site + path)
+	return s.read(c.Get(s.site + path))
+}
+
+// read takes an answer apart.
+func (s *pageSite) read(resp *http.Response, err error) (int, string, http.Header) {
+	s.t.Helper()
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -56,16 +61,19 @@ func (s *pageSite) post(path string, form url.Values, header map[string]string) 
 	for name, value := range header {
 		req.Header.Set(name, value)
 	}
-	resp, err := s.browser.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
+	status, body, _ := s.read(s.browser.Do(req))
+	return status, body
+}
+
+// formToken is the token in the form of an act.
+func (s *pageSite) formToken(act string) string {
+	s.t.Helper()
+	_, body, _ := s.get(s.browser, act)
+	token := regexp.MustCompile(`name="token" value="([^"]+)"`).FindStringSubmatch(body)
+	if token == nil {
+		s.t.Fatalf("no token in %s", body)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return resp.StatusCode, string(body)
+	return token[1]
 }
 
 // TestThePageIsForOperators: the page's own listener lets nobody else in, and a revocation
@@ -130,12 +138,7 @@ func TestThePageShowsAndHoldsARollout(t *testing.T) {
 	}
 
 	act := place + "/act/pause"
-	_, body, _ := s.get(s.browser, act)
-	token := regexp.MustCompile(`name="token" value="([^"]+)"`).FindStringSubmatch(body)
-	if token == nil {
-		t.Fatalf("no token in %s", body)
-	}
-	form := url.Values{"token": {token[1]}, "reason": {"a <b> & c"}, "sure": {"yes"}}
+	form := url.Values{"token": {s.formToken(act)}, "reason": {"a <b> & c"}, "sure": {"yes"}}
 	own := map[string]string{"Origin": s.site, "Sec-Fetch-Site": "same-origin"}
 	without := func(name string) url.Values {
 		short := url.Values{}
@@ -204,12 +207,7 @@ func TestScopesHoldOnThePage(t *testing.T) {
 	}
 	s.browser = s.web(e.scopedCert("operator-reader", &pki.Scope{Verbs: []string{"read"}}))
 	act := "/rollouts/" + e.heads["edge"].RolloutID + "/act/pause"
-	_, body, _ := s.get(s.browser, act)
-	token := regexp.MustCompile(`name="token" value="([^"]+)"`).FindStringSubmatch(body)
-	if token == nil {
-		t.Fatalf("no token in %s", body)
-	}
-	form := url.Values{"token": {token[1]}, "reason": {"x"}, "sure": {"yes"}}
+	form := url.Values{"token": {s.formToken(act)}, "reason": {"x"}, "sure": {"yes"}}
 	if status, body := s.post(act, form, map[string]string{"Origin": s.site}); status != http.StatusForbidden ||
 		!strings.Contains(body, "verb pause") {
 		t.Errorf("a reader's pause: %d %s", status, body)
