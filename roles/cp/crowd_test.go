@@ -1,8 +1,6 @@
 package cp
 
 import (
-	"context"
-	"crypto/tls"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -90,14 +88,8 @@ func TestSilentConnectionsMakeRoomSoon(t *testing.T) {
 		for range silent {
 			stalled = append(stalled, inner.dial())
 		}
-		client := tls.Client(inner.dial(), client)
-		greeted := make(chan error, 1)
-		go func() { greeted <- client.HandshakeContext(context.Background()) }()
-		accepted, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := <-greeted; err != nil || time.Since(began) > 5*time.Second {
+		client, accepted, err := greets(t, l, inner, client)
+		if err != nil || time.Since(began) > 5*time.Second {
 			t.Errorf("greeted after %s: %v", time.Since(began), err)
 		}
 		for _, conn := range append(stalled, client, accepted) {

@@ -48,6 +48,19 @@ func (e *estate) handshake(t *testing.T) (server, client *tls.Config) {
 	return &tls.Config{Certificates: []tls.Certificate{*cert}}, &tls.Config{RootCAs: roots, ServerName: "localhost"}
 }
 
+// greets shakes hands with a listener, and gives both ends and what came of it.
+func greets(t *testing.T, l net.Listener, inner *pipes, config *tls.Config) (*tls.Conn, net.Conn, error) {
+	t.Helper()
+	client := tls.Client(inner.dial(), config)
+	greeted := make(chan error, 1)
+	go func() { greeted <- client.HandshakeContext(context.Background()) }()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, accepted, <-greeted
+}
+
 func TestHandshakesThatStallMakeRoom(t *testing.T) {
 	e := serialEstate(t, "a")
 	server, client := e.handshake(t)
@@ -63,14 +76,8 @@ func TestHandshakesThatStallMakeRoom(t *testing.T) {
 			stalled = append(stalled, inner.dial())
 		}
 		synctest.Wait()
-		client := tls.Client(inner.dial(), client)
-		greeted := make(chan error, 1)
-		go func() { greeted <- client.HandshakeContext(context.Background()) }()
-		accepted, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := <-greeted; err != nil || time.Since(began) > crowdedTimeout {
+		client, accepted, err := greets(t, l, inner, client)
+		if err != nil || time.Since(began) > crowdedTimeout {
 			t.Errorf("greeted after %s: %v", time.Since(began), err)
 		}
 		// The deadline was the handshake's alone.
