@@ -125,8 +125,7 @@ func planes() []attack {
 			run: func(s *scene) {
 				thief := s.stranger()
 				lies("bad-signature", func(s *scene, path string, a *said) {
-					switch {
-					case path == "/v1/heads/stable/sig":
+					if path == "/v1/heads/stable/sig" {
 						a.body, _ = thief.Sign(s.house.files[fleet.HeadName("stable")])
 					}
 				})(s)
