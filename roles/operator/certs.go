@@ -12,9 +12,6 @@ import (
 	"nixfleet/roles/protocol/client"
 )
 
-// endsSoon is how long before its end a certificate is warned of.
-const endsSoon = 30 * 24 * time.Hour
-
 // certificateNames are the kinds for people, each with what makes another one.
 var certificateNames = map[string]struct{ name, renew string }{
 	protocol.CertificateServer:   {"server of the control plane", "nixfleet keygen server --help"},
@@ -75,7 +72,7 @@ func certificateRows(answer *protocol.CertificatesResponse, now time.Time, p com
 		switch {
 		case left <= 0:
 			in, colour = "ended", command.Red
-		case left < endsSoon && cert.Kind != protocol.CertificateAgent:
+		case left < protocol.CertificateEndsSoon && cert.Kind != protocol.CertificateAgent:
 			colour = command.Red
 		}
 		seen := "in use"
@@ -101,7 +98,7 @@ func warnOfCertificates(c *cli.Context, plane *client.Client) {
 	}
 	now := time.Now()
 	for _, cert := range answer.Certificates {
-		if left := cert.NotAfter.Sub(now); left < endsSoon {
+		if left := cert.NotAfter.Sub(now); left < protocol.CertificateEndsSoon {
 			progress(c, "warning: the certificate of the %s, %s, ends in %s: nixfleet certs",
 				certificateNames[cert.Kind].name, command.Plain(cert.Name), command.Age(left))
 		}

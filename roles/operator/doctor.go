@@ -152,7 +152,7 @@ func examinedCertificates(c *cli.Context, plane *client.Client, now time.Time) (
 		case left <= 0:
 			out = append(out, finding{"certificates", findingFault, "the " + kind.name + " " + command.Plain(cert.Name) +
 				" has ended", kind.renew})
-		case left < endsSoon:
+		case left < protocol.CertificateEndsSoon:
 			out = append(out, finding{"certificates", findingWarning, "the " + kind.name + " " + command.Plain(cert.Name) +
 				" ends in " + command.Age(left), kind.renew})
 		}

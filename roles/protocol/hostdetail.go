@@ -1,6 +1,10 @@
 package protocol
 
-import "nixfleet/pki"
+import (
+	"time"
+
+	"nixfleet/pki"
+)
 
 // HostDetail answers GET /v1/hosts/{name}: what is known of one host.
 type HostDetail struct {
@@ -75,6 +79,9 @@ type CertificatesResponse struct {
 	// included.
 	Agents int `json:"agents" shape:"R"`
 }
+
+// CertificateEndsSoon is how long before its end the views name a certificate.
+const CertificateEndsSoon = 30 * 24 * time.Hour
 
 // CertificateView is one certificate with its end.
 type CertificateView struct {

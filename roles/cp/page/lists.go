@@ -84,21 +84,25 @@ func (p *Page) certificates(r *http.Request) (*sheet, error) {
 	}
 	body := certificatesBody{More: answer.Agents}
 	for _, c := range answer.Certificates {
-		row := certificateRow{c, badge{"good", good}}
-		switch left := c.NotAfter.Sub(p.now()); {
-		case left <= 0:
-			row.Badge = badge{"ended", bad}
-		case left <= endsSoon && c.Kind == protocol.CertificateAgent:
-			row.Badge = badge{"renewed by its agent", good}
-		case left <= endsSoon:
-			row.Badge = badge{"ends soon", wait}
-		}
 		if c.Kind == protocol.CertificateAgent {
 			body.More--
 		}
-		body.Rows = append(body.Rows, row)
+		body.Rows = append(body.Rows, certificateRow{c, p.ends(&c)})
 	}
 	return &sheet{Title: "Certificates", Name: "certificates", Body: body}, nil
+}
+
+// ends is how a certificate stands. Agents renew theirs by themselves, at half of its life.
+func (p *Page) ends(c *protocol.CertificateView) badge {
+	switch left := c.NotAfter.Sub(p.now()); {
+	case left <= 0:
+		return badge{"ended", bad}
+	case left <= protocol.CertificateEndsSoon && c.Kind == protocol.CertificateAgent:
+		return badge{"renewed by its agent", good}
+	case left <= protocol.CertificateEndsSoon:
+		return badge{"ends soon", wait}
+	}
+	return badge{"good", good}
 }
 
 // releasesBody is the list of releases: those in force, and those whose rollouts are

@@ -18,8 +18,6 @@ import (
 const (
 	// namedHosts is how many hosts a page names before it links to the list of them.
 	namedHosts = 8
-	// endsSoon is how long before its end a certificate is named.
-	endsSoon = 30 * 24 * time.Hour
 	// namedCertificates is how many of them are asked for.
 	namedCertificates = 200
 )
@@ -238,7 +236,7 @@ func hostNeed(h *protocol.HostEntry) need {
 	return n
 }
 
-// ending are the certificates that end soon.
+// ending are the certificates that have ended, and those that end soon and that a person renews.
 func (p *Page) ending(r *http.Request) ([]need, error) {
 	answer, err := p.plane.Certificates(r.Context(), namedCertificates)
 	if forbidden(err) {
@@ -248,18 +246,12 @@ func (p *Page) ending(r *http.Request) ([]need, error) {
 		return nil, err
 	}
 	var needs []need
-	for _, c := range answer.Certificates {
-		left := c.NotAfter.Sub(p.now())
-		// Agents renew theirs by themselves, at two thirds of its life.
-		if left > endsSoon || c.Kind == protocol.CertificateAgent && left > 0 {
-			continue
+	for i := range answer.Certificates {
+		c := &answer.Certificates[i]
+		if word := p.ends(c); word.Tone != good {
+			needs = append(needs, need{Badge: word, What: strings.TrimSpace(c.Kind + " certificate " + c.Name),
+				Link: "/certificates", Why: "it ends " + p.moment(c.NotAfter).Text})
 		}
-		word := badge{"ends soon", wait}
-		if left <= 0 {
-			word = badge{"ended", bad}
-		}
-		needs = append(needs, need{Badge: word, What: strings.TrimSpace(c.Kind + " certificate " + c.Name),
-			Link: "/certificates", Why: "it ends " + p.moment(c.NotAfter).Text})
 	}
 	if len(needs) > namedHosts {
 		more := command.Plural(len(needs)-namedHosts, "more certificate")

@@ -311,3 +311,26 @@ func TestWhatFailsIsSaid(t *testing.T) {
 		t.Errorf("%d %+v", status, body)
 	}
 }
+
+// TestHowACertificateStands: the overview names those for a person, the list all of them.
+func TestHowACertificateStands(t *testing.T) {
+	p, _ := small()
+	const soon = protocol.CertificateEndsSoon
+	for _, c := range []struct {
+		kind string
+		left time.Duration
+		want badge
+	}{
+		{protocol.CertificateServer, 0, badge{"ended", bad}},
+		{protocol.CertificateServer, soon, badge{"ends soon", wait}},
+		{protocol.CertificateServer, soon + time.Second, badge{"good", good}},
+		{protocol.CertificateAgent, 0, badge{"ended", bad}},
+		{protocol.CertificateAgent, soon, badge{"renewed by its agent", good}},
+		{protocol.CertificateAgent, soon + time.Second, badge{"good", good}},
+	} {
+		got := p.ends(&protocol.CertificateView{Kind: c.kind, NotAfter: pki.At(noon.Add(c.left))})
+		if got != c.want {
+			t.Errorf("%s with %s left: %v, want %v", c.kind, c.left, got, c.want)
+		}
+	}
+}
