@@ -109,15 +109,12 @@ func summed(a, b protocol.HostCounts) protocol.HostCounts {
 }
 
 func numbers(c protocol.HostCounts) []number {
-	link := func(s protocol.Standing) string { return find("state", string(s)) }
-	return []number{
-		{"hosts", "", c.Hosts, "/hosts"},
-		{"as declared", good, c.Converged, link(protocol.StandsConverged)},
-		{"moving", move, c.Moving, link(protocol.StandsMoving)},
-		{"waiting", wait, c.Waiting, link(protocol.StandsWaiting)},
-		{"silent", quiet, c.Silent, link(protocol.StandsSilent)},
-		{"failed", bad, c.Failed, link(protocol.StandsFailed)},
+	out := []number{{"hosts", "", c.Hosts, "/hosts"}}
+	for _, s := range counted {
+		word := standing(s)
+		out = append(out, number{word.Word, word.Tone, c.Of(s), find("state", string(s))})
 	}
+	return out
 }
 
 func (p *Page) channelRow(ch protocol.ChannelEntry) channelRow {

@@ -201,14 +201,23 @@ func badgeOf(word string) badge {
 
 // stands is how a host stands, with the state that says more.
 func stands(e *protocol.HostEntry) badge {
-	word := string(e.Standing)
-	if e.Reason != nil && e.Reason.Code == "revoked" {
+	if e.Revoked() {
 		return badge{"revoked", bad}
 	}
-	if e.Standing == protocol.StandsConverged {
-		word = "as declared"
+	return standing(e.Standing)
+}
+
+// counted are the standings in the order in which the page counts them.
+var counted = []protocol.Standing{protocol.StandsConverged, protocol.StandsMoving, protocol.StandsWaiting,
+	protocol.StandsSilent, protocol.StandsFailed}
+
+// standing is a standing in the page's words.
+func standing(s protocol.Standing) badge {
+	word := string(s)
+	if s == protocol.StandsConverged {
+		word = protocol.AsDeclared
 	}
-	return badge{word, tones[string(e.Standing)]}
+	return badge{word, tones[string(s)]}
 }
 
 // share is one part of a bar: how many, from where to where in hundredths of its width.
@@ -256,18 +265,8 @@ func (b *bar) laid() bar {
 // that list's address.
 func countsBar(c protocol.HostCounts, what ...string) bar {
 	b := &bar{}
-	for _, s := range []struct {
-		standing protocol.Standing
-		n        int
-	}{
-		{protocol.StandsConverged, c.Converged}, {protocol.StandsMoving, c.Moving}, {protocol.StandsWaiting, c.Waiting},
-		{protocol.StandsSilent, c.Silent}, {protocol.StandsFailed, c.Failed},
-	} {
-		word := badge{string(s.standing), tones[string(s.standing)]}
-		if s.standing == protocol.StandsConverged {
-			word.Word = "as declared"
-		}
-		b.add(word, s.n, find(append([]string{"state", string(s.standing)}, what...)...))
+	for _, s := range counted {
+		b.add(standing(s), c.Of(s), find(append([]string{"state", string(s)}, what...)...))
 	}
 	return b.laid()
 }
