@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
@@ -119,7 +120,7 @@ func examinedReleases(c *cli.Context, plane *client.Client, now time.Time) (out 
 	for _, ch := range channels.Channels {
 		f := finding{"release of " + command.Plain(ch.Name), findingOK, "it is fresh", ""}
 		if ch.SignedAt != nil {
-			window := time.Duration(ch.FreshnessWindowMinutes) * time.Minute
+			window := fleet.Minutes(ch.FreshnessWindowMinutes)
 			switch age := now.Sub(ch.SignedAt.Time); {
 			case age > window:
 				f.Level, f.Says = findingFault, fmt.Sprintf("it was signed %s ago, and agents refuse it after %s",

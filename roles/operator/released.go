@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/nixops/fleet"
 	"nixfleet/roles/command"
 	"nixfleet/roles/protocol"
 	"nixfleet/roles/protocol/client"
@@ -218,7 +219,7 @@ func channelRow(ch *protocol.ChannelEntry, now time.Time) []string {
 	}
 	if ch.SignedAt != nil {
 		signed = since(ch.SignedAt.Time, now)
-		left := ch.SignedAt.Add(time.Duration(ch.FreshnessWindowMinutes) * time.Minute).Sub(now)
+		left := ch.SignedAt.Add(fleet.Minutes(ch.FreshnessWindowMinutes)).Sub(now)
 		if fresh = command.Age(left); left <= 0 {
 			fresh = "stale"
 		}
