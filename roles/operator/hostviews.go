@@ -172,10 +172,7 @@ func hostAgent(f *facts, d *protocol.HostDetail, now time.Time) {
 	}
 	for _, probe := range a.Probes {
 		text := command.Plain(probe.Name) + " " + map[string]string{protocol.ProbePass: "passes",
-			protocol.ProbeFail: "FAILS"}[probe.Status]
-		if probe.Status == protocol.ProbeUnknown {
-			text = command.Plain(probe.Name) + " has not run yet"
-		}
+			protocol.ProbeFail: "FAILS", protocol.ProbeUnknown: "has not run yet"}[probe.Status]
 		if probe.FailureReason != nil {
 			text += ": " + command.OrDash(probe.FailureReason)
 		}

@@ -85,12 +85,12 @@ func isJob(path string) bool {
 
 // readSource looks at one file.
 func (v *v1Fleet) readSource(path, text string, seen map[string]bool) {
-	n := 0
+	n, job := 0, isJob(path)
 	for line := range strings.Lines(text) {
 		n++
 		code, _, _ := strings.Cut(line, "#")
 		for _, w := range sourceWords {
-			if seen[w.word] || w.job != isJob(path) || !strings.Contains(code, w.word) {
+			if seen[w.word] || w.job != job || !strings.Contains(code, w.word) {
 				continue
 			}
 			seen[w.word] = true

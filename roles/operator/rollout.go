@@ -115,7 +115,7 @@ func rolloutList(c *cli.Context) error {
 		r := &answer.Rollouts[i]
 		rows = append(rows, []string{
 			command.Plain(command.Short(r.RolloutID)), command.Plain(r.Channel), stateWord(r), fmt.Sprint(r.CurrentWave + 1),
-			tally(r.Words()), when(r.CreatedAt.Time), rolloutWhy(r),
+			tally(r.Words()), when(r.CreatedAt.Time), command.Plain(r.Why()),
 		})
 	}
 	if len(rows) == 1 {
@@ -128,21 +128,13 @@ func rolloutList(c *cli.Context) error {
 // rolloutState adds why a rollout stands still. A v1 control plane says
 // nothing of it.
 func rolloutState(r *protocol.RolloutSummary) string {
-	if why := rolloutWhy(r); why != "" {
+	if why := command.Plain(r.Why()); why != "" {
 		return stateWord(r) + " (" + why + ")"
 	}
 	return stateWord(r)
 }
 
 func stateWord(r *protocol.RolloutSummary) string { return command.OrDash(&r.State) }
-
-// rolloutWhy is why a rollout stands still, empty when it does not.
-func rolloutWhy(r *protocol.RolloutSummary) string {
-	if r.Hold != nil {
-		return command.Plain(*r.Hold)
-	}
-	return command.Plain(r.HaltReason)
-}
 
 // tally counts hosts by state, in the order of the life of a host.
 func tally(states map[string]string) string {

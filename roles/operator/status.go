@@ -26,11 +26,14 @@ const (
 	statusEvery = 2 * time.Second
 )
 
-// failOn are the words of --fail-on with their exit codes, the worst first.
-var failOn = []struct {
+// failWord is a word of --fail-on with its exit code.
+type failWord struct {
 	standing protocol.Standing
 	code     int
-}{
+}
+
+// failOn are the words of --fail-on, the worst first.
+var failOn = []failWord{
 	{protocol.StandsFailed, 3}, {protocol.StandsSilent, 4}, {protocol.StandsMoving, 5}, {protocol.StandsWaiting, 6},
 }
 
@@ -149,12 +152,7 @@ func failWords(text string) (words []protocol.Standing, err error) {
 		if word = strings.TrimSpace(word); word == "" {
 			continue
 		}
-		if !slices.ContainsFunc(failOn, func(f struct {
-			standing protocol.Standing
-			code     int
-		}) bool {
-			return string(f.standing) == word
-		}) {
+		if !slices.ContainsFunc(failOn, func(f failWord) bool { return string(f.standing) == word }) {
 			return nil, command.Usage("nixfleet status --fail-on failed,silent", "--fail-on has no word %q", word)
 		}
 		words = append(words, protocol.Standing(word))

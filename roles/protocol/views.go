@@ -235,6 +235,14 @@ func (r *RolloutSummary) Words() map[string]string {
 	return words
 }
 
+// Why is why a rollout stands still, empty when it does not: the hold comes before the halt.
+func (r *RolloutSummary) Why() string {
+	if r.Hold != nil {
+		return *r.Hold
+	}
+	return r.HaltReason
+}
+
 // RolloutWaves answers GET /v1/rollouts/{id}/waves. It has no waves when only the
 // header of the rollout is remembered.
 type RolloutWaves struct {

@@ -18,13 +18,7 @@ type hostList struct {
 	Counts protocol.HostCounts
 	Bar    bar
 	Next   string // address of the next part
-	Show   hostColumns
-}
-
-// hostColumns says which columns are worth their place.
-type hostColumns struct {
-	Channel  bool
-	Sentence bool // why it waits in words, not by the code alone
+	Full   bool   // with the channels, and with why a host waits in words, not by the code alone
 }
 
 // hostsOf asks for the part of a list that the query's `after` begins.
@@ -34,7 +28,7 @@ func (p *Page) hostsOf(r *http.Request, q client.HostsQuery) (hostList, error) {
 	if err != nil {
 		return hostList{}, err
 	}
-	list := hostList{Hosts: answer.Hosts}
+	list := hostList{Hosts: answer.Hosts, Full: q.Rollout == ""}
 	if answer.Counts != nil {
 		list.Counts = *answer.Counts
 	}
@@ -44,7 +38,6 @@ func (p *Page) hostsOf(r *http.Request, q client.HostsQuery) (hostList, error) {
 		again.Set("after", answer.Next)
 		list.Next = "?" + again.Encode() + "#hosts"
 	}
-	list.Show = hostColumns{Channel: q.Rollout == "", Sentence: q.Rollout == ""}
 	return list, nil
 }
 

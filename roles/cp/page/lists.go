@@ -144,7 +144,7 @@ func (p *Page) releasesOf(r *http.Request) ([]releaseRow, error) {
 		s := &rollouts.Rollouts[i]
 		if commit := s.Ref; commit != "" {
 			of := row(commit)
-			of.Rollouts = append(of.Rollouts, rolloutRow{*s, stateOf(s), whyOf(s)})
+			of.Rollouts = append(of.Rollouts, rolloutRow{*s, stateOf(s)})
 			if of.At == nil {
 				of.At = p.moment(s.CreatedAt)
 			}

@@ -131,7 +131,7 @@ func (p *Page) lane(r *http.Request, s *protocol.RolloutSummary) (*lane, error) 
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{ID: s.RolloutID, Channel: s.Channel, Ref: s.Ref, State: stateOf(s), Why: whyOf(s),
+	l := &lane{ID: s.RolloutID, Channel: s.Channel, Ref: s.Ref, State: stateOf(s), Why: s.Why(),
 		Created: p.moment(s.CreatedAt)}
 	for _, w := range answer.Waves {
 		n := strconv.Itoa(int(w.Wave))
@@ -179,14 +179,6 @@ func stateOf(s *protocol.RolloutSummary) badge {
 	return badgeOf(cmp.Or(s.State, "unknown"))
 }
 
-// whyOf is why a rollout stands still.
-func whyOf(s *protocol.RolloutSummary) string {
-	if s.Hold != nil {
-		return *s.Hold
-	}
-	return s.HaltReason
-}
-
 // persons is who needs somebody, the most urgent first.
 func (p *Page) persons(r *http.Request, channels []channelRow, rollouts []protocol.RolloutSummary) ([]need, error) {
 	var needs []need
@@ -194,7 +186,7 @@ func (p *Page) persons(r *http.Request, channels []channelRow, rollouts []protoc
 		s := &rollouts[i]
 		if state := stateOf(s); state.Tone == bad || state.Word == paused {
 			needs = append(needs, need{Badge: state, What: "rollout of " + s.Channel, Link: "/rollouts/" + s.RolloutID,
-				Why: whyOf(s), Next: "look at the rollout, then resume or cancel it, or push a release that mends it"})
+				Why: s.Why(), Next: "look at the rollout, then resume or cancel it, or push a release that mends it"})
 		}
 	}
 	for _, standing := range []protocol.Standing{protocol.StandsFailed, protocol.StandsSilent} {

@@ -121,7 +121,6 @@ type sheet struct {
 	Body  any
 	Place string // where to go instead
 	Live  bool   // it is worth showing again when something happens
-	Query string // what was searched for
 
 	Who    string
 	Token  string

@@ -21,7 +21,6 @@ const (
 // rolloutBody is one rollout.
 type rolloutBody struct {
 	Lane    lane
-	Reason  string
 	Actions []string // what may be done with it
 	Done    string   // what was done just now
 	Chart   *chart
@@ -70,7 +69,7 @@ func (p *Page) rollout(r *http.Request) (*sheet, error) {
 	if err != nil {
 		return nil, err
 	}
-	body := rolloutBody{Lane: *l, Reason: l.Why, Actions: actionsOf(s), Done: doneWords[r.URL.Query().Get("done")]}
+	body := rolloutBody{Lane: *l, Actions: actionsOf(s), Done: doneWords[r.URL.Query().Get("done")]}
 	if body.Hosts, err = p.hostsOf(r, client.HostsQuery{Rollout: s.RolloutID, WorstFirst: true}); err != nil {
 		return nil, err
 	}
@@ -170,7 +169,6 @@ type rolloutsBody struct{ Rows []rolloutRow }
 type rolloutRow struct {
 	protocol.RolloutSummary
 	Badge badge
-	Why   string
 }
 
 func (p *Page) rollouts(r *http.Request) (*sheet, error) {
@@ -181,7 +179,7 @@ func (p *Page) rollouts(r *http.Request) (*sheet, error) {
 	body := rolloutsBody{}
 	for i := range answer.Rollouts {
 		s := &answer.Rollouts[i]
-		body.Rows = append(body.Rows, rolloutRow{*s, stateOf(s), whyOf(s)})
+		body.Rows = append(body.Rows, rolloutRow{*s, stateOf(s)})
 	}
 	return &sheet{Title: "Rollouts", Name: "rollouts", Live: true, Body: body}, nil
 }
