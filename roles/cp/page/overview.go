@@ -97,7 +97,7 @@ func (p *Page) overview(r *http.Request) (*sheet, error) {
 		}
 		body.Lanes = append(body.Lanes, *l)
 	}
-	if body.Persons, err = p.persons(r, body.Channels, rollouts.Rollouts); err != nil {
+	if body.Persons, err = p.persons(r, all, body.Channels, rollouts.Rollouts); err != nil {
 		return nil, err
 	}
 	return &sheet{Title: "Overview", Name: "overview", Live: true, Body: body}, nil
@@ -179,8 +179,10 @@ func stateOf(s *protocol.RolloutSummary) badge {
 	return badgeOf(cmp.Or(s.State, "unknown"))
 }
 
-// persons is who needs somebody, the most urgent first.
-func (p *Page) persons(r *http.Request, channels []channelRow, rollouts []protocol.RolloutSummary) ([]need, error) {
+// persons is who needs somebody, the most urgent first. Hosts that the counts do not have are not asked for.
+func (p *Page) persons(
+	r *http.Request, counts protocol.HostCounts, channels []channelRow, rollouts []protocol.RolloutSummary,
+) ([]need, error) {
 	var needs []need
 	for i := range rollouts {
 		s := &rollouts[i]
@@ -190,6 +192,9 @@ func (p *Page) persons(r *http.Request, channels []channelRow, rollouts []protoc
 		}
 	}
 	for _, standing := range []protocol.Standing{protocol.StandsFailed, protocol.StandsSilent} {
+		if counts.Of(standing) == 0 {
+			continue
+		}
 		found, err := p.plane.HostsPage(r.Context(), client.HostsQuery{State: string(standing), Limit: namedHosts})
 		if err != nil {
 			return nil, err
