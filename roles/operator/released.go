@@ -2,7 +2,6 @@ package operator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -30,7 +29,7 @@ func (w *watcher) released(ctx context.Context, sha, channel string) error {
 	if err == nil {
 		err = w.each(ctx, ids)
 	}
-	if errors.Is(err, context.DeadlineExceeded) && w.c.Context.Err() == nil {
+	if ranOut(w.c, err) {
 		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("the release of commit %s is not through after %s",
 			command.Short(sha), w.c.Duration("timeout")), "nixfleet status; nixfleet rollout list"))
 	}
@@ -53,25 +52,18 @@ func (w *watcher) rolloutsOf(ctx context.Context, sha, channel string) ([]string
 	said := false
 	for {
 		ids, err := w.declaredBy(ctx, sha, channel)
-		var refused *client.Error
-		var final *command.Error
-		switch {
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case errors.As(err, &final):
+		if err := lasting(ctx, err, "look for the release of commit "+command.Short(sha)); err != nil {
 			return nil, err
-		case errors.As(err, &refused) && refused.Status < 500, err != nil && distrust(err) != "":
-			return nil, explained(err, "look for the release of commit "+command.Short(sha))
+		}
+		switch {
 		case len(ids) > 0:
 			return ids, nil
 		case !said:
 			said = true
 			progress(w.c, "the release of commit %s is not in force yet; waiting for it", command.Short(sha))
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(watchPause):
+		if err := pause(ctx); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -120,19 +112,15 @@ func waitFlags() []cli.Flag {
 
 // waitForRelease follows the rollouts of what was just published, by their ids: never those of the release before.
 func waitForRelease(c *cli.Context, plane *client.Client, ids []string) error {
-	ctx := c.Context
-	if limit := c.Duration("wait-timeout"); limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
+	ctx, cancel := limited(c, "wait-timeout")
+	defer cancel()
 	// It may look at its source only in a minute; one that cannot be reached now is waited for.
 	if err := plane.Poke(ctx); err != nil {
 		progress(c, "the control plane was not told to look now (%v); it looks by itself", err)
 	}
 	w := &watcher{c: c, client: plane}
 	err := w.each(ctx, ids)
-	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
+	if ranOut(c, err) {
 		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("the release is not through after %s",
 			c.Duration("wait-timeout")), "nixfleet status; nixfleet rollout list"))
 	}

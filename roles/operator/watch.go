@@ -75,12 +75,8 @@ func rolloutWatch(c *cli.Context) error {
 		return command.Usage("nixfleet rollout watch stable", "rollout watch takes one rollout at most")
 	}
 	w := &watcher{c: c, client: plane, query: client.EventQuery{After: c.Int64("after")}}
-	ctx := c.Context
-	if limit := c.Duration("timeout"); limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
+	ctx, cancel := limited(c, "timeout")
+	defer cancel()
 	if sha := c.String("commit"); sha != "" {
 		return w.released(ctx, sha, c.Args().First())
 	}
@@ -101,11 +97,52 @@ func rolloutWatch(c *cli.Context) error {
 			command.Plain(found.Channel), command.Short(cmp.Or(found.Ref, "unknown")))
 	}
 	err = w.follow(ctx, id)
-	if errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil {
+	if ranOut(c, err) {
 		return command.Coded(exitTimeout, command.Hinted(fmt.Errorf("rollout %s is not over after %s", command.Short(id),
 			c.Duration("timeout")), "nixfleet rollout show %s", command.Short(id)))
 	}
 	return err
+}
+
+// limited is the command's context, which ends after the time of a flag, where that has one.
+func limited(c *cli.Context, flag string) (context.Context, context.CancelFunc) {
+	if limit := c.Duration(flag); limit > 0 {
+		return context.WithTimeout(c.Context, limit)
+	}
+	return c.Context, func() {}
+}
+
+// ranOut reports whether it was the time of a flag that ended what limited began.
+func ranOut(c *cli.Context, err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) && c.Context.Err() == nil
+}
+
+// lasting is the error that no waiting mends, nil where it is worth asking again: the end of ctx, an error of the
+// command itself, a refusal, and a peer that one of the two sides does not trust.
+func lasting(ctx context.Context, err error, doing string) error {
+	var refused *client.Error
+	var final *command.Error
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil:
+		return nil
+	case errors.As(err, &final):
+		return err
+	case errors.As(err, &refused) && refused.Status < 500, distrust(err) != "":
+		return explained(err, doing)
+	}
+	return nil
+}
+
+// pause waits before the control plane is asked again.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(watchPause):
+		return nil
+	}
 }
 
 // follow prints events until ctx ends, the control plane refuses, or the
@@ -117,24 +154,16 @@ func (w *watcher) follow(ctx context.Context, id string) error {
 		if err == nil {
 			return nil
 		}
-		var refused *client.Error
-		var final *command.Error
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, errEvent):
-			continue
-		case errors.As(err, &final):
+		if err := lasting(ctx, err, "watch events"); err != nil {
 			return err
-		case errors.As(err, &refused) && refused.Status < 500, distrust(err) != "":
-			return explained(err, "watch events")
+		}
+		if errors.Is(err, errEvent) {
+			continue
 		}
 		// A control plane that restarts is not a reason to look away.
 		progress(w.c, "the event stream ended (%v); connecting again after event %d", err, w.query.After)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(watchPause):
+		if err := pause(ctx); err != nil {
+			return err
 		}
 	}
 }
