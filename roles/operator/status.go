@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/url"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -115,17 +113,12 @@ func status(c *cli.Context) error {
 	return failed(words, view.counts)
 }
 
-// statusJSON prints the answer as it came. Without filters it is v1's.
+// statusJSON prints the answer as it came, and judges what it printed. Without filters it is v1's.
 func statusJSON(c *cli.Context, plane *client.Client, q client.HostsQuery, words []protocol.Standing) error {
-	ask := url.Values{}
-	for name, value := range map[string]string{"host": q.Host, "channel": q.Channel, "tag": q.Tag, "state": q.State} {
-		if value != "" {
-			ask.Set(name, value)
-		}
-	}
-	if c.IsSet("limit") && q.Limit > 0 {
-		ask.Set("limit", strconv.Itoa(q.Limit))
-		ask.Set("order", "worst")
+	ask := q.Values()
+	if !c.IsSet("limit") || q.Limit <= 0 {
+		ask.Del("limit")
+		ask.Del("order")
 	}
 	where := "/v1/hosts"
 	if len(ask) > 0 {
@@ -135,14 +128,15 @@ func statusJSON(c *cli.Context, plane *client.Client, q client.HostsQuery, words
 	if err != nil {
 		return explained(err, "ask for the hosts")
 	}
-	if err := command.Text(c, answer); err != nil || len(words) == 0 {
+	// Text lays out what it is given in place.
+	if err := command.Text(c, answer.Clone()); err != nil || len(words) == 0 {
 		return err
 	}
-	all, err := plane.HostsPage(c.Context, q)
-	if err != nil {
-		return explained(err, "ask for the hosts")
+	var all protocol.HostsResponse
+	if err := protocol.DecodeKnown(answer, &all); err != nil {
+		return explained(fmt.Errorf("answer: %w", err), "ask for the hosts")
 	}
-	narrowed(all, q)
+	narrowed(&all, q)
 	return failed(words, *all.Counts)
 }
 
