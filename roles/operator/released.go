@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -16,12 +17,12 @@ import (
 )
 
 // commitPattern is the beginning of a commit's id that is long enough to mean one.
-var commitPattern = regexp.MustCompile(`^[0-9a-f]{7,64}$`)
+var commitPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{7,64}$`) })
 
 // released waits until the release of a commit is in force and follows its rollouts, that of one channel or all of
 // them, each to its end. The first that does not converge decides.
 func (w *watcher) released(ctx context.Context, sha, channel string) error {
-	if !commitPattern.MatchString(sha) {
+	if !commitPattern().MatchString(sha) {
 		return command.Usage("nixfleet rollout watch --commit \"$(git rev-parse HEAD)\"",
 			"--commit %q is not a commit, or less than seven digits of one", sha)
 	}
