@@ -16,20 +16,15 @@ import (
 
 // hostViews are the verbs of a host that only look.
 func hostViews() []*cli.Command {
-	verb := func(name, what, example string, action cli.ActionFunc, flags ...cli.Flag) *cli.Command {
-		return &cli.Command{
-			Name: name, Usage: what, ArgsUsage: "NAME", Description: "Example:\n   " + example,
-			Flags: append(append(connectionFlags(), command.JSONFlag()), flags...), Action: action,
-		}
-	}
 	list := statusCommand()
 	list.Name, list.Usage = "list", "the same as nixfleet status"
 	return []*cli.Command{
 		list,
-		verb("show", "all that is known of a host", "nixfleet host show web-07", hostShow),
-		verb("explain", "why a host is where it is, and what to do", "nixfleet host explain web-07", hostExplain),
-		verb("log", "why its last activation failed, with what the switch printed", "nixfleet host log web-07", hostLog),
-		verb("history", "what happened to a host, the newest last",
+		verb("show", "NAME", "all that is known of a host", "nixfleet host show web-07", hostShow),
+		verb("explain", "NAME", "why a host is where it is, and what to do", "nixfleet host explain web-07", hostExplain),
+		verb("log", "NAME", "why its last activation failed, with what the switch printed",
+			"nixfleet host log web-07", hostLog),
+		verb("history", "NAME", "what happened to a host, the newest last",
 			"nixfleet host history web-07\n   nixfleet host history web-07 --limit 200", hostHistory,
 			&cli.IntFlag{Name: "limit", Value: 50, Usage: "the newest `NUMBER` events"}),
 	}

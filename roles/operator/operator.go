@@ -66,6 +66,14 @@ func finish(c *cli.Command, prefix string) {
 	}
 }
 
+// verb speaks to the control plane, and says what it has to say with --json as well.
+func verb(name, args, what, example string, action cli.ActionFunc, flags ...cli.Flag) *cli.Command {
+	return &cli.Command{
+		Name: name, Usage: what, ArgsUsage: args, Description: "Example:\n   " + example,
+		Flags: append(append(connectionFlags(), command.JSONFlag()), flags...), Action: action,
+	}
+}
+
 // progress says on stderr what takes its time.
 func progress(c *cli.Context, format string, args ...any) {
 	fmt.Fprintf(c.App.ErrWriter, format+"\n", args...)

@@ -131,16 +131,10 @@ func waitForRelease(c *cli.Context, plane *client.Client, ids []string) error {
 // releaseViews are the verbs of release that only look.
 func releaseViews() []*cli.Command {
 	return []*cli.Command{
-		{
-			Name: "list", Usage: "releases that the control plane remembers, by channel, the newest first",
-			Description: "Example:\n   nixfleet release list", Flags: append(connectionFlags(), command.JSONFlag()),
-			Action: releaseList,
-		},
-		{
-			Name: "show", Usage: "the release in force of each channel, or of one", ArgsUsage: "[CHANNEL]",
-			Description: "Example:\n   nixfleet release show stable", Flags: append(connectionFlags(), command.JSONFlag()),
-			Action: releaseShow,
-		},
+		verb("list", "", "releases that the control plane remembers, by channel, the newest first",
+			"nixfleet release list", releaseList),
+		verb("show", "[CHANNEL]", "the release in force of each channel, or of one", "nixfleet release show stable",
+			releaseShow),
 	}
 }
 
@@ -149,14 +143,15 @@ func releaseList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	all := client.RolloutsQuery{All: true, Heads: true}
 	if c.Bool("json") {
-		answer, err := plane.Raw(c.Context, "/v1/rollouts?all=true&hosts=false")
+		answer, err := plane.Raw(c.Context, "/v1/rollouts?"+all.Values().Encode())
 		if err != nil {
 			return explained(err, "ask for the releases")
 		}
 		return command.Text(c, answer)
 	}
-	answer, err := plane.Rollouts(c.Context, client.RolloutsQuery{All: true, Heads: true})
+	answer, err := plane.Rollouts(c.Context, all)
 	if err != nil {
 		return explained(err, "ask for the releases")
 	}

@@ -21,35 +21,27 @@ import (
 const rolloutArgs = "ROLLOUT"
 
 func rolloutCommand() *cli.Command {
-	verb := func(name, what, example string, action cli.ActionFunc, flags ...cli.Flag) *cli.Command {
-		return &cli.Command{
-			Name: name, Usage: what, ArgsUsage: rolloutArgs, Description: "Example:\n   " + example,
-			Flags: append(append(connectionFlags(), command.JSONFlag()), flags...), Action: action,
-		}
-	}
 	reason := func() cli.Flag { return &cli.StringFlag{Name: "reason", Usage: "`TEXT` for the record"} }
-	c := &cli.Command{
+	return &cli.Command{
 		Name: "rollout", Usage: "releases on their way through the fleet",
 		Description: "ROLLOUT is an id, the beginning of one, or the name of its channel.\n\nExample:\n   nixfleet " +
 			"rollout show stable",
 		Subcommands: []*cli.Command{
-			verb("list", "the rollouts that are not done", "nixfleet rollout list\n   nixfleet rollout list --all", rolloutList,
-				&cli.BoolFlag{Name: "all", Usage: "also those that are over and still in the database"}),
-			verb("show", "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
-			verb("trace", "every dispatch of a rollout and how it ended",
+			verb("list", "", "the rollouts that are not done", "nixfleet rollout list\n   nixfleet rollout list --all",
+				rolloutList, &cli.BoolFlag{Name: "all", Usage: "also those that are over and still in the database"}),
+			verb("show", rolloutArgs, "one rollout and the state of its hosts", "nixfleet rollout show stable", rolloutShow),
+			verb("trace", rolloutArgs, "every dispatch of a rollout and how it ended",
 				"nixfleet rollout trace stable --json\n   nixfleet rollout trace stable --events", rolloutTrace,
 				&cli.BoolFlag{Name: "events", Usage: "print its log instead: who, what, when and why"}),
-			verb("pause", "dispatch no further hosts until resumed", "nixfleet rollout pause stable --reason 'incident 42'",
-				hold("pause", "paused"), reason()),
-			verb("resume", "go on with a paused rollout", "nixfleet rollout resume stable --reason 'incident 42 closed'",
-				hold("resume", "resumed"), reason()),
-			verb("cancel", "end a rollout; hosts that have it keep it", "nixfleet rollout cancel stable --reason 'wrong kernel'",
-				hold("cancel", "cancelled"), reason()),
+			verb("pause", rolloutArgs, "dispatch no further hosts until resumed",
+				"nixfleet rollout pause stable --reason 'incident 42'", hold("pause", "paused"), reason()),
+			verb("resume", rolloutArgs, "go on with a paused rollout",
+				"nixfleet rollout resume stable --reason 'incident 42 closed'", hold("resume", "resumed"), reason()),
+			verb("cancel", rolloutArgs, "end a rollout; hosts that have it keep it",
+				"nixfleet rollout cancel stable --reason 'wrong kernel'", hold("cancel", "cancelled"), reason()),
 			watchCommand(),
 		},
 	}
-	c.Subcommands[0].ArgsUsage = ""
-	return c
 }
 
 // findRollout resolves what was typed: a rollout that is not over before one
