@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,6 +51,12 @@ func TestASecondControlPlaneIsRefused(t *testing.T) {
 		t.Errorf("beside an open one: %v", err)
 	}
 	revoke(t, s, "a")
+	// A child process that is just being started has a copy of the lock file.
+	child, err := syscall.Dup(int(s.guard.file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(child)
 	s.Close()
 	again := open(t, s.path)
 	knows(t, again, "a")

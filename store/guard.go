@@ -66,7 +66,11 @@ func (g *guard) write() error {
 	return err
 }
 
-func (g *guard) close() error { return g.file.Close() }
+// close frees the lock by name: a child process that is just being started has a copy of the file, and with it the lock,
+// until it runs its program.
+func (g *guard) close() error {
+	return errors.Join(syscall.Flock(int(g.file.Fd()), syscall.LOCK_UN), g.file.Close())
+}
 
 // admit is nil for a file that may be opened, and fs.ErrNotExist for none. A log
 // without its file, an empty file, and one that others may write are refused.

@@ -231,3 +231,17 @@ func TestFreeOfAPathToCome(t *testing.T) {
 		t.Error("ENOSPC and only it is a full disk")
 	}
 }
+
+// TestUnlockFreesEveryCopy: a child process that is just being started has a copy of the locked file.
+func TestUnlockFreesEveryCopy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	held, err := disk.TryLock(path)
+	must(t, err)
+	child, err := syscall.Dup(int(held.Fd()))
+	must(t, err)
+	defer syscall.Close(child)
+	must(t, disk.Unlock(held))
+	again, err := disk.TryLock(path)
+	must(t, err)
+	must(t, disk.Unlock(again))
+}

@@ -50,6 +50,10 @@ func lock(path string, flags, how int) (*os.File, error) {
 	return f, nil
 }
 
+// Unlock frees a lock and closes its file. A close alone would leave the lock to a child process that is just being
+// started, and has a copy of every file until it runs its program.
+func Unlock(f *os.File) error { return errors.Join(flock(f, syscall.LOCK_UN), f.Close()) }
+
 // Lock calls TryLock until it gets the lock or ctx ends, with a pause after each try.
 func Lock(ctx context.Context, path string, pause time.Duration) (*os.File, error) {
 	for {
@@ -77,8 +81,11 @@ func Locked(path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
 	err = flock(f, syscall.LOCK_SH|syscall.LOCK_NB)
+	if err == nil {
+		return false, Unlock(f)
+	}
+	defer f.Close()
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return true, nil
 	}

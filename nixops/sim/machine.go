@@ -123,7 +123,7 @@ func (m *machine) with(f func(*memory) error) error {
 		if err != nil {
 			return err
 		}
-		defer lock.Close()
+		defer func() { _ = disk.Unlock(lock) }()
 	}
 	s, was, err := m.load()
 	if err != nil {

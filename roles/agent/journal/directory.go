@@ -104,5 +104,5 @@ func (d Directory) Only() (leave func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = disk.Unlock(f) }, nil
 }

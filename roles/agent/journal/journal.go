@@ -149,7 +149,7 @@ func (d Directory) Lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock journal: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = disk.Unlock(f) }, nil
 }
 
 // Journal reads the activation under way; nil when there is none.

@@ -188,5 +188,5 @@ func lockDir(dir string, dry bool) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	return func() { lock.Close() }, nil
+	return func() { _ = disk.Unlock(lock) }, nil
 }
