@@ -66,8 +66,8 @@ func (g *guard) write() error {
 	return err
 }
 
-// close frees the lock by name: a child process that is just being started has a copy of the file, and with it the lock,
-// until it runs its program.
+// close frees the lock by name: a child process that is just being started has a copy of
+// the file, and with it the lock, until it runs its program.
 func (g *guard) close() error {
 	return errors.Join(syscall.Flock(int(g.file.Fd()), syscall.LOCK_UN), g.file.Close())
 }
