@@ -72,6 +72,8 @@ type Host interface {
 	// NextBoot is BootDefault with all that is known about the next boot. It also asks bootctl, which may take as long
 	// as it takes to mount an ESP.
 	NextBoot(ctx context.Context) (NextBoot, error)
+	// ThisBoot says whether the boot is over, and whether the boot loader has been told that it went well.
+	ThisBoot(ctx context.Context) (ThisBoot, error)
 	// BootID changes with every boot of the kernel.
 	BootID(ctx context.Context) (string, error)
 	// SinceBoot is the time since this boot began, including the time that the machine slept. It does not depend

@@ -23,6 +23,8 @@ type NextBoot struct {
 	Once    string  // closure that starts once instead; "" if there is none, or if it is not known
 	Entry   string  // id of the default's entry, where the loader has ids
 	Counter Counter // what the boot counter of that entry does
+	// UsedUp are the closures of entries that the loader has no tries left for: their boots were never blessed.
+	UsedUp []string
 }
 
 // Counter says what the boot counter of an entry does.
@@ -49,7 +51,7 @@ func (m *machine) NextBoot(ctx context.Context) (NextBoot, error) {
 	}
 	s := loader.Read(m.root)
 	next := NextBoot{Loader: s.Loader, Default: s.Default.Closure, Unknown: s.Default.Unknown,
-		Counter: counters[s.Default.Guard]}
+		Counter: counters[s.Default.Guard], UsedUp: s.UsedUp()}
 	if s.OnceSet {
 		next.Once = s.Once.Closure
 	}

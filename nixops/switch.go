@@ -130,7 +130,7 @@ func (m *machine) readExit(ctx context.Context, r SwitchRequest, exit Exit, befo
 	if err != nil {
 		return exit, err
 	}
-	return exit.After(before, after, m.lastWords(ctx, r.Unit, exit)), nil
+	return exit.After(before, after, lastWords(ctx, m.UnitOutput, m.log, r.Unit, exit)), nil
 }
 
 // LockCode is EAGAIN. The script exits with it when the lock is held, but also for other reasons.
@@ -138,18 +138,19 @@ const LockCode = 11
 
 // lastWords returns the output of a script whose exit code may mean that the lock is held, else "". The journal may
 // have the output only a little after the unit has ended.
-func (m *machine) lastWords(ctx context.Context, unit string, exit Exit) string {
+func lastWords(ctx context.Context, output func(context.Context, string) (string, error), log zerolog.Logger,
+	unit string, exit Exit) string {
 	if exit.Code != LockCode {
 		return ""
 	}
 	words := ""
 	err := wait(ctx, wordsTime, func() (bool, error) {
 		var err error
-		words, err = m.UnitOutput(ctx, unit)
+		words, err = output(ctx, unit)
 		return strings.Contains(words, lockWords), err
 	})
 	if err != nil && !errors.Is(err, errWaited) {
-		m.log.Warn().Err(err).Str("unit", unit).Msg("could not read the output of the unit")
+		log.Warn().Err(err).Str("unit", unit).Msg("could not read the output of the unit")
 	}
 	return words
 }

@@ -374,3 +374,12 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestUsedUp: a closure is used up when no entry of it has tries left.
+func TestUsedUp(t *testing.T) {
+	s := Read(newTree("default nixos-*\n").entry("nixos-generation-9+0-3.conf", "9").entry("nixos-generation-8.conf", "8").
+		entry("nixos-generation-7+0-3.conf", "7").entry("nixos-b+1.conf", "7").write(t, "262.1"))
+	if got := s.UsedUp(); !slices.Equal(got, []string{system("9")}) || s.Default.Closure != system("8") {
+		t.Errorf("used up: %v, boots %q (%s)", got, s.Default.Closure, s.Default.Unknown)
+	}
+}

@@ -412,7 +412,7 @@ func TestNixRemoteFollowsTheDaemonsUser(t *testing.T) {
 		if err := evaluate(t, fmt.Sprintf(`stub [ (configurations + "/agent.nix") %s ]`, change), &r); err != nil {
 			t.Fatal(err)
 		}
-		for _, unit := range []string{"nixfleet-agent.service", "nixfleet-guard.service"} {
+		for _, unit := range []string{"nixfleet-agent.service", "nixfleet-guard.service", "nixfleet-boot-complete.service"} {
 			if has := strings.Contains(r.Units[unit], "Environment=\"NIX_REMOTE=daemon\"\n"); has != want {
 				t.Errorf("the daemon is %q: %s has NIX_REMOTE: %t", user, unit, has)
 			}
@@ -467,7 +467,8 @@ func TestBoundsOfMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		agent := strings.Contains(unit, "agent.service") || strings.Contains(unit, "guard.service")
+		agent := strings.Contains(unit, "agent.service") || strings.Contains(unit, "guard.service") ||
+			strings.Contains(unit, "boot-complete.service")
 		if agent && (strings.Contains(string(text), "MemoryMax=") || !strings.Contains(string(text), "\nLimitCORE=0\n")) {
 			t.Errorf("%s:\n%s", unit, text)
 		}

@@ -67,6 +67,7 @@ let
     before = listOf types.str;
     requires = listOf types.str;
     wants = listOf types.str;
+    requiredBy = listOf types.str;
     wantedBy = listOf types.str;
     restartTriggers = listOf types.unspecified;
     startLimitIntervalSec = mkOption {
@@ -239,7 +240,7 @@ let
     // u.unitConfig;
 
   # NixOS makes links of wantedBy; here it is a section, so that nothing is lost.
-  install = u: ini "Install" (words "WantedBy" u.wantedBy);
+  install = u: ini "Install" (words "RequiredBy" u.requiredBy // words "WantedBy" u.wantedBy);
 
   service =
     s:

@@ -52,6 +52,7 @@ var ceiling = map[string]int{
 	"nixfleet-control-plane-credentials.service": 20,
 	"nixfleet-agent.service":                     65,
 	"nixfleet-guard.service":                     65,
+	"nixfleet-boot-complete.service":             65,
 }
 
 func TestUnitsAreHardened(t *testing.T) {

@@ -52,13 +52,25 @@ func (s *Host) NextBoot(ctx context.Context) (nixops.NextBoot, error) {
 	var next nixops.NextBoot
 	err := s.look(func(st *memory) error {
 		next = nixops.NextBoot{Loader: st.Boot.Loader, Default: st.Boot.known(), Once: st.Boot.BootOnce,
-			Unknown: st.Boot.Unknown}
+			Unknown: st.Boot.Unknown, UsedUp: st.Boot.UsedUp}
 		if next.Loader == "" {
 			next.Loader = "systemd-boot"
 		}
 		return nil
 	})
 	return next, err
+}
+
+// ThisBoot is over and not counted, unless the test says something else.
+func (s *Host) ThisBoot(ctx context.Context) (nixops.ThisBoot, error) {
+	boot := nixops.ThisBoot{Over: true}
+	err := s.look(func(st *memory) error {
+		if st.Boot.This != nil {
+			boot = *st.Boot.This
+		}
+		return nil
+	})
+	return boot, err
 }
 
 // StartedBy is what the last boot started.

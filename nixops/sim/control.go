@@ -155,6 +155,27 @@ func (m *machine) HideLoader(why string) error {
 	})
 }
 
+// SetThisBoot says how far this boot and the next ones have come.
+func (m *machine) SetThisBoot(boot nixops.ThisBoot) error {
+	return m.with(func(st *memory) error {
+		st.Boot.This = &boot
+		return nil
+	})
+}
+
+// FallBack makes the boot loader run out of tries for a closure and boot another one in its place, as a boot counter
+// does. The profile stays.
+func (m *machine) FallBack(from, to string) error {
+	if err := m.with(func(st *memory) error {
+		st.Boot.UsedUp = append(st.Boot.UsedUp, from)
+		st.Boot.BootDefault = to
+		return nil
+	}); err != nil {
+		return err
+	}
+	return m.PowerCycle()
+}
+
 // SetBootDefault makes the boot loader start a closure by itself, as `bootctl set-default` by hand does.
 func (m *machine) SetBootDefault(closure string) error {
 	return m.with(func(st *memory) error {

@@ -39,6 +39,9 @@ type bootMemory struct {
 	BootOnce    string        `json:"bootOnce"` // closure that the next boot starts instead of the default
 	Loader      string        `json:"loader"`   // "" is systemd-boot; any other cannot boot once
 	Unknown     string        `json:"unknown"`  // why the host cannot read the loader
+	UsedUp      []string      `json:"usedUp"`   // closures without tries
+
+	This *nixops.ThisBoot `json:"this"` // how far each boot comes; nil: it is over and not counted
 }
 
 // ran is a unit that was started: a switch or a deadline's callback.

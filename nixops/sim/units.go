@@ -12,14 +12,14 @@ import (
 )
 
 // failed returns the names of the units that failed, sorted.
-func (s *Host) failed() ([]string, error) {
+func (m *machine) failed() ([]string, error) {
 	failed := []string{}
-	err := s.look(func(st *memory) error {
+	err := m.look(func(st *memory) error {
 		failed = append(failed, st.Failed...)
 		if st.Current == "" {
 			return nil
 		}
-		c, err := s.valid(st.Current)
+		c, err := m.valid(st.Current)
 		if err != nil {
 			return err
 		}

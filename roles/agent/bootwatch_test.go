@@ -215,3 +215,124 @@ func TestInstallerWithoutSpaceIsTheHosts(t *testing.T) {
 		}
 	})
 }
+
+// A generation that was booted is watched when its boot is over, and is not proven before the boot loader was told
+// that the boot went well. What keeps that from happening is the release's fault only where a unit is in the way.
+func TestBootIsOverAndBlessed(t *testing.T) {
+	waits := nixops.ThisBoot{Over: true, Blessing: nixops.BlessingWaits, Why: "boot-complete.target is inactive"}
+	failed := nixops.ThisBoot{Over: true, Blessing: nixops.BlessingFailed, Why: "systemd-bless-boot.service failed"}
+	for name, c := range map[string]struct {
+		boot, later nixops.ThisBoot
+		at          [3]string
+		says        string // while it waits
+		told        string
+		blamed      bool
+	}{
+		"not over": {nixops.ThisBoot{}, nixops.ThisBoot{Over: true}, all(target), "the boot of " + target + " to be over",
+			"", false},
+		"blessed late": {waits, nixops.ThisBoot{Over: true, Blessing: nixops.Blessed}, all(target), "systemd to bless", "",
+			false},
+		"never over":    {nixops.ThisBoot{}, nixops.ThisBoot{}, all(target), "to be over", "", false},
+		"never blessed": {waits, waits, all(before), "systemd to bless", "health-gate: the boot loader was not told", true},
+		"cannot be":     {failed, failed, all(before), "", "preflight: the boot loader was not told", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				p.pace = 20
+				m := newMachine(t, p, staged(sim.Closure{}))
+				stop := m.live(m.sim)
+				time.Sleep(30 * time.Minute)
+				p.set(func() { p.noTarget = true })
+				m.must(m.sim.SetThisBoot(c.boot))
+				m.must(m.sim.PowerCycle())
+				time.Sleep(45 * time.Second)
+				if c.says != "" && (p.confirmed() != 0 || !strings.Contains(m.local().Waiting, c.says)) {
+					t.Errorf("%d confirms, status says %q", p.confirmed(), m.local().Waiting)
+				}
+				m.must(m.sim.SetThisBoot(c.later))
+				time.Sleep(30 * time.Minute)
+				stop()
+				if m.where() != c.at || (p.confirmed() == 1) != (c.at == all(target)) {
+					t.Errorf("it is at %v, %d confirms, reports %v", m.where(), p.confirmed(), p.said())
+				}
+				if told := p.refusals(protocol.EventRollbackTriggered); !strings.Contains(told, c.told) ||
+					c.told == "" && told != "" || p.reported(protocol.EventClosureQuarantined) != c.blamed {
+					t.Errorf("it reports %q, %v", told, p.said())
+				}
+			})
+		})
+	}
+}
+
+// A boot loader that leaves the confirmed generation is told of, and is not taken for a person. What it has no tries
+// left for is not switched to again; otherwise the fleet leads the host back.
+func TestFallbackFromTheConfirmedGeneration(t *testing.T) {
+	for _, usedUp := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			p := newPlane(t)
+			p.pace = 20
+			m := newMachine(t, p, good)
+			stop := m.live(m.sim)
+			time.Sleep(10 * time.Minute)
+			from := target
+			if !usedUp {
+				from = another
+			}
+			p.set(func() { p.noTarget = usedUp }) // a control plane does not offer what is quarantined
+			m.must(m.sim.FallBack(from, before))
+			time.Sleep(time.Hour)
+			stop()
+			at := [3]string{target, target, target}
+			if usedUp {
+				at = [3]string{before, target, before}
+			}
+			told := p.refusals(protocol.EventOther)
+			if m.where() != at || !strings.Contains(told, "fallback by the boot loader: "+before) ||
+				m.local().Held != "" && !usedUp || strings.Contains(m.local().Held, holdByHand) ||
+				p.reported(protocol.EventClosureQuarantined) != usedUp {
+				t.Errorf("used up %t: it is at %v, held %q, reports %q, %v", usedUp, m.where(), m.local().Held, told, p.said())
+			}
+		})
+	}
+}
+
+// A boot is not held back from its blessing but for a generation that has yet to pass its health gate, which no
+// outage keeps from doing so.
+func TestBootComplete(t *testing.T) {
+	for name, c := range map[string]struct {
+		away, bad bool
+		want      string
+	}{"healthy": {}, "without a control plane": {away: true}, "a unit fails": {bad: true, want: "was not proven"}} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newPlane(t)
+				p.pace = 20
+				closure := sim.Closure{}
+				if c.bad {
+					closure.After.FailedUnits = []string{"web.service"}
+				}
+				m := newMachine(t, p, staged(closure))
+				if err := m.undoer().BootComplete(t.Context()); err != nil {
+					t.Errorf("without an activation: %v", err)
+				}
+				stop := m.live(m.sim)
+				time.Sleep(30 * time.Minute)
+				if err := m.undoer().BootComplete(t.Context()); err != nil {
+					t.Errorf("in the boot before: %v", err)
+				}
+				p.set(func() { p.away, p.noTarget = c.away, true })
+				m.must(m.sim.PowerCycle())
+				began := time.Now()
+				err := m.undoer().BootComplete(t.Context())
+				if (c.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
+					t.Errorf("BootComplete: %v", err)
+				}
+				if took := time.Since(began); !c.bad && took < 10*time.Second || took > time.Minute {
+					t.Errorf("it took %s, and a good generation is watched for 15 s", took)
+				}
+				stop()
+			})
+		})
+	}
+}

@@ -85,7 +85,12 @@ func (c *Config) readable() error {
 
 func guardCommand(c *cli.Context) error {
 	if !c.Bool("check-config") {
-		return inState(c, func(h hand) error { return h.Guard(c.Context) })
+		return inState(c, func(h hand) error {
+			if c.Bool("boot-complete") {
+				return h.BootComplete(c.Context)
+			}
+			return h.Guard(c.Context)
+		})
 	}
 	cfg := Config{hostConfig: hostConfigOf(c, newLogger(c.App.ErrWriter, zerolog.InfoLevel)),
 		simulated: c.String("simulated-host"), simulatedIn: c.String("simulated-cache")}

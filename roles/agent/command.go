@@ -67,8 +67,9 @@ func unitCommands() []*cli.Command {
 		{
 			Name: "guard", Usage: "undo at boot an activation that a power cut interrupted",
 			Description: "Example:\n   nixfleet agent guard --state-dir /var/lib/nixfleet-agent",
-			Flags:       local(boolFlag("check-config", "check the flags and exit; nothing is undone or written")),
-			Action:      guardCommand,
+			Flags: local(boolFlag("check-config", "check the flags and exit; nothing is undone or written"),
+				boolFlag("boot-complete", "undo nothing; end when the boot loader may be told that this boot went well")),
+			Action: guardCommand,
 		},
 	}
 }

@@ -150,6 +150,9 @@ func (c *committer) confirm(ctx context.Context, j *journal.Journal) error {
 		}
 		return err
 	}
+	if err := c.awaitBoot(ctx, j); err != nil {
+		return err
+	}
 	c.status.waiting("the control plane to accept the confirm of %s", j.Closure)
 	for wait := floorPause; ; wait = min(2*wait, maxContact) {
 		taken, err := c.client.Confirm(ctx, &protocol.ConfirmRequest{

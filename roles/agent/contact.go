@@ -110,7 +110,7 @@ func (c *contact) facts(ctx context.Context) (*protocol.CheckinRequest, error) {
 			req.AttestationSignature = &sig
 		}
 	}
-	c.memory.respect(req.CurrentGeneration.ClosureHash)
+	c.memory.respect(ctx, req.CurrentGeneration.ClosureHash)
 	if held := c.memory.heldText(); held != "" {
 		req.Held = &held
 	}

@@ -29,7 +29,7 @@ func (m *memory) follow(ctx context.Context, intent string) {
 
 // respect notices that the host was switched without nixfleet since its last
 // confirm, and leaves it so until resume or until something new is wanted.
-func (m *memory) respect(running string) {
+func (m *memory) respect(ctx context.Context, running string) {
 	c, h := m.confirmed.Load(), m.hold.Load()
 	if c == nil || m.work.busy.Load() {
 		return
@@ -51,6 +51,10 @@ func (m *memory) respect(running string) {
 	}
 	if _, err := os.Stat(m.dir.Path(journal.HoldFile)); err == nil {
 		return // root is at it
+	}
+	if how, usedUp := m.fellBack(ctx, running); how != "" {
+		m.fallBack(how, usedUp)
+		return
 	}
 	m.holdByHand(running)
 }

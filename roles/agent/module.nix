@@ -273,5 +273,31 @@ in
         TimeoutStartSec = 600;
       };
     };
+
+    # Where the boot loader counts boots, systemd-bless-boot takes the counter away after boot-complete.target. This
+    # holds that back for a generation that is not proven; on other machines nothing starts it.
+    systemd.services.nixfleet-boot-complete = {
+      description = "nixfleet: health of the generation that was booted";
+      requiredBy = [ "boot-complete.target" ];
+      before = [ "boot-complete.target" ];
+      after = [ "nixfleet-guard.service" ];
+      unitConfig = {
+        ConditionPathExists = "${cfg.stateDir}/journal.json";
+        RequiresMountsFor = [ cfg.stateDir ];
+      };
+      restartIfChanged = false;
+      path = [
+        config.nix.package
+        config.systemd.package
+      ];
+      inherit environment;
+      serviceConfig = hardening // {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = execStart [ nixfleet "agent" "guard" "--boot-complete" ] guardFlags;
+        # The activation's own deadline ends it.
+        TimeoutStartSec = "infinity";
+      };
+    };
   };
 }

@@ -49,6 +49,9 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 		return nil, p.settler.undo(ctx, journal.Because(protocol.CauseSwitch, current+" runs after the switch"))
 	}
 	if !j.GatePassed {
+		if err := p.awaitBoot(ctx, j); err != nil {
+			return nil, err
+		}
 		p.status.waiting("watching %s for %s", j.Closure, p.cfg.SettleTime)
 		trouble, err := p.gate(ctx, j)
 		if err != nil {
@@ -64,6 +67,11 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 			func(j *journal.Journal) { j.GatePassed = true }); err != nil {
 			return nil, err
 		}
+	}
+	if reason, err := p.awaitBlessing(ctx, j); err != nil {
+		return nil, err
+	} else if reason != nil {
+		return nil, p.settler.undo(ctx, *reason)
 	}
 	p.status.waiting("an answer of the control plane, which proves that %s reaches it", j.Closure)
 	for {

@@ -28,7 +28,7 @@ type settler struct {
 }
 
 const (
-	committedFile = "committed.json" // the journal of the confirmed generation
+	committedFile = journal.CommittedFile
 	recalledFile  = "recalled.json"
 )
 

@@ -38,6 +38,7 @@ const (
 	KindRollbackRefused = "rollback-refused"
 	KindSwitched        = "switched" // what a switch did to units
 	KindPreview         = "preview"  // what a staged generation would do to them
+	KindFallback        = "fallback" // the boot loader has left the confirmed generation
 )
 
 // ReportRequest is one event of a host.

@@ -23,6 +23,8 @@ const (
 	lockFile = "journal.lock"
 	// HoldFile says that root holds this host: nothing begins while it is there.
 	HoldFile = "hold.json"
+	// CommittedFile is the journal of the confirmed generation.
+	CommittedFile = "committed.json"
 )
 
 // Step is where in an activation the host is. Each step is written before what it names is
@@ -117,6 +119,9 @@ func (j *Journal) Baseline() nixops.Baseline { return j.UnitsBefore.And(j.Failed
 // ByManifest reports whether the activation is under a control plane without heads, where
 // the rollout is the only intent.
 func (j *Journal) ByManifest() bool { return j.Intent != "" && j.Intent == j.RolloutID }
+
+// Booted reports whether the generation runs since a boot and was not switched to live.
+func (j *Journal) Booted() bool { return j.Component != "" }
 
 // Units are the names of the units of this attempt.
 type Units struct {

@@ -89,7 +89,9 @@ func playBusesGone(t *testing.T, g *ground) {
 	p := newPlay(t, g, g.brief, "buses-gone")
 	const both = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service " +
 		"dbus.socket dbus.service"
-	p.release(p.next("next", agentOf(g.broken), breaks("systemctl stop "+both, "systemctl start "+both)))
+	// A unit that logs is ordered after journald's socket, which systemd starts only when the unit has stopped: its
+	// ExecStop must not wait for that, or it would wait until its timeout of 90 s.
+	p.release(p.next("next", agentOf(g.broken), breaks("systemctl stop "+both, "systemctl start --no-block "+both)))
 	p.back("deadline", true)
 	p.tell("new generation stops D-Bus and journald and breaks the agent", onOld, "")
 }
