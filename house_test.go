@@ -130,9 +130,8 @@ func TestFloors(t *testing.T) {
 // function of ours counts when its file does I/O.
 func TestPureRooms(t *testing.T) {
 	packages := []string{
-		"bytes", "cmp", "encoding/base64", "errors", "fmt", "io", "io/fs", "maps", "math", "reflect", "regexp", "slices",
-		"sort",
-		"strconv", "strings", "time", "unicode", "unicode/utf8",
+		"bytes", "cmp", "embed", "encoding/base64", "encoding/binary", "errors", "fmt", "io", "io/fs", "maps", "math",
+		"reflect", "regexp", "slices", "sort", "strconv", "strings", "time", "unicode", "unicode/utf8",
 		"github.com/go-json-experiment/json", "github.com/go-json-experiment/json/jsontext",
 	}
 	clocks := []string{

@@ -100,6 +100,14 @@ func (c *checker) channels() {
 			c.wrong(subject, "raise freshnessWindow or sign more often",
 				"freshnessWindow %d is below twice signingIntervalMinutes %d", ch.FreshnessWindow, ch.SigningIntervalMinutes)
 		}
+		if _, err := ch.Maintenance.Read(); err != nil {
+			c.wrong(subject, "write for example maintenance.windows = [ { opens = \"Sat 02:00\"; minutes = 240; } ]",
+				"maintenance: %v", err)
+		}
+		if ch.Emergency != "" {
+			c.warn(subject, "take it out with the release after this one",
+				"declares an emergency (%.200s): it waits for neither a maintenance window nor the end of a freeze", ch.Emergency)
+		}
 		if !fileName(name) {
 			c.wrong(subject, "use letters, digits, hyphens and underscores", "the name cannot be a file's name")
 		}

@@ -85,6 +85,10 @@ type Channel struct {
 	FreshnessWindow          uint32     `json:"freshnessWindow" shape:"R"`
 	SigningIntervalMinutes   uint32     `json:"signingIntervalMinutes" shape:"R"`
 	Compliance               Compliance `json:"compliance" shape:"R"`
+	// Maintenance is ours; nil: at any time.
+	Maintenance *Maintenance `json:"maintenance,omitzero" shape:"O"`
+	// Emergency is ours: why this release waits for neither a maintenance window nor the end of a freeze; "": it does.
+	Emergency string `json:"emergency,omitzero" shape:"O"`
 }
 
 // Compliance modes.

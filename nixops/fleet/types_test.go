@@ -149,6 +149,13 @@ func TestCheck(t *testing.T) {
 			"119", true},
 		{"window too short for an interval that wraps around",
 			func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.SigningIntervalMinutes = 1 << 31 }) }, "2147483648", true},
+		{"windows that cannot be read", func(f *Fleet) {
+			channel(f, "edge", func(c *Channel) {
+				c.Maintenance = &Maintenance{Windows: []MaintenanceWindow{{"whenever", 60}}}
+			})
+		}, `"whenever"`, true},
+		{"emergency", func(f *Fleet) { channel(f, "edge", func(c *Channel) { c.Emergency = "CVE-2026-0001" }) },
+			"neither a maintenance window nor the end of a freeze", false},
 		{"empty channel", func(f *Fleet) { f.Channels["beta"] = f.Channels["edge"] }, "has no host", false},
 		{"channel without a name", func(f *Fleet) { f.Channels[""] = f.Channels["edge"] }, "cannot be a file's name", true},
 		{"channel that is a path", func(f *Fleet) { f.Channels["../x"] = f.Channels["edge"] }, "channel ../x", true},

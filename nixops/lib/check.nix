@@ -105,7 +105,9 @@ let
       [
         "compliance"
         "description"
+        "emergency"
         "freshnessWindow"
+        "maintenance"
         "pin"
         "reconcileIntervalMinutes"
         "rolloutPolicy"
@@ -139,7 +141,36 @@ let
           )
         )
         ++ pinProblems subject (c.pin or null)
+        ++ when (!(text (c.emergency or null) && c.emergency or null != ""))
+          "${subject}: emergency must be a string that says why this release waits for neither a window nor the end of a freeze"
+        ++ (
+          if c.maintenance or null == null then [ ] else maintenanceProblems "${subject}: maintenance" c.maintenance
+        )
       );
+
+  # When hosts of a channel may be given another closure. `release` reads the expressions.
+  maintenanceProblems =
+    subject: m:
+    record subject [ "timeZone" "windows" ] m (
+      when (!text (m.timeZone or null)) "${subject}: timeZone must be the name of a time zone such as Europe/Berlin"
+      ++ (
+        if !isList (m.windows or null) || m.windows == [ ] then
+          [ "${subject}.windows must be a list such as [ { opens = \"Sat 02:00\"; minutes = 240; } ]" ]
+        else
+          indexed (
+            i: w:
+            let
+              window = "${subject}: window ${toString i}";
+            in
+            record window [ "minutes" "opens" ] w (
+              when (!isString (w.opens or null) || w.opens == "")
+                "${window}: opens must be an OnCalendar expression such as \"Sat 02:00\""
+              ++ when (!(uint (w.minutes or null) && w.minutes >= 10 && w.minutes <= 44640))
+                "${window}: minutes must be from 10 to 44640 (31 days), in whole minutes"
+            )
+          ) m.windows
+      )
+    );
 
   selectorProblems =
     subject: s:

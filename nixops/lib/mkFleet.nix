@@ -124,6 +124,12 @@ let
       frameworks = c.compliance.frameworks or [ ];
       mode = defaults.modeOf (c.compliance or { });
     };
+  }
+  // some "emergency" c
+  // optional (c.maintenance or null != null) {
+    maintenance = {
+      windows = map (w: { inherit (w) opens minutes; }) c.maintenance.windows;
+    } // some "timeZone" c.maintenance;
   };
 
   # How long a wave soaks, and whether it may be empty. Seconds win; minutes are then

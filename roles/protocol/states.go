@@ -102,6 +102,8 @@ const (
 	LogHost              = "host-state" // any other move of a host; Detail says from and to
 	LogQuarantined       = "closure-quarantined"
 	LogQuarantineCleared = "quarantine-cleared"
+	LogFrozen            = "channel-frozen"
+	LogThawed            = "channel-thawed"
 	LogRetry             = "host-retry"
 	LogTwoMachines       = "two-machines"
 	LogCompliance        = "compliance-failure"

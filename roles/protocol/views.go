@@ -173,6 +173,8 @@ type Reason struct {
 	Gate string `json:"gate" shape:"R"`
 	Text string `json:"text" shape:"R"`
 	Next string `json:"next" shape:"R"`
+	// Opens is when it ends by itself, where that is known.
+	Opens *pki.Timestamp `json:"opens,omitzero" shape:"O"`
 }
 
 // DeferralsResponse answers GET /v1/deferrals.

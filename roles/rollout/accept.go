@@ -216,6 +216,7 @@ func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease) {
 	r.rel, r.signedAt = cr, rs.w.rel.SignedAt
 	r.freshness = fleet.Minutes(declared.FreshnessWindow)
 	r.complianceMode = declared.Compliance.Mode
+	r.times.bind(declared, rs.channel(r.Channel).freeze)
 	r.revert = policy.OnHealthFailure == fleet.OnFailureRollback
 	r.threshold = policy.FailureThreshold.Hosts(len(cr.Manifest.HostSet))
 	r.confirmWindow, r.lease = rs.w.limits.ConfirmWindow, rs.w.limits.Lease

@@ -15,6 +15,7 @@ type changes struct {
 	leases      []*lease
 	quarantines []*quarantine
 	twins       []Twins
+	freezes     []Freeze
 	events      []protocol.Event
 	moved       []*run    // rollouts that may be ready for their next step
 	toWake      []*host   // those that are still woken
@@ -124,7 +125,10 @@ func (w *World) finish() Change {
 		q.dirty = false
 		c.Quarantines = append(c.Quarantines, q.Quarantine)
 	}
-	c.Twins, c.Events = p.twins, p.events
+	c.Twins, c.Freezes, c.Events = p.twins, p.freezes, p.events
+	if broken(ruleFreezesStored) {
+		c.Freezes = nil
+	}
 	w.changes.woken(func(h *host) { c.Wake = append(c.Wake, h.name) })
 	slices.SortFunc(c.Rollouts, func(a, b Rollout) int {
 		return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Intent, b.Intent))
@@ -146,7 +150,7 @@ func (w *World) finish() Change {
 // Empty reports whether nothing has to be stored and no host has to be woken.
 func (c Change) Empty() bool {
 	return len(c.Rollouts) == 0 && len(c.Hosts) == 0 && len(c.Dispatches) == 0 &&
-		len(c.Quarantines) == 0 && len(c.Twins) == 0 && len(c.Events) == 0 && len(c.Wake) == 0
+		len(c.Quarantines) == 0 && len(c.Twins) == 0 && len(c.Freezes) == 0 && len(c.Events) == 0 && len(c.Wake) == 0
 }
 
 // at is the resolution of everything stored: milliseconds, UTC.

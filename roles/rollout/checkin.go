@@ -223,9 +223,9 @@ func (ls *leases) grant(h *host, now time.Time) {
 	}
 	l := &lease{retry: h.retried(), Dispatch: Dispatch{
 		Host: h.name, RolloutID: r.RolloutID, Intent: r.Intent, Channel: r.Channel, Wave: h.wave, Closure: h.closure,
-		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, StartBy: now.Add(r.lease),
-		KnowsLease: h.said.KnowsLease,
+		ChannelRef: r.ChannelRef, State: DispatchPending, DispatchedAt: now, KnowsLease: h.said.KnowsLease,
 	}}
+	l.StartBy = r.startBy(l, now)
 	l.ConfirmDeadline = now.Add(r.confirmWindow)
 	if h.said.KnowsLease && !broken(ruleLeaseHoldsSlot) {
 		l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
@@ -256,7 +256,11 @@ func (ls *leases) renew(h *host, now time.Time) {
 	if !h.fetching() || l.StartBy.Sub(now) >= r.lease/2 || now.Sub(l.DispatchedAt) > ls.w.limits.FetchLimit {
 		return
 	}
-	l.StartBy = now.Add(r.lease)
+	if by := r.startBy(l, now); by.After(l.StartBy) {
+		l.StartBy = by
+	} else {
+		return
+	}
 	l.ConfirmDeadline = l.StartBy.Add(r.confirmWindow)
 	l.SlotUntil = l.ConfirmDeadline.Add(ls.w.limits.Margin)
 	ls.w.budgets.hold(h, l.SlotUntil)

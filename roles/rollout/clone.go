@@ -17,6 +17,7 @@ func (w *World) Clone(now time.Time) *World {
 	c.timers.schedule(&c.budgets.clock, c.budgets.unheard)
 	for name, ch := range w.rollouts.channels {
 		x := c.rollouts.channel(name)
+		x.freeze = ch.freeze // never changed
 		if ch.cur != nil {
 			x.cur = newRun(ch.cur.export())
 		}

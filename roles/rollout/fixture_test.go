@@ -38,6 +38,9 @@ type channelSpec struct {
 	revert bool
 	mode   string
 	fresh  int // minutes, 0: 1440
+	// Its maintenance windows, and why it waits for none of them.
+	maintenance *fleet.Maintenance
+	emergency   string
 	// The threshold of its policy; 0: none.
 	minHosts, minPercent uint32
 }
@@ -98,7 +101,8 @@ func (s spec) release() *fleet.Release {
 		})
 	}
 	for _, c := range s.channels {
-		ch := fleet.Channel{RolloutPolicy: c.name, FreshnessWindow: uint32(cmp.Or(c.fresh, 1440))}
+		ch := fleet.Channel{RolloutPolicy: c.name, FreshnessWindow: uint32(cmp.Or(c.fresh, 1440)),
+			Maintenance: c.maintenance, Emergency: c.emergency}
 		ch.Compliance.Mode = cmp.Or(c.mode, "disabled")
 		f.Channels[c.name] = ch
 		policy := fleet.Policy{OnHealthFailure: fleet.OnFailureHalt}
@@ -138,6 +142,7 @@ func (s spec) release() *fleet.Release {
 		if len(m.HostSet) == 0 {
 			continue
 		}
+		c.maintenance, c.emergency = nil, "" // no part of the intent
 		intent := hash(c, s.budgets)
 		r.Channels[c.name] = &fleet.ChannelRelease{
 			Channel: c.name, RolloutID: hash(intent, s.signed), Manifest: m, Intent: intent, OpenedAt: s.opened,
@@ -159,12 +164,13 @@ type disk struct {
 	dispatches  map[string]Dispatch
 	quarantines map[[2]string]Quarantine
 	twins       map[string]Twins
+	freezes     map[string]Freeze
 	events      []protocol.Event
 }
 
 func newDisk() *disk {
 	return &disk{map[[2]string]Rollout{}, map[[2]string]HostRecord{}, map[string]Dispatch{},
-		map[[2]string]Quarantine{}, map[string]Twins{}, nil}
+		map[[2]string]Quarantine{}, map[string]Twins{}, map[string]Freeze{}, nil}
 }
 
 func (d *disk) apply(c Change) {
@@ -183,6 +189,9 @@ func (d *disk) apply(c Change) {
 	for _, t := range c.Twins {
 		d.twins[t.Host] = t
 	}
+	for _, f := range c.Freezes {
+		d.freezes[f.Channel] = f
+	}
 	d.events = append(d.events, c.Events...)
 }
 
@@ -190,7 +199,7 @@ func (d *disk) state() State {
 	return State{
 		Rollouts: slices.Collect(maps.Values(d.rollouts)), Hosts: slices.Collect(maps.Values(d.hosts)),
 		Dispatches: slices.Collect(maps.Values(d.dispatches)), Quarantines: slices.Collect(maps.Values(d.quarantines)),
-		Twins: slices.Collect(maps.Values(d.twins)),
+		Twins: slices.Collect(maps.Values(d.twins)), Freezes: slices.Collect(maps.Values(d.freezes)),
 	}
 }
 

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -89,7 +90,7 @@ func TestGates(t *testing.T) {
 			if strings.Contains(r.Text, "%!") {
 				t.Errorf("text %q", r.Text)
 			}
-			if v, ok := b.w.Host(c.host, b.now); ok && v.Reason != r {
+			if v, ok := b.w.Host(c.host, b.now); ok && !reflect.DeepEqual(v.Reason, r) {
 				t.Errorf("explained %+v, told %+v", v.Reason, r)
 			}
 			if c.end != nil {

@@ -1,6 +1,10 @@
 package rollout
 
-import "time"
+import (
+	"time"
+
+	"nixfleet/pki"
+)
 
 // hold is what keeps a subject; nil keeps nothing. It is of the moment at which it was asked for: its sentence reads
 // the World as it is then. Nothing may change one.
@@ -10,6 +14,8 @@ type hold struct {
 	// opens is when the gate lets the subject pass by itself: the subject is looked at again then. It is zero when
 	// something has to happen first, which then wakes the hosts that wait for it.
 	opens moment
+	// until is when the gate lets subjects pass by itself, where the rollout as a whole is looked at then.
+	until moment
 	// about is what the sentence is about besides the subject: a budget, a quarantine, another host.
 	about any
 }
@@ -18,6 +24,12 @@ type hold struct {
 type moment int64
 
 func momentOf(t time.Time) moment { return moment(t.UnixMilli()) }
+
+// stamp is the moment for the wire.
+func (m moment) stamp() *pki.Timestamp {
+	at := pki.At(m.time())
+	return &at
+}
 
 func (m moment) time() time.Time { return time.UnixMilli(int64(m)).UTC() }
 

@@ -47,6 +47,9 @@ func (ls *leases) expire(h *host, now time.Time) {
 		switch {
 		case st != Dispatched && ls.w.hosts.offline(h, now):
 			ls.w.hosts.fail(h, silentFault, CodeLost, "silent since it started to activate", now)
+		case st == Dispatched && ls.w.about(h, now).heldBack():
+			ls.w.hosts.enter(h, Queued, CodeMissed, "", now)
+			ls.w.hosts.edit(h, now, func(r *record) { r.Attempt = max(0, r.Attempt-1) })
 		case ls.w.hosts.offline(h, now):
 			ls.w.hosts.enter(h, Queued, CodeLeaseExpired, "", now)
 		default:

@@ -59,6 +59,12 @@ const (
 	CodePaused = "paused"
 	// CodeCancelled means that an operator cancelled the rollout.
 	CodeCancelled = "cancelled"
+	// CodeFrozen means that an operator froze the channel until a time.
+	CodeFrozen = "frozen"
+	// CodeMaintenance means that no maintenance window of the channel is open.
+	CodeMaintenance = "maintenance"
+	// CodeMissed means that the last maintenance window closed without the host; it waits for the next one.
+	CodeMissed = "maintenance-missed"
 	// CodeHalted means that a failure halted the rollout.
 	CodeHalted = "halted"
 	// CodeReverting means that a failure recalls the rollout.

@@ -33,4 +33,8 @@ const (
 	ruleBlameStored   = "quarantines are stored"
 	ruleSoakIsWhole   = "a soak is whole"
 	ruleWindowEnds    = "a window ends"
+
+	ruleWindowCuts    = "a window cuts a lease"
+	ruleWindowsWake   = "a window wakes"
+	ruleFreezesStored = "freezes are stored"
 )

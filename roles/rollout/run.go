@@ -13,7 +13,8 @@ type channel struct {
 	cur  *run
 	past []*run // newest first; leases of theirs may still be open
 	// after are the channels that come before this one, with the reasons of the edges.
-	after []channelEdge
+	after  []channelEdge
+	freeze *Freeze // nil: it is not frozen
 }
 
 type channelEdge struct {
@@ -38,6 +39,7 @@ type run struct {
 	confirmWindow  time.Duration
 	lease          time.Duration
 	waves          []wave
+	times          calendar
 	// touched counts, by state, the hosts that got a target in this rollout.
 	touched [protocol.HostStateCount]int
 }

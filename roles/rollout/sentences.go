@@ -17,6 +17,9 @@ func (s subject) reason(h *hold) protocol.Reason {
 	if say == nil {
 		return r
 	}
+	if opens := max(h.opens, h.until); opens != 0 {
+		r.Opens = opens.stamp()
+	}
 	text, next := say(h, s)
 	if next != "" {
 		r.Next = next
@@ -81,6 +84,7 @@ func init() {
 		CodeStale:     sayStale,
 		CodeCancelled: sayOperator,
 		CodePaused:    sayOperator,
+		CodeFrozen:    sayFrozen,
 		CodeHalted:    sayHalted,
 		CodeReverting: sayHalted,
 
@@ -89,6 +93,9 @@ func init() {
 		CodeWave:        sayWave,
 		CodeCompliance:  sayCompliance,
 		CodeHostEdge:    sayHostEdge,
+
+		CodeMaintenance: sayMaintenance,
+		CodeMissed:      sayMaintenance,
 
 		CodeFetchFailed: sayFetchFailed,
 		CodeBackoff:     sayBackoff,

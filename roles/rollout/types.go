@@ -120,6 +120,7 @@ type State struct {
 	Dispatches  []Dispatch // open ones, and ended ones whose slot may still be held
 	Quarantines []Quarantine
 	Twins       []Twins
+	Freezes     []Freeze
 	Empty       bool // the database was empty at start
 }
 
@@ -130,6 +131,7 @@ type Change struct {
 	Dispatches  []Dispatch
 	Quarantines []Quarantine
 	Twins       []Twins
+	Freezes     []Freeze
 	Events      []protocol.Event // Seq is given by the store; Reason is a stable code, Detail one sentence
 	Wake        []string         // hosts whose answer may have changed, sorted
 }
@@ -141,6 +143,7 @@ func (c *Change) Merge(o Change) {
 	c.Dispatches = append(c.Dispatches, o.Dispatches...)
 	c.Quarantines = append(c.Quarantines, o.Quarantines...)
 	c.Twins = append(c.Twins, o.Twins...)
+	c.Freezes = append(c.Freezes, o.Freezes...)
 	c.Events = append(c.Events, o.Events...)
 	c.Wake = append(c.Wake, o.Wake...)
 }

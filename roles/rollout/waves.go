@@ -13,6 +13,7 @@ func (rs *rollouts) advance(r *run, now time.Time) {
 	if r.rel == nil || len(r.waves) == 0 {
 		return
 	}
+	rs.keepTime(r, now)
 	if r.State == Planning && rs.begin(r, now) {
 		rs.openWave(r, now)
 	}
@@ -51,7 +52,7 @@ func (r *run) working() bool {
 
 // begin starts a planned rollout when the channels before it let it.
 func (rs *rollouts) begin(r *run, now time.Time) bool {
-	if r.Hold != nil || rs.whole(r, now).channelEdge() != nil {
+	if r.Hold != nil || r.times.frozen(now) || rs.whole(r, now).channelEdge() != nil {
 		return false
 	}
 	r.State = Executing

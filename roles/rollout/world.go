@@ -112,6 +112,11 @@ func New(s State, l Limits, now time.Time) *World {
 			w.hosts.host(t.Host).contact.twins = &t
 		}
 	}
+	for _, f := range s.Freezes {
+		if !f.Thawed {
+			w.rollouts.channel(f.Channel).freeze = &f
+		}
+	}
 	for _, q := range s.Quarantines {
 		if !q.Cleared {
 			w.rollouts.quarantines[quarantineKey{q.Channel, q.Closure}] = &quarantine{Quarantine: q}
@@ -200,6 +205,9 @@ func (hs *hosts) host(name string) *host {
 func (w *World) State() State {
 	s := State{}
 	for _, ch := range sortedMap(w.rollouts.channels) {
+		if ch.freeze != nil {
+			s.Freezes = append(s.Freezes, *ch.freeze)
+		}
 		if ch.cur != nil {
 			s.Rollouts = append(s.Rollouts, ch.cur.export())
 		}

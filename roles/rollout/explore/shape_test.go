@@ -102,7 +102,7 @@ var (
 )
 
 // dropped are buffers of the world that outlive a call and whose content means nothing then.
-var dropped = []string{"spare", "steps", "bare"}
+var dropped = []string{"spare", "steps", "bare", "phase"}
 
 // unordered are lists of hosts that are sorted by name.
 var unordered = []string{"hosts", "before"}

@@ -34,7 +34,19 @@ mkFleet (mergeFleets [
         reason = "season freeze";
       };
     };
-    channels.stable.rolloutPolicy = "staged";
+    channels.stable = {
+      rolloutPolicy = "staged";
+      emergency = "CVE-2026-0001";
+      maintenance = {
+        timeZone = "Europe/Berlin";
+        windows = [
+          {
+            opens = "Sat,Sun 02:00";
+            minutes = 240;
+          }
+        ];
+      };
+    };
     rolloutPolicies.staged.waves = [ { selector.all = true; } ];
   }
   {
