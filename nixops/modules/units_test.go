@@ -169,7 +169,8 @@ var credentials = map[string]string{
 	"tls-cert": "server.cert.pem", "tls-key": "server.key.pem", "client-ca": "client-ca.pem",
 	"fleet-ca-cert": "issuing-ca.cert.pem", "fleet-ca-key": "issuing-ca.key.pem",
 	"source-ssh-key": "release.key", "source-token": "token", "webhook-token": "token", "channel-refs-token": "token",
-	"rollouts-source-token": "token",
+	"rollouts-source-token": "token", "notify-webhook-secret": "token", "notify-alertmanager-token": "token",
+	"notify-mail-password": "token",
 }
 
 // The executable reads every command line of a unit, and with it the trust.json

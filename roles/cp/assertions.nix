@@ -22,6 +22,9 @@ let
     [
       cfg.source.url
       cfg.closureUpstream
+      cfg.notify.webhook.url
+      cfg.notify.alertmanager.url
+      cfg.notify.mail.server
       cfg.rolloutsSource.artifactUrlTemplate
       cfg.rolloutsSource.signatureUrlTemplate
     ]
@@ -130,6 +133,16 @@ in
   {
     assertion = (cfg.tpmCaPubkeyRaw == null) == (cfg.tpmCaSignWrapper == null);
     message = "services.nixfleet-control-plane: tpmCaPubkeyRaw and tpmCaSignWrapper stand together; set both or neither.";
+  }
+  {
+    assertion = (cfg.notify.webhook.url == null) == (cfg.notify.webhook.secretFile == null);
+    message = "services.nixfleet-control-plane.notify.webhook: url and secretFile stand together; set both or neither.";
+  }
+  {
+    assertion =
+      (cfg.notify.mail.server == null) == (cfg.notify.mail.from == null)
+      && (cfg.notify.mail.server == null) == (cfg.notify.mail.to == [ ]);
+    message = "services.nixfleet-control-plane.notify.mail: server, from and to stand together; set all or none.";
   }
   {
     assertion = !tpm || config.users.groups ? tss;

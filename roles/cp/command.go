@@ -20,7 +20,8 @@ func Command(others ...*cli.Command) *cli.Command {
 			"     --db-path /var/lib/nixfleet-cp/state.db \\\n" +
 			"     --tls-cert server.cert.pem --tls-key server.key.pem --client-ca client-ca.pem \\\n" +
 			"     --fleet-ca-cert issuing-ca.cert.pem --fleet-ca-key issuing-ca.key.pem --agent-cn-suffix fleet.example.com",
-		Subcommands: append([]*cli.Command{serveCommand(), tick.Command(), backupCommand(), restoreCommand()}, others...),
+		Subcommands: append([]*cli.Command{serveCommand(), tick.Command(), backupCommand(), restoreCommand(),
+			notifyCommand()}, others...),
 	}
 }
 

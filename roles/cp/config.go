@@ -65,6 +65,7 @@ type Config struct {
 	MaxHandshakes     int
 	MaxRate           int // requests a second of one host, a minute's worth at once
 	MaxSourceRate     int // requests a second with a token only from one address, five seconds' worth at once
+	Notify            NotifyConfig
 	Version           string
 	// Reload asks for a look at all files and at the source; nil for never.
 	Reload <-chan os.Signal
@@ -84,7 +85,7 @@ const (
 func (c *Config) complete() error {
 	c.defaults()
 	_, err := c.source()
-	return errors.Join(c.required(), c.bounds(), c.together(), err)
+	return errors.Join(c.required(), c.bounds(), c.together(), c.Notify.check(), err)
 }
 
 // defaults fills in what was not given.
@@ -196,8 +197,8 @@ func (c *Config) readable() error {
 	} {
 		problems = append(problems, load())
 	}
-	for _, path := range []string{c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.TokenFile,
-		c.RevocationsSource.TokenFile, c.NoncesSource.TokenFile, c.Rollouts.TokenFile} {
+	for _, path := range append(c.Notify.secrets(), c.SourceTokenFile, c.WebhookTokenFile, c.ChannelRefs.TokenFile,
+		c.RevocationsSource.TokenFile, c.NoncesSource.TokenFile, c.Rollouts.TokenFile) {
 		if path != "" {
 			_, err := source.Secret(path)
 			problems = append(problems, err)

@@ -30,7 +30,7 @@ func boolFlag(name, usage string) cli.Flag {
 }
 
 func flags() []cli.Flag {
-	return command.Variables(variables,
+	return command.Variables(variables, append(notifyFlags(),
 		textFlag("listen", "0.0.0.0:8080", "`ADDRESS`:port to listen on"),
 		textFlag("page-listen", "", "`ADDRESS`:port of the page for operators' browsers; without one there is no page"),
 		textFlag("tls-cert", "", "server certificate `FILE`, PEM"),
@@ -89,7 +89,7 @@ func flags() []cli.Flag {
 		textFlag("log-level", "info", "`LEVEL`: debug, info, warn or error"),
 		textFlag("log-format", "json", "`FORMAT` of the log on stdout: json or pretty"),
 		boolFlag("check-config", "check the configuration and exit; nothing is written or listened on"),
-	)
+	)...)
 }
 
 func configOf(c *cli.Context, log zerolog.Logger) Config {
@@ -127,6 +127,7 @@ func configOf(c *cli.Context, log zerolog.Logger) Config {
 		OpenReads: c.Bool("read-all-agents"),
 		MaxHeld:   c.Int("max-held"), MaxAnonymous: c.Int("max-anonymous"), MaxHandshakes: c.Int("max-handshakes"),
 		MaxRate: c.Int("max-rate"), MaxSourceRate: c.Int("max-source-rate"),
+		Notify:  notifyConfigOf(c),
 		Version: c.App.Version, Log: log,
 	}
 }

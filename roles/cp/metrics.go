@@ -115,3 +115,38 @@ func countHosts(w *world, emit func(value float64, labels ...string)) {
 		emit(float64(n), state)
 	}
 }
+
+// watchRelease adds what alerts ask of the release in force, its rollouts and its source.
+func (m *metrics) watchRelease(w *world, seen *lastSeen, release *inForce) {
+	m.registry.add(&family{name: "nixfleet_channel_fresh_until_timestamp_seconds", kind: kindGauge,
+		help: "Until when hosts of the channel accept the release in force.", labels: []string{"channel"},
+		collect: func(emit func(float64, ...string)) {
+			if snap := release.snapshot.Load(); snap != nil {
+				for name, channel := range snap.rel.Fleet.Channels {
+					emit(float64(freshUntil(snap.rel.SignedAt, channel.FreshnessWindow).Unix()), name)
+				}
+			}
+		}})
+	m.registry.add(&family{name: "nixfleet_channel_rollout", kind: kindGauge, labels: []string{"channel", "state"},
+		help: "1 for the state of the newest rollout of a channel.",
+		collect: func(emit func(float64, ...string)) {
+			newest := map[string]bool{}
+			all := look(w, func(w *rollout.World, now time.Time) []rollout.RolloutView { return w.Rollouts(now) })
+			for _, v := range all {
+				if !newest[v.Channel] {
+					newest[v.Channel] = true
+					emit(1, v.Channel, string(v.State))
+				}
+			}
+		}})
+	m.registry.add(&family{name: "nixfleet_agent_certificates_ending", kind: kindGauge,
+		help:    "Hosts whose certificate ends and which did not renew it in three quarters of its life.",
+		collect: func(emit func(float64, ...string)) { emit(float64(len(endingAgents(seen, time.Now())))) }})
+	m.registry.add(&family{name: "nixfleet_source_failing_since_timestamp_seconds", kind: kindGauge,
+		help: "Since when the source gives no release; absent while it does.",
+		collect: func(emit func(float64, ...string)) {
+			if at := release.failing.Load(); at > 0 {
+				emit(float64(at))
+			}
+		}})
+}

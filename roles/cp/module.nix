@@ -44,6 +44,9 @@ let
     revocations-token = cfg.revocationsSource.tokenFile;
     bootstrap-nonces-token = cfg.bootstrapNoncesSource.tokenFile;
     rollouts-source-token = cfg.rolloutsSource.tokenFile;
+    notify-webhook-secret = cfg.notify.webhook.secretFile;
+    notify-alertmanager-token = cfg.notify.alertmanager.tokenFile;
+    notify-mail-password = cfg.notify.mail.passwordFile;
   };
   credential = name: if credentials ? ${name} then { credential = name; } else null;
 
@@ -85,6 +88,16 @@ let
     read-all-agents = cfg.readAllAgents;
     poll-interval = "${toString cfg.pollIntervalSeconds}s";
     checkin-interval = "${toString cfg.checkinIntervalSeconds}s";
+    notify-webhook-url = cfg.notify.webhook.url;
+    notify-webhook-secret-file = credential "notify-webhook-secret";
+    notify-alertmanager-url = cfg.notify.alertmanager.url;
+    notify-alertmanager-token-file = credential "notify-alertmanager-token";
+    notify-mail-server = cfg.notify.mail.server;
+    notify-mail-password-file = credential "notify-mail-password";
+    notify-mail-from = cfg.notify.mail.from;
+    notify-mail-to = cfg.notify.mail.to;
+    notify-on = cfg.notify.on;
+    notify-silent-after = "${toString cfg.notify.silentAfterMinutes}m";
     max-held = cfg.maxHeld;
     max-anonymous = cfg.maxAnonymous;
     max-handshakes = cfg.maxHandshakes;
@@ -133,6 +146,16 @@ let
       default = null;
       inherit description;
     };
+
+  kinds = [
+    "rollout.halted"
+    "rollout.recalled"
+    "rollout.converged"
+    "host.silent"
+    "certificate.ending"
+    "release.stale"
+    "source.failing"
+  ];
 
   ownTrust = cfg.trustFile == "/etc/nixfleet/cp/trust.json";
   port = lib.toInt (lib.last (lib.splitString ":" cfg.listen));
@@ -184,6 +207,40 @@ in
       knownHostsFile = path "known_hosts file for `git+ssh`.";
     };
     webhookTokenFile = path "Path at run time of the token that a forge's webhook presents to announce a commit.";
+
+    # Who is told what happens; docs/notifications.md.
+    notify = {
+      webhook = {
+        url = path "URL that is told what happens, as standardwebhooks.com describes.";
+        secretFile = path "Path at run time of the secret that signs what is sent to it: base64, or `whsec_` and base64.";
+      };
+      alertmanager = {
+        url = path "Base URL of an Alertmanager that is told what holds.";
+        tokenFile = path "Path at run time of the bearer token for it.";
+      };
+      mail = {
+        server = path "Mail server: `smtps://user@host:465`, or `smtp://user@host:587` with STARTTLS.";
+        passwordFile = path "Path at run time of the password of the mail server's user.";
+        from = path "Address that mails are from.";
+        to = mkOption {
+          type = types.listOf types.str;
+          default = [ ];
+          example = [ "oncall@example.com" ];
+          description = "Addresses that mails go to.";
+        };
+      };
+      on = mkOption {
+        type = types.listOf (types.enum kinds);
+        default = [ ];
+        example = [ "rollout.halted" ];
+        description = "What is told. All of it when the list is empty.";
+      };
+      silentAfterMinutes = mkOption {
+        type = types.ints.positive;
+        default = 15;
+        description = "Minutes without a word of a host after which people are told.";
+      };
+    };
 
     artifactPath = mkOption {
       type = types.str;

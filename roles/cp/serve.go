@@ -45,6 +45,7 @@ type server struct {
 	handlers *handlers
 	api      *api
 	page     *pageDoor
+	notices  *notices // nil where nobody is told
 	stopping chan struct{}
 }
 
@@ -120,6 +121,13 @@ func assemble(cfg *Config, from source.Source, reread *files, db store.Database)
 	}
 	seen := newLastSeen()
 	counted.watchChannels(w, seen, release)
+	counted.watchRelease(w, seen, release)
+	told, err := newNotices(cfg, counted)
+	if err != nil {
+		return nil, err
+	}
+	s.notices = told
+	s.notices.know(w, seen, snapshot, release, s.door)
 	s.handlers = &handlers{
 		readiness: &readiness{store: db, snapshot: snapshot, ticker: s.ticker, release: release},
 		issuer:    newIssuer(s.door),
@@ -179,7 +187,7 @@ func (s *server) run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	for _, loop := range []func(context.Context){
 		func(ctx context.Context) { s.release.pollLoop(ctx, revision, polled) },
-		s.ticker.loop, s.ticker.pruneLoop, s.reloadLoop,
+		s.ticker.loop, s.ticker.pruneLoop, s.reloadLoop, s.notices.loop,
 		func(ctx context.Context) { command.Watchdog(ctx, s.ticker.alive) },
 	} {
 		loops.Go(func() { loop(background) })

@@ -27,6 +27,24 @@
     maxHandshakes = 32;
     maxRate = 50;
     maxSourceRate = 200;
+    notify = {
+      webhook.url = "https://hooks.example.com/fleet";
+      webhook.secretFile = "/run/secrets/notify-webhook";
+      alertmanager.url = "http://[::1]:9093";
+      alertmanager.tokenFile = "/run/secrets/notify-alertmanager";
+      mail.server = "smtps://fleet@mail.example.com";
+      mail.passwordFile = "/run/secrets/notify-mail";
+      mail.from = "fleet@example.com";
+      mail.to = [
+        "oncall@example.com"
+        "audit@example.com"
+      ];
+      on = [
+        "rollout.halted"
+        "host.silent"
+      ];
+      silentAfterMinutes = 30;
+    };
     logLevel = "warn";
     logFormat = "pretty";
     tls.cert = "/run/secrets/server.cert.pem";
