@@ -29,6 +29,11 @@ func bootRoom(root, closure string, space *Space) error {
 			return fmt.Errorf("free space of %s: %w", dir, err)
 		}
 		space.BootFree = min(space.BootFree, free)
+		if fixed, err := disk.ReadOnly(root + dir); err != nil {
+			return err
+		} else if fixed {
+			space.BootReadOnly = dir
+		}
 		if closure == "" {
 			continue
 		}

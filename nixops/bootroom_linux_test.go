@@ -61,4 +61,11 @@ func TestBootRoom(t *testing.T) {
 	if n := lacks(); n != 0 {
 		t.Errorf("the kernel is there already, and %d bytes are missing", n)
 	}
+	if err := unix.Mount("", root+"/boot", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	var space Space
+	if err := bootRoom(root, "", &space); err != nil || space.BootReadOnly != "/boot" {
+		t.Errorf("mounted read-only: %+v, %v", space, err)
+	}
 }

@@ -28,6 +28,8 @@ var (
 	ErrNotFound = errors.New("no substituter has the path")
 	// ErrNoSpace means that the store, /boot or the state directory is full.
 	ErrNoSpace = errors.New("no space left")
+	// ErrReadOnly means that a boot partition cannot be written. The caller may try again.
+	ErrReadOnly = errors.New("the file system is mounted read-only")
 	// ErrLockHeld means that another switch holds the lock. The caller may try again; the release has not failed.
 	ErrLockHeld = errors.New("another switch is running")
 	// ErrNotClosure means that the path is not a valid system closure in this host's store, or that the name is
@@ -288,4 +290,6 @@ type Space struct {
 
 	BootLacks   uint64 // bytes that the closure's kernel and initrd need and that are not there
 	BootLacking string // directory of the boot partition that lacks most
+
+	BootReadOnly string // directory of a boot partition that cannot be written; "" if there is none
 }

@@ -98,6 +98,9 @@ func secondOpinion(ctx context.Context, list command, s loader.State) string {
 	return ""
 }
 
+// BootStamp asks no program and no partition that rests.
+func (m *machine) BootStamp(context.Context) string { return loader.Stamp(m.root) }
+
 // BootDefault reads the same files as the boot loader and asks no program.
 func (m *machine) BootDefault(ctx context.Context) (string, error) {
 	if m.platform == "darwin" {

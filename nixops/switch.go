@@ -46,6 +46,8 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 	if err != nil {
 		return fail(err)
 	}
+	current := func() (string, error) { return m.CurrentSystem(ctx) }
+	words := func(exit Exit) string { return lastWords(ctx, m.UnitOutput, m.log, r.Unit, exit) }
 	env := slices.Clone(r.Env)
 	if m.root != "" {
 		env = append(env, "NIXFLEET_ROOT="+m.root)
@@ -57,7 +59,7 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 		m.log.Error().Err(err).Str("closure", r.Closure).Msg("no unit could be made; the script runs in this process's unit")
 		exit, err := runHere(ctx, command, env)
 		if err == nil {
-			exit, err = m.readExit(ctx, r, exit, before)
+			exit, err = readExit(r, exit, before, current, words)
 		}
 		if err != nil {
 			return fail(err)
@@ -72,7 +74,7 @@ func (m *machine) Switch(ctx context.Context, r SwitchRequest) (Exit, error) {
 	if state.Phase == UnitUnknown {
 		return fail(fmt.Errorf("unit %s ended without a record", r.Unit))
 	}
-	exit, err := m.readExit(ctx, r, state.Exit, before)
+	exit, err := readExit(r, state.Exit, before, current, words)
 	if err == nil && exit.Meaning() == MeaningLocked {
 		err = ErrLockHeld
 	}
@@ -122,15 +124,16 @@ const wordsTime = 3 * time.Second
 
 // readExit adds to an exit what the run changed. It leaves an exit of `boot` as it is, because `boot` does not change
 // the running system, unless the code is that of a held lock.
-func (m *machine) readExit(ctx context.Context, r SwitchRequest, exit Exit, before string) (Exit, error) {
+func readExit(r SwitchRequest, exit Exit, before string, current func() (string, error),
+	words func(Exit) string) (Exit, error) {
 	if r.Action == ActionBoot && exit.Code != LockCode {
 		return exit, nil
 	}
-	after, err := m.CurrentSystem(ctx)
+	after, err := current()
 	if err != nil {
 		return exit, err
 	}
-	return exit.After(before, after, lastWords(ctx, m.UnitOutput, m.log, r.Unit, exit)), nil
+	return exit.After(before, after, words(exit)), nil
 }
 
 // LockCode is EAGAIN. The script exits with it when the lock is held, but also for other reasons.

@@ -25,6 +25,23 @@ func Free(path string) (uint64, error) {
 	}
 }
 
+// readOnly is ST_RDONLY of Linux and MNT_RDONLY of Darwin.
+const readOnly = 1
+
+// ReadOnly says whether the file system of a path is mounted so that nothing can be written to it. A path that does not
+// exist is on none.
+func ReadOnly(path string) (bool, error) {
+	var s unix.Statfs_t
+	err := unix.Statfs(path, &s)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("statfs %s: %w", path, err)
+	}
+	return s.Flags&readOnly != 0, nil
+}
+
 // IsFull says whether an error means that no space, or no quota, is left.
 func IsFull(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)

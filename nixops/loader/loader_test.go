@@ -383,3 +383,62 @@ func TestUsedUp(t *testing.T) {
 		t.Errorf("used up: %v, boots %q (%s)", got, s.Default.Closure, s.Default.Unknown)
 	}
 }
+
+// TestPartitionThatIsNotMounted: what lies below the mount point of an ESP that is not mounted is not what boots.
+func TestPartitionThatIsNotMounted(t *testing.T) {
+	const fstab = "# boot\nUUID=1 / ext4 rw 0 1\n/dev/disk/by-uuid/2 /boot/ vfat umask=0077 0 2\n"
+	const system1 = "36 1 8:2 / / rw - ext4 /dev/sda2 rw\n"
+	for what, c := range map[string]struct {
+		table, mounts string
+		known         bool
+	}{
+		"mounted":          {fstab, system1 + "37 36 8:1 / /boot rw - vfat /dev/sda1 rw\n", true},
+		"on demand":        {fstab, system1 + "37 36 0:9 / /boot rw - autofs systemd-1 rw\n", true},
+		"not mounted":      {fstab, system1, false},
+		"no such line":     {"UUID=1 / ext4 rw 0 1\n", system1, true},
+		"a line of swap":   {"/dev/sda3 none swap sw 0 0\n#/dev/sda1 /boot vfat\n", system1, true},
+		"mounts not known": {fstab, "", true},
+	} {
+		tr := newTree("").entry("nixos-generation-1.conf", "1")
+		tr.files["etc/fstab"] = c.table
+		if c.mounts != "" {
+			tr.files["proc/self/mountinfo"] = c.mounts
+		}
+		s := Read(tr.write(t, "262.1"))
+		if (s.Default.Closure == system("1")) != c.known ||
+			!c.known && s.Default.Unknown != "/boot is in /etc/fstab and is not mounted" {
+			t.Errorf("%s: boots %q (%s)", what, s.Default.Closure, s.Default.Unknown)
+		}
+		if has, err := s.Starts(system("1")); has != c.known || (err == nil) != c.known {
+			t.Errorf("%s: has an entry: %t, %v", what, has, err)
+		}
+	}
+}
+
+// TestStamp: it changes with each file by which the loader chooses, and does not look where an ESP rests.
+func TestStamp(t *testing.T) {
+	const ext4 = "36 1 8:2 / / rw - ext4 /dev/sda2 rw\n"
+	tr := newTree("default a\n").entry("nixos-generation-1.conf", "1")
+	tr.files["proc/self/mountinfo"] = ext4
+	root := tr.write(t, "262.1")
+	last := Stamp(root)
+	if again := Stamp(root); again != last {
+		t.Errorf("nothing has changed: %q, then %q", last, again)
+	}
+	for _, name := range []string{"boot/loader/loader.conf", "boot/loader/entries/new.conf",
+		variableFile("LoaderEntryDefault"), "boot/grub/grubenv"} {
+		text := variableValue("changed")
+		write(t, root, map[string]string{name: text})
+		if now := Stamp(root); now == last {
+			t.Errorf("%s has changed, and the stamp has not: %q", name, now)
+		} else {
+			last = now
+		}
+	}
+	write(t, root, map[string]string{"proc/self/mountinfo": ext4 + "37 36 0:9 / /boot rw - autofs systemd-1 rw\n"})
+	resting := Stamp(root)
+	write(t, root, map[string]string{"boot/loader/loader.conf": "default another\n"})
+	if now := Stamp(root); now != resting {
+		t.Errorf("it looked where an ESP rests: %q, then %q", resting, now)
+	}
+}

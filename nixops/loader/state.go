@@ -32,6 +32,10 @@ func Read(root string) State {
 	v := ReadVariables(root)
 	dirs := partitions(root)
 	found := readable(root, dirs, v)
+	// After the files were looked for, which mounts what is mounted on demand.
+	if dir := unmounted(root); dir != "" {
+		return State{Variables: v, Default: unknown("%s is in /etc/fstab and is not mounted", dir)}
+	}
 	foreign := unreadable(root, found)
 	if v.Info != "" {
 		running, _, _ := strings.Cut(v.Info, " ")

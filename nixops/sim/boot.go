@@ -61,6 +61,15 @@ func (s *Host) NextBoot(ctx context.Context) (nixops.NextBoot, error) {
 	return next, err
 }
 
+// BootStamp changes with what the loader would start.
+func (s *Host) BootStamp(context.Context) string {
+	stamp, err := s.read(func(st *memory) string { return st.Boot.BootDefault + st.Boot.BootOnce + st.Boot.Unknown })
+	if err != nil {
+		return ""
+	}
+	return stamp
+}
+
 // ThisBoot is over and not counted, unless the test says something else.
 func (s *Host) ThisBoot(ctx context.Context) (nixops.ThisBoot, error) {
 	boot := nixops.ThisBoot{Over: true}

@@ -195,7 +195,7 @@ func (m *machine) SetLoader(name string) error {
 // SetSpace sets the free space, in bytes.
 func (m *machine) SetSpace(free nixops.Space) error {
 	return m.with(func(st *memory) error {
-		st.StoreFree, st.BootFree = free.StoreFree, free.BootFree
+		st.StoreFree, st.BootFree, st.Boot.ReadOnly = free.StoreFree, free.BootFree, free.BootReadOnly
 		return nil
 	})
 }

@@ -274,7 +274,8 @@ func (s *Host) DeadlineArmed(ctx context.Context, unit string) (bool, error) {
 func (s *Host) Space(ctx context.Context, closure string) (nixops.Space, error) {
 	var free nixops.Space
 	err := s.look(func(st *memory) error {
-		free = nixops.Space{StoreFree: st.StoreFree, BootFree: st.BootFree}
+		free = nixops.Space{StoreFree: st.StoreFree, BootFree: st.BootFree,
+			BootReadOnly: st.Boot.ReadOnly}
 		if c, err := s.closure(closure); closure != "" && err == nil && c.Cache.BootSize > st.BootFree {
 			free.BootLacks, free.BootLacking = c.Cache.BootSize-st.BootFree, "/boot"
 		}

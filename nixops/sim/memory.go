@@ -40,6 +40,7 @@ type bootMemory struct {
 	Loader      string        `json:"loader"`   // "" is systemd-boot; any other cannot boot once
 	Unknown     string        `json:"unknown"`  // why the host cannot read the loader
 	UsedUp      []string      `json:"usedUp"`   // closures without tries
+	ReadOnly    string        `json:"readOnly"` // directory of the partition that cannot be written
 
 	This *nixops.ThisBoot `json:"this"` // how far each boot comes; nil: it is over and not counted
 }

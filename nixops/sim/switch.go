@@ -66,16 +66,14 @@ func (s *Host) Switch(ctx context.Context, r nixops.SwitchRequest) (nixops.Exit,
 		case state.Phase == nixops.UnitUnknown:
 			return fail(fmt.Errorf("unit %s ended without a record", r.Unit))
 		case state.Phase == nixops.UnitFinished:
-			return s.readExit(ctx, r, state.Exit, before)
+			return s.readExit(r, state.Exit, before)
 		}
 	}
 }
 
 // readExit does what the real host's readExit does. In the simulation, an exit with 11 always means a held lock.
-func (s *Host) readExit(
-	ctx context.Context, r nixops.SwitchRequest, exit nixops.Exit, before string,
-) (nixops.Exit, error) {
-	after, err := s.CurrentSystem(ctx)
+func (m *machine) readExit(r nixops.SwitchRequest, exit nixops.Exit, before string) (nixops.Exit, error) {
+	after, err := m.read(func(st *memory) string { return st.Current })
 	if err != nil {
 		return exit, fmt.Errorf("%s %s: %w", r.Action, r.Closure, err)
 	}

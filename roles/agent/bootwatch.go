@@ -27,6 +27,10 @@ type bootWatch struct {
 	shouts string // the trouble that was logged last
 }
 
+// stamped is a host that can tell cheaply whether the boot loader's files or variables have changed: a partition that
+// is mounted on demand is not mounted for it.
+type stamped interface{ BootStamp(context.Context) string }
+
 // look returns what boots next. state names all that changes it, as far as that is known; while it stays the same the
 // loader is asked once an hour.
 func (b *bootWatch) look(ctx context.Context, state string) nixops.NextBoot {
@@ -75,6 +79,9 @@ func (c *contact) bootFacts(ctx context.Context, running, bootID string) *protoc
 		profile = err.Error()
 	}
 	state := running + " " + bootID + " " + profile
+	if host, ok := c.host.(stamped); ok {
+		state += " " + host.BootStamp(ctx)
+	}
 	j, err := c.dir.Journal()
 	if err == nil && j != nil {
 		state += " " + string(j.Step) + " " + j.Units.Switch

@@ -89,7 +89,7 @@ func TestBootDefaultThatWasNotConfirmed(t *testing.T) {
 			t.Fatalf("check-in says %+v", b)
 		}
 		m.must(m.sim.SetBootDefault(before))
-		time.Sleep(bootHour + 10*time.Minute) // nothing else has changed, so it is asked once an hour
+		time.Sleep(10 * time.Minute) // the loader's files have changed, so the hour is not waited for
 		if b := p.seen().Boot; b == nil || b.Expected != target || *b.Next != before {
 			t.Errorf("check-in says %+v", b)
 		}
@@ -190,28 +190,55 @@ func TestBootPartitionWithoutRoom(t *testing.T) {
 	})
 }
 
-// fullBoot is a machine whose installer meets a full disk.
-type fullBoot struct{ *sim.Host }
+// fullBoot is a machine whose installer meets a disk that cannot be written.
+type fullBoot struct {
+	*sim.Host
+	says string
+}
 
 func (f *fullBoot) UnitOutput(ctx context.Context, unit string) (string, error) {
 	text, err := f.Host.UnitOutput(ctx, unit)
 	if strings.HasPrefix(unit, "nixfleet-boot") {
-		text += "OSError: [Errno 28] No space left on device: '/boot/EFI/nixos/x.efi'\n"
+		text += "OSError: " + f.says + ": '/boot/EFI/nixos/x.efi'\n"
 	}
 	return text, err
 }
 
 func TestInstallerWithoutSpaceIsTheHosts(t *testing.T) {
+	for says, cause := range map[string]string{"[Errno 28] No space left on device": "no-space",
+		"[Errno 30] Read-only file system": "preflight"} {
+		bubble(t, func(t *testing.T) {
+			p := newPlane(t)
+			m := newMachine(t, p, with(sim.Closure{Script: sim.Script{BootExit: 1}}))
+			stop := m.live(&fullBoot{m.sim, says})
+			time.Sleep(3 * time.Minute)
+			stop()
+			told := p.refusals(protocol.EventRollbackTriggered)
+			if m.where() != all(before) || p.reported(protocol.EventActivationFailed) || !strings.Contains(told, cause) ||
+				!strings.Contains(told, says) {
+				t.Errorf("it is at %v and reports %q, %v", m.where(), told, p.said())
+			}
+		})
+	}
+}
+
+// A boot partition that cannot be written is found before anything is changed, and blames nobody.
+func TestBootPartitionThatIsReadOnly(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newPlane(t)
-		m := newMachine(t, p, with(sim.Closure{Script: sim.Script{BootExit: 1}}))
-		stop := m.live(&fullBoot{m.sim})
-		time.Sleep(3 * time.Minute)
+		m := newMachine(t, p, good)
+		m.must(m.sim.SetSpace(nixops.Space{StoreFree: 1 << 40, BootFree: 1 << 40, BootReadOnly: "/boot"}))
+		stop := m.live(m.sim)
+		time.Sleep(2 * time.Minute)
+		told := p.refusals(protocol.EventRealiseFailed)
+		if !strings.Contains(told, "/boot is mounted read-only") || p.reported(protocol.EventActivationStarted) {
+			t.Errorf("it reports %q, %v", told, p.said())
+		}
+		m.must(m.sim.SetSpace(nixops.Space{StoreFree: 1 << 40, BootFree: 1 << 40}))
+		time.Sleep(time.Hour)
 		stop()
-		told := p.refusals(protocol.EventRollbackTriggered)
-		if m.where() != all(before) || p.reported(protocol.EventActivationFailed) || !strings.Contains(told, "no-space") ||
-			!strings.Contains(told, "Errno 28") {
-			t.Errorf("it is at %v and reports %q, %v", m.where(), told, p.said())
+		if m.where() != all(target) || p.confirmed() != 1 {
+			t.Errorf("when it can be written the host is at %v", m.where())
 		}
 	})
 }

@@ -115,6 +115,8 @@ func trouble(cause protocol.Cause, err error) journal.Reason {
 	switch {
 	case errors.Is(err, nixops.ErrNoSpace):
 		return journal.Because(protocol.CauseNoSpace, cause.With(err.Error()))
+	case errors.Is(err, nixops.ErrReadOnly):
+		return journal.Because(protocol.CausePreflight, cause.With(err.Error()))
 	case errors.As(err, new(*undo.ExitError)):
 		return journal.Because(cause, err.Error())
 	case errors.Is(err, nixops.ErrLockHeld):

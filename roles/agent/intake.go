@@ -217,6 +217,9 @@ func (i *intake) preflight(ctx context.Context, w *verify.Target) error {
 		return &localError{journal.Because(protocol.CausePreflight, err.Error()), protocol.EventRealiseFailed}
 	}
 	switch {
+	case space.BootReadOnly != "": // the kernel does that to a file system with errors
+		return &localError{journal.Because(protocol.CausePreflight,
+			space.BootReadOnly+" is mounted read-only, so the boot loader cannot be told"), protocol.EventRealiseFailed}
 	case state < minStateFree:
 		return &localError{journal.Because(protocol.CauseNoSpace,
 			fmt.Sprintf("%d MiB are left in the state directory", state>>20)), protocol.EventRealiseFailed}

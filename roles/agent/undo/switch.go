@@ -31,6 +31,9 @@ func (e *ExitError) Error() string {
 // fullWords are what programs say when a disk is full.
 var fullWords = []string{"No space left on device", "Errno 28", "Disk quota exceeded", "ENOSPC"}
 
+// fixedWords are what programs say when a file system is mounted read-only.
+var fixedWords = []string{"Read-only file system", "Errno 30", "EROFS"}
+
 // installerSaid reads what a boot loader's installer wrote. A disk that is full is this host's trouble, whatever the
 // exit.
 func (u *Undoer) installerSaid(ctx context.Context, unit string, bad *ExitError) error {
@@ -44,6 +47,11 @@ func (u *Undoer) installerSaid(ctx context.Context, unit string, bad *ExitError)
 	for _, words := range fullWords {
 		if strings.Contains(output, words) {
 			return fmt.Errorf("%w: the boot loader's installer: %w", nixops.ErrNoSpace, bad)
+		}
+	}
+	for _, words := range fixedWords {
+		if strings.Contains(output, words) {
+			return fmt.Errorf("%w: the boot loader's installer: %w", nixops.ErrReadOnly, bad)
 		}
 	}
 	return bad
