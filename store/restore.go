@@ -33,6 +33,9 @@ func RestoreFile(ctx context.Context, from, to string) (r Restored, err error) {
 		return r, fmt.Errorf("restore %s: %w", path, err)
 	}
 	defer func() { err = errors.Join(err, g.close()) }()
+	if err := handOver(path + ".lock"); err != nil {
+		return r, fmt.Errorf("restore: %w", err)
+	}
 	for _, file := range []string{from, path} {
 		if log, err := os.Stat(file + "-wal"); err == nil && log.Size() > 0 {
 			return r, fmt.Errorf("restore %s: %w: %s-wal", path, ErrLogBeside, file)
@@ -64,7 +67,14 @@ func RestoreFile(ctx context.Context, from, to string) (r Restored, err error) {
 			return r, fmt.Errorf("restore %s: %w", path, err)
 		}
 	}
-	if err := errors.Join(unstamp(ctx, next), publish(next, path)); err != nil {
+	err = unstamp(ctx, next)
+	if err == nil {
+		err = handOver(next)
+	}
+	if err == nil {
+		err = publish(next, path)
+	}
+	if err != nil {
 		return r, fmt.Errorf("restore %s: %w", path, err)
 	}
 	g.epochs, g.written = nil, 0
