@@ -462,3 +462,9 @@ func (m *watched) Units(ctx context.Context) ([]nixops.Unit, error) {
 	}
 	return m.Host.Units(ctx)
 }
+
+// ActiveState is what probes ask, beside all else.
+func (m *watched) ActiveState(ctx context.Context, unit string) (string, error) {
+	m.h.rest(ctx, "probe "+unit)
+	return m.Host.ActiveState(ctx, unit)
+}
