@@ -32,7 +32,7 @@ func (w *World) Accept(rel *fleet.Release, now time.Time) Change {
 
 func (w *World) accept(rel *fleet.Release, now time.Time) {
 	w.rel = rel
-	w.rollouts.bindHosts(rel)
+	hosts := w.rollouts.bindHosts(rel)
 	names := map[string]struct{}{}
 	for name := range w.rollouts.channels {
 		names[name] = struct{}{}
@@ -42,7 +42,7 @@ func (w *World) accept(rel *fleet.Release, now time.Time) {
 	}
 	ordered := slices.Sorted(maps.Keys(names))
 	for _, name := range ordered {
-		w.rollouts.bindChannel(name, now)
+		w.rollouts.bindChannel(name, hosts[name], now)
 	}
 	w.rollouts.prolongUnheard()
 	w.rollouts.bindEdges(rel)
@@ -95,16 +95,21 @@ func (rs *rollouts) forsakeRevoked(rel *fleet.Release, now time.Time) {
 	}
 }
 
-// bindHosts notes who is declared, and forgets what the last release said.
-func (rs *rollouts) bindHosts(rel *fleet.Release) {
-	for _, h := range rs.w.hosts.byName {
-		h.decl = declaration{budgets: h.decl.budgets} // those are bound again after the rollouts
+// bindHosts notes who is declared, and forgets what the last release said. It returns the hosts of each manifest, in
+// its order.
+func (rs *rollouts) bindHosts(rel *fleet.Release) map[string][]*host {
+	for _, h := range rs.w.hosts.all {
+		h.decl, h.slot.waitsFor = declaration{}, nil
 	}
 	// In the order in which they are asked and settled, so that they lie like that in memory.
+	named := map[string][]*host{}
 	for _, name := range sortedChannels(rel) {
-		for _, e := range rel.Channels[name].Manifest.HostSet {
-			rs.w.hosts.host(e.Hostname)
+		set := rel.Channels[name].Manifest.HostSet
+		hosts := make([]*host, len(set))
+		for i, e := range set {
+			hosts[i] = rs.w.hosts.host(e.Hostname)
 		}
+		named[name] = hosts
 	}
 	for name, declared := range rel.Fleet.Hosts {
 		h := rs.w.hosts.host(name)
@@ -126,20 +131,23 @@ func (rs *rollouts) bindHosts(rel *fleet.Release) {
 			}
 		}
 	}
+	return named
 }
 
 // dropHosts forgets hosts that no release names and that hold nothing.
 func (rs *rollouts) dropHosts() {
-	for name, h := range rs.w.hosts.byName {
-		if !h.decl.named && h.lease == nil && h.slot.until.IsZero() {
-			rs.w.timers.unschedule(&h.timer)
-			delete(rs.w.hosts.byName, name)
+	rs.w.hosts.all = slices.DeleteFunc(rs.w.hosts.all, func(h *host) bool {
+		if h.decl.named || h.lease != nil || !h.slot.until.IsZero() {
+			return false
 		}
-	}
+		rs.w.timers.unschedule(&h.timer)
+		delete(rs.w.hosts.byName, h.name)
+		return true
+	})
 }
 
-// bindChannel renews, supersedes or ends the rollout of one channel and binds its hosts.
-func (rs *rollouts) bindChannel(name string, now time.Time) {
+// bindChannel renews, supersedes or ends the rollout of one channel and binds the hosts of its manifest.
+func (rs *rollouts) bindChannel(name string, hosts []*host, now time.Time) {
 	ch := rs.channel(name)
 	cr := rs.w.rel.Channels[name]
 	old := ch.cur
@@ -178,7 +186,7 @@ func (rs *rollouts) bindChannel(name string, now time.Time) {
 		opening := cr.Manifest.DisplayName + ", " + countText(len(cr.Manifest.HostSet), "host")
 		rs.logRun(ch.cur, protocol.LogOpened, "", "", opening, now)
 	}
-	rs.bindRun(ch.cur, cr)
+	rs.bindRun(ch.cur, cr, hosts)
 }
 
 // supersede ends the newest rollout of a channel in favour of another, by its id.
@@ -209,8 +217,8 @@ func (rs *rollouts) supersede(ch *channel, by string, now time.Time) {
 	}
 }
 
-// bindRun reads what a release says about a rollout and counts its hosts.
-func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease) {
+// bindRun reads what a release says about a rollout and counts its hosts, which are those of the manifest.
+func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease, hosts []*host) {
 	declared := rs.w.rel.Fleet.Channels[r.Channel]
 	policy := rs.w.rel.Fleet.RolloutPolicies[declared.RolloutPolicy]
 	r.rel, r.signedAt = cr, rs.w.rel.SignedAt
@@ -237,8 +245,8 @@ func (rs *rollouts) bindRun(r *run, cr *fleet.ChannelRelease) {
 	r.Wave = min(r.Wave, len(r.waves)-1)
 	r.touched = [protocol.HostStateCount]int{}
 	stored := rs.w.hosts.stored[r.Intent]
-	for _, e := range cr.Manifest.HostSet {
-		h := rs.w.hosts.host(e.Hostname)
+	for i, e := range cr.Manifest.HostSet {
+		h := hosts[i]
 		h.bind(r, e.TargetClosure, stored)
 		h.wave = min(int(e.WaveIndex), len(r.waves)-1)
 		r.waves[h.wave].hosts = append(r.waves[h.wave].hosts, h)

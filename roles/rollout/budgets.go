@@ -79,16 +79,13 @@ func selectorLabel(s fleet.Selector) string {
 func (bs *budgets) bindBudgets(r *fleet.Release, now time.Time) {
 	old := bs.bySelector
 	bs.bySelector = map[string]*budget{}
-	for _, h := range bs.w.hosts.byName {
-		h.decl.budgets, h.slot.waitsFor = nil, nil
-	}
 	confirmed := confirmedBudgets(r.Fleet)
 	for _, name := range sortedChannels(r) {
 		for _, mb := range r.Channels[name].Manifest.DisruptionBudgets {
 			bs.bindBudget(mb, confirmed)
 		}
 	}
-	for _, h := range bs.w.hosts.byName {
+	for _, h := range bs.w.hosts.all {
 		bs.rebindSlots(h)
 		if !h.slot.until.IsZero() {
 			bs.w.hosts.arm(h, now)

@@ -13,7 +13,7 @@ func (w *World) Clone(now time.Time) *World {
 	c := empty(w.limits, w.started)
 	c.rel, c.grace = w.rel, w.grace
 	c.budgets.unheard, c.budgets.born = w.budgets.unheard, w.budgets.born
-	c.hosts.byName = make(map[string]*host, len(w.hosts.byName))
+	c.hosts.byName, c.hosts.all = make(map[string]*host, len(w.hosts.all)), make([]*host, 0, len(w.hosts.all))
 	c.timers.schedule(&c.budgets.clock, c.budgets.unheard)
 	for name, ch := range w.rollouts.channels {
 		x := c.rollouts.channel(name)
@@ -33,11 +33,12 @@ func (w *World) Clone(now time.Time) *World {
 			c.hosts.store(intent, len(rows), &record{HostRecord: r.export()})
 		}
 	}
-	hosts, records := make([]host, len(w.hosts.byName)), make([]record, 0, len(w.hosts.byName))
+	hosts, records := make([]host, len(w.hosts.all)), make([]record, 0, len(w.hosts.all))
 	copied := func(h *host) {
 		x := &hosts[len(c.hosts.byName)]
 		x.name, x.timer.host = h.name, x
 		c.hosts.byName[h.name] = x
+		c.hosts.all = append(c.hosts.all, x)
 		if h.rec != nil {
 			records = append(records, record{HostRecord: h.rec.export()})
 			c.hosts.store(h.rec.Intent, len(w.hosts.byName), &records[len(records)-1])
@@ -57,7 +58,7 @@ func (w *World) Clone(now time.Time) *World {
 			}
 		}
 	}
-	for _, h := range w.hosts.byName {
+	for _, h := range w.hosts.all {
 		if c.hosts.byName[h.name] == nil {
 			copied(h)
 		}

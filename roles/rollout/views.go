@@ -52,8 +52,8 @@ func (w *World) Host(name string, now time.Time) (HostView, bool) {
 // Hosts is the view of all declared hosts, sorted by name, without reasons (ask Host for one).
 func (w *World) Hosts(now time.Time) []HostView {
 	now = at(now)
-	out := make([]HostView, 0, len(w.hosts.byName))
-	for _, h := range w.hosts.byName {
+	out := make([]HostView, 0, len(w.hosts.all))
+	for _, h := range w.hosts.all {
 		if h.decl.named {
 			out = append(out, w.hosts.view(h, now))
 		}

@@ -31,6 +31,7 @@ type World struct {
 type hosts struct {
 	w      *World
 	byName map[string]*host
+	all    []*host                       // of byName, in the order in which they came
 	spare  []host                        // neighbours in memory of the host that came last
 	stored map[string]map[string]*record // loaded rows by intent and host, until a release binds them
 }
@@ -197,6 +198,7 @@ func (hs *hosts) host(name string) *host {
 		h, hs.spare = &hs.spare[0], hs.spare[1:]
 		h.name, h.timer.host = name, h
 		hs.byName[name] = h
+		hs.all = append(hs.all, h)
 	}
 	return h
 }
