@@ -24,7 +24,7 @@ func (s *Store) SubmitRollout(c rollout.Change, because ...Report) *Pending {
 			}
 		}
 		for _, write := range []func(*sql.Tx, rollout.Change) error{putRollouts, putHosts, putDispatches, putQuarantines,
-			putTwins, putEvents} {
+			putTwins, putFreezes, putEvents} {
 			if err := write(tx, c); err != nil {
 				return fmt.Errorf("store rollout: %w", err)
 			}
@@ -159,6 +159,17 @@ func putTwins(tx *sql.Tx, c rollout.Change) error {
 	return nil
 }
 
+func putFreezes(tx *sql.Tx, c rollout.Change) error {
+	for _, f := range c.Freezes {
+		if _, err := tx.Exec(
+			`INSERT OR REPLACE INTO channel_freezes (channel, frozen_by, reason, since, until, thawed) VALUES (?,?,?,?,?,?)`,
+			f.Channel, f.By, f.Reason, text(f.At), text(f.Until), f.Thawed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func putEvents(tx *sql.Tx, c rollout.Change) error {
 	for _, e := range c.Events {
 		if _, err := tx.Exec(
@@ -179,7 +190,7 @@ const rolloutsLoaded = 16
 // that nothing has superseded and the last few others of each channel; the host
 // rows of the former, and of others that still have an open dispatch; dispatches
 // that are open, still hold a slot, or are the last confirmed one of their host;
-// quarantines; hosts of which there are two.
+// quarantines; hosts of which there are two; channels that are frozen.
 func (s *Store) LoadRollouts(ctx context.Context) (rollout.State, error) {
 	var st rollout.State
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -188,7 +199,7 @@ func (s *Store) LoadRollouts(ctx context.Context) (rollout.State, error) {
 	}
 	defer tx.Rollback()
 	for _, load := range []func(context.Context, *sql.Tx, *rollout.State) error{loadRollouts, loadHosts, loadDispatches,
-		loadQuarantines, loadTwins} {
+		loadQuarantines, loadTwins, loadFreezes} {
 		if err := load(ctx, tx, &st); err != nil {
 			return rollout.State{}, fmt.Errorf("load rollouts: %w", err)
 		}
@@ -290,6 +301,15 @@ func loadTwins(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
 		`SELECT hostname, boot_id, other_boot_id, since, held, cleared FROM host_twins WHERE NOT cleared ORDER BY hostname`,
 		func(t *rollout.Twins) []any {
 			return []any{&t.Host, &t.BootIDs[0], &t.BootIDs[1], moment{&t.Since}, &t.Held, &t.Cleared}
+		})
+	return err
+}
+
+func loadFreezes(ctx context.Context, tx *sql.Tx, st *rollout.State) (err error) {
+	st.Freezes, err = collect(ctx, tx,
+		`SELECT channel, frozen_by, reason, since, until, thawed FROM channel_freezes WHERE NOT thawed ORDER BY channel`,
+		func(f *rollout.Freeze) []any {
+			return []any{&f.Channel, &f.By, &f.Reason, moment{&f.At}, moment{&f.Until}, &f.Thawed}
 		})
 	return err
 }

@@ -69,6 +69,7 @@ func change() rollout.Change {
 				KnowsLease: true}},
 		Quarantines: []rollout.Quarantine{{Channel: "stable", Closure: "bad", Reason: "activation-failed", Since: t0}},
 		Twins:       []rollout.Twins{{Host: "web-01", BootIDs: [2]string{"one", "other"}, Since: t0, Held: true}},
+		Freezes:     []rollout.Freeze{{Channel: "stable", By: "jo", Reason: "holidays", At: t0, Until: later}},
 		Events: []protocol.Event{
 			{At: pki.At(t0), Intent: "i", RolloutID: "id2", Channel: "stable", Host: "web-01", Kind: "dispatched", Reason: "r",
 				Detail: "d"}},
@@ -96,7 +97,7 @@ func TestRolloutsSurviveARestart_C8(t *testing.T) {
 		t.Fatalf("empty %v, %v", st.Empty, err)
 	}
 	want := rollout.State{Rollouts: c.Rollouts, Hosts: c.Hosts, Dispatches: c.Dispatches, Quarantines: c.Quarantines,
-		Twins: c.Twins}
+		Twins: c.Twins, Freezes: c.Freezes}
 	want.Dispatches[0].ID = 1
 	if got, want := fmt.Sprintf("%+v", deref(st)), fmt.Sprintf("%+v", deref(want)); got != want {
 		t.Errorf("loaded\n%s\nwant\n%s", got, want)
@@ -116,7 +117,7 @@ func deref(s rollout.State) string {
 		h.HealthySince = nil
 		text += fmt.Sprintf("%+v %v\n", h, healthy)
 	}
-	return text + fmt.Sprintf("%+v\n%+v\n%+v", s.Dispatches, s.Quarantines, s.Twins)
+	return text + fmt.Sprintf("%+v\n%+v\n%+v\n%+v", s.Dispatches, s.Quarantines, s.Twins, s.Freezes)
 }
 
 func TestADispatchIsUpdatedNotRepeated(t *testing.T) {
@@ -503,14 +504,14 @@ func TestClosedStoreSaysSo(t *testing.T) {
 	}
 }
 
-// BenchmarkGroupCommit commits what a commit as a rule holds, which no row of twins is.
+// BenchmarkGroupCommit commits what a commit as a rule holds, which rows of twins and of freezes are not.
 func BenchmarkGroupCommit(b *testing.B) {
 	s := fresh(b)
 	b.SetParallelism(64)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			c := change()
-			c.Twins = nil
+			c.Twins, c.Freezes = nil, nil
 			if err := s.SubmitRollout(c).Wait(b.Context()); err != nil {
 				b.Fatal(err)
 			}

@@ -65,6 +65,12 @@ func (o *acts) made(c *call, a act, err error) (any, error) {
 		return nil, nil
 	case errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoHost):
 		return nil, notFound("%s", err)
+	case errors.Is(err, rollout.ErrNoChannel):
+		return nil, refused(http.StatusNotFound, "no-such-channel", "%s", err)
+	case errors.Is(err, rollout.ErrUntil):
+		return nil, refused(http.StatusBadRequest, "bad-until", "%s", err)
+	case errors.Is(err, rollout.ErrNotFrozen):
+		return nil, refused(http.StatusConflict, "not-frozen", "%s", err)
 	case errors.Is(err, rollout.ErrOver), errors.Is(err, rollout.ErrRecalled), errors.Is(err, rollout.ErrBusy),
 		errors.Is(err, rollout.ErrAction):
 		return nil, refused(http.StatusConflict, "not-possible", "%s", err)
@@ -110,6 +116,35 @@ func (o *acts) retry(c *call) (any, error) {
 	return o.recorded(c, act{"retry", host, req.Reason}, func() error {
 		return o.step(c.Context(), func(w *rollout.World, now time.Time) (rollout.Change, error) {
 			return w.Retry(host, c.caller.CommonName, req.Reason, now)
+		})
+	})
+}
+
+// freeze lets nothing new start on a channel until a time.
+func (o *acts) freeze(c *call) (any, error) {
+	var req protocol.FreezeRequest
+	if err := c.read(&req); err != nil {
+		return nil, err
+	}
+	channel := c.PathValue("name")
+	why := "until " + req.Until.String() + ": " + req.Reason
+	return o.recorded(c, act{"freeze", channel, why}, func() error {
+		return o.step(c.Context(), func(w *rollout.World, now time.Time) (rollout.Change, error) {
+			return w.Freeze(channel, c.caller.CommonName, req.Reason, req.Until.Time, now)
+		})
+	})
+}
+
+// thaw ends the freeze of a channel before its time.
+func (o *acts) thaw(c *call) (any, error) {
+	var req protocol.HoldRequest
+	if err := c.read(&req); err != nil {
+		return nil, err
+	}
+	channel := c.PathValue("name")
+	return o.recorded(c, act{"thaw", channel, req.Reason}, func() error {
+		return o.step(c.Context(), func(w *rollout.World, now time.Time) (rollout.Change, error) {
+			return w.Thaw(channel, c.caller.CommonName, req.Reason, now)
 		})
 	})
 }

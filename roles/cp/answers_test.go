@@ -135,6 +135,15 @@ func (e *estate) asked(t *testing.T) []question {
 		get("/v1/revocations", "/v1/revocations"),
 		post("/v1/revocations/undo", "/v1/revocations/undo", map[string]any{"hostname": "gone", "reason": "golden"}),
 		post("/v1/revocations/undo", "/v1/revocations/undo", map[string]any{"hostname": "never", "reason": "golden"}),
+		post("/v1/channels/{name}/freeze", "/v1/channels/none/freeze", map[string]any{
+			"until": "2036-03-01T12:00:00Z", "reason": "golden"}),
+		post("/v1/channels/{name}/thaw", "/v1/channels/none/thaw", hold),
+		post("/v1/channels/{name}/freeze", "/v1/channels/stable/freeze", map[string]any{
+			"until": "2020-03-01T12:00:00Z", "reason": "golden"}),
+		post("/v1/channels/{name}/freeze", "/v1/channels/stable/freeze", map[string]any{
+			"until": pki.At(time.Now().Add(time.Hour)), "reason": "golden"}),
+		post("/v1/channels/{name}/thaw", "/v1/channels/stable/thaw", hold),
+		post("/v1/channels/{name}/freeze", "/v1/channels/stable/freeze", map[string]any{"until": "tomorrow"}),
 		post("/v1/hosts/{name}/retry", "/v1/hosts/a/retry", hold),
 		post("/v1/hosts/{name}/retry", "/v1/hosts/none/retry", hold),
 		post("/v1/poke", "/v1/poke", nil),

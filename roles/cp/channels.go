@@ -18,7 +18,19 @@ func (p *views) channel(c *call) (any, error) {
 	if !ok {
 		return nil, notFound("the fleet has no channel %q", name)
 	}
-	return channelOf(rel, name, channel), nil
+	answer := channelOf(rel, name, channel)
+	answer.Freeze = frozen(look(p.world, (*rollout.World).Freezes), name)
+	return answer, nil
+}
+
+// frozen is the freeze of a channel for the wire; nil when there is none.
+func frozen(freezes []rollout.Freeze, channel string) *protocol.ChannelFreeze {
+	for _, f := range freezes {
+		if f.Channel == channel {
+			return &protocol.ChannelFreeze{Until: pki.At(f.Until), At: pki.At(f.At), By: f.By, Reason: f.Reason}
+		}
+	}
+	return nil
 }
 
 func channelOf(rel *fleet.Release, name string, channel fleet.Channel) protocol.ChannelResponse {
@@ -31,6 +43,7 @@ func channelOf(rel *fleet.Release, name string, channel fleet.Channel) protocol.
 // channels lists the channels of the release in force, with how their hosts stand.
 func (p *views) channels(c *call) (any, error) {
 	rel := p.snapshot.Load().rel
+	freezes := look(p.world, (*rollout.World).Freezes)
 	counts, newest := map[string]*protocol.HostCounts{}, map[string]rollout.RolloutView{}
 	look(p.world, func(w *rollout.World, now time.Time) bool {
 		for _, v := range p.seen.present(w.Hosts(now), now) {
@@ -52,6 +65,7 @@ func (p *views) channels(c *call) (any, error) {
 			continue
 		}
 		e := protocol.ChannelEntry{ChannelResponse: channelOf(rel, name, rel.Fleet.Channels[name])}
+		e.Freeze = frozen(freezes, name)
 		if n := counts[name]; n != nil {
 			e.Counts = *n
 		}

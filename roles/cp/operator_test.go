@@ -100,6 +100,65 @@ func TestHoldsAreMadeAndRecorded(t *testing.T) {
 	}
 }
 
+// A frozen channel gives out no target, says so wherever people look, and outlives a restart; each word is recorded.
+func TestAFrozenChannel(t *testing.T) {
+	e := newEstate(t, "a", "b")
+	p := e.serve()
+	operator, ctx := p.operator(), t.Context()
+	until := time.Now().Add(48 * time.Hour).UTC().Truncate(time.Second)
+	if err := operator.Channel("stable").Freeze(ctx, until, "holidays"); err != nil {
+		t.Fatal(err)
+	}
+	a := p.agent("a")
+	if got := p.checkin(a, e.state("a", closureOf("a", 0)), 0); got.Target != nil {
+		t.Errorf("a frozen channel dispatched %+v", got.Target)
+	}
+	p.stop()
+	p = e.serve()
+	operator, a = p.operator(), p.agent("a")
+	if got := p.checkin(a, e.state("a", closureOf("a", 0)), 0); got.Target != nil {
+		t.Errorf("after a restart a frozen channel dispatched %+v", got.Target)
+	}
+	why, err := operator.Explain(ctx, "a")
+	if err != nil || why.Reason.Code != "frozen" || why.Reason.Opens == nil || !why.Reason.Opens.Equal(until) {
+		t.Errorf("explained %+v %v", why, err)
+	}
+	channel, err := operator.Channel("stable").Read(ctx)
+	if err != nil || channel.Freeze == nil || channel.Freeze.By != "operator-jo" || channel.Freeze.Reason != "holidays" ||
+		!channel.Freeze.Until.Equal(until) {
+		t.Errorf("the channel is %+v %v", channel, err)
+	}
+	plan, err := operator.Plan(ctx, nil)
+	if err != nil || len(plan.Moves) == 0 || plan.Moves[0].At.Before(until) {
+		t.Errorf("planned %+v %v", plan, err)
+	}
+	for channel, want := range map[string]int{"none": 404, "stable": 400} {
+		if got := status(t, operator.Channel(channel).Freeze(ctx, time.Now(), "now")); got != want {
+			t.Errorf("freeze of %s until now: %d, want %d", channel, got, want)
+		}
+	}
+	if err := operator.Channel("stable").Thaw(ctx, "back early"); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(t, operator.Channel("stable").Thaw(ctx, "again")); got != 409 {
+		t.Errorf("a second thaw: %d, want 409", got)
+	}
+	if got := p.checkin(a, e.state("a", closureOf("a", 0)), 0); got.Target == nil {
+		t.Error("a channel that is not frozen any more does not dispatch")
+	}
+	page, err := operator.Audit(ctx, 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := ""
+	for _, entry := range page.Entries {
+		said += entry.Actor + " " + entry.Action + " " + entry.Subject + "\n"
+	}
+	if !strings.Contains(said, "operator-jo freeze stable\n") || !strings.Contains(said, "operator-jo thaw stable\n") {
+		t.Errorf("recorded:\n%s", said)
+	}
+}
+
 func TestRevokedHostSaysSo(t *testing.T) {
 	e := newEstate(t, "a", "b")
 	p := e.serve()

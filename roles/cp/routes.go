@@ -176,6 +176,9 @@ func (h *handlers) forOperators() []route {
 			about{"take back the local revocations of a name", protocol.UnrevokeRequest{}, protocol.UnrevokeResponse{}, ""}},
 		{"POST /v1/revocations", operators, h.acts.revoke,
 			about{"refuse the certificates of a name", protocol.RevokeRequest{}, nil, ""}},
+		{"POST /v1/channels/{name}/freeze", operators, h.acts.freeze,
+			about{"let nothing new start on a channel until a time", protocol.FreezeRequest{}, nil, ""}},
+		{"POST /v1/channels/{name}/thaw", operators, h.acts.thaw, about{"end the freeze of a channel", hold, nil, ""}},
 		{"POST /v1/hosts/{name}/retry", operators, h.acts.retry, about{"try a failed closure once more", hold, nil, ""}},
 		{"POST /v1/poke", operators, h.acts.poke, about{"ask the source for a release now", nil, nil, ""}},
 	}

@@ -66,6 +66,8 @@ var limits = map[string]limit{
 	"POST /v1/rollouts/{id}/pause":         {pki.VerbPause, byRollout},
 	"POST /v1/rollouts/{id}/resume":        {pki.VerbResume, byRollout},
 	"POST /v1/rollouts/{id}/cancel":        {pki.VerbCancel, byRollout},
+	"POST /v1/channels/{name}/freeze":      {pki.VerbPause, byChannel},
+	"POST /v1/channels/{name}/thaw":        {pki.VerbResume, byChannel},
 	"POST /v1/hosts/{name}/retry":          {pki.VerbRetry, byHost},
 	"POST /v1/poke":                        {pki.VerbPoke, itself},
 	"POST /v1/revocations":                 {pki.VerbRevoke, itself},

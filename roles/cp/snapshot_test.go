@@ -29,7 +29,7 @@ func (p *plane) poke() {
 // inForce is when the release was signed that the channel is served from.
 func (p *plane) inForce() time.Time {
 	p.t.Helper()
-	c, err := p.operator().Channel(context.Background(), "stable")
+	c, err := p.operator().Channel("stable").Read(context.Background())
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ type Roles = demo.Roles
 func Commands(roles Roles, page Page) []*cli.Command {
 	verbs := []*cli.Command{
 		statusCommand(), dashboardCommand(page), certsCommand(), doctorCommand(), tokenCommand(), planCommand(),
-		rolloutCommand(), hostCommand(),
+		rolloutCommand(), hostCommand(), freezeCommand(), thawCommand(),
 		revokeCommand(),
 		revocationsCommand(), initCommand(), releaseCommand(), importV1Command(), verifyCommand(), canonicalizeCommand(),
 		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),

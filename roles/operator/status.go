@@ -212,7 +212,7 @@ func channelsOf(ctx context.Context, plane *client.Client,
 			continue
 		}
 		channels[name] = protocol.ChannelResponse{}
-		if ch, err := plane.Channel(ctx, name); err == nil {
+		if ch, err := plane.Channel(name).Read(ctx); err == nil {
 			channels[name] = *ch
 		}
 	}

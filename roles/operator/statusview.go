@@ -48,8 +48,9 @@ func (v *statusView) look(ctx context.Context, limit int) (string, error) {
 	if len(answer.Hosts) == 0 {
 		return b.String(), nil
 	}
-	b.WriteString("\n")
-	rows := v.rows(answer.Hosts, channelsOf(ctx, v.client, answer.Hosts), now)
+	channels := channelsOf(ctx, v.client, answer.Hosts)
+	b.WriteString(frozenText(channels) + "\n")
+	rows := v.rows(answer.Hosts, channels, now)
 	if err := command.Table(&b, rows); err != nil {
 		return "", err
 	}
@@ -84,6 +85,18 @@ func (v *statusView) summary() string {
 		parts = append(parts, text)
 	}
 	return command.Plural(v.counts.Hosts, "host") + ": " + strings.Join(parts, ", ")
+}
+
+// frozenText has a line for each channel that is frozen.
+func frozenText(channels map[string]protocol.ChannelResponse) string {
+	text := ""
+	for _, name := range sortedKeys(channels) {
+		if f := channels[name].Freeze; f != nil {
+			text += fmt.Sprintf("channel %s is frozen until %s by %s: %s\n", command.Plain(name), clock(f.Until.Time),
+				command.Plain(f.By), command.Plain(f.Reason))
+		}
+	}
+	return text
 }
 
 func (v *statusView) rows(hosts []protocol.HostEntry, channels map[string]protocol.ChannelResponse,

@@ -34,6 +34,8 @@ type ChannelResponse struct {
 	DeclaredCICommit       *string     `json:"declared_ci_commit" shape:"N"`
 	SignedAt               *OffsetTime `json:"signed_at" shape:"N"`
 	FreshnessWindowMinutes uint32      `json:"freshness_window_minutes" shape:"R"`
+	// Freeze is ours; nil: the channel is not frozen.
+	Freeze *ChannelFreeze `json:"freeze,omitzero" shape:"O"`
 }
 
 // ChannelsResponse answers GET /v1/channels, sorted by name.
@@ -384,7 +386,7 @@ type AuditEntry struct {
 }
 
 // HoldRequest is the body of POST /v1/rollouts/{id}/pause, resume and cancel,
-// and of POST /v1/hosts/{name}/retry.
+// of POST /v1/hosts/{name}/retry and of POST /v1/channels/{name}/thaw.
 type HoldRequest struct {
 	Reason string `json:"reason" shape:"D"`
 }

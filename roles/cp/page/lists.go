@@ -27,6 +27,7 @@ var kinds = []string{
 	protocol.LogHalted, protocol.LogReverting, protocol.LogReverted, protocol.LogPaused, protocol.LogResumed,
 	protocol.LogCancelled, protocol.LogDispatched, protocol.LogLeaseRenewed, protocol.LogLeaseExpired, protocol.LogHost,
 	protocol.LogQuarantined, protocol.LogQuarantineCleared, protocol.LogRetry, protocol.LogCompliance,
+	protocol.LogFrozen, protocol.LogThawed,
 }
 
 func (p *Page) events(r *http.Request) (*sheet, error) {

@@ -165,11 +165,6 @@ func (c *Client) Channels(ctx context.Context) (*protocol.ChannelsResponse, erro
 	return view[protocol.ChannelsResponse](ctx, c, "/v1/channels")
 }
 
-// Channel shows the release that a channel is on.
-func (c *Client) Channel(ctx context.Context, name string) (*protocol.ChannelResponse, error) {
-	return view[protocol.ChannelResponse](ctx, c, "/v1/channels/"+url.PathEscape(name))
-}
-
 // HostReports lists the newest reports of a host, or of all where hostname is empty.
 func (c *Client) HostReports(ctx context.Context, hostname string, limit int) (*protocol.HostReportsResponse, error) {
 	path := "/v1/host-reports?limit=" + strconv.Itoa(limit)

@@ -191,7 +191,7 @@ func TestRequests(t *testing.T) {
 			return err
 		}},
 		{"GET /v1/rollouts/" + id + "/waves", "", func() error { _, err := c.Waves(ctx, id); return err }},
-		{"GET /v1/channels/stable", "", func() error { _, err := c.Channel(ctx, "stable"); return err }},
+		{"GET /v1/channels/stable", "", func() error { _, err := c.Channel("stable").Read(ctx); return err }},
 		{"GET /v1/host-reports?limit=7", "", func() error { _, err := c.HostReports(ctx, "", 7); return err }},
 		{"GET /v1/rollouts", "", func() error { _, err := c.Rollouts(ctx, RolloutsQuery{}); return err }},
 		{"GET /v1/rollouts/" + id + "/lifecycle", "", func() error { _, err := c.Lifecycle(ctx, id); return err }},
@@ -208,6 +208,9 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/rollouts?all=true", "", func() error { _, err := c.Rollouts(ctx, RolloutsQuery{All: true}); return err }},
 		{"POST /v1/rollouts/" + id + "/pause", `{"reason":"why"}`, func() error { return c.Hold(ctx, id, "pause", "why") }},
 		{"POST /v1/hosts/web-01/retry", `{"reason":"why"}`, func() error { return c.Retry(ctx, "web-01", "why") }},
+		{"POST /v1/channels/stable/freeze", `{"reason":"why","until":"2026-03-01T12:00:00Z"}`,
+			func() error { return c.Channel("stable").Freeze(ctx, at.Time, "why") }},
+		{"POST /v1/channels/stable/thaw", `{"reason":"why"}`, func() error { return c.Channel("stable").Thaw(ctx, "why") }},
 		{"POST /v1/revocations", `{"hostname":"web-01","notBefore":"2026-03-01T12:00:00Z","reason":"why"}`,
 			func() error { return c.Revocations().Add(ctx, "web-01", &at, "why") }},
 		{"POST /v1/revocations", `{"hostname":"web-01","reason":"why"}`,
