@@ -126,9 +126,6 @@ func (w *World) finish() Change {
 		c.Quarantines = append(c.Quarantines, q.Quarantine)
 	}
 	c.Twins, c.Freezes, c.Events = p.twins, p.freezes, p.events
-	if broken(ruleFreezesStored) {
-		c.Freezes = nil
-	}
 	w.changes.woken(func(h *host) { c.Wake = append(c.Wake, h.name) })
 	slices.SortFunc(c.Rollouts, func(a, b Rollout) int {
 		return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Intent, b.Intent))

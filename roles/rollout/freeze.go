@@ -80,7 +80,7 @@ func (rs *rollouts) saveFreeze(ch *channel) {
 	if ch.cur != nil {
 		ch.cur.times.freeze = ch.freeze
 	}
-	if !rs.w.changes.virtual && ch.freeze != nil {
+	if !rs.w.changes.virtual && !broken(ruleFreezesStored) {
 		rs.w.changes.freezes = append(rs.w.changes.freezes, *ch.freeze)
 	}
 }
