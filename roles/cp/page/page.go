@@ -125,7 +125,7 @@ type sheet struct {
 	Who    string
 	Token  string
 	Nonce  string
-	Seq    int64 // the last event that is in it
+	Seq    int64 // the last event that is in it for sure
 	Part   bool  // the script asks for the main part only
 	Style  template.CSS
 	Script template.JS
@@ -150,6 +150,11 @@ func (p *Page) show(w http.ResponseWriter, r *http.Request, make view) {
 	if err == nil {
 		err = p.guard(w, r, who.CN)
 	}
+	// What happens while the view is made is not in it, so the browser is to be told of it: the number comes first.
+	seq := int64(0)
+	if err == nil && r.Method == http.MethodGet {
+		seq = p.newest(ctx)
+	}
 	if err == nil {
 		s, err = make(r)
 	}
@@ -165,9 +170,7 @@ func (p *Page) show(w http.ResponseWriter, r *http.Request, make view) {
 		s.Who = who.CN
 		s.Token = p.token(who.CN)
 	}
-	if s.Live {
-		s.Seq = p.newest(ctx)
-	}
+	s.Seq = seq
 	s.At, s.Part = p.now(), r.Header.Get("Nixfleet-Part") == "main"
 	p.write(w, s, status)
 }

@@ -305,6 +305,30 @@ func TestTheStreamTellsWhatIsNew(t *testing.T) {
 	}
 }
 
+// busyFleet is a small fleet in which something happens whenever somebody looks at its hosts.
+type busyFleet struct {
+	smallFleet
+	seq int64
+}
+
+func (f *busyFleet) HostsPage(ctx context.Context, q client.HostsQuery) (*protocol.HostsResponse, error) {
+	answer, err := f.smallFleet.HostsPage(ctx, q)
+	f.seq++
+	return answer, err
+}
+
+func (f *busyFleet) History(context.Context, protocol.HistoryQuery) (*protocol.History, error) {
+	return &protocol.History{Events: []protocol.Event{{Seq: f.seq, At: *before(0), Kind: "wave-opened"}}}, nil
+}
+
+// TestWhatHappensWhileAPageIsMadeIsTold: the browser follows from an event on that is in the page.
+func TestWhatHappensWhileAPageIsMadeIsTold(t *testing.T) {
+	f := &busyFleet{seq: 7}
+	if body := shown(New(f), "/hosts").Body.String(); !strings.Contains(body, `data-seq="7"`) || f.seq == 7 {
+		t.Errorf("events up to %d, and the page follows from another one than 7:\n%s", f.seq, body)
+	}
+}
+
 func TestWhatFailsIsSaid(t *testing.T) {
 	body, status := failure(errors.New("no route to host"))
 	if status != http.StatusBadGateway || body.Body.(problem).Text != "no route to host" {
