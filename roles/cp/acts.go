@@ -60,7 +60,7 @@ func (o *acts) made(c *call, a act, err error) (any, error) {
 	switch {
 	case err == nil:
 		o.log.Info().Str("operator", c.caller.CommonName).Str("action", a.action).Str("subject", a.subject).
-			Str("reason", a.why).
+			Str("reason", a.why).Func(traced(c.Request)).
 			Msg("operator action")
 		return nil, nil
 	case errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoHost):

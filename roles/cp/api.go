@@ -197,12 +197,12 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case r.Context().Err() != nil:
 		// Nobody waits for an answer.
 	case errors.As(err, &fault):
-		a.log.Error().Err(err).Str("path", r.URL.Path).Str("hint", fault.Hint()).Msg("request failed")
+		a.log.Error().Err(err).Str("path", r.URL.Path).Str("hint", fault.Hint()).Func(traced(r)).Msg("request failed")
 		told := refused(http.StatusInternalServerError, fault.Code(), "%s", err)
 		told.Hint = fault.Hint()
 		told.write(w, r)
 	default:
-		a.log.Error().Err(err).Str("path", r.URL.Path).Msg("request failed")
+		a.log.Error().Err(err).Str("path", r.URL.Path).Func(traced(r)).Msg("request failed")
 		w.WriteHeader(http.StatusInternalServerError)
 	}
 }

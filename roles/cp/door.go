@@ -236,7 +236,7 @@ func (d *door) shut(r *http.Request, id pki.Identity, err error) error {
 	if errors.Is(err, errNoCertificate) {
 		level = zerolog.DebugLevel // anybody could fill the disk with it
 	}
-	d.log.WithLevel(level).Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).
+	d.log.WithLevel(level).Str("caller", id.CommonName).Str("path", r.URL.Path).Str("reason", err.Error()).Func(traced(r)).
 		Msg("request refused")
 	return refused(http.StatusUnauthorized, "unauthorized", "%s", err)
 }
