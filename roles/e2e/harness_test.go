@@ -94,10 +94,11 @@ type simFleet struct {
 	client    *client.Client
 	switching time.Duration // how long switching to what is built from now on takes
 	stopCP    func()
+	program   string // what the roles that start from now on run
 }
 
 func newSimFleet(t *testing.T, names ...string) *simFleet {
-	f := &simFleet{t: t, dir: t.TempDir(), names: names, pubkeys: map[string]string{}}
+	f := &simFleet{t: t, dir: t.TempDir(), names: names, pubkeys: map[string]string{}, program: binary}
 	f.address = freeAddress(t)
 	for _, dir := range []string{"bin", "cache", "cp", "hosts"} {
 		f.must(os.Mkdir(f.path(dir), 0o700))
@@ -256,7 +257,7 @@ func (f *simFleet) start(log string, args ...string) (stop func()) {
 	f.t.Helper()
 	out, err := os.OpenFile(f.path(log), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	f.must(err)
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(f.program, args...)
 	cmd.Stdout, cmd.Stderr, cmd.Env = out, out, append(os.Environ(), "HOME="+f.dir)
 	f.must(cmd.Start())
 	f.write(log+".pid", strconv.Itoa(cmd.Process.Pid))
