@@ -71,6 +71,9 @@ type Config struct {
 	Reload <-chan os.Signal
 	// Jitter is a random time below its argument; the default is fair.
 	Jitter func(time.Duration) time.Duration
+	// Woken is called before the held check-in of a host that was woken looks again; nil for nothing. Where the order of
+	// what happens at one moment is to be known, it waits.
+	Woken func(host string)
 	// Log should write JSON lines; operators match on its messages.
 	Log zerolog.Logger
 }
@@ -107,6 +110,9 @@ func (c *Config) defaults() {
 	c.AgentValidity = cmp.Or(c.AgentValidity, 30*24*time.Hour)
 	if c.Jitter == nil {
 		c.Jitter = rand.N[time.Duration]
+	}
+	if c.Woken == nil {
+		c.Woken = func(string) {}
 	}
 	c.MaxHeld = cmp.Or(c.MaxHeld, 100_000)
 	c.MaxAnonymous = cmp.Or(c.MaxAnonymous, 256)

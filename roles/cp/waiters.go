@@ -185,6 +185,7 @@ func (k *checkins) hold(c *call, x *contact, d decision, wait time.Duration) (de
 		case <-k.stopping:
 			last = true
 		case <-x.held.woken:
+			k.cfg.Woken(x.host)
 		}
 		if _, err := k.door.authorize(c.Context()); err != nil {
 			c.w.Header().Del("Preference-Applied")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	stdlog "log"
 	"math/rand/v2"
@@ -125,7 +126,11 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	chance := stream(e.w.scenario.seed, "network", h.name, h.requests.Add(1))
+	path := r.Method + " " + r.URL.Path
+	asked := time.Since(e.w.began)
+	chance := stream(e.w.scenario.seed, "network", h.name, path, asked)
+	e.w.note("ASKS", h, path)
+	h.rest(e.w.ctx, "there "+path)
 	f := h.faults(time.Now())
 	lossy := f.lossy && chance.IntN(3) == 0
 	if f.up || lossy && chance.IntN(3) == 0 {
@@ -159,6 +164,8 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		})
 	}
+	// Two requests of a host may be answered at one moment; they were not asked at one.
+	h.rest(e.w.ctx, fmt.Sprint("back ", path, asked))
 	if f = h.faults(time.Now()); f.down || lossy && chance.IntN(3) == 0 || h.cutOff() {
 		panic(http.ErrAbortHandler)
 	}

@@ -68,10 +68,7 @@ func newForge(w *world) *forge {
 		w.must(os.MkdirAll(dir, 0o700))
 	}
 	var err error
-	for _, key := range []**pki.PrivateKey{&f.ci, &f.org} {
-		*key, err = pki.GenerateKey(pki.AlgorithmEd25519)
-		w.must(err)
-	}
+	f.ci, f.org = w.seededKey("ci"), w.seededKey("organization")
 	// Hosts whose clocks are behind have to believe them, too.
 	f.root, _, err = pki.NewFleetRoot("root", time.Now().Add(-24*time.Hour), century)
 	w.must(err)

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"nixfleet/nixops"
@@ -21,12 +20,11 @@ import (
 
 // host is one machine with its agent.
 type host struct {
-	w        *world
-	name     string
-	key      *pki.PrivateKey
-	requests atomic.Uint64
-	reboots  string        // its policy
-	drift    time.Duration // of its clock, always
+	w       *world
+	name    string
+	key     *pki.PrivateKey
+	reboots string        // its policy
+	drift   time.Duration // of its clock, always
 
 	life latch // held while the agent or the machine starts or stops
 
@@ -86,9 +84,7 @@ func newHost(w *world, n int) *host {
 		ran: map[string]bool{}, well: map[string]bool{},
 		life: make(latch, 1), blameless: map[string]bool{}, accepted: -1, began: -1,
 	}
-	var err error
-	h.key, err = pki.GenerateKey(pki.AlgorithmEd25519)
-	w.must(err)
+	h.key = w.seededKey("host", h.name)
 	r := stream(w.scenario.seed, "machine", h.name)
 	h.reboots = []string{"never", "never", "never", "never", "immediate"}[r.IntN(5)]
 	h.drift = time.Duration(r.IntN(41)-20) * time.Second
@@ -131,7 +127,10 @@ func (h *host) open() {
 			h.w.log(h.name).Warn().Err(err).Msg("deadline")
 		}
 	})
-	sim.OnSwitched(func(string) { h.restart() })
+	sim.OnSwitched(func(string) {
+		h.rest(h.w.ctx, "switched")
+		h.restart()
+	})
 }
 
 // outside runs what runs beside the agent.
@@ -157,8 +156,6 @@ func (h *host) undoes() bool {
 func (h *host) config(mortal bool) agent.Config {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	chance := stream(h.w.scenario.seed, "agent", h.name, time.Now().UnixNano())
-	var mu sync.Mutex
 	return agent.Config{
 		URL: "https://cp", MachineID: h.name, TrustFile: h.path("trust.json"), CACert: h.path("ca.pem"),
 		ClientCert: h.path("cert/agent.pem"),
@@ -166,11 +163,7 @@ func (h *host) config(mortal bool) agent.Config {
 		AllowVolatile: true, ActsPoll: time.Hour,
 		HealthChecks: h.path("health.json"), RebootPolicy: h.reboots, Clock: h.clock,
 		Host: &watched{h.sim, h, mortal}, Dial: h.dial, Log: *h.w.log(h.name),
-		Jitter: func(d time.Duration) time.Duration {
-			mu.Lock()
-			defer mu.Unlock()
-			return time.Duration(chance.Int64N(int64(d)))
-		},
+		Jitter: h.w.jitter(h.name),
 	}
 }
 
@@ -384,6 +377,8 @@ func (m *watched) step(ctx context.Context) error {
 	if f := m.h.faults(time.Now()); f.slow {
 		time.Sleep(2 * time.Second)
 	}
+	m.h.w.note("STEP", m.h, "")
+	m.h.rest(ctx, "step")
 	if !m.mortal {
 		return nil
 	}
@@ -466,4 +461,10 @@ func (m *watched) Units(ctx context.Context) ([]nixops.Unit, error) {
 		return nil, err
 	}
 	return m.Host.Units(ctx)
+}
+
+// ActiveState is what probes ask, beside all else.
+func (m *watched) ActiveState(ctx context.Context, unit string) (string, error) {
+	m.h.rest(ctx, "probe "+unit)
+	return m.Host.ActiveState(ctx, unit)
 }

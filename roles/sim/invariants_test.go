@@ -386,7 +386,7 @@ func (w *world) look(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(lookEvery):
+		case <-time.After(lookEvery + w.aside("look", time.Since(w.began))):
 		}
 		for n := range w.scenario.hosts {
 			w.exact(w.hosts[name(n)])

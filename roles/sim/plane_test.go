@@ -122,20 +122,14 @@ func (p *plane) start() {
 	defer p.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	p.wire = newWire()
-	started := time.Now()
-	jitter := stream(p.w.scenario.seed, "control plane", started.UnixNano())
-	var mu sync.Mutex
 	cfg := cp.Config{
 		Listener: p.wire, TLSCert: p.w.path("server.pem"), TLSKey: p.w.path("server.key"),
 		ClientCA:  p.w.path("client-ca.pem"),
 		TrustFile: p.w.path("trust.json"), StateDir: p.state, DBPath: filepath.Join(p.state, "state.db"),
 		Source:      p.w.forge.dir,
 		FleetCACert: p.w.path("ca.pem"), FleetCAKey: p.w.path("ca.key"), AgentSuffix: suffix, AgentValidity: 20 * time.Hour,
-		Log: *p.w.log("cp"), Jitter: func(d time.Duration) time.Duration {
-			mu.Lock()
-			defer mu.Unlock()
-			return time.Duration(jitter.Int64N(int64(d)))
-		},
+		Log: *p.w.log("cp"), Jitter: p.w.jitter("control plane"),
+		Woken: func(host string) { p.w.rest("woken", host, time.Since(p.w.began)) },
 	}
 	done := make(chan error, 1)
 	go func() { done <- cp.Run(ctx, cfg) }()

@@ -38,6 +38,13 @@ var hostDays atomic.Int64
 // run plays a scenario in a bubble of its own.
 func run(t *testing.T, s *scenario, trace io.Writer) (broken []violation) {
 	t.Helper()
+	broken, _ = play(t, s, trace)
+	return broken
+}
+
+// play is run, and what the log of events came to.
+func play(t *testing.T, s *scenario, trace io.Writer) (broken []violation, fingerprint string) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "sim")
 	if err != nil {
 		t.Fatal(err)
@@ -46,10 +53,10 @@ func run(t *testing.T, s *scenario, trace io.Writer) (broken []violation) {
 	synctest.Test(t, func(*testing.T) {
 		w := newWorld(s, dir, trace)
 		w.play()
-		broken = w.violations
+		broken, fingerprint = w.violations, w.fingerprint()
 		hostDays.Add(int64(time.Since(w.began)/time.Second) * int64(s.hosts))
 	})
-	return broken
+	return broken, fingerprint
 }
 
 // reduce looks for a smaller scenario that breaks the same promise, within so
@@ -127,4 +134,23 @@ func TestSeeds(t *testing.T) {
 	})
 	days := float64(hostDays.Load()) / 86400
 	fmt.Printf("simulated %d seeds: %.1f virtual host-days\n", count, days)
+}
+
+// TestReplays plays a seed again and again, and wants the same log of events,
+// to the millisecond, each time. NIXFLEET_SIM_REPLAYS says how often.
+func TestReplays(t *testing.T) {
+	times := number(t, "NIXFLEET_SIM_REPLAYS", 4)
+	for _, seed := range []uint64{1, 4, 6} {
+		logs := map[string]int{}
+		for range times {
+			broken, fingerprint := play(t, draw(seed), nil)
+			for _, v := range broken {
+				t.Error(v)
+			}
+			logs[fingerprint]++
+		}
+		if len(logs) != 1 {
+			t.Errorf("seed %d, played %d times, wrote %d different logs of events: %v", seed, times, len(logs), logs)
+		}
+	}
 }

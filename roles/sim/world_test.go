@@ -132,11 +132,12 @@ func (w *world) play() {
 	for n := range w.scenario.hosts {
 		h := w.hosts[name(n)]
 		h.life.Lock()
+		time.Sleep(w.aside("start", n))
 		h.start()
 		h.life.Unlock()
 	}
-	for _, e := range w.scenario.events {
-		time.Sleep(time.Until(w.began.Add(e.at)))
+	for n, e := range w.scenario.events {
+		time.Sleep(time.Until(w.began.Add(e.at)) + w.aside("event", n))
 		if w.failed() {
 			break
 		}
@@ -185,11 +186,13 @@ func (w *world) happen(e event) {
 			w.forge.publish()
 		}
 	case kill, wipe:
+		// Its end takes as long as who is held then takes to notice.
+		back := time.Now().Add(e.last + w.aside("starts again", e.at))
 		w.plane.kill(e.kind == wipe)
 		w.later(func(ctx context.Context) {
 			select {
 			case <-ctx.Done():
-			case <-time.After(e.last):
+			case <-time.After(time.Until(back)):
 			}
 			if !w.plane.up() && !w.over() {
 				w.plane.start()
@@ -277,7 +280,7 @@ func (w *world) settle() {
 	}
 	// Whoever is away comes back first, and whoever leaves with the last event has to
 	// have gone.
-	time.Sleep(time.Minute)
+	time.Sleep(time.Minute + 4*apart)
 	for wait := 0; wait < 24*40; wait++ {
 		away := !w.plane.up()
 		for _, h := range w.hosts {
