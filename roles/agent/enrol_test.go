@@ -193,6 +193,34 @@ func TestRefusedCertificateIsKept(t *testing.T) {
 	})
 }
 
+// A connection that ends without a word is a refused certificate only when it goes on to: a control plane that starts
+// anew costs no token.
+func TestEndedConnectionsCostNoTokenAtOnce(t *testing.T) {
+	for ended, want := range map[int]int{refusals - 1: 0, refusals: 1} {
+		bubble(t, func(t *testing.T) {
+			p := newPlane(t)
+			m := newMachine(t, p, good)
+			m.token()
+			status, asked, left := http.StatusOK, 0, ended
+			p.set(func() {
+				p.routes = map[string]http.HandlerFunc{
+					"/v1/enroll": p.enrols(&status, "", &asked),
+					"/v1/agent/checkin": func(w http.ResponseWriter, r *http.Request) {
+						if left--; left == 0 {
+							delete(p.routes, "/v1/agent/checkin")
+						}
+						panic(http.ErrAbortHandler)
+					},
+				}
+			})
+			m.watch(30 * time.Minute)
+			if asked != want || m.where() != all(target) {
+				t.Errorf("after %d connections that ended: enrolled %d times, want %d; at %v", ended, asked, want, m.where())
+			}
+		})
+	}
+}
+
 // damaged is what may lie in the place of a certificate.
 var damaged = map[string]func(m *machine, path string){
 	"empty":       func(m *machine, path string) { m.must(os.WriteFile(path, nil, 0o600)) },

@@ -236,12 +236,19 @@ func (e *enroller) enrolFailed(ctx context.Context, token *pki.Token, err error)
 	}
 }
 
+// refusals is how many check-ins in a row are in vain before a connection that only ends is
+// taken for a certificate that is not accepted.
+const refusals = 3
+
 // enrolAnew gets another certificate when this one is not accepted, or is over, and
 // there is a token that has not been used. One that is still valid is kept until there is
-// another: it may be the control plane that is wrong.
-func (e *enroller) enrolAnew(ctx context.Context, err error) error {
+// another: it may be the control plane that is wrong. A server that cannot read a certificate
+// may end the connection without a word that arrives; a control plane that starts anew does so
+// as well, and is not worth a token, so that this counts after some failures in a row only.
+func (e *enroller) enrolAnew(ctx context.Context, err error, failures int) error {
 	valid := e.identity.usable() != nil
-	if e.cfg.TokenFile == "" || valid && !certificateDenied(err) {
+	denied := certificateDenied(err) || failures >= refusals && certificateRefused(err)
+	if e.cfg.TokenFile == "" || valid && !denied {
 		return nil
 	}
 	if token, err := e.identity.readToken(e.cfg.SSHHostKey); err != nil || e.spent.holds(token.Claims.Nonce) {

@@ -66,7 +66,7 @@ func (l *loop) run(ctx context.Context) {
 		case err != nil:
 			failures++
 			pause = l.failed(err, failures)
-			if err := l.enroller.enrolAnew(ctx, err); err != nil && ctx.Err() == nil {
+			if err := l.enroller.enrolAnew(ctx, err, failures); err != nil && ctx.Err() == nil {
 				l.log.Error().Err(err).Msg("enrolment with the token failed")
 			}
 		default:

@@ -1,6 +1,8 @@
 package attacks
 
 import (
+	"encoding/pem"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -8,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"nixfleet/pki"
 )
 
 // flip turns one bit of a file over, as a dying disk does.
@@ -72,4 +77,54 @@ func TestOneBitOfAnyStateFile(t *testing.T) {
 	if tried < 10 {
 		t.Errorf("only %d files were tried", tried)
 	}
+}
+
+// newToken gives the machine a bootstrap token that nobody has used.
+func (m *machine) newToken() {
+	s := m.s
+	token := s.house.token(s.house.org, m.name, s.house.hostKeys[m.name], time.Now().Truncate(time.Second))
+	text, err := pki.Marshal(token)
+	s.must(err)
+	s.write(filepath.Join(m.name, "token"), text)
+	s.house.list(token)
+}
+
+// With a bit turned over anywhere in its only certificate, a host that has a token enrols again by itself, long before
+// the certificate ends.
+func TestOneBitOfTheOnlyCertificate(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		newScene(t, dir, func(s *scene) {
+			m := s.machine("a")
+			file := s.path("a", "cert", "agent.pem")
+			const places = 24
+			for i := range places {
+				m.halt()
+				m.newToken()
+				s.must(os.RemoveAll(file + ".previous"))
+				s.must(os.RemoveAll(file + ".next"))
+				text, err := os.ReadFile(file)
+				s.must(err)
+				block, _ := pem.Decode(text)
+				at := i * len(block.Bytes) / places
+				if i == places-1 {
+					at = len(block.Bytes) - 1 // of the signature
+				}
+				block.Bytes[at] ^= 1 << (i % 8)
+				s.must(os.WriteFile(file, pem.EncodeToMemory(block), 0o600))
+				m.life.Lock()
+				m.start()
+				m.life.Unlock()
+				s.eventually(fmt.Sprintf("the certificate is another after a bit of byte %d", at), time.Hour, func() bool {
+					now, err := os.ReadFile(file)
+					if err != nil {
+						return false
+					}
+					got, _ := pem.Decode(now)
+					return got != nil && string(got.Bytes) != string(block.Bytes)
+				})
+				s.recovers()
+			}
+		})
+	})
 }
