@@ -16,6 +16,12 @@ import (
 // every signing.
 const MaxManifests = 8
 
+// looseManifest is up to which size, in bytes, a manifest may come in another form than its
+// canonical one. To bring a text into that form takes several times its size of memory, and
+// nobody has vouched for it then. Control planes store and serve canonical bytes, whose hash
+// is the manifest's id.
+const looseManifest = 1 << 20
+
 // byManifest verifies under a control plane that knows no heads.
 func (v *Verifier) byManifest(ctx context.Context, s Source, t *protocol.Target) (*Target, error) {
 	last, err := v.cfg.Marks.Load()
@@ -82,6 +88,10 @@ func (v *Verifier) manifest(ctx context.Context, s Source, id string) (*fleet.Ma
 	if err != nil {
 		return nil, fleet.Artifact{}, &Refusal{fmt.Errorf("fetch manifest: %w", err), protocol.EventManifestMissing,
 			protocol.FetchFailed}
+	}
+	if len(body) > looseManifest && pki.HashHex(body) != id {
+		return nil, fleet.Artifact{}, refuse(protocol.EventManifestMismatch,
+			"the hash of the manifest's %d bytes is not the %.80q under which it was advertised", len(body), id)
 	}
 	m, file, err := verify(body, sig)
 	if err != nil {
