@@ -201,19 +201,13 @@ func WithSigner(certPEM []byte, signer crypto.Signer) (*CA, error) {
 	return newCA(certs[0], signer)
 }
 
+// caKey is nil for a block that holds no private key.
 func caKey(block *pem.Block) (crypto.Signer, error) {
-	var key any
-	var err error
-	switch block.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	default:
+	parse := pemKeys[block.Type]
+	if parse == nil {
 		return nil, nil
 	}
+	key, err := parse(block.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: damaged %s block", ErrKey, block.Type)
 	}

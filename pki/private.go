@@ -74,19 +74,25 @@ func ParsePrivateKey(data []byte) (*PrivateKey, error) {
 	return nil, fmt.Errorf("%w: neither PEM, OpenSSH, 32 raw bytes nor 64 hexadecimal digits", ErrKey)
 }
 
+// pemKeys read what is in a PEM block of a private key, by its type.
+var pemKeys = map[string]func(der []byte) (any, error){
+	"PRIVATE KEY":     x509.ParsePKCS8PrivateKey,
+	"EC PRIVATE KEY":  func(der []byte) (any, error) { return x509.ParseECPrivateKey(der) },
+	"RSA PRIVATE KEY": func(der []byte) (any, error) { return x509.ParsePKCS1PrivateKey(der) },
+}
+
 func privateFromPEM(block *pem.Block) (*PrivateKey, error) {
-	var key any
-	var err error
+	parse := pemKeys[block.Type]
 	switch block.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
 	case "OPENSSH PRIVATE KEY":
-		key, err = ssh.ParseRawPrivateKey(pem.EncodeToMemory(block))
-	default:
+		parse = func([]byte) (any, error) { return ssh.ParseRawPrivateKey(pem.EncodeToMemory(block)) }
+	case "RSA PRIVATE KEY":
+		parse = nil
+	}
+	if parse == nil {
 		return nil, fmt.Errorf("%w: PEM block %q", ErrKey, block.Type)
 	}
+	key, err := parse(block.Bytes)
 	if missing := (*ssh.PassphraseMissingError)(nil); errors.As(err, &missing) {
 		return nil, fmt.Errorf("%w: the OpenSSH key has a passphrase", ErrKey)
 	}

@@ -305,7 +305,7 @@ in
     };
 
     fleetCaCert = path "Path at run time of the issuing CA's certificate.";
-    fleetCaKey = path "Path at run time of the issuing CA's key. Without it nobody can enrol or renew.";
+    fleetCaKey = path "Path at run time of the issuing CA's key. Without it no agent can enrol or renew its certificate.";
     tpmCaPubkeyRaw = path "Raw P-256 public key (64 bytes) of an issuing CA that lives in the TPM.";
     tpmCaSignWrapper = path "Program that signs a file with the TPM's key and prints 64 raw bytes.";
     agentCnSuffix = mkOption {
@@ -352,7 +352,7 @@ in
         collector of garbage works harder from nine tenths on. null sets no bound.
       '';
     };
-    maxHeld = count "Check-ins held open at once; the rest are answered as plain polls. 100000 when unset.";
+    maxHeld = count "Check-ins held open at once; the control plane answers the rest at once. 100000 when unset.";
     maxAnonymous = count "Connections without a client certificate at once; 256 when unset.";
     maxHandshakes = count "TLS handshakes at once; 256 when unset.";
     maxRate = count "Requests a second of one host in the long run, a minute's worth at once; 20 when unset.";
