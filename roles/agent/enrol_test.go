@@ -290,3 +290,35 @@ func TestEnrolmentThatFailedSaysWhy(t *testing.T) {
 		})
 	}
 }
+
+// Status takes back what it said of a refused enrolment as soon as the host is enrolled, and
+// not with the first check-in, whose answer may be held for minutes.
+func TestStatusForgetsARefusedEnrolment(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t)
+		m := newMachine(t, p, good)
+		m.token()
+		m.must(os.RemoveAll(m.path("cert")))
+		status, asked := http.StatusUnauthorized, 0
+		p.set(func() {
+			p.routes = map[string]http.HandlerFunc{
+				"/v1/enroll": p.enrols(&status, `{"error":"not on the signed list","reason":"unknown-nonce"}`, &asked),
+				"/v1/agent/checkin": func(w http.ResponseWriter, r *http.Request) {
+					select { // held
+					case <-r.Context().Done():
+					case <-time.After(5 * time.Minute):
+					}
+				},
+			}
+		})
+		m.watch(time.Minute)
+		if s := m.local(); !strings.Contains(s.Waiting, "not on the signed list") {
+			t.Errorf("refused, it waits for %q", s.Waiting)
+		}
+		p.set(func() { status = http.StatusOK })
+		m.watch(time.Minute)
+		if s := m.local(); !strings.Contains(s.Waiting, "this host is enrolled") {
+			t.Errorf("enrolled, it waits for %q", s.Waiting)
+		}
+	})
+}
