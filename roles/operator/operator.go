@@ -29,7 +29,7 @@ func Commands(roles Roles, page Page) []*cli.Command {
 		rolloutCommand(), hostCommand(), freezeCommand(), thawCommand(),
 		revokeCommand(),
 		revocationsCommand(), initCommand(), releaseCommand(), importV1Command(), verifyCommand(), canonicalizeCommand(),
-		keygenCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
+		keygenCommand(), trustCommand(), derivePubkeyCommand(), mintTokenCommand(), mintOperatorCertCommand(),
 		configCommand(), command.Completion(), demo.Command(roles),
 	}
 	for _, c := range verbs {

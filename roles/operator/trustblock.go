@@ -11,6 +11,7 @@ import (
 
 	"nixfleet/nixops/disk"
 	"nixfleet/pki"
+	"nixfleet/roles/command"
 )
 
 // mergeTrust puts the public halves in made into what the trust.json at path says.
@@ -26,12 +27,16 @@ func mergeTrust(c *cli.Context, path string, made *pki.Trust) (*pki.Trust, error
 	if err != nil {
 		return nil, err
 	}
-	succeed(&trust.CIReleaseKey, made.CIReleaseKey.Current)
+	if err := succeed("release", &trust.CIReleaseKey, made.CIReleaseKey); err != nil {
+		return nil, err
+	}
 	if made.OrgRootKey != nil {
 		if trust.OrgRootKey == nil {
 			trust.OrgRootKey = &pki.KeySlot{}
 		}
-		succeed(trust.OrgRootKey, made.OrgRootKey.Current)
+		if err := succeed("org-root", trust.OrgRootKey, *made.OrgRootKey); err != nil {
+			return nil, err
+		}
 	}
 	for _, key := range made.CacheKeys {
 		if !slices.Contains(trust.CacheKeys, key) {
@@ -79,34 +84,44 @@ func touched(trust, made *pki.Trust) *pki.Trust {
 	return t
 }
 
-func succeed(slot *pki.KeySlot, key *pki.PublicKey) {
-	if key == nil {
-		return
+// succeed makes the key that was made the current one, and keeps the one before it as previous.
+func succeed(kind string, slot *pki.KeySlot, made pki.KeySlot) error {
+	if made.Current == nil {
+		return nil
 	}
-	if slot.Current != nil && *slot.Current != *key {
+	if slot.Current != nil && *slot.Current != *made.Current {
+		if err := steady(kind, slot); err != nil {
+			return err
+		}
 		slot.Previous = slot.Current
 	}
-	slot.Current = key
+	slot.Current = made.Current
+	if made.RejectBefore != nil {
+		slot.RejectBefore = made.RejectBefore
+	}
+	return nil
+}
+
+// steady refuses to begin a rotation while another one is under way: the key that still signs would be gone from the
+// slot, and hosts would refuse what it signed.
+func steady(kind string, slot *pki.KeySlot) error {
+	if slot == nil || slot.Current == nil || slot.Previous == nil {
+		return nil
+	}
+	err := fmt.Errorf("a rotation of the %s key is under way: the trust file still names the key before it", kind)
+	if kind == "org-root" {
+		return command.Hinted(err, "when no token of the old key is used any more: nixfleet trust rotate org-root --finish")
+	}
+	return command.Hinted(err, "when nothing is signed with the old key any more: nixfleet trust rotate release --finish")
 }
 
 // nixBlock is what an operator pastes into the fleet's trust.nix.
 func nixBlock(t *pki.Trust) string {
 	var b strings.Builder
-	for _, k := range []struct {
-		name string
-		key  *pki.PublicKey
-	}{{"current", t.CIReleaseKey.Current}, {"previous", t.CIReleaseKey.Previous}} {
-		if k.key != nil {
-			fmt.Fprintf(&b, "  ciReleaseKey.%s = {\n    algorithm = %s;\n    public = %s;\n  };\n", k.name,
-				nixString(k.key.Algorithm), nixString(k.key.Public))
-		}
-	}
-	if t.OrgRootKey != nil && t.OrgRootKey.Current != nil {
-		fmt.Fprintf(&b, "  orgRootKey.current = %s;\n", nixString(t.OrgRootKey.Current.Public))
-		if previous := t.OrgRootKey.Previous; previous != nil {
-			fmt.Fprintf(&b, "  orgRootKey.previous = %s;\n", nixString(previous.Public))
-		}
-	}
+	writeSlot(&b, "ciReleaseKey", &t.CIReleaseKey, func(k *pki.PublicKey) string {
+		return fmt.Sprintf("{\n    algorithm = %s;\n    public = %s;\n  }", nixString(k.Algorithm), nixString(k.Public))
+	})
+	writeSlot(&b, "orgRootKey", t.OrgRootKey, func(k *pki.PublicKey) string { return nixString(k.Public) })
 	if len(t.CacheKeys) > 0 {
 		b.WriteString("  cacheKeys = [\n")
 		for _, key := range t.CacheKeys {
@@ -128,6 +143,30 @@ func nixBlock(t *pki.Trust) string {
 		return ""
 	}
 	return "nixfleet.trust = {\n" + b.String() + "};\n"
+}
+
+// writeSlot writes all that a slot says: a rejectBefore or a successor that the block left out would be undone by
+// whoever pastes it.
+func writeSlot(b *strings.Builder, name string, slot *pki.KeySlot, text func(*pki.PublicKey) string) {
+	if slot == nil {
+		return
+	}
+	for _, k := range []struct {
+		member string
+		key    *pki.PublicKey
+	}{{"current", slot.Current}, {"previous", slot.Previous}, {"successor", slot.Successor}} {
+		if k.key != nil {
+			fmt.Fprintf(b, "  %s.%s = %s;\n", name, k.member, text(k.key))
+		}
+	}
+	for _, m := range []struct {
+		member string
+		at     *pki.Timestamp
+	}{{"retireAt", slot.RetireAt}, {"rejectBefore", slot.RejectBefore}} {
+		if m.at != nil {
+			fmt.Fprintf(b, "  %s.%s = %s;\n", name, m.member, nixString(m.at.String()))
+		}
+	}
 }
 
 func indent(text, by string) string {
