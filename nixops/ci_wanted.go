@@ -1,7 +1,6 @@
 package nixops
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -10,10 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nix-community/go-nix/pkg/narinfo/signature"
-	"github.com/nix-community/go-nix/pkg/nixhash"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -22,24 +18,8 @@ const (
 	askedAtOnce     = 256 // paths that one call asks for
 	askingCalls     = 4   // calls that run at the same time
 	deliveryTimeout = 30 * time.Minute
-	maxPathInfo     = 1 << 30 // bytes; ten thousand paths take about 6 MB
-	namedProblems   = 10      // paths that an error lists
+	namedProblems   = 10 // paths that an error lists
 )
-
-// pathInfo is what `nix path-info --json` prints about a path.
-type pathInfo struct {
-	CA         *string  `json:"ca"`
-	NarHash    string   `json:"narHash"`
-	NarSize    uint64   `json:"narSize"`
-	References []string `json:"references"`
-	Signatures []string `json:"signatures"`
-	// Only binary caches have URL and DownloadSize: where the NAR lies, and its bytes as they are kept there.
-	URL          string `json:"url"`
-	DownloadSize uint64 `json:"downloadSize"`
-	// Versions of Nix before 2.19, and Lix, print a list of infos; only there are Path and Valid set.
-	Path  string `json:"path"`
-	Valid *bool  `json:"valid"`
-}
 
 // wantedPath is one path of the release.
 type wantedPath struct {
@@ -264,27 +244,6 @@ func (w *wantedPaths) found(store, path string, p *wantedPath, info *pathInfo) {
 	}
 }
 
-// acceptedBy says whether Nix accepts the path if it trusts only these keys. A path that is addressed by its content
-// needs no signature.
-func (i *pathInfo) acceptedBy(path string, keys []signature.PublicKey) bool {
-	return i.CA != nil && *i.CA != "" || i.signedBy(path, keys)
-}
-
-// signedBy says whether one of the keys made one of the path's signatures.
-func (i *pathInfo) signedBy(path string, keys []signature.PublicKey) bool {
-	hash, err := nixhash.ParseAny(i.NarHash, nil)
-	if err != nil {
-		return false
-	}
-	text := fmt.Sprintf("1;%s;%s;%d;%s", path, hash.Format(nixhash.NixBase32, true), i.NarSize,
-		strings.Join(slices.Sorted(slices.Values(i.References)), ","))
-	// Several keys may have the same name, so every signature is tried with every key.
-	return slices.ContainsFunc(i.Signatures, func(written string) bool {
-		sig, err := signature.ParseSignature(written)
-		return err == nil && slices.ContainsFunc(keys, func(k signature.PublicKey) bool { return k.Verify(text, sig) })
-	})
-}
-
 // verdict returns an error that lists the paths which a host cannot fetch, or nil if there are none.
 func (w *wantedPaths) verdict() error {
 	var lines []string
@@ -342,34 +301,4 @@ func (p *wantedPath) lack() string {
 	}
 	return "it is signed by " + strings.Join(signers, ", ") + " at " + where +
 		", and a host that fetches it trusts no such key"
-}
-
-// pathInfos runs nix path-info. A path that the store does not have is nil in the map, or is not in it. The whole map
-// is nil when the program prints nothing, as the stand-ins for Nix in tests do.
-func pathInfos(ctx context.Context, c command) (map[string]*pathInfo, error) {
-	c.limit = maxPathInfo
-	out, err := c.run(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if len(bytes.TrimSpace(out)) == 0 {
-		return nil, nil
-	}
-	infos := map[string]*pathInfo{}
-	if jsontext.Value(out).Kind() != '[' {
-		if err := json.Unmarshal(out, &infos); err != nil {
-			return nil, fmt.Errorf("read what nix path-info printed: %w", err)
-		}
-		return infos, nil
-	}
-	var list []*pathInfo
-	if err := json.Unmarshal(out, &list); err != nil {
-		return nil, fmt.Errorf("read what nix path-info printed: %w", err)
-	}
-	for _, info := range list {
-		if info != nil && (info.Valid == nil || *info.Valid) {
-			infos[info.Path] = info
-		}
-	}
-	return infos, nil
 }
