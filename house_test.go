@@ -47,7 +47,9 @@ var allowed = map[string][]string{
 	"roles/protocol/client": {"nixops/fleet", "pki", "roles/protocol"},
 	"roles/rollout":         {"nixops/fleet", "pki", "roles/protocol"},
 	"store":                 {"pki", "roles/protocol", "roles/rollout"},
+	"docs":                  {}, // the pages that the manual shows
 	"roles/command":         {"pki"},
+	"roles/command/manual":  {"roles/command"},
 	"roles/cp": {"nixops/fleet", "pki", "roles/command", "roles/cp/notify", "roles/cp/page", "roles/cp/source",
 		"roles/cp/tick",
 		"roles/protocol", "roles/protocol/client", "roles/rollout", "store"},
@@ -69,7 +71,8 @@ var allowed = map[string][]string{
 		"roles/protocol", "roles/protocol/client"},
 	"roles/sim": {}, // tests of several roles in one process
 	"roles/e2e": {}, // tests of the built executable
-	".":         {"roles/agent", "roles/command", "roles/cp", "roles/cp/page", "roles/operator"},
+	".": {"docs", "roles/agent", "roles/command", "roles/command/manual", "roles/cp", "roles/cp/page",
+		"roles/operator"},
 }
 
 // testRooms hold tests only.

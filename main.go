@@ -16,8 +16,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nixfleet/docs"
 	"nixfleet/roles/agent"
 	"nixfleet/roles/command"
+	"nixfleet/roles/command/manual"
 	"nixfleet/roles/cp"
 	"nixfleet/roles/cp/page"
 	"nixfleet/roles/operator"
@@ -45,7 +47,16 @@ func application() *cli.App {
 		Agent:        inProcess("agent", func() []*cli.Command { return []*cli.Command{agent.Command()} }),
 		Operator:     inProcess("", func() []*cli.Command { return operator.Commands(operator.Roles{}, nil) }),
 	}, page.Workstation)
-	return command.App(build(), append(verbs, cp.Command(operator.PokeCommand()), agent.Command())...)
+	return command.App(build(), append(verbs, cp.Command(operator.PokeCommand()), agent.Command(),
+		manual.Command(manualPages, operator.NeverFromFile))...)
+}
+
+// manualPages are those of the manual that are pages of docs as well.
+var manualPages = []manual.Page{
+	{Name: "nixfleet-formats", Section: 5, Text: docs.Formats},
+	{Name: "nixfleet-reasons", Section: 7, Text: docs.Reasons},
+	{Name: "nixfleet-recovery", Section: 7, Text: docs.Recovery},
+	{Name: "nixfleet-troubleshooting", Section: 7, Text: docs.Troubleshooting},
 }
 
 // inProcess runs command lines for the demonstration, without the environment, whose variables are meant for another

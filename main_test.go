@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nixfleet/roles/command"
+	"nixfleet/roles/command/manual"
+	"nixfleet/roles/operator"
 )
 
 func TestCommandLineByName(t *testing.T) {
@@ -98,6 +101,65 @@ func TestCompletionNamesEverything(t *testing.T) {
 		for _, name := range names {
 			check(parent, commands, name)
 		}
+	}
+}
+
+// TestManualNamesEverything: each command and option that --help shows is in the manual, and groff has no complaint.
+func TestManualNamesEverything(t *testing.T) {
+	app := application()
+	written := manual.Pages(app, manualPages, operator.NeverFromFile)
+	walk(app.Commands, "nixfleet", func(path string, c *cli.Command) {
+		words := strings.Fields(path)
+		text := strings.ReplaceAll(written["nixfleet-"+words[1]+".1"], `\-`, "-")
+		if len(c.Subcommands) == 0 && !strings.Contains(text, `\fB`+path+`\fR`) {
+			t.Errorf("the manual has no %s", path)
+		}
+		for _, f := range c.VisibleFlags() {
+			if name := f.Names()[0]; len(c.Subcommands) == 0 && !strings.Contains(text, `\fB--`+name+`\fR`) {
+				t.Errorf("the page of %s has no --%s", path, name)
+			}
+		}
+	})
+	for _, file := range []string{"nixfleet.1", "nixfleet-config.5", "nixfleet-formats.5", "nixfleet-reasons.7"} {
+		if written[file] == "" {
+			t.Errorf("the manual has no %s", file)
+		}
+	}
+	if keys := written["nixfleet-config.5"]; !strings.Contains(keys, `\fBcp_url\fR`) ||
+		strings.Contains(keys, `\fBforce\fR`) {
+		t.Error("nixfleet-config.5 lists other keys than those that the file may set")
+	}
+	groff, err := exec.LookPath("groff")
+	if err != nil {
+		t.Skip("groff is not installed")
+	}
+	for file, text := range written {
+		roff := exec.CommandContext(t.Context(), groff, "-man", "-Tutf8", "-Kutf8", "-ww", "-z")
+		roff.Stdin = strings.NewReader(text)
+		if out, err := roff.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: %v %s", file, err, out)
+		}
+	}
+}
+
+// TestManFindsAPage takes a page by the words that people know it by.
+func TestManFindsAPage(t *testing.T) {
+	for words, title := range map[string]string{
+		"man": `.TH "NIXFLEET" 1`, "man host": `.TH "NIXFLEET\-HOST" 1`, "man nixfleet-formats": `.TH "NIXFLEET\-FORMATS" 5`,
+		"man config": `.TH "NIXFLEET\-CONFIG" 1`, "man config.5": `.TH "NIXFLEET\-CONFIG" 5`,
+	} {
+		var out bytes.Buffer
+		app := application()
+		app.Writer, app.ErrWriter = &out, io.Discard
+		line := append([]string{"nixfleet"}, strings.Fields(words)...)
+		if code := command.Run(t.Context(), app, line); code != 0 || !strings.HasPrefix(out.String(), title) {
+			t.Errorf("%s ends with %d and begins %.40q, not %q", words, code, out.String(), title)
+		}
+	}
+	app := application()
+	app.Writer, app.ErrWriter = io.Discard, io.Discard
+	if code := command.Run(t.Context(), app, []string{"nixfleet", "man", "hots"}); code != 2 {
+		t.Errorf("a page that there is not ends with %d", code)
 	}
 }
 

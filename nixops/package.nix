@@ -20,6 +20,11 @@ buildGoModule {
       ../store
       ../roles
       ../nixops
+      # The pages that docs/pages.go embeds.
+      ../docs/formats.md
+      ../docs/reasons.md
+      ../docs/recovery.md
+      ../docs/troubleshooting.md
     ];
   };
 
@@ -63,6 +68,15 @@ buildGoModule {
     for role in nixfleet-agent nixfleet-control-plane nixfleet-release nixfleet-verify-artifact nixfleet-canonicalize; do
       ln -s nixfleet "$out/bin/$role"
     done
+  ''
+  # The executable writes its own manual and completion, where the builder can run it.
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    "$out/bin/nixfleet" man --out "$out/share/man"
+    mkdir -p "$out/share/bash-completion/completions" "$out/share/zsh/site-functions" \
+      "$out/share/fish/vendor_completions.d"
+    "$out/bin/nixfleet" completion bash > "$out/share/bash-completion/completions/nixfleet"
+    "$out/bin/nixfleet" completion zsh > "$out/share/zsh/site-functions/_nixfleet"
+    "$out/bin/nixfleet" completion fish > "$out/share/fish/vendor_completions.d/nixfleet.fish"
   '';
 
   meta = {

@@ -339,15 +339,20 @@ func TestPackageSourceIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expression := fmt.Sprintf(`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; stdenv = null; buildGoModule = attrs: attrs; }; in`, lib, root)
+	expression := fmt.Sprintf(`let lib = import %s; p = import %s/nixops/package.nix { inherit lib; buildGoModule = attrs: attrs;
+		stdenv = { buildPlatform.canExecute = _: true; hostPlatform = null; }; }; in`, lib, root)
 	source := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--read-write-mode", "--raw", "--expr",
 		expression+` "${p.src}"`)
 	dir := filepath.Join(t.TempDir(), "source")
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(store.Dir, source))); err != nil {
 		t.Fatal(err)
 	}
-	phase := nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--raw", "--expr", expression+" p.checkPhase")
-	for _, script := range []string{"go build -o /dev/null .", "runHook() { :; }\n" + phase} {
+	part := func(name string) string {
+		return nix.Run(t, "nix-instantiate", "--store", store.Dir, "--eval", "--raw", "--expr", expression+" p."+name)
+	}
+	out := t.TempDir()
+	for _, script := range []string{"go build -o " + out + "/bin/nixfleet .", "out=" + out + "\n" + part("postInstall"),
+		"runHook() { :; }\n" + part("checkPhase")} {
 		cmd := exec.CommandContext(t.Context(), "sh", "-euc", script)
 		cmd.Dir = dir
 		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
@@ -355,6 +360,14 @@ func TestPackageSourceIsComplete(t *testing.T) {
 		})
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", script, err, out)
+		}
+	}
+	for _, file := range []string{
+		"man/man1/nixfleet.1", "man/man1/nixfleet-host.1", "man/man5/nixfleet-formats.5", "man/man7/nixfleet-reasons.7",
+		"bash-completion/completions/nixfleet", "zsh/site-functions/_nixfleet", "fish/vendor_completions.d/nixfleet.fish",
+	} {
+		if info, err := os.Stat(filepath.Join(out, "share", file)); err != nil || info.Size() == 0 {
+			t.Errorf("the package does not install share/%s: %v", file, err)
 		}
 	}
 }

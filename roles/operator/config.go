@@ -140,7 +140,7 @@ func fromConfig(c *cli.Context) error {
 	for _, f := range c.Command.Flags {
 		name := f.Names()[0]
 		list := values[strings.ReplaceAll(name, "-", "_")]
-		if len(list) == 0 || c.IsSet(name) || slices.Contains(neverFromFile, name) || writesTrust(c) && name == "trust-file" {
+		if len(list) == 0 || c.IsSet(name) || slices.Contains(NeverFromFile, name) || writesTrust(c) && name == "trust-file" {
 			continue
 		}
 		if !command.Repeats(f) && len(list) > 1 {
@@ -157,9 +157,9 @@ func fromConfig(c *cli.Context) error {
 	return nil
 }
 
-// neverFromFile are flags that must be typed: a line that was forgotten in the
+// NeverFromFile are flags that must be typed: a line that was forgotten in the
 // file must not overwrite anything.
-var neverFromFile = []string{"config", "help", "force", "out"}
+var NeverFromFile = []string{"config", "help", "force", "out"}
 
 // writesTrust: for keygen the trust file is something to change, not to read.
 func writesTrust(c *cli.Context) bool {
