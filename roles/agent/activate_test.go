@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops"
@@ -41,7 +42,7 @@ func TestGoodReleaseIsProvenAndConfirmed(t *testing.T) {
 // the control plane's own time of the confirm counts where it is later.
 func TestAttestedTimeOfASlowClock(t *testing.T) {
 	for _, behind := range []time.Duration{0, 50 * time.Second, -50 * time.Second} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			m.adjust = func(c *Config) { c.Clock = func() time.Time { return time.Now().Add(-behind) } }
@@ -399,7 +400,7 @@ func (s *snapshots) DisarmDeadline(ctx context.Context, u string) error {
 func TestStoppedAtEveryStepGoesOn(t *testing.T) {
 	for at := 1; ; at++ {
 		more := true
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			ctx, cancel := context.WithCancel(context.Background())
@@ -440,7 +441,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		{"good", good, all(target)},
 		{"bad", with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}), all(before)},
 	} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 30 // the journal is what counts here, and not check-ins
 			m := newMachine(t, p, c.closures)

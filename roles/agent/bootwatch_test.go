@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops"
@@ -207,7 +208,7 @@ func (f *fullBoot) UnitOutput(ctx context.Context, unit string) (string, error) 
 func TestInstallerWithoutSpaceIsTheHosts(t *testing.T) {
 	for says, cause := range map[string]string{"[Errno 28] No space left on device": "no-space",
 		"[Errno 30] Read-only file system": "preflight"} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, with(sim.Closure{Script: sim.Script{BootExit: 1}}))
 			stop := m.live(&fullBoot{m.sim, says})
@@ -296,7 +297,7 @@ func TestBootIsOverAndBlessed(t *testing.T) {
 // left for is not switched to again; otherwise the fleet leads the host back.
 func TestFallbackFromTheConfirmedGeneration(t *testing.T) {
 	for _, usedUp := range []bool{true, false} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
 			m := newMachine(t, p, good)

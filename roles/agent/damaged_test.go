@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops"
@@ -78,7 +79,7 @@ func (c *cutting) Realise(ctx context.Context, name string, f func(string), how 
 // for; only one that is cut off again and again is put off.
 func TestDownloadIsTakenUpAgain(t *testing.T) {
 	for cuts, reported := range map[int32]bool{3: false, fetchTries: true} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			host := &cutting{Host: m.sim, says: "copying path 1 of 2"}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops/sim"
@@ -23,7 +24,7 @@ func TestEventsNameTheirDispatch(t *testing.T) {
 		"misshapen":  {[]string{"no name/at all"}, ""},
 		"and bounds": {[]string{"a1234567890123456789012345678901234567890"}, ""},
 	} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, with(slow))
 			answers := 0

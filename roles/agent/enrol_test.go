@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -197,7 +198,7 @@ func TestRefusedCertificateIsKept(t *testing.T) {
 // anew costs no token.
 func TestEndedConnectionsCostNoTokenAtOnce(t *testing.T) {
 	for ended, want := range map[int]int{refusals - 1: 0, refusals: 1} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			m.token()
@@ -264,7 +265,7 @@ func TestEnrolmentThatFailedSaysWhy(t *testing.T) {
 	for body, want := range map[string]string{
 		"": "401 Unauthorized", `{"error":"token expired","reason":"expired-token"}`: "token expired",
 	} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			m.token()

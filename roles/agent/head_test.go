@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops/fleet"
@@ -135,7 +136,7 @@ func TestReleaseThatComesMeanwhileIsNoLie(t *testing.T) {
 		"a wrong proof":   {[]int{0}, 0, true},
 		"another rollout": {[]int{1}, 1, true},
 	} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			a, err := newAgent(m.config(m.sim))

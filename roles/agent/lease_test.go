@@ -2,6 +2,7 @@ package agent
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops/sim"
@@ -16,7 +17,7 @@ func TestNothingBeginsAfterTheLease(t *testing.T) {
 		"checks":   {Script: sim.Script{SwitchTime: 6 * time.Minute}},
 	} {
 		for _, renewed := range []bool{false, true} {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p := newPlane(t)
 				m := newMachine(t, p, with(slow))
 				answers, lease := 0, uint32(300)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops"
@@ -302,7 +303,7 @@ func TestDamagedJournalLeavesTheHostAsItIs(t *testing.T) {
 // nothing to undo; a commit that begins after an undo has begun does not happen.
 func TestCommitAndDeadlineExcludeEachOther(t *testing.T) {
 	for _, first := range []string{"commit", "deadline"} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			m := newMachine(t, p, good)
 			m.must(m.sim.Realise(context.Background(), target, nil))

@@ -26,5 +26,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// bubble runs a test in virtual time.
-func bubble(t *testing.T, run func(t *testing.T)) { synctest.Test(t, run) }
+// bubble runs a test in virtual time, beside other tests. One that needs more than one bubble runs beside none.
+func bubble(t *testing.T, run func(t *testing.T)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, run)
+}

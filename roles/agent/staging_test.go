@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops"
@@ -209,7 +210,7 @@ func TestRebootAtOnce(t *testing.T) {
 // has them staged instead.
 func TestKernelIsSwitchedLiveUnlessTheHostDefersIt(t *testing.T) {
 	for _, deferred := range []bool{false, true} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
 			m := newMachine(t, p, with(sim.Closure{Kernel: "6.13"}))

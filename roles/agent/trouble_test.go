@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops"
@@ -148,7 +149,7 @@ func TestCommitThatFails(t *testing.T) {
 func TestRecallOutlivesTheAgent_A6(t *testing.T) {
 	for at := 1; ; at++ {
 		more := true
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
 			m := newMachine(t, p, good)

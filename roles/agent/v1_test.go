@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nixfleet/nixops/fleet"
@@ -248,7 +249,7 @@ func TestReferencesAreBounded(t *testing.T) {
 		ref  string
 		want string
 	}{"long": {strings.Repeat("\x01", 1<<17), before}, "none": {"", target}} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newV1Plane(t)
 			p.set(func() {
 				p.tamper = func(r *protocol.CheckinResponse) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode"
 
@@ -131,7 +132,7 @@ func TestWordsOfOthersAreOneLine_T19(t *testing.T) {
 // A check-in that is called too large says less until it is taken.
 func TestTooLargeSaysLess_T19(t *testing.T) {
 	for _, refused := range []string{`"error"`, `"healthProbes":[{`} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := newPlane(t)
 			p.pace = 20
 			m := newMachine(t, p, good)
@@ -257,7 +258,7 @@ func TestV1ConfirmThatIsNotTaken_T26(t *testing.T) {
 			t.Errorf("at %v", m.where())
 		}
 	})
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newV1Plane(t)
 		m := newMachine(t, p, with(sim.Closure{After: sim.After{FailedUnits: []string{"web.service"}}}))
 		stop := m.start(m.sim)
