@@ -155,6 +155,11 @@ func (c *committer) confirm(ctx context.Context, j *journal.Journal) error {
 	if err := c.awaitBoot(ctx, j); err != nil {
 		return err
 	}
+	return c.deliver(ctx, j, boot)
+}
+
+// deliver confirms until the control plane takes it, refuses it, or wants something newer.
+func (c *committer) deliver(ctx context.Context, j *journal.Journal, boot string) error {
 	c.status.waiting("the control plane to accept the confirm of %s", j.Closure)
 	for wait := floorPause; ; wait = min(2*wait, maxContact) {
 		taken, err := c.client.Confirm(ctx, &protocol.ConfirmRequest{

@@ -49,22 +49,8 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 		return nil, p.settler.undo(ctx, journal.Because(protocol.CauseSwitch, current+" runs after the switch"))
 	}
 	if !j.GatePassed {
-		if err := p.awaitBoot(ctx, j); err != nil {
-			return nil, err
-		}
-		p.status.waiting("watching %s for %s", j.Closure, p.cfg.SettleTime)
-		trouble, err := p.gate(ctx, j)
-		if err != nil {
-			return nil, err
-		}
-		if trouble != "" {
-			return nil, p.settler.undo(ctx, journal.Because(protocol.CauseHealthGate, trouble))
-		}
-		if trouble = p.comply(ctx, j); trouble != "" {
-			return nil, p.settler.undo(ctx, journal.Because(protocol.CauseCompliance, trouble))
-		}
-		if j, err = p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking,
-			func(j *journal.Journal) { j.GatePassed = true }); err != nil {
+		var err error
+		if j, err = p.watch(ctx, j); j == nil || err != nil {
 			return nil, err
 		}
 	}
@@ -87,6 +73,27 @@ func (p *prover) check(ctx context.Context, j *journal.Journal) (*journal.Journa
 		}
 	}
 	return p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Proven, nil)
+}
+
+// watch is the local health gate, once the boot is over. It returns the journal that says that the gate was passed, or
+// nil after an undo.
+func (p *prover) watch(ctx context.Context, j *journal.Journal) (*journal.Journal, error) {
+	if err := p.awaitBoot(ctx, j); err != nil {
+		return nil, err
+	}
+	p.status.waiting("watching %s for %s", j.Closure, p.cfg.SettleTime)
+	trouble, err := p.gate(ctx, j)
+	if err != nil {
+		return nil, err
+	}
+	if trouble != "" {
+		return nil, p.settler.undo(ctx, journal.Because(protocol.CauseHealthGate, trouble))
+	}
+	if trouble = p.comply(ctx, j); trouble != "" {
+		return nil, p.settler.undo(ctx, journal.Because(protocol.CauseCompliance, trouble))
+	}
+	return p.dir.Advance(time.Now(), []journal.Step{journal.Checking}, journal.Checking,
+		func(j *journal.Journal) { j.GatePassed = true })
 }
 
 // reach gets one authenticated answer. A control plane without heads would take a check-in

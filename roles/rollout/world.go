@@ -218,23 +218,7 @@ func (w *World) State() State {
 		}
 	}
 	for _, h := range sortedMap(w.hosts.byName) {
-		for _, r := range []*record{h.rec, h.past.prior} {
-			if r != nil {
-				s.Hosts = append(s.Hosts, r.export())
-			}
-		}
-		if h.past.done != nil {
-			s.Dispatches = append(s.Dispatches, h.past.done.Dispatch)
-		}
-		if h.lease != nil {
-			s.Dispatches = append(s.Dispatches, h.lease.Dispatch)
-		}
-		if h.past.ended != nil && !h.slot.until.IsZero() {
-			s.Dispatches = append(s.Dispatches, h.past.ended.Dispatch)
-		}
-		if t := h.contact.twins; t != nil {
-			s.Twins = append(s.Twins, *t)
-		}
+		h.export(&s)
 	}
 	for intent := range sortedKeys(w.hosts.stored) {
 		for _, r := range sortedMap(w.hosts.stored[intent]) {
@@ -245,6 +229,27 @@ func (w *World) State() State {
 		s.Quarantines = append(s.Quarantines, w.rollouts.quarantines[k].Quarantine)
 	}
 	return s
+}
+
+// export adds what is stored of a host.
+func (h *host) export(s *State) {
+	for _, r := range []*record{h.rec, h.past.prior} {
+		if r != nil {
+			s.Hosts = append(s.Hosts, r.export())
+		}
+	}
+	if h.past.done != nil {
+		s.Dispatches = append(s.Dispatches, h.past.done.Dispatch)
+	}
+	if h.lease != nil {
+		s.Dispatches = append(s.Dispatches, h.lease.Dispatch)
+	}
+	if h.past.ended != nil && !h.slot.until.IsZero() {
+		s.Dispatches = append(s.Dispatches, h.past.ended.Dispatch)
+	}
+	if t := h.contact.twins; t != nil {
+		s.Twins = append(s.Twins, *t)
+	}
 }
 
 func compareQuarantines(a, b quarantineKey) int {
