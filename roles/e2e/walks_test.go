@@ -171,12 +171,12 @@ func (w *walker) counted(visit func(env string)) map[block]int {
 func (w *walker) serving(visit func()) map[block]int {
 	w.t.Helper()
 	return w.counted(func(env string) {
-		plain := binary
-		binary = w.counting
+		plain := w.program
+		w.program = w.counting
 		name, value, _ := strings.Cut(env, "=")
 		w.t.Setenv(name, value)
 		stop := w.serve("--poll-interval", "1h", "--checkin-interval", "60s", "--max-rate", "10000")
-		binary = plain
+		w.program = plain
 		w.until("the control plane answers", func() bool { _, err := w.client.Whoami(w.t.Context()); return err == nil })
 		visit()
 		stop()
