@@ -43,9 +43,8 @@ func channelOf(rel *fleet.Release, name string, channel fleet.Channel) protocol.
 // channels lists the channels of the release in force, with how their hosts stand.
 func (p *views) channels(c *call) (any, error) {
 	rel := p.snapshot.Load().rel
-	freezes := look(p.world, (*rollout.World).Freezes)
 	counts, newest := map[string]*protocol.HostCounts{}, map[string]rollout.RolloutView{}
-	look(p.world, func(w *rollout.World, now time.Time) bool {
+	freezes := look(p.world, func(w *rollout.World, now time.Time) []rollout.Freeze {
 		for _, v := range p.seen.present(w.Hosts(now), now) {
 			if counts[v.Channel] == nil {
 				counts[v.Channel] = &protocol.HostCounts{}
@@ -57,7 +56,7 @@ func (p *views) channels(c *call) (any, error) {
 				newest[v.Channel] = v
 			}
 		}
-		return true
+		return w.Freezes(now)
 	})
 	out := protocol.ChannelsResponse{Channels: []protocol.ChannelEntry{}}
 	for _, name := range slices.Sorted(maps.Keys(rel.Fleet.Channels)) {

@@ -131,8 +131,7 @@ func (m *metrics) watchRelease(w *world, seen *lastSeen, release *inForce) {
 		help: "1 for the state of the newest rollout of a channel.",
 		collect: func(emit func(float64, ...string)) {
 			newest := map[string]bool{}
-			all := look(w, func(w *rollout.World, now time.Time) []rollout.RolloutView { return w.Rollouts(now) })
-			for _, v := range all {
+			for _, v := range look(w, (*rollout.World).Rollouts) {
 				if !newest[v.Channel] {
 					newest[v.Channel] = true
 					emit(1, v.Channel, string(v.State))
